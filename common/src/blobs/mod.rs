@@ -1,0 +1,17 @@
+//! Bytes: a small struct over `object_store`, with typed keys.
+//!
+//! ```text
+//! incoming/<image>                                bytes of an upload, until its write job
+//! blobs/<2 hex>/<sha256>                          bytes under their content's name
+//! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
+//! ```
+
+mod error;
+mod key;
+mod staging;
+mod store;
+
+pub use error::BlobError;
+pub use key::BlobKey;
+pub use staging::{StagedUpload, Staging};
+pub use store::{BlobBody, Blobs, Incoming};

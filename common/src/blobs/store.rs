@@ -1,0 +1,186 @@
+//! The blob store itself.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+    aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
+};
+use tokio::sync::Semaphore;
+
+use super::{BlobError, BlobKey, StagedUpload, Staging};
+use crate::{
+    config::BlobUrl,
+    domain::{ContentHash, ImageId},
+};
+
+/// Parts of an object that are in memory at once on their way to an object store, over the whole
+/// process: bounds memory however many uploads there are.
+const PARTS_IN_MEMORY: usize = 6;
+
+/// A local directory or an S3-compatible store. Every successful write is durable: files and
+/// their folders are synced, or the object store has acknowledged.
+#[derive(Clone)]
+pub struct Blobs {
+    store: Arc<dyn ObjectStore>,
+    /// Where bodies wait for a remote store; `None` for a local directory, which needs no detour.
+    spool: Option<Spool>,
+}
+
+/// A local folder in which a body is collected before it is sent to a remote store: so that a
+/// body which turns out broken never reaches it, and a slow client holds disk, not memory.
+#[derive(Clone)]
+pub(super) struct Spool {
+    pub(super) folder: PathBuf,
+    pub(super) parts: Arc<Semaphore>,
+}
+
+/// An object being read.
+pub struct BlobBody {
+    /// Its size.
+    pub bytes: u64,
+    /// Its content.
+    pub stream: BoxStream<'static, Result<Bytes, BlobError>>,
+}
+
+/// Staged bytes found lying about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incoming {
+    /// The image whose bytes they are.
+    pub image: ImageId,
+    /// When they were last written.
+    pub modified: DateTime<Utc>,
+}
+
+impl Blobs {
+    /// Opens the store that `url` names; `spool` is used for remote stores only. Makes local
+    /// folders; does not contact a remote store (see [`Blobs::check`]).
+    pub fn open(url: &BlobUrl, spool: &std::path::Path) -> Result<Self, BlobError> {
+        match url {
+            BlobUrl::File(folder) => {
+                std::fs::create_dir_all(folder.join(BlobKey::INCOMING))?;
+                let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+                Ok(Self { store: Arc::new(store), spool: None })
+            }
+            BlobUrl::S3 { bucket, prefix } => {
+                std::fs::create_dir_all(spool)?;
+                // Jobs have retries of their own; a request should learn of an outage soon.
+                let retry = RetryConfig {
+                    max_retries: 2,
+                    retry_timeout: Duration::from_secs(10),
+                    ..RetryConfig::default()
+                };
+                let s3 = AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_retry(retry)
+                    .with_client_options(
+                        ClientOptions::new()
+                            .with_allow_http(true)
+                            .with_connect_timeout(Duration::from_secs(3))
+                            .with_timeout(Duration::from_secs(60)),
+                    )
+                    .build()?;
+                Ok(Self {
+                    store: Arc::new(PrefixStore::new(s3, prefix.as_str())),
+                    spool: Some(Spool {
+                        folder: spool.to_owned(),
+                        parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+                    }),
+                })
+            }
+        }
+    }
+
+    /// Answers if the store can be reached and lets us look: a look-up of an object that cannot
+    /// exist must say so.
+    pub async fn check(&self) -> Result<(), BlobError> {
+        match self.store.head(&Path::from("incoming/check")).await.map_err(BlobError::from) {
+            Ok(_) | Err(BlobError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Begins to stage an upload's bytes. Nothing is left behind unless it is finished.
+    pub async fn stage(&self, image: ImageId) -> Result<Staging, BlobError> {
+        Staging::begin(self.store.clone(), self.spool.as_ref(), image).await
+    }
+
+    /// Gives staged bytes their content's name. Idempotent: if they have it already, that is that.
+    pub async fn promote(&self, staged: &StagedUpload) -> Result<(), BlobError> {
+        let (from, to) = (BlobKey::Incoming(staged.image), BlobKey::Blob(staged.sha256));
+        match self.store.rename(&from.path(), &to.path()).await.map_err(BlobError::from) {
+            Err(BlobError::NotFound) => {
+                let found = self.store.head(&to.path()).await?.size;
+                if found == staged.bytes {
+                    Ok(())
+                } else {
+                    // A blob of the wrong size is damage; the staged bytes are gone as well.
+                    Err(BlobError::TooLarge { bytes: found, limit: staged.bytes })
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Opens an object for streaming.
+    pub async fn get(&self, key: &BlobKey) -> Result<BlobBody, BlobError> {
+        let result = self.store.get(&key.path()).await?;
+        Ok(BlobBody {
+            bytes: result.meta.size,
+            stream: result.into_stream().map_err(BlobError::from).boxed(),
+        })
+    }
+
+    /// Reads a whole object of at most `limit` bytes.
+    pub async fn read(&self, key: &BlobKey, limit: u64) -> Result<Bytes, BlobError> {
+        let result = self.store.get(&key.path()).await?;
+        let bytes = result.meta.size;
+        if bytes > limit {
+            return Err(BlobError::TooLarge { bytes, limit });
+        }
+        Ok(result.bytes().await?)
+    }
+
+    /// Reads an object's first `count` bytes, or all if it has fewer.
+    pub async fn read_head(&self, key: &BlobKey, count: u64) -> Result<Bytes, BlobError> {
+        let range =
+            GetOptions { range: Some(GetRange::Bounded(0..count)), ..GetOptions::default() };
+        Ok(self.store.get_opts(&key.path(), range).await?.bytes().await?)
+    }
+
+    /// Writes an object, replacing what is there.
+    pub async fn put(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
+        self.store.put(&key.path(), PutPayload::from(bytes)).await?;
+        Ok(())
+    }
+
+    /// Removes an object; no error if there is none.
+    pub async fn delete(&self, key: &BlobKey) -> Result<(), BlobError> {
+        match self.store.delete(&key.path()).await.map_err(BlobError::from) {
+            Err(BlobError::NotFound) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// All staged bytes, in no order.
+    pub fn incoming(&self) -> impl Stream<Item = Result<Incoming, BlobError>> + '_ {
+        self.store
+            .list(Some(&Path::from(BlobKey::INCOMING)))
+            .map_err(BlobError::from)
+            .try_filter_map(async |object| {
+                let image = object.location.filename().and_then(|name| name.parse().ok());
+                Ok(image.map(|image| Incoming { image, modified: object.last_modified }))
+            })
+    }
+}
+
+/// The hash that names nothing but lets tests and callers speak of a staged upload.
+impl StagedUpload {
+    /// What [`Blobs::promote`] needs to know of an image whose bytes were staged.
+    pub fn of(image: ImageId, sha256: ContentHash, bytes: u64) -> Self {
+        Self { image, sha256, bytes }
+    }
+}

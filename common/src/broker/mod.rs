@@ -1,0 +1,139 @@
+//! The bell: carries job ids from whoever made work to whoever does it. One trait, two shipped
+//! backends ([`rabbitmq`] and [`embedded`]), one contract suite (`tests/contract/broker.rs`).
+//!
+//! A message carries nothing that the store cannot rebuild. It may be lost, doubled, late or
+//! reordered: that costs time, never correctness.
+
+pub mod embedded;
+mod error;
+pub mod rabbitmq;
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+pub use error::BrokerError;
+
+use crate::{
+    config::QueueUrl,
+    domain::{JobKind, Lane},
+    store::Doorbell,
+};
+
+/// A shared handle to whichever backend the configuration names.
+pub type DynBroker = Arc<dyn Broker>;
+
+/// Makes the broker that `url` names. Connecting happens in the background and for ever:
+/// [`Broker::check`] tells whether it has.
+pub fn open(url: &QueueUrl) -> DynBroker {
+    match url {
+        QueueUrl::Embedded => Arc::new(embedded::EmbeddedBroker::new()),
+        QueueUrl::Amqp(url) => Arc::new(rabbitmq::RabbitBroker::start(url.clone())),
+    }
+}
+
+/// A work queue: one per kind and lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Queue {
+    /// What its jobs do.
+    pub kind: JobKind,
+    /// Who waits for them.
+    pub lane: Lane,
+}
+
+impl Queue {
+    /// Every queue there is.
+    pub fn all() -> impl Iterator<Item = Self> {
+        JobKind::ALL.iter().flat_map(|&kind| Lane::ALL.iter().map(move |&lane| Self { kind, lane }))
+    }
+}
+
+impl fmt::Display for Queue {
+    /// The queue's name on the broker. The version is part of it, because a durable queue's
+    /// arguments can never be changed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "safelight.{}.{}.v1", self.kind, self.lane)
+    }
+}
+
+/// A queue between processes, or inside one.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Publishes all of `doorbells`, each to the queue of its kind and lane. `Ok` only if the
+    /// broker has taken responsibility for every one of them (confirmed, routed, and not
+    /// returned); on an error any of them may or may not be on its queue. Waits at most 10 s, also
+    /// while the broker blocks publishers.
+    async fn publish(&self, doorbells: &[Doorbell]) -> Result<(), BrokerError>;
+
+    /// Subscribes to a queue. The subscription outlives lost connections: it reconnects with
+    /// backoff and resubscribes by itself, until it is dropped or the broker is closed. At most
+    /// `prefetch` deliveries are unsettled at any time.
+    async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError>;
+
+    /// How many messages wait in a queue, not yet handed to a consumer.
+    async fn depth(&self, queue: Queue) -> Result<u64, BrokerError>;
+
+    /// Answers if messages can be published now.
+    async fn check(&self) -> Result<(), BrokerError>;
+
+    /// Whether messages survive the restart of this process. Where not, everything queued must be
+    /// published anew at start-up.
+    fn survives_restart(&self) -> bool;
+
+    /// Ends subscriptions and connections; messages that were delivered and not settled go back to
+    /// their queue.
+    async fn close(&self);
+}
+
+/// Deliveries of one queue. Dropping it cancels; deliveries that were buffered go back.
+pub struct Subscription(mpsc::Receiver<Delivery>);
+
+impl Subscription {
+    /// A subscription that yields what is sent into the other end of `deliveries`.
+    pub fn new(deliveries: mpsc::Receiver<Delivery>) -> Self {
+        Self(deliveries)
+    }
+
+    /// The next delivery; `None` once the broker is closed.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.0.recv().await
+    }
+}
+
+/// One message, to be settled exactly once. Dropping it unsettled puts the message back on its
+/// queue (as redelivered), now or when the connection ends.
+pub struct Delivery {
+    /// The job to look at.
+    pub doorbell: Doorbell,
+    /// Whether the broker has delivered this message before and got no answer.
+    pub redelivered: bool,
+    settle: Box<dyn Settle>,
+}
+
+impl Delivery {
+    /// A delivery that `settle` settles.
+    pub fn new(doorbell: Doorbell, redelivered: bool, settle: impl Settle) -> Self {
+        Self { doorbell, redelivered, settle: Box::new(settle) }
+    }
+
+    /// Removes the message for good. Only after the store holds what came of it. If the connection
+    /// is gone meanwhile the message comes again, and its claim will find nothing to do.
+    pub async fn ack(self) {
+        self.settle.ack().await;
+    }
+
+    /// Puts the message back on its queue for another consumer.
+    pub async fn requeue(self) {
+        self.settle.requeue().await;
+    }
+}
+
+/// How a backend settles one delivery.
+#[async_trait]
+pub trait Settle: Send + Sync + 'static {
+    /// See [`Delivery::ack`].
+    async fn ack(self: Box<Self>);
+    /// See [`Delivery::requeue`].
+    async fn requeue(self: Box<Self>);
+}

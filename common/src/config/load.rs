@@ -1,0 +1,249 @@
+//! Reading the configuration: defaults, then the file, then the environment.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use toml::{Table, Value};
+
+use super::{BlobUrl, Config, DEFAULTS, DatabaseUrl};
+
+/// Variables that begin like configuration keys and are none: they belong to the command line.
+const OTHER_VARIABLES: &[&str] = &["SAFELIGHT_CONFIG", "SAFELIGHT_URL", "SAFELIGHT_KEY"];
+
+/// A configuration that cannot be used, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{} is not valid TOML: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+    /// A key that there is not.
+    #[error("unknown configuration key `{key}` in {origin}")]
+    UnknownKey {
+        /// The key, or the variable.
+        key: String,
+        /// Where it stands.
+        origin: String,
+        /// The nearest key that there is.
+        nearest: Option<String>,
+    },
+    /// A value that its key cannot have.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl ConfigError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::UnknownKey { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
+            _ => "`safelight config --defaults` prints every key with its meaning".to_owned(),
+        }
+    }
+}
+
+/// Reads the configuration of this process: `file`, or `SAFELIGHT_CONFIG`, or none; then the
+/// environment.
+pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+    let named =
+        std::env::var_os("SAFELIGHT_CONFIG").filter(|name| !name.is_empty()).map(PathBuf::from);
+    load_from(file.or(named.as_deref()), std::env::vars())
+}
+
+/// Reads the configuration from `file` and from `environment` alone.
+pub fn load_from(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let mut table: Table =
+        toml::from_str(DEFAULTS).map_err(|error| ConfigError::Invalid(error.to_string()))?;
+    let known: Vec<String> = table.keys().cloned().collect();
+    if let Some(path) = file {
+        for (key, value) in read(path)? {
+            if !table.contains_key(&key) {
+                return Err(unknown(&key, format!("{}", path.display()), &known));
+            }
+            table.insert(key, value);
+        }
+    }
+    // Sorted, so that of two mistakes the same one is always reported.
+    let environment: BTreeMap<_, _> = environment.into_iter().collect();
+    for (variable, text) in environment {
+        let Some(suffix) = variable.strip_prefix("SAFELIGHT_") else { continue };
+        if OTHER_VARIABLES.contains(&variable.as_str()) {
+            continue;
+        }
+        let key = suffix.to_ascii_lowercase();
+        let Some(default) = table.get(&key) else {
+            let variables: Vec<_> =
+                known.iter().map(|key| format!("SAFELIGHT_{}", key.to_ascii_uppercase())).collect();
+            return Err(unknown(&variable, "the environment".to_owned(), &variables));
+        };
+        let value = parse_variable(&variable, &text, default)?;
+        table.insert(key, value);
+    }
+    let config: Config = table.try_into().map_err(|error: toml::de::Error| {
+        ConfigError::Invalid(format!("invalid configuration: {}", one_line(error.message())))
+    })?;
+    checked(config)
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        ConfigError::Syntax {
+            path: path.to_owned(),
+            message: format!("line {line}: {}", one_line(error.message())),
+        }
+    })
+}
+
+/// Reads a variable as the type that its key's default has.
+fn parse_variable(variable: &str, text: &str, default: &Value) -> Result<Value, ConfigError> {
+    if default.is_str() {
+        return Ok(Value::String(text.to_owned()));
+    }
+    let parsed = toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .filter(|value| value.same_type(default));
+    parsed.ok_or_else(|| {
+        ConfigError::Invalid(format!("{variable} is `{text}`, which is no {}", default.type_str()))
+    })
+}
+
+fn unknown(key: &str, origin: String, known: &[String]) -> ConfigError {
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(key, candidate), candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= candidate.len() / 3)
+        .map(|(_, candidate)| candidate.clone());
+    ConfigError::UnknownKey { key: key.to_owned(), origin, nearest }
+}
+
+/// Refuses values that parse and cannot work; fills in what depends on other keys.
+fn checked(mut config: Config) -> Result<Config, ConfigError> {
+    let bounds = [
+        ("max_attempts", u64::from(config.max_attempts), 1, 100),
+        ("database_connections", u64::from(config.database_connections), 2, 1_000),
+        ("max_upload_bytes", config.max_upload_bytes, 1, 1 << 40),
+        ("max_uploads_in_flight", config.max_uploads_in_flight as u64, 1, 1_000_000),
+        ("upload_idle_timeout_ms", config.upload_idle_timeout_ms, 10, 3_600_000),
+        ("concurrency", config.concurrency as u64, 0, 1_024),
+        ("lease_ms", config.lease_ms, 100, 1_200_000),
+        ("backoff_base_ms", config.backoff_base_ms, 1, 3_600_000),
+        ("backoff_cap_ms", config.backoff_cap_ms, config.backoff_base_ms, 86_400_000),
+        ("relay_poll_ms", config.relay_poll_ms, 1, 60_000),
+        ("staged_grace_ms", config.staged_grace_ms, 1_000, 1 << 40),
+        ("max_pixels", config.max_pixels, 1, 1 << 40),
+    ];
+    for (key, value, low, high) in bounds {
+        if !(low..=high).contains(&value) {
+            return Err(ConfigError::Invalid(format!("{key} is {value}, must be {low} to {high}")));
+        }
+    }
+    for (name, preset) in &config.presets {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 32 || !name.chars().all(plain) {
+            return Err(ConfigError::Invalid(format!(
+                "preset name `{name}` must be 1 to 32 of a-z, 0-9, - and _"
+            )));
+        }
+        if let Some(problem) = preset.problem() {
+            return Err(ConfigError::Invalid(format!("preset `{name}`: {problem}")));
+        }
+    }
+    let data_dir = std::path::absolute(&config.data_dir)
+        .map_err(|error| ConfigError::Invalid(format!("data_dir: {error}")))?;
+    let under_data_dir = |path: &Path, name: &str| {
+        data_dir.join(if path.as_os_str().is_empty() { Path::new(name) } else { path })
+    };
+    if let DatabaseUrl::Sqlite(path) = &mut config.database_url {
+        *path = under_data_dir(path, "safelight.db");
+    }
+    if let BlobUrl::File(path) = &mut config.blob_url {
+        *path = under_data_dir(path, "blobs");
+    }
+    config.data_dir = data_dir;
+    Ok(config)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::QueueUrl;
+
+    fn env(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        load_from(None, pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn defaults_are_complete_and_paths_follow_the_data_folder() {
+        let config =
+            env(&[("SAFELIGHT_DATA_DIR", "/srv/safelight"), ("HOME", "/root")]).expect("defaults");
+        assert_eq!(config.queue_url, QueueUrl::Embedded);
+        assert_eq!(config.database_url, DatabaseUrl::Sqlite("/srv/safelight/safelight.db".into()));
+        assert_eq!(config.blob_url, BlobUrl::File("/srv/safelight/blobs".into()));
+        assert_eq!(config.presets["small"].size, 256);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let file = tempfile::NamedTempFile::new().expect("temp file");
+        std::fs::write(file.path(), "max_attempts = 3\nlease_ms = 5000\n").expect("write");
+        let set = [("SAFELIGHT_LEASE_MS".to_owned(), "7000".to_owned())];
+        let config = load_from(Some(file.path()), set).expect("config");
+        assert_eq!((config.max_attempts, config.lease_ms), (3, 7000));
+    }
+
+    #[test]
+    fn mistakes_are_one_line_with_a_hint() {
+        let cases = [
+            (("SAFELIGHT_LISTN", "x"), "unknown configuration key `SAFELIGHT_LISTN`"),
+            (("SAFELIGHT_LISTEN", "nowhere"), "invalid configuration"),
+            (
+                ("SAFELIGHT_MAX_ATTEMPTS", "many"),
+                "SAFELIGHT_MAX_ATTEMPTS is `many`, which is no integer",
+            ),
+            (("SAFELIGHT_MAX_ATTEMPTS", "0"), "max_attempts is 0, must be 1 to 100"),
+            (("SAFELIGHT_PRESETS", "{ a = { size = 0 } }"), "preset `a`: size must be 1 to 16384"),
+            (("SAFELIGHT_PRESETS", "{ \"../x\" = { size = 9 } }"), "preset name `../x`"),
+            (("SAFELIGHT_DATABASE_URL", "mysql://x"), "expected sqlite:PATH or postgres://"),
+        ];
+        for (pair, expected) in cases {
+            let error = env(&[pair]).expect_err(expected);
+            assert!(error.to_string().contains(expected), "{error} should contain {expected}");
+            assert!(!error.to_string().contains('\n'));
+        }
+        let hint = env(&[("SAFELIGHT_LISTN", "x")]).expect_err("typo").hint();
+        assert_eq!(hint, "did you mean `SAFELIGHT_LISTEN`?");
+    }
+
+    #[test]
+    fn a_preset_may_leave_out_what_has_a_default() {
+        let config = env(&[("SAFELIGHT_PRESETS", "{ tiny = { size = 64 } }")]).expect("presets");
+        assert_eq!(config.presets.len(), 1);
+        assert_eq!(config.presets["tiny"].quality, 80);
+    }
+}

@@ -1,0 +1,65 @@
+//! Configuration: one TOML file, each key overridable by environment, parsed once into types.
+//!
+//! The defaults and their documentation live in one place, [`DEFAULTS`]. The key `max_pixels` is
+//! the variable `SAFELIGHT_MAX_PIXELS`; what holds for one holds for all.
+
+mod load;
+mod urls;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+pub use load::{ConfigError, load, load_from};
+pub use urls::{BlobUrl, DatabaseUrl, InvalidUrl, QueueUrl};
+
+use crate::domain::Presets;
+
+/// Every key with its default and its meaning, as TOML.
+pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// The configuration of one process. [`DEFAULTS`] says what each key means.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // documented, with units, in `defaults.toml`
+pub struct Config {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub database_url: DatabaseUrl,
+    pub queue_url: QueueUrl,
+    pub blob_url: BlobUrl,
+    pub database_connections: u32,
+
+    pub max_upload_bytes: u64,
+    pub max_uploads_in_flight: usize,
+    pub upload_idle_timeout_ms: u64,
+    pub idempotency_hold_ms: u64,
+    pub idempotency_keep_hours: u64,
+
+    pub concurrency: usize,
+    pub max_attempts: u32,
+    pub lease_ms: u64,
+    pub backoff_base_ms: u64,
+    pub backoff_cap_ms: u64,
+    pub drain_timeout_ms: u64,
+    pub staged_grace_ms: u64,
+    pub relay_poll_ms: u64,
+    pub republish_after_ms: u64,
+
+    pub max_pixels: u64,
+    pub keep_gps: bool,
+    pub presets: Presets,
+
+    pub log: String,
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}

@@ -1,0 +1,174 @@
+//! The URLs that choose each part.
+
+use std::{path::PathBuf, str::FromStr};
+
+use serde::Deserialize;
+
+/// A URL that names no part that there is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidUrl(String);
+
+/// Where the truth lives.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum DatabaseUrl {
+    /// A file. Empty until the data folder is known (see [`super::load`]).
+    Sqlite(PathBuf),
+    /// A `postgres://` URL as sqlx reads it.
+    Postgres(String),
+}
+
+/// How jobs find workers.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum QueueUrl {
+    /// Inside this process.
+    Embedded,
+    /// An `amqp://` or `amqps://` URL as lapin reads it.
+    Amqp(String),
+}
+
+/// Where the bytes live.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum BlobUrl {
+    /// A folder. Empty until the data folder is known (see [`super::load`]).
+    File(PathBuf),
+    /// A bucket, reached as the `AWS_*` variables say.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The prefix of all keys; may be empty.
+        prefix: String,
+    },
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            return Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()));
+        }
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Postgres(text.to_owned()));
+        }
+        Err(InvalidUrl("expected sqlite:PATH or postgres://USER@HOST/DATABASE".to_owned()))
+    }
+}
+
+impl FromStr for QueueUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        match text {
+            "embedded:" | "embedded" => Ok(Self::Embedded),
+            _ if text.starts_with("amqp://") || text.starts_with("amqps://") => {
+                Ok(Self::Amqp(text.to_owned()))
+            }
+            _ => {
+                Err(InvalidUrl("expected embedded: or amqp://USER:PASSWORD@HOST/VHOST".to_owned()))
+            }
+        }
+    }
+}
+
+impl FromStr for BlobUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        if let Some(path) = text.strip_prefix("file:") {
+            return Ok(Self::File(path.strip_prefix("//").unwrap_or(path).into()));
+        }
+        if let Some(rest) = text.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            if !bucket.is_empty() {
+                return Ok(Self::S3 {
+                    bucket: bucket.to_owned(),
+                    prefix: prefix.trim_matches('/').to_owned(),
+                });
+            }
+        }
+        Err(InvalidUrl("expected file:///FOLDER or s3://BUCKET/PREFIX".to_owned()))
+    }
+}
+
+macro_rules! from_string {
+    ($($url:ident),+) => {$(
+        impl TryFrom<String> for $url {
+            type Error = InvalidUrl;
+
+            fn try_from(text: String) -> Result<Self, InvalidUrl> {
+                text.parse()
+            }
+        }
+
+        /// Shows the URL with its password masked.
+        impl std::fmt::Debug for $url {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+    )+};
+}
+
+from_string!(DatabaseUrl, QueueUrl, BlobUrl);
+
+impl std::fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => f.write_str(&masked(url)),
+        }
+    }
+}
+
+impl std::fmt::Display for QueueUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded:"),
+            Self::Amqp(url) => f.write_str(&masked(url)),
+        }
+    }
+}
+
+impl std::fmt::Display for BlobUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file://{}", path.display()),
+            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+/// The URL without its password.
+fn masked(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(mut url) => {
+            if url.password().is_some() {
+                // Fails only for URLs that cannot have a password.
+                let _ = url.set_password(Some("***"));
+            }
+            url.into()
+        }
+        Err(_) => "(unreadable URL)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_choose_their_part_and_hide_their_password() {
+        let url: QueueUrl = "amqp://guest:secret@localhost/v".parse().expect("amqp");
+        assert_eq!(url.to_string(), "amqp://guest:***@localhost/v");
+        let url: DatabaseUrl = "sqlite:///tmp/a.db".parse().expect("sqlite");
+        assert_eq!(url, DatabaseUrl::Sqlite("/tmp/a.db".into()));
+        let url: BlobUrl = "s3://bucket/a/b/".parse().expect("s3");
+        assert_eq!(url, BlobUrl::S3 { bucket: "bucket".into(), prefix: "a/b".into() });
+        assert!("mysql://localhost".parse::<DatabaseUrl>().is_err());
+        assert!("s3:///prefix".parse::<BlobUrl>().is_err());
+    }
+}

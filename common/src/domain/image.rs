@@ -1,0 +1,167 @@
+//! Images and their renditions.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{ContentHash, ImageId, text_enum::text_enum};
+
+text_enum! {
+    /// A picture format by its bytes, never by a file name or a client's word.
+    "image format" ImageFormat {
+        /// JPEG (ISO 10918).
+        Jpeg = "jpeg",
+        /// PNG.
+        Png = "png",
+        /// GIF.
+        Gif = "gif",
+        /// WebP.
+        Webp = "webp",
+        /// TIFF.
+        Tiff = "tiff",
+        /// Windows bitmap.
+        Bmp = "bmp",
+        /// AVIF.
+        Avif = "avif",
+    }
+}
+
+impl ImageFormat {
+    /// How many first bytes [`ImageFormat::sniff`] looks at.
+    pub const SNIFF_BYTES: usize = 32;
+
+    /// The format that the first bytes announce; `None` if they announce no picture that we know.
+    ///
+    /// Signatures as in the formats' specifications (see also WHATWG MIME Sniffing, section 6.1).
+    pub fn sniff(head: &[u8]) -> Option<Self> {
+        match head {
+            [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
+            [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, ..] => Some(Self::Png),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::Webp),
+            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
+            // `BM`, then the file's size and four reserved bytes that must be zero.
+            [b'B', b'M', _, _, _, _, 0, 0, 0, 0, ..] => Some(Self::Bmp),
+            [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', b'f' | b's', ..] => {
+                Some(Self::Avif)
+            }
+            _ => None,
+        }
+    }
+
+    /// The media type (RFC 6838) to serve it with.
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::Jpeg => "image/jpeg",
+            Self::Png => "image/png",
+            Self::Gif => "image/gif",
+            Self::Webp => "image/webp",
+            Self::Tiff => "image/tiff",
+            Self::Bmp => "image/bmp",
+            Self::Avif => "image/avif",
+        }
+    }
+
+    /// The usual file name extension, without the dot.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpg",
+            other => other.as_str(),
+        }
+    }
+}
+
+/// A place on Earth, in degrees (WGS 84).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Gps {
+    /// North positive.
+    pub latitude: f64,
+    /// East positive.
+    pub longitude: f64,
+}
+
+/// What the write job learns from the bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageFacts {
+    /// The format that the header proves.
+    pub format: ImageFormat,
+    /// Pixels across, as coded (before orientation).
+    pub width: u32,
+    /// Pixels down, as coded (before orientation).
+    pub height: u32,
+    /// EXIF orientation, 1–8; 1 where none is given.
+    pub orientation: u8,
+    /// EXIF DateTimeOriginal: the camera's local time, which has no zone.
+    pub taken_at: Option<NaiveDateTime>,
+    /// EXIF position; kept only where the operator says so.
+    pub gps: Option<Gps>,
+}
+
+/// An uploaded image as the store knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// The hash of its bytes: the name of its blob.
+    pub sha256: ContentHash,
+    /// The size of its bytes.
+    pub bytes: u64,
+    /// The format; until [`Image::facts`] is there, as sniffed from the first bytes.
+    pub format: ImageFormat,
+    /// What the write job learnt; `None` until it has succeeded.
+    pub facts: Option<ImageFacts>,
+    /// The client's title.
+    pub title: Option<String>,
+    /// The client's tags.
+    pub tags: Vec<String>,
+    /// The client's name for the file, without folders.
+    pub filename: Option<String>,
+    /// When the upload was accepted.
+    pub created_at: DateTime<Utc>,
+    /// When the write job had stored it under its content's name.
+    pub stored_at: Option<DateTime<Utc>>,
+    /// The renditions of its blob, of whatever preset and fingerprint.
+    pub renditions: Vec<Rendition>,
+}
+
+/// A picture that a preset made from a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendition {
+    /// The preset's name.
+    pub preset: String,
+    /// The fingerprint of the preset's parameters at that time.
+    pub fingerprint: String,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Pixels across, upright.
+    pub width: u32,
+    /// Pixels down, upright.
+    pub height: u32,
+    /// Its size.
+    pub bytes: u64,
+    /// The hash of its own bytes (the `ETag`).
+    pub sha256: ContentHash,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sniffs_by_signature_only() {
+        let cases: [(&[u8], Option<ImageFormat>); 10] = [
+            (b"\xFF\xD8\xFF\xE0\0\x10JFIF", Some(ImageFormat::Jpeg)),
+            (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", Some(ImageFormat::Png)),
+            (b"GIF89a", Some(ImageFormat::Gif)),
+            (b"RIFF\x10\0\0\0WEBPVP8 ", Some(ImageFormat::Webp)),
+            (b"RIFF\x10\0\0\0WAVEfmt ", None),
+            (b"II*\0\x08\0\0\0", Some(ImageFormat::Tiff)),
+            (b"\0\0\0\x1cftypavif\0\0\0\0", Some(ImageFormat::Avif)),
+            (b"BM, I said, this is text", None),
+            (b"<svg xmlns=", None),
+            (b"", None),
+        ];
+        for (head, format) in cases {
+            assert_eq!(ImageFormat::sniff(head), format, "{head:?}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The words of the design as types: ids, hashes, images, tasks, jobs, presets.
+
+mod failure;
+mod hash;
+mod ids;
+mod image;
+mod preset;
+mod task;
+mod text_enum;
+
+pub use failure::{ErrorCode, Failure};
+pub use hash::{ContentHash, ContentHasher, InvalidHash};
+pub use ids::{ImageId, JobId, TaskId, WorkerId};
+pub use image::{Gps, Image, ImageFacts, ImageFormat, Rendition};
+pub use preset::{Preset, PresetFormat, Presets};
+pub use task::{Job, JobKind, Lane, Progress, Status, Task, TaskKind};
+pub use text_enum::UnknownName;

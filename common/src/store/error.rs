@@ -1,0 +1,73 @@
+//! What can go wrong with the database, in terms that callers act on.
+
+/// A failed store call. The text of a database error is for the log, never for a client.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached, or not now: trying again later can help.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(#[source] sqlx::Error),
+
+    /// The database answered, but not as it should: a bug or a damaged database.
+    #[error("the database failed: {0}")]
+    Database(#[source] sqlx::Error),
+
+    /// A row that this binary cannot read.
+    #[error("unreadable row: {0}")]
+    Corrupt(String),
+
+    /// The schema lacks migrations.
+    #[error("the database's schema is at version {found}, this binary needs {needed}")]
+    SchemaOlder {
+        /// The newest migration applied, 0 for none.
+        found: i64,
+        /// The newest that this binary has.
+        needed: i64,
+    },
+
+    /// The schema was migrated by a newer binary.
+    #[error("the database's schema is at version {found}, newer than this binary's {known}")]
+    SchemaNewer {
+        /// The newest migration applied.
+        found: i64,
+        /// The newest that this binary has.
+        known: i64,
+    },
+
+    /// A migration failed.
+    #[error("cannot migrate the database: {0}")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+}
+
+impl StoreError {
+    /// Whether the database was out of reach, so that the caller should wait rather than give up.
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let unavailable = match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Protocol(_) => true,
+            // PostgreSQL classes 08 (connection), 53 (resources), 57P (shut down, starting up),
+            // 40 (serialization, deadlock), 25P03 (idle in transaction); SQLite 5 (busy), 6
+            // (locked), 10 (disk I/O), 13 (disk full), 14 (cannot open), each in its low byte.
+            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+                let postgres = code.len() == 5
+                    && (["08", "53", "40"].iter().any(|class| code.starts_with(class))
+                        || code.starts_with("57P")
+                        || code == "25P03");
+                let sqlite = code.len() < 5
+                    && code.parse::<i32>().is_ok_and(|c| matches!(c & 0xFF, 5 | 6 | 10 | 13 | 14));
+                postgres || sqlite
+            }),
+            _ => false,
+        };
+        if unavailable { Self::Unavailable(error) } else { Self::Database(error) }
+    }
+}

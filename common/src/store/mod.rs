@@ -1,0 +1,182 @@
+//! The truth: images, tasks, jobs, leases, the outbox. One trait, two shipped backends
+//! ([`postgres`] and [`sqlite`]), one contract suite (`tests/contract/store.rs`) that runs on both.
+//!
+//! Times that processes must agree on (due times, leases) are always the database's clock; callers
+//! pass durations, never instants.
+
+mod error;
+pub mod postgres;
+mod records;
+pub mod sqlite;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+pub use error::StoreError;
+pub use records::{
+    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, TaskFilter,
+    TaskPage, TaskVersion,
+};
+
+use crate::{
+    config::DatabaseUrl,
+    domain::{Image, ImageId, JobKind, Lane, Task, TaskId, WorkerId},
+};
+
+/// A shared handle to whichever backend the configuration names.
+pub type DynStore = Arc<dyn Store>;
+
+/// Connects to the database that `url` names. Does not touch the schema: see [`Store::migrate`].
+pub async fn connect(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, StoreError> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Arc::new(sqlite::SqliteStore::open(path).await?),
+        DatabaseUrl::Postgres(url) => {
+            Arc::new(postgres::PostgresStore::connect(url, max_connections).await?)
+        }
+    })
+}
+
+/// The state of everything, and the only place where it changes.
+///
+/// Every method is one atomic decision: it has happened wholly or not at all, and on `Ok` it is
+/// durable. After an error the caller cannot know whether it happened; every method may be
+/// called again.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    // --- schema and health ------------------------------------------------------------------
+
+    /// Brings the schema up to this binary's version. Safe to call from many processes at once.
+    async fn migrate(&self) -> Result<(), StoreError>;
+
+    /// Fails with [`StoreError::SchemaOlder`] or [`StoreError::SchemaNewer`] unless the schema is
+    /// this binary's.
+    async fn check_schema(&self) -> Result<(), StoreError>;
+
+    /// Answers if the database can be read now.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Takes, for the life of this store, the right to be the one process that works on an
+    /// in-process queue over this database. `false` if another process holds it.
+    async fn lock_for_embedded_queue(&self) -> Result<bool, StoreError>;
+
+    // --- accepting uploads ------------------------------------------------------------------
+
+    /// Reserves an idempotency key for one upload in flight. A reservation that was neither
+    /// accepted nor released within `hold` (its process died) may be taken by another.
+    async fn reserve_key(
+        &self,
+        key: &IdempotencyKey,
+        hold: Duration,
+    ) -> Result<KeyState, StoreError>;
+
+    /// Gives a reservation back after an upload that was not accepted. No effect unless `ticket`
+    /// still holds it.
+    async fn release_key(&self, ticket: &KeyTicket) -> Result<(), StoreError>;
+
+    /// The one transaction of an upload: image, task, its jobs (queued, due at once), their outbox
+    /// rows, and the idempotency key if there is one. [`Accepted::KeyLost`], and no effect at all,
+    /// if the upload carried a key whose reservation another has taken since.
+    async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError>;
+
+    /// Forgets idempotency keys older than `age`; at most `limit` at once. Returns how many.
+    async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
+
+    // --- reading ----------------------------------------------------------------------------
+
+    /// A task with its jobs (in the order they were made), image and renditions.
+    async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError>;
+
+    /// The versions of the tasks that exist among `ids`, in any order: one query however many are
+    /// watched (up to 10,000 and more).
+    async fn task_versions(&self, ids: &[TaskId]) -> Result<Vec<TaskVersion>, StoreError>;
+
+    /// Tasks, newest first, with the same content as [`Store::task`].
+    async fn list_tasks(
+        &self,
+        filter: &TaskFilter,
+        page: &PageRequest<TaskId>,
+    ) -> Result<TaskPage, StoreError>;
+
+    /// An image with its renditions.
+    async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError>;
+
+    /// Images, newest first.
+    async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError>;
+
+    /// The last task that an upload of this image made, for the reason why it is not ready.
+    async fn task_of_image(&self, id: ImageId) -> Result<Option<Task>, StoreError>;
+
+    /// Those of `ids` that are images. For telling orphaned staged bytes from accepted ones.
+    async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError>;
+
+    // --- the outbox -------------------------------------------------------------------------
+
+    /// Takes up to `limit` due, unpublished jobs, oldest first. They are hidden from other takers
+    /// for `hold`; a taker that dies loses nothing, they show again. Concurrent takers never get
+    /// the same row.
+    async fn take_unpublished(&self, limit: u32, hold: Duration)
+    -> Result<OutboxBatch, StoreError>;
+
+    /// Removes published jobs from the outbox. Only after the broker has confirmed them.
+    async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError>;
+
+    /// Shows taken rows again at once, after a publish that failed.
+    async fn return_unpublished(&self, unpublished: &[Doorbell]) -> Result<(), StoreError>;
+
+    /// Puts queued, due jobs of one queue that have waited at least `waited` without being in the
+    /// outbox back into it; at most `limit`, oldest first. Their message may be lost. Returns how
+    /// many. A job that is put back counts as waiting anew from now.
+    async fn unpublish(
+        &self,
+        kind: JobKind,
+        lane: Lane,
+        waited: Duration,
+        limit: u32,
+    ) -> Result<u64, StoreError>;
+
+    /// How many jobs of a queue are queued, due and not in the outbox: what the broker ought to
+    /// hold for it.
+    async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError>;
+
+    // --- running jobs -----------------------------------------------------------------------
+
+    /// Turns a message into a lease, if the job may run: it is queued and due; or running with a
+    /// lease that ran out; or running while `redelivered` says that the broker took the message
+    /// back from the worker of that very attempt (`doorbell.generation + 1`). Counts the attempt
+    /// **before** the work. Never gives out more than `max_attempts`. Anything else is
+    /// [`Claim::Nothing`], and the message can be dropped.
+    async fn claim(
+        &self,
+        doorbell: &Doorbell,
+        redelivered: bool,
+        worker: WorkerId,
+        lease: Duration,
+    ) -> Result<Claim, StoreError>;
+
+    /// Extends leases in one statement. Says which are still held; the rest were lost or cancelled
+    /// and their work must stop.
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError>;
+
+    /// Ends an attempt, with all its effects, in one transaction: job, task counts and status,
+    /// image facts or renditions, outbox row of a retry. [`Settled::Stale`], and no effect at all,
+    /// unless the job is still running this very attempt.
+    ///
+    /// A task is `running` from the first claim until all its jobs are final; then `failed` if any
+    /// failed, else `cancelled` if any was, else `succeeded`.
+    async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError>;
+
+    /// Leases that have run out, oldest first, with the job's attempts; at most `limit`. The
+    /// rescuer settles them as failures of those attempts.
+    async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError>;
+
+    // --- figures ----------------------------------------------------------------------------
+
+    /// Jobs by kind, lane and status, final ones but `failed` left out, with the age of the oldest
+    /// due one.
+    async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError>;
+
+    /// How many due jobs wait in the outbox.
+    async fn count_unpublished(&self) -> Result<u64, StoreError>;
+}

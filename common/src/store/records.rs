@@ -1,0 +1,236 @@
+//! What goes into and comes out of the store.
+
+use std::time::Duration;
+
+use crate::domain::{
+    ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane, Rendition,
+    Status, Task, TaskId, TaskKind,
+};
+
+/// A client's key for one logical upload, unique per owner.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey {
+    /// Whose key it is; empty where there are no accounts.
+    pub owner: String,
+    /// The key as sent, 1–255 characters.
+    pub key: String,
+}
+
+/// The right to accept one upload under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyTicket {
+    /// The key reserved.
+    pub key: IdempotencyKey,
+    /// Distinguishes this reservation from a later one of the same key.
+    pub token: uuid::Uuid,
+}
+
+/// What a key stands for when an upload arrives with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyState {
+    /// Nothing yet: this upload may use it.
+    Reserved(KeyTicket),
+    /// Another upload with this key is being received.
+    InFlight,
+    /// An upload with this key was accepted.
+    Used {
+        /// What it made.
+        task: TaskId,
+        /// The payload that it carried.
+        fingerprint: ContentHash,
+    },
+}
+
+/// An upload whose bytes are durably staged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewUpload {
+    /// The image's id, under which its bytes are staged.
+    pub image: ImageId,
+    /// The task to make.
+    pub task: TaskId,
+    /// Which lane its jobs take.
+    pub lane: Lane,
+    /// The hash of the bytes.
+    pub sha256: ContentHash,
+    /// How many there are.
+    pub bytes: u64,
+    /// The format as sniffed.
+    pub format: ImageFormat,
+    /// Title, if the client gave one.
+    pub title: Option<String>,
+    /// Tags, none if the client gave none.
+    pub tags: Vec<String>,
+    /// File name, if the client gave one.
+    pub filename: Option<String>,
+    /// The jobs to queue: one of each kind, ids chosen by the caller.
+    pub jobs: Vec<(JobId, JobKind)>,
+    /// Attempts that each job has at most.
+    pub max_attempts: u32,
+    /// The reservation and the payload's fingerprint, for an upload with an idempotency key.
+    pub key: Option<(KeyTicket, ContentHash)>,
+}
+
+/// What became of [`super::Store::accept`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// Recorded.
+    Yes,
+    /// The idempotency key's reservation was lost; nothing was recorded.
+    KeyLost,
+}
+
+/// All that a broker message carries: which job to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Doorbell {
+    /// The job.
+    pub job: JobId,
+    /// Its kind (which queue).
+    pub kind: JobKind,
+    /// Its lane (which queue).
+    pub lane: Lane,
+    /// The job's attempt number when the message was made; an earlier attempt's message that comes
+    /// late is told by it.
+    pub generation: u32,
+}
+
+/// What [`super::Store::take_unpublished`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OutboxBatch {
+    /// To be published now.
+    pub due: Vec<Doorbell>,
+    /// How long until the next row comes due, if there is one; zero if more are due than the limit
+    /// let through.
+    pub next_in: Option<Duration>,
+}
+
+/// The right to run one attempt of one job. The fence of every effect: see
+/// [`super::Store::settle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// The job.
+    pub job: JobId,
+    /// Which attempt, counted without gaps over all claims: grows with each claim, hand-backs
+    /// included, and is never given out twice.
+    pub fence: u32,
+}
+
+/// What a claim came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Claim {
+    /// Run it.
+    Run(Box<ClaimedJob>),
+    /// There is nothing to run: done, cancelled, not due, held by another, unknown.
+    Nothing,
+}
+
+/// A job with what its handler needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedJob {
+    /// The right to run it.
+    pub lease: Lease,
+    /// Its task.
+    pub task: TaskId,
+    /// What to do.
+    pub kind: JobKind,
+    /// Its lane.
+    pub lane: Lane,
+    /// Attempts begun and not handed back, this one included.
+    pub attempt: u32,
+    /// Attempts at most.
+    pub max_attempts: u32,
+    /// The image to work on, with the renditions that its blob already has.
+    pub image: Image,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// A write job stored the blob and learnt these facts.
+    Written(ImageFacts),
+    /// A thumbnail job stored these renditions (upserted: equal uploads share them).
+    Rendered(Vec<Rendition>),
+    /// It failed; the next attempt is due after the delay.
+    Retry(Failure, Duration),
+    /// It failed for good.
+    Failed(Failure),
+    /// It was handed back unfinished: queued again, due at once, and the attempt does not count.
+    Released,
+}
+
+/// What became of [`super::Store::settle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Recorded.
+    Applied,
+    /// The lease was no longer held; nothing was recorded.
+    Stale,
+}
+
+/// What became of [`super::Store::renew`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// Still held; the others are not.
+    pub held: Vec<Lease>,
+}
+
+/// A task's place in its life, for watchers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskVersion {
+    /// The task.
+    pub id: TaskId,
+    /// Grows with every change.
+    pub version: i64,
+    /// Where it stands.
+    pub status: Status,
+}
+
+/// Which tasks to list; an empty filter lists all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TaskFilter {
+    /// Only tasks in this state.
+    pub status: Option<Status>,
+    /// Only tasks of this kind.
+    pub kind: Option<TaskKind>,
+}
+
+/// A keyset page, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageRequest<Id> {
+    /// Rows older than this one; from the newest if `None`.
+    pub before: Option<Id>,
+    /// Rows at most, 1–500.
+    pub limit: u32,
+}
+
+/// A page of tasks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskPage {
+    /// The tasks.
+    pub tasks: Vec<Task>,
+    /// Where the next page starts; `None` if this was the last.
+    pub next: Option<TaskId>,
+}
+
+/// A page of images.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ImagePage {
+    /// The images.
+    pub images: Vec<Image>,
+    /// Where the next page starts; `None` if this was the last.
+    pub next: Option<ImageId>,
+}
+
+/// How many jobs are where.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct JobCount {
+    /// The kind.
+    pub kind: JobKind,
+    /// The lane.
+    pub lane: Lane,
+    /// The state.
+    pub status: Status,
+    /// How many.
+    pub count: u64,
+    /// Seconds since the oldest of them came due; zero where that has no meaning.
+    pub oldest_due_seconds: f64,
+}

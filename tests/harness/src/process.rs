@@ -1,0 +1,90 @@
+//! Child processes that never outlive their parent, however it ends.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+/// Waits for the end of its standard input, then ends the process group `$1` (first with signal
+/// `$2`, after 5 s by force) and removes the folder `$3`.
+const WATCHDOG: &str = r#"
+trap '' INT TERM HUP
+read -r _
+kill -s "$2" -- "-$1" 2>/dev/null
+n=0
+while kill -0 -- "-$1" 2>/dev/null && [ $n -lt 100 ]; do n=$((n + 1)); sleep 0.05; done
+kill -s KILL -- "-$1" 2>/dev/null
+rm -rf -- "$3"
+"#;
+
+/// A process with its process group and its folder. Dropping it ends the group and removes the
+/// folder; so does the death of this process, even by `kill -9`: a watchdog notices.
+pub struct Guarded {
+    child: Child,
+    folder: PathBuf,
+    watchdog: Child,
+    lifeline: Option<ChildStdin>,
+}
+
+impl Guarded {
+    /// Starts `command` in its own process group. `stop` is the signal that ends it cleanly, such
+    /// as `TERM`; `folder` is removed afterwards.
+    pub fn spawn(command: &mut Command, stop: &str, folder: &Path) -> Result<Self> {
+        let child = command
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog", &child.id().to_string(), stop])
+            .arg(folder)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start the watchdog")?;
+        let lifeline = watchdog.stdin.take();
+        Ok(Self { child, folder: folder.to_owned(), watchdog, lifeline })
+    }
+
+    /// The process, to wait for it or to read from its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Its process id, which is also its group's.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The folder that goes with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Sends a signal by name (`KILL`, `STOP`, `CONT`, `TERM`) to the whole group.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        Command::new("kill")
+            .args(["-s", signal, "--", &format!("-{}", self.id())])
+            .status()
+            .context("kill")?;
+        Ok(())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        let _ = self.watchdog.wait();
+        let _ = self.child.wait();
+    }
+}
+
+/// A TCP port on 127.0.0.1 that was free a moment ago.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
