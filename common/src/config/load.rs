@@ -59,7 +59,7 @@ impl ConfigError {
 /// Reads the configuration of this process: `file`, or `SAFELIGHT_CONFIG`, or none; then the
 /// environment.
 pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
-    load_from(named(file).as_deref(), std::env::vars())
+    load_from(named(file).as_deref(), environment())
 }
 
 /// Reads the configuration from `file` and from `environment` alone.
@@ -72,7 +72,7 @@ pub fn load_from(
 
 /// The configuration of this process as TOML, checked, with passwords masked.
 pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
-    let mut table = merged(named(file).as_deref(), std::env::vars())?;
+    let mut table = merged(named(file).as_deref(), environment())?;
     let config = parse(table.clone())?;
     for (key, shown) in [
         ("data_dir", config.data_dir.display().to_string()),
@@ -89,6 +89,12 @@ pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
 fn named(file: Option<&Path>) -> Option<PathBuf> {
     let by_environment = || std::env::var_os("SAFELIGHT_CONFIG").filter(|name| !name.is_empty());
     file.map(Path::to_owned).or_else(|| by_environment().map(PathBuf::from))
+}
+
+/// This process's variables. (`std::env::vars` panics at one that is no Unicode, even a stranger's.)
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let readable = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (readable(name), readable(value)))
 }
 
 /// The defaults, overlaid by the file, overlaid by the environment.
