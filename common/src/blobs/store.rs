@@ -12,10 +12,7 @@ use object_store::{
 use tokio::sync::Semaphore;
 
 use super::{BlobError, BlobKey, StagedUpload, Staging};
-use crate::{
-    config::BlobUrl,
-    domain::{ContentHash, ImageId},
-};
+use crate::{config::BlobUrl, domain::ImageId};
 
 /// Parts of an object that are in memory at once on their way to an object store, over the whole
 /// process: bounds memory however many uploads there are.
@@ -66,7 +63,6 @@ impl Blobs {
                 Ok(Self { store: Arc::new(store), spool: None })
             }
             BlobUrl::S3 { bucket, prefix } => {
-                std::fs::create_dir_all(spool)?;
                 // Jobs have retries of their own; a request should learn of an outage soon.
                 let retry = RetryConfig {
                     max_retries: 2,
@@ -83,15 +79,16 @@ impl Blobs {
                             .with_timeout(Duration::from_secs(60)),
                     )
                     .build()?;
-                Ok(Self {
-                    store: Arc::new(PrefixStore::new(s3, prefix.as_str())),
-                    spool: Some(Spool {
-                        folder: spool.to_owned(),
-                        parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
-                    }),
-                })
+                Ok(Self::remote(Arc::new(PrefixStore::new(s3, prefix.as_str())), spool)?)
             }
         }
+    }
+
+    /// A store that is reached over a network, with the folder where bodies wait for it.
+    pub fn remote(store: Arc<dyn ObjectStore>, spool: &std::path::Path) -> std::io::Result<Self> {
+        std::fs::create_dir_all(spool)?;
+        let parts = Arc::new(Semaphore::new(PARTS_IN_MEMORY));
+        Ok(Self { store, spool: Some(Spool { folder: spool.to_owned(), parts }) })
     }
 
     /// Answers if the store can be reached and lets us look: a look-up of an object that cannot
@@ -174,13 +171,5 @@ impl Blobs {
                 let image = object.location.filename().and_then(|name| name.parse().ok());
                 Ok(image.map(|image| Incoming { image, modified: object.last_modified }))
             })
-    }
-}
-
-/// The hash that names nothing but lets tests and callers speak of a staged upload.
-impl StagedUpload {
-    /// What [`Blobs::promote`] needs to know of an image whose bytes were staged.
-    pub fn of(image: ImageId, sha256: ContentHash, bytes: u64) -> Self {
-        Self { image, sha256, bytes }
     }
 }
