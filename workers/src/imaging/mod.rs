@@ -13,6 +13,8 @@ mod inspect;
 mod jpeg;
 mod metadata;
 mod render;
+#[cfg(test)]
+mod tests;
 
 use safelight_common::domain::{ErrorCode, Failure, ImageFormat};
 
