@@ -33,7 +33,7 @@ enum JanitorError {
 pub async fn run(services: Services, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = every(PERIOD, "clean up staged bytes", async || sweep(&services).await) => {}
+        () = every(PERIOD, "clean up staged bytes", || sweep(&services)) => {}
     }
 }
 
@@ -45,7 +45,9 @@ async fn sweep(services: &Services) -> Result<(), JanitorError> {
     else {
         return Ok(());
     };
-    let old = async |staged: Incoming| Ok((staged.modified < before).then_some(staged.image));
+    let old = |staged: Incoming| {
+        std::future::ready(Ok((staged.modified < before).then_some(staged.image)))
+    };
     let mut batches =
         std::pin::pin!(services.blobs.incoming().try_filter_map(old).try_chunks(BATCH));
     while let Some(batch) = batches.try_next().await.map_err(|error| error.1)? {
@@ -77,7 +79,7 @@ async fn clean(services: &Services, staged: &[ImageId]) -> Result<(), JanitorErr
 async fn finish_promotion(services: &Services, image: ImageId) -> Result<(), JanitorError> {
     match services.store.image(image).await? {
         Some(image) if image.stored_at.is_some() => {
-            let staged = StagedUpload::of(image.id, image.sha256, image.bytes);
+            let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
             Ok(services.blobs.promote(&staged).await?)
         }
         _ => Ok(()),
