@@ -1,4 +1,5 @@
 //! What tests, benchmarks and `make fleet` run Safelight against: private engines on free ports in
 //! temporary folders, which end with the process that started them, and pictures made on the spot.
 
+pub mod postgres;
 pub mod process;

@@ -6,10 +6,11 @@ use sqlx::{Row, SqliteConnection, SqlitePool, types::Json};
 
 use super::rows::{self, claimed_columns, image_columns};
 use crate::{
-    domain::{Failure, ImageFacts, ImageId, JobId, Rendition, TaskId, WorkerId},
+    domain::{ImageFacts, ImageId, JobId, Rendition, TaskId, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
         convert::{from_sql, micros, to_i64},
+        ending::Ending,
     },
 };
 
@@ -81,30 +82,6 @@ pub async fn renew(
     Ok(Renewed { held: held.collect::<Result<_, StoreError>>()? })
 }
 
-/// What an outcome means for the job's row.
-struct Ending<'a> {
-    /// The state that it asks for.
-    status: &'static str,
-    delay: Duration,
-    /// Hand-backs to add.
-    released: u32,
-    failure: Option<&'a Failure>,
-}
-
-impl<'a> Ending<'a> {
-    fn of(outcome: &'a Outcome) -> Self {
-        let done = Self { status: "succeeded", delay: Duration::ZERO, released: 0, failure: None };
-        match outcome {
-            Outcome::Written(_) | Outcome::Rendered(_) => done,
-            Outcome::Retry(failure, delay) => {
-                Self { status: "queued", delay: *delay, failure: Some(failure), ..done }
-            }
-            Outcome::Failed(failure) => Self { status: "failed", failure: Some(failure), ..done },
-            Outcome::Released => Self { status: "queued", released: 1, ..done },
-        }
-    }
-}
-
 pub async fn settle(
     conn: &mut SqliteConnection,
     lease: Lease,
@@ -112,7 +89,6 @@ pub async fn settle(
 ) -> Result<Settled, StoreError> {
     let now = rows::now();
     let ending = Ending::of(&outcome);
-    // Without an attempt left, a retry would wait for ever: it is a failure.
     let job = sqlx::query(
         "update jobs
          set status = case when ?3 = 'queued' and fence - released - ?4 >= max_attempts
@@ -128,7 +104,7 @@ pub async fn settle(
     )
     .bind(lease.job)
     .bind(lease.fence)
-    .bind(ending.status)
+    .bind(ending.status.as_str())
     .bind(ending.released)
     .bind(now + micros(ending.delay))
     .bind(ending.failure.map(|failure| failure.code.as_str()))
