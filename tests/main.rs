@@ -1,2 +1,4 @@
-//! x
-fn main() {}
+//! End-to-end, contract and fault tests over real engines: one binary, so that they link once and
+//! share what they start.
+
+mod contract;

@@ -1,0 +1,3 @@
+//! The suites that every backend of a seam must pass.
+
+pub mod store;
