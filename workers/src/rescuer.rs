@@ -31,9 +31,9 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
     let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_secs(60));
     let work = async {
         tokio::join!(
-            every(leases, "rescue jobs of lost workers", || rescue_leases(&services)),
-            every(messages, "look for lost messages", || rescue_messages(&services)),
-            every(KEYS_PERIOD, "forget old idempotency keys", || expire_keys(&services)),
+            every(leases, "rescue jobs of lost workers", &services, rescue_leases),
+            every(messages, "look for lost messages", &services, rescue_messages),
+            every(KEYS_PERIOD, "forget old idempotency keys", &services, expire_keys),
         )
     };
     tokio::select! {
@@ -51,14 +51,18 @@ enum RescueError {
 }
 
 /// Does `work` now and every `period`; after a failure sooner.
-pub(crate) async fn every<E: Error + 'static, F: Future<Output = Result<(), E>>>(
+pub(crate) async fn every<E, Work>(
     period: Duration,
     what: &'static str,
-    work: impl Fn() -> F,
-) {
+    services: &Services,
+    work: impl Fn(Services) -> Work,
+) where
+    E: Error + 'static,
+    Work: Future<Output = Result<(), E>>,
+{
     let mut trouble = Trouble::new(what);
     loop {
-        let pause = match work().await {
+        let pause = match work(services.clone()).await {
             Ok(()) => {
                 trouble.over();
                 period
@@ -70,11 +74,11 @@ pub(crate) async fn every<E: Error + 'static, F: Future<Output = Result<(), E>>>
 }
 
 /// Settles attempts whose lease ran out as failed.
-async fn rescue_leases(services: &Services) -> Result<(), RescueError> {
+async fn rescue_leases(services: Services) -> Result<(), RescueError> {
     loop {
         let expired = services.store.expired_leases(BATCH).await?;
         for job in &expired {
-            rescue(services, job).await?;
+            rescue(&services, job).await?;
         }
         if !expired.is_empty() {
             services.wake.ring();
@@ -102,7 +106,7 @@ async fn rescue(services: &Services, job: &ClaimedJob) -> Result<(), RescueError
 /// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited
 /// for `republish_after_ms` are published twice. That costs a claim that finds nothing. Leaving a
 /// margin instead would leave a single lost message lost.
-async fn rescue_messages(services: &Services) -> Result<(), RescueError> {
+async fn rescue_messages(services: Services) -> Result<(), RescueError> {
     let waited = Duration::from_millis(services.config.republish_after_ms);
     let mut republished = 0;
     for queue in Queue::all() {
@@ -123,7 +127,7 @@ async fn rescue_messages(services: &Services) -> Result<(), RescueError> {
     Ok(())
 }
 
-async fn expire_keys(services: &Services) -> Result<(), RescueError> {
+async fn expire_keys(services: Services) -> Result<(), RescueError> {
     let age = Duration::from_secs(services.config.idempotency_keep_hours.saturating_mul(3600));
     while services.store.expire_keys(age, BATCH).await? > 0 {}
     Ok(())

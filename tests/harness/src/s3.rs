@@ -40,6 +40,8 @@ struct Running {
 impl S3 {
     /// Starts a server on a free port with one empty bucket.
     pub fn start(bucket: &str) -> Result<Self> {
+        // Whoever speaks to it will build an HTTP client.
+        crate::client::install_tls();
         let folder = tempfile::Builder::new().prefix("safelight-s3-").tempdir()?;
         std::fs::create_dir(folder.path().join(bucket))?;
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
