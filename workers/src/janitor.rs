@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::rescuer::every;
 
 /// How often it looks around.
-const PERIOD: Duration = Duration::from_secs(300);
+const PERIOD: Duration = Duration::from_mins(5);
 
 /// Images asked for in one statement.
 const BATCH: usize = 500;

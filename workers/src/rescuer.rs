@@ -20,7 +20,7 @@ const BATCH: u32 = 256;
 const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
 
 /// How often old idempotency keys are forgotten.
-const KEYS_PERIOD: Duration = Duration::from_secs(3600);
+const KEYS_PERIOD: Duration = Duration::from_hours(1);
 
 /// Rescues until `shutdown`.
 pub async fn run(services: Services, shutdown: CancellationToken) {
@@ -28,7 +28,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
     let leases = Duration::from_millis(config.lease_ms / 3);
     let leases = leases.clamp(SHORTEST_PERIOD, Duration::from_secs(10));
     let messages = Duration::from_millis(config.republish_after_ms / 2);
-    let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_secs(60));
+    let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_mins(1));
     let work = async {
         tokio::join!(
             every(leases, "rescue jobs of lost workers", &services, rescue_leases),
@@ -131,4 +131,40 @@ async fn expire_keys(services: Services) -> Result<(), RescueError> {
     let age = Duration::from_secs(services.config.idempotency_keep_hours.saturating_mul(3600));
     while services.store.expire_keys(age, BATCH).await? > 0 {}
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use safelight_common::domain::{JobKind, Lane};
+
+    use super::*;
+    use crate::tests::lab::{Lab, picture};
+
+    #[tokio::test]
+    async fn only_lost_messages_are_published_again() {
+        let lab = Lab::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
+        let Services { store, broker, .. } = &lab.services;
+        lab.upload(&picture()).await;
+        lab.upload(&picture()).await;
+        let due = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        assert_eq!(due.len(), 4);
+        broker.publish(&due).await.expect("publish");
+        store.mark_published(&due).await.expect("mark");
+        rescue_messages(lab.services.clone()).await.expect("rescue");
+        assert_eq!(store.count_unpublished().await.expect("count"), 0, "nothing was lost");
+        let queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+        let mut subscription = broker.subscribe(queue, 1).await.expect("subscribe");
+        subscription.next().await.expect("a delivery").ack().await;
+        drop(subscription);
+        crate::tests::lab::within("the fetched one is back", async {
+            while broker.depth(queue).await.expect("depth") != 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        rescue_messages(lab.services.clone()).await.expect("rescue");
+        let again = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].kind, JobKind::Write);
+    }
 }
