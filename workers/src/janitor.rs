@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::rescuer::every;
 
 /// How often it looks around.
-const PERIOD: Duration = Duration::from_secs(300);
+const PERIOD: Duration = Duration::from_mins(5);
 
 /// Images asked for in one statement.
 const BATCH: usize = 500;
@@ -33,12 +33,12 @@ enum JanitorError {
 pub async fn run(services: Services, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = every(PERIOD, "clean up staged bytes", || sweep(&services)) => {}
+        () = every(PERIOD, "clean up staged bytes", &services, sweep) => {}
     }
 }
 
 /// Looks at all staged bytes older than `staged_grace_ms`.
-async fn sweep(services: &Services) -> Result<(), JanitorError> {
+async fn sweep(services: Services) -> Result<(), JanitorError> {
     let grace = i64::try_from(services.config.staged_grace_ms).unwrap_or(i64::MAX);
     let Some(before) =
         TimeDelta::try_milliseconds(grace).and_then(|grace| Utc::now().checked_sub_signed(grace))
@@ -51,7 +51,7 @@ async fn sweep(services: &Services) -> Result<(), JanitorError> {
     let mut batches =
         std::pin::pin!(services.blobs.incoming().try_filter_map(old).try_chunks(BATCH));
     while let Some(batch) = batches.try_next().await.map_err(|error| error.1)? {
-        clean(services, &batch).await?;
+        clean(&services, &batch).await?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ const BATCH: u32 = 256;
 const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
 
 /// How often old idempotency keys are forgotten.
-const KEYS_PERIOD: Duration = Duration::from_secs(3600);
+const KEYS_PERIOD: Duration = Duration::from_hours(1);
 
 /// Rescues until `shutdown`.
 pub async fn run(services: Services, shutdown: CancellationToken) {
@@ -28,12 +28,12 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
     let leases = Duration::from_millis(config.lease_ms / 3);
     let leases = leases.clamp(SHORTEST_PERIOD, Duration::from_secs(10));
     let messages = Duration::from_millis(config.republish_after_ms / 2);
-    let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_secs(60));
+    let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_mins(1));
     let work = async {
         tokio::join!(
-            every(leases, "rescue jobs of lost workers", || rescue_leases(&services)),
-            every(messages, "look for lost messages", || rescue_messages(&services)),
-            every(KEYS_PERIOD, "forget old idempotency keys", || expire_keys(&services)),
+            every(leases, "rescue jobs of lost workers", &services, rescue_leases),
+            every(messages, "look for lost messages", &services, rescue_messages),
+            every(KEYS_PERIOD, "forget old idempotency keys", &services, expire_keys),
         )
     };
     tokio::select! {
@@ -51,14 +51,18 @@ enum RescueError {
 }
 
 /// Does `work` now and every `period`; after a failure sooner.
-pub(crate) async fn every<E: Error + 'static, F: Future<Output = Result<(), E>>>(
+pub(crate) async fn every<E, Work>(
     period: Duration,
     what: &'static str,
-    work: impl Fn() -> F,
-) {
+    services: &Services,
+    work: impl Fn(Services) -> Work,
+) where
+    E: Error + 'static,
+    Work: Future<Output = Result<(), E>>,
+{
     let mut trouble = Trouble::new(what);
     loop {
-        let pause = match work().await {
+        let pause = match work(services.clone()).await {
             Ok(()) => {
                 trouble.over();
                 period
@@ -70,11 +74,11 @@ pub(crate) async fn every<E: Error + 'static, F: Future<Output = Result<(), E>>>
 }
 
 /// Settles attempts whose lease ran out as failed.
-async fn rescue_leases(services: &Services) -> Result<(), RescueError> {
+async fn rescue_leases(services: Services) -> Result<(), RescueError> {
     loop {
         let expired = services.store.expired_leases(BATCH).await?;
         for job in &expired {
-            rescue(services, job).await?;
+            rescue(&services, job).await?;
         }
         if !expired.is_empty() {
             services.wake.ring();
@@ -102,7 +106,7 @@ async fn rescue(services: &Services, job: &ClaimedJob) -> Result<(), RescueError
 /// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited
 /// for `republish_after_ms` are published twice. That costs a claim that finds nothing. Leaving a
 /// margin instead would leave a single lost message lost.
-async fn rescue_messages(services: &Services) -> Result<(), RescueError> {
+async fn rescue_messages(services: Services) -> Result<(), RescueError> {
     let waited = Duration::from_millis(services.config.republish_after_ms);
     let mut republished = 0;
     for queue in Queue::all() {
@@ -123,8 +127,44 @@ async fn rescue_messages(services: &Services) -> Result<(), RescueError> {
     Ok(())
 }
 
-async fn expire_keys(services: &Services) -> Result<(), RescueError> {
+async fn expire_keys(services: Services) -> Result<(), RescueError> {
     let age = Duration::from_secs(services.config.idempotency_keep_hours.saturating_mul(3600));
     while services.store.expire_keys(age, BATCH).await? > 0 {}
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use safelight_common::domain::{JobKind, Lane};
+
+    use super::*;
+    use crate::tests::lab::{Lab, picture};
+
+    #[tokio::test]
+    async fn only_lost_messages_are_published_again() {
+        let lab = Lab::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
+        let Services { store, broker, .. } = &lab.services;
+        lab.upload(&picture()).await;
+        lab.upload(&picture()).await;
+        let due = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        assert_eq!(due.len(), 4);
+        broker.publish(&due).await.expect("publish");
+        store.mark_published(&due).await.expect("mark");
+        rescue_messages(lab.services.clone()).await.expect("rescue");
+        assert_eq!(store.count_unpublished().await.expect("count"), 0, "nothing was lost");
+        let queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+        let mut subscription = broker.subscribe(queue, 1).await.expect("subscribe");
+        subscription.next().await.expect("a delivery").ack().await;
+        drop(subscription);
+        crate::tests::lab::within("the fetched one is back", async {
+            while broker.depth(queue).await.expect("depth") != 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        rescue_messages(lab.services.clone()).await.expect("rescue");
+        let again = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].kind, JobKind::Write);
+    }
 }

@@ -47,6 +47,7 @@ fn places(image: &Image) -> [BlobKey; 3] {
 }
 
 /// A blob error as a job's failure; its text, which may name paths and hosts, goes to the log only.
+#[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
 pub(super) fn failure(error: BlobError) -> Failure {
     match error {
         BlobError::NotFound => {

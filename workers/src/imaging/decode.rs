@@ -45,10 +45,7 @@ pub(super) fn decode(
     Ok(plain(DynamicImage::from_decoder(decoder).map_err(failure)?))
 }
 
-fn decoder<'a>(
-    bytes: &'a [u8],
-    format: ImageFormat,
-) -> Result<impl ImageDecoder + use<'a>, Failure> {
+fn decoder(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_, Failure> {
     let format = match format {
         ImageFormat::Jpeg => image::ImageFormat::Jpeg,
         ImageFormat::Png => image::ImageFormat::Png,
@@ -60,10 +57,10 @@ fn decoder<'a>(
     };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = image::Limits::no_limits();
-    // PNG reads its chunks up to the pixels right here. The others allocate only when they decode.
-    limits.max_alloc = Some(DECODER_OVERHEAD);
-    if format != image::ImageFormat::Png {
-        limits.max_alloc = None;
+    // PNG reads its chunks up to the pixels right here. Some of the others count the pixels too, so
+    // they get their limit once the size is known.
+    if format == image::ImageFormat::Png {
+        limits.max_alloc = Some(DECODER_OVERHEAD);
     }
     reader.limits(limits);
     reader.into_decoder().map_err(failure)
@@ -89,6 +86,7 @@ fn plain(image: DynamicImage) -> DynamicImage {
 }
 
 /// A decoder's error as a failure. Its text is left out: it speaks of internals.
+#[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
 fn failure(error: ImageError) -> Failure {
     match error {
         ImageError::Limits(_) => Failure::new(

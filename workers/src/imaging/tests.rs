@@ -65,7 +65,9 @@ fn exif_block(fields: &[(Tag, Value)]) -> Vec<u8> {
         .map(|(tag, value)| Field { tag: *tag, ifd_num: In::PRIMARY, value: value.clone() })
         .collect();
     let mut writer = Writer::new();
-    fields.iter().for_each(|field| writer.push_field(field));
+    for field in &fields {
+        writer.push_field(field);
+    }
     let mut block = Cursor::new(Vec::new());
     writer.write(&mut block, false).expect("write");
     block.into_inner()
@@ -358,9 +360,9 @@ fn headers_that_lie_about_the_size_are_refused_before_decoding() {
                 bytes[18..22].copy_from_slice(&big.to_le_bytes());
                 bytes[22..26].copy_from_slice(&big.to_le_bytes());
             }
-            // VP8L has 14 bits for each side, less one.
+            // VP8L has 14 bits for each side, less one: 12,000 × 12,000.
             Codec::WebP => {
-                bytes[21..25].copy_from_slice(&(11_999_u32 << 14 | 11_999).to_le_bytes());
+                bytes[21..25].copy_from_slice(&(0x2EDF_u32 << 14 | 0x2EDF).to_le_bytes());
             }
             // Its directory stands at the end and is covered by the damage tests.
             _ => continue,

@@ -1,7 +1,11 @@
 //! A database that goes away and comes back.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    collections::HashSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +27,8 @@ pub(crate) struct Flaky {
     pub refused: AtomicU32,
     /// As many settles yet to come are done, but their answer is lost.
     pub answers_to_lose: AtomicU32,
+    /// The methods that have returned at least once.
+    pub called: Mutex<HashSet<&'static str>>,
 }
 
 impl Flaky {
@@ -32,6 +38,7 @@ impl Flaky {
             away: AtomicBool::new(false),
             refused: AtomicU32::new(0),
             answers_to_lose: AtomicU32::new(0),
+            called: Mutex::default(),
         }
     }
 
@@ -52,7 +59,9 @@ macro_rules! gated {
             $(
                 async fn $name(&self, $($argument: $kind),*) -> Result<$answer, StoreError> {
                     self.gate()?;
-                    self.inner.$name($($argument),*).await
+                    let answer = self.inner.$name($($argument),*).await;
+                    self.called.lock().expect("not poisoned").insert(stringify!($name));
+                    answer
                 }
             )*
 

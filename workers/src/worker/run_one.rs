@@ -23,8 +23,8 @@ use crate::{
 };
 
 /// An attempt that takes longer hangs: its lease would be renewed for ever. Far below the half hour
-/// after which RabbitMQ takes a delivery away.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(600);
+/// after which a broker takes a delivery away.
+const ATTEMPT_LIMIT: Duration = Duration::from_mins(10);
 
 /// What to tell the broker.
 enum Answer {
