@@ -2,3 +2,4 @@
 //! temporary folders, which end with the process that started them, and pictures made on the spot.
 
 pub mod process;
+pub mod rabbitmq;
