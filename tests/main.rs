@@ -1,2 +1,3 @@
-//! x
-fn main() {}
+//! End-to-end, contract and fault tests over real engines: one binary.
+
+mod contract;

@@ -29,7 +29,7 @@ pub type DynBroker = Arc<dyn Broker>;
 pub fn open(url: &QueueUrl) -> DynBroker {
     match url {
         QueueUrl::Embedded => Arc::new(embedded::EmbeddedBroker::new()),
-        QueueUrl::Amqp(url) => Arc::new(rabbitmq::RabbitBroker::start(url.clone())),
+        QueueUrl::Amqp(url) => Arc::new(rabbitmq::RabbitBroker::start(url)),
     }
 }
 

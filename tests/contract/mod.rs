@@ -1,0 +1,3 @@
+//! The contracts of the seams, each run on both of its backends.
+
+pub mod broker;
