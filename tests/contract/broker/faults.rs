@@ -5,6 +5,9 @@ use lapin::{
     options::{BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions},
 };
 
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
 const DEAD_QUEUE: &str = "safelight.dead.v1";
@@ -110,11 +113,13 @@ async fn subscriptions_and_publishers_outlive_the_broker() -> Result<()> {
         node.start_node()
     })
     .await?;
+    let load = Load::start(&broker);
     come_again_after(&*broker, &mut subscription, || {
         node.kill()?;
         node.start_node()
     })
     .await?;
+    load.all_confirmed_arrive(&*broker).await?;
 
     blocked_publishers_time_out(&*broker, &mut subscription, &node).await?;
     broker.close().await;
@@ -157,6 +162,56 @@ async fn come_again_after(
     ensure!(jobs == sent.iter().map(|doorbell| doorbell.job).collect(), "lost or doubled");
     ensure!(again == 3, "{again} of the 3 that were out came as redelivered");
     one_passes(broker, subscription).await
+}
+
+/// Publishers that do not stop for errors, and remember what was confirmed.
+struct Load {
+    publishers: JoinSet<(HashSet<Doorbell>, usize)>,
+    enough: CancellationToken,
+}
+
+impl Load {
+    const QUEUE: Queue = Queue { kind: JobKind::Thumbnail, lane: Lane::Interactive };
+    /// Between batches, so that the messages of some seconds can be counted in a few.
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    fn start(broker: &DynBroker) -> Self {
+        let mut load = Self { publishers: JoinSet::new(), enough: CancellationToken::new() };
+        for _ in 0..4 {
+            let (broker, enough) = (Arc::clone(broker), load.enough.clone());
+            load.publishers.spawn(async move {
+                let (mut confirmed, mut errors) = (HashSet::new(), 0);
+                while !enough.is_cancelled() {
+                    let batch: Vec<_> = (0..8).map(|_| doorbell(Self::QUEUE)).collect();
+                    match broker.publish(&batch).await {
+                        Ok(()) => confirmed.extend(batch),
+                        Err(_) => errors += 1,
+                    }
+                    sleep(Self::PAUSE).await;
+                }
+                (confirmed, errors)
+            });
+        }
+        load
+    }
+
+    async fn all_confirmed_arrive(self, broker: &dyn Broker) -> Result<()> {
+        self.enough.cancel();
+        let results = self.publishers.join_all().await;
+        ensure!(results.iter().any(|(_, errors)| *errors > 0), "nobody noticed the fault");
+        let mut missing: HashSet<_> =
+            results.into_iter().flat_map(|(confirmed, _)| confirmed).collect();
+        ensure!(!missing.is_empty(), "nothing was confirmed");
+        let mut subscription = broker.subscribe(Self::QUEUE, 64).await?;
+        while !missing.is_empty() {
+            let arrived = next(&mut subscription).await;
+            let arrived =
+                arrived.with_context(|| format!("{} confirmed ones lost", missing.len()))?;
+            missing.remove(&arrived.doorbell);
+            arrived.ack().await;
+        }
+        Ok(())
+    }
 }
 
 /// Short of memory the broker stops reading from publishers; acknowledgements still pass.
