@@ -62,8 +62,8 @@ impl fmt::Display for Queue {
 pub trait Broker: Send + Sync + 'static {
     /// Publishes all of `doorbells`, each to the queue of its kind and lane. `Ok` only if the
     /// broker has taken responsibility for every one of them (confirmed, routed, and not
-    /// returned); on an error any of them may or may not be on its queue. Waits at most 10 s; fails at once while
-    /// there is no connection, or the broker is known to block publishers.
+    /// returned); on an error any of them may or may not be on its queue. Waits at most 10 s; fails
+    /// at once while there is no connection, or the broker is known to block publishers.
     async fn publish(&self, doorbells: &[Doorbell]) -> Result<(), BrokerError>;
 
     /// Subscribes to a queue. The subscription outlives lost connections: it reconnects with
