@@ -46,6 +46,12 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
 )]
 struct Description;
 
+/// The bytes of a picture.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code)] // read by the derive alone
+pub struct Picture(Vec<u8>);
+
 /// The description of the whole API.
 pub fn openapi() -> OpenApi {
     routes(ApiOptions::default()).into_openapi()
