@@ -100,23 +100,25 @@ pub async fn expire_keys(
 }
 
 /// One script, so that it crosses to SQLite's thread once. Its parameters are numbered and shared
-/// by its statements; without a key, the last statement finds no row.
+/// by its statements; without a key, the last statement finds no row. `$N`, not `?N`: for SQLite a
+/// `?N` brings unnamed parameters into being for the numbers that a statement leaves out, and sqlx
+/// stops binding when it has counted more of those over the script than there are values.
 const ACCEPT: &str = "
     insert into images (id, sha256, bytes, format, title, tags, filename, created_at)
-    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8);
+    values ($1, $2, $3, $4, $5, $6, $7, $8);
 
     insert into tasks (id, kind, lane, status, image_id, jobs_total, created_at, updated_at)
-    values (?9, 'upload', ?10, 'queued', ?1, json_array_length(?11), ?8, ?8);
+    values ($9, 'upload', $10, 'queued', $1, json_array_length($11), $8, $8);
 
     insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at)
-    select unhex(value ->> 0), ?9, ?1, value ->> 1, ?10, 'queued', ?12, ?8, ?8, ?8, ?8
-    from json_each(?11);
+    select unhex(value ->> 0), $9, $1, value ->> 1, $10, 'queued', $12, $8, $8, $8, $8
+    from json_each($11);
 
     insert into outbox (job_id, kind, lane, generation, due_at)
-    select id, kind, lane, 0, ?8 from jobs where task_id = ?9;
+    select id, kind, lane, 0, $8 from jobs where task_id = $9;
 
-    update idempotency_keys set task_id = ?9, fingerprint = ?13 where owner = ?14 and key = ?15;";
+    update idempotency_keys set task_id = $9, fingerprint = $13 where owner = $14 and key = $15;";
 
 pub async fn accept(
     conn: &mut SqliteConnection,
