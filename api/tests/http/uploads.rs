@@ -1,5 +1,7 @@
 //! Uploads that are accepted.
 
+use std::time::Duration;
+
 use axum::{
     body::{Body, Bytes},
     http::{Request, StatusCode},
@@ -35,6 +37,8 @@ async fn a_raw_upload_is_stored_recorded_and_announced() {
     let staged = BlobKey::Incoming(image_id(&receipt));
     let stored = bench.services.blobs.read(&staged, 1 << 20).await.expect("staged bytes");
     assert_eq!(stored, bytes);
+    let announced = bench.services.store.take_unpublished(10, Duration::from_secs(1)).await;
+    assert_eq!(announced.expect("the outbox").due.len(), 2);
     // The relay's bell has been rung: this returns at once.
     bench.services.wake.heard().await;
 
