@@ -3,6 +3,8 @@
 mod bad_input;
 mod bench;
 mod delivery;
+mod faults;
+mod flaky;
 mod idempotency;
 mod probes;
 mod server;
