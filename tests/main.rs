@@ -1,2 +1,3 @@
-//! x
-fn main() {}
+//! Contract suites and end-to-end tests over real engines, in one binary so that they share them.
+
+mod contract;

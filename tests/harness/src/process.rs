@@ -79,8 +79,9 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         drop(self.lifeline.take());
-        let _ = self.watchdog.wait();
+        // The child first: until it is reaped its group looks alive to the watchdog.
         let _ = self.child.wait();
+        let _ = self.watchdog.wait();
     }
 }
 

@@ -1,0 +1,37 @@
+# `make` or `make help` lists the targets.
+SHELL := /bin/bash -eu -o pipefail
+.DEFAULT_GOAL := help
+.PHONY: help run test lint audit fleet bench-accept
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+run: ## build and start Safelight on embedded parts; installs what the build needs
+	@scripts/setup.sh build
+	cargo build --release
+	target/release/safelight serve
+
+test: ## the whole suite; installs the engines that it runs against
+	@scripts/setup.sh build test
+	cargo test --workspace
+
+lint: ## format, lints, dependency audit, shell scripts, container files
+	@scripts/setup.sh build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@scripts/lint-files.sh
+	@scripts/audit.sh
+
+audit: ## licences, sources, bans and known vulnerabilities of the dependencies
+	@scripts/setup.sh build
+	@scripts/audit.sh
+
+fleet: ## two api nodes, two workers, RabbitMQ, PostgreSQL, S3 and HAProxy, without Docker
+	@scripts/setup.sh build test
+	cargo build --release --workspace --bins
+	target/release/fleet
+
+bench-accept: ## rate and latency of accepted uploads beside this machine's ceiling; ARGS="--help"
+	@scripts/setup.sh build test
+	cargo build --release --workspace --bins
+	target/release/bench $(ARGS)

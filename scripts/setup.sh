@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# scripts/setup.sh build|test…   installs what is missing to build Safelight, or to test it.
+#
+# Quiet and quick when nothing is missing. Installs Debian packages as root or by passwordless
+# sudo; otherwise says what to install and exits 1. Never starts, stops or changes a service: the
+# tests run engines of their own on free ports.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+missing=()
+
+# need COMMAND PACKAGE: the package is wanted unless the command is there. Servers live in sbin,
+# which an ordinary user's path may lack.
+need() {
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null || missing+=("$2")
+}
+
+# C compiler: for SQLite, libwebp, ring and jemalloc, which build from sources in their crates.
+need_for_build() {
+  need cc gcc
+  need make make
+  [[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
+}
+
+need_for_test() {
+  need haproxy haproxy
+  need rabbitmq-server rabbitmq-server
+  need curl curl
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+}
+
+# Installing a server starts it, unless policy-rc.d says no (exit 101). The rule is ours for the
+# time of the installation only, and an existing one is put back.
+install_quietly() {
+  local as_root=("$@") policy=/usr/sbin/policy-rc.d kept=""
+  if [[ -e $policy ]]; then
+    kept=$policy.before-safelight
+    "${as_root[@]}" mv "$policy" "$kept"
+  fi
+  # shellcheck disable=SC2064 # expanded now: the names are local
+  trap "${as_root[*]} rm -f $policy; [[ -z '$kept' ]] || ${as_root[*]} mv '$kept' $policy" EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+  "${as_root[@]}" apt-get update -qq
+  # No default cluster either: the tests make their own.
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+install_missing() {
+  ((${#missing[@]})) || return 0
+  echo "installing: ${missing[*]}" >&2
+  if ! command -v apt-get >/dev/null; then
+    echo "error: this machine lacks: ${missing[*]}" >&2
+    echo "hint: install what these Debian packages hold, then try again" >&2
+    exit 1
+  elif [[ $(id -u) == 0 ]]; then
+    install_quietly
+  elif sudo -n true 2>/dev/null; then
+    install_quietly sudo -n
+  else
+    echo "error: this needs packages, and root to install them" >&2
+    echo "hint: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+}
+
+# The oldest Rust that builds Safelight is written in Cargo.toml; Debian's own is older.
+check_rust() {
+  local wanted found
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  if ! command -v cargo >/dev/null; then
+    echo "error: no cargo on this machine; Safelight needs Rust $wanted or newer" >&2
+    echo "hint: install rustup as https://rustup.rs tells, then: rustup toolchain install stable" >&2
+    exit 1
+  fi
+  found=$(cargo --version | awk '{ print $2 }')
+  if [[ $(printf '%s\n' "$wanted" "$found" | sort -V | head -1) != "$wanted" ]]; then
+    echo "error: cargo is $found; Safelight needs Rust $wanted or newer" >&2
+    echo "hint: rustup update stable (Debian's own rustc is too old: use https://rustup.rs)" >&2
+    exit 1
+  fi
+}
+
+if (($# == 0)); then
+  echo "usage: scripts/setup.sh build|test…" >&2
+  exit 2
+fi
+for what in "$@"; do
+  case $what in
+    build) need_for_build ;;
+    test) need_for_test ;;
+    *) echo "usage: scripts/setup.sh build|test…" >&2; exit 2 ;;
+  esac
+done
+install_missing
+check_rust

@@ -1,0 +1,165 @@
+//! The blob store's promises, on a local directory and on S3: what one keeps the other keeps too.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use safelight_common::{
+    blobs::{BlobError, BlobKey, Blobs, StagedUpload},
+    config::BlobUrl,
+    domain::{ContentHash, ImageId},
+};
+use safelight_harness::s3::S3;
+use tempfile::TempDir;
+
+/// Less than a part, and more than two parts of a multipart upload.
+const SIZES: [usize; 3] = [1, 800_000, 11_000_000];
+
+/// A store under test, with what it stands on.
+struct Bench {
+    blobs: Blobs,
+    s3: Option<S3>,
+    folder: TempDir,
+}
+
+fn local() -> Result<Bench> {
+    let folder = TempDir::new()?;
+    let url = BlobUrl::File(folder.path().join("blobs"));
+    let blobs = Blobs::open(&url, &folder.path().join("spool"))?;
+    Ok(Bench { blobs, s3: None, folder })
+}
+
+fn s3() -> Result<Bench> {
+    let (folder, s3) = (TempDir::new()?, S3::start("images")?);
+    let url = BlobUrl::S3 { bucket: "images".to_owned(), prefix: "some/prefix".to_owned() };
+    let blobs = Blobs::open_from(&url, &folder.path().join("spool"), s3.env())?;
+    Ok(Bench { blobs, s3: Some(s3), folder })
+}
+
+macro_rules! on_both {
+    ($($promise:ident),+ $(,)?) => {
+        mod on_local {
+            $(#[tokio::test]
+            async fn $promise() -> anyhow::Result<()> {
+                super::$promise(super::local()?).await
+            })+
+        }
+        mod on_s3 {
+            $(#[tokio::test]
+            async fn $promise() -> anyhow::Result<()> {
+                super::$promise(super::s3()?).await
+            })+
+        }
+    };
+}
+
+on_both! {
+    staged_bytes_are_promoted_once_and_read_back,
+    an_unfinished_upload_leaves_nothing,
+    objects_are_replaced_and_removed,
+    what_is_missing_is_told_from_what_is_broken,
+}
+
+async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()> {
+    let blobs = &bench.blobs;
+    for size in SIZES {
+        let bytes = content(size);
+        let staged = stage(blobs, &bytes).await?;
+        assert_eq!((staged.bytes, staged.sha256), (size as u64, ContentHash::of(&bytes)));
+        let incoming: Vec<_> = blobs.incoming().try_collect().await?;
+        assert_eq!(incoming.iter().map(|found| found.image).collect::<Vec<_>>(), [staged.image]);
+
+        blobs.promote(&staged).await?;
+        blobs.promote(&staged).await?;
+        assert_eq!(blobs.incoming().count().await, 0);
+
+        let key = BlobKey::Blob(staged.sha256);
+        let limit = size as u64;
+        assert_eq!(blobs.read(&key, limit).await?, bytes);
+        assert_eq!(blobs.read_head(&key, 64).await?, bytes[..size.min(64)]);
+        let body = blobs.get(&key).await?;
+        assert_eq!(body.bytes, limit);
+        let streamed: Vec<Bytes> = body.stream.try_collect().await?;
+        assert_eq!(streamed.concat(), bytes);
+        let refused = blobs.read(&key, limit - 1).await;
+        assert!(matches!(refused, Err(BlobError::TooLarge { .. })), "{refused:?}");
+    }
+    Ok(())
+}
+
+async fn an_unfinished_upload_leaves_nothing(bench: Bench) -> Result<()> {
+    let mut staging = bench.blobs.stage(ImageId::new()).await?;
+    staging.write(&content(3_000_000)).await?;
+    drop(staging);
+    // The removal runs in the background.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !files_under(bench.folder.path())?.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", files_under(bench.folder.path())?);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    if let Some(s3) = &bench.s3 {
+        assert_eq!(files_under(&s3.bucket_folder())?, Vec::<PathBuf>::new());
+    }
+    Ok(())
+}
+
+async fn objects_are_replaced_and_removed(bench: Bench) -> Result<()> {
+    let (blobs, key) = (&bench.blobs, BlobKey::Blob(ContentHash::of(b"name")));
+    blobs.put(&key, Bytes::from_static(b"first")).await?;
+    blobs.put(&key, Bytes::from_static(b"second")).await?;
+    assert_eq!(blobs.read(&key, 100).await?, "second");
+    blobs.delete(&key).await?;
+    blobs.delete(&key).await?;
+    assert!(matches!(blobs.read(&key, 100).await, Err(BlobError::NotFound)));
+    Ok(())
+}
+
+async fn what_is_missing_is_told_from_what_is_broken(bench: Bench) -> Result<()> {
+    let Bench { blobs, s3, .. } = bench;
+    blobs.check().await?;
+    let missing = BlobKey::Blob(ContentHash::of(b"nothing"));
+    assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::NotFound)));
+    assert!(matches!(blobs.read_head(&missing, 1).await, Err(BlobError::NotFound)));
+    let never_staged =
+        StagedUpload { image: ImageId::new(), sha256: ContentHash::of(b"nothing"), bytes: 7 };
+    assert!(matches!(blobs.promote(&never_staged).await, Err(BlobError::NotFound)));
+    let Some(mut s3) = s3 else { return Ok(()) };
+
+    s3.stop();
+    assert!(matches!(blobs.check().await, Err(BlobError::Store(_))));
+    assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::Store(_))));
+    s3.resume()?;
+    blobs.check().await?;
+    Ok(())
+}
+
+/// Bytes in which every position differs from its neighbours.
+fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|i| u8::try_from(i % 251).unwrap_or(0)).collect()
+}
+
+async fn stage(blobs: &Blobs, bytes: &[u8]) -> Result<StagedUpload> {
+    let mut staging = blobs.stage(ImageId::new()).await?;
+    for chunk in bytes.chunks(100_000) {
+        staging.write(chunk).await?;
+    }
+    Ok(staging.finish().await?)
+}
+
+/// All files below a folder.
+fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(files_under(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}

@@ -1,0 +1,118 @@
+//! Safelight as `compose.yaml` runs it, without Docker: several nodes on real engines behind a load
+//! balancer, all on free ports.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    haproxy::HaProxy,
+    postgres::Postgres,
+    rabbitmq::RabbitMq,
+    s3::S3,
+    server::{Server, run, safelight},
+};
+
+/// How long the migration of an empty database may take, on a busy machine.
+const MIGRATE: Duration = Duration::from_mins(1);
+
+/// The engines below a fleet, as far as it does not own them.
+pub struct Engines {
+    /// An empty database (`postgres://…`).
+    pub database_url: String,
+    /// An empty virtual host (`amqp://…`).
+    pub queue_url: String,
+}
+
+impl Engines {
+    /// An own database and an own virtual host on the servers that this process shares.
+    pub async fn shared() -> Result<Self> {
+        let database_url = Postgres::fresh_database().await?;
+        let queue_url =
+            tokio::task::spawn_blocking(|| RabbitMq::shared()?.fresh_vhost()).await??;
+        Ok(Self { database_url, queue_url })
+    }
+}
+
+/// How many nodes, and how they are configured.
+pub struct Plan {
+    /// Nodes that serve HTTP.
+    pub apis: usize,
+    /// Nodes that do the work.
+    pub workers: usize,
+    /// Further configuration of every node, such as `SAFELIGHT_LEASE_MS`.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { apis: 2, workers: 2, env: Vec::new() }
+    }
+}
+
+/// A running fleet. Dropping it ends all its processes; the order of the fields is the order in
+/// which they end, clients before the engines that they use.
+pub struct Fleet {
+    balancer: HaProxy,
+    /// The nodes that serve HTTP.
+    pub apis: Vec<Server>,
+    /// The nodes that do the work.
+    pub workers: Vec<Server>,
+    /// The object store.
+    pub s3: S3,
+    binary: PathBuf,
+    env: Vec<(String, String)>,
+    _folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    /// Migrates the database and starts every node of `plan`; returns when uploads can be sent.
+    /// Blocks its thread for a second or two.
+    pub fn start(binary: &Path, engines: &Engines, plan: &Plan) -> Result<Self> {
+        let s3 = S3::start("images")?;
+        let folder = tempfile::Builder::new().prefix("safelight-fleet-").tempdir()?;
+        let mut env = s3.env();
+        env.extend(
+            [
+                ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str()),
+                ("SAFELIGHT_QUEUE_URL", engines.queue_url.as_str()),
+                ("SAFELIGHT_BLOB_URL", s3.url().as_str()),
+                ("SAFELIGHT_DATA_DIR", &folder.path().to_string_lossy()),
+                ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        );
+        env.extend(plan.env.iter().cloned());
+
+        run(safelight(binary, ["migrate"], &env), MIGRATE)?.success().context("migrate")?;
+        let command = |role: &str| safelight(binary, [role], &env);
+        let apis: Vec<Server> =
+            (0..plan.apis).map(|_| Server::start(command("api"))).collect::<Result<_>>()?;
+        let workers =
+            (0..plan.workers).map(|_| Server::spawn(command("worker"))).collect::<Result<_>>()?;
+        let urls: Vec<&str> = apis.iter().map(Server::url).collect();
+        let balancer = HaProxy::start(&urls)?;
+        let binary = binary.to_owned();
+        Ok(Self { balancer, apis, workers, s3, binary, env, _folder: folder })
+    }
+
+    /// The load balancer's address.
+    pub fn url(&self) -> String {
+        self.balancer.url()
+    }
+
+    /// A command with this fleet's configuration.
+    pub fn command(&self, args: &[&str]) -> Command {
+        safelight(&self.binary, args, &self.env)
+    }
+
+    /// Starts one more worker.
+    pub fn add_worker(&mut self) -> Result<()> {
+        self.workers.push(Server::spawn(self.command(&["worker"]))?);
+        Ok(())
+    }
+}

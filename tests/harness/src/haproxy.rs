@@ -1,0 +1,102 @@
+//! HAProxy over any number of servers, with the configuration that `deploy/` ships.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{Guarded, free_port};
+
+/// What `compose.yaml` mounts.
+const SHIPPED: &str = include_str!("../../../deploy/haproxy.cfg");
+
+/// How long HAProxy may take until it has found its backends.
+const START: Duration = Duration::from_secs(30);
+
+/// A running HAProxy.
+pub struct HaProxy {
+    _process: Guarded,
+    port: u16,
+}
+
+impl HaProxy {
+    /// Starts HAProxy on a free port before `backends` (URLs such as `http://127.0.0.1:40001`),
+    /// and waits until one of them answers through it.
+    pub fn start(backends: &[&str]) -> Result<Self> {
+        let port = free_port()?;
+        let folder = tempfile::Builder::new().prefix("safelight-haproxy-").tempdir()?.keep();
+        let (config, log) = (folder.join("haproxy.cfg"), folder.join("log"));
+        fs::write(&config, configuration(port, backends))?;
+        let mut command = Command::new("haproxy");
+        let output = fs::File::create(&log)?;
+        command.arg("-db").arg("-f").arg(&config).stdin(Stdio::null());
+        command.stdout(output.try_clone()?).stderr(output);
+        let mut process = Guarded::spawn(&mut command, "TERM", &folder)
+            .context("is HAProxy installed? scripts/setup.sh test")?;
+        let deadline = Instant::now() + START;
+        while !is_ready(port) {
+            if process.child().try_wait()?.is_some() || Instant::now() > deadline {
+                bail!("HAProxy does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self { _process: process, port })
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+/// The shipped configuration with other addresses.
+fn configuration(port: u16, backends: &[&str]) -> String {
+    let mut lines = Vec::new();
+    for line in SHIPPED.lines() {
+        match line.split_whitespace().next() {
+            Some("bind") => lines.push(format!("  bind 127.0.0.1:{port}")),
+            Some("server") => {}
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    for (number, url) in (1..).zip(backends) {
+        lines.push(format!("  server api-{number} {}", url.trim_start_matches("http://")));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Whether a backend answers through the port that it can take work.
+fn is_ready(port: u16) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.split(' ').nth(1) == Some("200"))
+    };
+    ask().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_differ_from_what_is_shipped() {
+        let ours = configuration(1234, &["http://127.0.0.1:1", "http://127.0.0.1:2"]);
+        let differing = |from: &str, to: &str| {
+            from.lines().filter(|line| !to.contains(line)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            differing(&ours, SHIPPED),
+            ["  bind 127.0.0.1:1234", "  server api-1 127.0.0.1:1", "  server api-2 127.0.0.1:2"]
+        );
+        assert_eq!(differing(SHIPPED, &ours).len(), 3);
+    }
+}

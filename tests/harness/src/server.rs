@@ -1,0 +1,225 @@
+//! Running `safelight` processes, and commands that end.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::Guarded;
+
+/// How long a server may take until it listens, on a busy machine.
+const START: Duration = Duration::from_mins(1);
+
+/// How often a file or a process is looked at while waiting for it.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a server says when it is ready, followed by its address.
+const LISTENING: &str = "listening on http://";
+
+/// `binary` with `args`, and with no Safelight or AWS variables but those in `env`: the
+/// surroundings of a test must not change what it tests.
+pub fn safelight<A: AsRef<std::ffi::OsStr>>(
+    binary: &Path,
+    args: impl IntoIterator<Item = A>,
+    env: &[(String, String)],
+) -> Command {
+    let mut command = Command::new(binary);
+    for (key, _) in std::env::vars_os() {
+        let name = key.to_string_lossy();
+        if name.starts_with("SAFELIGHT_") || name.starts_with("AWS_") {
+            command.env_remove(&key);
+        }
+    }
+    command.args(args).envs(env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
+    command
+}
+
+/// A running `safelight` process. Dropping it ends it with SIGTERM, after 5 s by force.
+pub struct Server {
+    process: Guarded,
+    log: PathBuf,
+    url: Option<String>,
+}
+
+impl Server {
+    /// Starts a process that will serve HTTP, and waits until it says that it listens.
+    pub fn start(command: Command) -> Result<Self> {
+        let mut server = Self::spawn(command)?;
+        let deadline = Instant::now() + START;
+        loop {
+            let said = server.output();
+            if let Some(address) = after_listening(&said) {
+                server.url = Some(format!("http://{address}"));
+                return Ok(server);
+            }
+            if let Some(status) = server.process.child().try_wait()? {
+                bail!("safelight ended with {status} instead of listening:\n{said}");
+            }
+            if Instant::now() > deadline {
+                bail!("safelight does not listen after {START:?}:\n{said}");
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Starts a process that serves no HTTP.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("safelight-run-").tempdir()?.keep();
+        let log = folder.join("log");
+        let file = File::create(&log)?;
+        command.stdout(file.try_clone()?).stderr(file);
+        let process = Guarded::spawn(&mut command, "TERM", &folder)?;
+        Ok(Self { process, log, url: None })
+    }
+
+    /// Where it listens, such as `http://127.0.0.1:40123`; empty if it serves no HTTP.
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or_default()
+    }
+
+    /// Everything that it has printed and logged.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.process.child().try_wait()?.is_none())
+    }
+
+    /// Sends a signal by name: `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Ends it as `kill -9` does, and waits until it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.signal("KILL")?;
+        self.process.child().wait()?;
+        Ok(())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.process.child().try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("still running after {limit:?}:\n{}", self.output());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// The address after the first complete line that says where the server listens. Terminals'
+/// colours may stand around it.
+fn after_listening(output: &str) -> Option<&str> {
+    let (_, rest) = output.split_once(LISTENING)?;
+    let end = rest.find(|c: char| !(c.is_ascii_digit() || ".:[]abcdef".contains(c)))?;
+    Some(&rest[..end])
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed as data.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails, with all that it said, unless it exited with 0.
+    pub fn success(self) -> Result<Self> {
+        if self.code == Some(0) {
+            return Ok(self);
+        }
+        bail!("exit code {:?}\n{}{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+/// Runs a command to its end; fails, and ends it, if that takes longer than `limit`.
+pub fn run(mut command: Command, limit: Duration) -> Result<Finished> {
+    let folder = tempfile::Builder::new().prefix("safelight-run-").tempdir()?.keep();
+    let (out, err) = (folder.join("out"), folder.join("err"));
+    command.stdout(File::create(&out)?).stderr(File::create(&err)?);
+    let mut process = Guarded::spawn(&mut command, "TERM", &folder)?;
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = process.child().try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            let said = fs::read_to_string(&err).unwrap_or_default();
+            bail!("still running after {limit:?}:\n{said}");
+        }
+        std::thread::sleep(POLL);
+    };
+    let read = |path: &Path| fs::read_to_string(path).context("the command's output");
+    Ok(Finished { code: status.code(), stdout: read(&out)?, stderr: read(&err)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn an_address_is_read_only_when_its_line_is_complete() {
+        assert_eq!(after_listening("INFO listening on http://127.0.0.1:80"), None);
+        let said = "INFO listening on http://127.0.0.1:8080\nmore";
+        assert_eq!(after_listening(said), Some("127.0.0.1:8080"));
+        assert_eq!(after_listening("listening on http://[::1]:80\u{1b}[0m\n"), Some("[::1]:80"));
+    }
+
+    #[test]
+    fn a_server_that_dies_is_an_error_with_its_words() {
+        let Err(error) = Server::start(sh("echo 'no disk' >&2; exit 1")) else {
+            panic!("must not start")
+        };
+        assert!(error.to_string().contains("no disk"), "{error}");
+    }
+
+    #[test]
+    fn a_killed_server_leaves_neither_process_nor_folder() -> Result<()> {
+        let mut server = Server::start(sh("echo listening on http://127.0.0.1:1; sleep 60"))?;
+        assert_eq!(server.url(), "http://127.0.0.1:1");
+        let folder = server.process.folder().to_owned();
+        server.kill()?;
+        assert!(!server.is_running()?);
+        let begun = Instant::now();
+        drop(server);
+        assert!(!folder.exists());
+        assert!(begun.elapsed() < Duration::from_secs(3), "a dead process is not waited for");
+        Ok(())
+    }
+
+    #[test]
+    fn a_command_hands_back_its_two_streams_and_its_code() -> Result<()> {
+        let finished = run(sh("echo data; echo talk >&2; exit 2"), Duration::from_secs(20))?;
+        assert_eq!(
+            (finished.code, finished.stdout.as_str(), finished.stderr.as_str()),
+            (Some(2), "data\n", "talk\n")
+        );
+        Ok(())
+    }
+}
