@@ -23,11 +23,11 @@ pub async fn reserve_key(
     let token = Uuid::new_v4();
     let reserved = sqlx::query(
         "insert into idempotency_keys (owner, key, token, held_until, created_at)
-         values (?1, ?2, ?3, ?4 + ?5, ?4)
+         values ($1, $2, $3, $4 + $5, $4)
          on conflict (owner, key) do update
          set token = excluded.token, held_until = excluded.held_until,
              created_at = excluded.created_at
-         where idempotency_keys.task_id is null and idempotency_keys.held_until <= ?4",
+         where idempotency_keys.task_id is null and idempotency_keys.held_until <= $4",
     )
     .bind(&key.owner)
     .bind(&key.key)
@@ -41,7 +41,7 @@ pub async fn reserve_key(
         return Ok(KeyState::Reserved(KeyTicket { key, token }));
     }
     let row = sqlx::query(
-        "select task_id, fingerprint from idempotency_keys where owner = ?1 and key = ?2",
+        "select task_id, fingerprint from idempotency_keys where owner = $1 and key = $2",
     )
     .bind(&key.owner)
     .bind(&key.key)
@@ -56,7 +56,7 @@ pub async fn reserve_key(
 pub async fn release_key(conn: &mut SqliteConnection, ticket: KeyTicket) -> Result<(), StoreError> {
     sqlx::query(
         "delete from idempotency_keys
-         where owner = ?1 and key = ?2 and token = ?3 and task_id is null",
+         where owner = $1 and key = $2 and token = $3 and task_id is null",
     )
     .bind(&ticket.key.owner)
     .bind(&ticket.key.key)
@@ -85,8 +85,8 @@ pub async fn expire_keys(
                 let expired = sqlx::query(
                     "delete from idempotency_keys where (owner, key) in (
                          select owner, key from idempotency_keys
-                         where created_at <= ?1 and (task_id is not null or held_until <= ?2)
-                         order by created_at limit ?3)",
+                         where created_at <= $1 and (task_id is not null or held_until <= $2)
+                         order by created_at limit $3)",
                 )
                 .bind(before)
                 .bind(now)
@@ -99,10 +99,9 @@ pub async fn expire_keys(
         .await
 }
 
-/// One script, so that it crosses to SQLite's thread once. Its parameters are numbered and shared
-/// by its statements; without a key, the last statement finds no row. `$N`, not `?N`: for SQLite a
-/// `?N` brings unnamed parameters into being for the numbers that a statement leaves out, and sqlx
-/// stops binding when it has counted more of those over the script than there are values.
+/// One script, so that it crosses to SQLite's thread once. Its statements share their parameters,
+/// which works with `$1`, not with `?1`: of the latter, sqlx miscounts those that a statement leaves
+/// out. Without a key, the last statement finds no row.
 const ACCEPT: &str = "
     insert into images (id, sha256, bytes, format, title, tags, filename, created_at)
     values ($1, $2, $3, $4, $5, $6, $7, $8);
@@ -170,7 +169,7 @@ async fn holds_key(
 ) -> Result<bool, StoreError> {
     let found = sqlx::query(
         "select 1 from idempotency_keys
-         where owner = ?1 and key = ?2 and token = ?3 and (task_id is null or task_id = ?4)",
+         where owner = $1 and key = $2 and token = $3 and (task_id is null or task_id = $4)",
     )
     .bind(&ticket.key.owner)
     .bind(&ticket.key.key)
@@ -181,9 +180,10 @@ async fn holds_key(
     Ok(found.is_some())
 }
 
-/// Whether this very upload was accepted before.
+/// Whether this very upload was accepted before. Its jobs tell: of a script that failed, the image
+/// and the task may be there until the rollback, but not they.
 async fn recorded(conn: &mut SqliteConnection, upload: &NewUpload) -> Result<bool, StoreError> {
-    let found = sqlx::query("select 1 from tasks where id = ?1 and image_id = ?2")
+    let found = sqlx::query("select 1 from jobs where task_id = $1 and image_id = $2 limit 1")
         .bind(upload.task)
         .bind(upload.image)
         .fetch_optional(conn)
