@@ -1,3 +1,3 @@
-//! End-to-end and fault tests over real engines, one binary.
+//! End-to-end, contract and fault tests over real engines: one binary.
 
-mod blobs;
+mod e2e;

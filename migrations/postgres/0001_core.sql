@@ -54,6 +54,8 @@ create table tasks (
 );
 create index tasks_by_status on tasks (status, id);
 create index tasks_by_image on tasks (image_id);
+-- Few among many uploads.
+create index tasks_of_backfills on tasks (id) where kind = 'backfill';
 
 create table jobs (
     id            uuid primary key,
@@ -79,7 +81,7 @@ create table jobs (
     updated_at    timestamptz not null default now()
 );
 create index jobs_by_task on jobs (task_id, id);
-create index jobs_waiting on jobs (kind, lane, waiting_since) where status = 'queued';
+create index jobs_waiting on jobs (kind, lane, waiting_since, run_at) where status = 'queued';
 create index jobs_leased on jobs (lease_until) where status = 'running';
 create index jobs_failed on jobs (kind, lane) where status = 'failed';
 

@@ -1,32 +1,214 @@
-//! EmbeddedBroker.
-use super::*;
-/// EmbeddedBroker.
-pub struct EmbeddedBroker;
-impl EmbeddedBroker {
-    /// x
-    pub fn new() -> Self {
-        unimplemented!()
+//! The in-process queue: bounded, competing consumers, nothing on disk.
+//!
+//! Each waiting message is filed under the number it was published with. A message that comes back
+//! takes its old place again, ahead of everything published after it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{Broker, BrokerError, Delivery, Queue, Settle, Subscription};
+use crate::store::Doorbell;
+
+/// Messages that may wait in one queue; about 10 MB each at most. What does not fit stays in the
+/// store's outbox.
+pub const CAPACITY: usize = 100_000;
+
+/// Queues inside this process. They end with it.
+pub struct EmbeddedBroker {
+    lines: Vec<(Queue, Arc<Line>)>,
+    closed: CancellationToken,
+}
+
+impl Default for EmbeddedBroker {
+    fn default() -> Self {
+        Self::new()
     }
 }
+
+impl EmbeddedBroker {
+    /// Empty queues.
+    pub fn new() -> Self {
+        Self {
+            lines: Queue::all().map(|queue| (queue, Arc::default())).collect(),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    fn line(&self, queue: Queue) -> Result<&Arc<Line>, BrokerError> {
+        let found = self.lines.iter().find(|(name, _)| *name == queue);
+        found.map(|(_, line)| line).ok_or(BrokerError::Disconnected)
+    }
+
+    fn ensure_open(&self) -> Result<(), BrokerError> {
+        if self.closed.is_cancelled() { Err(BrokerError::Disconnected) } else { Ok(()) }
+    }
+}
+
 #[async_trait]
-#[allow(unused_variables)]
 impl Broker for EmbeddedBroker {
     async fn publish(&self, doorbells: &[Doorbell]) -> Result<(), BrokerError> {
-        unimplemented!()
+        self.ensure_open()?;
+        for doorbell in doorbells {
+            let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
+            self.line(queue)?.append(*doorbell)?;
+        }
+        Ok(())
     }
+
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError> {
-        unimplemented!()
+        self.ensure_open()?;
+        let prefetch = usize::from(prefetch.max(1));
+        let (sender, receiver) = mpsc::channel(prefetch);
+        let (line, closed) = (Arc::clone(self.line(queue)?), self.closed.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = sender.closed() => {}
+                () = feed(&line, &sender, prefetch, &closed) => {}
+            }
+        });
+        Ok(Subscription::new(receiver))
     }
+
     async fn depth(&self, queue: Queue) -> Result<u64, BrokerError> {
-        unimplemented!()
+        Ok(self.line(queue)?.waiting().messages.len() as u64)
     }
+
     async fn check(&self) -> Result<(), BrokerError> {
-        unimplemented!()
+        self.ensure_open()
     }
+
     fn survives_restart(&self) -> bool {
-        unimplemented!()
+        false
     }
+
     async fn close(&self) {
-        unimplemented!()
+        self.closed.cancel();
+    }
+}
+
+/// Moves messages from `line` to one subscription for as long as it listens. May be dropped at any
+/// await: a message is either on the line or in a delivery, and a dropped delivery returns it.
+async fn feed(
+    line: &Arc<Line>,
+    sender: &mpsc::Sender<Delivery>,
+    prefetch: usize,
+    closed: &CancellationToken,
+) {
+    let permits = Arc::new(Semaphore::new(prefetch));
+    // The semaphore is never closed.
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let (number, message) = line.take_first().await;
+        let held = Held {
+            line: Arc::clone(line),
+            number,
+            doorbell: Some(message.doorbell),
+            closed: closed.clone(),
+            _permit: permit,
+        };
+        // On an error the subscription is gone, and the delivery in the error is dropped.
+        let delivery = Delivery::new(message.doorbell, message.redelivered, held);
+        if sender.send(delivery).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One queue.
+#[derive(Default)]
+struct Line {
+    waiting: Mutex<Waiting>,
+    /// Rung for every message that is put in. All who wait look again, so no wake-up is lost.
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// By publishing number.
+    messages: BTreeMap<u64, Message>,
+    /// The number of the next message published.
+    next: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Message {
+    doorbell: Doorbell,
+    redelivered: bool,
+}
+
+impl Line {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // No code that holds the lock can leave it half-changed.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, doorbell: Doorbell) -> Result<(), BrokerError> {
+        {
+            let mut waiting = self.waiting();
+            if waiting.messages.len() >= CAPACITY {
+                return Err(BrokerError::Full);
+            }
+            let number = waiting.next;
+            waiting.next += 1;
+            waiting.messages.insert(number, Message { doorbell, redelivered: false });
+        }
+        self.filled.notify_waiters();
+        Ok(())
+    }
+
+    /// Files a message under its old number. Not refused when full: it was counted once before,
+    /// and prefetches bound how many can be out.
+    fn put_back(&self, number: u64, doorbell: Doorbell) {
+        self.waiting().messages.insert(number, Message { doorbell, redelivered: true });
+        self.filled.notify_waiters();
+    }
+
+    async fn take_first(&self) -> (u64, Message) {
+        loop {
+            // Made before the look, so that a message put in after it is heard.
+            let filled = self.filled.notified();
+            if let Some(first) = self.waiting().messages.pop_first() {
+                return first;
+            }
+            filled.await;
+        }
+    }
+}
+
+/// A message that was handed out. Dropping it puts the message back, unless it was acknowledged.
+struct Held {
+    line: Arc<Line>,
+    number: u64,
+    /// Taken by the acknowledgement.
+    doorbell: Option<Doorbell>,
+    closed: CancellationToken,
+    /// Counts against the subscription's prefetch.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(doorbell) = self.doorbell.take() {
+            self.line.put_back(self.number, doorbell);
+        }
+    }
+}
+
+#[async_trait]
+impl Settle for Held {
+    async fn ack(mut self: Box<Self>) {
+        self.doorbell = None;
+    }
+
+    async fn requeue(self: Box<Self>) {}
+
+    fn is_current(&self) -> bool {
+        !self.closed.is_cancelled()
     }
 }

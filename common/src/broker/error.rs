@@ -1,7 +1,7 @@
 //! What can go wrong with the queue.
 
 /// A failed broker call; all of them are worth trying again later.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     /// No connection now.
     #[error("the broker is not connected")]

@@ -68,7 +68,7 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Subscribes to a queue. The subscription outlives lost connections: it reconnects with
     /// backoff and resubscribes by itself, until it is dropped or the broker is closed. At most
-    /// `prefetch` deliveries are unsettled at any time.
+    /// `prefetch` (at least 1) deliveries are unsettled at any time. Fails only on a closed broker.
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError>;
 
     /// How many messages wait in a queue, not yet handed to a consumer.
@@ -86,7 +86,8 @@ pub trait Broker: Send + Sync + 'static {
     async fn close(&self);
 }
 
-/// Deliveries of one queue. Dropping it cancels; deliveries that were buffered go back.
+/// Deliveries of one queue. Dropping it cancels; deliveries that were buffered go back, and those
+/// in hand can still be settled.
 pub struct Subscription(mpsc::Receiver<Delivery>);
 
 impl Subscription {
@@ -95,9 +96,16 @@ impl Subscription {
         Self(deliveries)
     }
 
-    /// The next delivery; `None` once the broker is closed.
+    /// The next delivery; `None` once the broker is closed. Deliveries that were buffered when
+    /// their connection ended are skipped: the broker gives their messages to somebody again. Safe
+    /// to drop while it waits.
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.0.recv().await
+        loop {
+            let delivery = self.0.recv().await?;
+            if delivery.settle.is_current() {
+                return Some(delivery);
+            }
+        }
     }
 }
 
@@ -136,4 +144,6 @@ pub trait Settle: Send + Sync + 'static {
     async fn ack(self: Box<Self>);
     /// See [`Delivery::requeue`].
     async fn requeue(self: Box<Self>);
+    /// Whether it can still be settled; not once the connection or the broker it came from is gone.
+    fn is_current(&self) -> bool;
 }

@@ -59,9 +59,7 @@ impl ConfigError {
 /// Reads the configuration of this process: `file`, or `SAFELIGHT_CONFIG`, or none; then the
 /// environment.
 pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
-    let named =
-        std::env::var_os("SAFELIGHT_CONFIG").filter(|name| !name.is_empty()).map(PathBuf::from);
-    load_from(file.or(named.as_deref()), std::env::vars())
+    load_from(named(file).as_deref(), environment())
 }
 
 /// Reads the configuration from `file` and from `environment` alone.
@@ -69,13 +67,48 @@ pub fn load_from(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
+    parse(merged(file, environment)?)
+}
+
+/// The configuration of this process as TOML, checked, with passwords masked.
+pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
+    let mut table = merged(named(file).as_deref(), environment())?;
+    let config = parse(table.clone())?;
+    for (key, shown) in [
+        ("data_dir", config.data_dir.display().to_string()),
+        ("database_url", config.database_url.to_string()),
+        ("queue_url", config.queue_url.to_string()),
+        ("blob_url", config.blob_url.to_string()),
+    ] {
+        table.insert(key.to_owned(), Value::String(shown));
+    }
+    toml::to_string(&table).map_err(|error| ConfigError::Invalid(error.to_string()))
+}
+
+/// The file to read: the one given, else the one that the environment names.
+fn named(file: Option<&Path>) -> Option<PathBuf> {
+    let by_environment = || std::env::var_os("SAFELIGHT_CONFIG").filter(|name| !name.is_empty());
+    file.map(Path::to_owned).or_else(|| by_environment().map(PathBuf::from))
+}
+
+/// This process's variables. (`std::env::vars` panics at one that is no Unicode, even a stranger's.)
+fn environment() -> impl Iterator<Item = (String, String)> {
+    let readable = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (readable(name), readable(value)))
+}
+
+/// The defaults, overlaid by the file, overlaid by the environment.
+fn merged(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Table, ConfigError> {
     let mut table: Table =
         toml::from_str(DEFAULTS).map_err(|error| ConfigError::Invalid(error.to_string()))?;
     let known: Vec<String> = table.keys().cloned().collect();
     if let Some(path) = file {
         for (key, value) in read(path)? {
             if !table.contains_key(&key) {
-                return Err(unknown(&key, format!("{}", path.display()), &known));
+                return Err(unknown(&key, path.display().to_string(), &known));
             }
             table.insert(key, value);
         }
@@ -96,6 +129,11 @@ pub fn load_from(
         let value = parse_variable(&variable, &text, default)?;
         table.insert(key, value);
     }
+    Ok(table)
+}
+
+/// Types, then [`checked`].
+fn parse(table: Table) -> Result<Config, ConfigError> {
     let config: Config = table.try_into().map_err(|error: toml::de::Error| {
         ConfigError::Invalid(format!("invalid configuration: {}", one_line(error.message())))
     })?;

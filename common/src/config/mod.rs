@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
-pub use load::{ConfigError, load, load_from};
+pub use load::{ConfigError, effective, load, load_from};
 pub use urls::{BlobUrl, DatabaseUrl, InvalidUrl, QueueUrl};
 
 use crate::domain::Presets;

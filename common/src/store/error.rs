@@ -1,5 +1,7 @@
 //! What can go wrong with the database, in terms that callers act on.
 
+use crate::domain::UnknownName;
+
 /// A failed store call. The text of a database error is for the log, never for a client.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -47,27 +49,37 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let unavailable = match &error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed
-            | sqlx::Error::Protocol(_) => true,
-            // PostgreSQL classes 08 (connection), 53 (resources), 57P (shut down, starting up),
-            // 40 (serialization, deadlock), 25P03 (idle in transaction); SQLite 5 (busy), 6
-            // (locked), 10 (disk I/O), 13 (disk full), 14 (cannot open), each in its low byte.
-            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-                let postgres = code.len() == 5
-                    && (["08", "53", "40"].iter().any(|class| code.starts_with(class))
-                        || code.starts_with("57P")
-                        || code == "25P03");
-                let sqlite = code.len() < 5
-                    && code.parse::<i32>().is_ok_and(|c| matches!(c & 0xFF, 5 | 6 | 10 | 13 | 14));
-                postgres || sqlite
-            }),
-            _ => false,
-        };
-        if unavailable { Self::Unavailable(error) } else { Self::Database(error) }
+        if is_unavailable(&error) { Self::Unavailable(error) } else { Self::Database(error) }
+    }
+}
+
+impl From<UnknownName> for StoreError {
+    fn from(error: UnknownName) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+/// Whether an error means that the database is out of reach or overloaded, not that it objects.
+pub(super) fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Protocol(_) => true,
+        // PostgreSQL classes 08 (connection), 53 (resources), 57P (shut down, starting up),
+        // 40 (serialization, deadlock), 25P03 (idle in transaction); SQLite 5 (busy), 6
+        // (locked), 10 (disk I/O), 13 (disk full), 14 (cannot open), each in its low byte.
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+            let postgres = code.len() == 5
+                && (["08", "53", "40"].iter().any(|class| code.starts_with(class))
+                    || code.starts_with("57P")
+                    || code == "25P03");
+            let sqlite = code.len() < 5
+                && code.parse::<i32>().is_ok_and(|c| matches!(c & 0xFF, 5 | 6 | 10 | 13 | 14));
+            postgres || sqlite
+        }),
+        _ => false,
     }
 }

@@ -4,9 +4,11 @@
 //! Times that processes must agree on (due times, leases) are always the database's clock; callers
 //! pass durations, never instants.
 
+mod convert;
 mod error;
 pub mod postgres;
 mod records;
+mod schema;
 pub mod sqlite;
 
 use std::{sync::Arc, time::Duration};

@@ -1,0 +1,154 @@
+//! Paths, queries and headers as types; what does not fit is a problem document.
+
+use std::{fmt::Display, str::FromStr};
+
+use axum::{
+    extract::{FromRequestParts, Path, Query},
+    http::{HeaderMap, HeaderName, request::Parts},
+};
+use safelight_common::domain::{ImageId, TaskId};
+
+use crate::problem::{Problem, ProblemCode};
+
+/// An id in a path, and the problem if there is nothing of that id.
+pub trait PathId: FromStr {
+    /// The kind of problem.
+    const NOT_FOUND: ProblemCode;
+
+    /// There is nothing of this id.
+    fn not_found(id: impl Display) -> Problem {
+        Problem::new(Self::NOT_FOUND, format!("There is nothing with the id `{id}`."))
+    }
+}
+
+impl PathId for TaskId {
+    const NOT_FOUND: ProblemCode = ProblemCode::TaskNotFound;
+}
+
+impl PathId for ImageId {
+    const NOT_FOUND: ProblemCode = ProblemCode::ImageNotFound;
+}
+
+/// Reads an id in the one spelling that we give out. The same thing under several paths would be
+/// several things to a cache.
+pub fn parse_id<T: PathId>(text: &str) -> Result<T, Problem> {
+    const HYPHENATED: usize = 36;
+    if text.len() != HYPHENATED || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(T::not_found(text.escape_debug()));
+    }
+    text.parse().map_err(|_| T::not_found(text.escape_debug()))
+}
+
+/// The id that is a path's only parameter.
+pub struct Id<T>(pub T);
+
+impl<T: PathId, S: Send + Sync> FromRequestParts<S> for Id<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| T::not_found("(unreadable)"))?;
+        parse_id(&text).map(Self)
+    }
+}
+
+/// The query, to be taken apart parameter by parameter; what nobody takes is a mistake.
+#[derive(Default)]
+pub struct Params(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(pairs) = Query::from_request_parts(parts, state).await.map_err(|_| {
+            Problem::new(ProblemCode::InvalidQuery, "The query is not URL-encoded UTF-8.")
+        })?;
+        Ok(Self(pairs))
+    }
+}
+
+impl Params {
+    /// Every value of a parameter.
+    pub fn take_all(&mut self, name: &str) -> Vec<String> {
+        self.0.extract_if(.., |(key, _)| key == name).map(|(_, value)| value).collect()
+    }
+
+    /// The value of a parameter that may stand once.
+    pub fn take(&mut self, name: &str) -> Result<Option<String>, Problem> {
+        let mut values = self.take_all(name);
+        if values.len() > 1 {
+            return Err(invalid_query(name, "may be given only once"));
+        }
+        Ok(values.pop())
+    }
+
+    /// The value of a parameter that may stand once, read as `T`.
+    pub fn parse<T>(&mut self, name: &str) -> Result<Option<T>, Problem>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let value = self.take(name)?;
+        value.map(|text| text.parse().map_err(|e: T::Err| invalid_query(name, e))).transpose()
+    }
+
+    /// Refuses what is left.
+    pub fn finish(self) -> Result<(), Problem> {
+        match self.0.first() {
+            Some((name, _)) => {
+                Err(invalid_query(&name.escape_debug(), "there is no such parameter"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A query parameter that is wrong.
+pub fn invalid_query(name: &(impl Display + ?Sized), why: impl Display) -> Problem {
+    Problem::new(ProblemCode::InvalidQuery, format!("Query parameter `{name}`: {why}."))
+}
+
+/// A header that may stand once, as text.
+pub fn single_header<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    code: ProblemCode,
+) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::new(code, format!("Header `{name}` may be given only once.")));
+    }
+    let text = value.to_str().map_err(|_| {
+        Problem::new(code, format!("Header `{name}` holds other than visible ASCII characters."))
+    })?;
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_canonical_spelling_of_an_id_is_one() {
+        let id = TaskId::new();
+        assert_eq!(parse_id::<TaskId>(&id.to_string()).expect("canonical"), id);
+        let others =
+            [id.0.simple().to_string(), id.0.urn().to_string(), id.to_string().to_uppercase()];
+        for text in others.iter().map(String::as_str).chain(["", "x", "../etc/passwd"]) {
+            let problem = parse_id::<TaskId>(text).expect_err(text);
+            assert_eq!(problem.code(), ProblemCode::TaskNotFound);
+        }
+    }
+
+    #[test]
+    fn parameters_stand_once_and_are_known() {
+        let pairs = |list: &[(&str, &str)]| {
+            Params(list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        };
+        assert_eq!(pairs(&[("limit", "5")]).parse::<u32>("limit").expect("number"), Some(5));
+        assert!(pairs(&[("limit", "x")]).parse::<u32>("limit").is_err());
+        assert!(pairs(&[("limit", "1"), ("limit", "2")]).take("limit").is_err());
+        assert!(pairs(&[("other", "1")]).finish().is_err());
+    }
+}

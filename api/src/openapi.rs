@@ -1,0 +1,169 @@
+//! The API's description, made from the same routes that serve it.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+};
+use tower_http::set_header::SetResponseHeaderLayer;
+use utoipa::{
+    IntoResponses, OpenApi as _,
+    openapi::{
+        ContentBuilder, HeaderBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Response,
+        ResponseBuilder, Type,
+    },
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::{
+    ApiOptions, delivery, images, probes,
+    problem::{self, ProblemCode, ProblemDocument, Retry},
+    state::ApiState,
+    tasks, uploads,
+};
+
+/// The page may load nothing from elsewhere. Its styles are partly inline.
+const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+);
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Safelight",
+        description = "An image-hosting backend. Once an upload is answered with 202, the image is never lost and its task never hangs: it ends as succeeded, failed with a reason, or cancelled.\n\nErrors are RFC 9457 problem documents with a stable `code`.",
+    ),
+    components(schemas(ProblemDocument)),
+    tags(
+        (name = "uploads", description = "Sending images"),
+        (name = "tasks", description = "What became of them"),
+        (name = "images", description = "What is known of them"),
+        (name = "delivery", description = "Their bytes"),
+        (name = "probes", description = "For machines that look after this one"),
+    ),
+)]
+struct Description;
+
+/// The description of the whole API.
+pub fn openapi() -> OpenApi {
+    routes(ApiOptions::default()).into_openapi()
+}
+
+/// The routes of a node, each with its description.
+pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
+    let mut router = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(probes::livez))
+        .routes(routes!(probes::readyz))
+        .routes(routes!(probes::metrics));
+    if options.uploads {
+        router = router
+            .routes(routes!(uploads::upload, images::list))
+            .routes(routes!(images::show))
+            .routes(routes!(tasks::list::list))
+            .routes(routes!(tasks::show))
+            .routes(routes!(tasks::events::events));
+    }
+    if options.delivery {
+        router = router.routes(routes!(delivery::original)).routes(routes!(delivery::rendition));
+    }
+    router
+}
+
+/// `/openapi.json`, and `/docs`, a page to read it that needs no other host.
+pub fn description(document: OpenApi) -> Router<ApiState> {
+    let page: Router<ApiState> = SwaggerUi::new("/docs").url("/openapi.json", document).into();
+    page.layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, DOCS_POLICY))
+}
+
+/// Declares which problems a call can answer with, beside those that every call can.
+macro_rules! answers {
+    ($( $(#[$meta:meta])* $name:ident: $( $code:ident ),* );+ $(;)?) => {$(
+        $(#[$meta])*
+        pub struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                described(&[$( ProblemCode::$code, )* ProblemCode::Internal])
+            }
+        }
+    )+};
+}
+
+answers! {
+    /// Of an upload.
+    UploadProblems: InvalidRequest, InvalidQuery, InvalidHeader, InvalidMultipart, InvalidField,
+        InvalidIdempotencyKey, InvalidDigest, UnsupportedDigest, DigestMismatch, EmptyBody,
+        BrokenBody, UploadTimeout, KeyInFlight, UploadTooLarge, UnsupportedMediaType, KeyReused,
+        TooManyUploads, DatabaseUnavailable, BlobsUnavailable, StorageFull;
+    /// Of reading a task.
+    TaskProblems: InvalidHeader, TaskNotFound, TooManyWaiting, DatabaseUnavailable;
+    /// Of following a task.
+    EventProblems: TaskNotFound, TooManyWaiting, DatabaseUnavailable;
+    /// Of a list.
+    ListProblems: InvalidQuery, DatabaseUnavailable;
+    /// Of reading an image's metadata.
+    ImageProblems: ImageNotFound, DatabaseUnavailable;
+    /// Of reading bytes.
+    DeliveryProblems: ImageNotFound, PresetNotFound, RenditionNotMade, ImageFailed, ImageNotReady,
+        DatabaseUnavailable, BlobsUnavailable;
+    /// Of the readiness probe.
+    ReadyProblems: NotReady;
+    /// Of calls that nothing can go wrong with.
+    InternalProblems: ;
+}
+
+/// One response per status, with an example per kind of problem.
+fn described(codes: &[ProblemCode]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<String, Vec<ProblemCode>> = BTreeMap::new();
+    for &code in codes {
+        by_status.entry(code.status().as_str().to_owned()).or_default().push(code);
+    }
+    by_status.into_iter().map(|(status, codes)| (status, RefOr::T(response(&codes)))).collect()
+}
+
+fn response(codes: &[ProblemCode]) -> Response {
+    let lines: Vec<_> =
+        codes.iter().map(|code| format!("`{}`: {}.", code.as_str(), code.title())).collect();
+    let examples = codes.iter().map(|&code| {
+        let example = utoipa::openapi::example::ExampleBuilder::new()
+            .summary(code.title())
+            .value(Some(example(code)));
+        (code.as_str(), example)
+    });
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .examples_from_iter(examples)
+        .build();
+    let response = ResponseBuilder::new()
+        .description(lines.join("\n\n"))
+        .content(problem::MEDIA_TYPE, content);
+    if codes.iter().all(|code| matches!(code.retry(), Retry::After(_))) {
+        let header = HeaderBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(Type::Integer)))
+            .description(Some("Seconds until trying again makes sense"));
+        return response.header("Retry-After", header.build()).build();
+    }
+    response.build()
+}
+
+fn example(code: ProblemCode) -> serde_json::Value {
+    serde_json::json!({
+        "type": format!("urn:safelight:problem:{}", code.as_str()),
+        "title": code.title(),
+        "status": code.status().as_u16(),
+        "detail": "What happened this time.",
+        "instance": "/the/path",
+        "code": code.as_str(),
+        "retryable": code.retry() != Retry::Never,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_description_is_as_reviewed() {
+        insta::assert_json_snapshot!("openapi", super::openapi());
+    }
+}

@@ -1,0 +1,377 @@
+//! The one place that turns errors into answers: RFC 9457 problem documents.
+//!
+//! Handlers return a [`Problem`]; it travels in the response's extensions until [`complete`] writes
+//! the document, because only there is the request's path known. What an internal error says goes
+//! to the log and never into the document.
+
+use std::any::Any;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use safelight_common::{blobs::BlobError, store::StoreError};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::state::ApiState;
+
+/// The media type of every error.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// Declares the table of problems: one row is everything that is the same for all of its kind.
+macro_rules! problems {
+    ($( $(#[$meta:meta])* $variant:ident = $status:literal $code:literal $title:literal $retry:tt ),+ $(,)?) => {
+        /// Every kind of problem. The name is stable: clients decide by it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum ProblemCode { $( $(#[$meta])* $variant ),+ }
+
+        impl ProblemCode {
+            /// The stable name; `type` is `urn:safelight:problem:` and this.
+            pub const fn as_str(self) -> &'static str {
+                match self { $( Self::$variant => $code ),+ }
+            }
+
+            /// The HTTP status.
+            pub fn status(self) -> StatusCode {
+                let status: u16 = match self { $( Self::$variant => $status ),+ };
+                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+
+            /// What it is, in the same words every time.
+            pub const fn title(self) -> &'static str {
+                match self { $( Self::$variant => $title ),+ }
+            }
+
+            /// Whether and when the same request may be tried again.
+            pub const fn retry(self) -> Retry {
+                match self { $( Self::$variant => problems!(@retry $retry) ),+ }
+            }
+        }
+    };
+    (@retry never) => { Retry::Never };
+    (@retry later) => { Retry::Later };
+    (@retry $seconds:literal) => { Retry::After($seconds) };
+}
+
+/// Whether the same request can succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It cannot.
+    Never,
+    /// It can; nobody knows when.
+    Later,
+    /// It can; the answer carries `Retry-After` with these seconds.
+    After(u32),
+}
+
+problems! {
+    NotFound = 404 "not_found" "No such path" never,
+    MethodNotAllowed = 405 "method_not_allowed" "The path does not take this method" never,
+    InvalidRequest = 400 "invalid_request" "The request cannot be understood" never,
+    InvalidQuery = 400 "invalid_query" "A query parameter is not valid" never,
+    InvalidHeader = 400 "invalid_header" "A header is not valid" never,
+    InvalidMultipart = 400 "invalid_multipart" "The multipart body is not valid" never,
+    InvalidField = 400 "invalid_field" "A field of the upload is not valid" never,
+    InvalidIdempotencyKey = 400 "invalid_idempotency_key" "The Idempotency-Key is not valid" never,
+    InvalidDigest = 400 "invalid_digest" "The Content-Digest is not valid" never,
+    UnsupportedDigest = 400 "unsupported_digest" "The Content-Digest has no known algorithm" never,
+    DigestMismatch = 400 "digest_mismatch" "The body is not what Content-Digest says" later,
+    EmptyBody = 400 "empty_body" "The upload has no bytes" never,
+    BrokenBody = 400 "broken_body" "The body broke off" later,
+    TaskNotFound = 404 "task_not_found" "No such task" never,
+    ImageNotFound = 404 "image_not_found" "No such image" never,
+    PresetNotFound = 404 "preset_not_found" "No such preset" never,
+    RenditionNotMade = 404 "rendition_not_made" "The image has no rendition of this preset" never,
+    ImageFailed = 404 "image_failed" "The image could not be processed" never,
+    UploadTimeout = 408 "upload_timeout" "The upload sent nothing for too long" later,
+    KeyInFlight = 409 "idempotency_key_in_flight" "An upload with this key is being received" 1,
+    UploadTooLarge = 413 "upload_too_large" "The upload is too large" never,
+    UnsupportedMediaType = 415 "unsupported_media_type" "No picture that Safelight reads" never,
+    KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
+    Internal = 500 "internal" "The server failed" later,
+    TooManyUploads = 503 "too_many_uploads" "Too many uploads at once" 1,
+    TooManyWaiting = 503 "too_many_waiting" "Too many clients are waiting" 5,
+    ImageNotReady = 503 "image_not_ready" "The image is still being processed" 1,
+    DatabaseUnavailable = 503 "database_unavailable" "The database does not answer" 2,
+    BlobsUnavailable = 503 "store_unavailable" "The blob store does not answer" 2,
+    NotReady = 503 "not_ready" "This node cannot serve now" 2,
+    StorageFull = 507 "storage_full" "No space is left for uploads" later,
+}
+
+/// An answer that is an error.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    code: ProblemCode,
+    detail: String,
+    hint: Option<String>,
+    extensions: Map<String, Value>,
+    headers: HeaderMap,
+}
+
+/// The document of every error (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemDocument {
+    /// Names the kind: `urn:safelight:problem:` and the code.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:safelight:problem:upload_too_large")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened this time.
+    pub detail: String,
+    /// The path that was asked for.
+    pub instance: String,
+    /// The stable name of the kind.
+    #[schema(example = "upload_too_large")]
+    pub code: String,
+    /// Whether the same request can succeed later.
+    pub retryable: bool,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// More about some kinds: `reason` (why an image failed), `presets`, `parts`.
+    #[serde(flatten)]
+    pub extensions: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem with what happened this time, for the client to read.
+    pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+            hint: None,
+            extensions: Map::new(),
+            headers: HeaderMap::new(),
+        }
+    }
+
+    /// A failure of ours: `error` is logged, the client learns only that there was one.
+    pub fn internal(error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%error, "request failed");
+        Self::new(ProblemCode::Internal, "Something went wrong on the server; it has been logged.")
+    }
+
+    /// Says what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds a member to the document.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extensions.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a header to the answer.
+    pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Its kind.
+    pub const fn code(&self) -> ProblemCode {
+        self.code
+    }
+
+    /// The document for a request of `instance`.
+    fn document(self, instance: String) -> ProblemDocument {
+        ProblemDocument {
+            kind: format!("urn:safelight:problem:{}", self.code.as_str()),
+            title: self.code.title().to_owned(),
+            status: self.code.status().as_u16(),
+            detail: self.detail,
+            instance,
+            code: self.code.as_str().to_owned(),
+            retryable: self.code.retry() != Retry::Never,
+            hint: self.hint,
+            extensions: self.extensions,
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if error.is_unavailable() {
+            tracing::warn!(%error, "the database is unavailable");
+            return Self::new(
+                ProblemCode::DatabaseUnavailable,
+                "The database cannot be reached at the moment.",
+            );
+        }
+        Self::internal(&error)
+    }
+}
+
+impl From<BlobError> for Problem {
+    fn from(error: BlobError) -> Self {
+        tracing::warn!(%error, "the blob store failed");
+        match error {
+            BlobError::Full => {
+                Self::new(ProblemCode::StorageFull, "The storage has no space left.")
+            }
+            BlobError::NotFound
+            | BlobError::TooLarge { .. }
+            | BlobError::Store(_)
+            | BlobError::Spool(_) => Self::new(
+                ProblemCode::BlobsUnavailable,
+                "The blob store cannot be used at the moment.",
+            ),
+        }
+    }
+}
+
+/// Middleware: writes the document of every error, whoever made it.
+pub async fn complete(request: Request, next: Next) -> Response {
+    let instance = request.uri().path().to_owned();
+    let head = request.method() == Method::HEAD;
+    let mut response = next.run(request).await;
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
+    let problem = response
+        .extensions_mut()
+        .remove::<Problem>()
+        .unwrap_or_else(|| Problem::new(generic(status), "The request was refused."));
+    render(problem, instance, head, response)
+}
+
+/// The kind for an error that a library answered by itself.
+fn generic(status: StatusCode) -> ProblemCode {
+    match status {
+        StatusCode::NOT_FOUND => ProblemCode::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => ProblemCode::MethodNotAllowed,
+        StatusCode::PAYLOAD_TOO_LARGE => ProblemCode::UploadTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => ProblemCode::UnsupportedMediaType,
+        status if status.is_client_error() => ProblemCode::InvalidRequest,
+        _ => ProblemCode::Internal,
+    }
+}
+
+/// Replaces the body of `response`; headers that it has already (such as `Allow`) stay.
+fn render(problem: Problem, instance: String, head: bool, response: Response) -> Response {
+    let status = problem.code.status();
+    let retry = problem.code.retry();
+    let (mut parts, _) = response.into_parts();
+    parts.status = status;
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(problem.headers.clone());
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    // A cache that kept an error would outlive its cause.
+    parts.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Retry::After(seconds) = retry {
+        parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    let (json, body) = Json(problem.document(instance)).into_response().into_parts();
+    if json.status.is_server_error() {
+        tracing::error!("a problem document could not be written");
+    }
+    Response::from_parts(parts, if head { Body::empty() } else { body })
+}
+
+/// Answers for a path that there is not, or not on this node.
+pub async fn no_such_path(State(state): State<ApiState>, request: Request) -> Problem {
+    let path = request.uri().path();
+    let problem = Problem::new(ProblemCode::NotFound, format!("There is nothing at `{path}`."));
+    let options = state.options();
+    if !options.uploads && path.starts_with("/v1/") {
+        problem.hint("this node serves delivery only; ask one that serves uploads")
+    } else if !options.delivery && path.starts_with("/images/") {
+        problem.hint("this node serves uploads only; ask one that serves delivery")
+    } else {
+        problem.hint("`/docs` lists every call")
+    }
+}
+
+/// Answers for a method that a path does not take; axum adds `Allow`.
+pub async fn no_such_method(request: Request) -> Problem {
+    let (method, path) = (request.method(), request.uri().path());
+    Problem::new(ProblemCode::MethodNotAllowed, format!("`{path}` does not take {method}."))
+}
+
+/// Answers for a handler that panicked.
+pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message");
+    Problem::internal(&format_args!("panicked: {message}")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, middleware::from_fn, routing::get};
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    async fn answer(router: Router, path: &str) -> (Response<()>, Value) {
+        let router = router.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(complete));
+        let request = Request::get(path).body(Body::empty()).expect("request");
+        let (parts, body) = router.oneshot(request).await.expect("infallible").into_parts();
+        let body = body.collect().await.expect("body").to_bytes();
+        (Response::from_parts(parts, ()), serde_json::from_slice(&body).expect("JSON"))
+    }
+
+    #[tokio::test]
+    async fn internal_text_stays_inside() {
+        let fail = || async { Problem::internal(&"password is hunter2") };
+        let (response, body) = answer(Router::new().route("/a", get(fail)), "/a").await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], MEDIA_TYPE);
+        assert_eq!(body["type"], "urn:safelight:problem:internal");
+        assert_eq!(body["instance"], "/a");
+        assert!(!body.to_string().contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem() {
+        async fn explode() -> &'static str {
+            panic!("secret {}", 42)
+        }
+        let (response, body) = answer(Router::new().route("/a", get(explode)), "/a").await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(body["code"], "internal");
+        assert!(!body.to_string().contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn plain_errors_of_libraries_become_problems() {
+        let refuse = || async { (StatusCode::PAYLOAD_TOO_LARGE, "too large") };
+        let (_, body) = answer(Router::new().route("/a", get(refuse)), "/a").await;
+        assert_eq!(body["code"], "upload_too_large");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_and_an_absent_database_say_that_a_retry_helps() {
+        let full = || async { Problem::from(BlobError::Full) };
+        let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
+        assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(body["retryable"], true);
+        let busy = || async { Problem::new(ProblemCode::DatabaseUnavailable, "away") };
+        let (response, _) = answer(Router::new().route("/a", get(busy)), "/a").await;
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+}

@@ -1,0 +1,120 @@
+//! A task as server-sent events (WHATWG HTML, section 9.2).
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    Extension,
+    extract::State,
+    http::{HeaderMap, HeaderName, StatusCode},
+    response::{
+        IntoResponse, Response, Sse,
+        sse::{Event, KeepAlive},
+    },
+};
+use futures::{Stream, stream};
+use safelight_common::{
+    domain::{Task, TaskId},
+    retry::Reconnect,
+};
+
+use super::{document::TaskDocument, load};
+use crate::{
+    extract::Id,
+    openapi::EventProblems,
+    problem::Problem,
+    state::{ApiState, Draining},
+    watch::Watcher,
+};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Time between comments that keep proxies from closing a silent stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Where a task stands, as it changes.
+///
+/// Each event is named `task`, its `id` is the task's version, its data the task document. The
+/// stream ends after the final document. A client that comes back with the final version in
+/// `Last-Event-ID` gets 204, which tells an `EventSource` to stop.
+#[utoipa::path(
+    get, path = "/v1/tasks/{id}/events", tag = "tasks",
+    params(
+        ("id" = TaskId, Path, description = "The task's id"),
+        ("last-event-id" = Option<String>, Header, description = "The last version that the client has seen"),
+    ),
+    responses(
+        (status = 200, description = "Events named `task`, each with the task document as its data", body = TaskDocument, content_type = "text/event-stream"),
+        (status = 204, description = "The client has seen the final document"),
+        EventProblems,
+    ),
+)]
+pub async fn events(
+    State(state): State<ApiState>,
+    draining: Option<Extension<Draining>>,
+    Id(id): Id<TaskId>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    // An id that we did not make is no reason to refuse: the client then gets the whole story.
+    let seen = headers.get(LAST_EVENT_ID).and_then(|v| v.to_str().ok()?.parse::<i64>().ok());
+    let task = load(&state, id).await?;
+    if seen == Some(task.version) && task.status.is_final() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let watcher = state.watch.watch(id)?;
+    let (version, first) = match seen {
+        Some(seen) if seen == task.version => (seen, None),
+        _ => (task.version, Some(task)),
+    };
+    let Draining(draining) = draining.map(|Extension(draining)| draining).unwrap_or_default();
+    let feed = Feed { state, id, version, first, watcher, over: false };
+    let stream = stream::unfold(feed, Feed::next);
+    let stream = futures::StreamExt::take_until(stream, draining.cancelled_owned());
+    let stream: std::pin::Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(stream);
+    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// One client's stream.
+struct Feed {
+    state: ApiState,
+    id: TaskId,
+    /// The last version sent.
+    version: i64,
+    /// The document to begin with.
+    first: Option<Task>,
+    watcher: Watcher,
+    over: bool,
+}
+
+impl Feed {
+    /// The next event and what follows it; `None` after the final one.
+    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+        if self.over {
+            return None;
+        }
+        let task = match self.first.take() {
+            Some(task) => task,
+            None => self.changed().await?,
+        };
+        self.version = task.version;
+        self.over = task.status.is_final();
+        let document = serde_json::to_string(&TaskDocument::new(&task, &self.state.presets));
+        let document = document.map_err(|error| Problem::internal(&error)).ok()?;
+        let event = Event::default().event("task").id(task.version.to_string()).data(document);
+        Some((Ok(event), self))
+    }
+
+    /// The task once it has changed; `None` if it is gone. A database that is away delays.
+    async fn changed(&mut self) -> Option<Task> {
+        self.watcher.changed_from(self.version).await;
+        let mut reconnect = Reconnect::default();
+        loop {
+            match self.state.services.store.task(self.id).await {
+                Ok(task) => return task,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read a task for its events");
+                    tokio::time::sleep(reconnect.next_delay()).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Lists of tasks.
+
+use axum::{Json, extract::State};
+use safelight_common::{
+    domain::{Status, TaskId, TaskKind},
+    store::TaskFilter,
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::document::TaskDocument;
+use crate::{
+    extract::Params,
+    openapi::ListProblems,
+    pages::{Cursor, page},
+    problem::Problem,
+    state::ApiState,
+};
+
+/// A page of tasks.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TaskList)]
+pub struct TaskListDocument {
+    /// The tasks, newest first.
+    pub tasks: Vec<TaskDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Tasks, newest first.
+#[utoipa::path(
+    get, path = "/v1/tasks", tag = "tasks",
+    params(
+        ("status" = Option<Status>, Query, description = "Only tasks in this state"),
+        ("kind" = Option<TaskKind>, Query, description = "Only tasks of this kind"),
+        ("limit" = Option<u32>, Query, description = "Tasks at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page of tasks", body = TaskListDocument),
+        ListProblems,
+    ),
+)]
+pub async fn list(
+    State(state): State<ApiState>,
+    mut params: Params,
+) -> Result<Json<TaskListDocument>, Problem> {
+    let filter = TaskFilter { status: params.parse("status")?, kind: params.parse("kind")? };
+    let request = page::<TaskId>(&mut params)?;
+    params.finish()?;
+    let page = state.services.store.list_tasks(&filter, &request).await?;
+    Ok(Json(TaskListDocument {
+        tasks: page.tasks.iter().map(|task| TaskDocument::new(task, &state.presets)).collect(),
+        next_cursor: page.next.map(Cursor::encode),
+    }))
+}

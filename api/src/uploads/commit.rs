@@ -1,0 +1,166 @@
+//! The end of an upload: durable bytes, one transaction, the bell.
+
+use chrono::Utc;
+use safelight_common::{
+    blobs::BlobKey,
+    domain::{
+        ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Progress, Status, Task, TaskId,
+        TaskKind,
+    },
+    store::{Accepted, NewUpload, StoreError},
+};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    digest,
+    form::Form,
+    idempotency::{self, HeldKey},
+    intake::{Content, Intake},
+};
+use crate::{problem::Problem, state::ApiState};
+
+/// An upload whose last byte has arrived.
+pub struct Received {
+    /// The image that it becomes.
+    pub image: ImageId,
+    /// Its bytes.
+    pub intake: Intake,
+    /// What came beside them.
+    pub form: Form,
+    /// The hash that the bytes must have, if the client said one that is still to be checked.
+    pub expected: Option<ContentHash>,
+    /// Its idempotency key.
+    pub key: Option<HeldKey>,
+    /// Its place among the uploads in flight.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// Makes the upload durable and records it. Runs in a task of its own, so that a client which
+/// hangs up now cannot cut it in the middle.
+pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem> {
+    let Received { image, intake, form, expected, key, place } = received;
+    let content = intake.finish().await?;
+    if let Some(problem) = refusal(&content, expected) {
+        discard(&state, image).await;
+        return Err(problem);
+    }
+    let upload = new_upload(&state, image, &content, form, key.as_ref());
+    accept(&state, &upload).await?;
+    drop(place);
+    if let Some(key) = key {
+        key.keep();
+    }
+    state.services.wake.ring();
+    Ok(receipt(upload))
+}
+
+/// Why bytes that arrived whole are not kept, if they are not what the client meant to send.
+pub fn refusal(content: &Content, expected: Option<ContentHash>) -> Option<Problem> {
+    expected
+        .is_some_and(|expected| expected != content.sha256)
+        .then(|| digest::mismatch(content.sha256))
+}
+
+fn new_upload(
+    state: &ApiState,
+    image: ImageId,
+    content: &Content,
+    form: Form,
+    key: Option<&HeldKey>,
+) -> NewUpload {
+    let fingerprint = form.fingerprint(content.sha256);
+    NewUpload {
+        image,
+        task: TaskId::new(),
+        lane: Lane::Interactive,
+        sha256: content.sha256,
+        bytes: content.bytes,
+        format: content.format,
+        title: form.title,
+        tags: form.tags,
+        filename: form.filename,
+        jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+        max_attempts: state.services.config.max_attempts,
+        key: key.and_then(HeldKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
+    }
+}
+
+/// Records the upload, or removes its bytes if it certainly is not recorded.
+async fn accept(state: &ApiState, upload: &NewUpload) -> Result<(), Problem> {
+    let error = match state.services.store.accept(upload).await {
+        Ok(Accepted::Yes) => return Ok(()),
+        Ok(Accepted::KeyLost) => {
+            discard(state, upload.image).await;
+            return Err(idempotency::in_flight());
+        }
+        Err(error) => error,
+    };
+    // The connection may have been lost after the commit.
+    match state.services.store.existing_images(&[upload.image]).await {
+        Ok(found) if found.contains(&upload.image) => {
+            tracing::warn!(%error, image = %upload.image, "accepted, though the answer was lost");
+            return Ok(());
+        }
+        // A database that was out of reach may still be committing what it was sent; only one
+        // that has answered has certainly not. The janitor looks again when that is settled.
+        Ok(_) if !matches!(error, StoreError::Unavailable(_)) => {
+            discard(state, upload.image).await;
+        }
+        Ok(_) | Err(_) => {}
+    }
+    Err(error.into())
+}
+
+/// Removes staged bytes that became nothing; what is left in spite of it, the janitor finds.
+async fn discard(state: &ApiState, image: ImageId) {
+    if let Err(error) = state.services.blobs.delete(&BlobKey::Incoming(image)).await {
+        tracing::warn!(%error, %image, "cannot remove refused bytes");
+    }
+}
+
+/// The task as it was accepted. Reading it back would cost as much again as recording it, and
+/// could fail, though the upload is safe.
+fn receipt(upload: NewUpload) -> Task {
+    let now = Utc::now();
+    let jobs: Vec<_> = upload
+        .jobs
+        .iter()
+        .map(|&(id, kind)| Job {
+            id,
+            kind,
+            status: Status::Queued,
+            attempt: 0,
+            max_attempts: upload.max_attempts,
+            retry_at: None,
+            error: None,
+        })
+        .collect();
+    Task {
+        id: upload.task,
+        kind: TaskKind::Upload,
+        lane: upload.lane,
+        status: Status::Queued,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+        finished_at: None,
+        progress: Progress {
+            total: u32::try_from(jobs.len()).unwrap_or(u32::MAX),
+            ..Progress::default()
+        },
+        jobs,
+        image: Some(Image {
+            id: upload.image,
+            sha256: upload.sha256,
+            bytes: upload.bytes,
+            format: upload.format,
+            facts: None,
+            title: upload.title,
+            tags: upload.tags,
+            filename: upload.filename,
+            created_at: now,
+            stored_at: None,
+            renditions: Vec::new(),
+        }),
+    }
+}

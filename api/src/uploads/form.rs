@@ -1,0 +1,237 @@
+//! What a client says beside the bytes: title, tags, file name.
+
+use axum::http::{HeaderMap, header};
+use percent_encoding::percent_decode_str;
+use safelight_common::domain::{ContentHash, ContentHasher};
+
+use crate::problem::{Problem, ProblemCode};
+
+/// Characters of a title at most.
+const MAX_TITLE_CHARS: usize = 500;
+
+/// Tags of an image at most.
+const MAX_TAGS: usize = 32;
+
+/// Characters of a tag at most.
+const MAX_TAG_CHARS: usize = 64;
+
+/// Bytes of a file name at most, as in most file systems.
+const MAX_FILENAME_BYTES: usize = 255;
+
+/// What a client says beside the bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Form {
+    /// The title.
+    pub title: Option<String>,
+    /// The tags, without repetitions.
+    pub tags: Vec<String>,
+    /// The file's name, without folders.
+    pub filename: Option<String>,
+}
+
+impl Form {
+    /// Takes the title; may be done once. An empty one is none.
+    pub fn set_title(&mut self, text: &str) -> Result<(), Problem> {
+        let title = checked("title", text, MAX_TITLE_CHARS)?;
+        self.title = (!title.is_empty()).then(|| title.to_owned());
+        Ok(())
+    }
+
+    /// Adds tags, separated by commas.
+    pub fn add_tags(&mut self, list: &str) -> Result<(), Problem> {
+        for tag in list.split(',') {
+            let tag = checked("tags", tag, MAX_TAG_CHARS)?;
+            if tag.is_empty() || self.tags.iter().any(|known| known == tag) {
+                continue;
+            }
+            if self.tags.len() == MAX_TAGS {
+                return Err(invalid("tags", &format!("at most {MAX_TAGS} are taken")));
+            }
+            self.tags.push(tag.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Takes the file's name, made harmless.
+    pub fn set_filename(&mut self, name: &str) {
+        self.filename = harmless(name);
+    }
+
+    /// Names the payload of an upload: equal if and only if the bytes and all of this are.
+    pub fn fingerprint(&self, content: ContentHash) -> ContentHash {
+        let mut hasher = ContentHasher::default();
+        hasher.update(content.as_bytes());
+        // Each part with its length, so that no two payloads run together to the same bytes.
+        let mut add = |part: Option<&str>| {
+            let length = part.map_or(u64::MAX, |part| part.len() as u64);
+            hasher.update(&length.to_be_bytes());
+            hasher.update(part.unwrap_or_default().as_bytes());
+        };
+        add(self.title.as_deref());
+        add(self.filename.as_deref());
+        self.tags.iter().for_each(|tag| add(Some(tag)));
+        hasher.finish()
+    }
+}
+
+/// `text` without surrounding space, if it is short enough and printable.
+fn checked<'a>(field: &str, text: &'a str, max_chars: usize) -> Result<&'a str, Problem> {
+    let text = text.trim();
+    if text.chars().count() > max_chars {
+        return Err(invalid(field, &format!("at most {max_chars} characters are taken")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(invalid(field, "control characters are not taken"));
+    }
+    Ok(text)
+}
+
+/// A field that cannot be taken.
+pub fn invalid(field: &str, why: &str) -> Problem {
+    Problem::new(ProblemCode::InvalidField, format!("Field `{field}`: {why}."))
+}
+
+/// The last component of a path, printable, of bounded length; `None` if nothing is left.
+fn harmless(name: &str) -> Option<String> {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let mut name: String = last.chars().filter(|c| !c.is_control()).collect();
+    name.truncate(name.floor_char_boundary(MAX_FILENAME_BYTES));
+    let name = name.trim();
+    (!matches!(name, "" | "." | "..")).then(|| name.to_owned())
+}
+
+/// The file name in `Content-Disposition` (RFC 6266; `filename*` as in RFC 8187). One that cannot
+/// be read is none, as that RFC advises.
+pub fn disposition_filename(headers: &HeaderMap) -> Option<String> {
+    let value = String::from_utf8_lossy(headers.get(header::CONTENT_DISPOSITION)?.as_bytes());
+    let mut plain = None;
+    for (name, value) in parameters(&value) {
+        match name.as_str() {
+            "filename*" => {
+                let encoded = value.get(..7).filter(|c| c.eq_ignore_ascii_case("utf-8''"));
+                let text = encoded.and_then(|_| percent_decode_str(&value[7..]).decode_utf8().ok());
+                if let Some(text) = text {
+                    return Some(text.into_owned());
+                }
+            }
+            "filename" => plain = plain.or(Some(value)),
+            _ => {}
+        }
+    }
+    plain
+}
+
+/// The parameters after the first `;`, names in lower case, values without quotes.
+fn parameters(value: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let Some((_, mut rest)) = value.split_once(';') else { return found };
+    while let Some((name, after)) = rest.split_once('=') {
+        let name = name.trim_matches([' ', '\t', ';']).to_ascii_lowercase();
+        let (value, after) = match after.trim_start().strip_prefix('"') {
+            Some(quoted) => unquoted(quoted),
+            None => {
+                let (token, after) = after.split_once(';').unwrap_or((after, ""));
+                (token.trim().to_owned(), after)
+            }
+        };
+        found.push((name, value));
+        rest = after;
+    }
+    found
+}
+
+/// The text up to the closing quote, and what follows it.
+fn unquoted(text: &str) -> (String, &str) {
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return (value, &text[at + 1..]),
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            other => value.push(other),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn file_names_lose_folders_and_control_characters() {
+        let cases = [
+            ("cat.jpg", Some("cat.jpg")),
+            ("../../etc/passwd", Some("passwd")),
+            ("C:\\pictures\\cat.jpg", Some("cat.jpg")),
+            ("a\r\nb\0.png", Some("ab.png")),
+            (" .. ", None),
+            ("folder/", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(harmless(name).as_deref(), expected, "{name}");
+        }
+        let long = harmless(&"é".repeat(200)).expect("a name");
+        assert_eq!(long, "é".repeat(127));
+    }
+
+    #[test]
+    fn reads_content_disposition() {
+        let cases = [
+            ("attachment; filename=cat.jpg", Some("cat.jpg")),
+            ("form-data; name=\"a\"; filename=\"a; \\\"b\\\".jpg\"", Some("a; \"b\".jpg")),
+            ("attachment; filename=x.jpg; FileName*=UTF-8''%e2%82%ac.jpg", Some("€.jpg")),
+            ("attachment; filename*=UTF-8''%ff; filename=x.jpg", Some("x.jpg")),
+            ("inline", None),
+            ("attachment; filename", None),
+        ];
+        for (value, expected) in cases {
+            let headers = HeaderMap::from_iter([(
+                header::CONTENT_DISPOSITION,
+                HeaderValue::from_static(value),
+            )]);
+            assert_eq!(disposition_filename(&headers).as_deref(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn tags_are_split_trimmed_deduplicated_and_bounded() {
+        let mut form = Form::default();
+        form.add_tags("cat, dog,,cat ").expect("tags");
+        form.add_tags("bird").expect("tags");
+        assert_eq!(form.tags, ["cat", "dog", "bird"]);
+        let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        assert!(form.add_tags(&many).is_err());
+        assert!(form.add_tags(&"x".repeat(65)).is_err());
+        assert!(form.set_title("a\u{7}b").is_err());
+        form.set_title("  ").expect("empty");
+        assert_eq!(form.title, None);
+    }
+
+    #[test]
+    fn everything_said_is_in_the_fingerprint() {
+        let content = ContentHash::of(b"x");
+        let form = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
+            Form {
+                title: title.map(str::to_owned),
+                tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+                filename: filename.map(str::to_owned),
+            }
+            .fingerprint(content)
+        };
+        let all = [
+            form(None, &[], None),
+            form(Some("ab"), &[], None),
+            form(None, &[], Some("ab")),
+            form(None, &["ab"], None),
+            form(None, &["a", "b"], None),
+            form(Some("a"), &["b"], None),
+            Form::default().fingerprint(ContentHash::of(b"y")),
+        ];
+        for (n, one) in all.iter().enumerate() {
+            assert!(all[n + 1..].iter().all(|other| other != one), "{n}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `Idempotency-Key`: one logical upload, however often it is sent.
+
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName};
+use safelight_common::{
+    domain::{ContentHash, TaskId},
+    store::{DynStore, IdempotencyKey, KeyState, KeyTicket},
+};
+
+use crate::{
+    extract::single_header,
+    problem::{Problem, ProblemCode},
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Characters of a key at most.
+const MAX_KEY_CHARS: usize = 255;
+
+/// The key that a request carries.
+pub fn from_headers(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
+    let code = ProblemCode::InvalidIdempotencyKey;
+    let Some(key) = single_header(headers, &IDEMPOTENCY_KEY, code)? else { return Ok(None) };
+    if key.is_empty() || key.len() > MAX_KEY_CHARS || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Problem::new(
+            code,
+            format!("`Idempotency-Key` must be 1 to {MAX_KEY_CHARS} visible ASCII characters."),
+        ));
+    }
+    Ok(Some(IdempotencyKey { owner: String::new(), key: key.to_owned() }))
+}
+
+/// What an upload with a key may do.
+pub enum Reservation {
+    /// Be accepted under it.
+    Held(HeldKey),
+    /// Prove that it is the same as the one accepted before.
+    Replay {
+        /// What that one made.
+        task: TaskId,
+        /// The payload that it carried.
+        fingerprint: ContentHash,
+    },
+}
+
+/// A reserved key. Dropping it gives the key back, whatever ended the upload.
+pub struct HeldKey {
+    store: DynStore,
+    ticket: Option<KeyTicket>,
+}
+
+/// Reserves a key for an upload that is about to be received.
+pub async fn reserve(
+    store: &DynStore,
+    key: &IdempotencyKey,
+    hold: Duration,
+) -> Result<Reservation, Problem> {
+    match store.reserve_key(key, hold).await? {
+        KeyState::Reserved(ticket) => {
+            Ok(Reservation::Held(HeldKey { store: store.clone(), ticket: Some(ticket) }))
+        }
+        KeyState::Used { task, fingerprint } => Ok(Reservation::Replay { task, fingerprint }),
+        KeyState::InFlight => Err(in_flight()),
+    }
+}
+
+/// Another upload holds the key.
+pub fn in_flight() -> Problem {
+    Problem::new(
+        ProblemCode::KeyInFlight,
+        "Another upload with this Idempotency-Key is being received.",
+    )
+}
+
+/// The key stands for another payload.
+pub fn reused() -> Problem {
+    Problem::new(
+        ProblemCode::KeyReused,
+        "This Idempotency-Key was used for an upload with another payload.",
+    )
+    .hint("use a new key for a new upload")
+}
+
+impl HeldKey {
+    /// The right to accept under the key.
+    pub fn ticket(&self) -> Option<&KeyTicket> {
+        self.ticket.as_ref()
+    }
+
+    /// Leaves the key to the upload that was accepted under it.
+    pub fn keep(mut self) {
+        self.ticket = None;
+    }
+}
+
+impl Drop for HeldKey {
+    fn drop(&mut self) {
+        let (Some(ticket), Ok(runtime)) =
+            (self.ticket.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let store = self.store.clone();
+        runtime.spawn(async move {
+            // If this fails the reservation ends by its time.
+            if let Err(error) = store.release_key(&ticket).await {
+                tracing::warn!(%error, "cannot release an idempotency key");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_short_visible_and_alone() {
+        let read = |values: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                let value = HeaderValue::from_bytes(value).expect("a header value");
+                headers.append(IDEMPOTENCY_KEY, value);
+            }
+            from_headers(&headers)
+        };
+        assert!(read(&[]).expect("none").is_none());
+        assert_eq!(read(&[b"a-1"]).expect("key").expect("some").key, "a-1");
+        assert!(read(&[&[b'x'; 255]]).is_ok());
+        for bad in
+            [&[b"".as_slice()][..], &[b"a b"], &[&[b'x'; 256]], &["é".as_bytes()], &[b"a", b"b"]]
+        {
+            let problem = read(bad).expect_err("a bad key");
+            assert_eq!(problem.code(), ProblemCode::InvalidIdempotencyKey);
+        }
+    }
+}

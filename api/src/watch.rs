@@ -1,0 +1,303 @@
+//! Many clients waiting for tasks, one batched look-up per tick for all of them.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use safelight_common::{
+    domain::TaskId,
+    retry::Reconnect,
+    store::{StoreError, TaskVersion},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// Clients waiting at once in this process. Past it a client is told to come back.
+const MAX_WATCHERS: usize = 20_000;
+
+/// Time between look-ups while few are waiting.
+const FAST_TICK: Duration = Duration::from_millis(20);
+
+/// Time between look-ups while thousands are waiting.
+const SLOW_TICK: Duration = Duration::from_millis(250);
+
+/// One batched look-up: the versions of those tasks that exist.
+type Lookup =
+    dyn Fn(Vec<TaskId>) -> BoxFuture<'static, Result<Vec<TaskVersion>, StoreError>> + Send + Sync;
+
+/// Where those who wait are registered. Clones share them.
+#[derive(Clone)]
+pub struct WatchHub(Arc<Hub>);
+
+struct Hub {
+    lookup: Box<Lookup>,
+    places: Arc<Semaphore>,
+    board: Mutex<Board>,
+}
+
+#[derive(Default)]
+struct Board {
+    watched: HashMap<TaskId, Watched>,
+    /// Whether a ticker runs. It ends, under this lock, when nobody is waiting.
+    ticking: bool,
+}
+
+/// One watched task.
+struct Watched {
+    seen: watch::Sender<Option<TaskVersion>>,
+    /// How many wait for it; the last to go removes the entry.
+    watchers: usize,
+}
+
+/// Too many clients are waiting.
+#[derive(Debug)]
+pub struct TooManyWatchers;
+
+/// One client that waits for one task. Dropping it ends the wait.
+pub struct Watcher {
+    id: TaskId,
+    seen: watch::Receiver<Option<TaskVersion>>,
+    hub: Arc<Hub>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl WatchHub {
+    /// A hub that asks `lookup` while anybody waits.
+    pub fn new<F>(lookup: impl Fn(Vec<TaskId>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Vec<TaskVersion>, StoreError>> + Send + 'static,
+    {
+        Self(Arc::new(Hub {
+            lookup: Box::new(move |ids| lookup(ids).boxed()),
+            places: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            board: Mutex::default(),
+        }))
+    }
+
+    /// Begins to wait for changes of a task.
+    pub fn watch(&self, id: TaskId) -> Result<Watcher, TooManyWatchers> {
+        let hub = self.0.clone();
+        let place = hub.places.clone().try_acquire_owned().map_err(|_| TooManyWatchers)?;
+        let mut board = hub.board();
+        let entry = board
+            .watched
+            .entry(id)
+            .or_insert_with(|| Watched { seen: watch::Sender::new(None), watchers: 0 });
+        entry.watchers += 1;
+        let seen = entry.seen.subscribe();
+        if !board.ticking {
+            board.ticking = true;
+            tokio::spawn(tick(hub.clone()));
+        }
+        drop(board);
+        Ok(Watcher { id, seen, hub, _place: place })
+    }
+
+    /// How many tasks are watched.
+    #[cfg(test)]
+    fn watched(&self) -> usize {
+        self.0.board().watched.len()
+    }
+}
+
+impl Watcher {
+    /// Returns when the task is known to be in another version than `version`.
+    pub async fn changed_from(&mut self, version: i64) {
+        self.until(|seen| seen.version != version).await;
+    }
+
+    /// Returns when the task is known to be final.
+    pub async fn is_final(&mut self) {
+        self.until(|seen| seen.status.is_final()).await;
+    }
+
+    async fn until(&mut self, condition: impl Fn(&TaskVersion) -> bool) {
+        let met = self.seen.wait_for(|seen| seen.as_ref().is_some_and(&condition)).await.is_ok();
+        if !met {
+            // The sender lives as long as this watcher's entry; if it should ever not, waiting on
+            // is right, for the caller has a deadline.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut entry) = self.hub.board().watched.entry(self.id) {
+            entry.get_mut().watchers -= 1;
+            if entry.get().watchers == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+impl Hub {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tasks to look up; `None` ends the ticker, because nobody waits.
+    fn wanted(&self) -> Option<Vec<TaskId>> {
+        let mut board = self.board();
+        if board.watched.is_empty() {
+            board.ticking = false;
+            board.watched.shrink_to_fit();
+            return None;
+        }
+        // Final tasks whose watchers have not left yet need no further look.
+        let unsettled =
+            |watched: &Watched| !watched.seen.borrow().is_some_and(|v| v.status.is_final());
+        Some(board.watched.iter().filter(|(_, w)| unsettled(w)).map(|(id, _)| *id).collect())
+    }
+
+    fn tell(&self, versions: Vec<TaskVersion>) {
+        let board = self.board();
+        for version in versions {
+            if let Some(watched) = board.watched.get(&version.id) {
+                watched.seen.send_if_modified(|seen| {
+                    let news = *seen != Some(version);
+                    *seen = Some(version);
+                    news
+                });
+            }
+        }
+    }
+}
+
+/// Looks up all that is watched, again and again, until nothing is. A look-up that fails is tried
+/// again later; those who wait notice nothing but the delay.
+async fn tick(hub: Arc<Hub>) {
+    let mut reconnect = Reconnect::default();
+    let mut pause = FAST_TICK;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(ids) = hub.wanted() else { return };
+        if ids.is_empty() {
+            pause = FAST_TICK;
+            continue;
+        }
+        let (count, begun) = (ids.len(), Instant::now());
+        match (hub.lookup)(ids).await {
+            Ok(versions) => {
+                hub.tell(versions);
+                reconnect.reset();
+                // A slow database is asked less often: at most a third of the time.
+                pause = tick_for(count).max(begun.elapsed() * 2);
+            }
+            Err(error) => {
+                pause = reconnect.next_delay();
+                tracing::warn!(%error, watched = count, "cannot look up watched tasks");
+            }
+        }
+    }
+}
+
+/// From [`FAST_TICK`] for one to [`SLOW_TICK`] from some nine thousand.
+fn tick_for(watched: usize) -> Duration {
+    let extra = Duration::from_micros(25 * watched as u64);
+    (FAST_TICK + extra).min(SLOW_TICK)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+    use safelight_common::domain::Status;
+
+    use super::*;
+
+    /// A look-up that counts its calls and reports `version` for every task.
+    struct Counting {
+        calls: AtomicUsize,
+        version: AtomicI64,
+        failing: AtomicUsize,
+    }
+
+    fn hub() -> (WatchHub, Arc<Counting>) {
+        let counting = Arc::new(Counting {
+            calls: AtomicUsize::new(0),
+            version: AtomicI64::new(1),
+            failing: AtomicUsize::new(0),
+        });
+        let lookup = counting.clone();
+        let hub = WatchHub::new(move |ids| {
+            let counting = lookup.clone();
+            async move {
+                counting.calls.fetch_add(1, Ordering::SeqCst);
+                let left = counting.failing.load(Ordering::SeqCst);
+                if left > 0 {
+                    counting.failing.store(left - 1, Ordering::SeqCst);
+                    return Err(StoreError::Corrupt("away".to_owned()));
+                }
+                let version = counting.version.load(Ordering::SeqCst);
+                let status = if version > 1 { Status::Succeeded } else { Status::Queued };
+                Ok(ids.into_iter().map(|id| TaskVersion { id, version, status }).collect())
+            }
+        });
+        (hub, counting)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_watchers_cost_one_look_up_per_tick() {
+        let (hub, counting) = hub();
+        let mut watchers: Vec<_> =
+            (0..10_000).map(|_| hub.watch(TaskId::new()).expect("a place")).collect();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let calls = counting.calls.load(Ordering::SeqCst);
+        assert!((5..=25).contains(&calls), "{calls} look-ups in 5 s");
+        counting.version.store(2, Ordering::SeqCst);
+        for watcher in &mut watchers {
+            watcher.is_final().await;
+        }
+        assert!(counting.calls.load(Ordering::SeqCst) <= calls + 2);
+        drop(watchers);
+        assert_eq!(hub.watched(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waiting_costs_nothing() {
+        let (hub, counting) = hub();
+        drop(hub.watch(TaskId::new()).expect("a place"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(counting.calls.load(Ordering::SeqCst), 0);
+        // And a later one is served again.
+        let mut watcher = hub.watch(TaskId::new()).expect("a place");
+        watcher.changed_from(0).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_look_ups_only_delay() {
+        let (hub, counting) = hub();
+        counting.failing.store(4, Ordering::SeqCst);
+        counting.version.store(2, Ordering::SeqCst);
+        let mut watcher = hub.watch(TaskId::new()).expect("a place");
+        watcher.is_final().await;
+        assert_eq!(counting.calls.load(Ordering::SeqCst), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_for_one_task_share_it() {
+        let (hub, counting) = hub();
+        let id = TaskId::new();
+        let mut first = hub.watch(id).expect("a place");
+        let second = hub.watch(id).expect("a place");
+        assert_eq!(hub.watched(), 1);
+        drop(second);
+        counting.version.store(2, Ordering::SeqCst);
+        first.is_final().await;
+    }
+
+    #[tokio::test]
+    async fn places_are_bounded_and_come_back() {
+        let (hub, _) = hub();
+        let id = TaskId::new();
+        let watchers: Vec<_> = (0..MAX_WATCHERS).map(|_| hub.watch(id).expect("a place")).collect();
+        assert!(hub.watch(id).is_err());
+        drop(watchers);
+        assert!(hub.watch(id).is_ok());
+    }
+}

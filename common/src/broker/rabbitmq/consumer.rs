@@ -1,0 +1,218 @@
+//! Subscriptions: one task each, on a channel of its own over the shared consuming connection.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use lapin::{
+    Acker, Channel, Connection, Consumer,
+    message::Delivery as Message,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    },
+    types::FieldTable,
+};
+use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    link::{Link, within},
+    message, topology,
+};
+use crate::{
+    broker::{BrokerError, Delivery, Queue, Settle},
+    retry::Reconnect,
+};
+
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For one acknowledgement. Written or not, nothing is lost: an unsettled message comes again.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Feeds one [`crate::broker::Subscription`].
+pub(super) struct Feeder {
+    pub(super) link: Link,
+    pub(super) queue: Queue,
+    pub(super) prefetch: u16,
+    pub(super) sender: mpsc::Sender<Delivery>,
+    pub(super) closed: CancellationToken,
+}
+
+impl Feeder {
+    /// Delivers until the subscription is dropped or the broker is closed, over as many
+    /// connections as it takes.
+    pub(super) async fn run(self) {
+        let mut reconnect = Reconnect::default();
+        let mut told = false;
+        loop {
+            let connection = tokio::select! {
+                () = self.unwanted() => return,
+                connection = self.link.connection() => connection,
+            };
+            let Some(connection) = connection else { return };
+            let error = match self.subscribe(&connection).await {
+                Ok((channel, consumer)) => {
+                    if told {
+                        info!(queue = %self.queue, "subscribed again");
+                        told = false;
+                    }
+                    match self.forward(&channel, consumer, &mut reconnect).await {
+                        Ok(()) => return,
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            // Where the connection is gone too, its keeper has said so.
+            if !told && connection.status().connected() {
+                warn!(queue = %self.queue, %error, "subscription lost; trying until it is back");
+                told = true;
+            }
+            drop(connection);
+            tokio::select! {
+                () = self.unwanted() => return,
+                () = tokio::time::sleep(reconnect.next_delay()) => {}
+            }
+        }
+    }
+
+    async fn unwanted(&self) {
+        tokio::select! {
+            () = self.closed.cancelled() => {}
+            () = self.sender.closed() => {}
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        connection: &Connection,
+    ) -> Result<(Arc<Channel>, Consumer), BrokerError> {
+        let channel = within(SUBSCRIBE_TIMEOUT, connection.create_channel()).await?;
+        topology::declare(&channel).await?;
+        // Before consuming: deliveries that come without a limit are buffered without one.
+        let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
+        within(SUBSCRIBE_TIMEOUT, qos).await?;
+        let consume = channel.basic_consume(
+            self.queue.to_string().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = within(SUBSCRIBE_TIMEOUT, consume).await?;
+        Ok((Arc::new(channel), consumer))
+    }
+
+    /// Passes deliveries on. `Ok` when no more are wanted, an error when no more come.
+    async fn forward(
+        &self,
+        channel: &Arc<Channel>,
+        mut consumer: Consumer,
+        reconnect: &mut Reconnect,
+    ) -> Result<(), BrokerError> {
+        loop {
+            let message = tokio::select! {
+                () = self.unwanted() => break,
+                message = consumer.next() => message,
+            };
+            // The stream ends when the broker cancels the consumer, the channel still looking well.
+            let message = message.ok_or(BrokerError::Disconnected)??;
+            reconnect.reset();
+            let Some(delivery) = self.decode(channel, message).await else { continue };
+            let sent = tokio::select! {
+                () = self.closed.cancelled() => break,
+                sent = self.sender.send(delivery) => sent,
+            };
+            if sent.is_err() {
+                break;
+            }
+        }
+        hand_back(channel, consumer).await;
+        Ok(())
+    }
+
+    /// A message that cannot be read is acknowledged away: the store can rebuild whatever it said,
+    /// and putting it back would only bring it again.
+    async fn decode(&self, channel: &Arc<Channel>, message: Message) -> Option<Delivery> {
+        let held = Held { acker: Some(message.acker), channel: Arc::clone(channel) };
+        match message::decode(self.queue, &message.data) {
+            Ok(doorbell) => Some(Delivery::new(doorbell, message.redelivered, held)),
+            Err(error) => {
+                warn!(queue = %self.queue, %error, "dropped a message that cannot be read");
+                Box::new(held).ack().await;
+                None
+            }
+        }
+    }
+}
+
+/// Cancels, and puts back what the broker had sent ahead. The channel stays open for as long as
+/// deliveries on it are in hand.
+async fn hand_back(channel: &Channel, mut consumer: Consumer) {
+    let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    let put_back = async {
+        cancel.await?;
+        while let Some(message) = consumer.next().await {
+            message?.acker.nack(requeue_options()).await?;
+        }
+        Ok(())
+    };
+    if let Err(error) = within(SETTLE_TIMEOUT, put_back).await {
+        debug!(%error, "cancelled without an answer; messages go back when the channel closes");
+    }
+}
+
+/// One message in hand. Dropped without an answer it is put back.
+struct Held {
+    /// Taken by the answer.
+    acker: Option<Acker>,
+    /// Dropping the last handle closes the channel, and with it every delivery.
+    channel: Arc<Channel>,
+}
+
+#[async_trait]
+impl Settle for Held {
+    async fn ack(mut self: Box<Self>) {
+        if let Some(acker) = self.acker.take() {
+            let answer = timeout(SETTLE_TIMEOUT, acker.ack(BasicAckOptions::default())).await;
+            // `Ok(false)`: the channel was gone already.
+            if !matches!(answer, Ok(Ok(true))) {
+                debug!(?answer, "a message could not be acknowledged and will come again");
+            }
+        }
+    }
+
+    async fn requeue(mut self: Box<Self>) {
+        if let Some(acker) = self.acker.take() {
+            put_back(&acker).await;
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        self.acker.as_ref().is_some_and(Acker::usable)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(acker) = self.acker.take().filter(Acker::usable) else { return };
+        // Without a runtime the connection is ending, which puts the message back as well.
+        if let Ok(runtime) = Handle::try_current() {
+            let channel = Arc::clone(&self.channel);
+            runtime.spawn(async move {
+                put_back(&acker).await;
+                drop(channel);
+            });
+        }
+    }
+}
+
+fn requeue_options() -> BasicNackOptions {
+    BasicNackOptions { requeue: true, multiple: false }
+}
+
+async fn put_back(acker: &Acker) {
+    let answer = timeout(SETTLE_TIMEOUT, acker.nack(requeue_options())).await;
+    if !matches!(answer, Ok(Ok(true))) {
+        debug!(?answer, "a message could not be put back and will come back with its channel");
+    }
+}

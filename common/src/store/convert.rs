@@ -1,0 +1,30 @@
+//! Numbers between Rust and SQL, where neither side has the other's types.
+
+use std::{fmt::Display, time::Duration};
+
+use super::StoreError;
+
+/// For sizes and counts, which never come near the limit.
+pub fn to_i64(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
+/// A duration in microseconds, rounded down; 100 years at most, so that adding it to a time never
+/// overflows.
+pub fn micros(duration: Duration) -> i64 {
+    const CENTURY: i64 = 100 * 365 * 86_400 * 1_000_000;
+    i64::try_from(duration.as_micros()).map_or(CENTURY, |micros| micros.min(CENTURY))
+}
+
+/// A duration from microseconds; zero if they are negative.
+pub fn duration(micros: i64) -> Duration {
+    Duration::from_micros(micros.try_into().unwrap_or(0))
+}
+
+/// A number from a row that must fit `T`.
+pub fn from_sql<T, U>(number: T, column: &str) -> Result<U, StoreError>
+where
+    T: Copy + Display + TryInto<U>,
+{
+    number.try_into().map_err(|_| StoreError::Corrupt(format!("{column} is {number}")))
+}

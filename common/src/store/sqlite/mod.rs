@@ -1,0 +1,280 @@
+//! The store in one SQLite file, for one process: one writer with group commit, and readers beside
+//! it (WAL).
+
+mod accept;
+mod jobs;
+mod outbox;
+mod read;
+mod rows;
+mod writer;
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sqlx::{
+    ConnectOptions, SqliteConnection, SqlitePool,
+    migrate::Migrator,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use self::writer::Writer;
+use super::{
+    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
+    StoreError, TaskFilter, TaskPage, TaskVersion, schema,
+};
+use crate::domain::{Image, ImageId, JobKind, Lane, Task, TaskId, WorkerId};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// How long a statement waits for another process's lock, and a read for a free connection.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connections that read side by side.
+const READERS: u32 = 4;
+
+/// The SQLite backend.
+pub struct SqliteStore {
+    reads: SqlitePool,
+    writer: Writer,
+    lock_path: PathBuf,
+    /// Held while this process works on an in-process queue.
+    lock: Mutex<Option<File>>,
+}
+
+impl SqliteStore {
+    /// Opens the database in the file `path`; makes the file, and the folder that it is in, if they
+    /// are not there.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                let text = format!("cannot make the folder {}: {error}", folder.display());
+                StoreError::Unavailable(io::Error::new(error.kind(), text).into())
+            })?;
+        }
+        let options = SqliteConnectOptions::new().filename(path).foreign_keys(true);
+        let options = options.busy_timeout(PATIENCE);
+        let writing = options
+            .clone()
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // NORMAL would lose the last commits when the power fails: uploads that had their 202.
+            .synchronous(SqliteSynchronous::Full)
+            // Gives the log's space back after a burst.
+            .pragma("journal_size_limit", "67108864");
+        let conn = writing.connect().await.map_err(|error| cannot_open(path, error))?;
+        let reads = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(PATIENCE)
+            // They are local and never break; a test would double every read.
+            .test_before_acquire(false)
+            .connect_lazy_with(options.read_only(true));
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        Ok(Self {
+            reads,
+            writer: Writer::start(writing, conn),
+            lock_path: lock_path.into(),
+            lock: Mutex::new(None),
+        })
+    }
+}
+
+/// SQLite's own words for this name no file.
+fn cannot_open(path: &Path, error: sqlx::Error) -> StoreError {
+    let text = format!("cannot open {}: {error}", path.display());
+    let unavailable = StoreError::from(error).is_unavailable();
+    let error = sqlx::Error::Io(io::Error::other(text));
+    if unavailable { StoreError::Unavailable(error) } else { StoreError::Database(error) }
+}
+
+/// The newest migration in the database; 0 for none.
+async fn schema_version(conn: &mut SqliteConnection) -> Result<i64, StoreError> {
+    let table: i64 =
+        sqlx::query_scalar("select count(*) from sqlite_schema where name = '_sqlx_migrations'")
+            .fetch_one(&mut *conn)
+            .await?;
+    if table == 0 {
+        return Ok(0);
+    }
+    Ok(sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
+        .fetch_one(conn)
+        .await?)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn migrate(&self) -> Result<(), StoreError> {
+        // Within the writer's transaction, which keeps other processes out: sqlx has no lock of its
+        // own for SQLite.
+        self.writer
+            .run(|conn| {
+                Box::pin(async move {
+                    schema::refuse_newer(schema_version(conn).await?, &MIGRATIONS)?;
+                    // What `run` does, without its bounds that no borrowed connection meets.
+                    MIGRATIONS.run_direct(None, conn, false).await.map_err(StoreError::Migrate)
+                })
+            })
+            .await
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let mut conn = self.reads.acquire().await?;
+        schema::check(schema_version(&mut conn).await?, &MIGRATIONS)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        // Unlike a bare `select 1`, this looks at the file.
+        sqlx::query("select count(*) from sqlite_schema").fetch_one(&self.reads).await?;
+        Ok(())
+    }
+
+    async fn lock_for_embedded_queue(&self) -> Result<bool, StoreError> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_some() {
+            return Ok(true);
+        }
+        let unavailable = |error: io::Error| {
+            let text = format!("cannot lock {}: {error}", self.lock_path.display());
+            StoreError::Unavailable(io::Error::new(error.kind(), text).into())
+        };
+        // The lock goes with the open file, so it ends with this store or this process.
+        let file = File::create(&self.lock_path).map_err(unavailable)?;
+        match file.try_lock() {
+            Ok(()) => {
+                *lock = Some(file);
+                Ok(true)
+            }
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(unavailable(error)),
+        }
+    }
+
+    async fn reserve_key(
+        &self,
+        key: &IdempotencyKey,
+        hold: Duration,
+    ) -> Result<KeyState, StoreError> {
+        let key = key.clone();
+        self.writer.run(move |conn| Box::pin(accept::reserve_key(conn, key, hold))).await
+    }
+
+    async fn release_key(&self, ticket: &KeyTicket) -> Result<(), StoreError> {
+        let ticket = ticket.clone();
+        self.writer.run(move |conn| Box::pin(accept::release_key(conn, ticket))).await
+    }
+
+    async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError> {
+        let upload = upload.clone();
+        self.writer.run(move |conn| Box::pin(accept::accept(conn, upload))).await
+    }
+
+    async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
+        accept::expire_keys(&self.reads, &self.writer, age, limit).await
+    }
+
+    async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
+        read::task(&self.reads, id).await
+    }
+
+    async fn task_versions(&self, ids: &[TaskId]) -> Result<Vec<TaskVersion>, StoreError> {
+        read::task_versions(&self.reads, ids).await
+    }
+
+    async fn list_tasks(
+        &self,
+        filter: &TaskFilter,
+        page: &PageRequest<TaskId>,
+    ) -> Result<TaskPage, StoreError> {
+        read::list_tasks(&self.reads, filter, page).await
+    }
+
+    async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError> {
+        read::image(&self.reads, id).await
+    }
+
+    async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError> {
+        read::list_images(&self.reads, page).await
+    }
+
+    async fn task_of_image(&self, id: ImageId) -> Result<Option<Task>, StoreError> {
+        read::task_of_image(&self.reads, id).await
+    }
+
+    async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError> {
+        read::existing_images(&self.reads, ids).await
+    }
+
+    async fn take_unpublished(
+        &self,
+        limit: u32,
+        hold: Duration,
+    ) -> Result<OutboxBatch, StoreError> {
+        outbox::take(&self.reads, &self.writer, limit, hold).await
+    }
+
+    async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError> {
+        let published = published.to_vec();
+        self.writer.run(move |conn| Box::pin(outbox::mark_published(conn, published))).await
+    }
+
+    async fn return_unpublished(&self, unpublished: &[Doorbell]) -> Result<(), StoreError> {
+        let unpublished = unpublished.to_vec();
+        self.writer.run(move |conn| Box::pin(outbox::return_unpublished(conn, unpublished))).await
+    }
+
+    async fn unpublish(
+        &self,
+        kind: JobKind,
+        lane: Lane,
+        waited: Duration,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
+        outbox::unpublish(&self.reads, &self.writer, (kind, lane), waited, limit).await
+    }
+
+    async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
+        outbox::count_published(&self.reads, kind, lane).await
+    }
+
+    async fn claim(
+        &self,
+        doorbell: &Doorbell,
+        redelivered: bool,
+        worker: WorkerId,
+        lease: Duration,
+    ) -> Result<Claim, StoreError> {
+        let doorbell = *doorbell;
+        self.writer
+            .run(move |conn| Box::pin(jobs::claim(conn, doorbell, redelivered, worker, lease)))
+            .await
+    }
+
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
+        let leases = leases.to_vec();
+        self.writer.run(move |conn| Box::pin(jobs::renew(conn, leases, lease))).await
+    }
+
+    async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError> {
+        let (lease, outcome) = (*lease, outcome.clone());
+        self.writer.run(move |conn| Box::pin(jobs::settle(conn, lease, outcome))).await
+    }
+
+    async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
+        jobs::expired_leases(&self.reads, limit).await
+    }
+
+    async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
+        jobs::job_counts(&self.reads).await
+    }
+
+    async fn count_unpublished(&self) -> Result<u64, StoreError> {
+        outbox::count_unpublished(&self.reads).await
+    }
+}

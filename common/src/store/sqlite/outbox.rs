@@ -1,0 +1,182 @@
+//! The outbox: jobs whose doorbell must still be rung. Polled, so nothing is written when there is
+//! nothing to do.
+
+use std::time::Duration;
+
+use sqlx::{Row, SqliteConnection, SqlitePool};
+
+use super::{rows, writer::Writer};
+use crate::{
+    domain::{JobId, JobKind, Lane},
+    store::{
+        Doorbell, OutboxBatch, StoreError,
+        convert::{duration, from_sql, micros},
+    },
+};
+
+pub async fn take(
+    reads: &SqlitePool,
+    writer: &Writer,
+    limit: u32,
+    hold: Duration,
+) -> Result<OutboxBatch, StoreError> {
+    let first: Option<i64> =
+        sqlx::query_scalar("select min(due_at) from outbox").fetch_one(reads).await?;
+    let now = rows::now();
+    match first {
+        None => Ok(OutboxBatch::default()),
+        Some(first) if first > now => {
+            Ok(OutboxBatch { due: Vec::new(), next_in: Some(duration(first - now)) })
+        }
+        Some(_) => writer.run(move |conn| Box::pin(take_due(conn, limit, hold))).await,
+    }
+}
+
+async fn take_due(
+    conn: &mut SqliteConnection,
+    limit: u32,
+    hold: Duration,
+) -> Result<OutboxBatch, StoreError> {
+    let now = rows::now();
+    let found = sqlx::query(
+        "select job_id, kind, lane, generation from outbox
+         where due_at <= ?1 order by due_at, job_id limit ?2",
+    )
+    .bind(now)
+    .bind(limit)
+    .fetch_all(&mut *conn)
+    .await?;
+    let due = found.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
+    sqlx::query(
+        "update outbox set due_at = ?1
+         where job_id in (select unhex(value) from json_each(?2))",
+    )
+    .bind(now + micros(hold))
+    .bind(rows::id_list(due.iter().map(|doorbell| doorbell.job.0)))
+    .execute(&mut *conn)
+    .await?;
+    let next: Option<i64> =
+        sqlx::query_scalar("select min(due_at) from outbox").fetch_one(conn).await?;
+    Ok(OutboxBatch { due, next_in: next.map(|next| duration(next - now)) })
+}
+
+/// The doorbells as the one parameter that [`EACH_DOORBELL`] takes apart.
+fn doorbells(doorbells: &[Doorbell]) -> sqlx::types::Json<Vec<(String, u32)>> {
+    sqlx::types::Json(
+        doorbells.iter().map(|d| (d.job.0.simple().to_string(), d.generation)).collect(),
+    )
+}
+
+pub async fn mark_published(
+    conn: &mut SqliteConnection,
+    published: Vec<Doorbell>,
+) -> Result<(), StoreError> {
+    // The generation spares a row that was put there anew for a later attempt meanwhile.
+    sqlx::query(
+        "delete from outbox where (job_id, generation) in (
+             select unhex(value ->> 0), value ->> 1 from json_each(?1))",
+    )
+    .bind(doorbells(&published))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub async fn return_unpublished(
+    conn: &mut SqliteConnection,
+    unpublished: Vec<Doorbell>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update outbox set due_at = ?2 where (job_id, generation) in (
+             select unhex(value ->> 0), value ->> 1 from json_each(?1))",
+    )
+    .bind(doorbells(&unpublished))
+    .bind(rows::now())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Queued and due jobs of one queue that are not in the outbox, by how long their message has been
+/// away.
+const AWAY: &str = "
+    select id from jobs j
+    where status = 'queued' and kind = ?1 and lane = ?2 and waiting_since <= ?3 and run_at <= ?4
+      and not exists (select 1 from outbox o where o.job_id = j.id)
+    order by waiting_since limit ?5";
+
+pub async fn unpublish(
+    reads: &SqlitePool,
+    writer: &Writer,
+    (kind, lane): (JobKind, Lane),
+    waited: Duration,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let now = rows::now();
+    let lost: Vec<JobId> = sqlx::query_scalar(AWAY)
+        .bind(kind.as_str())
+        .bind(lane.as_str())
+        .bind(now.saturating_sub(micros(waited)))
+        .bind(now)
+        .bind(limit)
+        .fetch_all(reads)
+        .await?;
+    if lost.is_empty() {
+        return Ok(0);
+    }
+    writer.run(move |conn| Box::pin(put_back(conn, lost))).await
+}
+
+/// Puts those of `lost` into the outbox that still belong there.
+async fn put_back(conn: &mut SqliteConnection, lost: Vec<JobId>) -> Result<u64, StoreError> {
+    let ids = rows::id_list(lost.iter().map(|id| id.0));
+    let now = rows::now();
+    let put = sqlx::query(
+        "insert into outbox (job_id, kind, lane, generation, due_at)
+         select id, kind, lane, fence, ?2 from jobs
+         where id in (select unhex(value) from json_each(?1)) and status = 'queued'
+         on conflict do nothing
+         returning job_id",
+    )
+    .bind(ids)
+    .bind(now)
+    .fetch_all(&mut *conn)
+    .await?;
+    let put =
+        put.iter().map(|row| row.try_get::<JobId, _>("job_id")).collect::<Result<Vec<_>, _>>()?;
+    sqlx::query(
+        "update jobs set waiting_since = ?2
+         where id in (select unhex(value) from json_each(?1))",
+    )
+    .bind(rows::id_list(put.iter().map(|id| id.0)))
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(put.len() as u64)
+}
+
+pub async fn count_published(
+    reads: &SqlitePool,
+    kind: JobKind,
+    lane: Lane,
+) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from jobs j
+         where status = 'queued' and kind = ?1 and lane = ?2 and run_at <= ?3
+           and not exists (select 1 from outbox o where o.job_id = j.id)",
+    )
+    .bind(kind.as_str())
+    .bind(lane.as_str())
+    .bind(rows::now())
+    .fetch_one(reads)
+    .await?;
+    from_sql(count, "count")
+}
+
+pub async fn count_unpublished(reads: &SqlitePool) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar("select count(*) from outbox where due_at <= ?1")
+        .bind(rows::now())
+        .fetch_one(reads)
+        .await?;
+    from_sql(count, "count")
+}

@@ -1,0 +1,164 @@
+//! The one writer: a task that owns the only connection that writes, and commits in groups.
+//!
+//! A commit costs an fsync, whoever is in it. So the writer takes whatever requests wait, runs each
+//! in a savepoint of one transaction, commits once, and only then answers them all.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::store::{StoreError, error::is_unavailable};
+
+/// Requests in one transaction at most: bounds what one failed commit fails, and how long a reader
+/// of its own write waits.
+const GROUP: usize = 32;
+
+/// Requests that may wait; past it callers wait to be queued.
+const WAITING: usize = 1024;
+
+/// A handle to the writer. The task ends, after what is queued, when the last handle is dropped.
+#[derive(Clone)]
+pub struct Writer {
+    requests: mpsc::Sender<Box<dyn Work>>,
+}
+
+/// One request: what to do, and whom to tell.
+trait Work: Send {
+    /// Runs it. `false` if it failed and must leave nothing behind.
+    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection) -> BoxFuture<'c, bool>;
+
+    /// Tells the caller. `failure` is that of the whole group.
+    fn answer(self: Box<Self>, failure: Option<StoreError>);
+}
+
+struct Request<T, F> {
+    work: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    caller: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Work for Request<T, F>
+where
+    T: Send,
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send,
+{
+    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection) -> BoxFuture<'c, bool> {
+        Box::pin(async move {
+            // Nobody waits for it any more: a claim, say, would only lie until its lease ends.
+            let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
+                return true;
+            };
+            let result = work(conn).await;
+            let keep = result.is_ok();
+            self.result = Some(result);
+            keep
+        })
+    }
+
+    fn answer(self: Box<Self>, failure: Option<StoreError>) {
+        let result = match (self.result, failure) {
+            (Some(Err(own)), _) => Err(own),
+            (_, Some(failure)) => Err(failure),
+            (Some(Ok(result)), None) => Ok(result),
+            (None, None) => return,
+        };
+        // The caller may have gone; what was committed stays.
+        let _ = self.caller.send(result);
+    }
+}
+
+impl Writer {
+    /// Starts the task, on a connection of its own.
+    pub fn start(options: SqliteConnectOptions, conn: SqliteConnection) -> Self {
+        let (requests, queue) = mpsc::channel(WAITING);
+        tokio::spawn(serve(options, conn, queue));
+        Self { requests }
+    }
+
+    /// Runs `work` in a transaction. On `Ok` it is committed and on disk; if `work` fails, nothing
+    /// of it remains.
+    pub async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>>
+            + Send
+            + 'static,
+    {
+        let (caller, answer) = oneshot::channel();
+        let request = Request { work: Some(work), result: None, caller };
+        let gone = || StoreError::Unavailable(sqlx::Error::WorkerCrashed);
+        self.requests.send(Box::new(request)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+async fn serve(
+    options: SqliteConnectOptions,
+    conn: SqliteConnection,
+    mut queue: mpsc::Receiver<Box<dyn Work>>,
+) {
+    let mut conn = Some(conn);
+    let mut group = Vec::with_capacity(GROUP);
+    while queue.recv_many(&mut group, GROUP).await > 0 {
+        let outcome = match conn.take() {
+            Some(conn) => commit(conn, &mut group).await,
+            // The last group failed in a way that leaves the connection's state in doubt.
+            None => match options.connect().await {
+                Ok(conn) => commit(conn, &mut group).await,
+                Err(error) => Err(error),
+            },
+        };
+        match outcome {
+            Ok(usable) => {
+                conn = Some(usable);
+                group.drain(..).for_each(|work| work.answer(None));
+            }
+            Err(error) => {
+                tracing::warn!(%error, requests = group.len(), "SQLite transaction failed");
+                let error = Arc::new(error);
+                group.drain(..).for_each(|work| work.answer(Some(copy_of(&error))));
+            }
+        }
+    }
+    if let Some(conn) = conn {
+        // Also empties the write-ahead log into the database. It is safe without.
+        if let Err(error) = conn.close().await {
+            tracing::warn!(%error, "SQLite did not close cleanly");
+        }
+    }
+}
+
+/// Runs the whole group in one transaction. Gives the connection back if it is still good.
+async fn commit(
+    mut conn: SqliteConnection,
+    group: &mut [Box<dyn Work>],
+) -> Result<SqliteConnection, sqlx::Error> {
+    let mut transaction = conn.begin_with("BEGIN IMMEDIATE").await?;
+    if let [only] = group {
+        // Alone, it needs no savepoint.
+        if only.run(&mut transaction).await {
+            transaction.commit().await?;
+        } else {
+            transaction.rollback().await?;
+        }
+        return Ok(conn);
+    }
+    for work in group {
+        let mut savepoint = transaction.begin().await?;
+        if work.run(&mut savepoint).await {
+            savepoint.commit().await?;
+        } else {
+            savepoint.rollback().await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(conn)
+}
+
+/// The same failure for one more caller.
+fn copy_of(error: &Arc<sqlx::Error>) -> StoreError {
+    let copy = sqlx::Error::Io(std::io::Error::other(error.clone()));
+    if is_unavailable(error) { StoreError::Unavailable(copy) } else { StoreError::Database(copy) }
+}

@@ -1,0 +1,179 @@
+//! A small client of a running server, for the commands that speak to one.
+
+use std::{path::Path, time::Duration};
+
+use clap::Args;
+use reqwest::{Body, Client, RequestBuilder, Response, StatusCode, header};
+use safelight_common::retry::Reconnect;
+use serde_json::Value;
+
+use crate::exit::Exit;
+
+/// How often a call that could succeed later is made, the first included.
+const TRIES: u32 = 6;
+
+/// Where the server is.
+#[derive(Args, Clone)]
+pub struct Server {
+    /// Base URL of the server
+    #[arg(long, env = "SAFELIGHT_URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// Access key
+    #[arg(long, env = "SAFELIGHT_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
+/// Calls of the HTTP API, tried again where the server says that this can help.
+#[derive(Clone)]
+pub struct SafelightClient {
+    http: Client,
+    server: Server,
+}
+
+impl SafelightClient {
+    /// A client of `server`.
+    pub fn new(server: Server) -> Result<Self, Exit> {
+        let http = Client::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .user_agent(concat!("safelight/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(Exit::failed)?;
+        if reqwest::Url::parse(&server.url).is_err() {
+            return Err(Exit::usage(format!("`{}` is no URL", server.url))
+                .hint("give it as http://HOST:PORT with --url or SAFELIGHT_URL"));
+        }
+        Ok(Self { http, server })
+    }
+
+    /// Uploads a file; answers with the task. The key makes tries after the first harmless.
+    pub async fn upload(&self, file: &Path, idempotency_key: &str) -> Result<Value, String> {
+        let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        self.retried(async || {
+            let body = tokio::fs::File::open(file).await.map_err(Attempt::local)?;
+            let length = body.metadata().await.map_err(Attempt::local)?.len();
+            let request = self
+                .request(reqwest::Method::POST, "/v1/images")
+                .header("idempotency-key", idempotency_key)
+                .header(header::CONTENT_LENGTH, length)
+                .header(header::CONTENT_DISPOSITION, disposition(&name))
+                .body(Body::from(body));
+            answer(request).await
+        })
+        .await
+    }
+
+    /// Waits until a task is final; answers with it.
+    pub async fn finished(&self, task: &str) -> Result<Value, String> {
+        loop {
+            let document = self
+                .retried(async || {
+                    let path = format!("/v1/tasks/{task}");
+                    answer(self.request(reqwest::Method::GET, &path).header("prefer", "wait=30"))
+                        .await
+                })
+                .await?;
+            if !document["finished_at"].is_null() {
+                return Ok(document);
+            }
+        }
+    }
+
+    fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+        let url = format!("{}{path}", self.server.url.trim_end_matches('/'));
+        let request = self.http.request(method, url);
+        match &self.server.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    async fn retried(
+        &self,
+        call: impl AsyncFn() -> Result<Value, Attempt>,
+    ) -> Result<Value, String> {
+        let mut delays = Reconnect::default();
+        for tried in 1.. {
+            match call().await {
+                Ok(value) => return Ok(value),
+                Err(Attempt::Later { wait, .. }) if tried < TRIES => {
+                    let backoff = delays.next_delay();
+                    tokio::time::sleep(wait.map_or(backoff, |wait| wait + backoff / 4)).await;
+                }
+                Err(Attempt::Later { message, .. } | Attempt::Final(message)) => {
+                    return Err(message);
+                }
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+}
+
+/// A call that failed.
+enum Attempt {
+    /// Trying again can help; `wait` is what the server asked for.
+    Later { message: String, wait: Option<Duration> },
+    /// It cannot.
+    Final(String),
+}
+
+impl Attempt {
+    fn local(error: std::io::Error) -> Self {
+        Self::Final(error.to_string())
+    }
+}
+
+async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
+    let later = |error: reqwest::Error| {
+        let message = format!("cannot reach the server: {}", root_cause(&error));
+        Attempt::Later { message, wait: None }
+    };
+    let response = request.send().await.map_err(later)?;
+    let (status, wait) = (response.status(), retry_after(&response));
+    let body: Value = match response.bytes().await {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        Err(error) => return Err(later(error)),
+    };
+    if status.is_success() {
+        return Ok(body);
+    }
+    let message = match (body["title"].as_str(), body["detail"].as_str()) {
+        (_, Some(detail)) => format!("{status}: {detail}"),
+        (Some(title), None) => format!("{status}: {title}"),
+        (None, None) => format!("{status}"),
+    };
+    let can_help = body["retryable"].as_bool().unwrap_or(matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    ));
+    Err(if can_help { Attempt::Later { message, wait } } else { Attempt::Final(message) })
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds).min(Duration::from_secs(60)))
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source())
+        .last()
+        .map_or_else(String::new, ToString::to_string)
+}
+
+/// `Content-Disposition` with the file's name as RFC 8187 wants it.
+fn disposition(name: &str) -> String {
+    use std::fmt::Write;
+
+    let mut encoded = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            // Writing into a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    format!("attachment; filename*=UTF-8''{encoded}")
+}

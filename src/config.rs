@@ -1,0 +1,26 @@
+//! `safelight config`: what is in force, or what there is to set.
+
+use std::path::Path;
+
+use clap::Args;
+use safelight_common::config::{DEFAULTS, effective};
+
+use crate::exit::Exit;
+
+/// Options of `safelight config`.
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// Print every key with its default and its meaning instead
+    #[arg(long)]
+    defaults: bool,
+}
+
+/// Prints TOML that can be used as a configuration file (with its secrets masked).
+pub fn run(file: Option<&Path>, args: &ConfigArgs) -> Result<(), Exit> {
+    if args.defaults {
+        print!("{DEFAULTS}");
+    } else {
+        print!("{}", effective(file)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! `safelight migrate`: the schema, once per release, before the fleet.
+
+use safelight_common::config::Config;
+
+use crate::{exit::Exit, process, startup};
+
+/// Migrates and says so.
+pub async fn run(config: Config) -> Result<(), Exit> {
+    process::prepare(&config)?;
+    let store = startup::connect(&config).await?;
+    store.migrate().await.map_err(startup::schema_problem)?;
+    eprintln!("the schema of {} is up to date", config.database_url);
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! A long-running process: its runtime, its signals, its background tasks.
+
+use std::{future::Future, time::Duration};
+
+use safelight_common::{config::Config, retry::Reconnect, telemetry};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::exit::Exit;
+
+/// Runs a command to its end.
+pub fn block_on(command: impl Future<Output = Result<(), Exit>>) -> Result<(), Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Exit::failed(format!("cannot start threads: {error}")))?;
+    let result = runtime.block_on(command);
+    // Whatever still runs on a blocking thread is not worth waiting for: nothing counts before it
+    // is committed.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// Logs as configured, and as many open files as the system allows: each client is one.
+pub fn prepare(config: &Config) -> Result<(), Exit> {
+    telemetry::init_logs(&config.log, config.log_format).map_err(|error| {
+        Exit::usage(error).hint("log is a level (info), or levels by target (info,sqlx=warn)")
+    })?;
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    Ok(())
+}
+
+/// A token that the first SIGTERM or Ctrl-C cancels. A second ends the process at once, which
+/// loses nothing: leases run out, unsettled messages come again.
+pub fn shutdown_on_signal() -> Result<CancellationToken, Exit> {
+    let token = CancellationToken::new();
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return Err(Exit::failed("cannot listen to signals"));
+    };
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if !first {
+                tracing::warn!("second signal: ending at once");
+                std::process::exit(130);
+            }
+            tracing::info!("draining; a second signal ends at once");
+            cancel.cancel();
+        }
+    });
+    Ok(token)
+}
+
+/// Runs a background task that must not die: one that panics is begun anew.
+pub fn supervise<F>(
+    name: &'static str,
+    shutdown: &CancellationToken,
+    begin: impl Fn(CancellationToken) -> F + Send + 'static,
+) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        let mut reconnect = Reconnect::default();
+        while let Err(error) = tokio::spawn(begin(shutdown.clone())).await {
+            tracing::error!(task = name, %error, "a background task broke; it is begun anew");
+            tokio::select! {
+                () = tokio::time::sleep(reconnect.next_delay()) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+    })
+}

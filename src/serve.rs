@@ -1,0 +1,35 @@
+//! `safelight serve`: everything in one process.
+
+use safelight_api::ApiOptions;
+use safelight_common::{
+    config::Config,
+    domain::{JobKind, Lane},
+};
+use safelight_workers::WorkerOptions;
+
+use crate::{
+    api,
+    exit::Exit,
+    process,
+    startup::{self, Role},
+    worker,
+};
+
+/// Runs until a signal.
+pub async fn run(config: Config) -> Result<(), Exit> {
+    process::prepare(&config)?;
+    let shutdown = process::shutdown_on_signal()?;
+    let listener = startup::listen(&config).await?;
+    let services = startup::open(config, Role::Alone).await?;
+
+    let options = WorkerOptions {
+        kinds: JobKind::ALL.to_vec(),
+        lanes: Lane::ALL.to_vec(),
+        concurrency: worker::slots(services.config.concurrency),
+    };
+    let work = worker::start(&services, options, &shutdown);
+    api::serve(&services, listener, ApiOptions { uploads: true, delivery: true }, &shutdown)
+        .await?;
+    work.finish(&services).await;
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! From a configuration to opened parts, or to one clear line why not.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use safelight_common::{
+    blobs::Blobs,
+    broker::{self, DynBroker},
+    config::{BlobUrl, Config, DatabaseUrl, QueueUrl},
+    services::Services,
+    store::{self, DynStore, StoreError},
+    wake::Wake,
+};
+use tokio::net::TcpListener;
+
+use crate::exit::Exit;
+
+/// How long a broker may take to answer at start-up.
+const BROKER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a process is, as far as its parts matter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Everything in one process.
+    Alone,
+    /// One of many; `command` as typed, `queue` whether it needs one.
+    Fleet {
+        /// The subcommand.
+        command: &'static str,
+        /// Whether it talks to the queue at all.
+        queue: bool,
+    },
+}
+
+impl Role {
+    const fn needs_queue(self) -> bool {
+        !matches!(self, Self::Fleet { queue: false, .. })
+    }
+}
+
+/// Opens and checks everything that the configuration names.
+pub async fn open(config: Config, role: Role) -> Result<Services, Exit> {
+    refuse_unsafe_mixture(&config, role)?;
+    make_folders(&config)?;
+    let store = open_store(&config, role).await?;
+    let blobs = open_blobs(&config).await?;
+    let broker = broker::open(&config.queue_url);
+    if role.needs_queue() {
+        wait_for_broker(&config, &broker).await?;
+    }
+    Ok(Services { config: Arc::new(config), store, broker, blobs, wake: Wake::default() })
+}
+
+/// Connects to the database, without a look at its schema.
+pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
+    store::connect(&config.database_url, config.database_connections).await.map_err(|error| {
+        Exit::failed(format!("cannot open the database {}: {error}", config.database_url)).hint(
+            match config.database_url {
+                DatabaseUrl::Sqlite(_) => "is the folder writable, and the file a SQLite database?",
+                DatabaseUrl::Postgres(_) => {
+                    "is PostgreSQL running there, and are user, password and database right?"
+                }
+            },
+        )
+    })
+}
+
+/// Binds the HTTP address.
+pub async fn listen(config: &Config) -> Result<TcpListener, Exit> {
+    TcpListener::bind(config.listen).await.map_err(|error| {
+        Exit::failed(format!("cannot listen on {}: {error}", config.listen))
+            .hint("choose another address with SAFELIGHT_LISTEN (port 0 takes a free one)")
+    })
+}
+
+fn refuse_unsafe_mixture(config: &Config, role: Role) -> Result<(), Exit> {
+    let Role::Fleet { command, queue } = role else { return Ok(()) };
+    if queue && config.queue_url == QueueUrl::Embedded {
+        return Err(Exit::usage(format!(
+            "`safelight {command}` cannot use the in-process queue: no other process would see it"
+        ))
+        .hint("set SAFELIGHT_QUEUE_URL=amqp://…, or run `safelight serve`"));
+    }
+    if matches!(config.database_url, DatabaseUrl::Sqlite(_)) {
+        return Err(Exit::usage(format!(
+            "`safelight {command}` cannot use SQLite: a fleet needs a database that it can share"
+        ))
+        .hint("set SAFELIGHT_DATABASE_URL=postgres://…, or run `safelight serve`"));
+    }
+    Ok(())
+}
+
+fn make_folders(config: &Config) -> Result<(), Exit> {
+    let needs_folder = matches!(config.database_url, DatabaseUrl::Sqlite(_))
+        || matches!(config.blob_url, BlobUrl::S3 { .. });
+    if needs_folder {
+        writable(&config.data_dir, "SAFELIGHT_DATA_DIR")?;
+    }
+    if let BlobUrl::File(folder) = &config.blob_url {
+        writable(folder, "SAFELIGHT_BLOB_URL or SAFELIGHT_DATA_DIR")?;
+    }
+    Ok(())
+}
+
+/// Makes the folder and tries to write into it.
+fn writable(folder: &Path, variable: &str) -> Result<(), Exit> {
+    std::fs::create_dir_all(folder)
+        .and_then(|()| {
+            let probe = folder.join(format!(".write-test-{}", std::process::id()));
+            std::fs::write(&probe, b"")?;
+            std::fs::remove_file(&probe)
+        })
+        .map_err(|error| {
+            Exit::failed(format!("cannot write to the folder {}: {error}", folder.display()))
+                .hint(format!("make it writable, or choose another with {variable}"))
+        })
+}
+
+async fn open_store(config: &Config, role: Role) -> Result<DynStore, Exit> {
+    let store = connect(config).await?;
+    let schema = match role {
+        // One process has nobody to disagree with.
+        Role::Alone => store.migrate().await,
+        Role::Fleet { .. } => store.check_schema().await,
+    };
+    schema.map_err(schema_problem)?;
+    if role == Role::Alone && config.queue_url == QueueUrl::Embedded {
+        let alone = store.lock_for_embedded_queue().await.map_err(Exit::failed)?;
+        if !alone {
+            return Err(Exit::failed(format!(
+                "another process runs an in-process queue on {}",
+                config.database_url
+            ))
+            .hint("stop it, or give this one another SAFELIGHT_DATA_DIR; for many processes use RabbitMQ"));
+        }
+    }
+    Ok(store)
+}
+
+/// What to do about a schema that is not this binary's.
+pub fn schema_problem(error: StoreError) -> Exit {
+    let exit = Exit::failed(&error);
+    match error {
+        StoreError::SchemaOlder { .. } => exit.hint("run `safelight migrate`"),
+        StoreError::SchemaNewer { .. } => exit.hint("run a newer safelight against this database"),
+        _ => exit,
+    }
+}
+
+async fn open_blobs(config: &Config) -> Result<Blobs, Exit> {
+    let unreachable = |error| {
+        Exit::failed(format!("cannot open the blob store {}: {error}", config.blob_url)).hint(
+            match config.blob_url {
+                BlobUrl::File(_) => "is the folder writable?",
+                BlobUrl::S3 { .. } => {
+                    "are AWS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket right?"
+                }
+            },
+        )
+    };
+    let blobs =
+        Blobs::open(&config.blob_url, &config.data_dir.join("spool")).map_err(unreachable)?;
+    blobs.check().await.map_err(unreachable)?;
+    Ok(blobs)
+}
+
+/// Waits until the broker answers. Once started, a process outlives any outage; but a wrong
+/// address should show at once.
+async fn wait_for_broker(config: &Config, broker: &DynBroker) -> Result<(), Exit> {
+    let deadline = tokio::time::Instant::now() + BROKER_PATIENCE;
+    while let Err(error) = broker.check().await {
+        if tokio::time::Instant::now() > deadline {
+            return Err(Exit::failed(format!(
+                "cannot reach the broker {}: {error}",
+                config.queue_url
+            ))
+            .hint("is RabbitMQ running there, and are user, password and virtual host right?"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}

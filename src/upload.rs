@@ -1,0 +1,146 @@
+//! `safelight upload`: files and folders to a running server.
+
+use std::{
+    fs::File,
+    io::{IsTerminal, Read},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use futures::{StreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use safelight_common::domain::{ImageFormat, TaskId};
+use serde_json::{Value, json};
+
+use crate::{
+    client::{SafelightClient, Server},
+    exit::Exit,
+};
+
+/// Options of `safelight upload`.
+#[derive(Args)]
+pub struct UploadArgs {
+    /// Files, and folders to search for pictures
+    #[arg(required = true, value_name = "FILE|DIR")]
+    paths: Vec<PathBuf>,
+    /// Wait until each picture is processed, not only accepted
+    #[arg(long)]
+    wait: bool,
+    /// Print one JSON object per file
+    #[arg(long)]
+    json: bool,
+    /// Uploads at once
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    concurrency: u16,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Uploads everything; fails if any file did.
+pub async fn run(args: UploadArgs) -> Result<(), Exit> {
+    let client = SafelightClient::new(args.server)?;
+    let files = find(&args.paths)?;
+    let bar = progress_bar(files.len());
+    let mut results = stream::iter(&files)
+        .map(async |file| (file, upload(&client, file, args.wait).await))
+        .buffer_unordered(args.concurrency.into());
+    let mut failed = 0;
+    while let Some((file, result)) = results.next().await {
+        failed += usize::from(result.is_err());
+        bar.suspend(|| print_result(file, &result, args.json));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    match (failed, files.len()) {
+        (0, total) => {
+            eprintln!("{total} uploaded");
+            Ok(())
+        }
+        (failed, total) => Err(Exit::failed(format!("{failed} of {total} files failed"))),
+    }
+}
+
+/// The task, or why there is none.
+async fn upload(client: &SafelightClient, file: &Path, wait: bool) -> Result<Value, String> {
+    // New for each run: running the command again uploads again.
+    let key = TaskId::new().to_string();
+    let task = client.upload(file, &key).await?;
+    let id = task["id"].as_str().ok_or("the server's answer holds no task: is it Safelight?")?;
+    if !wait {
+        return Ok(task);
+    }
+    let task = client.finished(id).await?;
+    match task["status"].as_str() {
+        Some("succeeded") => Ok(task),
+        status => {
+            let reason = task["error"]["message"].as_str().unwrap_or("no reason given");
+            Err(format!("task {} {}: {reason}", task["id"], status.unwrap_or("ended oddly")))
+        }
+    }
+}
+
+fn print_result(file: &Path, result: &Result<Value, String>, as_json: bool) {
+    let name = file.display();
+    match result {
+        _ if as_json => {
+            let (task, error) = (result.as_ref().ok(), result.as_ref().err());
+            println!("{}", json!({ "file": name.to_string(), "task": task, "error": error }));
+        }
+        Ok(task) => {
+            let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+            println!("{} {} {name}", text(&task["status"]), text(&task["id"]));
+        }
+        Err(reason) => eprintln!("failed {name}: {reason}"),
+    }
+}
+
+/// The files named, and the pictures in the folders named, sorted.
+fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Exit> {
+    let mut files = Vec::new();
+    for path in paths {
+        let meta = std::fs::metadata(path)
+            .map_err(|error| Exit::usage(format!("cannot read {}: {error}", path.display())))?;
+        if meta.is_dir() {
+            search(path, &mut files).map_err(|error| {
+                Exit::failed(format!("cannot read {}: {error}", path.display()))
+            })?;
+        } else {
+            files.push(path.clone());
+        }
+    }
+    if files.is_empty() {
+        return Err(Exit::failed("no pictures there"));
+    }
+    Ok(files)
+}
+
+fn search(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let mut entries: Vec<_> = std::fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(std::fs::DirEntry::path);
+    for entry in entries {
+        let (kind, path) = (entry.file_type()?, entry.path());
+        // Links are not followed: they may lead in circles.
+        if kind.is_dir() {
+            search(&path, files)?;
+        } else if kind.is_file() && is_picture(&path) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn is_picture(file: &Path) -> bool {
+    let mut head = Vec::new();
+    let limit = ImageFormat::SNIFF_BYTES as u64;
+    File::open(file).and_then(|f| f.take(limit).read_to_end(&mut head)).is_ok()
+        && ImageFormat::sniff(&head).is_some()
+}
+
+fn progress_bar(files: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {per_sec}  {eta} left");
+    ProgressBar::new(files as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

@@ -1,0 +1,110 @@
+//! `safelight worker`: one process of the working side of a fleet.
+
+use clap::Args;
+use safelight_common::{
+    config::Config,
+    domain::{JobKind, Lane},
+    services::Services,
+};
+use safelight_workers::{WorkerOptions, janitor, relay, rescuer, worker};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    exit::Exit,
+    process,
+    startup::{self, Role},
+};
+
+/// Options of `safelight worker`.
+#[derive(Args)]
+pub struct WorkerArgs {
+    /// Job kinds to run, separated by commas: write, thumbnail [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    kinds: Vec<JobKind>,
+    /// Lanes to serve, separated by commas: interactive, bulk [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "LANE")]
+    lanes: Vec<Lane>,
+    /// Thumbnail jobs at once [default: the configured `concurrency`, else one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: Option<u16>,
+}
+
+/// Runs until a signal.
+pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
+    process::prepare(&config)?;
+    let shutdown = process::shutdown_on_signal()?;
+    let services = startup::open(config, Role::Fleet { command: "worker", queue: true }).await?;
+    let all_if_empty =
+        |kinds: Vec<JobKind>| if kinds.is_empty() { JobKind::ALL.to_vec() } else { kinds };
+    let options = WorkerOptions {
+        kinds: all_if_empty(args.kinds),
+        lanes: if args.lanes.is_empty() { Lane::ALL.to_vec() } else { args.lanes },
+        concurrency: args
+            .concurrency
+            .map_or_else(|| slots(services.config.concurrency), usize::from),
+    };
+    eprintln!("working with {} slots", options.concurrency);
+    let work = start(&services, options, &shutdown);
+    shutdown.cancelled().await;
+    work.finish(&services).await;
+    Ok(())
+}
+
+/// Thumbnail jobs at once: as configured, or one per core.
+pub fn slots(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        slots => slots,
+    }
+}
+
+/// Begins everything that works: the worker, and the relay, rescuer and janitor beside it.
+pub fn start(
+    services: &Services,
+    options: WorkerOptions,
+    shutdown: &CancellationToken,
+) -> Background {
+    let mut background = Background::default();
+    background.add("worker", services, shutdown, move |services, token| {
+        worker::run(services, options.clone(), token)
+    });
+    background.relay(services, shutdown);
+    background.add("rescuer", services, shutdown, rescuer::run);
+    background.add("janitor", services, shutdown, janitor::run);
+    background
+}
+
+/// The background tasks of a process.
+#[derive(Default)]
+pub struct Background(Vec<JoinHandle<()>>);
+
+impl Background {
+    /// Begins to publish what the outbox holds.
+    pub fn relay(&mut self, services: &Services, shutdown: &CancellationToken) {
+        self.add("relay", services, shutdown, relay::run);
+    }
+
+    fn add<F>(
+        &mut self,
+        name: &'static str,
+        services: &Services,
+        shutdown: &CancellationToken,
+        run: impl Fn(Services, CancellationToken) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let services = services.clone();
+        self.0.push(process::supervise(name, shutdown, move |token| run(services.clone(), token)));
+    }
+
+    /// Waits until all of them have drained, then lets go of the broker.
+    pub async fn finish(self, services: &Services) {
+        for task in self.0 {
+            // A supervisor neither panics nor is aborted.
+            let _ = task.await;
+        }
+        services.broker.close().await;
+        tracing::info!("drained");
+    }
+}

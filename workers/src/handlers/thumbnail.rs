@@ -1,0 +1,41 @@
+//! The thumbnail job: makes the renditions that the configured presets ask for and the blob does
+//! not have yet.
+
+use futures::future::try_join_all;
+use safelight_common::{
+    blobs::BlobKey,
+    domain::{Failure, Image, Presets},
+    store::Outcome,
+};
+
+use super::{Context, source};
+use crate::imaging::{self, Limits, Rendered};
+
+pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Failure> {
+    let config = &context.services.config;
+    let blobs = &context.services.blobs;
+    let presets = missing(&config.presets, image);
+    if presets.is_empty() {
+        return Ok(Outcome::Rendered(Vec::new()));
+    }
+    let bytes = source::read(blobs, image).await?;
+    let limits = Limits { max_pixels: config.max_pixels };
+    let rendered =
+        context.blocking(move |stopped| imaging::render(&bytes, &presets, limits, stopped)).await?;
+    let stored = rendered.into_iter().map(|Rendered { rendition, data }| async move {
+        blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;
+        Ok(rendition)
+    });
+    Ok(Outcome::Rendered(try_join_all(stored).await.map_err(source::failure)?))
+}
+
+/// The presets of which there is no rendition yet. Renditions belong to the blob: an equal upload
+/// finds those of the first.
+fn missing(presets: &Presets, image: &Image) -> Presets {
+    let mut presets = presets.clone();
+    presets.retain(|name, preset| {
+        let fingerprint = preset.fingerprint();
+        !image.renditions.iter().any(|r| r.preset == *name && r.fingerprint == fingerprint)
+    });
+    presets
+}

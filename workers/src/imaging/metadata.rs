@@ -1,0 +1,72 @@
+//! EXIF, read leniently: what cannot be read is not there. Nothing in it can fail a job.
+
+use std::io::Cursor;
+
+use chrono::{NaiveDate, NaiveDateTime};
+use exif::{DateTime, Exif, In, Reader, Tag, Value};
+use image::metadata::Orientation;
+use safelight_common::domain::Gps;
+
+/// What EXIF says about a picture.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Metadata {
+    /// 1–8; 1 unless a valid one is given.
+    pub orientation: u8,
+    pub taken_at: Option<NaiveDateTime>,
+    pub gps: Option<Gps>,
+}
+
+impl Metadata {
+    /// Reads the EXIF block of a picture, whichever container it is in.
+    pub fn read(bytes: &[u8]) -> Self {
+        let parsed = Reader::new()
+            .continue_on_error(true)
+            .read_from_container(&mut Cursor::new(bytes))
+            .or_else(|error| error.distill_partial_result(|_| ()));
+        let Ok(exif) = parsed else { return Self { orientation: 1, ..Self::default() } };
+        Self { orientation: orientation(&exif), taken_at: taken_at(&exif), gps: gps(&exif) }
+    }
+
+    /// The same as the turn that puts the picture upright.
+    pub fn turn(&self) -> Orientation {
+        Orientation::from_exif(self.orientation).unwrap_or(Orientation::NoTransforms)
+    }
+}
+
+fn orientation(exif: &Exif) -> u8 {
+    exif.get_field(Tag::Orientation, In::PRIMARY)
+        .and_then(|field| field.value.get_uint(0))
+        .and_then(|value| u8::try_from(value).ok())
+        .filter(|value| (1..=8).contains(value))
+        .unwrap_or(1)
+}
+
+fn taken_at(exif: &Exif) -> Option<NaiveDateTime> {
+    let field = exif.get_field(Tag::DateTimeOriginal, In::PRIMARY)?;
+    let Value::Ascii(lines) = &field.value else { return None };
+    let read = DateTime::from_ascii(lines.first()?).ok()?;
+    // Cameras whose clock was never set write zeros; those are no date.
+    NaiveDate::from_ymd_opt(read.year.into(), read.month.into(), read.day.into())
+        .filter(|_| read.year > 0)?
+        .and_hms_opt(read.hour.into(), read.minute.into(), read.second.into())
+}
+
+fn gps(exif: &Exif) -> Option<Gps> {
+    let degrees = |value: Tag, reference: Tag, negative: u8, limit: f64| {
+        let Value::Rational(parts) = &exif.get_field(value, In::PRIMARY)?.value else {
+            return None;
+        };
+        let [degrees, minutes, seconds] = parts.as_slice() else { return None };
+        let angle = degrees.to_f64() + minutes.to_f64() / 60.0 + seconds.to_f64() / 3600.0;
+        let Value::Ascii(letters) = &exif.get_field(reference, In::PRIMARY)?.value else {
+            return None;
+        };
+        let sign = if letters.first()?.first()? == &negative { -1.0 } else { 1.0 };
+        // A denominator of zero gives NaN or infinity, which no comparison lets through.
+        (angle <= limit).then_some(sign * angle)
+    };
+    Some(Gps {
+        latitude: degrees(Tag::GPSLatitude, Tag::GPSLatitudeRef, b'S', 90.0)?,
+        longitude: degrees(Tag::GPSLongitude, Tag::GPSLongitudeRef, b'W', 180.0)?,
+    })
+}

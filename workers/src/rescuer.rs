@@ -1,0 +1,132 @@
+//! The rescuer: jobs whose worker died, jobs whose message got lost, and old idempotency keys.
+//! Every step is one that any number of rescuers may take at once.
+
+use std::{error::Error, time::Duration};
+
+use safelight_common::{
+    broker::{BrokerError, Queue},
+    domain::{ErrorCode, Failure},
+    services::Services,
+    store::{ClaimedJob, Settled, StoreError},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{policy, trouble::Trouble};
+
+/// Rows looked at in one statement.
+const BATCH: u32 = 256;
+
+/// No check runs more often than this, however short the configured times.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
+
+/// How often old idempotency keys are forgotten.
+const KEYS_PERIOD: Duration = Duration::from_secs(3600);
+
+/// Rescues until `shutdown`.
+pub async fn run(services: Services, shutdown: CancellationToken) {
+    let config = &services.config;
+    let leases = Duration::from_millis(config.lease_ms / 3);
+    let leases = leases.clamp(SHORTEST_PERIOD, Duration::from_secs(10));
+    let messages = Duration::from_millis(config.republish_after_ms / 2);
+    let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_secs(60));
+    let work = async {
+        tokio::join!(
+            every(leases, "rescue jobs of lost workers", async || rescue_leases(&services).await),
+            every(messages, "look for lost messages", async || rescue_messages(&services).await),
+            every(KEYS_PERIOD, "forget old idempotency keys", async || {
+                expire_keys(&services).await
+            }),
+        )
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        _ = work => {}
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RescueError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Does `work` now and every `period`; after a failure sooner.
+pub(crate) async fn every<E: Error + 'static>(
+    period: Duration,
+    what: &'static str,
+    work: impl AsyncFn() -> Result<(), E>,
+) {
+    let mut trouble = Trouble::new(what);
+    loop {
+        let pause = match work().await {
+            Ok(()) => {
+                trouble.over();
+                period
+            }
+            Err(error) => trouble.failed(&error).min(period),
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Settles attempts whose lease ran out as failed.
+async fn rescue_leases(services: &Services) -> Result<(), RescueError> {
+    loop {
+        let expired = services.store.expired_leases(BATCH).await?;
+        for job in &expired {
+            rescue(services, job).await?;
+        }
+        if !expired.is_empty() {
+            services.wake.ring();
+        }
+        if expired.len() < BATCH as usize {
+            return Ok(());
+        }
+    }
+}
+
+async fn rescue(services: &Services, job: &ClaimedJob) -> Result<(), RescueError> {
+    let failure = Failure::new(
+        ErrorCode::LeaseLost,
+        "the worker of this attempt stopped answering: it crashed, hung or lost its network",
+    );
+    let outcome = policy::after_failure(job, failure, &services.config);
+    if services.store.settle(&job.lease, &outcome).await? == Settled::Applied {
+        policy::note_settled(job, &outcome);
+    }
+    Ok(())
+}
+
+/// Publishes anew where the broker holds fewer messages than there are published, waiting jobs.
+///
+/// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited
+/// for `republish_after_ms` are published twice. That costs a claim that finds nothing. Leaving a
+/// margin instead would leave a single lost message lost.
+async fn rescue_messages(services: &Services) -> Result<(), RescueError> {
+    let waited = Duration::from_millis(services.config.republish_after_ms);
+    let mut republished = 0;
+    for queue in Queue::all() {
+        let expected = services.store.count_published(queue.kind, queue.lane).await?;
+        if expected == 0 {
+            continue;
+        }
+        let missing = expected.saturating_sub(services.broker.depth(queue).await?);
+        let limit = u32::try_from(missing).unwrap_or(u32::MAX);
+        if limit > 0 {
+            republished += services.store.unpublish(queue.kind, queue.lane, waited, limit).await?;
+        }
+    }
+    if republished > 0 {
+        tracing::info!(jobs = republished, "publishing jobs whose message seems lost");
+        services.wake.ring();
+    }
+    Ok(())
+}
+
+async fn expire_keys(services: &Services) -> Result<(), RescueError> {
+    let age = Duration::from_secs(services.config.idempotency_keep_hours.saturating_mul(3600));
+    while services.store.expire_keys(age, BATCH).await? > 0 {}
+    Ok(())
+}

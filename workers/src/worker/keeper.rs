@@ -1,0 +1,99 @@
+//! The leases that a worker holds, all renewed in one statement.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use safelight_common::store::Lease;
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+
+/// Leases of running attempts.
+#[derive(Default)]
+pub(super) struct Held(Mutex<HashMap<Lease, Entry>>);
+
+struct Entry {
+    /// Cancelled when the lease is found lost.
+    lost: CancellationToken,
+    /// Its settling has begun: that it is no longer held may just mean that it is settled.
+    settling: bool,
+}
+
+/// One lease among those held, until it is dropped.
+pub(super) struct HeldLease<'a> {
+    held: &'a Held,
+    lease: Lease,
+    /// Cancelled when the lease is found lost.
+    pub lost: CancellationToken,
+}
+
+impl Held {
+    /// Begins to keep a lease.
+    pub fn hold(&self, lease: Lease) -> HeldLease<'_> {
+        let lost = CancellationToken::new();
+        self.lock().insert(lease, Entry { lost: lost.clone(), settling: false });
+        HeldLease { held: self, lease, lost }
+    }
+
+    /// Renews every third of the lease time; after a failure more often. Never ends.
+    pub async fn keep(&self, worker: &Worker) {
+        let third = worker.lease / 3;
+        let mut pause = third;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = third;
+            let leases: Vec<Lease> = self.lock().keys().copied().collect();
+            if leases.is_empty() {
+                continue;
+            }
+            let renewal = worker.services.store.renew(&leases, worker.lease);
+            match tokio::time::timeout(third, renewal).await {
+                Ok(Ok(renewed)) => self.give_up(&leases, &renewed.held),
+                Ok(Err(error)) => {
+                    if error.is_unavailable() {
+                        worker.outage.report(&error);
+                    } else {
+                        tracing::error!(error = &error as &dyn std::error::Error, "cannot renew");
+                    }
+                    pause = (third / 4).min(Duration::from_secs(1));
+                }
+                // Waited long enough already.
+                Err(_) => pause = Duration::ZERO,
+            }
+        }
+    }
+
+    fn give_up(&self, asked: &[Lease], held: &[Lease]) {
+        let held: HashSet<&Lease> = held.iter().collect();
+        let entries = self.lock();
+        for lease in asked.iter().filter(|lease| !held.contains(lease)) {
+            if let Some(entry) = entries.get(lease).filter(|entry| !entry.settling) {
+                entry.lost.cancel();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Entry>> {
+        // Nothing can panic half-way through a change of the map.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HeldLease<'_> {
+    /// From now on a lease that is no longer held does not count as lost: only its settling tells.
+    /// It is still renewed, because settling may have to wait for the database.
+    pub fn settling(&self) {
+        if let Some(entry) = self.held.lock().get_mut(&self.lease) {
+            entry.settling = true;
+        }
+    }
+}
+
+impl Drop for HeldLease<'_> {
+    fn drop(&mut self) {
+        self.held.lock().remove(&self.lease);
+    }
+}

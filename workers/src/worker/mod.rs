@@ -1,0 +1,129 @@
+//! The worker: takes deliveries, claims their jobs, runs them, settles them.
+//!
+//! ```text
+//! slot ─ delivery ─ claim ─┬─ nothing to do ───────────────────────────▶ ack
+//!                          ├─ database away ─────▶ requeue, pause
+//!                          └─ run ─┬─ lease lost ──── discard ─────────▶ ack
+//!                                  └─ settle ─┬─ committed, or stale ──▶ ack
+//!                                             └─ database away too long ▶ requeue
+//! ```
+
+mod keeper;
+mod lanes;
+mod outage;
+mod run_one;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use safelight_common::{
+    domain::{JobKind, Lane, WorkerId},
+    services::Services,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{keeper::Held, lanes::Lanes, outage::Outage};
+
+/// Time for handing jobs back after the drain timeout.
+const HAND_BACK: Duration = Duration::from_secs(5);
+
+/// Write jobs wait for disks and networks, so a processor serves several.
+const WRITE_SLOTS_PER_THUMBNAIL_SLOT: usize = 4;
+
+/// What a worker works on.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// The kinds of jobs that it takes.
+    pub kinds: Vec<JobKind>,
+    /// The lanes that it takes them from.
+    pub lanes: Vec<Lane>,
+    /// Thumbnail jobs at once, at least 1; write jobs get four times as many slots of their own.
+    pub concurrency: usize,
+}
+
+/// What all parts of one worker share.
+struct Worker {
+    services: Services,
+    id: WorkerId,
+    lease: Duration,
+    held: Held,
+    outage: Outage,
+    /// Cancelled when running jobs must be given up to others.
+    hand_back: CancellationToken,
+}
+
+/// Runs jobs until `shutdown` is cancelled. Then takes no more, puts unclaimed deliveries back,
+/// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
+/// does not count), and returns.
+pub async fn run(services: Services, options: WorkerOptions, shutdown: CancellationToken) {
+    let worker = Arc::new(Worker {
+        id: WorkerId::new(),
+        lease: Duration::from_millis(services.config.lease_ms),
+        held: Held::default(),
+        outage: Outage::default(),
+        hand_back: CancellationToken::new(),
+        services,
+    });
+    tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
+    let attempts = TaskTracker::new();
+    let take = join_all(options.kinds.iter().map(|&kind| {
+        let slots = slots(kind, options.concurrency);
+        take(worker.clone(), kind, &options.lanes, slots, attempts.clone(), shutdown.clone())
+    }));
+    let work = async {
+        take.await;
+        drain(&worker, &attempts).await;
+    };
+    // Leases are kept, and the database is watched, until the last attempt has ended.
+    tokio::select! {
+        () = work => {}
+        () = worker.held.keep(&worker) => {}
+        () = worker.outage.watch(worker.services.store.as_ref()) => {}
+    }
+    tracing::info!(worker = %worker.id, "the worker has ended");
+}
+
+fn slots(kind: JobKind, concurrency: usize) -> usize {
+    match kind {
+        JobKind::Write => concurrency.max(1) * WRITE_SLOTS_PER_THUMBNAIL_SLOT,
+        JobKind::Thumbnail => concurrency.max(1),
+    }
+}
+
+/// Takes deliveries of one kind as slots come free, until `shutdown` or the broker's end.
+async fn take(
+    worker: Arc<Worker>,
+    kind: JobKind,
+    lanes: &[Lane],
+    slots: usize,
+    attempts: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    let taking = async {
+        let mut lanes = Lanes::subscribe(&worker.services, kind, lanes, slots).await;
+        loop {
+            // Everything held here goes back by being dropped when `shutdown` ends the loop.
+            worker.outage.over().await;
+            let slot = lanes.slot().await;
+            let Some(delivery) = lanes.next().await else { break };
+            attempts.spawn(run_one::run_one(worker.clone(), delivery, slot));
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = taking => {}
+    }
+}
+
+async fn drain(worker: &Worker, attempts: &TaskTracker) {
+    attempts.close();
+    let grace = Duration::from_millis(worker.services.config.drain_timeout_ms);
+    if tokio::time::timeout(grace, attempts.wait()).await.is_ok() {
+        return;
+    }
+    tracing::info!(jobs = attempts.len(), "the drain timeout is over: handing jobs back");
+    worker.hand_back.cancel();
+    if tokio::time::timeout(HAND_BACK, attempts.wait()).await.is_err() {
+        tracing::warn!(jobs = attempts.len(), "leaving jobs to their leases");
+    }
+}

@@ -1,0 +1,170 @@
+//! One delivery, from claim to acknowledgement.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use metrics::{counter, histogram};
+use safelight_common::{
+    broker::Delivery,
+    domain::{ErrorCode, Failure, JobKind},
+    retry::Reconnect,
+    store::{Claim, ClaimedJob, Outcome, Settled},
+};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinError};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use super::{Worker, keeper::HeldLease};
+use crate::{
+    handlers::{self, Context},
+    policy,
+};
+
+/// An attempt that takes longer hangs: its lease would be renewed for ever. Far below the half hour
+/// after which RabbitMQ takes a delivery away.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(600);
+
+/// What to tell the broker.
+enum Answer {
+    Ack,
+    Requeue,
+}
+
+/// Claims the delivery's job, runs and settles it, and answers the broker.
+pub(super) async fn run_one(
+    worker: Arc<Worker>,
+    delivery: Delivery,
+    slot: Arc<OwnedSemaphorePermit>,
+) {
+    let doorbell = delivery.doorbell;
+    let began = Instant::now();
+    let store = &worker.services.store;
+    let claim = store.claim(&doorbell, delivery.redelivered, worker.id, worker.lease).await;
+    stage(doorbell.kind, "claim", began);
+    let answer = match claim {
+        Ok(Claim::Run(job)) => {
+            let span = tracing::info_span!(
+                "job", task = %job.task, job = %job.lease.job, attempt = job.attempt,
+                kind = %job.kind,
+            );
+            attempt(&worker, *job, slot).instrument(span).await
+        }
+        Ok(Claim::Nothing) => Answer::Ack,
+        Err(error) if error.is_unavailable() => {
+            worker.outage.report(&error);
+            Answer::Requeue
+        }
+        Err(error) => {
+            // The same message would fail the same way, at once and again. Without it the rescuer
+            // publishes the job anew after a while.
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, job = %doorbell.job, "cannot claim a job");
+            Answer::Ack
+        }
+    };
+    match answer {
+        Answer::Ack => delivery.ack().await,
+        Answer::Requeue => delivery.requeue().await,
+    }
+}
+
+async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<OwnedSemaphorePermit>) -> Answer {
+    let held = worker.held.hold(job.lease);
+    let began = Instant::now();
+    let outcome = execute(worker, &job, &held, slot).await;
+    stage(job.kind, "run", began);
+    let Some(outcome) = outcome else {
+        note_lost();
+        return Answer::Ack;
+    };
+    held.settling();
+    let began = Instant::now();
+    let answer = settle(worker, &job, &outcome).await;
+    stage(job.kind, "settle", began);
+    answer
+}
+
+/// Runs the handler in a task of its own, so that its panic is only its own. `None` if the lease
+/// was lost: the result belongs to nobody.
+async fn execute(
+    worker: &Worker,
+    job: &ClaimedJob,
+    held: &HeldLease<'_>,
+    slot: Arc<OwnedSemaphorePermit>,
+) -> Option<Outcome> {
+    let stop = held.lost.child_token();
+    // Tells blocking work, which cannot be aborted, that it is done for.
+    let _stop_at_end = stop.clone().drop_guard();
+    let context = Context { services: worker.services.clone(), slot, stop };
+    let (job_of_handler, config) = (job.clone(), &worker.services.config);
+    let mut handler = AbortOnDropHandle::new(tokio::spawn(
+        async move { handlers::run(&context, &job_of_handler).await }.in_current_span(),
+    ));
+    let result = tokio::select! {
+        biased;
+        () = held.lost.cancelled() => return None,
+        result = &mut handler => result.unwrap_or_else(|error| Err(panicked(&error))),
+        () = worker.hand_back.cancelled() => Ok(Outcome::Released),
+        () = tokio::time::sleep(ATTEMPT_LIMIT) => Err(Failure::new(
+            ErrorCode::LeaseLost,
+            format!("the attempt took longer than {} s", ATTEMPT_LIMIT.as_secs()),
+        )),
+    };
+    Some(result.unwrap_or_else(|failure| policy::after_failure(job, failure, config)))
+}
+
+/// Records the outcome; while the database is away, tries for as long as the lease could last.
+async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer {
+    let give_up_at = Instant::now() + worker.lease;
+    let mut reconnect = Reconnect::default();
+    let mut tried = false;
+    loop {
+        match worker.services.store.settle(&job.lease, outcome).await {
+            Ok(Settled::Applied) => {
+                policy::note_settled(job, outcome);
+                if matches!(outcome, Outcome::Retry(..) | Outcome::Released) {
+                    worker.services.wake.ring();
+                }
+                return Answer::Ack;
+            }
+            Ok(Settled::Stale) => {
+                // Unless it is stale because an earlier try got through and its answer did not.
+                if !tried {
+                    note_lost();
+                }
+                return Answer::Ack;
+            }
+            Err(error) if error.is_unavailable() => {
+                worker.outage.report(&error);
+                if Instant::now() >= give_up_at {
+                    return Answer::Requeue;
+                }
+                tried = true;
+                tokio::time::sleep(reconnect.next_delay()).await;
+            }
+            Err(error) => {
+                // Left to the rescuer: it fails the attempt when the lease runs out.
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "cannot record the end of an attempt");
+                return Answer::Ack;
+            }
+        }
+    }
+}
+
+fn panicked(error: &JoinError) -> Failure {
+    tracing::error!(%error, "a job's handler panicked");
+    Failure::new(ErrorCode::WorkerPanicked, "the worker's code failed on this picture")
+}
+
+fn note_lost() {
+    tracing::warn!("the lease was lost or the job cancelled; its result is discarded");
+    counter!("safelight_leases_lost_total").increment(1);
+}
+
+fn stage(kind: JobKind, stage: &'static str, began: Instant) {
+    histogram!("safelight_job_seconds", "kind" => kind.as_str(), "stage" => stage)
+        .record(began.elapsed());
+}
