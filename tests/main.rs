@@ -1,3 +1,3 @@
-//! End-to-end, contract and fault tests over real engines: one binary.
+//! Contract suites and end-to-end tests over real engines, in one binary so that they share them.
 
-mod e2e;
+mod contract;

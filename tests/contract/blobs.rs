@@ -1,151 +1,165 @@
-//! What a blob store promises, on a local directory and on S3.
+//! The blob store's promises, on a local directory and on S3: what one keeps the other keeps too.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
+use anyhow::Result;
 use bytes::Bytes;
-use futures::TryStreamExt;
-use object_store::{aws::AmazonS3Builder, prefix::PrefixStore};
+use futures::{StreamExt, TryStreamExt};
 use safelight_common::{
     blobs::{BlobError, BlobKey, Blobs, StagedUpload},
+    config::BlobUrl,
     domain::{ContentHash, ImageId},
 };
-use safelight_harness::s3::{self, S3};
+use safelight_harness::s3::S3;
+use tempfile::TempDir;
 
-/// A store over fresh, empty ground, and whatever keeps the ground there.
-struct Ground {
+/// Less than a part, and more than two parts of a multipart upload.
+const SIZES: [usize; 3] = [1, 800_000, 11_000_000];
+
+/// A store under test, with what it stands on.
+struct Bench {
     blobs: Blobs,
-    _keep: Box<dyn std::any::Any>,
+    s3: Option<S3>,
+    folder: TempDir,
+}
+
+fn local() -> Result<Bench> {
+    let folder = TempDir::new()?;
+    let url = BlobUrl::File(folder.path().join("blobs"));
+    let blobs = Blobs::open(&url, &folder.path().join("spool"))?;
+    Ok(Bench { blobs, s3: None, folder })
+}
+
+fn s3() -> Result<Bench> {
+    let (folder, s3) = (TempDir::new()?, S3::start("images")?);
+    let url = BlobUrl::S3 { bucket: "images".to_owned(), prefix: "some/prefix".to_owned() };
+    let blobs = Blobs::open_from(&url, &folder.path().join("spool"), s3.env())?;
+    Ok(Bench { blobs, s3: Some(s3), folder })
 }
 
 macro_rules! on_both {
     ($($promise:ident),+ $(,)?) => {
-        mod local {
-            $( #[tokio::test]
-            async fn $promise() {
-                super::$promise(super::local_ground()).await;
-            } )+
+        mod on_local {
+            $(#[tokio::test]
+            async fn $promise() -> anyhow::Result<()> {
+                super::$promise(super::local()?).await
+            })+
         }
-        mod s3 {
-            $( #[tokio::test]
-            async fn $promise() {
-                super::$promise(super::s3_ground().await).await;
-            } )+
+        mod on_s3 {
+            $(#[tokio::test]
+            async fn $promise() -> anyhow::Result<()> {
+                super::$promise(super::s3()?).await
+            })+
         }
     };
 }
 
-on_both!(
-    staged_bytes_are_there_under_their_id_and_hashed,
+on_both! {
+    staged_bytes_are_promoted_once_and_read_back,
     an_unfinished_upload_leaves_nothing,
-    promotion_moves_once_and_may_be_repeated,
-    promotion_without_bytes_says_so,
-    objects_read_back_whole_and_in_part,
-    deleting_is_idempotent,
-    many_parts_arrive_in_order,
-);
-
-fn local_ground() -> Ground {
-    let folder = tempfile::tempdir().expect("temp folder");
-    let url = format!("file://{}", folder.path().display()).parse().expect("url");
-    let blobs = Blobs::open(&url, folder.path()).expect("blobs");
-    Ground { blobs, _keep: Box::new(folder) }
+    objects_are_replaced_and_removed,
+    what_is_missing_is_told_from_what_is_broken,
 }
 
-async fn s3_ground() -> Ground {
-    let s3 = S3::shared().await.expect("private S3 server");
-    let store = AmazonS3Builder::new()
-        .with_endpoint(s3.endpoint())
-        .with_allow_http(true)
-        .with_bucket_name(s3.bucket())
-        .with_access_key_id(s3::ACCESS_KEY)
-        .with_secret_access_key(s3::SECRET_KEY)
-        .build()
-        .expect("client");
-    let store = PrefixStore::new(store, uuid::Uuid::new_v4().to_string());
-    let spool = tempfile::tempdir().expect("temp folder");
-    let blobs = Blobs::remote(Arc::new(store), spool.path()).expect("blobs");
-    Ground { blobs, _keep: Box::new(spool) }
-}
+async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()> {
+    let blobs = &bench.blobs;
+    for size in SIZES {
+        let bytes = content(size);
+        let staged = stage(blobs, &bytes).await?;
+        assert_eq!((staged.bytes, staged.sha256), (size as u64, ContentHash::of(&bytes)));
+        let incoming: Vec<_> = blobs.incoming().try_collect().await?;
+        assert_eq!(incoming.iter().map(|found| found.image).collect::<Vec<_>>(), [staged.image]);
 
-async fn staged(blobs: &Blobs, body: &[u8]) -> StagedUpload {
-    let mut staging = blobs.stage(ImageId::new()).await.expect("stage");
-    for chunk in body.chunks(10_000) {
-        staging.write(chunk).await.expect("write");
+        blobs.promote(&staged).await?;
+        blobs.promote(&staged).await?;
+        assert_eq!(blobs.incoming().count().await, 0);
+
+        let key = BlobKey::Blob(staged.sha256);
+        let limit = size as u64;
+        assert_eq!(blobs.read(&key, limit).await?, bytes);
+        assert_eq!(blobs.read_head(&key, 64).await?, bytes[..size.min(64)]);
+        let body = blobs.get(&key).await?;
+        assert_eq!(body.bytes, limit);
+        let streamed: Vec<Bytes> = body.stream.try_collect().await?;
+        assert_eq!(streamed.concat(), bytes);
+        let refused = blobs.read(&key, limit - 1).await;
+        assert!(matches!(refused, Err(BlobError::TooLarge { .. })), "{refused:?}");
     }
-    staging.finish().await.expect("finish")
+    Ok(())
 }
 
-async fn incoming(blobs: &Blobs) -> Vec<ImageId> {
-    blobs.incoming().map_ok(|found| found.image).try_collect().await.expect("list")
-}
-
-async fn staged_bytes_are_there_under_their_id_and_hashed(ground: Ground) {
-    let body = vec![7; 300_000];
-    let upload = staged(&ground.blobs, &body).await;
-    assert_eq!((upload.bytes, upload.sha256), (300_000, ContentHash::of(&body)));
-    let read = ground.blobs.read(&BlobKey::Incoming(upload.image), 300_000).await.expect("read");
-    assert_eq!(read, body);
-    assert_eq!(incoming(&ground.blobs).await, [upload.image]);
-}
-
-async fn an_unfinished_upload_leaves_nothing(ground: Ground) {
-    let mut staging = ground.blobs.stage(ImageId::new()).await.expect("stage");
-    staging.write(&vec![1; 400_000]).await.expect("write");
+async fn an_unfinished_upload_leaves_nothing(bench: Bench) -> Result<()> {
+    let mut staging = bench.blobs.stage(ImageId::new()).await?;
+    staging.write(&content(3_000_000)).await?;
     drop(staging);
-    let marker = staged(&ground.blobs, b"after").await;
-    assert_eq!(incoming(&ground.blobs).await, [marker.image]);
+    // The removal runs in the background.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !files_under(bench.folder.path())?.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", files_under(bench.folder.path())?);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    if let Some(s3) = &bench.s3 {
+        assert_eq!(files_under(&s3.bucket_folder())?, Vec::<PathBuf>::new());
+    }
+    Ok(())
 }
 
-async fn promotion_moves_once_and_may_be_repeated(ground: Ground) {
-    let upload = staged(&ground.blobs, b"picture").await;
-    ground.blobs.promote(&upload).await.expect("first");
-    ground.blobs.promote(&upload).await.expect("again");
-    let read = ground.blobs.read(&BlobKey::Blob(upload.sha256), 100).await.expect("read");
-    assert_eq!(read, "picture");
-    assert!(incoming(&ground.blobs).await.is_empty());
-    // An equal upload promotes onto the same name.
-    let equal = staged(&ground.blobs, b"picture").await;
-    ground.blobs.promote(&equal).await.expect("equal");
-    assert!(incoming(&ground.blobs).await.is_empty());
+async fn objects_are_replaced_and_removed(bench: Bench) -> Result<()> {
+    let (blobs, key) = (&bench.blobs, BlobKey::Blob(ContentHash::of(b"name")));
+    blobs.put(&key, Bytes::from_static(b"first")).await?;
+    blobs.put(&key, Bytes::from_static(b"second")).await?;
+    assert_eq!(blobs.read(&key, 100).await?, "second");
+    blobs.delete(&key).await?;
+    blobs.delete(&key).await?;
+    assert!(matches!(blobs.read(&key, 100).await, Err(BlobError::NotFound)));
+    Ok(())
 }
 
-async fn promotion_without_bytes_says_so(ground: Ground) {
-    let upload = StagedUpload {
-        image: ImageId::new(),
-        sha256: ContentHash::of(b"never sent"),
-        bytes: 10,
-    };
-    let error = ground.blobs.promote(&upload).await.expect_err("nothing there");
-    assert!(matches!(error, BlobError::NotFound), "{error}");
+async fn what_is_missing_is_told_from_what_is_broken(bench: Bench) -> Result<()> {
+    let Bench { blobs, s3, .. } = bench;
+    blobs.check().await?;
+    let missing = BlobKey::Blob(ContentHash::of(b"nothing"));
+    assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::NotFound)));
+    assert!(matches!(blobs.read_head(&missing, 1).await, Err(BlobError::NotFound)));
+    let never_staged =
+        StagedUpload { image: ImageId::new(), sha256: ContentHash::of(b"nothing"), bytes: 7 };
+    assert!(matches!(blobs.promote(&never_staged).await, Err(BlobError::NotFound)));
+    let Some(mut s3) = s3 else { return Ok(()) };
+
+    s3.stop();
+    assert!(matches!(blobs.check().await, Err(BlobError::Store(_))));
+    assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::Store(_))));
+    s3.resume()?;
+    blobs.check().await?;
+    Ok(())
 }
 
-async fn objects_read_back_whole_and_in_part(ground: Ground) {
-    let key = BlobKey::Blob(ContentHash::of(b"x"));
-    ground.blobs.put(&key, Bytes::from_static(b"0123456789")).await.expect("put");
-    assert_eq!(ground.blobs.read_head(&key, 4).await.expect("head"), "0123");
-    assert_eq!(ground.blobs.read_head(&key, 99).await.expect("whole"), "0123456789");
-    let body = ground.blobs.get(&key).await.expect("get");
-    assert_eq!(body.bytes, 10);
-    let chunks: Vec<Bytes> = body.stream.try_collect().await.expect("stream");
-    assert_eq!(chunks.concat(), b"0123456789");
-    let error = ground.blobs.read(&key, 9).await.expect_err("limit");
-    assert!(matches!(error, BlobError::TooLarge { bytes: 10, limit: 9 }), "{error}");
+/// Bytes in which every position differs from its neighbours.
+fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|i| u8::try_from(i % 251).unwrap_or(0)).collect()
 }
 
-async fn deleting_is_idempotent(ground: Ground) {
-    let key = BlobKey::Blob(ContentHash::of(b"gone"));
-    ground.blobs.put(&key, Bytes::from_static(b"gone")).await.expect("put");
-    ground.blobs.delete(&key).await.expect("first");
-    ground.blobs.delete(&key).await.expect("again");
-    assert!(matches!(ground.blobs.get(&key).await, Err(BlobError::NotFound)));
-    ground.blobs.check().await.expect("an empty store is reachable");
+async fn stage(blobs: &Blobs, bytes: &[u8]) -> Result<StagedUpload> {
+    let mut staging = blobs.stage(ImageId::new()).await?;
+    for chunk in bytes.chunks(100_000) {
+        staging.write(chunk).await?;
+    }
+    Ok(staging.finish().await?)
 }
 
-async fn many_parts_arrive_in_order(ground: Ground) {
-    // More than two parts of a multipart upload, with a content that shows any mix-up.
-    let body: Vec<u8> = (0..12_000_000_u32).map(|i| (i / 1000).to_le_bytes()[(i % 4) as usize]).collect();
-    let upload = staged(&ground.blobs, &body).await;
-    let read = ground.blobs.read(&BlobKey::Incoming(upload.image), 12_000_000).await.expect("read");
-    assert!(read == body, "the bytes differ");
-    assert_eq!(upload.sha256, ContentHash::of(&body));
+/// All files below a folder.
+fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(files_under(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }

@@ -77,7 +77,7 @@ async fn clean(services: &Services, staged: &[ImageId]) -> Result<(), JanitorErr
 async fn finish_promotion(services: &Services, image: ImageId) -> Result<(), JanitorError> {
     match services.store.image(image).await? {
         Some(image) if image.stored_at.is_some() => {
-            let staged = StagedUpload::of(image.id, image.sha256, image.bytes);
+            let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
             Ok(services.blobs.promote(&staged).await?)
         }
         _ => Ok(()),

@@ -1,6 +1,6 @@
 //! The blob store itself.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -56,6 +56,19 @@ impl Blobs {
     /// Opens the store that `url` names; `spool` is used for remote stores only. Makes local
     /// folders; does not contact a remote store (see [`Blobs::check`]).
     pub fn open(url: &BlobUrl, spool: &std::path::Path) -> Result<Self, BlobError> {
+        // A variable that is not UTF-8 cannot be one that we know.
+        let utf8 = |(key, value): (OsString, OsString)| {
+            Some((key.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self::open_from(url, spool, std::env::vars_os().filter_map(utf8))
+    }
+
+    /// [`Blobs::open`] with the `AWS_*` variables taken from `env`.
+    pub fn open_from(
+        url: &BlobUrl,
+        spool: &std::path::Path,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, BlobError> {
         match url {
             BlobUrl::File(folder) => {
                 std::fs::create_dir_all(folder.join(BlobKey::INCOMING))?;
@@ -63,13 +76,14 @@ impl Blobs {
                 Ok(Self { store: Arc::new(store), spool: None })
             }
             BlobUrl::S3 { bucket, prefix } => {
+                std::fs::create_dir_all(spool)?;
                 // Jobs have retries of their own; a request should learn of an outage soon.
                 let retry = RetryConfig {
                     max_retries: 2,
                     retry_timeout: Duration::from_secs(10),
                     ..RetryConfig::default()
                 };
-                let s3 = AmazonS3Builder::from_env()
+                let s3 = s3_from(env)
                     .with_bucket_name(bucket)
                     .with_retry(retry)
                     .with_client_options(
@@ -79,16 +93,15 @@ impl Blobs {
                             .with_timeout(Duration::from_secs(60)),
                     )
                     .build()?;
-                Ok(Self::remote(Arc::new(PrefixStore::new(s3, prefix.as_str())), spool)?)
+                Ok(Self {
+                    store: Arc::new(PrefixStore::new(s3, prefix.as_str())),
+                    spool: Some(Spool {
+                        folder: spool.to_owned(),
+                        parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+                    }),
+                })
             }
         }
-    }
-
-    /// A store that is reached over a network, with the folder where bodies wait for it.
-    pub fn remote(store: Arc<dyn ObjectStore>, spool: &std::path::Path) -> std::io::Result<Self> {
-        std::fs::create_dir_all(spool)?;
-        let parts = Arc::new(Semaphore::new(PARTS_IN_MEMORY));
-        Ok(Self { store, spool: Some(Spool { folder: spool.to_owned(), parts }) })
     }
 
     /// Answers if the store can be reached and lets us look: a look-up of an object that cannot
@@ -172,4 +185,13 @@ impl Blobs {
                 Ok(image.map(|image| Incoming { image, modified: object.last_modified }))
             })
     }
+}
+
+/// An S3 client configured by the `AWS_*` variables among `env`, as object_store does it.
+fn s3_from(env: impl IntoIterator<Item = (String, String)>) -> AmazonS3Builder {
+    let known = env.into_iter().filter_map(|(key, value)| {
+        let key = key.starts_with("AWS_").then(|| key.to_ascii_lowercase().parse().ok())?;
+        Some((key?, value))
+    });
+    known.fold(AmazonS3Builder::new(), |s3, (key, value)| s3.with_config(key, value))
 }

@@ -19,7 +19,7 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     if !context.services.config.keep_gps {
         facts.gps = None;
     }
-    let staged = StagedUpload::of(image.id, image.sha256, image.bytes);
+    let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
     context.services.blobs.promote(&staged).await.map_err(source::failure)?;
     Ok(Outcome::Written(facts))
 }

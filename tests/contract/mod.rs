@@ -1,0 +1,3 @@
+//! What every backend of a seam promises, held to it on each of them.
+
+mod blobs;
