@@ -2,8 +2,11 @@
 //! temporary folders, which end with the process that started them, and pictures made on the spot.
 
 pub mod client;
+pub mod fleet;
 pub mod haproxy;
 pub mod pictures;
+pub mod postgres;
 pub mod process;
+pub mod rabbitmq;
 pub mod s3;
 pub mod server;

@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{OnceLock, mpsc},
+    sync::mpsc,
     thread::JoinHandle,
 };
 
@@ -20,10 +20,8 @@ use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot};
 
-/// The only user's name.
-pub const ACCESS_KEY: &str = "safelight";
-/// The only user's secret.
-pub const SECRET_KEY: &str = "safelight-secret";
+const ACCESS_KEY: &str = "safelight";
+const SECRET_KEY: &str = "safelight-secret";
 
 /// A running S3 server with one bucket. It has threads of its own, so that it serves whatever the
 /// caller's runtime does, and can be cut off like a machine that loses power.
@@ -51,17 +49,6 @@ impl S3 {
         Ok(Self { folder, bucket: bucket.to_owned(), address, running: Some(running) })
     }
 
-    /// The one that the tests of this process share; each takes a prefix of its own.
-    pub async fn shared() -> Result<&'static Self> {
-        static SHARED: OnceLock<Result<S3, String>> = OnceLock::new();
-        let start = || Self::start("images").map_err(|error| format!("{error:#}"));
-        // Off the runtime's threads: every test may wait here, each on a runtime of its own.
-        tokio::task::spawn_blocking(move || SHARED.get_or_init(start))
-            .await?
-            .as_ref()
-            .map_err(|error| anyhow!(error.clone()))
-    }
-
     /// Cuts every connection and stops listening. What was stored stays.
     pub fn stop(&mut self) {
         if let Some(Running { stop, thread }) = self.running.take() {
@@ -80,11 +67,6 @@ impl S3 {
     /// The server's address, as `AWS_ENDPOINT` wants it.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
-    }
-
-    /// The bucket's name.
-    pub fn bucket(&self) -> &str {
-        &self.bucket
     }
 
     /// The bucket as a blob URL (`SAFELIGHT_BLOB_URL`).
