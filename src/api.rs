@@ -1,5 +1,7 @@
 //! `safelight api`: one node of the HTTP side of a fleet.
 
+use std::sync::Arc;
+
 use clap::{Args, ValueEnum};
 use safelight_api::ApiOptions;
 use safelight_common::{config::Config, services::Services, telemetry};
@@ -57,7 +59,8 @@ pub async fn serve(
 ) -> Result<(), Exit> {
     let metrics = telemetry::init_metrics().map_err(Exit::failed)?;
     let address = listener.local_addr().map_err(Exit::failed)?;
-    let router = safelight_api::router(services.clone(), metrics, options);
+    let router =
+        safelight_api::router(services.clone(), Arc::new(move || metrics.render()), options);
     eprintln!("listening on http://{address}");
     if options.uploads {
         eprintln!("try: curl --data-binary @photo.jpg http://{address}/v1/images");

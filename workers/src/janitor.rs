@@ -33,7 +33,7 @@ enum JanitorError {
 pub async fn run(services: Services, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = every(PERIOD, "clean up staged bytes", async || sweep(&services).await) => {}
+        () = every(PERIOD, "clean up staged bytes", || sweep(&services)) => {}
     }
 }
 
@@ -45,7 +45,9 @@ async fn sweep(services: &Services) -> Result<(), JanitorError> {
     else {
         return Ok(());
     };
-    let old = async |staged: Incoming| Ok((staged.modified < before).then_some(staged.image));
+    let old = |staged: Incoming| {
+        std::future::ready(Ok((staged.modified < before).then_some(staged.image)))
+    };
     let mut batches =
         std::pin::pin!(services.blobs.incoming().try_filter_map(old).try_chunks(BATCH));
     while let Some(batch) = batches.try_next().await.map_err(|error| error.1)? {

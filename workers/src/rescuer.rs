@@ -31,11 +31,9 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
     let messages = messages.clamp(SHORTEST_PERIOD, Duration::from_secs(60));
     let work = async {
         tokio::join!(
-            every(leases, "rescue jobs of lost workers", async || rescue_leases(&services).await),
-            every(messages, "look for lost messages", async || rescue_messages(&services).await),
-            every(KEYS_PERIOD, "forget old idempotency keys", async || {
-                expire_keys(&services).await
-            }),
+            every(leases, "rescue jobs of lost workers", || rescue_leases(&services)),
+            every(messages, "look for lost messages", || rescue_messages(&services)),
+            every(KEYS_PERIOD, "forget old idempotency keys", || expire_keys(&services)),
         )
     };
     tokio::select! {
@@ -53,10 +51,10 @@ enum RescueError {
 }
 
 /// Does `work` now and every `period`; after a failure sooner.
-pub(crate) async fn every<E: Error + 'static>(
+pub(crate) async fn every<E: Error + 'static, F: Future<Output = Result<(), E>>>(
     period: Duration,
     what: &'static str,
-    work: impl AsyncFn() -> Result<(), E>,
+    work: impl Fn() -> F,
 ) {
     let mut trouble = Trouble::new(what);
     loop {

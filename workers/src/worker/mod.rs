@@ -52,18 +52,24 @@ struct Worker {
     hand_back: CancellationToken,
 }
 
+impl Worker {
+    fn new(services: Services) -> Self {
+        Self {
+            id: WorkerId::new(),
+            lease: Duration::from_millis(services.config.lease_ms),
+            held: Held::default(),
+            outage: Outage::default(),
+            hand_back: CancellationToken::new(),
+            services,
+        }
+    }
+}
+
 /// Runs jobs until `shutdown` is cancelled. Then takes no more, puts unclaimed deliveries back,
 /// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
 /// does not count), and returns.
 pub async fn run(services: Services, options: WorkerOptions, shutdown: CancellationToken) {
-    let worker = Arc::new(Worker {
-        id: WorkerId::new(),
-        lease: Duration::from_millis(services.config.lease_ms),
-        held: Held::default(),
-        outage: Outage::default(),
-        hand_back: CancellationToken::new(),
-        services,
-    });
+    let worker = Arc::new(Worker::new(services));
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
     let attempts = TaskTracker::new();
     let take = join_all(options.kinds.iter().map(|&kind| {

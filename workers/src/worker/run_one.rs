@@ -13,7 +13,7 @@ use safelight_common::{
     store::{Claim, ClaimedJob, Outcome, Settled},
 };
 use tokio::{sync::OwnedSemaphorePermit, task::JoinError};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
 use super::{Worker, keeper::HeldLease};
@@ -86,8 +86,7 @@ async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<OwnedSemaphorePermi
     answer
 }
 
-/// Runs the handler in a task of its own, so that its panic is only its own. `None` if the lease
-/// was lost: the result belongs to nobody.
+/// Runs the job's handler. `None` if the lease was lost: the result belongs to nobody.
 async fn execute(
     worker: &Worker,
     job: &ClaimedJob,
@@ -98,21 +97,33 @@ async fn execute(
     // Tells blocking work, which cannot be aborted, that it is done for.
     let _stop_at_end = stop.clone().drop_guard();
     let context = Context { services: worker.services.clone(), slot, stop };
-    let (job_of_handler, config) = (job.clone(), &worker.services.config);
-    let mut handler = AbortOnDropHandle::new(tokio::spawn(
-        async move { handlers::run(&context, &job_of_handler).await }.in_current_span(),
-    ));
-    let result = tokio::select! {
+    let job_of_handler = job.clone();
+    let handler = async move { handlers::run(&context, &job_of_handler).await };
+    let result = supervise(worker, &held.lost, handler).await?;
+    Some(
+        result
+            .unwrap_or_else(|failure| policy::after_failure(job, failure, &worker.services.config)),
+    )
+}
+
+/// Runs `handler` in a task of its own, so that its panic is only its own, for as long as anybody
+/// wants its result; `None` once `lost` says that nobody does.
+async fn supervise(
+    worker: &Worker,
+    lost: &CancellationToken,
+    handler: impl Future<Output = Result<Outcome, Failure>> + Send + 'static,
+) -> Option<Result<Outcome, Failure>> {
+    let mut handler = AbortOnDropHandle::new(tokio::spawn(handler.in_current_span()));
+    tokio::select! {
         biased;
-        () = held.lost.cancelled() => return None,
-        result = &mut handler => result.unwrap_or_else(|error| Err(panicked(&error))),
-        () = worker.hand_back.cancelled() => Ok(Outcome::Released),
-        () = tokio::time::sleep(ATTEMPT_LIMIT) => Err(Failure::new(
+        () = lost.cancelled() => None,
+        result = &mut handler => Some(result.unwrap_or_else(|error| Err(panicked(&error)))),
+        () = worker.hand_back.cancelled() => Some(Ok(Outcome::Released)),
+        () = tokio::time::sleep(ATTEMPT_LIMIT) => Some(Err(Failure::new(
             ErrorCode::LeaseLost,
             format!("the attempt took longer than {} s", ATTEMPT_LIMIT.as_secs()),
-        )),
-    };
-    Some(result.unwrap_or_else(|failure| policy::after_failure(job, failure, config)))
+        ))),
+    }
 }
 
 /// Records the outcome; while the database is away, tries for as long as the lease could last.
@@ -167,4 +178,48 @@ fn note_lost() {
 fn stage(kind: JobKind, stage: &'static str, began: Instant) {
     histogram!("safelight_job_seconds", "kind" => kind.as_str(), "stage" => stage)
         .record(began.elapsed());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::lab::{Lab, within};
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure_that_may_be_tried_again() {
+        let worker = Worker::new(Lab::new(&[]).await.services.clone());
+        let handler = async { panic!("a codec's bug") };
+        let result = supervise(&worker, &CancellationToken::new(), handler).await;
+        let failure = result.expect("not lost").expect_err("panicked");
+        assert_eq!(failure.code, ErrorCode::WorkerPanicked);
+        assert!(failure.code.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_job_is_handed_back_when_the_drain_is_over() {
+        let worker = Worker::new(Lab::new(&[]).await.services.clone());
+        worker.hand_back.cancel();
+        let result = supervise(&worker, &CancellationToken::new(), std::future::pending()).await;
+        assert_eq!(result, Some(Ok(Outcome::Released)));
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_the_store_does_not_renew_stops_its_job() {
+        let lab = Lab::new(&[("SAFELIGHT_LEASE_MS", "100")]).await;
+        let worker = Worker::new(lab.services.clone());
+        let lease = safelight_common::store::Lease {
+            job: safelight_common::domain::JobId::new(),
+            fence: 1,
+        };
+        let held = worker.held.hold(lease);
+        let job = supervise(&worker, &held.lost, std::future::pending());
+        let result = within("the loss is noticed", async {
+            tokio::select! {
+                result = job => result,
+                () = worker.held.keep(&worker) => None,
+            }
+        });
+        assert_eq!(result.await, None);
+        assert!(held.lost.is_cancelled());
+    }
 }

@@ -1,0 +1,164 @@
+//! Relay, rescuer and janitor.
+
+use std::{
+    fs::File,
+    time::{Duration, SystemTime},
+};
+
+use safelight_common::{
+    blobs::BlobKey,
+    domain::{ErrorCode, ImageId, Status, WorkerId},
+    store::{Claim, Doorbell},
+};
+
+use super::lab::{Lab, picture, within};
+
+/// Takes everything out of the outbox as if it had been published, and loses it.
+async fn lose_messages(lab: &Lab) -> Vec<Doorbell> {
+    let store = &lab.services.store;
+    let due = store.take_unpublished(100, Duration::from_secs(10)).await.expect("take").due;
+    store.mark_published(&due).await.expect("mark");
+    due
+}
+
+async fn until_depth(lab: &Lab, depth: u64) {
+    within("the broker holds the messages", async {
+        while lab.depth().await != depth {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_relay_publishes_anew_what_an_in_process_queue_has_forgotten() {
+    let lab = Lab::new(&[]).await;
+    lab.upload(&picture()).await;
+    assert_eq!(lose_messages(&lab).await.len(), 2);
+    let _relay = lab.relay();
+    until_depth(&lab, 2).await;
+    assert_eq!(lab.services.store.count_unpublished().await.expect("count"), 0);
+}
+
+#[tokio::test]
+async fn the_relay_keeps_what_the_broker_does_not_take() {
+    let lab = Lab::new(&[]).await;
+    lab.services.broker.close().await;
+    lab.upload(&picture()).await;
+    let relay = lab.relay();
+    // It has had its chance once it has taken the rows and given them back.
+    let store = &lab.services.store;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(store.count_unpublished().await.expect("count"), 2);
+    }
+    assert!(!relay.is_finished());
+}
+
+#[tokio::test]
+async fn a_lost_message_is_published_again() {
+    let lab = Lab::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "300")]).await;
+    let _relay = lab.relay();
+    let _rescuer = lab.rescuer();
+    // After the relay's own look at its start.
+    let first = lab.upload(&picture()).await;
+    until_depth(&lab, 2).await;
+    let _worker = lab.worker();
+    lab.ended(first.task).await;
+    let second = lab.upload(&picture()).await;
+    // Whether the relay or the test is quicker: whatever is lost here must come back.
+    lose_messages(&lab).await;
+    assert_eq!(lab.ended(second.task).await.status, Status::Succeeded);
+}
+
+#[tokio::test]
+async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
+    let lab = Lab::new(&[("SAFELIGHT_MAX_ATTEMPTS", "2"), ("SAFELIGHT_LEASE_MS", "100")]).await;
+    let upload = lab.upload(&picture()).await;
+    let _rescuer = lab.rescuer();
+    let store = &lab.services.store;
+    // Workers that claim and are never heard of again.
+    for attempt in 1..=2_u32 {
+        let mut claimed = 0;
+        within("both jobs come due", async {
+            while claimed < 2 {
+                let batch = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take");
+                store.mark_published(&batch.due).await.expect("mark");
+                for doorbell in &batch.due {
+                    let lease = Duration::from_millis(1);
+                    let claim = store.claim(doorbell, false, WorkerId::new(), lease).await;
+                    let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
+                    assert_eq!(job.attempt, attempt);
+                    claimed += 1;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+    let task = lab.ended(upload.task).await;
+    assert_eq!(task.status, Status::Failed);
+    for job in &task.jobs {
+        assert_eq!(job.attempt, 2);
+        assert_eq!(job.error.as_ref().expect("reason").code, ErrorCode::LeaseLost);
+    }
+}
+
+#[tokio::test]
+async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
+    let lab = Lab::new(&[]).await;
+    let blobs = &lab.services.blobs;
+    let abandon = async || {
+        let image = ImageId::new();
+        let mut staging = blobs.stage(image).await.expect("stage");
+        staging.write(b"bytes").await.expect("write");
+        staging.finish().await.expect("finish");
+        lab.path(&BlobKey::Incoming(image))
+    };
+    let (old, young) = (abandon().await, abandon().await);
+    // An accepted upload whose write job has not run, and one whose write job has.
+    let waiting = lab.path(&BlobKey::Incoming(lab.upload(&picture()).await.image));
+    let stored = lab.upload(b"another picture").await;
+    let left_over = lab.path(&BlobKey::Incoming(stored.image));
+    settle_write_job(&lab, stored.image).await;
+    let long_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
+    for path in [&old, &waiting, &left_over] {
+        File::options().append(true).open(path).expect("open").set_modified(long_ago).expect("age");
+    }
+    let _janitor = lab.janitor();
+    within("the sweep is done", async {
+        while old.exists() || left_over.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(young.exists() && waiting.exists());
+    let bytes = std::fs::read(lab.path(&BlobKey::Blob(stored.sha256))).expect("moved, not lost");
+    assert_eq!(bytes, b"another picture");
+}
+
+/// Records a write job as done while its staged bytes lie where they are.
+async fn settle_write_job(lab: &Lab, image: ImageId) {
+    use safelight_common::{
+        domain::{ImageFacts, ImageFormat, JobKind},
+        store::{Outcome, Settled},
+    };
+    let store = &lab.services.store;
+    for doorbell in lose_messages(lab).await {
+        let claim = store.claim(&doorbell, false, WorkerId::new(), Duration::from_secs(60)).await;
+        let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
+        if job.image.id != image || job.kind != JobKind::Write {
+            continue;
+        }
+        let facts = ImageFacts {
+            format: ImageFormat::Png,
+            width: 1,
+            height: 1,
+            orientation: 1,
+            taken_at: None,
+            gps: None,
+        };
+        let settled = store.settle(&job.lease, &Outcome::Written(facts)).await.expect("settle");
+        assert_eq!(settled, Settled::Applied);
+    }
+}

@@ -1,0 +1,169 @@
+//! A Safelight without HTTP in a temporary folder.
+
+use std::{io::Cursor, path::PathBuf, sync::Arc, time::Duration};
+
+use image::{DynamicImage, RgbImage};
+use safelight_common::{
+    blobs::{BlobKey, Blobs},
+    broker::{self, Queue},
+    config::{self, DatabaseUrl, QueueUrl},
+    domain::{ImageFormat, ImageId, Job, JobId, JobKind, Lane, Task, TaskId},
+    services::Services,
+    store::{self, Accepted, NewUpload},
+    wake::Wake,
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::flaky::Flaky;
+use crate::{WorkerOptions, janitor, relay, rescuer, worker};
+
+/// How long anything may take that is expected to happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Lab {
+    pub services: Services,
+    pub store: Arc<Flaky>,
+    pub shutdown: CancellationToken,
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Defaults with short waits, changed by `settings`.
+    pub async fn new(settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().to_str().expect("UTF-8");
+        let base = [
+            ("SAFELIGHT_DATA_DIR", path),
+            ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
+            ("SAFELIGHT_BACKOFF_CAP_MS", "50"),
+            ("SAFELIGHT_RELAY_POLL_MS", "20"),
+        ];
+        let environment = base.iter().chain(settings);
+        let environment = environment.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let config = config::load_from(None, environment).expect("configuration");
+        let DatabaseUrl::Sqlite(file) = &config.database_url else { panic!("SQLite by default") };
+        let sqlite = store::connect(&DatabaseUrl::Sqlite(file.clone()), 4).await.expect("open");
+        sqlite.migrate().await.expect("migrate");
+        let store = Arc::new(Flaky::new(sqlite));
+        let blobs = Blobs::open(&config.blob_url, &folder.path().join("spool")).expect("blobs");
+        let services = Services {
+            config: Arc::new(config),
+            store: store.clone(),
+            broker: broker::open(&QueueUrl::Embedded),
+            blobs,
+            wake: Wake::default(),
+        };
+        Self { services, store, shutdown: CancellationToken::new(), folder }
+    }
+
+    /// Stages and accepts an upload as the API does, without ringing.
+    pub async fn upload(&self, bytes: &[u8]) -> NewUpload {
+        let image = ImageId::new();
+        let mut staging = self.services.blobs.stage(image).await.expect("stage");
+        staging.write(bytes).await.expect("write");
+        let staged = staging.finish().await.expect("finish");
+        let upload = NewUpload {
+            image,
+            task: TaskId::new(),
+            lane: Lane::Interactive,
+            sha256: staged.sha256,
+            bytes: staged.bytes,
+            format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),
+            title: None,
+            tags: Vec::new(),
+            filename: None,
+            jobs: JobKind::ALL.iter().map(|&kind| (JobId::new(), kind)).collect(),
+            max_attempts: self.services.config.max_attempts,
+            key: None,
+        };
+        let accepted = self.services.store.accept(&upload).await.expect("accept");
+        assert_eq!(accepted, Accepted::Yes);
+        upload
+    }
+
+    pub fn worker(&self) -> JoinHandle<()> {
+        let options = WorkerOptions {
+            kinds: JobKind::ALL.to_vec(),
+            lanes: Lane::ALL.to_vec(),
+            concurrency: 2,
+        };
+        tokio::spawn(worker::run(self.services.clone(), options, self.shutdown.clone()))
+    }
+
+    pub fn relay(&self) -> JoinHandle<()> {
+        tokio::spawn(relay::run(self.services.clone(), self.shutdown.clone()))
+    }
+
+    pub fn rescuer(&self) -> JoinHandle<()> {
+        tokio::spawn(rescuer::run(self.services.clone(), self.shutdown.clone()))
+    }
+
+    pub fn janitor(&self) -> JoinHandle<()> {
+        tokio::spawn(janitor::run(self.services.clone(), self.shutdown.clone()))
+    }
+
+    /// The task once `wanted` holds for it.
+    pub async fn task_when(&self, id: TaskId, wanted: impl Fn(&Task) -> bool) -> Task {
+        within("the task gets there", async {
+            loop {
+                // What the test breaks must not break the test.
+                let task = self.store.inner.task(id).await.expect("task").expect("a known task");
+                if wanted(&task) {
+                    return task;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    pub async fn ended(&self, id: TaskId) -> Task {
+        self.task_when(id, |task| task.status.is_final()).await
+    }
+
+    /// How many messages the broker holds.
+    pub async fn depth(&self) -> u64 {
+        let mut depth = 0;
+        for queue in Queue::all() {
+            depth += self.services.broker.depth(queue).await.expect("depth");
+        }
+        depth
+    }
+
+    /// Where the local blob store keeps an object.
+    pub fn path(&self, key: &BlobKey) -> PathBuf {
+        self.folder.path().join("blobs").join(key.path().as_ref())
+    }
+
+    /// The folder of all renditions.
+    pub fn renditions(&self) -> PathBuf {
+        self.folder.path().join("blobs/renditions")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub(crate) fn job(task: &Task, kind: JobKind) -> &Job {
+    task.jobs.iter().find(|job| job.kind == kind).expect("a job of each kind")
+}
+
+/// A sound picture of 300 × 200.
+pub(crate) fn picture() -> Vec<u8> {
+    let picture: DynamicImage = RgbImage::from_fn(300, 200, |x, y| {
+        image::Rgb([(x % 256).to_le_bytes()[0], (y % 256).to_le_bytes()[0], 90])
+    })
+    .into();
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).expect("encode");
+    bytes.into_inner()
+}
+
+/// Waits for what must happen.
+pub(crate) async fn within<T>(what: &str, happens: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, happens).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
