@@ -1,4 +1,5 @@
-//! Contract suites and end-to-end tests over real engines, in one binary so that they share them.
+//! End-to-end, contract and fault tests over real engines: one binary, so that they link once and
+//! share what they start.
 
 mod contract;
 mod e2e;

@@ -1,3 +1,4 @@
-//! What every backend of a seam promises, held to it on each of them.
+//! The suites that every backend of a seam must pass.
 
 mod blobs;
+pub mod store;

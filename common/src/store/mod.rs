@@ -5,6 +5,7 @@
 //! pass durations, never instants.
 
 mod convert;
+mod ending;
 mod error;
 pub mod postgres;
 mod records;

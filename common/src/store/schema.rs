@@ -1,6 +1,6 @@
 //! Which schema a binary and a database have.
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 
 use super::StoreError;
 
@@ -19,4 +19,15 @@ pub fn check(found: i64, migrations: &Migrator) -> Result<(), StoreError> {
     refuse_newer(found, migrations)?;
     let needed = newest(migrations);
     if found < needed { Err(StoreError::SchemaOlder { found, needed }) } else { Ok(()) }
+}
+
+/// A migration that failed: for itself, or because the database went away.
+pub fn failed(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) => match StoreError::from(error) {
+            StoreError::Database(error) => StoreError::Migrate(MigrateError::Execute(error)),
+            unavailable => unavailable,
+        },
+        other => StoreError::Migrate(other),
+    }
 }

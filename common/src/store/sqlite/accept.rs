@@ -23,11 +23,11 @@ pub async fn reserve_key(
     let token = Uuid::new_v4();
     let reserved = sqlx::query(
         "insert into idempotency_keys (owner, key, token, held_until, created_at)
-         values (?1, ?2, ?3, ?4 + ?5, ?4)
+         values ($1, $2, $3, $4 + $5, $4)
          on conflict (owner, key) do update
          set token = excluded.token, held_until = excluded.held_until,
              created_at = excluded.created_at
-         where idempotency_keys.task_id is null and idempotency_keys.held_until <= ?4",
+         where idempotency_keys.task_id is null and idempotency_keys.held_until <= $4",
     )
     .bind(&key.owner)
     .bind(&key.key)
@@ -41,7 +41,7 @@ pub async fn reserve_key(
         return Ok(KeyState::Reserved(KeyTicket { key, token }));
     }
     let row = sqlx::query(
-        "select task_id, fingerprint from idempotency_keys where owner = ?1 and key = ?2",
+        "select task_id, fingerprint from idempotency_keys where owner = $1 and key = $2",
     )
     .bind(&key.owner)
     .bind(&key.key)
@@ -56,7 +56,7 @@ pub async fn reserve_key(
 pub async fn release_key(conn: &mut SqliteConnection, ticket: KeyTicket) -> Result<(), StoreError> {
     sqlx::query(
         "delete from idempotency_keys
-         where owner = ?1 and key = ?2 and token = ?3 and task_id is null",
+         where owner = $1 and key = $2 and token = $3 and task_id is null",
     )
     .bind(&ticket.key.owner)
     .bind(&ticket.key.key)
@@ -85,8 +85,8 @@ pub async fn expire_keys(
                 let expired = sqlx::query(
                     "delete from idempotency_keys where (owner, key) in (
                          select owner, key from idempotency_keys
-                         where created_at <= ?1 and (task_id is not null or held_until <= ?2)
-                         order by created_at limit ?3)",
+                         where created_at <= $1 and (task_id is not null or held_until <= $2)
+                         order by created_at limit $3)",
                 )
                 .bind(before)
                 .bind(now)
@@ -99,24 +99,25 @@ pub async fn expire_keys(
         .await
 }
 
-/// One script, so that it crosses to SQLite's thread once. Its parameters are numbered and shared
-/// by its statements; without a key, the last statement finds no row.
+/// One script, so that it crosses to SQLite's thread once. Its statements share their parameters,
+/// which works with `$1`, not with `?1`: of the latter, sqlx miscounts those that a statement leaves
+/// out. Without a key, the last statement finds no row.
 const ACCEPT: &str = "
     insert into images (id, sha256, bytes, format, title, tags, filename, created_at)
-    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8);
+    values ($1, $2, $3, $4, $5, $6, $7, $8);
 
     insert into tasks (id, kind, lane, status, image_id, jobs_total, created_at, updated_at)
-    values (?9, 'upload', ?10, 'queued', ?1, json_array_length(?11), ?8, ?8);
+    values ($9, 'upload', $10, 'queued', $1, json_array_length($11), $8, $8);
 
     insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at)
-    select unhex(value ->> 0), ?9, ?1, value ->> 1, ?10, 'queued', ?12, ?8, ?8, ?8, ?8
-    from json_each(?11);
+    select unhex(value ->> 0), $9, $1, value ->> 1, $10, 'queued', $12, $8, $8, $8, $8
+    from json_each($11);
 
     insert into outbox (job_id, kind, lane, generation, due_at)
-    select id, kind, lane, 0, ?8 from jobs where task_id = ?9;
+    select id, kind, lane, 0, $8 from jobs where task_id = $9;
 
-    update idempotency_keys set task_id = ?9, fingerprint = ?13 where owner = ?14 and key = ?15;";
+    update idempotency_keys set task_id = $9, fingerprint = $13 where owner = $14 and key = $15;";
 
 pub async fn accept(
     conn: &mut SqliteConnection,
@@ -168,7 +169,7 @@ async fn holds_key(
 ) -> Result<bool, StoreError> {
     let found = sqlx::query(
         "select 1 from idempotency_keys
-         where owner = ?1 and key = ?2 and token = ?3 and (task_id is null or task_id = ?4)",
+         where owner = $1 and key = $2 and token = $3 and (task_id is null or task_id = $4)",
     )
     .bind(&ticket.key.owner)
     .bind(&ticket.key.key)
@@ -179,9 +180,10 @@ async fn holds_key(
     Ok(found.is_some())
 }
 
-/// Whether this very upload was accepted before.
+/// Whether this very upload was accepted before. Its jobs tell: of a script that failed, the image
+/// and the task may be there until the rollback, but not they.
 async fn recorded(conn: &mut SqliteConnection, upload: &NewUpload) -> Result<bool, StoreError> {
-    let found = sqlx::query("select 1 from tasks where id = ?1 and image_id = ?2")
+    let found = sqlx::query("select 1 from jobs where task_id = $1 and image_id = $2 limit 1")
         .bind(upload.task)
         .bind(upload.image)
         .fetch_optional(conn)

@@ -6,10 +6,11 @@ use sqlx::{Row, SqliteConnection, SqlitePool, types::Json};
 
 use super::rows::{self, claimed_columns, image_columns};
 use crate::{
-    domain::{Failure, ImageFacts, ImageId, JobId, Rendition, TaskId, WorkerId},
+    domain::{ImageFacts, ImageId, JobId, Rendition, TaskId, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
         convert::{from_sql, micros, to_i64},
+        ending::Ending,
     },
 };
 
@@ -23,11 +24,11 @@ pub async fn claim(
     let now = rows::now();
     let claimed = sqlx::query(
         "update jobs
-         set status = 'running', fence = fence + 1, lease_until = ?2, worker_id = ?3,
-             updated_at = ?4
-         where id = ?1 and fence - released < max_attempts
-           and (status = 'queued' and run_at <= ?4
-                or status = 'running' and (lease_until <= ?4 or ?5 and fence = ?6 + 1))",
+         set status = 'running', fence = fence + 1, lease_until = $2, worker_id = $3,
+             updated_at = $4
+         where id = $1 and fence - released < max_attempts
+           and (status = 'queued' and run_at <= $4
+                or status = 'running' and (lease_until <= $4 or $5 and fence = $6 + 1))",
     )
     .bind(doorbell.job)
     .bind(now + micros(lease))
@@ -41,14 +42,14 @@ pub async fn claim(
         return Ok(Claim::Nothing);
     }
     let rows = sqlx::query(concat!(
-        "update tasks set status = 'running', version = version + 1, updated_at = ?2
-         where id = (select task_id from jobs where id = ?1);
+        "update tasks set status = 'running', version = version + 1, updated_at = $2
+         where id = (select task_id from jobs where id = $1);
          select",
         claimed_columns!(),
         image_columns!(),
         "from jobs j join images i on i.id = j.image_id
          left join renditions r on r.sha256 = i.sha256
-         where j.id = ?1 order by r.preset, r.fingerprint, r.format"
+         where j.id = $1 order by r.preset, r.fingerprint, r.format"
     ))
     .bind(doorbell.job)
     .bind(now)
@@ -67,9 +68,9 @@ pub async fn renew(
     let list: Vec<(String, u32)> =
         leases.iter().map(|lease| (lease.job.0.simple().to_string(), lease.fence)).collect();
     let rows = sqlx::query(
-        "update jobs set lease_until = ?2
+        "update jobs set lease_until = $2
          where status = 'running' and (id, fence) in (
-             select unhex(value ->> 0), value ->> 1 from json_each(?1))
+             select unhex(value ->> 0), value ->> 1 from json_each($1))
          returning id, fence",
     )
     .bind(Json(list))
@@ -81,30 +82,6 @@ pub async fn renew(
     Ok(Renewed { held: held.collect::<Result<_, StoreError>>()? })
 }
 
-/// What an outcome means for the job's row.
-struct Ending<'a> {
-    /// The state that it asks for.
-    status: &'static str,
-    delay: Duration,
-    /// Hand-backs to add.
-    released: u32,
-    failure: Option<&'a Failure>,
-}
-
-impl<'a> Ending<'a> {
-    fn of(outcome: &'a Outcome) -> Self {
-        let done = Self { status: "succeeded", delay: Duration::ZERO, released: 0, failure: None };
-        match outcome {
-            Outcome::Written(_) | Outcome::Rendered(_) => done,
-            Outcome::Retry(failure, delay) => {
-                Self { status: "queued", delay: *delay, failure: Some(failure), ..done }
-            }
-            Outcome::Failed(failure) => Self { status: "failed", failure: Some(failure), ..done },
-            Outcome::Released => Self { status: "queued", released: 1, ..done },
-        }
-    }
-}
-
 pub async fn settle(
     conn: &mut SqliteConnection,
     lease: Lease,
@@ -112,23 +89,22 @@ pub async fn settle(
 ) -> Result<Settled, StoreError> {
     let now = rows::now();
     let ending = Ending::of(&outcome);
-    // Without an attempt left, a retry would wait for ever: it is a failure.
     let job = sqlx::query(
         "update jobs
-         set status = case when ?3 = 'queued' and fence - released - ?4 >= max_attempts
-                           then 'failed' else ?3 end,
-             released = released + ?4,
-             run_at = case ?3 when 'queued' then ?5 else run_at end,
-             waiting_since = case ?3 when 'queued' then ?5 else waiting_since end,
-             error_code = case ?4 when 0 then ?6 else error_code end,
-             error_message = case ?4 when 0 then ?7 else error_message end,
-             lease_until = null, worker_id = null, updated_at = ?8
-         where id = ?1 and fence = ?2 and status = 'running'
+         set status = case when $3 = 'queued' and fence - released - $4 >= max_attempts
+                           then 'failed' else $3 end,
+             released = released + $4,
+             run_at = case $3 when 'queued' then $5 else run_at end,
+             waiting_since = case $3 when 'queued' then $5 else waiting_since end,
+             error_code = case $4 when 0 then $6 else error_code end,
+             error_message = case $4 when 0 then $7 else error_message end,
+             lease_until = null, worker_id = null, updated_at = $8
+         where id = $1 and fence = $2 and status = 'running'
          returning task_id, image_id, status",
     )
     .bind(lease.job)
     .bind(lease.fence)
-    .bind(ending.status)
+    .bind(ending.status.as_str())
     .bind(ending.released)
     .bind(now + micros(ending.delay))
     .bind(ending.failure.map(|failure| failure.code.as_str()))
@@ -159,9 +135,9 @@ async fn write_facts(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "update images
-         set format = ?2, width = ?3, height = ?4, orientation = ?5, taken_at = ?6,
-             latitude = ?7, longitude = ?8, stored_at = ?9
-         where id = ?1",
+         set format = $2, width = $3, height = $4, orientation = $5, taken_at = $6,
+             latitude = $7, longitude = $8, stored_at = $9
+         where id = $1",
     )
     .bind(image)
     .bind(facts.format.as_str())
@@ -187,7 +163,7 @@ async fn write_renditions(
         sqlx::query(
             "insert into renditions (sha256, preset, fingerprint, format, width, height, bytes,
                                      rendition_sha256, created_at)
-             select sha256, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 from images where id = ?1
+             select sha256, $2, $3, $4, $5, $6, $7, $8, $9 from images where id = $1
              on conflict (sha256, preset, fingerprint, format) do update
              set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
                  rendition_sha256 = excluded.rendition_sha256",
@@ -211,7 +187,7 @@ async fn write_renditions(
 async fn ring_again(conn: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
     sqlx::query(
         "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, run_at from jobs where id = ?1
+         select id, kind, lane, fence, run_at from jobs where id = $1
          on conflict (job_id) do update
          set generation = excluded.generation, due_at = excluded.due_at",
     )
@@ -230,16 +206,16 @@ async fn count_ended(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "update tasks
-         set jobs_succeeded = jobs_succeeded + (?2 = 'succeeded'),
-             jobs_failed = jobs_failed + (?2 = 'failed'),
-             version = version + 1, updated_at = ?3
-         where id = ?1;
+         set jobs_succeeded = jobs_succeeded + ($2 = 'succeeded'),
+             jobs_failed = jobs_failed + ($2 = 'failed'),
+             version = version + 1, updated_at = $3
+         where id = $1;
          update tasks
          set status = case when jobs_failed > 0 then 'failed'
                            when jobs_cancelled > 0 then 'cancelled'
                            else 'succeeded' end,
-             finished_at = ?3
-         where id = ?1 and jobs_succeeded + jobs_failed + jobs_cancelled = jobs_total",
+             finished_at = $3
+         where id = $1 and jobs_succeeded + jobs_failed + jobs_cancelled = jobs_total",
     )
     .bind(task)
     .bind(status)
@@ -252,8 +228,8 @@ async fn count_ended(
 pub async fn expired_leases(reads: &SqlitePool, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
     let rows = sqlx::query(concat!(
         "with expired as (
-             select * from jobs where status = 'running' and lease_until <= ?1
-             order by lease_until, id limit ?2)
+             select * from jobs where status = 'running' and lease_until <= $1
+             order by lease_until, id limit $2)
          select",
         claimed_columns!(),
         image_columns!(),
@@ -273,7 +249,7 @@ pub async fn job_counts(reads: &SqlitePool) -> Result<Vec<JobCount>, StoreError>
     // One arm per partial index.
     let rows = sqlx::query(
         "select kind, lane, 'queued' as status, count(*) as jobs,
-                min(run_at) filter (where run_at <= ?1) as due_since
+                min(run_at) filter (where run_at <= $1) as due_since
          from jobs where status = 'queued' group by kind, lane
          union all
          select kind, lane, 'running', count(*), null

@@ -118,7 +118,7 @@ impl Store for SqliteStore {
                 Box::pin(async move {
                     schema::refuse_newer(schema_version(conn).await?, &MIGRATIONS)?;
                     // What `run` does, without its bounds that no borrowed connection meets.
-                    MIGRATIONS.run_direct(None, conn, false).await.map_err(StoreError::Migrate)
+                    MIGRATIONS.run_direct(None, conn, false).await.map_err(schema::failed)
                 })
             })
             .await

@@ -40,7 +40,7 @@ async fn take_due(
     let now = rows::now();
     let found = sqlx::query(
         "select job_id, kind, lane, generation from outbox
-         where due_at <= ?1 order by due_at, job_id limit ?2",
+         where due_at <= $1 order by due_at, job_id limit $2",
     )
     .bind(now)
     .bind(limit)
@@ -48,8 +48,8 @@ async fn take_due(
     .await?;
     let due = found.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
     sqlx::query(
-        "update outbox set due_at = ?1
-         where job_id in (select unhex(value) from json_each(?2))",
+        "update outbox set due_at = $1
+         where job_id in (select unhex(value) from json_each($2))",
     )
     .bind(now + micros(hold))
     .bind(rows::id_list(due.iter().map(|doorbell| doorbell.job.0)))
@@ -74,7 +74,7 @@ pub async fn mark_published(
     // The generation spares a row that was put there anew for a later attempt meanwhile.
     sqlx::query(
         "delete from outbox where (job_id, generation) in (
-             select unhex(value ->> 0), value ->> 1 from json_each(?1))",
+             select unhex(value ->> 0), value ->> 1 from json_each($1))",
     )
     .bind(doorbells(&published))
     .execute(conn)
@@ -87,8 +87,8 @@ pub async fn return_unpublished(
     unpublished: Vec<Doorbell>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "update outbox set due_at = ?2 where (job_id, generation) in (
-             select unhex(value ->> 0), value ->> 1 from json_each(?1))",
+        "update outbox set due_at = $2 where (job_id, generation) in (
+             select unhex(value ->> 0), value ->> 1 from json_each($1))",
     )
     .bind(doorbells(&unpublished))
     .bind(rows::now())
@@ -101,9 +101,9 @@ pub async fn return_unpublished(
 /// away.
 const AWAY: &str = "
     select id from jobs j
-    where status = 'queued' and kind = ?1 and lane = ?2 and waiting_since <= ?3 and run_at <= ?4
+    where status = 'queued' and kind = $1 and lane = $2 and waiting_since <= $3 and run_at <= $4
       and not exists (select 1 from outbox o where o.job_id = j.id)
-    order by waiting_since limit ?5";
+    order by waiting_since limit $5";
 
 pub async fn unpublish(
     reads: &SqlitePool,
@@ -133,8 +133,8 @@ async fn put_back(conn: &mut SqliteConnection, lost: Vec<JobId>) -> Result<u64, 
     let now = rows::now();
     let put = sqlx::query(
         "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, ?2 from jobs
-         where id in (select unhex(value) from json_each(?1)) and status = 'queued'
+         select id, kind, lane, fence, $2 from jobs
+         where id in (select unhex(value) from json_each($1)) and status = 'queued'
          on conflict do nothing
          returning job_id",
     )
@@ -145,8 +145,8 @@ async fn put_back(conn: &mut SqliteConnection, lost: Vec<JobId>) -> Result<u64, 
     let put =
         put.iter().map(|row| row.try_get::<JobId, _>("job_id")).collect::<Result<Vec<_>, _>>()?;
     sqlx::query(
-        "update jobs set waiting_since = ?2
-         where id in (select unhex(value) from json_each(?1))",
+        "update jobs set waiting_since = $2
+         where id in (select unhex(value) from json_each($1))",
     )
     .bind(rows::id_list(put.iter().map(|id| id.0)))
     .bind(now)
@@ -162,7 +162,7 @@ pub async fn count_published(
 ) -> Result<u64, StoreError> {
     let count: i64 = sqlx::query_scalar(
         "select count(*) from jobs j
-         where status = 'queued' and kind = ?1 and lane = ?2 and run_at <= ?3
+         where status = 'queued' and kind = $1 and lane = $2 and run_at <= $3
            and not exists (select 1 from outbox o where o.job_id = j.id)",
     )
     .bind(kind.as_str())
@@ -174,7 +174,7 @@ pub async fn count_published(
 }
 
 pub async fn count_unpublished(reads: &SqlitePool) -> Result<u64, StoreError> {
-    let count: i64 = sqlx::query_scalar("select count(*) from outbox where due_at <= ?1")
+    let count: i64 = sqlx::query_scalar("select count(*) from outbox where due_at <= $1")
         .bind(rows::now())
         .fetch_one(reads)
         .await?;

@@ -15,7 +15,7 @@ pub async fn task(reads: &SqlitePool, id: TaskId) -> Result<Option<Task>, StoreE
     let rows = sqlx::query(concat!(
         "select",
         task_columns!(),
-        "from tasks t left join jobs j on j.task_id = t.id where t.id = ?1 order by j.id"
+        "from tasks t left join jobs j on j.task_id = t.id where t.id = $1 order by j.id"
     ))
     .bind(id)
     .fetch_all(reads)
@@ -28,7 +28,7 @@ pub async fn task_of_image(reads: &SqlitePool, id: ImageId) -> Result<Option<Tas
         "select",
         task_columns!(),
         "from tasks t left join jobs j on j.task_id = t.id
-         where t.id = (select max(id) from tasks where image_id = ?1 and kind = 'upload')
+         where t.id = (select max(id) from tasks where image_id = $1 and kind = 'upload')
          order by j.id"
     ))
     .bind(id)
@@ -43,7 +43,7 @@ pub async fn task_versions(
 ) -> Result<Vec<TaskVersion>, StoreError> {
     let rows = sqlx::query(
         "select id, version, status from tasks
-         where id in (select unhex(value) from json_each(?1))",
+         where id in (select unhex(value) from json_each($1))",
     )
     .bind(rows::id_list(ids.iter().map(|id| id.0)))
     .fetch_all(reads)
@@ -106,7 +106,7 @@ async fn with_images(
         "select",
         image_columns!(),
         "from images i left join renditions r on r.sha256 = i.sha256
-         where i.id in (select unhex(value) from json_each(?1))
+         where i.id in (select unhex(value) from json_each($1))
          order by i.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(ids)
@@ -126,7 +126,7 @@ pub async fn image(reads: &SqlitePool, id: ImageId) -> Result<Option<Image>, Sto
         "select",
         image_columns!(),
         "from images i left join renditions r on r.sha256 = i.sha256
-         where i.id = ?1 order by r.preset, r.fingerprint, r.format"
+         where i.id = $1 order by r.preset, r.fingerprint, r.format"
     ))
     .bind(id)
     .fetch_all(reads)
@@ -140,7 +140,7 @@ pub async fn list_images(
 ) -> Result<ImagePage, StoreError> {
     let rows = sqlx::query(concat!(
         "with page as (
-             select * from images where id < ?1 order by id desc limit ?2)
+             select * from images where id < $1 order by id desc limit $2)
          select",
         image_columns!(),
         "from page i left join renditions r on r.sha256 = i.sha256
@@ -162,7 +162,7 @@ pub async fn existing_images(
     ids: &[ImageId],
 ) -> Result<Vec<ImageId>, StoreError> {
     Ok(sqlx::query_scalar(
-        "select id from images where id in (select unhex(value) from json_each(?1))",
+        "select id from images where id in (select unhex(value) from json_each($1))",
     )
     .bind(rows::id_list(ids.iter().map(|id| id.0)))
     .fetch_all(reads)

@@ -1,0 +1,264 @@
+//! The store in PostgreSQL, for a fleet. Every decision is one statement, and `now()`, the
+//! database's clock, decides all times.
+
+mod accept;
+mod jobs;
+mod outbox;
+mod read;
+mod rows;
+
+use std::{io, str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions, types::PgInterval},
+};
+use tokio::sync::Mutex;
+
+use super::{
+    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
+    StoreError, TaskFilter, TaskPage, TaskVersion, convert::micros, schema,
+};
+use crate::domain::{Image, ImageId, JobKind, Lane, Task, TaskId, WorkerId};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// How long a call waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a call may take in all. A database that hangs without closing its connections would
+/// otherwise hold its callers for ever.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A connection that rested for longer is tested before it is used. Shorter would cost every call a
+/// round trip; longer, more failures after the database was restarted.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
+/// The advisory lock of the one process on an in-process queue; a number of no meaning.
+const EMBEDDED_QUEUE_LOCK: i64 = 0x5afe_1194_0001;
+
+/// The PostgreSQL backend.
+pub struct PostgresStore {
+    pool: PgPool,
+    options: PgConnectOptions,
+    /// The connection that holds the advisory lock. The lock goes with it: after a database that
+    /// was restarted, [`Store::lock_for_embedded_queue`] takes it again.
+    lock: Mutex<Option<PgConnection>>,
+}
+
+impl PostgresStore {
+    /// Connects to the database that `url` names, with at most `max_connections` at once. Fails if
+    /// it cannot be reached now.
+    pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url)?.application_name("safelight");
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|conn, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_FOR {
+                        conn.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options.clone());
+        // The pool would try until its time-out and then not say why it could not.
+        let first = async { Ok(options.connect().await?.close().await?) };
+        within(first).await?;
+        Ok(Self { pool, options, lock: Mutex::new(None) })
+    }
+}
+
+/// A duration as an SQL interval.
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: micros(duration) }
+}
+
+/// Runs a call within [`CALL_TIMEOUT`]. The pool closes a connection whose call was cut short, if
+/// it does not recover.
+async fn within<T>(
+    call: impl Future<Output = Result<T, StoreError>> + Send,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| {
+        let text = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
+        Err(StoreError::Unavailable(io::Error::new(io::ErrorKind::TimedOut, text).into()))
+    })
+}
+
+/// The newest migration in the database; 0 for none.
+async fn schema_version(pool: &PgPool) -> Result<i64, StoreError> {
+    let table: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(pool)
+        .await?;
+    if !table {
+        return Ok(0);
+    }
+    Ok(sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
+        .fetch_one(pool)
+        .await?)
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn migrate(&self) -> Result<(), StoreError> {
+        schema::refuse_newer(within(schema_version(&self.pool)).await?, &MIGRATIONS)?;
+        // Under sqlx's advisory lock, which ends with this connection, and without a time limit: it
+        // may rewrite tables.
+        let mut conn = within(async { Ok(self.options.connect().await?) }).await?;
+        MIGRATIONS.run_direct(None, &mut conn, false).await.map_err(schema::failed)?;
+        Ok(conn.close().await?)
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        schema::check(within(schema_version(&self.pool)).await?, &MIGRATIONS)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        within(async {
+            sqlx::query("select 1").execute(&self.pool).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn lock_for_embedded_queue(&self) -> Result<bool, StoreError> {
+        let mut lock = self.lock.lock().await;
+        within(async {
+            if let Some(conn) = lock.as_mut() {
+                if conn.ping().await.is_ok() {
+                    return Ok(true);
+                }
+                *lock = None;
+            }
+            let mut conn = self.options.connect().await?;
+            let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
+                .bind(EMBEDDED_QUEUE_LOCK)
+                .fetch_one(&mut conn)
+                .await?;
+            if locked {
+                *lock = Some(conn);
+            } else {
+                conn.close().await?;
+            }
+            Ok(locked)
+        })
+        .await
+    }
+
+    async fn reserve_key(
+        &self,
+        key: &IdempotencyKey,
+        hold: Duration,
+    ) -> Result<KeyState, StoreError> {
+        within(accept::reserve_key(&self.pool, key, hold)).await
+    }
+
+    async fn release_key(&self, ticket: &KeyTicket) -> Result<(), StoreError> {
+        within(accept::release_key(&self.pool, ticket)).await
+    }
+
+    async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError> {
+        within(accept::accept(&self.pool, upload)).await
+    }
+
+    async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
+        within(accept::expire_keys(&self.pool, age, limit)).await
+    }
+
+    async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
+        within(read::task(&self.pool, id)).await
+    }
+
+    async fn task_versions(&self, ids: &[TaskId]) -> Result<Vec<TaskVersion>, StoreError> {
+        within(read::task_versions(&self.pool, ids)).await
+    }
+
+    async fn list_tasks(
+        &self,
+        filter: &TaskFilter,
+        page: &PageRequest<TaskId>,
+    ) -> Result<TaskPage, StoreError> {
+        within(read::list_tasks(&self.pool, filter, page)).await
+    }
+
+    async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError> {
+        within(read::image(&self.pool, id)).await
+    }
+
+    async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError> {
+        within(read::list_images(&self.pool, page)).await
+    }
+
+    async fn task_of_image(&self, id: ImageId) -> Result<Option<Task>, StoreError> {
+        within(read::task_of_image(&self.pool, id)).await
+    }
+
+    async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError> {
+        within(read::existing_images(&self.pool, ids)).await
+    }
+
+    async fn take_unpublished(
+        &self,
+        limit: u32,
+        hold: Duration,
+    ) -> Result<OutboxBatch, StoreError> {
+        within(outbox::take(&self.pool, limit, hold)).await
+    }
+
+    async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError> {
+        within(outbox::mark_published(&self.pool, published)).await
+    }
+
+    async fn return_unpublished(&self, unpublished: &[Doorbell]) -> Result<(), StoreError> {
+        within(outbox::return_unpublished(&self.pool, unpublished)).await
+    }
+
+    async fn unpublish(
+        &self,
+        kind: JobKind,
+        lane: Lane,
+        waited: Duration,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
+        within(outbox::unpublish(&self.pool, kind, lane, waited, limit)).await
+    }
+
+    async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
+        within(outbox::count_published(&self.pool, kind, lane)).await
+    }
+
+    async fn claim(
+        &self,
+        doorbell: &Doorbell,
+        redelivered: bool,
+        worker: WorkerId,
+        lease: Duration,
+    ) -> Result<Claim, StoreError> {
+        within(jobs::claim(&self.pool, doorbell, redelivered, worker, lease)).await
+    }
+
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
+        within(jobs::renew(&self.pool, leases, lease)).await
+    }
+
+    async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError> {
+        within(jobs::settle(&self.pool, lease, outcome)).await
+    }
+
+    async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
+        within(jobs::expired_leases(&self.pool, limit)).await
+    }
+
+    async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
+        within(jobs::job_counts(&self.pool)).await
+    }
+
+    async fn count_unpublished(&self) -> Result<u64, StoreError> {
+        within(outbox::count_unpublished(&self.pool)).await
+    }
+}

@@ -1,0 +1,129 @@
+//! The outbox: jobs whose doorbell must still be rung. Polled by every process, so each call is one
+//! statement, and writes nothing when there is nothing to do.
+
+use std::time::Duration;
+
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+use super::{interval, rows};
+use crate::{
+    domain::{JobKind, Lane},
+    store::{
+        Doorbell, OutboxBatch, StoreError,
+        convert::{duration, from_sql},
+    },
+};
+
+/// The rows taken, oldest first; then one without a job that tells when the next comes due. Rows
+/// that are due and that others have locked are theirs, and not counted there.
+const TAKE: &str = "
+    with due as (
+        select job_id, due_at from outbox where due_at <= now()
+        order by due_at, job_id limit $1 for update skip locked),
+    taken as (
+        update outbox o set due_at = now() + $2 from due where o.job_id = due.job_id
+        returning o.job_id, o.kind, o.lane, o.generation, due.due_at)
+    select job_id, kind, lane, generation, due_at, null::bigint as next_in from taken
+    union all
+    select null, null, null, null, null,
+           (extract(epoch from (select min(due_at) from outbox where due_at > now()) - now())
+            * 1000000)::bigint
+    order by due_at nulls last, job_id";
+
+pub async fn take(pool: &PgPool, limit: u32, hold: Duration) -> Result<OutboxBatch, StoreError> {
+    let found =
+        sqlx::query(TAKE).bind(i64::from(limit)).bind(interval(hold)).fetch_all(pool).await?;
+    let Some((last, taken)) = found.split_last() else { return Ok(OutboxBatch::default()) };
+    let due = taken.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
+    let next: Option<Duration> = last.try_get::<Option<i64>, _>("next_in")?.map(duration);
+    let next_in = match due.len() {
+        0 => next,
+        taken if taken >= limit as usize => Some(Duration::ZERO),
+        // Those just taken show again, if nobody marks them.
+        _ => Some(next.map_or(hold, |next| next.min(hold))),
+    };
+    Ok(OutboxBatch { due, next_in })
+}
+
+fn columns(doorbells: &[Doorbell]) -> (Vec<Uuid>, Vec<i32>) {
+    doorbells.iter().map(|d| (d.job.0, i32::try_from(d.generation).unwrap_or(i32::MAX))).unzip()
+}
+
+pub async fn mark_published(pool: &PgPool, published: &[Doorbell]) -> Result<(), StoreError> {
+    let (jobs, generations) = columns(published);
+    // The generation spares a row that was put there anew for a later attempt meanwhile.
+    sqlx::query(
+        "delete from outbox o using unnest($1::uuid[], $2::int[]) as p (job_id, generation)
+         where o.job_id = p.job_id and o.generation = p.generation",
+    )
+    .bind(jobs)
+    .bind(generations)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+pub async fn return_unpublished(pool: &PgPool, unpublished: &[Doorbell]) -> Result<(), StoreError> {
+    let (jobs, generations) = columns(unpublished);
+    sqlx::query(
+        "update outbox o set due_at = now()
+         from unnest($1::uuid[], $2::int[]) as p (job_id, generation)
+         where o.job_id = p.job_id and o.generation = p.generation",
+    )
+    .bind(jobs)
+    .bind(generations)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+pub async fn unpublish(
+    pool: &PgPool,
+    kind: JobKind,
+    lane: Lane,
+    waited: Duration,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let put = sqlx::query(
+        "with lost as (
+             select id from jobs j
+             where status = 'queued' and kind = $1 and lane = $2
+               and waiting_since <= now() - $3 and run_at <= now()
+               and not exists (select from outbox o where o.job_id = j.id)
+             order by waiting_since limit $4 for update skip locked),
+         waiting as (
+             update jobs j set waiting_since = now() from lost where j.id = lost.id
+             returning j.id, j.kind, j.lane, j.fence)
+         insert into outbox (job_id, kind, lane, generation)
+         select id, kind, lane, fence from waiting
+         on conflict do nothing",
+    )
+    .bind(kind.as_str())
+    .bind(lane.as_str())
+    .bind(interval(waited))
+    .bind(i64::from(limit))
+    .execute(pool)
+    .await?;
+    Ok(put.rows_affected())
+}
+
+pub async fn count_published(pool: &PgPool, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from jobs j
+         where status = 'queued' and kind = $1 and lane = $2 and run_at <= now()
+           and not exists (select from outbox o where o.job_id = j.id)",
+    )
+    .bind(kind.as_str())
+    .bind(lane.as_str())
+    .fetch_one(pool)
+    .await?;
+    from_sql(count, "count")
+}
+
+pub async fn count_unpublished(pool: &PgPool) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar("select count(*) from outbox where due_at <= now()")
+        .fetch_one(pool)
+        .await?;
+    from_sql(count, "count")
+}

@@ -1,0 +1,212 @@
+//! A fresh database of either backend, and what the tests put into it.
+
+use std::{ops::Deref, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use safelight_common::{
+    config::DatabaseUrl,
+    domain::{
+        ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JobId, JobKind,
+        Lane, Rendition, Task, TaskId, WorkerId,
+    },
+    store::{self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Settled},
+};
+use safelight_harness::postgres::Postgres;
+use tempfile::TempDir;
+
+/// Over at once.
+pub const NOW: Duration = Duration::ZERO;
+/// Never over while a test runs.
+pub const HOUR: Duration = Duration::from_hours(1);
+
+/// A store on a migrated database of its own.
+pub struct Fixture {
+    pub store: DynStore,
+    pub url: DatabaseUrl,
+    folder: Option<TempDir>,
+}
+
+impl Deref for Fixture {
+    type Target = DynStore;
+
+    fn deref(&self) -> &DynStore {
+        &self.store
+    }
+}
+
+impl Fixture {
+    pub async fn sqlite() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let url = DatabaseUrl::Sqlite(folder.path().join("data/safelight.db"));
+        Self::migrated(url, Some(folder)).await
+    }
+
+    pub async fn postgres() -> Result<Self> {
+        Self::migrated(Postgres::fresh_database().await?.parse()?, None).await
+    }
+
+    async fn migrated(url: DatabaseUrl, folder: Option<TempDir>) -> Result<Self> {
+        let store = store::connect(&url, 8).await?;
+        store.migrate().await?;
+        Ok(Self { store, url, folder })
+    }
+
+    /// Another store on the same database, as another process would have it.
+    pub async fn another(&self) -> Result<DynStore> {
+        Ok(store::connect(&self.url, 8).await?)
+    }
+
+    /// The same database after its only store was dropped.
+    pub async fn reopened(self) -> Result<Self> {
+        drop(self.store);
+        let store = store::connect(&self.url, 8).await?;
+        Ok(Self { store, url: self.url, folder: self.folder })
+    }
+
+    /// A fresh database of the same backend without a schema.
+    pub async fn empty_like(&self) -> Result<DatabaseUrl> {
+        Ok(match &self.url {
+            DatabaseUrl::Sqlite(path) => DatabaseUrl::Sqlite(path.with_file_name("empty.db")),
+            DatabaseUrl::Postgres(_) => Postgres::fresh_database().await?.parse()?,
+        })
+    }
+
+    /// Runs SQL that no store would.
+    pub async fn tamper(&self, sql: &'static str) -> Result<()> {
+        use sqlx::{ConnectOptions, Connection};
+        match &self.url {
+            DatabaseUrl::Sqlite(path) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                sqlx::query(sql).execute(&mut options.connect().await?).await?;
+            }
+            DatabaseUrl::Postgres(url) => {
+                let mut conn = sqlx::PgConnection::connect(url).await?;
+                sqlx::query(sql).execute(&mut conn).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts a new upload.
+    pub async fn accepted(&self) -> Result<NewUpload> {
+        let upload = upload();
+        self.accept_it(&upload).await?;
+        Ok(upload)
+    }
+
+    pub async fn accept_it(&self, upload: &NewUpload) -> Result<()> {
+        assert_eq!(self.accept(upload).await?, Accepted::Yes);
+        Ok(())
+    }
+
+    /// The document of an upload's task.
+    pub async fn task_of(&self, upload: &NewUpload) -> Result<Task> {
+        self.task(upload.task).await?.context("no such task")
+    }
+
+    /// Claims with a lease that lasts.
+    pub async fn claimed(&self, doorbell: &Doorbell) -> Result<ClaimedJob> {
+        self.claimed_for(doorbell, HOUR).await
+    }
+
+    pub async fn claimed_for(&self, doorbell: &Doorbell, lease: Duration) -> Result<ClaimedJob> {
+        match self.claim(doorbell, false, WorkerId::new(), lease).await? {
+            Claim::Run(job) => Ok(*job),
+            Claim::Nothing => bail!("nothing to claim"),
+        }
+    }
+
+    /// Checks that a message would find nothing to do.
+    pub async fn refused(&self, doorbell: &Doorbell, redelivered: bool) -> Result<()> {
+        let claim = self.claim(doorbell, redelivered, WorkerId::new(), HOUR).await?;
+        assert_eq!(claim, Claim::Nothing);
+        Ok(())
+    }
+
+    /// Settles a lease that is held.
+    pub async fn settled(&self, job: &ClaimedJob, outcome: &Outcome) -> Result<()> {
+        assert_eq!(self.settle(&job.lease, outcome).await?, Settled::Applied);
+        Ok(())
+    }
+
+    /// Takes everything from the outbox and marks it published.
+    pub async fn publish_all(&self) -> Result<Vec<Doorbell>> {
+        let batch = self.take_unpublished(10_000, HOUR).await?;
+        self.mark_published(&batch.due).await?;
+        Ok(batch.due)
+    }
+}
+
+/// An upload of bytes that no other has.
+pub fn upload() -> NewUpload {
+    let image = ImageId::new();
+    NewUpload {
+        image,
+        task: TaskId::new(),
+        lane: Lane::Interactive,
+        sha256: ContentHash::of(image.0.as_bytes()),
+        bytes: 829_183,
+        format: ImageFormat::Jpeg,
+        title: Some("Ein Hügel \"im\" Nebel 🌫".to_owned()),
+        tags: vec!["fog".to_owned(), "a, b".to_owned()],
+        filename: Some("hill.jpg".to_owned()),
+        jobs: vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)],
+        max_attempts: 3,
+        key: None,
+    }
+}
+
+/// The first message of an upload's write job.
+pub fn write_bell(upload: &NewUpload) -> Doorbell {
+    bell(upload, 0)
+}
+
+/// The first message of an upload's thumbnail job.
+pub fn thumbnail_bell(upload: &NewUpload) -> Doorbell {
+    bell(upload, 1)
+}
+
+fn bell(upload: &NewUpload, index: usize) -> Doorbell {
+    let (job, kind) = upload.jobs[index];
+    Doorbell { job, kind, lane: upload.lane, generation: 0 }
+}
+
+pub fn facts() -> ImageFacts {
+    ImageFacts {
+        format: ImageFormat::Png,
+        width: 2725,
+        height: 2225,
+        orientation: 6,
+        taken_at: chrono::NaiveDate::from_ymd_opt(2012, 2, 29).and_then(|d| d.and_hms_opt(1, 2, 3)),
+        gps: Some(Gps { latitude: -33.5, longitude: 151.25 }),
+    }
+}
+
+pub fn written() -> Outcome {
+    Outcome::Written(facts())
+}
+
+pub fn rendition(preset: &str, bytes: u64) -> Rendition {
+    Rendition {
+        preset: preset.to_owned(),
+        fingerprint: "0123456789ab".to_owned(),
+        format: ImageFormat::Webp,
+        width: 256,
+        height: 209,
+        bytes,
+        sha256: ContentHash::of(&bytes.to_le_bytes()),
+    }
+}
+
+/// Two renditions in the order in which they are read.
+pub fn renditions() -> Vec<Rendition> {
+    vec![rendition("medium", 40_000), rendition("small", 9120)]
+}
+
+pub fn rendered() -> Outcome {
+    Outcome::Rendered(renditions())
+}
+
+pub fn failure() -> Failure {
+    Failure::new(ErrorCode::StoreUnavailable, "the store did not answer")
+}

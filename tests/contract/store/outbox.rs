@@ -1,0 +1,203 @@
+//! The outbox: what is still to be published, and what must be published anew.
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::{Context, Result};
+use futures::future::join_all;
+use safelight_common::{
+    domain::{JobKind, Lane},
+    store::{Doorbell, OutboxBatch, Outcome},
+};
+
+use super::{
+    fixture::{Fixture, HOUR, NOW, failure, thumbnail_bell, write_bell, written},
+    promises,
+};
+
+promises!(
+    due_jobs_are_taken_oldest_first_up_to_the_limit,
+    taken_jobs_are_hidden_for_the_hold,
+    takers_at_once_never_get_the_same,
+    marked_jobs_are_gone,
+    marking_spares_a_later_attempt,
+    returned_jobs_show_again_at_once,
+    a_retry_comes_due_after_its_delay,
+    lost_messages_are_put_back,
+    only_queued_due_published_jobs_are_put_back,
+    a_job_put_back_waits_anew,
+);
+
+const WRITE: (JobKind, Lane) = (JobKind::Write, Lane::Interactive);
+
+async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Result<()> {
+    assert_eq!(store.take_unpublished(10, HOUR).await?, OutboxBatch::default());
+    let mut expected = Vec::new();
+    for _ in 0..5 {
+        let upload = store.accepted().await?;
+        expected.extend([write_bell(&upload), thumbnail_bell(&upload)]);
+    }
+    let first = store.take_unpublished(4, HOUR).await?;
+    assert_eq!(first.due, expected[..4]);
+    assert_eq!(first.next_in, Some(NOW));
+    let rest = store.take_unpublished(100, HOUR).await?;
+    assert_eq!(rest.due, expected[4..]);
+    Ok(())
+}
+
+async fn taken_jobs_are_hidden_for_the_hold(store: Fixture) -> Result<()> {
+    store.accepted().await?;
+    // A hold of zero is over at once: as if the taker had died.
+    let taken = store.take_unpublished(10, NOW).await?;
+    assert_eq!(taken.due.len(), 2);
+    assert_eq!(store.count_unpublished().await?, 2);
+    let again = store.take_unpublished(10, HOUR).await?;
+    assert_eq!(again.due, taken.due);
+    let next_in = again.next_in.context("they show again")?;
+    assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
+
+    let hidden = store.take_unpublished(10, HOUR).await?;
+    assert_eq!(hidden.due, []);
+    let next_in = hidden.next_in.context("they show again")?;
+    assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
+    assert_eq!(store.count_unpublished().await?, 0);
+    Ok(())
+}
+
+async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
+    let other = store.another().await?;
+    for _ in 0..40 {
+        store.accepted().await?;
+    }
+    let take = async |taker: usize| -> Result<Vec<Doorbell>> {
+        let store = if taker.is_multiple_of(2) { &store.store } else { &other };
+        let mut taken = Vec::new();
+        loop {
+            let batch = store.take_unpublished(3, HOUR).await?;
+            if batch.due.is_empty() {
+                return Ok(taken);
+            }
+            taken.extend(batch.due);
+        }
+    };
+    let mut all = Vec::new();
+    for taken in join_all((0..8).map(take)).await {
+        all.extend(taken?);
+    }
+    assert_eq!(all.len(), 80);
+    assert_eq!(all.into_iter().collect::<HashSet<_>>().len(), 80);
+    Ok(())
+}
+
+async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    store.take_unpublished(10, NOW).await?;
+    store.mark_published(&[write_bell(&upload)]).await?;
+    assert_eq!(store.take_unpublished(10, NOW).await?.due, [thumbnail_bell(&upload)]);
+    store.mark_published(&[write_bell(&upload), thumbnail_bell(&upload)]).await?;
+    store.mark_published(&[]).await?;
+    assert_eq!(store.take_unpublished(10, NOW).await?, OutboxBatch::default());
+    Ok(())
+}
+
+/// The job runs, fails and is due again before the relay comes to mark its first message.
+async fn marking_spares_a_later_attempt(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let first = store.take_unpublished(10, HOUR).await?.due;
+    let job = store.claimed(&write_bell(&upload)).await?;
+    store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+
+    store.mark_published(&first).await?;
+    store.return_unpublished(&first).await?;
+
+    let again = store.take_unpublished(10, HOUR).await?;
+    assert_eq!(again.due, [Doorbell { generation: 1, ..write_bell(&upload) }]);
+    Ok(())
+}
+
+async fn returned_jobs_show_again_at_once(store: Fixture) -> Result<()> {
+    store.accepted().await?;
+    let taken = store.take_unpublished(10, HOUR).await?.due;
+    store.return_unpublished(&taken[..1]).await?;
+    assert_eq!(store.count_unpublished().await?, 1);
+    assert_eq!(store.take_unpublished(10, HOUR).await?.due, taken[..1]);
+    Ok(())
+}
+
+async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    store.publish_all().await?;
+    let job = store.claimed(&write_bell(&upload)).await?;
+    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
+
+    let batch = store.take_unpublished(10, HOUR).await?;
+    assert_eq!(batch.due, []);
+    let next_in = batch.next_in.context("a retry waits")?;
+    assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
+    assert_eq!(store.count_unpublished().await?, 0);
+    assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 0);
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
+    Ok(())
+}
+
+async fn lost_messages_are_put_back(store: Fixture) -> Result<()> {
+    let mut expected = Vec::new();
+    for _ in 0..5 {
+        expected.push(write_bell(&store.accepted().await?));
+    }
+    // A job that has been tried comes back with its generation.
+    let job = store.claimed(&expected[0]).await?;
+    store.settled(&job, &Outcome::Released).await?;
+    expected[0].generation = 1;
+    store.publish_all().await?;
+    assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 5);
+
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 2).await?, 2);
+    // Oldest first: the released job has waited least.
+    assert_eq!(store.publish_all().await?, expected[1..3]);
+    for bell in &expected {
+        store.claimed(bell).await?;
+    }
+    Ok(())
+}
+
+async fn only_queued_due_published_jobs_are_put_back(store: Fixture) -> Result<()> {
+    let uploads = [store.accepted().await?, store.accepted().await?, store.accepted().await?];
+    let published: Vec<_> = uploads[..2].iter().map(write_bell).collect();
+    // The third is still in the outbox.
+    store.mark_published(&published).await?;
+    let running = store.claimed(&published[0]).await?;
+
+    assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 1);
+    assert_eq!(store.count_published(JobKind::Thumbnail, Lane::Interactive).await?, 0);
+    assert_eq!(store.count_published(JobKind::Write, Lane::Bulk).await?, 0);
+    assert_eq!(store.unpublish(JobKind::Write, Lane::Bulk, NOW, 10).await?, 0);
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
+    assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 0);
+    assert!(store.take_unpublished(10, HOUR).await?.due.contains(&published[1]));
+
+    store.settled(&running, &written()).await?;
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
+    Ok(())
+}
+
+async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
+    store.accepted().await?;
+    store.publish_all().await?;
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, HOUR, 10).await?, 0);
+
+    // It has waited for two hours, as far as the database knows.
+    let hours_ago = match store.url {
+        safelight_common::config::DatabaseUrl::Sqlite(_) => {
+            "update jobs set waiting_since = waiting_since - 7200000000"
+        }
+        safelight_common::config::DatabaseUrl::Postgres(_) => {
+            "update jobs set waiting_since = waiting_since - interval '2 hours'"
+        }
+    };
+    store.tamper(hours_ago).await?;
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, HOUR, 10).await?, 1);
+    store.publish_all().await?;
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, Duration::from_mins(1), 10).await?, 0);
+    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
+    Ok(())
+}

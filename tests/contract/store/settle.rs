@@ -1,0 +1,225 @@
+//! How attempts, jobs and tasks end.
+
+use anyhow::{Context, Result};
+use futures::future::{join_all, try_join_all};
+use safelight_common::{
+    domain::{ErrorCode, Failure, JobKind, Lane, Progress, Status},
+    store::{Outcome, Settled},
+};
+
+use super::{
+    fixture::{
+        Fixture, HOUR, NOW, facts, failure, rendered, rendition, renditions, thumbnail_bell,
+        write_bell, written,
+    },
+    promises,
+};
+
+promises!(
+    an_attempt_settles_with_all_its_effects,
+    a_stale_attempt_has_no_effect,
+    renditions_are_replaced_not_doubled,
+    a_task_fails_if_any_job_failed,
+    a_cancelled_job_leaves_its_task_cancelled,
+    jobs_that_settle_at_once_end_their_task_once,
+    attempts_that_settle_at_once_count_once,
+    jobs_are_counted_by_where_they_are,
+);
+
+async fn an_attempt_settles_with_all_its_effects(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+    store.settled(&thumbnail, &Outcome::Retry(failure(), NOW)).await?;
+    let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+    store.settled(&thumbnail, &rendered()).await?;
+
+    let task = store.task_of(&upload).await?;
+    assert_eq!(task.status, Status::Running);
+    assert_eq!(task.progress, Progress { total: 2, succeeded: 1, ..Progress::default() });
+    assert_eq!(task.finished_at, None);
+    let image = task.image.context("no image")?;
+    assert_eq!((image.facts, image.stored_at), (None, None));
+    assert_eq!(image.renditions, renditions());
+
+    let write = store.claimed(&write_bell(&upload)).await?;
+    store.settled(&write, &written()).await?;
+
+    let task = store.task_of(&upload).await?;
+    assert_eq!(task.status, Status::Succeeded);
+    assert_eq!(task.progress, Progress { total: 2, succeeded: 2, ..Progress::default() });
+    assert!(task.finished_at >= Some(task.created_at));
+    for job in &task.jobs {
+        assert_eq!((job.status, &job.error, job.retry_at), (Status::Succeeded, &None, None));
+    }
+    let image = task.image.context("no image")?;
+    assert_eq!(image.facts, Some(facts()));
+    assert_eq!(image.format, facts().format);
+    assert!(image.stored_at >= Some(image.created_at));
+    Ok(())
+}
+
+async fn a_stale_attempt_has_no_effect(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    store.publish_all().await?;
+    let write = store.claimed_for(&write_bell(&upload), NOW).await?;
+    let thumbnail = store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
+    store.claimed(&write_bell(&upload)).await?;
+    store.claimed(&thumbnail_bell(&upload)).await?;
+    let before = store.task_of(&upload).await?;
+
+    let failed = Outcome::Failed(failure());
+    let retry = Outcome::Retry(failure(), NOW);
+    for outcome in [&written(), &rendered(), &failed, &retry, &Outcome::Released] {
+        for job in [&write, &thumbnail] {
+            assert_eq!(store.settle(&job.lease, outcome).await?, Settled::Stale);
+        }
+    }
+    assert_eq!(store.task_of(&upload).await?, before);
+    assert_eq!(store.count_unpublished().await?, 0);
+    Ok(())
+}
+
+async fn renditions_are_replaced_not_doubled(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let mut again = super::fixture::upload();
+    again.sha256 = upload.sha256;
+    store.accept_it(&again).await?;
+    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    store.settled(&job, &rendered()).await?;
+
+    let job = store.claimed(&thumbnail_bell(&again)).await?;
+    let made = vec![rendition("small", 9999), rendition("large", 90_000)];
+    store.settled(&job, &Outcome::Rendered(made)).await?;
+
+    let image = store.image(upload.image).await?.context("no image")?;
+    let expected =
+        [rendition("large", 90_000), rendition("medium", 40_000), rendition("small", 9999)];
+    assert_eq!(image.renditions, expected);
+    Ok(())
+}
+
+async fn a_task_fails_if_any_job_failed(store: Fixture) -> Result<()> {
+    let corrupt = Failure::new(ErrorCode::CorruptImage, "cut short after 12 rows");
+    for failing_first in [true, false] {
+        let upload = store.accepted().await?;
+        let write = store.claimed(&write_bell(&upload)).await?;
+        let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+        let failed = Outcome::Failed(corrupt.clone());
+        if failing_first {
+            store.settled(&thumbnail, &failed).await?;
+            // Not before the other has ended too.
+            assert_eq!(store.task_of(&upload).await?.status, Status::Running);
+            store.settled(&write, &written()).await?;
+        } else {
+            store.settled(&write, &written()).await?;
+            store.settled(&thumbnail, &failed).await?;
+        }
+        let task = store.task_of(&upload).await?;
+        assert_eq!(task.status, Status::Failed);
+        assert_eq!((task.progress.succeeded, task.progress.failed), (1, 1));
+        assert!(task.finished_at.is_some());
+        assert_eq!(task.jobs[1].error, Some(corrupt.clone()));
+        assert_eq!(task.jobs[1].retry_at, None);
+    }
+    Ok(())
+}
+
+async fn a_cancelled_job_leaves_its_task_cancelled(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let write = store.claimed(&write_bell(&upload)).await?;
+    let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+    store.tamper("update jobs set status = 'cancelled' where kind = 'thumbnail'").await?;
+    store.tamper("update tasks set jobs_cancelled = 1").await?;
+
+    assert_eq!(store.settle(&thumbnail.lease, &rendered()).await?, Settled::Stale);
+    assert_eq!(store.renew(&[thumbnail.lease], HOUR).await?.held, []);
+    store.refused(&thumbnail_bell(&upload), true).await?;
+    store.settled(&write, &written()).await?;
+    let task = store.task_of(&upload).await?;
+    assert_eq!((task.status, task.progress.cancelled), (Status::Cancelled, 1));
+    Ok(())
+}
+
+async fn jobs_that_settle_at_once_end_their_task_once(store: Fixture) -> Result<()> {
+    let other = store.another().await?;
+    // All of one blob, so that they also meet in its renditions.
+    let blob = super::fixture::upload().sha256;
+    let mut uploads: Vec<_> = (0..60).map(|_| super::fixture::upload()).collect();
+    for upload in &mut uploads {
+        upload.sha256 = blob;
+        store.accept_it(upload).await?;
+    }
+    let ended = join_all(uploads.iter().enumerate().map(async |(index, upload)| -> Result<()> {
+        let (write, thumbnail) = (
+            store.claimed(&write_bell(upload)).await?,
+            store.claimed(&thumbnail_bell(upload)).await?,
+        );
+        // Every third fails, so that both kinds of ending meet.
+        let made = if index % 3 == 0 { Outcome::Failed(failure()) } else { rendered() };
+        let facts = written();
+        let both = [store.settle(&write.lease, &facts), other.settle(&thumbnail.lease, &made)];
+        assert_eq!(try_join_all(both).await?, [Settled::Applied; 2]);
+
+        let task = store.task_of(upload).await?;
+        let (status, succeeded) =
+            if index % 3 == 0 { (Status::Failed, 1) } else { (Status::Succeeded, 2) };
+        assert_eq!((task.status, task.progress.succeeded), (status, succeeded), "{task:?}");
+        assert_eq!(task.progress.failed, 2 - succeeded);
+        assert!(task.finished_at.is_some());
+        // Accepted, claimed twice, settled twice: no change was lost.
+        assert_eq!(task.version, 5);
+        Ok(())
+    }));
+    ended.await.into_iter().collect()
+}
+
+async fn attempts_that_settle_at_once_count_once(store: Fixture) -> Result<()> {
+    let other = store.another().await?;
+    for _ in 0..20 {
+        let upload = store.accepted().await?;
+        let job = store.claimed(&write_bell(&upload)).await?;
+        let (done, failed) = (written(), Outcome::Failed(failure()));
+        let settled = try_join_all([
+            store.settle(&job.lease, &done),
+            other.settle(&job.lease, &failed),
+            store.settle(&job.lease, &Outcome::Released),
+        ]);
+        let applied = settled.await?.into_iter().filter(|s| *s == Settled::Applied).count();
+        assert_eq!(applied, 1);
+        let progress = store.task_of(&upload).await?.progress;
+        assert!(progress.succeeded + progress.failed <= 1, "{progress:?}");
+    }
+    Ok(())
+}
+
+async fn jobs_are_counted_by_where_they_are(store: Fixture) -> Result<()> {
+    assert_eq!(store.job_counts().await?, []);
+    let mut bulk = super::fixture::upload();
+    bulk.lane = Lane::Bulk;
+    store.accept_it(&bulk).await?;
+    let uploads = [store.accepted().await?, store.accepted().await?, store.accepted().await?];
+    store.claimed(&write_bell(&uploads[0])).await?;
+    let job = store.claimed(&write_bell(&uploads[1])).await?;
+    store.settled(&job, &Outcome::Failed(failure())).await?;
+    let job = store.claimed(&write_bell(&uploads[2])).await?;
+    store.settled(&job, &written()).await?;
+
+    let mut counts = store.job_counts().await?;
+    counts.sort_by_key(|count| (count.kind, count.lane, count.status));
+    let found: Vec<_> =
+        counts.iter().map(|count| (count.kind, count.lane, count.status, count.count)).collect();
+    let expected = [
+        (JobKind::Write, Lane::Interactive, Status::Running, 1),
+        (JobKind::Write, Lane::Interactive, Status::Failed, 1),
+        (JobKind::Write, Lane::Bulk, Status::Queued, 1),
+        (JobKind::Thumbnail, Lane::Interactive, Status::Queued, 3),
+        (JobKind::Thumbnail, Lane::Bulk, Status::Queued, 1),
+    ];
+    assert_eq!(found, expected);
+    for count in counts {
+        let waited = count.oldest_due_seconds;
+        let waits = count.status == Status::Queued;
+        assert!(if waits { waited > 0.0 && waited < 60.0 } else { waited == 0.0 }, "{count:?}");
+    }
+    Ok(())
+}

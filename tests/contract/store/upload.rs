@@ -1,0 +1,119 @@
+//! Accepting uploads.
+
+use anyhow::{Context, Result};
+use futures::future::join_all;
+use safelight_common::{
+    domain::{ImageId, Progress, Status, TaskId, TaskKind},
+    store::StoreError,
+};
+
+use super::{
+    fixture::{Fixture, HOUR, rendered, thumbnail_bell, upload, write_bell, written},
+    promises,
+};
+
+promises!(
+    an_accepted_upload_reads_back_whole,
+    an_accepted_upload_is_in_the_outbox,
+    accepting_again_changes_nothing,
+    one_bad_upload_among_many_fails_alone,
+    equal_uploads_share_renditions,
+    unknown_ids_are_none,
+);
+
+async fn an_accepted_upload_reads_back_whole(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+
+    let task = store.task_of(&upload).await?;
+    assert_eq!((task.id, task.kind, task.lane), (upload.task, TaskKind::Upload, upload.lane));
+    assert_eq!(task.status, Status::Queued);
+    assert_eq!(task.progress, Progress { total: 2, ..Progress::default() });
+    assert_eq!((task.updated_at, task.finished_at), (task.created_at, None));
+    let age = chrono::Utc::now() - task.created_at;
+    assert!(age.num_seconds().abs() < 60, "{age}");
+
+    let jobs: Vec<_> = task.jobs.iter().map(|job| (job.id, job.kind)).collect();
+    assert_eq!(jobs, upload.jobs);
+    for job in &task.jobs {
+        assert_eq!((job.status, job.attempt, job.max_attempts), (Status::Queued, 0, 3));
+        assert_eq!((&job.error, job.retry_at), (&None, None));
+    }
+
+    let image = task.image.context("no image")?;
+    assert_eq!(store.image(upload.image).await?.as_ref(), Some(&image));
+    assert_eq!((image.id, image.sha256, image.bytes), (upload.image, upload.sha256, upload.bytes));
+    assert_eq!((image.format, image.facts, image.stored_at), (upload.format, None, None));
+    assert_eq!(image.title, upload.title);
+    assert_eq!((image.tags, image.filename), (upload.tags, upload.filename));
+    assert_eq!(image.renditions, []);
+    Ok(())
+}
+
+async fn an_accepted_upload_is_in_the_outbox(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    assert_eq!(store.count_unpublished().await?, 2);
+    let mut due = store.take_unpublished(10, HOUR).await?.due;
+    due.sort_by_key(|doorbell| doorbell.job);
+    assert_eq!(due, [write_bell(&upload), thumbnail_bell(&upload)]);
+    Ok(())
+}
+
+async fn accepting_again_changes_nothing(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    store.publish_all().await?;
+    let job = store.claimed(&write_bell(&upload)).await?;
+    store.settled(&job, &written()).await?;
+    let before = store.task_of(&upload).await?;
+
+    store.accept_it(&upload).await?;
+
+    assert_eq!(store.task_of(&upload).await?, before);
+    assert_eq!(store.count_unpublished().await?, 0);
+    Ok(())
+}
+
+/// Requests may share a transaction, never a fate.
+async fn one_bad_upload_among_many_fails_alone(store: Fixture) -> Result<()> {
+    let first = store.accepted().await?;
+    let mut uploads: Vec<_> = (0..64).map(|_| upload()).collect();
+    uploads[20].image = first.image; // an id that is taken, by another task
+    uploads[40].jobs[1] = first.jobs[1];
+
+    let results = join_all(uploads.iter().map(|upload| store.accept(upload))).await;
+
+    for (index, (upload, result)) in uploads.iter().zip(results).enumerate() {
+        let task = store.task(upload.task).await?;
+        if index == 20 || index == 40 {
+            assert!(matches!(result, Err(StoreError::Database(_))), "{result:?}");
+            assert_eq!(task, None);
+        } else {
+            result?;
+            assert_eq!(task.context("lost")?.jobs.len(), 2);
+        }
+    }
+    assert_eq!(store.image(uploads[40].image).await?, None);
+    assert_eq!(store.count_unpublished().await?, 2 * 63);
+    Ok(())
+}
+
+async fn equal_uploads_share_renditions(store: Fixture) -> Result<()> {
+    let (first, mut second) = (upload(), upload());
+    second.sha256 = first.sha256;
+    store.accept_it(&first).await?;
+    store.accept_it(&second).await?;
+
+    let job = store.claimed(&thumbnail_bell(&first)).await?;
+    store.settled(&job, &rendered()).await?;
+
+    let job = store.claimed(&thumbnail_bell(&second)).await?;
+    assert_eq!(job.image.id, second.image);
+    assert_eq!(job.image.renditions, super::fixture::renditions());
+    Ok(())
+}
+
+async fn unknown_ids_are_none(store: Fixture) -> Result<()> {
+    assert_eq!(store.task(TaskId::new()).await?, None);
+    assert_eq!(store.image(ImageId::new()).await?, None);
+    assert_eq!(store.task_of_image(ImageId::new()).await?, None);
+    Ok(())
+}
