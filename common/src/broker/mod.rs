@@ -29,7 +29,7 @@ pub type DynBroker = Arc<dyn Broker>;
 pub fn open(url: &QueueUrl) -> DynBroker {
     match url {
         QueueUrl::Embedded => Arc::new(embedded::EmbeddedBroker::new()),
-        QueueUrl::Amqp(url) => Arc::new(rabbitmq::RabbitBroker::start(url.clone())),
+        QueueUrl::Amqp(url) => Arc::new(rabbitmq::RabbitBroker::start(url)),
     }
 }
 
@@ -62,8 +62,8 @@ impl fmt::Display for Queue {
 pub trait Broker: Send + Sync + 'static {
     /// Publishes all of `doorbells`, each to the queue of its kind and lane. `Ok` only if the
     /// broker has taken responsibility for every one of them (confirmed, routed, and not
-    /// returned); on an error any of them may or may not be on its queue. Waits at most 10 s, also
-    /// while the broker blocks publishers.
+    /// returned); on an error any of them may or may not be on its queue. Waits at most 10 s; fails
+    /// at once while there is no connection, or the broker is known to block publishers.
     async fn publish(&self, doorbells: &[Doorbell]) -> Result<(), BrokerError>;
 
     /// Subscribes to a queue. The subscription outlives lost connections: it reconnects with
@@ -71,7 +71,8 @@ pub trait Broker: Send + Sync + 'static {
     /// `prefetch` (at least 1) deliveries are unsettled at any time. Fails only on a closed broker.
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError>;
 
-    /// How many messages wait in a queue, not yet handed to a consumer.
+    /// How many messages wait in a queue, not yet handed to a consumer. 0 for a queue that was
+    /// deleted: the next publish or subscribe declares it anew. Waits at most 15 s.
     async fn depth(&self, queue: Queue) -> Result<u64, BrokerError>;
 
     /// Answers if messages can be published now.

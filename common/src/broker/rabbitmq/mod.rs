@@ -1,4 +1,4 @@
-//! RabbitMQ over AMQP 0-9-1. Two connections: `link` keeps each up, `publisher` and `consumer` use
+//! `RabbitMQ` over AMQP 0-9-1. Two connections: `link` keeps each up, `publisher` and `consumer` use
 //! them, `topology` says what is declared, `message` what is sent.
 //!
 //! The client library's own recovery is off: it has been seen to stall after a broker's crash.
@@ -39,7 +39,7 @@ const DEPTH_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(11);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A RabbitMQ broker or cluster behind one URL.
+/// A `RabbitMQ` broker or cluster behind one URL.
 pub struct RabbitBroker {
     /// `None` if the URL cannot be read; nothing ever connects then.
     uri: Option<AMQPUri>,
@@ -58,10 +58,10 @@ impl RabbitBroker {
     /// Returns at once, and connects in the background for ever. Must be called within a tokio
     /// runtime. A URL without `heartbeat` or `connection_timeout` gets 10 s and 5 s; one without a
     /// virtual host, or with an empty one, means `/`.
-    pub fn start(url: String) -> Self {
+    pub fn start(url: &str) -> Self {
         let (users, links) = (TaskTracker::new(), TaskTracker::new());
         let (closed, links_closed) = (CancellationToken::new(), CancellationToken::new());
-        let uri = read(&url);
+        let uri = read(url);
         let link = connect(uri.as_ref(), "publishing", &links, &links_closed);
         let publisher = Publisher::start(link, &users, closed.clone());
         Self { uri, publisher, consuming: OnceLock::new(), users, links, closed, links_closed }

@@ -1,5 +1,5 @@
 //! What must exist on the broker. Declared again by every publisher and subscription when it
-//! (re)connects, so that a broker that was wiped heals by itself. Works on RabbitMQ 3.10 and 4.x.
+//! (re)connects, so that a broker that was wiped heals by itself. Works on `RabbitMQ` 3.10 and 4.x.
 //!
 //! A durable queue's arguments can never be changed; to change them, change the version in the
 //! queue's name ([`Queue`]'s `Display`).

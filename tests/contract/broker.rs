@@ -1,0 +1,304 @@
+//! What [`Broker`] promises, on both of its backends; and what only `RabbitMQ` can be asked.
+
+mod faults;
+
+use std::{collections::HashSet, future::Future, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use safelight_common::{
+    broker::{self, Broker, BrokerError, Delivery, DynBroker, Queue, Subscription, embedded},
+    config::QueueUrl,
+    domain::{JobId, JobKind, Lane},
+    store::Doorbell,
+};
+use safelight_harness::rabbitmq::RabbitMq;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Generous: the machine may be busy with other tests. Reached only on failure.
+const DEADLINE: Duration = Duration::from_mins(1);
+/// How long nothing must happen where nothing may.
+const QUIET: Duration = Duration::from_millis(300);
+
+const QUEUE: Queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+
+/// One test per promise and backend.
+macro_rules! contract {
+    ($($promise:ident),+ $(,)?) => {
+        mod on_embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $promise() -> anyhow::Result<()> {
+                super::$promise(super::open("embedded:").await?).await
+            })+
+        }
+
+        mod on_rabbitmq {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $promise() -> anyhow::Result<()> {
+                let url = safelight_harness::rabbitmq::RabbitMq::shared()?.fresh_vhost()?;
+                super::$promise(super::open(&url).await?).await
+            })+
+        }
+    };
+}
+
+contract! {
+    messages_arrive_on_the_queue_of_their_kind_and_lane,
+    an_acknowledged_message_is_gone,
+    a_requeued_message_comes_again_as_redelivered,
+    a_dropped_delivery_comes_again_as_redelivered,
+    prefetch_bounds_what_is_unsettled,
+    competing_consumers_get_each_message_once,
+    order_is_kept,
+    depth_counts_what_waits,
+    a_dropped_subscription_returns_what_it_had_buffered,
+    deliveries_outlive_their_subscription,
+    close_ends_everything,
+    concurrent_publishers_are_all_confirmed,
+}
+
+async fn messages_arrive_on_the_queue_of_their_kind_and_lane(broker: DynBroker) -> Result<()> {
+    let sent: Vec<_> = Queue::all().map(|queue| (queue, doorbell(queue))).collect();
+    let doorbells: Vec<_> = sent.iter().map(|(_, doorbell)| *doorbell).collect();
+    broker.publish(&doorbells).await?;
+    for (queue, expected) in sent {
+        let mut subscription = broker.subscribe(queue, 10).await?;
+        let delivery = next(&mut subscription).await?;
+        ensure!(delivery.doorbell == expected && !delivery.redelivered, "{queue}");
+        delivery.ack().await;
+        ensure!(nothing_comes(&mut subscription).await, "{queue} got another queue's message");
+    }
+    Ok(())
+}
+
+async fn an_acknowledged_message_is_gone(broker: DynBroker) -> Result<()> {
+    let (first, second) = (doorbell(QUEUE), doorbell(QUEUE));
+    broker.publish(&[first]).await?;
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    next(&mut subscription).await?.ack().await;
+    drop(subscription);
+    broker.publish(&[second]).await?;
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    // Perhaps redelivered: the first subscription may have been given it as it ended.
+    ensure!(next(&mut subscription).await?.doorbell == second);
+    Ok(())
+}
+
+async fn a_requeued_message_comes_again_as_redelivered(broker: DynBroker) -> Result<()> {
+    broker.publish(&[doorbell(QUEUE)]).await?;
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    let delivery = next(&mut subscription).await?;
+    let first = delivery.doorbell;
+    delivery.requeue().await;
+    let again = next(&mut subscription).await?;
+    ensure!(again.doorbell == first && again.redelivered);
+    again.ack().await;
+    ensure!(nothing_comes(&mut subscription).await, "delivered after its acknowledgement");
+    Ok(())
+}
+
+async fn a_dropped_delivery_comes_again_as_redelivered(broker: DynBroker) -> Result<()> {
+    broker.publish(&[doorbell(QUEUE), doorbell(QUEUE)]).await?;
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    let first = next(&mut subscription).await?.doorbell;
+    // Ahead of the one that was not delivered yet.
+    let again = next(&mut subscription).await?;
+    ensure!(again.doorbell == first && again.redelivered);
+    Ok(())
+}
+
+async fn prefetch_bounds_what_is_unsettled(broker: DynBroker) -> Result<()> {
+    let sent: Vec<_> = (0..10).map(|_| doorbell(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    let mut subscription = broker.subscribe(QUEUE, 3).await?;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(next(&mut subscription).await?);
+    }
+    ensure!(nothing_comes(&mut subscription).await, "more than the prefetch came");
+    depth_becomes(&*broker, QUEUE, 7).await?;
+    held.remove(0).ack().await;
+    let fourth = next(&mut subscription).await?;
+    ensure!(fourth.doorbell == sent[3]);
+    ensure!(nothing_comes(&mut subscription).await, "one settled, two came");
+    Ok(())
+}
+
+async fn competing_consumers_get_each_message_once(broker: DynBroker) -> Result<()> {
+    const COUNT: usize = 300;
+    let (seen, mut all) = tokio::sync::mpsc::unbounded_channel();
+    for _ in 0..3 {
+        let mut subscription = broker.subscribe(QUEUE, 8).await?;
+        let seen = seen.clone();
+        tokio::spawn(async move {
+            while let Some(delivery) = subscription.next().await {
+                let job = delivery.doorbell.job;
+                delivery.ack().await;
+                let _ = seen.send(job);
+            }
+        });
+    }
+    let sent: Vec<_> = (0..COUNT).map(|_| doorbell(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    let mut jobs = HashSet::new();
+    for _ in 0..COUNT {
+        let job = timeout(DEADLINE, all.recv()).await?.context("consumers ended")?;
+        ensure!(jobs.insert(job), "delivered twice");
+    }
+    ensure!(timeout(QUIET, all.recv()).await.is_err(), "delivered twice");
+    Ok(())
+}
+
+async fn order_is_kept(broker: DynBroker) -> Result<()> {
+    let sent: Vec<_> = (0..200).map(|_| doorbell(QUEUE)).collect();
+    for batch in sent.chunks(100) {
+        broker.publish(batch).await?;
+    }
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    for expected in &sent {
+        let delivery = next(&mut subscription).await?;
+        ensure!(delivery.doorbell == *expected, "out of order");
+        delivery.ack().await;
+    }
+    Ok(())
+}
+
+async fn depth_counts_what_waits(broker: DynBroker) -> Result<()> {
+    ensure!(broker.depth(QUEUE).await? == 0);
+    let sent: Vec<_> = (0..7).map(|_| doorbell(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    depth_becomes(&*broker, QUEUE, 7).await?;
+    ensure!(broker.depth(Queue { lane: Lane::Bulk, ..QUEUE }).await? == 0);
+    Ok(())
+}
+
+async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynBroker) -> Result<()> {
+    let sent: Vec<_> = (0..20).map(|_| doorbell(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    let mut subscription = broker.subscribe(QUEUE, 10).await?;
+    let in_hand = next(&mut subscription).await?;
+    depth_becomes(&*broker, QUEUE, 10).await?;
+    drop(subscription);
+    depth_becomes(&*broker, QUEUE, 19).await?;
+    let mut subscription = broker.subscribe(QUEUE, 20).await?;
+    let mut jobs = HashSet::from([in_hand.doorbell.job]);
+    for _ in 0..19 {
+        let delivery = next(&mut subscription).await?;
+        jobs.insert(delivery.doorbell.job);
+        delivery.ack().await;
+    }
+    ensure!(jobs == sent.iter().map(|doorbell| doorbell.job).collect());
+    Ok(())
+}
+
+async fn deliveries_outlive_their_subscription(broker: DynBroker) -> Result<()> {
+    broker.publish(&[doorbell(QUEUE), doorbell(QUEUE)]).await?;
+    let mut subscription = broker.subscribe(QUEUE, 2).await?;
+    let first = next(&mut subscription).await?;
+    let second = next(&mut subscription).await?;
+    drop(subscription);
+    let mut other = broker.subscribe(QUEUE, 2).await?;
+    ensure!(nothing_comes(&mut other).await, "taken from the hand that holds it");
+    first.ack().await;
+    let expected = second.doorbell;
+    second.requeue().await;
+    ensure!(next(&mut other).await?.doorbell == expected);
+    Ok(())
+}
+
+async fn close_ends_everything(broker: DynBroker) -> Result<()> {
+    let sent: Vec<_> = (0..5).map(|_| doorbell(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    let mut busy = broker.subscribe(QUEUE, 2).await?;
+    let mut idle = broker.subscribe(Queue { lane: Lane::Bulk, ..QUEUE }, 2).await?;
+    let in_hand = next(&mut busy).await?;
+    broker.close().await;
+    ensure!(timeout(DEADLINE, idle.next()).await?.is_none());
+    ensure!(timeout(DEADLINE, busy.next()).await?.is_none(), "a buffered delivery was handed out");
+    in_hand.ack().await;
+    ensure!(broker.check().await.is_err());
+    ensure!(broker.publish(&sent).await.is_err());
+    ensure!(broker.subscribe(QUEUE, 1).await.is_err());
+    Ok(())
+}
+
+async fn concurrent_publishers_are_all_confirmed(broker: DynBroker) -> Result<()> {
+    let mut publishers = tokio::task::JoinSet::new();
+    for publisher in 0..8 {
+        let broker = Arc::clone(&broker);
+        let queue = Queue::all().nth(publisher % 4).context("four queues")?;
+        publishers.spawn(async move {
+            let sent: Vec<_> = (0..500).map(|_| doorbell(queue)).collect();
+            for batch in sent.chunks(50) {
+                broker.publish(batch).await?;
+            }
+            anyhow::Ok(sent)
+        });
+    }
+    let sent: HashSet<_> = publishers
+        .join_all()
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?
+        .concat()
+        .into_iter()
+        .collect();
+    let mut arrived = HashSet::new();
+    for queue in Queue::all() {
+        let mut subscription = broker.subscribe(queue, 64).await?;
+        for _ in 0..1000 {
+            let delivery = next(&mut subscription).await?;
+            arrived.insert(delivery.doorbell);
+            delivery.ack().await;
+        }
+    }
+    ensure!(sent == arrived);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_in_process_queue_refuses() -> Result<()> {
+    let broker = open("embedded:").await?;
+    let sent: Vec<_> = (0..embedded::CAPACITY).map(|_| doorbell(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    let refused = broker.publish(&[doorbell(QUEUE)]).await;
+    ensure!(matches!(refused, Err(BrokerError::Full)));
+    ensure!(broker.depth(QUEUE).await? == embedded::CAPACITY as u64);
+    let other = Queue { kind: JobKind::Thumbnail, ..QUEUE };
+    broker.publish(&[doorbell(other)]).await?;
+    Ok(())
+}
+
+/// The broker at `url`, ready to publish.
+async fn open(url: &str) -> Result<DynBroker> {
+    let broker = broker::open(&url.parse::<QueueUrl>()?);
+    eventually("the broker is ready", async || broker.check().await.is_ok()).await?;
+    Ok(broker)
+}
+
+fn doorbell(queue: Queue) -> Doorbell {
+    Doorbell { job: JobId::new(), kind: queue.kind, lane: queue.lane, generation: 3 }
+}
+
+async fn next(subscription: &mut Subscription) -> Result<Delivery> {
+    let delivery = timeout(DEADLINE, subscription.next()).await.context("nothing was delivered")?;
+    delivery.context("the subscription ended")
+}
+
+async fn nothing_comes(subscription: &mut Subscription) -> bool {
+    timeout(QUIET, subscription.next()).await.is_err()
+}
+
+async fn depth_becomes(broker: &dyn Broker, queue: Queue, expected: u64) -> Result<()> {
+    let what = format!("{queue} holds {expected}");
+    eventually(&what, async || broker.depth(queue).await.is_ok_and(|depth| depth == expected)).await
+}
+
+/// Polls until `holds`; fails after [`DEADLINE`].
+async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        ensure!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
