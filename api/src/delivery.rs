@@ -15,7 +15,7 @@ use safelight_common::{
 use crate::{
     conditional::ETag,
     extract::{Id, PathId, parse_id},
-    openapi::DeliveryProblems,
+    openapi::{DeliveryProblems, Picture},
     problem::{Problem, ProblemCode},
     state::ApiState,
 };
@@ -44,14 +44,16 @@ struct Deliverable {
 }
 
 /// The original, as it was uploaded.
+///
+/// HEAD is answered as well.
 #[utoipa::path(
-    get, head, path = "/images/{id}", tag = "delivery",
+    get, path = "/images/{id}", operation_id = "get_original", tag = "delivery",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
         ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
     ),
     responses(
-        (status = 200, description = "The bytes", content((Vec<u8> = "image/*")), headers(
+        (status = 200, description = "The bytes", content((Picture = "image/*")), headers(
             ("ETag" = String, description = "The SHA-256 of the bytes"),
             ("Cache-Control" = String, description = "The bytes never change"),
             ("Content-Disposition" = String, description = "`inline`, with the file name if one is known"),
@@ -81,15 +83,17 @@ pub async fn original(
 }
 
 /// A rendition.
+///
+/// HEAD is answered as well.
 #[utoipa::path(
-    get, head, path = "/images/{id}/{preset}", tag = "delivery",
+    get, path = "/images/{id}/{preset}", operation_id = "get_rendition", tag = "delivery",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
         ("preset" = String, Path, description = "The preset's name", example = "small"),
         ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
     ),
     responses(
-        (status = 200, description = "The bytes", content((Vec<u8> = "image/*")), headers(
+        (status = 200, description = "The bytes", content((Picture = "image/*")), headers(
             ("ETag" = String, description = "The SHA-256 of the bytes"),
             ("Cache-Control" = String, description = "The bytes never change"),
         )),

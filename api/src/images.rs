@@ -26,7 +26,7 @@ pub struct ImageListDocument {
 
 /// What is known of an image.
 #[utoipa::path(
-    get, path = "/v1/images/{id}", tag = "images",
+    get, path = "/v1/images/{id}", operation_id = "get_image", tag = "images",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
         ("if-none-match" = Option<String>, Header, description = "The `ETag` of the document that the client has"),
@@ -50,7 +50,7 @@ pub async fn show(
 
 /// Images, newest first.
 #[utoipa::path(
-    get, path = "/v1/images", tag = "images",
+    get, path = "/v1/images", operation_id = "list_images", tag = "images",
     params(
         ("limit" = Option<u32>, Query, description = "Images at most, 50 unless said", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),

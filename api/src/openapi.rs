@@ -46,6 +46,12 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
 )]
 struct Description;
 
+/// The bytes of a picture.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code)] // read by the derive alone
+pub struct Picture(Vec<u8>);
+
 /// The description of the whole API.
 pub fn openapi() -> OpenApi {
     routes(ApiOptions::default()).into_openapi()
@@ -73,7 +79,10 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
 
 /// `/openapi.json`, and `/docs`, a page to read it that needs no other host.
 pub fn description(document: OpenApi) -> Router<ApiState> {
-    let page: Router<ApiState> = SwaggerUi::new("/docs").url("/openapi.json", document).into();
+    // Left to itself the page asks a validator on the Internet.
+    let config = utoipa_swagger_ui::Config::default().validator_url("none");
+    let page = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
+    let page: Router<ApiState> = page.into();
     page.layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, DOCS_POLICY))
 }
 

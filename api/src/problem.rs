@@ -104,9 +104,12 @@ problems! {
     StorageFull = 507 "storage_full" "No space is left for uploads" later,
 }
 
-/// An answer that is an error.
+/// An answer that is an error. Boxed, because every `Result` carries room for one.
 #[derive(Debug, Clone)]
-pub struct Problem {
+pub struct Problem(Box<Content>);
+
+#[derive(Debug, Clone)]
+struct Content {
     code: ProblemCode,
     detail: String,
     hint: Option<String>,
@@ -146,13 +149,13 @@ pub struct ProblemDocument {
 impl Problem {
     /// A problem with what happened this time, for the client to read.
     pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Content {
             code,
             detail: detail.into(),
             hint: None,
             extensions: Map::new(),
             headers: HeaderMap::new(),
-        }
+        }))
     }
 
     /// A failure of ours: `error` is logged, the client learns only that there was one.
@@ -163,46 +166,46 @@ impl Problem {
 
     /// Says what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.0.hint = Some(hint.into());
         self
     }
 
     /// Adds a member to the document.
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.extensions.insert(name.to_owned(), value.into());
+        self.0.extensions.insert(name.to_owned(), value.into());
         self
     }
 
     /// Adds a header to the answer.
     pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.0.headers.insert(name, value);
         self
     }
 
     /// Its kind.
-    pub const fn code(&self) -> ProblemCode {
-        self.code
+    pub fn code(&self) -> ProblemCode {
+        self.0.code
     }
 
     /// The document for a request of `instance`.
     fn document(self, instance: String) -> ProblemDocument {
         ProblemDocument {
-            kind: format!("urn:safelight:problem:{}", self.code.as_str()),
-            title: self.code.title().to_owned(),
-            status: self.code.status().as_u16(),
-            detail: self.detail,
+            kind: format!("urn:safelight:problem:{}", self.0.code.as_str()),
+            title: self.0.code.title().to_owned(),
+            status: self.0.code.status().as_u16(),
+            detail: self.0.detail,
             instance,
-            code: self.code.as_str().to_owned(),
-            retryable: self.code.retry() != Retry::Never,
-            hint: self.hint,
-            extensions: self.extensions,
+            code: self.0.code.as_str().to_owned(),
+            retryable: self.0.code.retry() != Retry::Never,
+            hint: self.0.hint,
+            extensions: self.0.extensions,
         }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = self.code.status().into_response();
+        let mut response = self.0.code.status().into_response();
         response.extensions_mut().insert(self);
         response
     }
@@ -269,12 +272,12 @@ fn generic(status: StatusCode) -> ProblemCode {
 
 /// Replaces the body of `response`; headers that it has already (such as `Allow`) stay.
 fn render(problem: Problem, instance: String, head: bool, response: Response) -> Response {
-    let status = problem.code.status();
-    let retry = problem.code.retry();
+    let status = problem.0.code.status();
+    let retry = problem.0.code.retry();
     let (mut parts, _) = response.into_parts();
     parts.status = status;
     parts.headers.remove(header::CONTENT_LENGTH);
-    parts.headers.extend(problem.headers.clone());
+    parts.headers.extend(problem.0.headers.clone());
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     // A cache that kept an error would outlive its cause.
     parts.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -309,6 +312,7 @@ pub async fn no_such_method(request: Request) -> Problem {
 }
 
 /// Answers for a handler that panicked.
+#[allow(clippy::needless_pass_by_value)] // the middleware hands it over by value
 pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
         .downcast_ref::<String>()

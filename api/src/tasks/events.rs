@@ -37,7 +37,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// stream ends after the final document. A client that comes back with the final version in
 /// `Last-Event-ID` gets 204, which tells an `EventSource` to stop.
 #[utoipa::path(
-    get, path = "/v1/tasks/{id}/events", tag = "tasks",
+    get, path = "/v1/tasks/{id}/events", operation_id = "follow_task", tag = "tasks",
     params(
         ("id" = TaskId, Path, description = "The task's id"),
         ("last-event-id" = Option<String>, Header, description = "The last version that the client has seen"),

@@ -29,7 +29,7 @@ pub struct TaskListDocument {
 
 /// Tasks, newest first.
 #[utoipa::path(
-    get, path = "/v1/tasks", tag = "tasks",
+    get, path = "/v1/tasks", operation_id = "list_tasks", tag = "tasks",
     params(
         ("status" = Option<Status>, Query, description = "Only tasks in this state"),
         ("kind" = Option<TaskKind>, Query, description = "Only tasks of this kind"),

@@ -29,7 +29,7 @@ const POLL_SECONDS: HeaderValue = HeaderValue::from_static("1");
 ///
 /// Poll it, or ask with `Prefer: wait=N` for an answer that is held until the task is final.
 #[utoipa::path(
-    get, path = "/v1/tasks/{id}", tag = "tasks",
+    get, path = "/v1/tasks/{id}", operation_id = "get_task", tag = "tasks",
     params(
         ("id" = TaskId, Path, description = "The task's id"),
         ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until the task is final, at most N seconds (0–60)", example = "wait=10"),

@@ -244,10 +244,11 @@ mod tests {
         assert_eq!(reader.fault(), Some(BodyFault::TooLarge(3)));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn silence_is_a_fault() {
         let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        let reader = BodyReader::new(silent, &HeaderMap::new(), limits(3), false);
+        let limits = BodyLimits { idle: Duration::from_millis(10), ..limits(3) };
+        let reader = BodyReader::new(silent, &HeaderMap::new(), limits, false);
         assert_eq!(reader.chunk().await, Err(BodyFault::Idle));
     }
 

@@ -127,12 +127,11 @@ fn parameters(value: &str) -> Vec<(String, String)> {
     let Some((_, mut rest)) = value.split_once(';') else { return found };
     while let Some((name, after)) = rest.split_once('=') {
         let name = name.trim_matches([' ', '\t', ';']).to_ascii_lowercase();
-        let (value, after) = match after.trim_start().strip_prefix('"') {
-            Some(quoted) => unquoted(quoted),
-            None => {
-                let (token, after) = after.split_once(';').unwrap_or((after, ""));
-                (token.trim().to_owned(), after)
-            }
+        let (value, after) = if let Some(quoted) = after.trim_start().strip_prefix('"') {
+            unquoted(quoted)
+        } else {
+            let (token, after) = after.split_once(';').unwrap_or((after, ""));
+            (token.trim().to_owned(), after)
         };
         found.push((name, value));
         rest = after;

@@ -30,7 +30,7 @@ use utoipa::ToSchema;
 
 use crate::{
     extract::Params,
-    openapi::UploadProblems,
+    openapi::{Picture, UploadProblems},
     prefer::Wait,
     problem::{Problem, ProblemCode},
     state::{ApiState, Draining},
@@ -61,7 +61,7 @@ pub struct UploadForm {
 /// `multipart/form-data`. Once 202 is answered the image is safe; the task tells when its
 /// renditions are made.
 #[utoipa::path(
-    post, path = "/v1/images", tag = "uploads",
+    post, path = "/v1/images", operation_id = "upload_image", tag = "uploads",
     params(
         ("title" = Option<String>, Query, description = "Title of a raw upload"),
         ("tags" = Option<Vec<String>>, Query, description = "Tags of a raw upload, repeated or separated by commas"),
@@ -71,7 +71,7 @@ pub struct UploadForm {
         ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until the task is final, at most N seconds (0–60)", example = "wait=10"),
     ),
     request_body(content(
-        (Vec<u8> = "application/octet-stream"),
+        (Picture = "application/octet-stream"),
         (UploadForm = "multipart/form-data"),
     )),
     responses(

@@ -1,0 +1,10 @@
+//! The API over the real SQLite store, a local blob folder and the in-process queue.
+
+mod bad_input;
+mod bench;
+mod delivery;
+mod idempotency;
+mod probes;
+mod server;
+mod tasks;
+mod uploads;

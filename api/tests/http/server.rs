@@ -1,0 +1,190 @@
+//! Over real connections: aborted and refused bodies, and the end of the server.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use safelight_api::serve;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::bench::{Bench, picture, task_id, until};
+
+/// A node that listens.
+struct Served {
+    bench: Bench,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    ended: JoinHandle<io::Result<()>>,
+}
+
+impl Served {
+    async fn new(keys: &[(&str, &str)]) -> Self {
+        let bench = Bench::configured(keys).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let (router, config) = (bench.router.clone(), bench.services.config.clone());
+        let token = shutdown.clone();
+        let ended = tokio::spawn(async move { serve(listener, router, &config, token).await });
+        Self { bench, address, shutdown, ended }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("a connection")
+    }
+
+    /// Sends raw bytes on a connection of their own and reads to its end.
+    async fn exchange(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        read_to_end(&mut stream).await
+    }
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    let read = tokio::time::timeout(Duration::from_secs(20), read).await.expect("in time");
+    read.expect("the connection ends in order");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Reads until the head and `Content-Length` bytes have come.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let read = async {
+        loop {
+            let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+                if length.is_none_or(|l| body.len() >= l.trim().parse().unwrap_or(0)) {
+                    return;
+                }
+            }
+            assert_ne!(stream.read_buf(&mut answer).await.expect("readable"), 0, "{text}");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read).await.expect("an answer in time");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+const POST: &str = "POST /v1/images HTTP/1.1\r\nHost: x\r\n";
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_nothing() {
+    let served = Served::new(&[]).await;
+    let mut stream = served.connect().await;
+    let head = format!("{POST}Idempotency-Key: k\r\nContent-Length: 1000000\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(&picture(300_000, 1)).await.expect("sent");
+    // Its bytes are on the disk already, under a temporary name.
+    until(async || !served.bench.incoming().is_empty()).await;
+    drop(stream);
+    served.bench.until_nothing_is_staged().await;
+    let list = served.bench.get("/v1/images").await.json();
+    assert_eq!(list["images"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_silent_upload_is_broken_off() {
+    let served = Served::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
+    let mut stream = served.connect().await;
+    let head = format!("{POST}Content-Length: 1000000\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(&picture(1000, 1)).await.expect("sent");
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("upload_timeout"), "{answer}");
+    served.bench.until_nothing_is_staged().await;
+}
+
+#[tokio::test]
+async fn a_client_that_only_sends_still_gets_its_refusal() {
+    let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
+    let head = format!("{POST}Content-Length: 8000000\r\n\r\n");
+    for body in [picture(8_000_000, 1), vec![b'x'; 8_000_000]] {
+        let mut stream = served.connect().await;
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        // All of it, before the first look at the answer: the connection must stay open for that.
+        stream.write_all(&body).await.expect("the whole body can be sent");
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_need_not_send() {
+    let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
+    let asked =
+        |bytes: usize| format!("{POST}Expect: 100-continue\r\nContent-Length: {bytes}\r\n\r\n");
+    let refused = served.exchange(&asked(1001)).await;
+    assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
+    let mut stream = served.connect().await;
+    stream.write_all(asked(1000).as_bytes()).await.expect("sent");
+    let mut go_on = [0; 25];
+    stream.read_exact(&mut go_on).await.expect("an answer");
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(&picture(1000, 1)).await.expect("sent");
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+}
+
+#[tokio::test]
+async fn http2_is_spoken_on_the_same_port() {
+    let served = Served::new(&[]).await;
+    let mut stream = served.connect().await;
+    // The preface in two pieces, and an empty SETTINGS frame.
+    stream.write_all(b"PRI * HTT").await.expect("sent");
+    stream.write_all(b"P/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).await.expect("a frame");
+    assert_eq!(frame[3], 4, "the server's SETTINGS come first");
+}
+
+#[tokio::test]
+async fn shutdown_ends_waits_and_finishes_uploads() {
+    let served = Served::new(&[]).await;
+    let task = task_id(&served.bench.upload(picture(500, 1)).await);
+    let mut waiting = served.connect().await;
+    let ask = format!("GET /v1/tasks/{task} HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\r\n");
+    waiting.write_all(ask.as_bytes()).await.expect("sent");
+    let mut following = served.connect().await;
+    let ask = format!("GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: x\r\n\r\n");
+    following.write_all(ask.as_bytes()).await.expect("sent");
+    let mut first = [0; 15];
+    following.read_exact(&mut first).await.expect("the stream has begun");
+    let mut uploading = served.connect().await;
+    let head = format!("{POST}Content-Length: 300000\r\n\r\n");
+    let bytes = picture(300_000, 2);
+    uploading.write_all(head.as_bytes()).await.expect("sent");
+    uploading.write_all(&bytes[..200_000]).await.expect("sent");
+    until(async || served.bench.incoming().len() > 1).await;
+    served.shutdown.cancel();
+    let answer = read_to_end(&mut waiting).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("\"queued\""), "{answer}");
+    read_to_end(&mut following).await;
+    uploading.write_all(&bytes[200_000..]).await.expect("sent");
+    let answer = read_to_end(&mut uploading).await;
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    let ended = tokio::time::timeout(Duration::from_secs(20), served.ended).await;
+    ended.expect("in time").expect("no panic").expect("no error");
+    assert!(TcpStream::connect(served.address).await.is_err());
+}
+
+#[tokio::test]
+async fn shutdown_waits_no_longer_than_it_may() {
+    let served = Served::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
+    let mut stuck = served.connect().await;
+    let head = format!("{POST}Content-Length: 300000\r\n\r\n");
+    stuck.write_all(head.as_bytes()).await.expect("sent");
+    stuck.write_all(&picture(200_000, 1)).await.expect("sent");
+    until(async || !served.bench.incoming().is_empty()).await;
+    served.shutdown.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(10), served.ended).await;
+    ended.expect("in time").expect("no panic").expect("no error");
+    served.bench.until_nothing_is_staged().await;
+}
