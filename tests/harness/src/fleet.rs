@@ -32,8 +32,7 @@ impl Engines {
     /// An own database and an own virtual host on the servers that this process shares.
     pub async fn shared() -> Result<Self> {
         let database_url = Postgres::fresh_database().await?;
-        let queue_url =
-            tokio::task::spawn_blocking(|| RabbitMq::shared()?.fresh_vhost()).await??;
+        let queue_url = tokio::task::spawn_blocking(|| RabbitMq::shared()?.fresh_vhost()).await??;
         Ok(Self { database_url, queue_url })
     }
 }

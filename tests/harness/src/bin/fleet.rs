@@ -15,7 +15,7 @@ use safelight_harness::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Starts `PostgreSQL`, `RabbitMQ`, an S3 store, api nodes, workers and `HAProxy` on free ports, in
+/// Starts PostgreSQL, RabbitMQ, an S3 store, api nodes, workers and HAProxy on free ports, in
 /// temporary folders. Ctrl-C ends everything and leaves nothing behind.
 #[derive(Parser)]
 struct Options {

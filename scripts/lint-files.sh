@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, HAProxy's
+# configuration. None of it needs a Docker engine. Says so in one line where a check was not made.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+tools=$PWD/target/tools/python
+wanted=scripts/lint-requirements.txt
+status=0
+
+# Installed anew when the list changes.
+install_tools() {
+  cmp -s "$wanted" "$tools/requirements.txt" && return
+  echo "installing: $(grep -o '^[a-z].*==[0-9.]*' "$wanted" | paste -sd' ') (into target/tools)" >&2
+  rm -rf "$tools"
+  python3 -m venv "$tools" &&
+    "$tools/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
+      --only-binary :all: --no-deps -r "$wanted" &&
+    cp "$wanted" "$tools/requirements.txt"
+}
+
+# Validated with secrets as an operator makes them, in a copy: none are left here.
+# shellcheck disable=SC2329 # called by check
+check_compose() {
+  local copy
+  copy=$(mktemp -d)
+  # shellcheck disable=SC2064 # expanded now: the name is local
+  trap "rm -rf '$copy'" RETURN
+  cp -r compose.yaml Dockerfile deploy "$copy"
+  "$copy/deploy/secrets.sh" 2>/dev/null || return
+  DOCKER_CONFIG=$copy "$tools/bin/docker-compose" -f "$copy/compose.yaml" config --quiet
+}
+
+# check NAME COMMAND…
+check() {
+  local name=$1
+  shift
+  if "$@"; then echo "$name ok"; else echo "$name FAILED" >&2; status=1; fi
+}
+
+if install_tools; then
+  mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
+  check "shell scripts" "$tools/bin/shellcheck" "${scripts[@]}"
+  check "Dockerfile" "$tools/bin/hadolint" Dockerfile
+  check "compose.yaml" check_compose
+else
+  rm -rf "$tools"
+  echo "shell scripts, Dockerfile, compose.yaml NOT CHECKED: their linters could not be installed"
+fi
+
+if haproxy=$(PATH="$PATH:/usr/sbin" command -v haproxy); then
+  # The nodes' names resolve in the compose network only.
+  check "haproxy.cfg" "$haproxy" -c -q -f <(sed 's/ api-[12]:8080$/ 127.0.0.1:8080/' deploy/haproxy.cfg)
+else
+  echo "haproxy.cfg NOT CHECKED: no haproxy on this machine"
+fi
+exit $status

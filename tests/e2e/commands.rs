@@ -1,0 +1,92 @@
+//! The commands that a person or a script types.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::Result;
+use safelight_harness::{
+    pictures,
+    server::{Finished, run, safelight},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Deployment, binary, on_every_deployment};
+
+/// How long a command may take, on a busy machine.
+const LIMIT: Duration = Duration::from_mins(2);
+
+on_every_deployment! {
+    a_folder_is_uploaded_and_waited_for,
+}
+
+async fn finished(command: Command) -> Result<Finished> {
+    tokio::task::spawn_blocking(move || run(command, LIMIT)).await?
+}
+
+async fn a_folder_is_uploaded_and_waited_for(at: &Deployment) -> Result<()> {
+    let folder = TempDir::new()?;
+    fs::create_dir(folder.path().join("inner"))?;
+    fs::write(folder.path().join("a.jpg"), pictures::jpeg(320, 240, 1)?)?;
+    fs::write(folder.path().join("inner/b.gif"), pictures::gif(64, 48, 2)?)?;
+    fs::write(folder.path().join("notes.txt"), "no picture")?;
+    let path = folder.path().to_string_lossy();
+
+    let ended = finished(at.command(&["upload", &path, "--wait", "--json"])).await?.success()?;
+    let lines: Vec<Value> =
+        ended.stdout.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    assert_eq!(lines.len(), 2, "{ended:#?}");
+    for line in lines {
+        assert_eq!(line["task"]["status"], "succeeded", "{line:#}");
+        assert!(line["error"].is_null() && line["file"].is_string(), "{line:#}");
+    }
+
+    fs::write(folder.path().join("broken.jpg"), pictures::disguised_text())?;
+    let ended = finished(at.command(&["upload", &path, "--wait", "--json"])).await?;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    let failed = ended.stdout.lines().filter(|line| line.contains("broken.jpg")).count();
+    assert_eq!((failed, ended.stdout.lines().count()), (1, 3), "{ended:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upload_to_nobody_is_one_error() -> Result<()> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("a.jpg");
+    fs::write(&file, pictures::jpeg(32, 24, 1)?)?;
+    let path = file.to_string_lossy();
+    let ended =
+        finished(safelight(binary(), ["upload", &path, "--url", "http://127.0.0.1:1"], &[]))
+            .await?;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("error: "), "{ended:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_printed_defaults_are_a_configuration() -> Result<()> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("safelight.toml");
+    let printed = finished(safelight(binary(), ["config", "--defaults"], &[])).await?.success()?;
+    fs::write(&file, &printed.stdout)?;
+    let path = file.to_string_lossy();
+    let loaded =
+        finished(safelight(binary(), ["config", "--config", &path], &[])).await?.success()?;
+    assert!(loaded.stdout.contains("max_upload_bytes = 67108864"), "{loaded:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_api_describes_itself() -> Result<()> {
+    let printed = finished(safelight(binary(), ["openapi"], &[])).await?.success()?;
+    let document: Value = serde_json::from_str(&printed.stdout)?;
+    assert!(document["openapi"].is_string());
+    assert!(document["paths"]["/v1/images"]["post"].is_object());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_command_is_a_usage_error() -> Result<()> {
+    let ended = finished(safelight(binary(), ["wroker"], &[])).await?;
+    assert_eq!(ended.code, Some(2), "{ended:#?}");
+    Ok(())
+}

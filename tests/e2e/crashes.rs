@@ -1,0 +1,120 @@
+//! Processes that die: what was accepted is finished all the same.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use safelight_harness::{client::Client, fleet::Plan, pictures};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{fleet, serve};
+
+/// Uploads in a test: enough that some are being worked on whenever something dies.
+const UPLOADS: usize = 16;
+
+/// How long anything but a task may take, on a busy machine.
+const LIMIT: Duration = Duration::from_mins(1);
+
+#[tokio::test]
+async fn a_killed_workers_jobs_are_finished_by_others() -> Result<()> {
+    // The broker gives unsettled messages to the other worker at once; the lease is for the rest.
+    let env = vec![("SAFELIGHT_LEASE_MS".to_owned(), "5000".to_owned())];
+    let mut fleet = fleet(Plan { env, ..Plan::default() }).await?;
+    let client = Client::new(&fleet.url())?;
+    let tasks = upload_many(&client).await?;
+    one_is_running(&client, &tasks).await?;
+    fleet.workers[0].kill()?;
+    all_succeed(&client, &tasks).await
+}
+
+#[tokio::test]
+async fn with_every_worker_dead_tasks_wait_for_the_next_one() -> Result<()> {
+    let env = vec![("SAFELIGHT_LEASE_MS".to_owned(), "5000".to_owned())];
+    let mut fleet = fleet(Plan { workers: 1, env, ..Plan::default() }).await?;
+    let client = Client::new(&fleet.url())?;
+    let tasks = upload_many(&client).await?;
+    one_is_running(&client, &tasks).await?;
+    fleet.workers[0].kill()?;
+    // Uploads are accepted all the same.
+    let late = client.upload(pictures::jpeg(320, 240, 99)?).await?;
+    fleet.add_worker()?;
+    all_succeed(&client, &tasks).await?;
+    all_succeed(&client, &[late]).await
+}
+
+#[tokio::test]
+async fn a_killed_api_node_costs_nobody_an_answer() -> Result<()> {
+    let mut fleet = fleet(Plan::default()).await?;
+    let client = Client::new(&fleet.url())?;
+    let task = client.upload(pictures::jpeg(320, 240, 1)?).await?;
+    let path = format!("/v1/tasks/{}", task["id"].as_str().unwrap_or_default());
+    fleet.apis[0].kill()?;
+    for _ in 0..50 {
+        client.json(&path).await?;
+    }
+    all_succeed(&client, &[task]).await?;
+    let after = client.upload(pictures::jpeg(320, 240, 2)?).await?;
+    all_succeed(&client, &[after]).await
+}
+
+#[tokio::test]
+async fn a_killed_server_finishes_after_its_restart_what_it_had_accepted() -> Result<()> {
+    let data = TempDir::new()?;
+    let mut server = serve(data.path()).await?;
+    let client = Client::new(server.url())?;
+    let tasks = upload_many(&client).await?;
+    one_is_running(&client, &tasks).await?;
+    server.kill()?;
+
+    let server = serve(data.path()).await?;
+    let client = Client::new(server.url())?;
+    all_succeed(&client, &tasks).await
+}
+
+#[tokio::test]
+async fn a_drained_server_exits_with_0_and_loses_nothing() -> Result<()> {
+    let data = TempDir::new()?;
+    let mut server = serve(data.path()).await?;
+    let client = Client::new(server.url())?;
+    let tasks = upload_many(&client).await?;
+    server.signal("TERM")?;
+    let (ended, server) = tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
+    assert_eq!(ended?.code(), Some(0), "{}", server.output());
+
+    let server = serve(data.path()).await?;
+    all_succeed(&Client::new(server.url())?, &tasks).await
+}
+
+/// Uploads different pictures at once, large enough that the work takes longer than the uploads.
+async fn upload_many(client: &Client) -> Result<Vec<Value>> {
+    let photo = pictures::jpeg(1600, 1200, 1)?;
+    let uploads = (0..UPLOADS)
+        .map(|number| client.upload(pictures::with_comment(&photo, &format!("number {number}"))));
+    futures::future::try_join_all(uploads).await
+}
+
+/// Returns when a job of one of the tasks is being worked on, and not all have ended.
+async fn one_is_running(client: &Client, tasks: &[Value]) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        for task in tasks {
+            let id = task["id"].as_str().unwrap_or_default();
+            let task = client.json(&format!("/v1/tasks/{id}")).await?;
+            let jobs = task["jobs"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if jobs.iter().any(|job| job["status"] == "running") {
+                return Ok(());
+            }
+        }
+        ensure!(Instant::now() < deadline, "no task ever ran");
+    }
+}
+
+async fn all_succeed(client: &Client, tasks: &[Value]) -> Result<()> {
+    for task in tasks {
+        let task = client.finished(task).await?;
+        assert_eq!(task["status"], "succeeded", "{task:#}");
+        let image = task["image"]["url"].as_str().unwrap_or_default();
+        assert_eq!(task["image"]["bytes"], client.bytes(image).await?.len());
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! From an upload to its renditions.
+
+use anyhow::{Context, Result};
+use reqwest::{
+    StatusCode,
+    header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+};
+use safelight_common::domain::ContentHash;
+use safelight_harness::{
+    client::{Client, Form, accepted},
+    pictures,
+};
+use serde_json::{Value, json};
+
+use super::{Deployment, on_every_deployment};
+
+on_every_deployment! {
+    a_photograph_becomes_an_image_with_three_renditions,
+    a_form_carries_a_picture_with_its_title,
+    renditions_are_upright,
+    equal_uploads_share_their_bytes,
+    what_is_no_picture_fails_with_a_reason,
+    an_idempotency_key_holds_on_every_node,
+}
+
+async fn a_photograph_becomes_an_image_with_three_renditions(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    let photo = pictures::jpeg(1600, 1200, 1)?;
+    let task = client.upload(photo.clone()).await?;
+    assert_eq!((&task["kind"], &task["lane"]), (&json!("upload"), &json!("interactive")));
+    assert_eq!(task["progress"]["total"], 2);
+
+    let task = client.finished(&task).await?;
+    assert_eq!(task["status"], "succeeded", "{task:#}");
+    assert_eq!(task["progress"], json!({ "total": 2, "succeeded": 2, "failed": 0 }));
+    assert!(task["finished_at"].is_string() && task["error"].is_null(), "{task:#}");
+    let image = &task["image"];
+    let facts = ["width", "height", "format", "bytes", "sha256"].map(|key| image[key].clone());
+    let expected =
+        [json!(1600), json!(1200), json!("jpeg"), json!(photo.len()), json!(sha256(&photo))];
+    assert_eq!(facts, expected);
+
+    let original = client.bytes(text(&image["url"])?).await?;
+    assert!(original == photo, "the original's bytes differ");
+    assert_eq!(image["renditions"].as_object().map(serde_json::Map::len), Some(3));
+    for (preset, size) in [("small", (256, 192)), ("medium", (640, 480)), ("large", (1280, 960))] {
+        let (bytes, media_type) = rendition(&client, image, preset, size).await?;
+        assert_eq!(media_type, "image/jpeg");
+        assert_eq!(image["renditions"][preset]["bytes"], bytes.len());
+        assert_unchanged(&client, text(&image["renditions"][preset]["url"])?).await?;
+    }
+    assert_unchanged(&client, text(&image["url"])?).await?;
+
+    let known = client.json(&format!("/v1/images/{}", text(&image["id"])?)).await?;
+    assert_eq!(known["sha256"], image["sha256"]);
+    assert_eq!(known["renditions"], image["renditions"]);
+    Ok(())
+}
+
+async fn a_form_carries_a_picture_with_its_title(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    let form = Form {
+        filename: "clearing.png".to_owned(),
+        file: pictures::png_with_alpha(400, 300, 2)?,
+        title: "A clearing".to_owned(),
+        tags: "forest,mist".to_owned(),
+    };
+    let task = accepted(client.post_form(&form).await?).await?;
+    let task = client.finished(&task).await?;
+    assert_eq!(task["status"], "succeeded", "{task:#}");
+    let image = &task["image"];
+    assert_eq!((&image["format"], &image["sha256"]), (&json!("png"), &json!(sha256(&form.file))));
+
+    // Transparency asks for WebP; and nothing is enlarged.
+    let (bytes, media_type) = rendition(&client, image, "small", (256, 192)).await?;
+    assert_eq!(media_type, "image/webp");
+    let corner = image::load_from_memory(&bytes)?.to_rgba8().get_pixel(1, 1).0[3];
+    assert_eq!(corner, 0, "the left half is transparent");
+    rendition(&client, image, "large", (400, 300)).await?;
+
+    let known = client.json(&format!("/v1/images/{}", text(&image["id"])?)).await?;
+    assert_eq!(known["title"], "A clearing");
+    assert_eq!(known["tags"], json!(["forest", "mist"]));
+    Ok(())
+}
+
+async fn renditions_are_upright(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    // 6: the camera was held upright, the picture is to be turned by 90°.
+    let photo = pictures::with_orientation(&pictures::jpeg(400, 300, 3)?, 6);
+    let task = client.finished(&client.upload(photo).await?).await?;
+    assert_eq!(task["status"], "succeeded", "{task:#}");
+    rendition(&client, &task["image"], "small", (192, 256)).await?;
+    Ok(())
+}
+
+async fn equal_uploads_share_their_bytes(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    let photo = pictures::jpeg(320, 240, 4)?;
+    let (first, second) =
+        tokio::try_join!(client.upload(photo.clone()), client.upload(photo.clone()))?;
+    assert_ne!(first["id"], second["id"]);
+    for task in [first, second] {
+        let task = client.finished(&task).await?;
+        assert_eq!(task["status"], "succeeded", "{task:#}");
+        assert_eq!(task["image"]["sha256"], sha256(&photo));
+        assert!(client.bytes(text(&task["image"]["url"])?).await? == photo);
+    }
+    Ok(())
+}
+
+async fn what_is_no_picture_fails_with_a_reason(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    let refused = client.post_image(pictures::text(), &[]).await?;
+    assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(refused.headers()[CONTENT_TYPE], "application/problem+json");
+
+    let truncated = pictures::truncated(&pictures::jpeg(640, 480, 5)?);
+    for body in [pictures::disguised_text(), truncated] {
+        let task = client.finished(&client.upload(body).await?).await?;
+        assert_eq!(task["status"], "failed", "{task:#}");
+        assert_eq!(task["error"]["retryable"], false, "{task:#}");
+        assert!(task["error"]["code"].is_string() && task["error"]["message"].is_string());
+        for job in task["jobs"].as_array().context("jobs")? {
+            assert!(job["attempt"].as_u64() <= Some(1), "hopeless work is not repeated: {job:#}");
+        }
+    }
+    Ok(())
+}
+
+async fn an_idempotency_key_holds_on_every_node(at: &Deployment) -> Result<()> {
+    let photo = pictures::jpeg(200, 150, 6)?;
+    let key = [("Idempotency-Key", "holiday-1")];
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        for node in at.nodes()? {
+            ids.push(accepted(node.post_image(photo.clone(), &key).await?).await?["id"].clone());
+        }
+    }
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    for node in at.nodes()? {
+        let other = node.post_image(pictures::jpeg(200, 150, 7)?, &key).await?;
+        assert_eq!(other.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+    Ok(())
+}
+
+/// Fetches a rendition: its bytes decode to `size`, which is also what the document says.
+async fn rendition(
+    client: &Client,
+    image: &Value,
+    preset: &str,
+    size: (u32, u32),
+) -> Result<(Vec<u8>, String)> {
+    let about = &image["renditions"][preset];
+    assert_eq!((&about["width"], &about["height"]), (&json!(size.0), &json!(size.1)), "{preset}");
+    let answer = client.get(text(&about["url"])?).await?.error_for_status()?;
+    let media_type = answer.headers()[CONTENT_TYPE].to_str()?.to_owned();
+    let bytes = answer.bytes().await?.to_vec();
+    let picture = image::load_from_memory(&bytes)?;
+    assert_eq!((picture.width(), picture.height()), size, "{preset}");
+    Ok((bytes, media_type))
+}
+
+/// The answer has a strong tag, and asked with it again it is a 304 without a body.
+async fn assert_unchanged(client: &Client, path: &str) -> Result<()> {
+    let tag = client.get(path).await?.headers()[ETAG].clone();
+    assert!(tag.as_bytes().starts_with(b"\""), "{tag:?} is not strong");
+    let again = client.http().get(client.url(path)).header(IF_NONE_MATCH, tag).send().await?;
+    assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(again.bytes().await?.len(), 0);
+    Ok(())
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().with_context(|| format!("expected a string, found {value}"))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    ContentHash::of(bytes).to_string()
+}

@@ -1,0 +1,150 @@
+//! What cannot work is refused at the start: one line, one hint, a stable exit code.
+
+use std::{fs, net::TcpListener, path::Path, time::Duration};
+
+use anyhow::Result;
+use safelight_harness::{
+    fleet::Engines,
+    server::{Finished, run, safelight},
+};
+use tempfile::TempDir;
+
+use super::{binary, embedded_env, serve};
+
+/// Longer than Safelight waits for any engine, on a busy machine.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Nobody listens there: only root could.
+const NOBODY: &str = "127.0.0.1:1";
+
+/// The codes of `safelight --help`: could not be done, and cannot be done like this.
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+
+/// Runs `safelight` with embedded parts in `data`, and with `env` over that.
+async fn start(args: &[&str], data: &Path, env: &[(&str, &str)]) -> Result<Finished> {
+    let mut variables = embedded_env(data);
+    variables.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    variables.push(("RUST_BACKTRACE".to_owned(), "1".to_owned()));
+    let command = safelight(binary(), args, &variables);
+    tokio::task::spawn_blocking(move || run(command, LIMIT)).await?
+}
+
+/// The process ended with `code`, and said one error with `expected` in it, and one hint.
+fn assert_refused(ended: &Finished, code: i32, expected: &str) {
+    assert_eq!(ended.code, Some(code), "{ended:#?}");
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    let [.., error, hint] = lines[..] else { panic!("no error and hint: {ended:#?}") };
+    assert!(error.starts_with("error: ") && hint.starts_with("hint: "), "{ended:#?}");
+    assert!(error.to_lowercase().contains(expected), "{error} does not speak of {expected}");
+    for noise in ["panicked", "backtrace", "stack "] {
+        assert!(!ended.stderr.to_lowercase().contains(noise), "{ended:#?}");
+    }
+    assert_eq!(ended.stdout, "", "data only on standard output");
+}
+
+#[tokio::test]
+async fn a_mixture_that_cannot_be_right_is_refused() -> Result<()> {
+    let data = TempDir::new()?;
+    let amqp = [("SAFELIGHT_QUEUE_URL", "amqp://guest:guest@127.0.0.1:1/v")];
+    for role in ["worker", "api"] {
+        assert_refused(&start(&[role], data.path(), &[]).await?, USAGE, "in-process queue");
+        assert_refused(&start(&[role], data.path(), &amqp).await?, USAGE, "sqlite");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() -> Result<()> {
+    let (data, taken) = (TempDir::new()?, TcpListener::bind("127.0.0.1:0")?);
+    let address = taken.local_addr()?.to_string();
+    let ended = start(&["serve"], data.path(), &[("SAFELIGHT_LISTEN", &address)]).await?;
+    assert_refused(&ended, FAILED, &address);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_data_folder_that_cannot_be_written_is_named() -> Result<()> {
+    let folder = TempDir::new()?;
+    // A file where a folder should be stops even root.
+    let file = folder.path().join("file");
+    fs::write(&file, "")?;
+    let ended = start(&["serve"], &file.join("data"), &[]).await?;
+    assert_refused(&ended, FAILED, "cannot write to the folder");
+    Ok(())
+}
+
+#[tokio::test]
+async fn unreachable_engines_are_named_without_their_passwords() -> Result<()> {
+    let (data, engines) = (TempDir::new()?, Engines::shared().await?);
+    let nowhere = format!("postgres://user:hidden@{NOBODY}/safelight");
+    let ended = start(&["serve"], data.path(), &[("SAFELIGHT_DATABASE_URL", &nowhere)]).await?;
+    assert_refused(&ended, FAILED, "database");
+    assert!(!ended.stderr.contains("hidden"), "{ended:#?}");
+
+    let nowhere = format!("amqp://user:hidden@{NOBODY}/v");
+    let database = ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str());
+    let broker = ("SAFELIGHT_QUEUE_URL", nowhere.as_str());
+    let ended = start(&["serve"], data.path(), &[database, broker]).await?;
+    assert_refused(&ended, FAILED, "broker");
+    assert!(!ended.stderr.contains("hidden"), "{ended:#?}");
+
+    let s3 = [
+        ("SAFELIGHT_BLOB_URL", "s3://bucket"),
+        ("AWS_ENDPOINT", "http://127.0.0.1:1"),
+        ("AWS_ACCESS_KEY_ID", "user"),
+        ("AWS_SECRET_ACCESS_KEY", "hidden"),
+        ("AWS_ALLOW_HTTP", "true"),
+    ];
+    let ended = start(&["serve"], data.path(), &s3).await?;
+    assert_refused(&ended, FAILED, "blob store");
+    assert!(!ended.stderr.contains("hidden"), "{ended:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fleet_needs_a_migrated_database() -> Result<()> {
+    let (data, engines) = (TempDir::new()?, Engines::shared().await?);
+    let env = [
+        ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str()),
+        ("SAFELIGHT_QUEUE_URL", engines.queue_url.as_str()),
+    ];
+    for role in ["worker", "api"] {
+        let ended = start(&[role], data.path(), &env).await?;
+        assert_refused(&ended, FAILED, "schema");
+        assert!(ended.stderr.contains("safelight migrate"), "{ended:#?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_processes_cannot_share_an_in_process_queue() -> Result<()> {
+    let data = TempDir::new()?;
+    let _first = serve(data.path()).await?;
+    let ended = start(&["serve"], data.path(), &[]).await?;
+    assert_refused(&ended, FAILED, "another process");
+    Ok(())
+}
+
+#[tokio::test]
+async fn configuration_mistakes_are_found_before_anything_is_touched() -> Result<()> {
+    let folder = TempDir::new()?;
+    let (data, file) = (folder.path().join("data"), folder.path().join("safelight.toml"));
+    let ended = start(&["serve"], &data, &[("SAFELIGHT_LISTN", "127.0.0.1:0")]).await?;
+    assert_refused(&ended, USAGE, "safelight_listn");
+    assert!(ended.stderr.contains("SAFELIGHT_LISTEN"), "{ended:#?}");
+
+    let file_env = [("SAFELIGHT_CONFIG", file.to_str().unwrap_or_default())];
+    for (content, expected) in [
+        ("max_pixel = 1\n", "max_pixel"),
+        ("max_attempts = 0\n", "max_attempts"),
+        ("listen = [\n", "line"),
+    ] {
+        fs::write(&file, content)?;
+        assert_refused(&start(&["serve"], &data, &file_env).await?, USAGE, expected);
+    }
+    fs::remove_file(&file)?;
+    assert_refused(&start(&["serve"], &data, &file_env).await?, USAGE, "safelight.toml");
+    assert!(!data.exists(), "nothing may be made for a configuration that is wrong");
+    Ok(())
+}
