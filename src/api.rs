@@ -1,6 +1,6 @@
 //! `safelight api`: one node of the HTTP side of a fleet.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
 use safelight_api::ApiOptions;
@@ -14,6 +14,9 @@ use crate::{
     startup::{self, Role},
     worker::Background,
 };
+
+/// How often recorded samples are folded up.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// Options of `safelight api`.
 #[derive(Args)]
@@ -50,6 +53,14 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     Ok(())
 }
 
+/// Folds recorded samples into their histograms, which otherwise grow until somebody scrapes.
+async fn keep_up(metrics: telemetry::PrometheusHandle, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(METRICS_UPKEEP);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        metrics.run_upkeep();
+    }
+}
+
 /// Answers HTTP until `shutdown`, then finishes the requests in flight.
 pub async fn serve(
     services: &Services,
@@ -58,6 +69,8 @@ pub async fn serve(
     shutdown: &CancellationToken,
 ) -> Result<(), Exit> {
     let metrics = telemetry::init_metrics().map_err(Exit::failed)?;
+    let upkeep = metrics.clone();
+    process::supervise("metrics upkeep", shutdown, move |token| keep_up(upkeep.clone(), token));
     let address = listener.local_addr().map_err(Exit::failed)?;
     let router =
         safelight_api::router(services.clone(), Arc::new(move || metrics.render()), options);

@@ -132,6 +132,8 @@ async fn open_store(config: &Config, role: Role) -> Result<DynStore, Exit> {
             ))
             .hint("stop it, or give this one another SAFELIGHT_DATA_DIR; for many processes use RabbitMQ"));
         }
+        // An earlier process that was killed may have left leases; nobody will renew them.
+        store.expire_leases().await.map_err(Exit::failed)?;
     }
     Ok(store)
 }

@@ -1,6 +1,7 @@
 //! Logs and metrics.
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+pub use metrics_exporter_prometheus::PrometheusHandle;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
@@ -12,7 +13,9 @@ const SECONDS_BUCKETS: &[f64] =
 /// Sends log lines to standard error. `filter` is tracing's syntax; an error names what is wrong
 /// with it. A second call has no effect.
 pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log: {error}"))?;
+    // lapin logs each lost connection as well, in several lines; the broker module says it in one.
+    let filter = EnvFilter::try_new(format!("lapin=off,{filter}"))
+        .map_err(|error| format!("log: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

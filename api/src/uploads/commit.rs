@@ -1,6 +1,6 @@
 //! The end of an upload: durable bytes, one transaction, the bell.
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use safelight_common::{
     blobs::BlobKey,
     domain::{
@@ -45,13 +45,13 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
         return Err(problem);
     }
     let upload = new_upload(&state, image, &content, form, key.as_ref());
-    accept(&state, &upload).await?;
+    let at = accept(&state, &upload).await?;
     drop(place);
     if let Some(key) = key {
         key.keep();
     }
     state.services.wake.ring();
-    Ok(receipt(upload))
+    Ok(receipt(upload, at))
 }
 
 /// Why bytes that arrived whole are not kept, if they are not what the client meant to send.
@@ -85,30 +85,28 @@ fn new_upload(
     }
 }
 
-/// Records the upload, or removes its bytes if it certainly is not recorded.
-async fn accept(state: &ApiState, upload: &NewUpload) -> Result<(), Problem> {
-    let error = match state.services.store.accept(upload).await {
-        Ok(Accepted::Yes) => return Ok(()),
+/// Records the upload, or removes its bytes if it certainly is not recorded. Answers when it was.
+async fn accept(state: &ApiState, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
+    let store = &state.services.store;
+    let accepted = match store.accept(upload).await {
+        // The connection may have been lost after the commit: then this finds the upload recorded.
+        Err(StoreError::Unavailable(_)) => store.accept(upload).await,
+        answered => answered,
+    };
+    match accepted {
+        Ok(Accepted::Yes(at)) => Ok(at),
         Ok(Accepted::KeyLost) => {
             discard(state, upload.image).await;
-            return Err(idempotency::in_flight());
+            Err(idempotency::in_flight())
         }
-        Err(error) => error,
-    };
-    // The connection may have been lost after the commit.
-    match state.services.store.existing_images(&[upload.image]).await {
-        Ok(found) if found.contains(&upload.image) => {
-            tracing::warn!(%error, image = %upload.image, "accepted, though the answer was lost");
-            return Ok(());
-        }
-        // A database that was out of reach may still be committing what it was sent; only one
-        // that has answered has certainly not. The janitor looks again when that is settled.
-        Ok(_) if !matches!(error, StoreError::Unavailable(_)) => {
+        // The database may still be committing what it was sent. The janitor looks again when that
+        // is settled.
+        Err(error @ StoreError::Unavailable(_)) => Err(error.into()),
+        Err(error) => {
             discard(state, upload.image).await;
+            Err(error.into())
         }
-        Ok(_) | Err(_) => {}
     }
-    Err(error.into())
 }
 
 /// Removes staged bytes that became nothing; what is left in spite of it, the janitor finds.
@@ -120,8 +118,7 @@ async fn discard(state: &ApiState, image: ImageId) {
 
 /// The task as it was accepted. Reading it back would cost as much again as recording it, and
 /// could fail, though the upload is safe.
-fn receipt(upload: NewUpload) -> Task {
-    let now = Utc::now();
+fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
     let jobs: Vec<_> = upload
         .jobs
         .iter()
@@ -141,8 +138,8 @@ fn receipt(upload: NewUpload) -> Task {
         lane: upload.lane,
         status: Status::Queued,
         version: 1,
-        created_at: now,
-        updated_at: now,
+        created_at: at,
+        updated_at: at,
         finished_at: None,
         progress: Progress {
             total: u32::try_from(jobs.len()).unwrap_or(u32::MAX),
@@ -158,7 +155,7 @@ fn receipt(upload: NewUpload) -> Task {
             title: upload.title,
             tags: upload.tags,
             filename: upload.filename,
-            created_at: now,
+            created_at: at,
             stored_at: None,
             renditions: Vec::new(),
         }),

@@ -26,7 +26,7 @@ pub enum Fault {
     None,
     /// No call is answered.
     Away,
-    /// Uploads are recorded, but the connection breaks before the answer.
+    /// The next upload is recorded, but the connection breaks before the answer.
     AcceptUnheard,
     /// Uploads are not recorded, and the database says so.
     AcceptRefused,
@@ -63,7 +63,11 @@ macro_rules! pass_on {
                     return Err(StoreError::Corrupt("refused".to_owned()));
                 }
                 let accepted = self.inner.accept(upload).await?;
-                if self.has(Fault::AcceptUnheard) { Err(away()) } else { Ok(accepted) }
+                if self.has(Fault::AcceptUnheard) {
+                    self.fault.store(Fault::None as u8, Ordering::SeqCst);
+                    return Err(away());
+                }
+                Ok(accepted)
             }
 
             $(
@@ -100,6 +104,7 @@ pass_on! {
     renew(leases: &[Lease], lease: Duration) -> Renewed;
     settle(lease: &Lease, outcome: &Outcome) -> Settled;
     expired_leases(limit: u32) -> Vec<ClaimedJob>;
+    expire_leases() -> u64;
     job_counts() -> Vec<JobCount>;
     count_unpublished() -> u64;
 }

@@ -84,7 +84,8 @@ pub trait Store: Send + Sync + 'static {
     /// The one transaction of an upload: image, task, its jobs (queued, due at once), their outbox
     /// rows, and the idempotency key if there is one. [`Accepted::KeyLost`], and no effect at all,
     /// if the upload carried a key whose reservation another has taken since. Accepting the same
-    /// upload again, after an answer that was lost, changes nothing and is [`Accepted::Yes`].
+    /// upload again, after an answer that was lost, changes nothing and is [`Accepted::Yes`]
+    /// with the time of the first.
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError>;
 
     /// Forgets idempotency keys older than `age`, but no reservation within its hold; at most
@@ -181,6 +182,10 @@ pub trait Store: Send + Sync + 'static {
     /// Leases that have run out, oldest first, with the job's attempts; at most `limit`. The
     /// rescuer settles them as failures of those attempts.
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError>;
+
+    /// Lets every lease run out now, and returns how many there were. Only for the one process that
+    /// holds [`Store::lock_for_embedded_queue`], before it begins to work: whoever held them is dead.
+    async fn expire_leases(&self) -> Result<u64, StoreError>;
 
     // --- figures ----------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use crate::domain::{
     ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane, Rendition,
     Status, Task, TaskId, TaskKind,
@@ -73,8 +75,8 @@ pub struct NewUpload {
 /// What became of [`super::Store::accept`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
-    /// Recorded.
-    Yes,
+    /// Recorded, at this time by the database's clock.
+    Yes(DateTime<Utc>),
     /// The idempotency key's reservation was lost; nothing was recorded.
     KeyLost,
 }

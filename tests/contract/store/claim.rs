@@ -25,6 +25,7 @@ promises!(
     a_hand_back_does_not_count,
     renewing_keeps_what_is_still_held,
     leases_that_ran_out_are_found_oldest_first,
+    leases_of_the_dead_are_ended_at_once,
 );
 
 async fn a_claim_has_all_that_its_handler_needs(store: Fixture) -> Result<()> {
@@ -216,5 +217,17 @@ async fn leases_that_ran_out_are_found_oldest_first(store: Fixture) -> Result<()
     assert_eq!(store.expired_leases(10).await?, expired);
     store.settled(&expired[0], &Outcome::Retry(failure(), HOUR)).await?;
     assert_eq!(store.expired_leases(10).await?, expired[1..]);
+    Ok(())
+}
+
+async fn leases_of_the_dead_are_ended_at_once(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let held = store.claimed(&write_bell(&upload)).await?;
+    let done = store.claimed(&thumbnail_bell(&upload)).await?;
+    store.settled(&done, &rendered()).await?;
+
+    assert_eq!(store.expire_leases().await?, 1);
+
+    assert_eq!(store.expired_leases(10).await?, [held]);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::{PgPool, Row, types::Json};
 use uuid::Uuid;
 
@@ -99,7 +100,7 @@ const ACCEPT: &str = "
         insert into images (id, sha256, bytes, format, title, tags, filename)
         select $1, $2, $3, $4, $5, $6, $7
         where $13::text is null or exists (select from keyed)
-        returning id),
+        returning id, created_at),
     task as (
         insert into tasks (id, kind, lane, status, image_id, jobs_total)
         select $8, 'upload', $9, 'queued', image.id, cardinality($10::uuid[]) from image
@@ -112,11 +113,11 @@ const ACCEPT: &str = "
     bell as (
         insert into outbox (job_id, kind, lane, generation)
         select id, kind, lane, 0 from job)
-    select count(*) from image";
+    select created_at from image";
 
 pub async fn accept(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, StoreError> {
     let key = upload.key.as_ref();
-    let accepted = sqlx::query_scalar::<_, i64>(ACCEPT)
+    let accepted = sqlx::query_scalar(ACCEPT)
         .bind(upload.image)
         .bind(upload.sha256.as_bytes())
         .bind(to_i64(upload.bytes))
@@ -133,27 +134,28 @@ pub async fn accept(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, Store
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(key.map(|(ticket, _)| ticket.token))
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
-        .fetch_one(pool)
+        .fetch_optional(pool)
         .await;
     match accepted {
-        Ok(0) => Ok(Accepted::KeyLost),
-        Ok(_) => Ok(Accepted::Yes),
+        Ok(None) => Ok(Accepted::KeyLost),
+        Ok(Some(at)) => Ok(Accepted::Yes(at)),
         // Called again after an answer that was lost: the first call had recorded it all.
-        Err(sqlx::Error::Database(error))
-            if error.is_unique_violation() && recorded(pool, upload).await? =>
-        {
-            Ok(Accepted::Yes)
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            match recorded(pool, upload).await? {
+                Some(at) => Ok(Accepted::Yes(at)),
+                None => Err(sqlx::Error::Database(error).into()),
+            }
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether this very upload was accepted before.
-async fn recorded(pool: &PgPool, upload: &NewUpload) -> Result<bool, StoreError> {
-    let found = sqlx::query("select 1 from tasks where id = $1 and image_id = $2")
+/// When this very upload was accepted before, if it was.
+async fn recorded(pool: &PgPool, upload: &NewUpload) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let found = sqlx::query_scalar("select created_at from tasks where id = $1 and image_id = $2")
         .bind(upload.task)
         .bind(upload.image)
         .fetch_optional(pool)
         .await?;
-    Ok(found.is_some())
+    Ok(found)
 }

@@ -229,6 +229,13 @@ pub async fn expired_leases(pool: &PgPool, limit: u32) -> Result<Vec<ClaimedJob>
     rows::claimed_jobs(&rows)
 }
 
+pub async fn expire_leases(pool: &PgPool) -> Result<u64, StoreError> {
+    let expired = sqlx::query("update jobs set lease_until = now() where status = 'running'")
+        .execute(pool)
+        .await?;
+    Ok(expired.rows_affected())
+}
+
 pub async fn job_counts(pool: &PgPool) -> Result<Vec<JobCount>, StoreError> {
     // One arm per partial index.
     let rows = sqlx::query(

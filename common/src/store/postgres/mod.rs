@@ -254,6 +254,10 @@ impl Store for PostgresStore {
         within(jobs::expired_leases(&self.pool, limit)).await
     }
 
+    async fn expire_leases(&self) -> Result<u64, StoreError> {
+        within(jobs::expire_leases(&self.pool)).await
+    }
+
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
         within(jobs::job_counts(&self.pool)).await
     }

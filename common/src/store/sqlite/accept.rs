@@ -131,6 +131,7 @@ pub async fn accept(
     let key = upload.key.as_ref();
     let jobs: Vec<(String, JobKind)> =
         upload.jobs.iter().map(|(id, kind)| (id.0.simple().to_string(), *kind)).collect();
+    let now = rows::now();
     let inserted = sqlx::query(ACCEPT)
         .bind(upload.image)
         .bind(upload.sha256.as_bytes())
@@ -139,7 +140,7 @@ pub async fn accept(
         .bind(&upload.title)
         .bind(Json(&upload.tags))
         .bind(&upload.filename)
-        .bind(rows::now())
+        .bind(now)
         .bind(upload.task)
         .bind(upload.lane.as_str())
         .bind(Json(jobs))
@@ -150,12 +151,13 @@ pub async fn accept(
         .execute(&mut *conn)
         .await;
     match inserted {
-        Ok(_) => Ok(Accepted::Yes),
+        Ok(_) => Ok(Accepted::Yes(rows::time(now)?)),
         // Called again after an answer that was lost: the first call had recorded it all.
-        Err(sqlx::Error::Database(error))
-            if error.is_unique_violation() && recorded(conn, &upload).await? =>
-        {
-            Ok(Accepted::Yes)
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            match recorded(conn, &upload).await? {
+                Some(at) => Ok(Accepted::Yes(rows::time(at)?)),
+                None => Err(sqlx::Error::Database(error).into()),
+            }
         }
         Err(error) => Err(error.into()),
     }
@@ -180,13 +182,18 @@ async fn holds_key(
     Ok(found.is_some())
 }
 
-/// Whether this very upload was accepted before. Its jobs tell: of a script that failed, the image
-/// and the task may be there until the rollback, but not they.
-async fn recorded(conn: &mut SqliteConnection, upload: &NewUpload) -> Result<bool, StoreError> {
-    let found = sqlx::query("select 1 from jobs where task_id = $1 and image_id = $2 limit 1")
-        .bind(upload.task)
-        .bind(upload.image)
-        .fetch_optional(conn)
-        .await?;
-    Ok(found.is_some())
+/// When this very upload was accepted before, if it was. Its jobs tell: of a script that failed, the
+/// image and the task may be there until the rollback, but not they.
+async fn recorded(
+    conn: &mut SqliteConnection,
+    upload: &NewUpload,
+) -> Result<Option<i64>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select created_at from jobs where task_id = $1 and image_id = $2 limit 1",
+    )
+    .bind(upload.task)
+    .bind(upload.image)
+    .fetch_optional(conn)
+    .await?;
+    Ok(found)
 }

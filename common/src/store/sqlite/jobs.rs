@@ -244,6 +244,14 @@ pub async fn expired_leases(reads: &SqlitePool, limit: u32) -> Result<Vec<Claime
     rows::claimed_jobs(&rows)
 }
 
+pub async fn expire_leases(conn: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let expired = sqlx::query("update jobs set lease_until = $1 where status = 'running'")
+        .bind(rows::now())
+        .execute(conn)
+        .await?;
+    Ok(expired.rows_affected())
+}
+
 pub async fn job_counts(reads: &SqlitePool) -> Result<Vec<JobCount>, StoreError> {
     let now = rows::now();
     // One arm per partial index.

@@ -270,6 +270,10 @@ impl Store for SqliteStore {
         jobs::expired_leases(&self.reads, limit).await
     }
 
+    async fn expire_leases(&self) -> Result<u64, StoreError> {
+        self.writer.run(|conn| Box::pin(jobs::expire_leases(conn))).await
+    }
+
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
         jobs::job_counts(&self.reads).await
     }

@@ -54,7 +54,7 @@ pub fn id_list(ids: impl IntoIterator<Item = Uuid>) -> Json<Vec<String>> {
 }
 
 /// A time that was stored as microseconds.
-fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
+pub fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
     DateTime::from_timestamp_micros(micros)
         .ok_or_else(|| StoreError::Corrupt(format!("time {micros}")))
 }
