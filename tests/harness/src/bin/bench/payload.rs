@@ -30,13 +30,14 @@ impl Payload {
     /// As many bytes as the photograph has, that look like a JPEG until a decoder opens them: so
     /// that accepting is measured, and not the work that follows it on the same cores.
     pub fn undecodable() -> Result<Self> {
-        let length = Self::photograph()?.rest.len();
-        Ok(Self { rest: vec![0xFF; length].into() })
+        Ok(Self::of_size(Self::photograph()?.len()))
     }
 
-    /// The start of a JPEG, and then nothing that a decoder could use, of `bytes` bytes.
+    /// The start of a JPEG and at once its end, within `bytes` bytes.
     pub fn of_size(bytes: usize) -> Self {
-        Self { rest: vec![0xFF; bytes - 2 - COMMENT_BYTES].into() }
+        let mut rest = vec![0; bytes - 2 - COMMENT_BYTES];
+        rest[..2].copy_from_slice(&[0xFF, 0xD9]);
+        Self { rest: rest.into() }
     }
 
     /// How long a copy is.
