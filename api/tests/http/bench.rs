@@ -131,7 +131,7 @@ impl Bench {
     /// Does what the write job does.
     pub async fn write(&self, task: TaskId) -> Image {
         let (lease, image) = self.claim(task, JobKind::Write).await;
-        let staged = StagedUpload::of(image.id, image.sha256, image.bytes);
+        let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
         self.services.blobs.promote(&staged).await.expect("promoted");
         let facts = ImageFacts {
             format: image.format,

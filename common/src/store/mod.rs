@@ -51,6 +51,7 @@ pub trait Store: Send + Sync + 'static {
     // --- schema and health ------------------------------------------------------------------
 
     /// Brings the schema up to this binary's version. Safe to call from many processes at once.
+    /// Refuses a newer one with [`StoreError::SchemaNewer`].
     async fn migrate(&self) -> Result<(), StoreError>;
 
     /// Fails with [`StoreError::SchemaOlder`] or [`StoreError::SchemaNewer`] unless the schema is
@@ -61,7 +62,9 @@ pub trait Store: Send + Sync + 'static {
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// Takes, for the life of this store, the right to be the one process that works on an
-    /// in-process queue over this database. `false` if another process holds it.
+    /// in-process queue over this database. `false` if another process holds it; `true` again for
+    /// the store that does. PostgreSQL gives it free when it loses this store's connection, as in
+    /// a restart; calling again takes it again.
     async fn lock_for_embedded_queue(&self) -> Result<bool, StoreError>;
 
     // --- accepting uploads ------------------------------------------------------------------
@@ -80,10 +83,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// The one transaction of an upload: image, task, its jobs (queued, due at once), their outbox
     /// rows, and the idempotency key if there is one. [`Accepted::KeyLost`], and no effect at all,
-    /// if the upload carried a key whose reservation another has taken since.
+    /// if the upload carried a key whose reservation another has taken since. Accepting the same
+    /// upload again, after an answer that was lost, changes nothing and is [`Accepted::Yes`].
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError>;
 
-    /// Forgets idempotency keys older than `age`; at most `limit` at once. Returns how many.
+    /// Forgets idempotency keys older than `age`, but no reservation within its hold; at most
+    /// `limit` at once. Returns how many.
     async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
 
     // --- reading ----------------------------------------------------------------------------
@@ -158,13 +163,16 @@ pub trait Store: Send + Sync + 'static {
         lease: Duration,
     ) -> Result<Claim, StoreError>;
 
-    /// Extends leases in one statement. Says which are still held; the rest were lost or cancelled
-    /// and their work must stop.
+    /// Extends leases in one statement. Says which are still held (also one that ran out, if nobody
+    /// has taken it over); the rest were lost or cancelled and their work must stop.
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError>;
 
     /// Ends an attempt, with all its effects, in one transaction: job, task counts and status,
     /// image facts or renditions, outbox row of a retry. [`Settled::Stale`], and no effect at all,
     /// unless the job is still running this very attempt.
+    ///
+    /// [`Outcome::Retry`] of a job's last attempt is recorded as a failure: the job could never be
+    /// claimed again, and its task would hang.
     ///
     /// A task is `running` from the first claim until all its jobs are final; then `failed` if any
     /// failed, else `cancelled` if any was, else `succeeded`.

@@ -62,7 +62,7 @@ pub struct NewUpload {
     pub tags: Vec<String>,
     /// File name, if the client gave one.
     pub filename: Option<String>,
-    /// The jobs to queue: one of each kind, ids chosen by the caller.
+    /// The jobs to queue: one of each kind, ids chosen by the caller in ascending order.
     pub jobs: Vec<(JobId, JobKind)>,
     /// Attempts that each job has at most.
     pub max_attempts: u32,
@@ -98,8 +98,8 @@ pub struct Doorbell {
 pub struct OutboxBatch {
     /// To be published now.
     pub due: Vec<Doorbell>,
-    /// How long until the next row comes due, if there is one; zero if more are due than the limit
-    /// let through.
+    /// How long until the next row comes due, those just taken included; zero if more may be due
+    /// because the limit was reached; `None` if the outbox is empty.
     pub next_in: Option<Duration>,
 }
 
@@ -149,7 +149,7 @@ pub enum Outcome {
     Written(ImageFacts),
     /// A thumbnail job stored these renditions (upserted: equal uploads share them).
     Rendered(Vec<Rendition>),
-    /// It failed; the next attempt is due after the delay.
+    /// It failed; the next attempt, if there is one left, is due after the delay.
     Retry(Failure, Duration),
     /// It failed for good.
     Failed(Failure),

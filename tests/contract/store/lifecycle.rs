@@ -134,3 +134,24 @@ async fn a_postgres_that_crashed_is_unavailable_until_it_is_back() -> Result<()>
     assert!(store.lock_for_embedded_queue().await?);
     Ok(())
 }
+
+/// A server that keeps its connections and says nothing must not hold its callers for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_hangs_is_unavailable_in_bounded_time() -> Result<()> {
+    let server = tokio::task::spawn_blocking(Postgres::start).await??;
+    let store = store::connect(&server.url("postgres").parse()?, 4).await?;
+    store.migrate().await?;
+
+    server.freeze()?;
+    let start = Instant::now();
+    // The first has a connection in use, the second must get one.
+    for _ in 0..2 {
+        let error = store.ping().await.expect_err("the server hangs");
+        assert!(error.is_unavailable(), "{error}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+
+    server.thaw()?;
+    store.accept(&upload()).await?;
+    Ok(())
+}

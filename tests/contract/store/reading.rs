@@ -154,32 +154,32 @@ async fn versions_are_read_for_very_many_tasks_at_once(store: Fixture) -> Result
 
 async fn every_change_raises_the_version(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let version = async || -> Result<i64> {
+    let current = async || -> Result<i64> {
         let found = store.task_versions(&[upload.task]).await?;
         let task = store.task_of(&upload).await?;
         let expected = TaskVersion { id: task.id, version: task.version, status: task.status };
         assert_eq!(found, [expected]);
         Ok(task.version)
     };
-    let mut versions = vec![version().await?];
+    let mut versions = vec![current().await?];
     for outcome in [Outcome::Retry(failure(), NOW), Outcome::Released, written()] {
         let job = store.claimed(&write_bell(&upload)).await?;
-        versions.push(version().await?);
+        versions.push(current().await?);
         store.settled(&job, &outcome).await?;
-        versions.push(version().await?);
+        versions.push(current().await?);
     }
-    let lost = store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
-    versions.push(version().await?);
+    let overtaken = store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
+    versions.push(current().await?);
     store.claimed(&thumbnail_bell(&upload)).await?;
-    let last = version().await?;
+    let last = current().await?;
     versions.push(last);
     assert!(versions.is_sorted_by(|earlier, later| earlier < later), "{versions:?}");
 
     // What changes nothing raises nothing.
-    store.settle(&lost.lease, &rendered()).await?;
-    store.renew(&[lost.lease], HOUR).await?;
+    store.settle(&overtaken.lease, &rendered()).await?;
+    store.renew(&[overtaken.lease], HOUR).await?;
     store.refused(&thumbnail_bell(&upload), false).await?;
-    assert_eq!(version().await?, last);
+    assert_eq!(current().await?, last);
     Ok(())
 }
 
