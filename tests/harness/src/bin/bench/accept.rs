@@ -1,0 +1,151 @@
+//! Uploads per second and percentiles of the 202, beside the ceilings.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use futures::future::try_join_all;
+use reqwest::{
+    Client, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
+
+use crate::{Setup, ceiling, payload::Payload};
+
+/// What a closed loop of clients saw.
+pub struct Row {
+    /// Clients at once.
+    pub clients: usize,
+    /// The times of what succeeded, sorted.
+    pub times: Vec<Duration>,
+    /// How many were refused.
+    pub refused: usize,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Row {
+    /// Puts together what each client saw.
+    pub fn new(each: Vec<(Vec<Duration>, usize)>, elapsed: Duration) -> Self {
+        let clients = each.len();
+        let refused = each.iter().map(|(_, refused)| refused).sum();
+        let mut times: Vec<_> = each.into_iter().flat_map(|(times, _)| times).collect();
+        times.sort_unstable();
+        Self { clients, times, refused, elapsed }
+    }
+
+    /// Successes per second.
+    pub fn rate(&self) -> f64 {
+        // Counts of a run of seconds: far below 2^52.
+        #[allow(clippy::cast_precision_loss)]
+        let count = self.times.len() as f64;
+        count / self.elapsed.as_secs_f64()
+    }
+
+    /// The time within which `percent` of the successes ended.
+    pub fn percentile(&self, percent: usize) -> Duration {
+        let last = self.times.len().saturating_sub(1);
+        self.times.get(last * percent / 100).copied().unwrap_or_default()
+    }
+
+    fn print(&self, ceiling: f64) {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let ratio = if ceiling > 0.0 { self.rate() / ceiling } else { 1.0 };
+        println!(
+            "  {:>7} {:>10.0} {:>9.1} {:>9.1} {:>9} {:>11.2}",
+            self.clients,
+            self.rate(),
+            ms(self.percentile(50)),
+            ms(self.percentile(99)),
+            self.refused,
+            ratio
+        );
+    }
+}
+
+/// Prints all tables.
+pub async fn run(setup: &Setup, clients: &[usize]) -> Result<()> {
+    let (photo, undecodable) = (Payload::photograph()?, Payload::undecodable()?);
+    println!(
+        "\nAccepting JPEGs of {} KB, each with other bytes, in a closed loop",
+        photo.len() / 1000
+    );
+
+    let ceilings = ceiling::sqlite(setup.duration, clients, &photo).await?;
+    table(
+        "ceiling: file + fsync + rename + fsync of the folder, and a SQLite FULL group commit",
+        &ceilings,
+        &[],
+    );
+    let (server, data) = setup.serve()?;
+    let rows = measure(setup, server.url(), clients, &undecodable).await?;
+    table("safelight serve, nothing to decode", &rows, &ceilings);
+    drop((server, data));
+    let (server, data) = setup.serve()?;
+    let rows = measure(setup, server.url(), clients, &photo).await?;
+    table("safelight serve, decoding and scaling on the same cores", &rows, &ceilings);
+    drop((server, data));
+
+    let ceilings =
+        ceiling::postgres(setup.duration, clients, &photo, &setup.database().await?).await?;
+    table("ceiling: the same file, and a PostgreSQL transaction of one statement", &ceilings, &[]);
+    for (workers, title) in [
+        (0, "fleet through HAProxy (2 api, S3 in the load generator's process), no workers"),
+        (2, "fleet through HAProxy, 2 workers decoding and scaling on the same cores"),
+    ] {
+        let fleet = setup.fleet(2, workers).await?;
+        let rows = measure(setup, &fleet.url(), clients, &photo).await?;
+        table(title, &rows, &ceilings);
+    }
+    Ok(())
+}
+
+fn table(title: &str, rows: &[Row], ceilings: &[Row]) {
+    println!("\n{title}");
+    println!("  clients  uploads/s    p50 ms    p99 ms   refused  of ceiling");
+    for (index, row) in rows.iter().enumerate() {
+        row.print(ceilings.get(index).map_or(0.0, Row::rate));
+    }
+}
+
+/// One row per number of clients.
+async fn measure(
+    setup: &Setup,
+    url: &str,
+    clients: &[usize],
+    payload: &Payload,
+) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &count in clients {
+        let http = Client::builder().pool_max_idle_per_host(count).build()?;
+        let began = Instant::now();
+        let each = (0..count).map(|_| client(&http, url, payload, began + setup.duration));
+        let each = try_join_all(each).await?;
+        rows.push(Row::new(each, began.elapsed()));
+    }
+    Ok(rows)
+}
+
+/// Uploads one after the other until `end`; gives their times and the number of refusals.
+async fn client(
+    http: &Client,
+    url: &str,
+    payload: &Payload,
+    end: Instant,
+) -> Result<(Vec<Duration>, usize)> {
+    let (mut times, mut refused) = (Vec::new(), 0);
+    let address = format!("{url}/v1/images");
+    while Instant::now() < end {
+        let began = Instant::now();
+        let request = http.post(&address).header(CONTENT_TYPE, "image/jpeg");
+        let answer =
+            request.header(CONTENT_LENGTH, payload.len()).body(payload.body()).send().await?;
+        let status = answer.status();
+        answer.bytes().await?;
+        if status == StatusCode::ACCEPTED {
+            times.push(began.elapsed());
+        } else {
+            refused += 1;
+        }
+    }
+    Ok((times, refused))
+}

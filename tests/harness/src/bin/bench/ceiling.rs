@@ -1,0 +1,162 @@
+//! The least that a durable acceptance can cost on this machine: the bytes in a synced file, and
+//! one committed transaction. No HTTP, no hashing, no queue.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use futures::future::try_join_all;
+use sqlx::{
+    Connection, PgPool, SqliteConnection,
+    postgres::PgPoolOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::{accept::Row, payload::Payload};
+
+/// Transactions that one commit holds at most, as in Safelight's own writer.
+const GROUP: usize = 32;
+
+/// One row per number of clients, with SQLite.
+pub async fn sqlite(duration: Duration, clients: &[usize], payload: &Payload) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &count in clients {
+        let folder = TempDir::new()?;
+        let commits = group_committer(&folder.path().join("ceiling.db")).await?;
+        let began = Instant::now();
+        let each = try_join_all((0..count).map(|_| async {
+            closed_loop(folder.path(), payload, began + duration, async |id| {
+                let (done, committed) = oneshot::channel();
+                commits.send((id, done)).await.context("the writer ended")?;
+                committed.await.context("the commit failed")
+            })
+            .await
+        }));
+        rows.push(Row::new(each.await?, began.elapsed()));
+    }
+    Ok(rows)
+}
+
+/// One row per number of clients, with PostgreSQL.
+pub async fn postgres(
+    duration: Duration,
+    clients: &[usize],
+    payload: &Payload,
+    url: &str,
+) -> Result<Vec<Row>> {
+    let pool = PgPoolOptions::new().max_connections(32).connect(url).await?;
+    for table in ["images", "tasks", "jobs", "outbox"] {
+        let table = format!("create table {table} (id uuid primary key, document text not null)");
+        sqlx::query(sqlx::AssertSqlSafe(table)).execute(&pool).await?;
+    }
+    let mut rows = Vec::new();
+    for &count in clients {
+        let folder = TempDir::new()?;
+        let began = Instant::now();
+        let each = try_join_all((0..count).map(|_| async {
+            closed_loop(folder.path(), payload, began + duration, async |id| {
+                insert(&pool, id).await
+            })
+            .await
+        }));
+        rows.push(Row::new(each.await?, began.elapsed()));
+    }
+    Ok(rows)
+}
+
+/// Stores one copy after the other until `end`: its bytes, then its rows.
+async fn closed_loop(
+    folder: &Path,
+    payload: &Payload,
+    end: Instant,
+    commit: impl AsyncFn(Uuid) -> Result<()>,
+) -> Result<(Vec<Duration>, usize)> {
+    let mut times = Vec::new();
+    while Instant::now() < end {
+        let began = Instant::now();
+        let (id, folder, payload) = (Uuid::now_v7(), folder.to_owned(), payload.clone());
+        tokio::task::spawn_blocking(move || store(&folder, id, &payload)).await??;
+        commit(id).await?;
+        times.push(began.elapsed());
+    }
+    Ok((times, 0))
+}
+
+/// Writes the bytes so that they survive a power cut under their name.
+fn store(folder: &Path, id: Uuid, payload: &Payload) -> Result<()> {
+    let (head, rest) = payload.parts();
+    let (unfinished, finished): (PathBuf, PathBuf) =
+        (folder.join(format!("{id}#")), folder.join(id.to_string()));
+    let mut file = File::create(&unfinished)?;
+    file.write_all(&head)?;
+    file.write_all(&rest)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, &finished)?;
+    File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
+type Commit = (Uuid, oneshot::Sender<()>);
+
+/// One writer that commits all that waits, up to [`GROUP`], at once.
+async fn group_committer(file: &Path) -> Result<mpsc::Sender<Commit>> {
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let mut database = SqliteConnection::connect_with(&options).await?;
+    for table in ["images", "tasks", "jobs", "outbox"] {
+        let table = format!("create table {table} (id blob primary key, document text not null)");
+        sqlx::query(sqlx::AssertSqlSafe(table)).execute(&mut database).await?;
+    }
+    let (sender, mut waiting) = mpsc::channel::<Commit>(1024);
+    tokio::spawn(async move {
+        let mut group = Vec::new();
+        while waiting.recv_many(&mut group, GROUP).await > 0 {
+            if commit(&mut database, &group).await.is_err() {
+                return; // the clients see their answer missing
+            }
+            for (_, done) in group.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    });
+    Ok(sender)
+}
+
+async fn commit(database: &mut SqliteConnection, group: &[Commit]) -> Result<()> {
+    let mut transaction = database.begin().await?;
+    for (id, _) in group {
+        for insert in [
+            "insert into images values (?, '')",
+            "insert into tasks values (?, '')",
+            "insert into jobs values (?, '')",
+            "insert into jobs values (?, '')",
+            "insert into outbox values (?, '')",
+            "insert into outbox values (?, '')",
+        ] {
+            // The rows of jobs and outbox need keys of their own.
+            let key = if insert.contains("images") { *id } else { Uuid::now_v7() };
+            sqlx::query(insert).bind(key).execute(&mut *transaction).await?;
+        }
+    }
+    Ok(transaction.commit().await?)
+}
+
+/// Everything in one statement, which is one transaction.
+async fn insert(pool: &PgPool, id: Uuid) -> Result<()> {
+    let statement = "with image as (insert into images values ($1, '')),
+                          task as (insert into tasks values ($1, '')),
+                          job as (insert into jobs values ($1, ''), ($2, ''))
+                     insert into outbox values ($1, ''), ($2, '')";
+    sqlx::query(statement).bind(id).bind(Uuid::now_v7()).execute(pool).await?;
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! `make bench-accept`: how fast uploads are accepted, beside what the same machine can do at most
+//! in the same run; how much memory that takes; how long a client waits for its renditions.
+//!
+//! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
+
+mod accept;
+mod ceiling;
+mod latency;
+mod memory;
+mod payload;
+
+use std::{env, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use safelight_harness::{
+    fleet::{Engines, Fleet, Plan},
+    postgres::Postgres,
+    server::{Server, safelight},
+};
+use tempfile::TempDir;
+
+/// Measures the acceptance of uploads.
+#[derive(Parser)]
+struct Options {
+    /// The safelight binary; the one beside this program unless said
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// What to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "accept,memory,latency")]
+    only: Vec<Part>,
+    /// Clients at once, each sending the next upload when it has its answer
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
+    clients: Vec<usize>,
+    /// Seconds per row
+    #[arg(long, default_value_t = 8)]
+    seconds: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Uploads per second, and percentiles of the 202
+    Accept,
+    /// Resident memory under 200 large uploads at once
+    Memory,
+    /// From the 202 to `succeeded`, at idle
+    Latency,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => env::current_exe()?.with_file_name("safelight"),
+    };
+    ensure!(binary.exists(), "no {}; hint: cargo build --release", binary.display());
+    safelight_harness::client::install_tls();
+    let setup = Setup { binary, duration: Duration::from_secs(options.seconds) };
+    if options.only.contains(&Part::Accept) {
+        accept::run(&setup, &options.clients).await?;
+    }
+    if options.only.contains(&Part::Memory) {
+        memory::run(&setup).await?;
+    }
+    if options.only.contains(&Part::Latency) {
+        latency::run(&setup).await?;
+    }
+    Ok(())
+}
+
+/// What every part needs.
+struct Setup {
+    binary: PathBuf,
+    /// Of one row of a table.
+    duration: Duration,
+}
+
+impl Setup {
+    /// `safelight serve` on a fresh folder.
+    fn serve(&self) -> Result<(Server, TempDir)> {
+        let data = TempDir::new()?;
+        let env = [
+            ("SAFELIGHT_DATA_DIR".to_owned(), data.path().to_string_lossy().into_owned()),
+            ("SAFELIGHT_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
+            ("SAFELIGHT_LOG".to_owned(), "warn".to_owned()),
+        ];
+        Ok((Server::start(safelight(&self.binary, ["serve"], &env))?, data))
+    }
+
+    /// A fleet on an empty database.
+    async fn fleet(&self, apis: usize, workers: usize) -> Result<Fleet> {
+        let engines = Engines::shared().await?;
+        let env = vec![("SAFELIGHT_LOG".to_owned(), "warn".to_owned())];
+        let (binary, plan) = (self.binary.clone(), Plan { apis, workers, env });
+        tokio::task::spawn_blocking(move || Fleet::start(&binary, &engines, &plan)).await?
+    }
+
+    /// An empty database for a ceiling.
+    async fn database(&self) -> Result<String> {
+        Postgres::fresh_database().await.context("PostgreSQL")
+    }
+}
