@@ -60,7 +60,10 @@ impl Staging {
             Some(spool) => {
                 let folder = spool.folder.clone();
                 let file = blocking(move || tempfile::tempfile_in(folder)).await?;
-                Sink::Spool { file: tokio::fs::File::from_std(file), spool, store }
+                let mut file = tokio::fs::File::from_std(file);
+                // Of its own accord it would keep a buffer of 2 MiB for every upload in flight.
+                file.set_max_buf_size(WRITE_BYTES);
+                Sink::Spool { file, spool, store }
             }
         };
         let buffer = BytesMut::new();
