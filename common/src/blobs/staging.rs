@@ -10,7 +10,7 @@ use super::{BlobError, BlobKey, store::Spool};
 use crate::domain::{ContentHash, ContentHasher, ImageId};
 
 /// Bytes gathered before they are written to disk: one hop to a blocking thread each.
-const WRITE_BYTES: usize = 128 * 1024;
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// Bytes of one part sent to an object store; S3 wants at least 5 MiB in all but the last.
 const PART_BYTES: u64 = 5 * 1024 * 1024;
@@ -168,8 +168,9 @@ async fn send(
 }
 
 async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, BlobError> {
-    let mut part = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
-    file.take(bytes).read_to_end(&mut part).await?;
+    // `read_to_end` would double the buffer to look for the end.
+    let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read_exact(&mut part).await?;
     Ok(part.into())
 }
 

@@ -16,7 +16,7 @@ use crate::{config::BlobUrl, domain::ImageId};
 
 /// Parts of an object that are in memory at once on their way to an object store, over the whole
 /// process: bounds memory however many uploads there are.
-const PARTS_IN_MEMORY: usize = 6;
+const PARTS_IN_MEMORY: usize = 4;
 
 /// A local directory or an S3-compatible store. Every successful write is durable: files and
 /// their folders are synced, or the object store has acknowledged.
