@@ -168,8 +168,8 @@ async fn send(
 }
 
 async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, BlobError> {
-    let mut part = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
-    file.take(bytes).read_to_end(&mut part).await?;
+    let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read_exact(&mut part).await?;
     Ok(part.into())
 }
 
