@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn jitter_is_full() {
         let draws: Vec<_> = (0..1000)
-            .map(|_| job_delay(1, Duration::from_secs(10), Duration::from_secs(600)).as_secs_f64())
+            .map(|_| job_delay(1, Duration::from_secs(10), Duration::from_mins(10)).as_secs_f64())
             .collect();
         let below = draws.iter().filter(|d| **d < 2.5).count();
         let above = draws.iter().filter(|d| **d > 7.5).count();

@@ -90,7 +90,7 @@ impl Blobs {
                         ClientOptions::new()
                             .with_allow_http(true)
                             .with_connect_timeout(Duration::from_secs(3))
-                            .with_timeout(Duration::from_secs(60)),
+                            .with_timeout(Duration::from_mins(1)),
                     )
                     .build()?;
                 Ok(Self {
@@ -187,7 +187,7 @@ impl Blobs {
     }
 }
 
-/// An S3 client configured by the `AWS_*` variables among `env`, as object_store does it.
+/// An S3 client configured by the `AWS_*` variables among `env`, as `object_store` does it.
 fn s3_from(env: impl IntoIterator<Item = (String, String)>) -> AmazonS3Builder {
     let known = env.into_iter().filter_map(|(key, value)| {
         let key = key.starts_with("AWS_").then(|| key.to_ascii_lowercase().parse().ok())?;
