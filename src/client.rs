@@ -48,9 +48,10 @@ impl SafelightClient {
     /// Uploads a file; answers with the task. The key makes tries after the first harmless.
     pub async fn upload(&self, file: &Path, idempotency_key: &str) -> Result<Value, String> {
         let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let local = |error: std::io::Error| Attempt::Final(error.to_string());
         self.retried(async || {
-            let body = tokio::fs::File::open(file).await.map_err(Attempt::local)?;
-            let length = body.metadata().await.map_err(Attempt::local)?.len();
+            let body = tokio::fs::File::open(file).await.map_err(local)?;
+            let length = body.metadata().await.map_err(local)?.len();
             let request = self
                 .request(reqwest::Method::POST, "/v1/images")
                 .header("idempotency-key", idempotency_key)
@@ -116,12 +117,6 @@ enum Attempt {
     Final(String),
 }
 
-impl Attempt {
-    fn local(error: std::io::Error) -> Self {
-        Self::Final(error.to_string())
-    }
-}
-
 async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
     let later = |error: reqwest::Error| {
         let message = format!("cannot reach the server: {}", root_cause(&error));
@@ -153,7 +148,7 @@ async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
 
 fn retry_after(response: &Response) -> Option<Duration> {
     let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds).min(Duration::from_secs(60)))
+    Some(Duration::from_secs(seconds).min(Duration::from_mins(1)))
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -35,7 +35,7 @@ struct Cli {
 
 #[derive(Args)]
 struct ConfigFile {
-    /// Configuration file; `safelight config --defaults` prints a whole one [env: SAFELIGHT_CONFIG]
+    /// Configuration file; `safelight config --defaults` prints a whole one [env: `SAFELIGHT_CONFIG`]
     #[arg(long = "config", value_name = "FILE", global = true)]
     path: Option<PathBuf>,
 }

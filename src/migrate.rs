@@ -8,7 +8,7 @@ use crate::{exit::Exit, process, startup};
 pub async fn run(config: Config) -> Result<(), Exit> {
     process::prepare(&config)?;
     let store = startup::connect(&config).await?;
-    store.migrate().await.map_err(startup::schema_problem)?;
+    store.migrate().await.map_err(|error| startup::schema_problem(&error))?;
     eprintln!("the schema of {} is up to date", config.database_url);
     Ok(())
 }

@@ -122,7 +122,7 @@ async fn open_store(config: &Config, role: Role) -> Result<DynStore, Exit> {
         Role::Alone => store.migrate().await,
         Role::Fleet { .. } => store.check_schema().await,
     };
-    schema.map_err(schema_problem)?;
+    schema.map_err(|error| schema_problem(&error))?;
     if role == Role::Alone && config.queue_url == QueueUrl::Embedded {
         let alone = store.lock_for_embedded_queue().await.map_err(Exit::failed)?;
         if !alone {
@@ -139,8 +139,8 @@ async fn open_store(config: &Config, role: Role) -> Result<DynStore, Exit> {
 }
 
 /// What to do about a schema that is not this binary's.
-pub fn schema_problem(error: StoreError) -> Exit {
-    let exit = Exit::failed(&error);
+pub fn schema_problem(error: &StoreError) -> Exit {
+    let exit = Exit::failed(error);
     match error {
         StoreError::SchemaOlder { .. } => exit.hint("run `safelight migrate`"),
         StoreError::SchemaNewer { .. } => exit.hint("run a newer safelight against this database"),
