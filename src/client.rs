@@ -119,7 +119,8 @@ enum Attempt {
 
 async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
     let later = |error: reqwest::Error| {
-        let message = format!("cannot reach the server: {}", root_cause(&error));
+        let at = error.url().map_or("the server", reqwest::Url::as_str);
+        let message = format!("cannot reach {at}: {}", root_cause(&error));
         Attempt::Later { message, wait: None }
     };
     let response = request.send().await.map_err(later)?;

@@ -130,10 +130,12 @@ async fn open_store(config: &Config, role: Role) -> Result<DynStore, Exit> {
                 "another process runs an in-process queue on {}",
                 config.database_url
             ))
-            .hint("stop it, or give this one another SAFELIGHT_DATA_DIR; for many processes use RabbitMQ"));
+            .hint(
+                "stop it, or give this one a database of its own; for many processes use RabbitMQ",
+            ));
         }
         // An earlier process that was killed may have left leases; nobody will renew them.
-        store.expire_leases().await.map_err(Exit::failed)?;
+        store.take_over().await.map_err(Exit::failed)?;
     }
     Ok(store)
 }

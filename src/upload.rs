@@ -39,18 +39,21 @@ pub struct UploadArgs {
 /// Uploads everything; fails if any file did.
 pub async fn run(args: UploadArgs) -> Result<(), Exit> {
     let client = SafelightClient::new(args.server)?;
-    let files = find(&args.paths)?;
+    let (files, skipped) = find(&args.paths)?;
     let bar = progress_bar(files.len());
     let mut results = stream::iter(&files)
         .map(async |file| (file, upload(&client, file, args.wait).await))
         .buffer_unordered(args.concurrency.into());
     let mut failed = 0;
-    while let Some((file, result)) = results.next().await {
-        failed += usize::from(result.is_err());
-        bar.suspend(|| print_result(file, &result, args.json));
+    while let Some((file, outcome)) = results.next().await {
+        failed += usize::from(outcome.error.is_some());
+        bar.suspend(|| outcome.print(file, args.json));
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if skipped > 0 {
+        eprintln!("{skipped} files skipped: no pictures by their first bytes");
+    }
     match (failed, files.len()) {
         (0, total) => {
             eprintln!("{total} uploaded");
@@ -60,48 +63,68 @@ pub async fn run(args: UploadArgs) -> Result<(), Exit> {
     }
 }
 
-/// The task, or why there is none.
-async fn upload(client: &SafelightClient, file: &Path, wait: bool) -> Result<Value, String> {
+/// What became of one file.
+#[derive(Default)]
+struct Outcome {
+    /// The task, as last seen.
+    task: Option<Value>,
+    /// Why it is not done.
+    error: Option<String>,
+}
+
+async fn upload(client: &SafelightClient, file: &Path, wait: bool) -> Outcome {
     // New for each run: running the command again uploads again.
     let key = TaskId::new().to_string();
-    let task = client.upload(file, &key).await?;
-    let id = task["id"].as_str().ok_or("the server's answer holds no task: is it Safelight?")?;
+    let task = match client.upload(file, &key).await {
+        Ok(task) => task,
+        Err(reason) => return Outcome { task: None, error: Some(reason) },
+    };
+    let Some(id) = task["id"].as_str() else {
+        let reason = "the server's answer holds no task: is it Safelight?".to_owned();
+        return Outcome { task: None, error: Some(reason) };
+    };
     if !wait {
-        return Ok(task);
+        return Outcome { task: Some(task), error: None };
     }
-    let task = client.finished(id).await?;
-    match task["status"].as_str() {
-        Some("succeeded") => Ok(task),
-        status => {
-            let reason = task["error"]["message"].as_str().unwrap_or("no reason given");
-            Err(format!("task {} {}: {reason}", task["id"], status.unwrap_or("ended oddly")))
+    match client.finished(id).await {
+        Ok(task) => Outcome { error: failure(&task), task: Some(task) },
+        Err(reason) => Outcome { task: Some(task), error: Some(reason) },
+    }
+}
+
+/// Why a final task did not succeed, if it did not.
+fn failure(task: &Value) -> Option<String> {
+    let status = task["status"].as_str().unwrap_or("ended oddly");
+    let reason = task["error"]["message"].as_str().unwrap_or("no reason given");
+    let id = task["id"].as_str().unwrap_or("-");
+    (status != "succeeded").then(|| format!("task {id} {status}: {reason}"))
+}
+
+impl Outcome {
+    fn print(&self, file: &Path, as_json: bool) {
+        let name = file.display();
+        let text =
+            |key: &str| self.task.as_ref().and_then(|task| task[key].as_str()).unwrap_or("-");
+        match &self.error {
+            _ if as_json => {
+                let Self { task, error } = self;
+                println!("{}", json!({ "file": name.to_string(), "task": task, "error": error }));
+            }
+            None => println!("{} {} {name}", text("status"), text("id")),
+            Some(reason) => eprintln!("failed {name}: {reason}"),
         }
     }
 }
 
-fn print_result(file: &Path, result: &Result<Value, String>, as_json: bool) {
-    let name = file.display();
-    match result {
-        _ if as_json => {
-            let (task, error) = (result.as_ref().ok(), result.as_ref().err());
-            println!("{}", json!({ "file": name.to_string(), "task": task, "error": error }));
-        }
-        Ok(task) => {
-            let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-            println!("{} {} {name}", text(&task["status"]), text(&task["id"]));
-        }
-        Err(reason) => eprintln!("failed {name}: {reason}"),
-    }
-}
-
-/// The files named, and the pictures in the folders named, sorted.
-fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Exit> {
-    let mut files = Vec::new();
+/// The files named, and the pictures in the folders named, sorted; and how many other files the
+/// folders hold.
+fn find(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, usize), Exit> {
+    let (mut files, mut skipped) = (Vec::new(), 0);
     for path in paths {
         let meta = std::fs::metadata(path)
             .map_err(|error| Exit::usage(format!("cannot read {}: {error}", path.display())))?;
         if meta.is_dir() {
-            search(path, &mut files).map_err(|error| {
+            search(path, &mut files, &mut skipped).map_err(|error| {
                 Exit::failed(format!("cannot read {}: {error}", path.display()))
             })?;
         } else {
@@ -111,19 +134,21 @@ fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Exit> {
     if files.is_empty() {
         return Err(Exit::failed("no pictures there"));
     }
-    Ok(files)
+    Ok((files, skipped))
 }
 
-fn search(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+fn search(folder: &Path, files: &mut Vec<PathBuf>, skipped: &mut usize) -> std::io::Result<()> {
     let mut entries: Vec<_> = std::fs::read_dir(folder)?.collect::<Result<_, _>>()?;
     entries.sort_by_key(std::fs::DirEntry::path);
     for entry in entries {
         let (kind, path) = (entry.file_type()?, entry.path());
         // Links are not followed: they may lead in circles.
         if kind.is_dir() {
-            search(&path, files)?;
+            search(&path, files, skipped)?;
         } else if kind.is_file() && is_picture(&path) {
             files.push(path);
+        } else {
+            *skipped += 1;
         }
     }
     Ok(())

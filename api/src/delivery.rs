@@ -182,13 +182,12 @@ async fn deliver(
         sized(Body::empty(), format, bytes)
     } else {
         metrics::counter!("safelight_blob_reads_total", "source" => "store").increment(1);
-        let body = state.services.blobs.get(&key).await.map_err(|error| {
-            if matches!(error, BlobError::NotFound) {
-                // The database says that it is there.
-                tracing::error!(path = %key.path(), "a blob is missing");
-            }
-            Problem::from(error)
-        })?;
+        let body = match state.services.blobs.get(&key).await {
+            // The database says that it is there, and how large it is. Never to be cached.
+            Err(BlobError::NotFound) => return Err(damaged(&key, "missing")),
+            Ok(body) if body.bytes != bytes => return Err(damaged(&key, "of the wrong size")),
+            body => body?,
+        };
         sized(Body::from_stream(body.stream), format, body.bytes)
     };
     let headers = response.headers_mut();
@@ -198,6 +197,11 @@ async fn deliver(
     headers.insert(CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
     headers.extend(disposition.map(|value| (header::CONTENT_DISPOSITION, value)));
     Ok(response)
+}
+
+fn damaged(key: &BlobKey, how: &str) -> Problem {
+    tracing::error!(path = %key.path(), "a blob is {how}");
+    Problem::new(ProblemCode::BlobDamaged, format!("The stored bytes are {how}."))
 }
 
 fn sized(body: Body, format: ImageFormat, bytes: u64) -> Response {

@@ -115,8 +115,8 @@ answers! {
     /// Of reading an image's metadata.
     ImageProblems: ImageNotFound, DatabaseUnavailable;
     /// Of reading bytes.
-    DeliveryProblems: ImageNotFound, PresetNotFound, RenditionNotMade, ImageFailed, ImageNotReady,
-        DatabaseUnavailable, BlobsUnavailable;
+    DeliveryProblems: ImageNotFound, PresetNotFound, RenditionNotMade, ImageFailed, BlobDamaged,
+        ImageNotReady, DatabaseUnavailable, BlobsUnavailable;
     /// Of the readiness probe.
     ReadyProblems: NotReady;
     /// Of calls that nothing can go wrong with.
@@ -171,8 +171,25 @@ fn example(code: ProblemCode) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use safelight_common::domain::{ErrorCode, ImageFormat, JobKind, Lane, Status, TaskKind};
+    use serde_json::json;
+
     #[test]
     fn the_description_is_as_reviewed() {
         insta::assert_json_snapshot!("openapi", super::openapi());
+    }
+
+    /// What the answers say must be what the description lists, or no generated client can read
+    /// them.
+    #[test]
+    fn names_are_described_as_they_are_sent() {
+        let document = json!(super::openapi());
+        let described = |schema: &str| document["components"]["schemas"][schema]["enum"].clone();
+        assert_eq!(described("Status"), json!(Status::ALL));
+        assert_eq!(described("JobKind"), json!(JobKind::ALL));
+        assert_eq!(described("TaskKind"), json!(TaskKind::ALL));
+        assert_eq!(described("Lane"), json!(Lane::ALL));
+        assert_eq!(described("ImageFormat"), json!(ImageFormat::ALL));
+        assert_eq!(described("ErrorCode"), json!(ErrorCode::ALL));
     }
 }

@@ -95,6 +95,7 @@ problems! {
     UnsupportedMediaType = 415 "unsupported_media_type" "No picture that Safelight reads" never,
     KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
     Internal = 500 "internal" "The server failed" later,
+    BlobDamaged = 500 "blob_damaged" "The stored bytes are missing or damaged" never,
     TooManyUploads = 503 "too_many_uploads" "Too many uploads at once" 1,
     TooManyWaiting = 503 "too_many_waiting" "Too many clients are waiting" 5,
     ImageNotReady = 503 "image_not_ready" "The image is still being processed" 1,

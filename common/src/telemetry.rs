@@ -14,7 +14,8 @@ const SECONDS_BUCKETS: &[f64] =
 /// with it. A second call has no effect.
 pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
     // lapin logs each lost connection as well, in several lines; the broker module says it in one.
-    let filter = EnvFilter::try_new(format!("lapin=off,{filter}"))
+    // sqlx repeats what a migration finds already done.
+    let filter = EnvFilter::try_new(format!("lapin=off,sqlx::postgres::notice=warn,{filter}"))
         .map_err(|error| format!("log: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

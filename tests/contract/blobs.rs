@@ -137,6 +137,26 @@ async fn what_is_missing_is_told_from_what_is_broken(bench: Bench) -> Result<()>
     Ok(())
 }
 
+#[tokio::test]
+async fn what_a_crash_cut_off_is_removed_when_it_is_old() -> Result<()> {
+    let Bench { blobs, folder, .. } = local()?;
+    let mut arriving = blobs.stage(ImageId::new()).await?;
+    arriving.write(&content(300_000)).await?;
+    let files = || files_under(&folder.path().join("blobs"));
+    assert_eq!(files()?.len(), 1);
+
+    let started = chrono::Utc::now() - chrono::TimeDelta::minutes(1);
+    assert_eq!(blobs.remove_cut_off(started).await?, 0);
+    assert_eq!(files()?.len(), 1);
+
+    // As a process that is killed would leave it.
+    std::mem::forget(arriving);
+    let later = chrono::Utc::now() + chrono::TimeDelta::minutes(1);
+    assert_eq!(blobs.remove_cut_off(later).await?, 1);
+    assert_eq!(files()?, Vec::<PathBuf>::new());
+    Ok(())
+}
+
 /// Bytes in which every position differs from its neighbours.
 fn content(size: usize) -> Vec<u8> {
     (0..size).map(|i| u8::try_from(i % 251).unwrap_or(0)).collect()

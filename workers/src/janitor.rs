@@ -45,6 +45,10 @@ async fn sweep(services: Services) -> Result<(), JanitorError> {
     else {
         return Ok(());
     };
+    let cut_off = services.blobs.remove_cut_off(before).await?;
+    if cut_off > 0 {
+        tracing::info!(removed = cut_off, "removed what a crash cut off while it arrived");
+    }
     let old = |staged: Incoming| {
         std::future::ready(Ok((staged.modified < before).then_some(staged.image)))
     };

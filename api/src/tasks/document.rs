@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, Utc};
 use safelight_common::domain::{
     ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind, Lane,
     Rendition, Status, Task, TaskId, TaskKind,
@@ -117,7 +117,7 @@ pub struct ImageDocument {
     /// EXIF orientation, 1–8; null until the write job is done.
     pub orientation: Option<u8>,
     /// When the picture was taken, by the camera's clock.
-    pub taken_at: Option<NaiveDateTime>,
+    pub taken_at: Option<DateTime<Utc>>,
     /// Where it was taken; only if the operator keeps positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gps: Option<GpsDocument>,
@@ -220,7 +220,7 @@ impl ImageDocument {
             tags: image.tags.clone(),
             filename: image.filename.clone(),
             orientation: facts.map(|facts| facts.orientation),
-            taken_at: facts.and_then(|facts| facts.taken_at),
+            taken_at: facts.and_then(|facts| facts.taken_at).map(|time| time.and_utc()),
             gps: facts
                 .and_then(|facts| facts.gps)
                 .map(|gps| GpsDocument { latitude: gps.latitude, longitude: gps.longitude }),

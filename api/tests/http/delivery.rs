@@ -2,7 +2,10 @@
 
 use axum::http::{Method, Request};
 use safelight_api::ApiOptions;
-use safelight_common::domain::{ContentHash, ErrorCode, Failure, JobKind};
+use safelight_common::{
+    blobs::BlobKey,
+    domain::{ContentHash, ErrorCode, Failure, JobKind},
+};
 
 use crate::bench::{Bench, image_id, picture, task_id};
 
@@ -82,4 +85,20 @@ async fn nodes_serve_what_they_are_for() {
     let image = image_id(&bench.upload(picture(500, 1)).await);
     bench.get(&format!("/images/{image}")).await.assert_problem(404, "not_found");
     assert_eq!(bench.get("/livez").await.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn damaged_bytes_are_not_passed_off_as_the_image() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(5_000, 1)).await;
+    let (task, image) = (task_id(&document), image_id(&document));
+    let stored = bench.write(task).await;
+    let (blobs, key) = (&bench.services.blobs, BlobKey::Blob(stored.sha256));
+    blobs.put(&key, "cut short".into()).await.expect("damage it");
+    let path = format!("/images/{image}");
+    let answer = bench.get(&path).await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    answer.assert_problem(500, "blob_damaged");
+    blobs.delete(&key).await.expect("lose it");
+    bench.get(&path).await.assert_problem(500, "blob_damaged");
 }

@@ -104,7 +104,7 @@ pass_on! {
     renew(leases: &[Lease], lease: Duration) -> Renewed;
     settle(lease: &Lease, outcome: &Outcome) -> Settled;
     expired_leases(limit: u32) -> Vec<ClaimedJob>;
-    expire_leases() -> u64;
+    take_over() -> u64;
     job_counts() -> Vec<JobCount>;
     count_unpublished() -> u64;
 }

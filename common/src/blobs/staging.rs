@@ -174,7 +174,7 @@ async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, Blob
     Ok(part.into())
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?

@@ -11,7 +11,7 @@ use object_store::{
 };
 use tokio::sync::Semaphore;
 
-use super::{BlobError, BlobKey, StagedUpload, Staging};
+use super::{BlobError, BlobKey, StagedUpload, Staging, staging::blocking};
 use crate::{config::BlobUrl, domain::ImageId};
 
 /// Parts of an object that are in memory at once on their way to an object store, over the whole
@@ -25,6 +25,8 @@ pub struct Blobs {
     store: Arc<dyn ObjectStore>,
     /// Where bodies wait for a remote store; `None` for a local directory, which needs no detour.
     spool: Option<Spool>,
+    /// The folder of staged files, for a local directory.
+    incoming: Option<PathBuf>,
 }
 
 /// A local folder in which a body is collected before it is sent to a remote store: so that a
@@ -71,9 +73,10 @@ impl Blobs {
     ) -> Result<Self, BlobError> {
         match url {
             BlobUrl::File(folder) => {
-                std::fs::create_dir_all(folder.join(BlobKey::INCOMING))?;
+                let incoming = folder.join(BlobKey::INCOMING);
+                std::fs::create_dir_all(&incoming)?;
                 let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-                Ok(Self { store: Arc::new(store), spool: None })
+                Ok(Self { store: Arc::new(store), spool: None, incoming: Some(incoming) })
             }
             BlobUrl::S3 { bucket, prefix } => {
                 std::fs::create_dir_all(spool)?;
@@ -99,6 +102,7 @@ impl Blobs {
                         folder: spool.to_owned(),
                         parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
                     }),
+                    incoming: None,
                 })
             }
         }
@@ -173,6 +177,29 @@ impl Blobs {
             Err(BlobError::NotFound) => Ok(()),
             other => other,
         }
+    }
+
+    /// Removes what uploads left that a crash cut off while they arrived, if it was last written
+    /// before `before`; answers how many. On a local directory these are files with a `#` in their
+    /// name, which `object_store` keeps out of its lists. Elsewhere bodies arrive in unnamed files,
+    /// and an object store forgets unfinished uploads by a rule of its own.
+    pub async fn remove_cut_off(&self, before: DateTime<Utc>) -> Result<u64, BlobError> {
+        let Some(folder) = self.incoming.clone() else { return Ok(0) };
+        let sweep = move || {
+            let mut removed = 0;
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                let cut_off = entry.file_name().to_string_lossy().contains('#');
+                // Whoever wrote it may finish or remove it meanwhile: then it is not there.
+                let written = entry.metadata().and_then(|meta| meta.modified()).ok();
+                if cut_off && written.is_some_and(|written| DateTime::<Utc>::from(written) < before)
+                {
+                    removed += u64::from(std::fs::remove_file(entry.path()).is_ok());
+                }
+            }
+            Ok(removed)
+        };
+        Ok(blocking(sweep).await?)
     }
 
     /// All staged bytes, in no order.

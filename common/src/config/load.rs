@@ -134,8 +134,9 @@ fn merged(
 
 /// Types, then [`checked`].
 fn parse(table: Table) -> Result<Config, ConfigError> {
-    let config: Config = table.try_into().map_err(|error: toml::de::Error| {
-        ConfigError::Invalid(format!("invalid configuration: {}", one_line(error.message())))
+    let config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
+        let key = error.path().to_string();
+        ConfigError::Invalid(format!("{key}: {}", one_line(error.into_inner().message())))
     })?;
     checked(config)
 }
@@ -259,7 +260,7 @@ mod tests {
     fn mistakes_are_one_line_with_a_hint() {
         let cases = [
             (("SAFELIGHT_LISTN", "x"), "unknown configuration key `SAFELIGHT_LISTN`"),
-            (("SAFELIGHT_LISTEN", "nowhere"), "invalid configuration"),
+            (("SAFELIGHT_LISTEN", "nowhere"), "listen: invalid socket address"),
             (
                 ("SAFELIGHT_MAX_ATTEMPTS", "many"),
                 "SAFELIGHT_MAX_ATTEMPTS is `many`, which is no integer",
@@ -267,7 +268,11 @@ mod tests {
             (("SAFELIGHT_MAX_ATTEMPTS", "0"), "max_attempts is 0, must be 1 to 100"),
             (("SAFELIGHT_PRESETS", "{ a = { size = 0 } }"), "preset `a`: size must be 1 to 16384"),
             (("SAFELIGHT_PRESETS", "{ \"../x\" = { size = 9 } }"), "preset name `../x`"),
-            (("SAFELIGHT_DATABASE_URL", "mysql://x"), "expected sqlite:PATH or postgres://"),
+            (("SAFELIGHT_MAX_PIXELS", "-1"), "max_pixels: invalid value"),
+            (("SAFELIGHT_PRESETS", "{ a = { size = 9, qualty = 3 } }"), "presets.a"),
+            (("SAFELIGHT_DATABASE_URL", "mysql://x"), "database_url: expected sqlite:PATH"),
+            (("SAFELIGHT_DATABASE_URL", "sqlite::memory:"), "database_url: expected sqlite:PATH"),
+            (("SAFELIGHT_BLOB_URL", "file://a/b"), "blob_url: expected file:///FOLDER"),
         ];
         for (pair, expected) in cases {
             let error = env(&[pair]).expect_err(expected);

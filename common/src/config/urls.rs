@@ -48,8 +48,10 @@ impl FromStr for DatabaseUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
-        if let Some(path) = text.strip_prefix("sqlite:") {
-            return Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()));
+        // A database in memory would forget uploads that had their 202.
+        if let Some(path) = text.strip_prefix("sqlite:").and_then(path).filter(|p| *p != ":memory:")
+        {
+            return Ok(Self::Sqlite(path.into()));
         }
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             return Ok(Self::Postgres(text.to_owned()));
@@ -78,8 +80,8 @@ impl FromStr for BlobUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
-        if let Some(path) = text.strip_prefix("file:") {
-            return Ok(Self::File(path.strip_prefix("//").unwrap_or(path).into()));
+        if let Some(path) = text.strip_prefix("file:").and_then(path) {
+            return Ok(Self::File(path.into()));
         }
         if let Some(rest) = text.strip_prefix("s3://") {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -91,6 +93,14 @@ impl FromStr for BlobUrl {
             }
         }
         Err(InvalidUrl("expected file:///FOLDER or s3://BUCKET/PREFIX".to_owned()))
+    }
+}
+
+/// The path of a URL, which has no host; `//` must be followed by an absolute one (RFC 8089).
+fn path(rest: &str) -> Option<&str> {
+    match rest.strip_prefix("//") {
+        Some(absolute) => absolute.starts_with('/').then_some(absolute),
+        None => Some(rest),
     }
 }
 

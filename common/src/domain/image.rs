@@ -90,7 +90,8 @@ pub struct ImageFacts {
     pub height: u32,
     /// EXIF orientation, 1–8; 1 where none is given.
     pub orientation: u8,
-    /// EXIF DateTimeOriginal: the camera's local time, which has no zone.
+    /// EXIF DateTimeOriginal, in UTC where the camera recorded its offset from it; a camera that did
+    /// not is taken to be in UTC.
     pub taken_at: Option<NaiveDateTime>,
     /// EXIF position; kept only where the operator says so.
     pub gps: Option<Gps>,

@@ -21,7 +21,7 @@ macro_rules! text_enum {
         $(#[$meta])*
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord,
-            serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+            serde::Serialize, serde::Deserialize,
         )]
         pub enum $enum { $( $(#[$vmeta])* #[serde(rename = $name)] $variant ),+ }
 
@@ -32,6 +32,22 @@ macro_rules! text_enum {
             /// The stable name.
             pub const fn as_str(self) -> &'static str {
                 match self { $( Self::$variant => $name ),+ }
+            }
+        }
+
+        // By hand: the derive does not see through the macro's names and describes the variants'.
+        impl utoipa::PartialSchema for $enum {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .enum_values(Some(Self::ALL.iter().map(|value| value.as_str())))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $enum {
+            fn name() -> std::borrow::Cow<'static, str> {
+                stringify!($enum).into()
             }
         }
 

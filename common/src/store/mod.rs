@@ -183,9 +183,10 @@ pub trait Store: Send + Sync + 'static {
     /// rescuer settles them as failures of those attempts.
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError>;
 
-    /// Lets every lease run out now, and returns how many there were. Only for the one process that
-    /// holds [`Store::lock_for_embedded_queue`], before it begins to work: whoever held them is dead.
-    async fn expire_leases(&self) -> Result<u64, StoreError>;
+    /// Ends what a dead process held: every lease runs out now, every reservation of an idempotency
+    /// key that was not accepted is free. Returns how many leases there were. Only for the one
+    /// process that holds [`Store::lock_for_embedded_queue`], before it begins to work.
+    async fn take_over(&self) -> Result<u64, StoreError>;
 
     // --- figures ----------------------------------------------------------------------------
 

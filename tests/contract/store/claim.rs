@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
     domain::{JobId, Status, WorkerId},
-    store::{Claim, Doorbell, Lease, Outcome, Settled},
+    store::{Claim, Doorbell, IdempotencyKey, KeyState, Lease, Outcome, Settled},
 };
 
 use super::{
@@ -25,7 +25,7 @@ promises!(
     a_hand_back_does_not_count,
     renewing_keeps_what_is_still_held,
     leases_that_ran_out_are_found_oldest_first,
-    leases_of_the_dead_are_ended_at_once,
+    what_the_dead_held_is_free_at_once,
 );
 
 async fn a_claim_has_all_that_its_handler_needs(store: Fixture) -> Result<()> {
@@ -220,14 +220,17 @@ async fn leases_that_ran_out_are_found_oldest_first(store: Fixture) -> Result<()
     Ok(())
 }
 
-async fn leases_of_the_dead_are_ended_at_once(store: Fixture) -> Result<()> {
+async fn what_the_dead_held_is_free_at_once(store: Fixture) -> Result<()> {
+    let key = IdempotencyKey { owner: String::new(), key: "in flight".to_owned() };
+    store.reserve_key(&key, HOUR).await?;
     let upload = store.accepted().await?;
     let held = store.claimed(&write_bell(&upload)).await?;
     let done = store.claimed(&thumbnail_bell(&upload)).await?;
     store.settled(&done, &rendered()).await?;
 
-    assert_eq!(store.expire_leases().await?, 1);
+    assert_eq!(store.take_over().await?, 1);
 
     assert_eq!(store.expired_leases(10).await?, [held]);
+    assert!(matches!(store.reserve_key(&key, HOUR).await?, KeyState::Reserved(_)));
     Ok(())
 }

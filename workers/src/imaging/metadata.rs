@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use chrono::{NaiveDate, NaiveDateTime};
+use chrono::{NaiveDate, NaiveDateTime, TimeDelta};
 use exif::{DateTime, Exif, In, Reader, Tag, Value};
 use image::metadata::Orientation;
 use safelight_common::domain::Gps;
@@ -44,11 +44,19 @@ fn orientation(exif: &Exif) -> u8 {
 fn taken_at(exif: &Exif) -> Option<NaiveDateTime> {
     let field = exif.get_field(Tag::DateTimeOriginal, In::PRIMARY)?;
     let Value::Ascii(lines) = &field.value else { return None };
-    let read = DateTime::from_ascii(lines.first()?).ok()?;
+    let mut read = DateTime::from_ascii(lines.first()?).ok()?;
+    if let Some(Value::Ascii(offset)) =
+        exif.get_field(Tag::OffsetTimeOriginal, In::PRIMARY).map(|field| &field.value)
+    {
+        // One that cannot be read is as good as none.
+        let _ = read.parse_offset(offset.first()?);
+    }
+    let offset = TimeDelta::minutes(read.offset.unwrap_or(0).into());
     // Cameras whose clock was never set write zeros; those are no date.
     NaiveDate::from_ymd_opt(read.year.into(), read.month.into(), read.day.into())
         .filter(|_| read.year > 0)?
-        .and_hms_opt(read.hour.into(), read.minute.into(), read.second.into())
+        .and_hms_opt(read.hour.into(), read.minute.into(), read.second.into())?
+        .checked_sub_signed(offset)
 }
 
 fn gps(exif: &Exif) -> Option<Gps> {

@@ -222,6 +222,7 @@ fn exif_facts_are_read() {
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
     let exif = exif_block(&[
         (Tag::DateTimeOriginal, text("2023:07:14 18:30:05")),
+        (Tag::OffsetTimeOriginal, text("+02:00")),
         (Tag::GPSLatitude, degrees([33, 51, 36])),
         (Tag::GPSLatitudeRef, text("S")),
         (Tag::GPSLongitude, degrees([151, 12, 0])),
@@ -230,7 +231,7 @@ fn exif_facts_are_read() {
     let noisy = RgbImage::from_raw(99, 99, noise(3, 99 * 99 * 3)).expect("enough bytes");
     let bytes = jpeg_with_exif(&noisy, &exif);
     let facts = inspect(&bytes, LIMITS).expect("facts");
-    let date = NaiveDate::from_ymd_opt(2023, 7, 14).and_then(|day| day.and_hms_opt(18, 30, 5));
+    let date = NaiveDate::from_ymd_opt(2023, 7, 14).and_then(|day| day.and_hms_opt(16, 30, 5));
     assert_eq!(facts.taken_at, date);
     assert_eq!(facts.gps, Some(Gps { latitude: -33.86, longitude: 151.2 }));
     assert_eq!((facts.format, facts.orientation), (ImageFormat::Jpeg, 1));

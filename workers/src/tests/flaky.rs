@@ -103,7 +103,7 @@ gated! {
     fn claim(doorbell: &Doorbell, redelivered: bool, worker: WorkerId, lease: Duration) -> Claim;
     fn renew(leases: &[Lease], lease: Duration) -> Renewed;
     fn expired_leases(limit: u32) -> Vec<ClaimedJob>;
-    fn expire_leases() -> u64;
+    fn take_over() -> u64;
     fn job_counts() -> Vec<JobCount>;
     fn count_unpublished() -> u64;
 }

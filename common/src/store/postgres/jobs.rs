@@ -229,10 +229,13 @@ pub async fn expired_leases(pool: &PgPool, limit: u32) -> Result<Vec<ClaimedJob>
     rows::claimed_jobs(&rows)
 }
 
-pub async fn expire_leases(pool: &PgPool) -> Result<u64, StoreError> {
-    let expired = sqlx::query("update jobs set lease_until = now() where status = 'running'")
-        .execute(pool)
-        .await?;
+pub async fn take_over(pool: &PgPool) -> Result<u64, StoreError> {
+    let expired = sqlx::query(
+        "with freed as (delete from idempotency_keys where task_id is null)
+         update jobs set lease_until = now() where status = 'running'",
+    )
+    .execute(pool)
+    .await?;
     Ok(expired.rows_affected())
 }
 

@@ -254,8 +254,8 @@ impl Store for PostgresStore {
         within(jobs::expired_leases(&self.pool, limit)).await
     }
 
-    async fn expire_leases(&self) -> Result<u64, StoreError> {
-        within(jobs::expire_leases(&self.pool)).await
+    async fn take_over(&self) -> Result<u64, StoreError> {
+        within(jobs::take_over(&self.pool)).await
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {

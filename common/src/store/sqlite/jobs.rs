@@ -244,7 +244,8 @@ pub async fn expired_leases(reads: &SqlitePool, limit: u32) -> Result<Vec<Claime
     rows::claimed_jobs(&rows)
 }
 
-pub async fn expire_leases(conn: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn take_over(conn: &mut SqliteConnection) -> Result<u64, StoreError> {
+    sqlx::query("delete from idempotency_keys where task_id is null").execute(&mut *conn).await?;
     let expired = sqlx::query("update jobs set lease_until = $1 where status = 'running'")
         .bind(rows::now())
         .execute(conn)

@@ -270,8 +270,8 @@ impl Store for SqliteStore {
         jobs::expired_leases(&self.reads, limit).await
     }
 
-    async fn expire_leases(&self) -> Result<u64, StoreError> {
-        self.writer.run(|conn| Box::pin(jobs::expire_leases(conn))).await
+    async fn take_over(&self) -> Result<u64, StoreError> {
+        self.writer.run(|conn| Box::pin(jobs::take_over(conn))).await
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
