@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# probe PATH   exits 0 if the server in this container answers PATH with 200: a health check for an
-# image without curl.
+# probe PATH [PORT]   exits 0 if the server in this container answers PATH with 200 (port 8080 unless
+# said): a health check for an image without curl.
 set -euo pipefail
-exec 3<>/dev/tcp/127.0.0.1/8080
+exec 3<>"/dev/tcp/127.0.0.1/${2:-8080}"
 printf 'GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n' "${1:-/readyz}" >&3
 read -r status <&3
 [[ $status == HTTP/1.?" 200 "* ]]

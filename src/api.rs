@@ -36,7 +36,7 @@ enum Half {
 pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     process::prepare(&config)?;
     let shutdown = process::shutdown_on_signal()?;
-    let listener = startup::listen(&config).await?;
+    let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
     let options = ApiOptions {
         uploads: args.only != Some(Half::Delivery),
         delivery: args.only != Some(Half::Uploads),

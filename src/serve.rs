@@ -19,7 +19,7 @@ use crate::{
 pub async fn run(config: Config) -> Result<(), Exit> {
     process::prepare(&config)?;
     let shutdown = process::shutdown_on_signal()?;
-    let listener = startup::listen(&config).await?;
+    let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
     let services = startup::open(config, Role::Alone).await?;
 
     let options = WorkerOptions {

@@ -1,6 +1,6 @@
 //! From a configuration to opened parts, or to one clear line why not.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use safelight_common::{
     blobs::Blobs,
@@ -64,11 +64,11 @@ pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
     })
 }
 
-/// Binds the HTTP address.
-pub async fn listen(config: &Config) -> Result<TcpListener, Exit> {
-    TcpListener::bind(config.listen).await.map_err(|error| {
-        Exit::failed(format!("cannot listen on {}: {error}", config.listen))
-            .hint("choose another address with SAFELIGHT_LISTEN (port 0 takes a free one)")
+/// Binds an HTTP address; `variable` is where it can be changed.
+pub async fn listen(address: SocketAddr, variable: &str) -> Result<TcpListener, Exit> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Exit::failed(format!("cannot listen on {address}: {error}"))
+            .hint(format!("choose another address with {variable} (port 0 takes a free one)"))
     })
 }
 

@@ -1,6 +1,7 @@
 //! `safelight worker`: one process of the working side of a fleet.
 
 use clap::Args;
+use safelight_api::ApiOptions;
 use safelight_common::{
     config::Config,
     domain::{JobKind, Lane},
@@ -11,10 +12,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    api,
     exit::Exit,
     process,
     startup::{self, Role},
 };
+
+/// What a worker answers over HTTP.
+const PROBES_ONLY: ApiOptions = ApiOptions { uploads: false, delivery: false };
 
 /// Options of `safelight worker`.
 #[derive(Args)]
@@ -34,6 +39,10 @@ pub struct WorkerArgs {
 pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     process::prepare(&config)?;
     let shutdown = process::shutdown_on_signal()?;
+    let probes = match config.worker_listen {
+        Some(address) => Some(startup::listen(address, "SAFELIGHT_WORKER_LISTEN").await?),
+        None => None,
+    };
     let services = startup::open(config, Role::Fleet { command: "worker", queue: true }).await?;
     let all_if_empty =
         |kinds: Vec<JobKind>| if kinds.is_empty() { JobKind::ALL.to_vec() } else { kinds };
@@ -46,9 +55,17 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     };
     eprintln!("working with {} slots", options.concurrency);
     let work = start(&services, options, &shutdown);
-    shutdown.cancelled().await;
+    let served = match probes {
+        Some(listener) => api::serve(&services, listener, PROBES_ONLY, &shutdown).await,
+        None => {
+            shutdown.cancelled().await;
+            Ok(())
+        }
+    };
+    // Also when serving failed: what runs is finished or handed back.
+    shutdown.cancel();
     work.finish(&services).await;
-    Ok(())
+    served
 }
 
 /// Thumbnail jobs at once: as configured, or one per core.

@@ -298,9 +298,9 @@ pub async fn no_such_path(State(state): State<ApiState>, request: Request) -> Pr
     let problem = Problem::new(ProblemCode::NotFound, format!("There is nothing at `{path}`."));
     let options = state.options();
     if !options.uploads && path.starts_with("/v1/") {
-        problem.hint("this node serves delivery only; ask one that serves uploads")
+        problem.hint("this node does not serve uploads; ask one that does")
     } else if !options.delivery && path.starts_with("/images/") {
-        problem.hint("this node serves uploads only; ask one that serves delivery")
+        problem.hint("this node does not serve delivery; ask one that does")
     } else {
         problem.hint("`/docs` lists every call")
     }

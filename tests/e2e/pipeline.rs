@@ -8,6 +8,7 @@ use reqwest::{
 use safelight_common::domain::ContentHash;
 use safelight_harness::{
     client::{Client, Form, accepted},
+    fleet::Plan,
     pictures,
 };
 use serde_json::{Value, json};
@@ -178,4 +179,24 @@ fn text(value: &Value) -> Result<&str> {
 
 fn sha256(bytes: &[u8]) -> String {
     ContentHash::of(bytes).to_string()
+}
+
+#[tokio::test]
+async fn workers_show_their_own_figures() -> Result<()> {
+    let fleet = super::fleet(Plan { workers: 1, ..Plan::default() }).await?;
+    let client = Client::new(&fleet.url())?;
+    let task = client.finished(&client.upload(pictures::jpeg(320, 240, 9)?).await?).await?;
+    assert_eq!(task["status"], "succeeded", "{task:#}");
+
+    let worker = Client::new(fleet.workers[0].url())?;
+    worker.bytes("/livez").await?;
+    worker.bytes("/readyz").await?;
+    let metrics = String::from_utf8(worker.bytes("/metrics").await?.to_vec())?;
+    for kind in ["write", "thumbnail"] {
+        let line = format!("safelight_attempts_total{{kind=\"{kind}\",outcome=\"succeeded\"");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
+    let refused = worker.get("/v1/tasks").await?;
+    assert_eq!(refused.status(), StatusCode::NOT_FOUND);
+    Ok(())
 }

@@ -8,7 +8,7 @@ mod urls;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 
 pub use load::{ConfigError, effective, load, load_from};
 pub use urls::{BlobUrl, DatabaseUrl, InvalidUrl, QueueUrl};
@@ -24,6 +24,8 @@ pub const DEFAULTS: &str = include_str!("defaults.toml");
 #[allow(missing_docs)] // documented, with units, in `defaults.toml`
 pub struct Config {
     pub listen: SocketAddr,
+    #[serde(deserialize_with = "address_or_none")]
+    pub worker_listen: Option<SocketAddr>,
     pub data_dir: PathBuf,
     pub database_url: DatabaseUrl,
     pub queue_url: QueueUrl,
@@ -52,6 +54,12 @@ pub struct Config {
 
     pub log: String,
     pub log_format: LogFormat,
+}
+
+/// An address, or nothing for an empty string: TOML has no null.
+fn address_or_none<'de, D: Deserializer<'de>>(text: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(text)?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
 }
 
 /// How log lines look.

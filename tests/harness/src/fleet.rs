@@ -82,6 +82,7 @@ impl Fleet {
                 ("SAFELIGHT_BLOB_URL", s3.url().as_str()),
                 ("SAFELIGHT_DATA_DIR", &folder.path().to_string_lossy()),
                 ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+                ("SAFELIGHT_WORKER_LISTEN", "127.0.0.1:0"),
             ]
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
         );
@@ -92,7 +93,7 @@ impl Fleet {
         let apis: Vec<Server> =
             (0..plan.apis).map(|_| Server::start(command("api"))).collect::<Result<_>>()?;
         let workers =
-            (0..plan.workers).map(|_| Server::spawn(command("worker"))).collect::<Result<_>>()?;
+            (0..plan.workers).map(|_| Server::start(command("worker"))).collect::<Result<_>>()?;
         let urls: Vec<&str> = apis.iter().map(Server::url).collect();
         let balancer = HaProxy::start(&urls)?;
         let binary = binary.to_owned();
@@ -111,7 +112,7 @@ impl Fleet {
 
     /// Starts one more worker.
     pub fn add_worker(&mut self) -> Result<()> {
-        self.workers.push(Server::spawn(self.command(&["worker"]))?);
+        self.workers.push(Server::start(self.command(&["worker"]))?);
         Ok(())
     }
 }
