@@ -77,7 +77,7 @@ async fn nodes_serve_what_they_are_for() {
     let bench = Bench::with(&[], delivery, |store| store).await;
     let answer = bench.send(Request::post("/v1/images"), picture(500, 1)).await;
     let problem = answer.assert_problem(404, "not_found");
-    assert!(problem["hint"].as_str().is_some_and(|hint| hint.contains("delivery only")));
+    assert!(problem["hint"].as_str().is_some_and(|hint| hint.contains("does not serve uploads")));
     let document = bench.get("/openapi.json").await.json();
     assert!(document["paths"]["/v1/images"].is_null());
     let uploads = ApiOptions { uploads: true, delivery: false };
