@@ -55,12 +55,11 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     };
     eprintln!("working with {} slots", options.concurrency);
     let work = start(&services, options, &shutdown);
-    let served = match probes {
-        Some(listener) => api::serve(&services, listener, PROBES_ONLY, &shutdown).await,
-        None => {
-            shutdown.cancelled().await;
-            Ok(())
-        }
+    let served = if let Some(listener) = probes {
+        api::serve(&services, listener, PROBES_ONLY, &shutdown).await
+    } else {
+        shutdown.cancelled().await;
+        Ok(())
     };
     // Also when serving failed: what runs is finished or handed back.
     shutdown.cancel();
