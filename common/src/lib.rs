@@ -8,6 +8,7 @@ pub mod blobs;
 pub mod broker;
 pub mod config;
 pub mod domain;
+pub mod fail_point;
 pub mod retry;
 pub mod services;
 pub mod store;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use safelight_common::{
     broker::{BrokerError, Queue},
+    fail_point,
     services::Services,
     store::StoreError,
 };
@@ -76,6 +77,7 @@ async fn step(services: &Services, forgotten: &mut bool) -> Result<Option<Durati
     if batch.due.is_empty() {
         return Ok(batch.next_in);
     }
+    fail_point::hit("relay.taken").await;
     if let Err(error) = services.broker.publish(&batch.due).await {
         // Only to save time: they show again after the hold anyway.
         if let Err(error) = store.return_unpublished(&batch.due).await {
@@ -83,6 +85,7 @@ async fn step(services: &Services, forgotten: &mut bool) -> Result<Option<Durati
         }
         return Err(error.into());
     }
+    fail_point::hit("relay.confirmed").await;
     store.mark_published(&batch.due).await?;
     Ok(batch.next_in)
 }

@@ -7,6 +7,7 @@ use safelight_common::{
         ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Progress, Status, Task, TaskId,
         TaskKind,
     },
+    fail_point,
     store::{Accepted, NewUpload, StoreError},
 };
 use tokio::sync::OwnedSemaphorePermit;
@@ -40,12 +41,14 @@ pub struct Received {
 pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem> {
     let Received { image, intake, form, expected, key, place } = received;
     let content = intake.finish().await?;
+    fail_point::hit("upload.staged").await;
     if let Some(problem) = refusal(&content, expected) {
         discard(&state, image).await;
         return Err(problem);
     }
     let upload = new_upload(&state, image, &content, form, key.as_ref());
     let at = accept(&state, &upload).await?;
+    fail_point::hit("upload.accepted").await;
     drop(place);
     if let Some(key) = key {
         key.keep();

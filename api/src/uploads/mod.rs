@@ -22,6 +22,7 @@ use axum::{
 };
 use safelight_common::{
     domain::{ContentHash, ImageId, Task},
+    fail_point,
     store::IdempotencyKey,
 };
 use tokio::sync::OwnedSemaphorePermit;
@@ -188,6 +189,7 @@ async fn fresh(
     let limit = state.services.config.max_upload_bytes;
     let intake = Intake::staging(state.services.blobs.clone(), image, limit);
     let (intake, form, expected) = receive(headers, body, intake, terms).await?;
+    fail_point::hit("upload.received").await;
     let received = Received { image, intake, form, expected, key, place };
     let commit = commit::commit(state.clone(), received).in_current_span();
     tokio::spawn(commit).await.map_err(|error| Problem::internal(&error))?

@@ -5,6 +5,7 @@ use futures::future::try_join_all;
 use safelight_common::{
     blobs::BlobKey,
     domain::{Failure, Image, Presets},
+    fail_point,
     store::Outcome,
 };
 
@@ -22,11 +23,14 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     let limits = Limits { max_pixels: config.max_pixels };
     let rendered =
         context.blocking(move |stopped| imaging::render(&bytes, &presets, limits, stopped)).await?;
+    fail_point::hit("thumbnail.rendered").await;
     let stored = rendered.into_iter().map(|Rendered { rendition, data }| async move {
         blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;
         Ok(rendition)
     });
-    Ok(Outcome::Rendered(try_join_all(stored).await.map_err(source::failure)?))
+    let stored = try_join_all(stored).await.map_err(source::failure)?;
+    fail_point::hit("thumbnail.stored").await;
+    Ok(Outcome::Rendered(stored))
 }
 
 /// The presets of which there is no rendition yet. Renditions belong to the blob: an equal upload

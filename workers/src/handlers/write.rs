@@ -5,6 +5,7 @@ use bytes::Bytes;
 use safelight_common::{
     blobs::StagedUpload,
     domain::{ErrorCode, Failure, Image, ImageFacts},
+    fail_point,
     store::Outcome,
 };
 
@@ -20,7 +21,9 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         facts.gps = None;
     }
     let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
+    fail_point::hit("write.inspected").await;
     context.services.blobs.promote(&staged).await.map_err(source::failure)?;
+    fail_point::hit("write.promoted").await;
     Ok(Outcome::Written(facts))
 }
 

@@ -9,6 +9,7 @@ use metrics::{counter, histogram};
 use safelight_common::{
     broker::Delivery,
     domain::{ErrorCode, Failure, JobKind},
+    fail_point,
     retry::Reconnect,
     store::{Claim, ClaimedJob, Outcome, Settled},
 };
@@ -64,6 +65,7 @@ pub(super) async fn run_one(
             Answer::Ack
         }
     };
+    fail_point::hit("worker.settled").await;
     match answer {
         Answer::Ack => delivery.ack().await,
         Answer::Requeue => delivery.requeue().await,
@@ -72,6 +74,7 @@ pub(super) async fn run_one(
 
 async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<OwnedSemaphorePermit>) -> Answer {
     let held = worker.held.hold(job.lease);
+    fail_point::hit("worker.claimed").await;
     let began = Instant::now();
     let outcome = execute(worker, &job, &held, slot).await;
     stage(job.kind, "run", began);
@@ -79,6 +82,7 @@ async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<OwnedSemaphorePermi
         note_lost();
         return Answer::Ack;
     };
+    fail_point::hit("worker.worked").await;
     held.settling();
     let began = Instant::now();
     let answer = settle(worker, &job, &outcome).await;

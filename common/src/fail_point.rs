@@ -1,0 +1,72 @@
+//! Places where a test may make a process fail: compiled in under the feature `fail-points` alone,
+//! which only `cargo test` turns on.
+//!
+//! `SAFELIGHT_FAIL_POINTS="upload.staged=kill;thumbnail.rendered=2*panic"` arms the process. The
+//! actions, each taken once unless a count stands before it:
+//!
+//! | action | what happens at the point |
+//! |---|---|
+//! | `kill` | SIGKILL to the process itself, as `kill -9` or the kernel's OOM killer would |
+//! | `stop` | SIGSTOP to the process itself; somebody else sends SIGCONT |
+//! | `hang` | nothing ever goes on from here |
+//! | `panic` | a panic |
+
+#[cfg(feature = "fail-points")]
+mod armed {
+    use std::{
+        collections::HashMap,
+        sync::{LazyLock, Mutex, PoisonError},
+    };
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    struct Armed {
+        times: u32,
+        action: String,
+    }
+
+    static POINTS: LazyLock<Mutex<HashMap<String, Armed>>> = LazyLock::new(|| {
+        let text = std::env::var("SAFELIGHT_FAIL_POINTS").unwrap_or_default();
+        Mutex::new(text.split(';').filter_map(parse).collect())
+    });
+
+    fn parse(point: &str) -> Option<(String, Armed)> {
+        let (name, action) = point.split_once('=')?;
+        let (times, action) = match action.split_once('*') {
+            Some((times, action)) => (times.parse().ok()?, action),
+            None => (1, action),
+        };
+        Some((name.trim().to_owned(), Armed { times, action: action.trim().to_owned() }))
+    }
+
+    /// See [`super::hit`].
+    pub async fn hit(name: &str) {
+        let action = {
+            let mut points = POINTS.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(armed) = points.get_mut(name).filter(|armed| armed.times > 0) else { return };
+            armed.times -= 1;
+            armed.action.clone()
+        };
+        // A test that waits for this line knows where the process is.
+        eprintln!("fail point {name}: {action}");
+        match action.as_str() {
+            "kill" => drop(kill_process(getpid(), Signal::KILL)),
+            "stop" => {
+                let _ = kill_process(getpid(), Signal::STOP);
+                // The signal may reach another thread first; this one must not run ahead of it.
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            "hang" => std::future::pending().await,
+            "panic" => panic!("fail point {name}"),
+            unknown => panic!("fail point {name}: no action `{unknown}`"),
+        }
+    }
+}
+
+#[cfg(feature = "fail-points")]
+pub use armed::hit;
+
+/// A named step. Does nothing, unless a test has armed it.
+#[cfg(not(feature = "fail-points"))]
+#[allow(clippy::unused_async)] // the armed one may wait for ever
+pub async fn hit(_name: &str) {}
