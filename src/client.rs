@@ -1,6 +1,6 @@
 //! A small client of a running server, for the commands that speak to one.
 
-use std::{path::Path, time::Duration};
+use std::{fmt::Display, path::Path, time::Duration};
 
 use clap::Args;
 use reqwest::{Body, Client, RequestBuilder, Response, StatusCode, header};
@@ -45,10 +45,29 @@ impl SafelightClient {
         Ok(Self { http, server })
     }
 
+    /// Reads a document.
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Value, CallError> {
+        self.call(reqwest::Method::GET, path, query).await
+    }
+
+    /// Asks for something to be done. Called again after an answer that was lost.
+    pub async fn post(&self, path: &str, query: &[(&str, String)]) -> Result<Value, CallError> {
+        self.call(reqwest::Method::POST, path, query).await
+    }
+
+    async fn call(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<Value, CallError> {
+        self.retried(async || answer(self.request(method.clone(), path).query(query)).await).await
+    }
+
     /// Uploads a file; answers with the task. The key makes tries after the first harmless.
-    pub async fn upload(&self, file: &Path, idempotency_key: &str) -> Result<Value, String> {
+    pub async fn upload(&self, file: &Path, idempotency_key: &str) -> Result<Value, CallError> {
         let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let local = |error: std::io::Error| Attempt::Final(error.to_string());
+        let local = |error: std::io::Error| Attempt::Final(CallError::new(error));
         self.retried(async || {
             let body = tokio::fs::File::open(file).await.map_err(local)?;
             let length = body.metadata().await.map_err(local)?.len();
@@ -64,7 +83,7 @@ impl SafelightClient {
     }
 
     /// Waits until a task is final; answers with it.
-    pub async fn finished(&self, task: &str) -> Result<Value, String> {
+    pub async fn finished(&self, task: &str) -> Result<Value, CallError> {
         loop {
             let document = self
                 .retried(async || {
@@ -91,7 +110,7 @@ impl SafelightClient {
     async fn retried(
         &self,
         call: impl AsyncFn() -> Result<Value, Attempt>,
-    ) -> Result<Value, String> {
+    ) -> Result<Value, CallError> {
         let mut delays = Reconnect::default();
         for tried in 1.. {
             match call().await {
@@ -100,28 +119,53 @@ impl SafelightClient {
                     let backoff = delays.next_delay();
                     tokio::time::sleep(wait.map_or(backoff, |wait| wait + backoff / 4)).await;
                 }
-                Err(Attempt::Later { message, .. } | Attempt::Final(message)) => {
-                    return Err(message);
-                }
+                Err(Attempt::Later { error, .. } | Attempt::Final(error)) => return Err(error),
             }
         }
         unreachable!("the loop has no end")
     }
 }
 
-/// A call that failed.
+/// A call that failed, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    message: String,
+    hint: Option<String>,
+}
+
+impl CallError {
+    /// Nothing is known to do about it.
+    pub fn new(message: impl Display) -> Self {
+        Self { message: message.to_string(), hint: None }
+    }
+}
+
+impl From<CallError> for Exit {
+    fn from(error: CallError) -> Self {
+        let exit = Self::failed(&error.message);
+        match error.hint {
+            Some(hint) => exit.hint(hint),
+            None => exit,
+        }
+    }
+}
+
+/// One try of a call.
 enum Attempt {
     /// Trying again can help; `wait` is what the server asked for.
-    Later { message: String, wait: Option<Duration> },
+    Later { error: CallError, wait: Option<Duration> },
     /// It cannot.
-    Final(String),
+    Final(CallError),
 }
 
 async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
     let later = |error: reqwest::Error| {
         let at = error.url().map_or("the server", reqwest::Url::as_str);
         let message = format!("cannot reach {at}: {}", root_cause(&error));
-        Attempt::Later { message, wait: None }
+        let hint =
+            Some("is a server running there? name it with --url or SAFELIGHT_URL".to_owned());
+        Attempt::Later { error: CallError { message, hint }, wait: None }
     };
     let response = request.send().await.map_err(later)?;
     let (status, wait) = (response.status(), retry_after(&response));
@@ -144,7 +188,8 @@ async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     ));
-    Err(if can_help { Attempt::Later { message, wait } } else { Attempt::Final(message) })
+    let error = CallError { message, hint: body["hint"].as_str().map(str::to_owned) };
+    Err(if can_help { Attempt::Later { error, wait } } else { Attempt::Final(error) })
 }
 
 fn retry_after(response: &Response) -> Option<Duration> {

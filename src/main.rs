@@ -10,6 +10,7 @@ mod openapi;
 mod process;
 mod serve;
 mod startup;
+mod tasks;
 mod upload;
 mod worker;
 
@@ -52,6 +53,8 @@ enum Command {
     Migrate,
     /// Upload files to a running server
     Upload(upload::UploadArgs),
+    /// List, show, try again or cancel tasks of a running server
+    Tasks(tasks::TasksArgs),
     /// Print the configuration in force
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
@@ -77,6 +80,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Worker(args) => process::block_on(worker::run(load()?, args)),
         Command::Migrate => process::block_on(migrate::run(load()?)),
         Command::Upload(args) => process::block_on(upload::run(args)),
+        Command::Tasks(args) => process::block_on(tasks::run(args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
     }

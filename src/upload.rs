@@ -77,7 +77,7 @@ async fn upload(client: &SafelightClient, file: &Path, wait: bool) -> Outcome {
     let key = TaskId::new().to_string();
     let task = match client.upload(file, &key).await {
         Ok(task) => task,
-        Err(reason) => return Outcome { task: None, error: Some(reason) },
+        Err(reason) => return Outcome { task: None, error: Some(reason.to_string()) },
     };
     let Some(id) = task["id"].as_str() else {
         let reason = "the server's answer holds no task: is it Safelight?".to_owned();
@@ -88,7 +88,7 @@ async fn upload(client: &SafelightClient, file: &Path, wait: bool) -> Outcome {
     }
     match client.finished(id).await {
         Ok(task) => Outcome { error: failure(&task), task: Some(task) },
-        Err(reason) => Outcome { task: Some(task), error: Some(reason) },
+        Err(reason) => Outcome { task: Some(task), error: Some(reason.to_string()) },
     }
 }
 

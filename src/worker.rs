@@ -7,7 +7,7 @@ use safelight_common::{
     domain::{JobKind, Lane},
     services::Services,
 };
-use safelight_workers::{WorkerOptions, janitor, relay, rescuer, worker};
+use safelight_workers::{WorkerOptions, dead_letters, janitor, relay, rescuer, worker};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -87,6 +87,7 @@ pub fn start(
     });
     background.relay(services, shutdown);
     background.add("rescuer", services, shutdown, rescuer::run);
+    background.add("dead letters", services, shutdown, dead_letters::run);
     background.add("janitor", services, shutdown, janitor::run);
     background
 }

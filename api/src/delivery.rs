@@ -14,7 +14,8 @@ use safelight_common::{
 
 use crate::{
     conditional::ETag,
-    extract::{Id, PathId, parse_id},
+    extract::{Id, parse_id},
+    images,
     openapi::{DeliveryProblems, Picture},
     problem::{Problem, ProblemCode},
     state::ApiState,
@@ -68,7 +69,7 @@ pub async fn original(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let image = load(&state, id).await?;
+    let image = images::load(&state, id).await?;
     if image.stored_at.is_none() {
         return Err(absent(&state, &image, JobKind::Write).await);
     }
@@ -111,7 +112,7 @@ pub async fn rendition(
     if !state.presets.has(&preset) {
         return Err(no_such_preset(&state, &preset));
     }
-    let image = load(&state, id).await?;
+    let image = images::load(&state, id).await?;
     let Some(made) = state.presets.rendition(&image, &preset) else {
         return Err(absent(&state, &image, JobKind::Thumbnail).await);
     };
@@ -123,10 +124,6 @@ pub async fn rendition(
         disposition: None,
     };
     deliver(&state, deliverable, &method, &headers).await
-}
-
-async fn load(state: &ApiState, id: ImageId) -> Result<Image, Problem> {
-    state.services.store.image(id).await?.ok_or_else(|| ImageId::not_found(id))
 }
 
 fn no_such_preset(state: &ApiState, preset: &str) -> Problem {

@@ -1,7 +1,7 @@
 //! Metadata of images.
 
 use axum::{Json, extract::State, http::HeaderMap, response::Response};
-use safelight_common::domain::ImageId;
+use safelight_common::domain::{Image, ImageId};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -9,7 +9,7 @@ use crate::{
     extract::{Id, Params, PathId},
     openapi::{ImageProblems, ListProblems},
     pages::{Cursor, page},
-    problem::Problem,
+    problem::{Problem, ProblemCode},
     state::ApiState,
     tasks::document::{ImageDocument, conditional},
 };
@@ -44,8 +44,20 @@ pub async fn show(
     Id(id): Id<ImageId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let image = state.services.store.image(id).await?.ok_or_else(|| ImageId::not_found(id))?;
+    let image = load(&state, id).await?;
     conditional(&ImageDocument::new(&image, &state.presets), &headers)
+}
+
+/// The image, or the problem that there is none, or none any more.
+pub async fn load(state: &ApiState, id: ImageId) -> Result<Image, Problem> {
+    let image = state.services.store.image(id).await?.ok_or_else(|| ImageId::not_found(id))?;
+    if image.discarded {
+        return Err(Problem::new(
+            ProblemCode::ImageCancelled,
+            "The upload of this image was cancelled; its bytes are gone.",
+        ));
+    }
+    Ok(image)
 }
 
 /// Images, newest first.

@@ -4,12 +4,13 @@
 //! server ─ connections, time-outs, drain
 //!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ catch panic
 //!     uploads   POST /v1/images
-//!     tasks     GET  /v1/tasks…         watch: one batched look-up per tick for all who wait
+//!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
 //!     images    GET  /v1/images…
 //!     delivery  GET  /images…
 //!     probes    GET  /livez /readyz /metrics
 //! ```
 
+mod backlog;
 mod conditional;
 mod delivery;
 mod extract;

@@ -69,7 +69,10 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
             .routes(routes!(images::show))
             .routes(routes!(tasks::list::list))
             .routes(routes!(tasks::show))
-            .routes(routes!(tasks::events::events));
+            .routes(routes!(tasks::events::events))
+            .routes(routes!(tasks::control::cancel))
+            .routes(routes!(tasks::control::retry))
+            .routes(routes!(tasks::control::retry_many));
     }
     if options.delivery {
         router = router.routes(routes!(delivery::original)).routes(routes!(delivery::rendition));
@@ -105,18 +108,22 @@ answers! {
     UploadProblems: InvalidRequest, InvalidQuery, InvalidHeader, InvalidMultipart, InvalidField,
         InvalidIdempotencyKey, InvalidDigest, UnsupportedDigest, DigestMismatch, EmptyBody,
         BrokenBody, UploadTimeout, KeyInFlight, UploadTooLarge, UnsupportedMediaType, KeyReused,
-        TooManyUploads, DatabaseUnavailable, BlobsUnavailable, StorageFull;
+        TooManyUploads, TooManyJobs, DatabaseUnavailable, BlobsUnavailable, StorageFull;
     /// Of reading a task.
     TaskProblems: InvalidHeader, TaskNotFound, TooManyWaiting, DatabaseUnavailable;
+    /// Of cancelling a task.
+    CancelProblems: TaskNotFound, TaskEnded, DatabaseUnavailable;
+    /// Of trying a task again.
+    RetryProblems: TaskNotFound, TaskNotFailed, TaskDiscarded, DatabaseUnavailable;
     /// Of following a task.
     EventProblems: TaskNotFound, TooManyWaiting, DatabaseUnavailable;
     /// Of a list.
     ListProblems: InvalidQuery, DatabaseUnavailable;
     /// Of reading an image's metadata.
-    ImageProblems: ImageNotFound, DatabaseUnavailable;
+    ImageProblems: ImageNotFound, ImageCancelled, DatabaseUnavailable;
     /// Of reading bytes.
-    DeliveryProblems: ImageNotFound, PresetNotFound, RenditionNotMade, ImageFailed, BlobDamaged,
-        ImageNotReady, DatabaseUnavailable, BlobsUnavailable;
+    DeliveryProblems: ImageNotFound, PresetNotFound, RenditionNotMade, ImageFailed, ImageCancelled,
+        BlobDamaged, ImageNotReady, DatabaseUnavailable, BlobsUnavailable;
     /// Of the readiness probe.
     ReadyProblems: NotReady;
     /// Of calls that nothing can go wrong with.

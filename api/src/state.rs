@@ -9,7 +9,7 @@ use safelight_common::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ApiOptions, probes::Gauges, watch::WatchHub};
+use crate::{ApiOptions, backlog::Backlog, probes::Gauges, watch::WatchHub};
 
 /// Gives the process's metrics as Prometheus text.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -30,6 +30,8 @@ pub struct Inner {
     pub watch: WatchHub,
     /// One permit per upload being received.
     pub uploads: Arc<Semaphore>,
+    /// How much work is queued.
+    pub backlog: Backlog,
     /// One permit per refused upload being read to its end.
     pub lingering: Arc<Semaphore>,
     /// The configured presets.
@@ -52,6 +54,7 @@ impl ApiState {
         Self(Arc::new(Inner {
             watch,
             uploads: Arc::new(Semaphore::new(services.config.max_uploads_in_flight)),
+            backlog: Backlog::new(services.config.max_queued_jobs),
             lingering: Arc::new(Semaphore::new(MAX_LINGERING)),
             presets: CurrentPresets::new(&services.config.presets),
             render_metrics,

@@ -1,10 +1,11 @@
-//! The work behind the queue: the worker loop with its job handlers, imaging, and the three
-//! housekeepers ([`relay`], [`rescuer`], [`janitor`]) that make lost messages, dead workers and
-//! abandoned bytes harmless.
+//! The work behind the queue: the worker loop with its job handlers, imaging, and the four
+//! housekeepers ([`relay`], [`rescuer`], [`dead_letters`], [`janitor`]) that make lost messages, dead
+//! workers, worn-out messages and abandoned bytes harmless.
 //!
 //! Any number of each may run, in one process or in many; each returns once its `shutdown` token is
 //! cancelled.
 
+pub mod dead_letters;
 mod handlers;
 pub mod imaging;
 pub mod janitor;

@@ -1,14 +1,11 @@
 //! Lists of tasks.
 
 use axum::{Json, extract::State};
-use safelight_common::{
-    domain::{Status, TaskId, TaskKind},
-    store::TaskFilter,
-};
+use safelight_common::domain::TaskId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::document::TaskDocument;
+use super::{document::TaskDocument, filter};
 use crate::{
     extract::Params,
     openapi::ListProblems,
@@ -31,8 +28,7 @@ pub struct TaskListDocument {
 #[utoipa::path(
     get, path = "/v1/tasks", operation_id = "list_tasks", tag = "tasks",
     params(
-        ("status" = Option<Status>, Query, description = "Only tasks in this state"),
-        ("kind" = Option<TaskKind>, Query, description = "Only tasks of this kind"),
+        filter::FilterParams,
         ("limit" = Option<u32>, Query, description = "Tasks at most, 50 unless said", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
@@ -45,7 +41,7 @@ pub async fn list(
     State(state): State<ApiState>,
     mut params: Params,
 ) -> Result<Json<TaskListDocument>, Problem> {
-    let filter = TaskFilter { status: params.parse("status")?, kind: params.parse("kind")? };
+    let filter = filter::from_params(&mut params)?;
     let request = page::<TaskId>(&mut params)?;
     params.finish()?;
     let page = state.services.store.list_tasks(&filter, &request).await?;

@@ -1,7 +1,9 @@
-//! Reading tasks: once, held until final, as events, as lists.
+//! Tasks: read once, held until final, as events, as lists; cancelled and tried again by hand.
 
+pub mod control;
 pub mod document;
 pub mod events;
+pub mod filter;
 pub mod list;
 
 use axum::{

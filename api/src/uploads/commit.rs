@@ -50,6 +50,7 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
     let at = accept(&state, &upload).await?;
     fail_point::hit("upload.accepted").await;
     drop(place);
+    state.backlog.count(upload.jobs.len());
     if let Some(key) = key {
         key.keep();
     }
@@ -160,6 +161,7 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
             filename: upload.filename,
             created_at: at,
             stored_at: None,
+            discarded: false,
             renditions: Vec::new(),
         }),
     }

@@ -8,6 +8,8 @@ use safelight_common::{
     store::{DynStore, IdempotencyKey, KeyState, KeyTicket},
 };
 
+use tokio_util::task::AbortOnDropHandle;
+
 use crate::{
     extract::single_header,
     problem::{Problem, ProblemCode},
@@ -44,10 +46,12 @@ pub enum Reservation {
     },
 }
 
-/// A reserved key. Dropping it gives the key back, whatever ended the upload.
+/// A reserved key, held for as long as this lives: should the process die, the key is free again
+/// after the hold. Dropping it gives the key back, whatever ended the upload.
 pub struct HeldKey {
     store: DynStore,
     ticket: Option<KeyTicket>,
+    _extending: AbortOnDropHandle<()>,
 }
 
 /// Reserves a key for an upload that is about to be received.
@@ -58,10 +62,26 @@ pub async fn reserve(
 ) -> Result<Reservation, Problem> {
     match store.reserve_key(key, hold).await? {
         KeyState::Reserved(ticket) => {
-            Ok(Reservation::Held(HeldKey { store: store.clone(), ticket: Some(ticket) }))
+            let extending = tokio::spawn(extend(store.clone(), ticket.clone(), hold));
+            Ok(Reservation::Held(HeldKey {
+                store: store.clone(),
+                ticket: Some(ticket),
+                _extending: AbortOnDropHandle::new(extending),
+            }))
         }
         KeyState::Used { task, fingerprint } => Ok(Reservation::Replay { task, fingerprint }),
         KeyState::InFlight => Err(in_flight()),
+    }
+}
+
+/// Holds a reservation for as long as the upload takes. Never ends.
+async fn extend(store: DynStore, ticket: KeyTicket, hold: Duration) {
+    loop {
+        tokio::time::sleep(hold / 3).await;
+        // If the key is lost meanwhile, accepting the upload says so.
+        if let Err(error) = store.extend_key(&ticket, hold).await {
+            tracing::debug!(%error, "cannot hold an idempotency key for longer");
+        }
     }
 }
 

@@ -147,6 +147,7 @@ async fn accept(
         return Err(too_large(config.max_upload_bytes));
     }
     let place = take_place(state)?;
+    state.backlog.admit(&state.services.store).await?;
     let hold = Duration::from_millis(config.idempotency_hold_ms);
     let reservation = match &terms.key {
         Some(key) => Some(idempotency::reserve(&state.services.store, key, hold).await?),

@@ -10,6 +10,7 @@ mod error;
 mod key;
 mod staging;
 mod store;
+mod trash;
 
 pub use error::BlobError;
 pub use key::BlobKey;

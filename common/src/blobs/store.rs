@@ -10,6 +10,7 @@ use object_store::{
     aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
 };
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 use super::{BlobError, BlobKey, StagedUpload, Staging, staging::blocking};
 use crate::{config::BlobUrl, domain::ImageId};
@@ -18,11 +19,14 @@ use crate::{config::BlobUrl, domain::ImageId};
 /// process: bounds memory however many uploads there are.
 const PARTS_IN_MEMORY: usize = 4;
 
+/// Enough to find out that a disk is full, little enough to be sent now and then.
+const PROBE_BYTES: usize = 1 << 20;
+
 /// A local directory or an S3-compatible store. Every successful write is durable: files and
 /// their folders are synced, or the object store has acknowledged.
 #[derive(Clone)]
 pub struct Blobs {
-    store: Arc<dyn ObjectStore>,
+    pub(super) store: Arc<dyn ObjectStore>,
     /// Where bodies wait for a remote store; `None` for a local directory, which needs no detour.
     spool: Option<Spool>,
     /// The folder of staged files, for a local directory.
@@ -115,6 +119,16 @@ impl Blobs {
             Ok(_) | Err(BlobError::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Answers if something of an ordinary picture's size can be written.
+    pub async fn check_writable(&self) -> Result<(), BlobError> {
+        let path = Path::from_iter(["probe", &Uuid::new_v4().to_string()]);
+        let written = self.store.put(&path, PutPayload::from(vec![0; PROBE_BYTES])).await;
+        // Also of a write that failed half-way something may be there.
+        let removed = self.store.delete(&path).await;
+        written?;
+        Ok(removed?)
     }
 
     /// Begins to stage an upload's bytes. Nothing is left behind unless it is finished.

@@ -76,6 +76,20 @@ impl Broker for EmbeddedBroker {
         Ok(Subscription::new(receiver))
     }
 
+    async fn dead_letters(&self, _prefetch: u16) -> Result<Subscription, BrokerError> {
+        self.ensure_open()?;
+        let (sender, receiver) = mpsc::channel(1);
+        let closed = self.closed.clone();
+        // Nothing ever comes, until the end.
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = sender.closed() => {}
+            }
+        });
+        Ok(Subscription::new(receiver))
+    }
+
     async fn depth(&self, queue: Queue) -> Result<u64, BrokerError> {
         Ok(self.line(queue)?.waiting().messages.len() as u64)
     }

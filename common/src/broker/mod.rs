@@ -8,7 +8,7 @@ pub mod embedded;
 mod error;
 pub mod rabbitmq;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -57,6 +57,21 @@ impl fmt::Display for Queue {
     }
 }
 
+/// A name that is no queue's.
+#[derive(Debug, thiserror::Error)]
+#[error("no queue has the name `{0}`")]
+pub struct UnknownQueue(String);
+
+impl FromStr for Queue {
+    type Err = UnknownQueue;
+
+    fn from_str(name: &str) -> Result<Self, UnknownQueue> {
+        Self::all()
+            .find(|queue| queue.to_string() == name)
+            .ok_or_else(|| UnknownQueue(name.to_owned()))
+    }
+}
+
 /// A queue between processes, or inside one.
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
@@ -70,6 +85,11 @@ pub trait Broker: Send + Sync + 'static {
     /// backoff and resubscribes by itself, until it is dropped or the broker is closed. At most
     /// `prefetch` (at least 1) deliveries are unsettled at any time. Fails only on a closed broker.
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError>;
+
+    /// Subscribes to the messages that the broker has given up on, as [`Broker::subscribe`] does to a
+    /// queue. Their jobs may wait for ever unless somebody looks at them. A broker that never gives
+    /// up delivers none.
+    async fn dead_letters(&self, prefetch: u16) -> Result<Subscription, BrokerError>;
 
     /// How many messages wait in a queue, not yet handed to a consumer. 0 for a queue that was
     /// deleted: the next publish or subscribe declares it anew. Waits at most 15 s.

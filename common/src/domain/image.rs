@@ -120,6 +120,8 @@ pub struct Image {
     pub created_at: DateTime<Utc>,
     /// When the write job had stored it under its content's name.
     pub stored_at: Option<DateTime<Utc>>,
+    /// Its upload was cancelled: the bytes are gone or going.
+    pub discarded: bool,
     /// The renditions of its blob, of whatever preset and fingerprint.
     pub renditions: Vec<Rendition>,
 }

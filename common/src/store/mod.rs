@@ -25,7 +25,7 @@ pub use records::{
 
 use crate::{
     config::DatabaseUrl,
-    domain::{Image, ImageId, JobKind, Lane, Task, TaskId, WorkerId},
+    domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId},
 };
 
 /// A shared handle to whichever backend the configuration names.
@@ -88,6 +88,10 @@ pub trait Store: Send + Sync + 'static {
     /// with the time of the first.
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError>;
 
+    /// Holds a reservation for `hold` more from now, for an upload that takes long. No effect unless
+    /// `ticket` still holds it.
+    async fn extend_key(&self, ticket: &KeyTicket, hold: Duration) -> Result<(), StoreError>;
+
     /// Forgets idempotency keys older than `age`, but no reservation within its hold; at most
     /// `limit` at once. Returns how many.
     async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
@@ -111,7 +115,7 @@ pub trait Store: Send + Sync + 'static {
     /// An image with its renditions.
     async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError>;
 
-    /// Images, newest first.
+    /// Images, newest first, without those that were discarded.
     async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError>;
 
     /// The last task that an upload of this image made, for the reason why it is not ready.
@@ -144,6 +148,10 @@ pub trait Store: Send + Sync + 'static {
         waited: Duration,
         limit: u32,
     ) -> Result<u64, StoreError>;
+
+    /// Puts a job back into the outbox, due after `delay`, if it is queued and not in it: the broker
+    /// has given up on its message. `false` if there was nothing to do.
+    async fn ring_again(&self, job: JobId, delay: Duration) -> Result<bool, StoreError>;
 
     /// How many jobs of a queue are queued, due and not in the outbox: what the broker ought to
     /// hold for it.
@@ -188,11 +196,42 @@ pub trait Store: Send + Sync + 'static {
     /// process that holds [`Store::lock_for_embedded_queue`], before it begins to work.
     async fn take_over(&self) -> Result<u64, StoreError>;
 
+    // --- by hand ----------------------------------------------------------------------------
+
+    /// Cancels all jobs of a task that have not ended, and with them the task; discards its image
+    /// (see [`Store::discarded`]). `false`, and no effect, if there is no such job. A worker that is
+    /// running one learns of it when it renews its lease; its settling is stale from now on.
+    async fn cancel(&self, id: TaskId) -> Result<bool, StoreError>;
+
+    /// Queues the failed jobs of those of `ids` that have failed, with all their attempts anew;
+    /// answers which these are. Not those whose image was discarded: their bytes are gone.
+    async fn retry(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError>;
+
+    // --- discarded images -------------------------------------------------------------------
+
+    /// Discarded images whose bytes are still to be removed, oldest first, with their renditions;
+    /// at most `limit`. Only those that no worker can be writing for any more: all leases on their
+    /// cancelled jobs have run out.
+    async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError>;
+
+    /// Whether an image that was not discarded has this blob.
+    async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError>;
+
+    /// Decides that nobody needs an image's blob, and forgets the blob's renditions. `false`, and no
+    /// effect, if an image that was not discarded has the same blob.
+    async fn forget_blob(&self, sha256: &ContentHash) -> Result<bool, StoreError>;
+
+    /// Notes that all bytes of a discarded image are gone.
+    async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError>;
+
     // --- figures ----------------------------------------------------------------------------
 
     /// Jobs by kind, lane and status, final ones but `failed` left out, with the age of the oldest
     /// due one.
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError>;
+
+    /// How many jobs of a lane are queued, due or not; counts no further than `at_most`.
+    async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError>;
 
     /// How many due jobs wait in the outbox.
     async fn count_unpublished(&self) -> Result<u64, StoreError>;

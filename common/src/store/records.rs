@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::domain::{
-    ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane, Rendition,
-    Status, Task, TaskId, TaskKind,
+    ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane,
+    Rendition, Status, Task, TaskId, TaskKind,
 };
 
 /// A client's key for one logical upload, unique per owner.
@@ -193,6 +193,17 @@ pub struct TaskFilter {
     pub status: Option<Status>,
     /// Only tasks of this kind.
     pub kind: Option<TaskKind>,
+    /// Only tasks with a job of this kind that meets the rest: is in the state `status`, has failed
+    /// with `code`.
+    pub job_kind: Option<JobKind>,
+    /// Only tasks with a job whose last failure has this code.
+    pub code: Option<ErrorCode>,
+    /// Only tasks of this owner.
+    pub owner: Option<String>,
+    /// Only tasks accepted before this time.
+    pub created_before: Option<DateTime<Utc>>,
+    /// Only tasks accepted at this time or later.
+    pub created_after: Option<DateTime<Utc>>,
 }
 
 /// A keyset page, newest first.

@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Worker;
 
+/// How long a job that was cancelled may go on.
+const NOTICE_CANCEL: Duration = Duration::from_secs(2);
+
 /// Leases of running attempts.
 #[derive(Default)]
 pub(super) struct Held(Mutex<HashMap<Lease, Entry>>);
@@ -38,13 +41,15 @@ impl Held {
         HeldLease { held: self, lease, lost }
     }
 
-    /// Renews every third of the lease time; after a failure more often. Never ends.
+    /// Renews every third of the lease time, but so often that a cancelled job is stopped soon; after
+    /// a failure more often. Never ends.
     pub async fn keep(&self, worker: &Worker) {
         let third = worker.lease / 3;
-        let mut pause = third;
+        let period = third.min(NOTICE_CANCEL);
+        let mut pause = period;
         loop {
             tokio::time::sleep(pause).await;
-            pause = third;
+            pause = period;
             let leases: Vec<Lease> = self.lock().keys().copied().collect();
             if leases.is_empty() {
                 continue;
@@ -54,11 +59,11 @@ impl Held {
                 Ok(Ok(renewed)) => self.give_up(&leases, &renewed.held),
                 Ok(Err(error)) => {
                     if error.is_unavailable() {
-                        worker.outage.report(&error);
+                        worker.database.report(&error);
                     } else {
                         tracing::error!(error = &error as &dyn std::error::Error, "cannot renew");
                     }
-                    pause = (third / 4).min(Duration::from_secs(1));
+                    pause = (period / 4).min(Duration::from_secs(1));
                 }
                 // Waited long enough already.
                 Err(_) => pause = Duration::ZERO,

@@ -15,7 +15,7 @@ mod run_one;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use safelight_common::{
     domain::{JobKind, Lane, WorkerId},
     services::Services,
@@ -47,7 +47,8 @@ struct Worker {
     id: WorkerId,
     lease: Duration,
     held: Held,
-    outage: Outage,
+    database: Outage,
+    blobs: Outage,
     /// Cancelled when running jobs must be given up to others.
     hand_back: CancellationToken,
 }
@@ -58,7 +59,8 @@ impl Worker {
             id: WorkerId::new(),
             lease: Duration::from_millis(services.config.lease_ms),
             held: Held::default(),
-            outage: Outage::default(),
+            database: Outage::of("database"),
+            blobs: Outage::of("blob store"),
             hand_back: CancellationToken::new(),
             services,
         }
@@ -80,13 +82,24 @@ pub async fn run(services: Services, options: WorkerOptions, shutdown: Cancellat
         take.await;
         drain(&worker, &attempts).await;
     };
-    // Leases are kept, and the database is watched, until the last attempt has ended.
+    // Leases are kept, and outages are watched, until the last attempt has ended.
     tokio::select! {
         () = work => {}
         () = worker.held.keep(&worker) => {}
-        () = worker.outage.watch(worker.services.store.as_ref()) => {}
+        () = worker.database.watch(|| database_answers(&worker.services)) => {}
+        () = worker.blobs.watch(|| blobs_are_writable(&worker.services)) => {}
     }
     tracing::info!(worker = %worker.id, "the worker has ended");
+}
+
+fn database_answers(services: &Services) -> BoxFuture<'static, bool> {
+    let store = services.store.clone();
+    Box::pin(async move { store.ping().await.is_ok() })
+}
+
+fn blobs_are_writable(services: &Services) -> BoxFuture<'static, bool> {
+    let blobs = services.blobs.clone();
+    Box::pin(async move { blobs.check_writable().await.is_ok() })
 }
 
 fn slots(kind: JobKind, concurrency: usize) -> usize {
@@ -109,7 +122,8 @@ async fn take(
         let mut lanes = Lanes::subscribe(&worker.services, kind, lanes, slots).await;
         loop {
             // Everything held here goes back by being dropped when `shutdown` ends the loop.
-            worker.outage.over().await;
+            worker.database.over().await;
+            worker.blobs.over().await;
             let slot = lanes.slot().await;
             let Some(delivery) = lanes.next().await else { break };
             attempts.spawn(run_one::run_one(worker.clone(), delivery, slot));

@@ -54,7 +54,7 @@ pub(super) async fn run_one(
         }
         Ok(Claim::Nothing) => Answer::Ack,
         Err(error) if error.is_unavailable() => {
-            worker.outage.report(&error);
+            worker.database.report(&error);
             Answer::Requeue
         }
         Err(error) => {
@@ -103,11 +103,14 @@ async fn execute(
     let context = Context { services: worker.services.clone(), slot, stop };
     let job_of_handler = job.clone();
     let handler = async move { handlers::run(&context, &job_of_handler).await };
-    let result = supervise(worker, &held.lost, handler).await?;
-    Some(
-        result
-            .unwrap_or_else(|failure| policy::after_failure(job, failure, &worker.services.config)),
-    )
+    let failure = match supervise(worker, &held.lost, handler).await? {
+        Ok(outcome) => return Some(outcome),
+        Err(failure) => failure,
+    };
+    if failure.code == ErrorCode::StoreUnavailable {
+        worker.blobs.report(&failure);
+    }
+    Some(policy::after_failure(job, failure, &worker.services.config))
 }
 
 /// Runs `handler` in a task of its own, so that its panic is only its own, for as long as anybody
@@ -152,7 +155,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer 
                 return Answer::Ack;
             }
             Err(error) if error.is_unavailable() => {
-                worker.outage.report(&error);
+                worker.database.report(&error);
                 if Instant::now() >= give_up_at {
                     return Answer::Requeue;
                 }

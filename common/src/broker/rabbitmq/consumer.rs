@@ -1,6 +1,6 @@
 //! Subscriptions: one task each, on a channel of its own over the shared consuming connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -18,21 +18,54 @@ use tracing::{debug, info, warn};
 
 use super::{
     link::{Link, within},
-    message, topology,
+    message::{self, Undecodable},
+    topology,
 };
 use crate::{
     broker::{BrokerError, Delivery, Queue, Settle},
     retry::Reconnect,
+    store::Doorbell,
 };
 
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For one acknowledgement. Written or not, nothing is lost: an unsettled message comes again.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Where deliveries come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    /// A work queue.
+    Work(Queue),
+    /// The queue of dead letters.
+    Dead,
+}
+
+impl fmt::Display for Source {
+    /// The queue's name on the broker.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Work(queue) => queue.fmt(f),
+            Self::Dead => f.write_str(topology::DEAD_QUEUE),
+        }
+    }
+}
+
+impl Source {
+    /// The doorbell in a message. A dead letter keeps the routing key that it was published with: the
+    /// name of the queue that it was for.
+    fn decode(self, message: &Message) -> Result<Doorbell, Undecodable> {
+        let queue = match self {
+            Self::Work(queue) => queue,
+            Self::Dead => message.routing_key.as_str().parse()?,
+        };
+        message::decode(queue, &message.data)
+    }
+}
+
 /// Feeds one [`crate::broker::Subscription`].
 pub(super) struct Feeder {
     pub(super) link: Link,
-    pub(super) queue: Queue,
+    pub(super) source: Source,
     pub(super) prefetch: u16,
     pub(super) sender: mpsc::Sender<Delivery>,
     pub(super) closed: CancellationToken,
@@ -53,7 +86,7 @@ impl Feeder {
             let error = match self.subscribe(&connection).await {
                 Ok((channel, consumer)) => {
                     if told {
-                        info!(queue = %self.queue, "subscribed again");
+                        info!(queue = %self.source, "subscribed again");
                         told = false;
                     }
                     match self.forward(&channel, consumer, &mut reconnect).await {
@@ -65,7 +98,7 @@ impl Feeder {
             };
             // Where the connection is gone too, its keeper has said so.
             if !told && connection.status().connected() {
-                warn!(queue = %self.queue, %error, "subscription lost; trying until it is back");
+                warn!(queue = %self.source, %error, "subscription lost; trying until it is back");
                 told = true;
             }
             drop(connection);
@@ -93,7 +126,7 @@ impl Feeder {
         let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
         within(SUBSCRIBE_TIMEOUT, qos).await?;
         let consume = channel.basic_consume(
-            self.queue.to_string().into(),
+            self.source.to_string().into(),
             "".into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
@@ -133,11 +166,12 @@ impl Feeder {
     /// A message that cannot be read is acknowledged away: the store can rebuild whatever it said,
     /// and putting it back would only bring it again.
     async fn decode(&self, channel: &Arc<Channel>, message: Message) -> Option<Delivery> {
+        let doorbell = self.source.decode(&message);
         let held = Held { acker: Some(message.acker), channel: Arc::clone(channel) };
-        match message::decode(self.queue, &message.data) {
+        match doorbell {
             Ok(doorbell) => Some(Delivery::new(doorbell, message.redelivered, held)),
             Err(error) => {
-                warn!(queue = %self.queue, %error, "dropped a message that cannot be read");
+                warn!(queue = %self.source, %error, "dropped a message that cannot be read");
                 Box::new(held).ack().await;
                 None
             }

@@ -3,7 +3,11 @@
 use lapin::{BasicProperties, options::BasicPublishOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::{broker::Queue, domain::JobId, store::Doorbell};
+use crate::{
+    broker::{Queue, UnknownQueue},
+    domain::JobId,
+    store::Doorbell,
+};
 
 const VERSION: u32 = 1;
 const PERSISTENT: u8 = 2;
@@ -23,6 +27,8 @@ pub(super) enum Undecodable {
     Json(#[from] serde_json::Error),
     #[error("unknown version {0}")]
     Version(u32),
+    #[error(transparent)]
+    Queue(#[from] UnknownQueue),
 }
 
 /// The body and the properties of a doorbell's message.

@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use self::{
-    consumer::Feeder,
+    consumer::{Feeder, Source},
     link::{Link, within},
     publisher::Publisher,
 };
@@ -73,6 +73,16 @@ impl RabbitBroker {
         })
     }
 
+    fn feed(&self, source: Source, prefetch: u16) -> Result<Subscription, BrokerError> {
+        self.ensure_open()?;
+        // 0 would mean no limit.
+        let prefetch = prefetch.max(1);
+        let (sender, receiver) = mpsc::channel(usize::from(prefetch));
+        let (link, closed) = (self.consuming().clone(), self.closed.clone());
+        self.users.spawn(Feeder { link, source, prefetch, sender, closed }.run());
+        Ok(Subscription::new(receiver))
+    }
+
     fn ensure_open(&self) -> Result<(), BrokerError> {
         if self.closed.is_cancelled() { Err(BrokerError::Disconnected) } else { Ok(()) }
     }
@@ -86,13 +96,11 @@ impl Broker for RabbitBroker {
     }
 
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError> {
-        self.ensure_open()?;
-        // 0 would mean no limit.
-        let prefetch = prefetch.max(1);
-        let (sender, receiver) = mpsc::channel(usize::from(prefetch));
-        let (link, closed) = (self.consuming().clone(), self.closed.clone());
-        self.users.spawn(Feeder { link, queue, prefetch, sender, closed }.run());
-        Ok(Subscription::new(receiver))
+        self.feed(Source::Work(queue), prefetch)
+    }
+
+    async fn dead_letters(&self, prefetch: u16) -> Result<Subscription, BrokerError> {
+        self.feed(Source::Dead, prefetch)
     }
 
     async fn depth(&self, queue: Queue) -> Result<u64, BrokerError> {

@@ -21,7 +21,7 @@ use crate::{
 /// Work goes through this direct exchange; the routing key is the queue's name.
 pub(super) const EXCHANGE: &str = "safelight";
 const DEAD_EXCHANGE: &str = "safelight.dead";
-const DEAD_QUEUE: &str = "safelight.dead.v1";
+pub(super) const DEAD_QUEUE: &str = "safelight.dead.v1";
 
 /// Returns of one message before the broker gives up on it. Attempts are counted in the store,
 /// which gives up long before; this only ends loops that the store does not see. Explicit, because

@@ -76,6 +76,24 @@ pub async fn release_key(pool: &PgPool, ticket: &KeyTicket) -> Result<(), StoreE
     Ok(())
 }
 
+pub async fn extend_key(
+    pool: &PgPool,
+    ticket: &KeyTicket,
+    hold: Duration,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update idempotency_keys set held_until = now() + $4
+         where owner = $1 and key = $2 and token = $3 and task_id is null",
+    )
+    .bind(&ticket.key.owner)
+    .bind(&ticket.key.key)
+    .bind(ticket.token)
+    .bind(interval(hold))
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
 pub async fn expire_keys(pool: &PgPool, age: Duration, limit: u32) -> Result<u64, StoreError> {
     let expired = sqlx::query(
         "delete from idempotency_keys where (owner, key) in (

@@ -2,6 +2,8 @@
 //! database's clock, decides all times.
 
 mod accept;
+mod control;
+mod filter;
 mod jobs;
 mod outbox;
 mod read;
@@ -22,7 +24,7 @@ use super::{
     KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
     StoreError, TaskFilter, TaskPage, TaskVersion, convert::micros, schema,
 };
-use crate::domain::{Image, ImageId, JobKind, Lane, Task, TaskId, WorkerId};
+use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
 
@@ -162,6 +164,10 @@ impl Store for PostgresStore {
         within(accept::release_key(&self.pool, ticket)).await
     }
 
+    async fn extend_key(&self, ticket: &KeyTicket, hold: Duration) -> Result<(), StoreError> {
+        within(accept::extend_key(&self.pool, ticket, hold)).await
+    }
+
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError> {
         within(accept::accept(&self.pool, upload)).await
     }
@@ -228,6 +234,10 @@ impl Store for PostgresStore {
         within(outbox::unpublish(&self.pool, kind, lane, waited, limit)).await
     }
 
+    async fn ring_again(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
+        within(outbox::ring_again(&self.pool, job, delay)).await
+    }
+
     async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
         within(outbox::count_published(&self.pool, kind, lane)).await
     }
@@ -256,6 +266,34 @@ impl Store for PostgresStore {
 
     async fn take_over(&self) -> Result<u64, StoreError> {
         within(jobs::take_over(&self.pool)).await
+    }
+
+    async fn cancel(&self, id: TaskId) -> Result<bool, StoreError> {
+        within(control::cancel(&self.pool, id)).await
+    }
+
+    async fn retry(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+        within(control::retry(&self.pool, ids)).await
+    }
+
+    async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError> {
+        within(control::discarded(&self.pool, limit)).await
+    }
+
+    async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError> {
+        within(control::is_blob_wanted(&self.pool, sha256)).await
+    }
+
+    async fn forget_blob(&self, sha256: &ContentHash) -> Result<bool, StoreError> {
+        within(control::forget_blob(&self.pool, sha256)).await
+    }
+
+    async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
+        within(control::mark_removed(&self.pool, id)).await
+    }
+
+    async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
+        within(outbox::count_queued(&self.pool, lane, at_most)).await
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {

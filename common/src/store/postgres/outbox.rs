@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::{interval, rows};
 use crate::{
-    domain::{JobKind, Lane},
+    domain::{JobId, JobKind, Lane},
     store::{
         Doorbell, OutboxBatch, StoreError,
-        convert::{duration, from_sql},
+        convert::{duration, from_sql, to_i64},
     },
 };
 
@@ -106,6 +106,32 @@ pub async fn unpublish(
     .execute(pool)
     .await?;
     Ok(put.rows_affected())
+}
+
+pub async fn ring_again(pool: &PgPool, job: JobId, delay: Duration) -> Result<bool, StoreError> {
+    let put = sqlx::query(
+        "insert into outbox (job_id, kind, lane, generation, due_at)
+         select id, kind, lane, fence, greatest(run_at, now() + $2) from jobs
+         where id = $1 and status = 'queued'
+         on conflict do nothing",
+    )
+    .bind(job)
+    .bind(interval(delay))
+    .execute(pool)
+    .await?;
+    Ok(put.rows_affected() == 1)
+}
+
+pub async fn count_queued(pool: &PgPool, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from (
+             select from jobs where status = 'queued' and lane = $1 limit $2) as waiting",
+    )
+    .bind(lane.as_str())
+    .bind(to_i64(at_most))
+    .fetch_one(pool)
+    .await?;
+    from_sql(count, "count")
 }
 
 pub async fn count_published(pool: &PgPool, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {

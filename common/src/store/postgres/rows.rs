@@ -17,6 +17,7 @@ macro_rules! image_columns {
         " i.id as image_id, i.sha256, i.bytes, i.format, i.title, i.tags, i.filename, i.width,
           i.height, i.orientation, i.taken_at, i.latitude, i.longitude,
           i.created_at as image_created_at, i.stored_at,
+          i.discarded_at is not null as discarded,
           r.preset, r.fingerprint, r.format as r_format, r.width as r_width, r.height as r_height,
           r.bytes as r_bytes, r.rendition_sha256 "
     };
@@ -88,6 +89,7 @@ fn image(row: &PgRow) -> Result<Image, StoreError> {
         filename: row.try_get("filename")?,
         created_at: row.try_get("image_created_at")?,
         stored_at,
+        discarded: row.try_get("discarded")?,
         renditions: Vec::new(),
     })
 }

@@ -66,6 +66,24 @@ pub async fn release_key(conn: &mut SqliteConnection, ticket: KeyTicket) -> Resu
     Ok(())
 }
 
+pub async fn extend_key(
+    conn: &mut SqliteConnection,
+    ticket: KeyTicket,
+    hold: Duration,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update idempotency_keys set held_until = $4
+         where owner = $1 and key = $2 and token = $3 and task_id is null",
+    )
+    .bind(&ticket.key.owner)
+    .bind(&ticket.key.key)
+    .bind(ticket.token)
+    .bind(rows::now() + micros(hold))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 pub async fn expire_keys(
     reads: &SqlitePool,
     writer: &Writer,

@@ -2,6 +2,8 @@
 //! it (WAL).
 
 mod accept;
+mod control;
+mod filter;
 mod jobs;
 mod outbox;
 mod read;
@@ -29,7 +31,7 @@ use super::{
     KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
     StoreError, TaskFilter, TaskPage, TaskVersion, schema,
 };
-use crate::domain::{Image, ImageId, JobKind, Lane, Task, TaskId, WorkerId};
+use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
@@ -170,6 +172,11 @@ impl Store for SqliteStore {
         self.writer.run(move |conn| Box::pin(accept::release_key(conn, ticket))).await
     }
 
+    async fn extend_key(&self, ticket: &KeyTicket, hold: Duration) -> Result<(), StoreError> {
+        let ticket = ticket.clone();
+        self.writer.run(move |conn| Box::pin(accept::extend_key(conn, ticket, hold))).await
+    }
+
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError> {
         let upload = upload.clone();
         self.writer.run(move |conn| Box::pin(accept::accept(conn, upload))).await
@@ -239,6 +246,10 @@ impl Store for SqliteStore {
         outbox::unpublish(&self.reads, &self.writer, (kind, lane), waited, limit).await
     }
 
+    async fn ring_again(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
+        self.writer.run(move |conn| Box::pin(outbox::ring_again(conn, job, delay))).await
+    }
+
     async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
         outbox::count_published(&self.reads, kind, lane).await
     }
@@ -272,6 +283,36 @@ impl Store for SqliteStore {
 
     async fn take_over(&self) -> Result<u64, StoreError> {
         self.writer.run(|conn| Box::pin(jobs::take_over(conn))).await
+    }
+
+    async fn cancel(&self, id: TaskId) -> Result<bool, StoreError> {
+        self.writer.run(move |conn| Box::pin(control::cancel(conn, id))).await
+    }
+
+    async fn retry(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+        let ids = ids.to_vec();
+        self.writer.run(move |conn| Box::pin(control::retry(conn, ids))).await
+    }
+
+    async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError> {
+        control::discarded(&self.reads, limit).await
+    }
+
+    async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError> {
+        control::is_blob_wanted(&self.reads, sha256).await
+    }
+
+    async fn forget_blob(&self, sha256: &ContentHash) -> Result<bool, StoreError> {
+        let sha256 = *sha256;
+        self.writer.run(move |conn| Box::pin(control::forget_blob(conn, sha256))).await
+    }
+
+    async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
+        self.writer.run(move |conn| Box::pin(control::mark_removed(conn, id))).await
+    }
+
+    async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
+        outbox::count_queued(&self.reads, lane, at_most).await
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {

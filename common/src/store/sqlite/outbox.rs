@@ -10,7 +10,7 @@ use crate::{
     domain::{JobId, JobKind, Lane},
     store::{
         Doorbell, OutboxBatch, StoreError,
-        convert::{duration, from_sql, micros},
+        convert::{duration, from_sql, micros, to_i64},
     },
 };
 
@@ -153,6 +153,36 @@ async fn put_back(conn: &mut SqliteConnection, lost: Vec<JobId>) -> Result<u64, 
     .execute(conn)
     .await?;
     Ok(put.len() as u64)
+}
+
+pub async fn ring_again(
+    conn: &mut SqliteConnection,
+    job: JobId,
+    delay: Duration,
+) -> Result<bool, StoreError> {
+    let put = sqlx::query(
+        "insert into outbox (job_id, kind, lane, generation, due_at)
+         select id, kind, lane, fence, max(run_at, $2) from jobs
+         where id = $1 and status = 'queued'
+         on conflict do nothing",
+    )
+    .bind(job)
+    .bind(rows::now() + micros(delay))
+    .execute(conn)
+    .await?;
+    Ok(put.rows_affected() == 1)
+}
+
+pub async fn count_queued(reads: &SqlitePool, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from (
+             select 1 from jobs where status = 'queued' and lane = $1 limit $2)",
+    )
+    .bind(lane.as_str())
+    .bind(to_i64(at_most))
+    .fetch_one(reads)
+    .await?;
+    from_sql(count, "count")
 }
 
 pub async fn count_published(

@@ -5,9 +5,12 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, Row, SqlitePool};
 use uuid::Uuid;
 
-use super::rows::{self, image_columns, task_columns};
+use super::{
+    filter,
+    rows::{self, image_columns, task_columns},
+};
 use crate::{
-    domain::{Image, ImageId, Task, TaskId, TaskKind},
+    domain::{Image, ImageId, Task, TaskId},
     store::{ImagePage, PageRequest, StoreError, TaskFilter, TaskPage, TaskVersion},
 };
 
@@ -65,15 +68,7 @@ pub async fn list_tasks(
     page: &PageRequest<TaskId>,
 ) -> Result<TaskPage, StoreError> {
     let mut query = QueryBuilder::new("with page as (select * from tasks where true");
-    if let Some(status) = filter.status {
-        query.push(" and status = ").push_bind(status.as_str());
-    }
-    // Spelled out, because a partial index serves no parameter.
-    match filter.kind {
-        Some(TaskKind::Upload) => query.push(" and kind = 'upload'"),
-        Some(TaskKind::Backfill) => query.push(" and kind = 'backfill'"),
-        None => &mut query,
-    };
+    filter::push(&mut query, filter);
     if let Some(before) = page.before {
         query.push(" and id < ").push_bind(before);
     }
@@ -140,7 +135,8 @@ pub async fn list_images(
 ) -> Result<ImagePage, StoreError> {
     let rows = sqlx::query(concat!(
         "with page as (
-             select * from images where id < $1 order by id desc limit $2)
+             select * from images where id < $1 and discarded_at is null
+             order by id desc limit $2)
          select",
         image_columns!(),
         "from page i left join renditions r on r.sha256 = i.sha256

@@ -1,44 +1,20 @@
-//! The janitor: staged bytes that nobody owns. They are left by uploads that died between storing
-//! the bytes and recording them.
-
-use std::time::Duration;
+//! Staged bytes that nobody owns: left by uploads that died between storing and recording them.
 
 use chrono::{TimeDelta, Utc};
 use futures::TryStreamExt;
 use safelight_common::{
-    blobs::{BlobError, BlobKey, Incoming, StagedUpload},
+    blobs::{BlobKey, Incoming, StagedUpload},
     domain::ImageId,
     services::Services,
-    store::StoreError,
 };
-use tokio_util::sync::CancellationToken;
 
-use crate::rescuer::every;
-
-/// How often it looks around.
-const PERIOD: Duration = Duration::from_mins(5);
+use super::JanitorError;
 
 /// Images asked for in one statement.
 const BATCH: usize = 500;
 
-#[derive(Debug, thiserror::Error)]
-enum JanitorError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Blobs(#[from] BlobError),
-}
-
-/// Cleans up at once and then every five minutes, until `shutdown`.
-pub async fn run(services: Services, shutdown: CancellationToken) {
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = every(PERIOD, "clean up staged bytes", &services, sweep) => {}
-    }
-}
-
 /// Looks at all staged bytes older than `staged_grace_ms`.
-async fn sweep(services: Services) -> Result<(), JanitorError> {
+pub(super) async fn sweep(services: Services) -> Result<(), JanitorError> {
     let grace = i64::try_from(services.config.staged_grace_ms).unwrap_or(i64::MAX);
     let Some(before) =
         TimeDelta::try_milliseconds(grace).and_then(|grace| Utc::now().checked_sub_signed(grace))
@@ -79,10 +55,10 @@ async fn clean(services: &Services, staged: &[ImageId]) -> Result<(), JanitorErr
 
 /// Staged bytes of an image whose write job is done: a move that was cut off half-way (object
 /// stores copy, then delete), or a stale worker's. Moving them again cannot lose anything; deleting
-/// them could.
+/// them could. (Those of a discarded image are removed with it.)
 async fn finish_promotion(services: &Services, image: ImageId) -> Result<(), JanitorError> {
     match services.store.image(image).await? {
-        Some(image) if image.stored_at.is_some() => {
+        Some(image) if image.stored_at.is_some() && !image.discarded => {
             let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
             Ok(services.blobs.promote(&staged).await?)
         }

@@ -1,0 +1,148 @@
+//! What clients and operators do to tasks by hand.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use safelight_common::domain::{Status, Task, TaskId};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    add_progress_headers,
+    document::TaskDocument,
+    filter::{self, FilterParams},
+    load,
+};
+use crate::{
+    extract::{Id, Params, invalid_query},
+    openapi::{CancelProblems, ListProblems, RetryProblems},
+    pages::{Cursor, page},
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+};
+
+/// Cancel a task.
+///
+/// Its queued jobs end at once; one that is running is stopped within seconds and has no effect any
+/// more. What was stored of the image is removed.
+#[utoipa::path(
+    post, path = "/v1/tasks/{id}/cancel", operation_id = "cancel_task", tag = "tasks",
+    params(("id" = TaskId, Path, description = "The task's id")),
+    responses(
+        (status = 202, description = "The task, cancelled", body = TaskDocument),
+        CancelProblems,
+    ),
+)]
+pub async fn cancel(
+    State(state): State<ApiState>,
+    Id(id): Id<TaskId>,
+) -> Result<Response, Problem> {
+    let cancelled = state.services.store.cancel(id).await?;
+    let task = load(&state, id).await?;
+    // Asked again, perhaps because the answer was lost, it is as the client wants it.
+    if !cancelled && task.status != Status::Cancelled {
+        return Err(Problem::new(
+            ProblemCode::TaskEnded,
+            format!("The task has ended as `{}`; there is nothing to cancel.", task.status),
+        ));
+    }
+    Ok(accepted(&state, &task))
+}
+
+/// Try a failed task again.
+///
+/// Its failed jobs are queued with all their attempts anew; what had succeeded stays.
+#[utoipa::path(
+    post, path = "/v1/tasks/{id}/retry", operation_id = "retry_task", tag = "tasks",
+    params(("id" = TaskId, Path, description = "The task's id")),
+    responses(
+        (status = 202, description = "The task, queued again", body = TaskDocument),
+        RetryProblems,
+    ),
+)]
+pub async fn retry(State(state): State<ApiState>, Id(id): Id<TaskId>) -> Result<Response, Problem> {
+    let retried = state.services.store.retry(&[id]).await?;
+    state.services.wake.ring();
+    let task = load(&state, id).await?;
+    if retried.is_empty() {
+        return Err(not_retried(&task));
+    }
+    Ok(accepted(&state, &task))
+}
+
+fn not_retried(task: &Task) -> Problem {
+    let discarded = task.image.as_ref().is_some_and(|image| image.discarded);
+    if discarded {
+        return Problem::new(
+            ProblemCode::TaskDiscarded,
+            "The upload was cancelled and its bytes are gone; upload the picture again.",
+        );
+    }
+    Problem::new(
+        ProblemCode::TaskNotFailed,
+        format!("The task is `{}`; only failed ones can be tried again.", task.status),
+    )
+}
+
+/// Failed tasks that were tried again, or would be.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RetriedTasks)]
+pub struct RetriedDocument {
+    /// Their ids, newest first.
+    pub tasks: Vec<TaskId>,
+    /// Whether they were only looked up.
+    pub dry_run: bool,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Try many failed tasks again.
+///
+/// One page of the failed tasks that the filter names, newest first; follow `next_cursor` for the
+/// others. Tasks whose image was discarded are left out.
+#[utoipa::path(
+    post, path = "/v1/tasks/retry", operation_id = "retry_tasks", tag = "tasks",
+    params(
+        FilterParams,
+        ("dry_run" = Option<bool>, Query, description = "Only say which tasks they are"),
+        ("limit" = Option<u32>, Query, description = "Tasks looked at, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "Which tasks were queued again", body = RetriedDocument),
+        ListProblems,
+    ),
+)]
+pub async fn retry_many(
+    State(state): State<ApiState>,
+    mut params: Params,
+) -> Result<Json<RetriedDocument>, Problem> {
+    let mut filter = filter::from_params(&mut params)?;
+    if filter.status.is_some_and(|status| status != Status::Failed) {
+        return Err(invalid_query("status", "only failed tasks can be tried again"));
+    }
+    filter.status = Some(Status::Failed);
+    let dry_run = params.parse("dry_run")?.unwrap_or(false);
+    let request = page::<TaskId>(&mut params)?;
+    params.finish()?;
+    let store = &state.services.store;
+    let page = store.list_tasks(&filter, &request).await?;
+    let has_bytes = |task: &&Task| task.image.as_ref().is_none_or(|image| !image.discarded);
+    let mut tasks: Vec<TaskId> = page.tasks.iter().filter(has_bytes).map(|task| task.id).collect();
+    if !dry_run {
+        let retried = store.retry(&tasks).await?;
+        tasks.retain(|id| retried.contains(id));
+        state.services.wake.ring();
+    }
+    Ok(Json(RetriedDocument { tasks, dry_run, next_cursor: page.next.map(Cursor::encode) }))
+}
+
+fn accepted(state: &ApiState, task: &Task) -> Response {
+    let document = Json(TaskDocument::new(task, &state.presets));
+    let mut response = (StatusCode::ACCEPTED, document).into_response();
+    add_progress_headers(&mut response, task, None);
+    response
+}

@@ -1,0 +1,65 @@
+//! Which tasks are meant, as query parameters.
+
+use chrono::{DateTime, Utc};
+use safelight_common::{
+    domain::{ErrorCode, JobKind, Status, TaskKind},
+    store::TaskFilter,
+};
+use utoipa::IntoParams;
+
+use crate::{
+    extract::{Params, invalid_query},
+    problem::Problem,
+};
+
+/// The parameters that [`from_params`] takes. For the API's description only.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code)] // read by the derive alone
+pub struct FilterParams {
+    /// Only tasks in this state
+    status: Option<Status>,
+    /// Only tasks of this kind (`upload`, `backfill`); or with a job of this kind (`write`,
+    /// `thumbnail`), which is in the state `status` if that is given too
+    kind: Option<String>,
+    /// Only tasks with a job whose last failure has this code
+    code: Option<ErrorCode>,
+    /// Only tasks of this owner
+    owner: Option<String>,
+    /// Only tasks accepted before this time (RFC 3339)
+    created_before: Option<DateTime<Utc>>,
+    /// Only tasks accepted at this time or later (RFC 3339)
+    created_after: Option<DateTime<Utc>>,
+}
+
+/// Takes the filter out of a query.
+pub fn from_params(params: &mut Params) -> Result<TaskFilter, Problem> {
+    let (kind, job_kind) = match params.take("kind")? {
+        None => (None, None),
+        Some(name) => kinds(&name)?,
+    };
+    Ok(TaskFilter {
+        status: params.parse("status")?,
+        kind,
+        job_kind,
+        code: params.parse("code")?,
+        owner: params.take("owner")?,
+        created_before: params.parse("created_before")?,
+        created_after: params.parse("created_after")?,
+    })
+}
+
+/// A kind of task or a kind of job: no name is both.
+fn kinds(name: &str) -> Result<(Option<TaskKind>, Option<JobKind>), Problem> {
+    match (name.parse(), name.parse()) {
+        (Ok(kind), _) => Ok((Some(kind), None)),
+        (_, Ok(kind)) => Ok((None, Some(kind))),
+        (Err(_), Err(_)) => {
+            let names = TaskKind::ALL.iter().map(|kind| kind.as_str());
+            let names: Vec<_> = names.chain(JobKind::ALL.iter().map(|k| k.as_str())).collect();
+            let why =
+                format!("unknown kind `{}`, known: {}", name.escape_debug(), names.join(", "));
+            Err(invalid_query("kind", why))
+        }
+    }
+}

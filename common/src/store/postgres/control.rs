@@ -1,0 +1,126 @@
+//! What people do to tasks by hand, and what is left to remove afterwards.
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::rows::{self, image_columns};
+use crate::{
+    domain::{ContentHash, Image, ImageId, TaskId},
+    store::StoreError,
+};
+
+/// The jobs are locked before their task and in one order, as everywhere. Whoever settles one of
+/// them meanwhile comes first: it is no longer open then, and the counters show it.
+const CANCEL: &str = "
+    with open as (
+        select id from jobs where task_id = $1 and status in ('queued', 'running')
+        order by id for update),
+    job as (
+        update jobs j set status = 'cancelled', updated_at = now()
+        from open where j.id = open.id and j.status in ('queued', 'running')
+        returning j.id, j.task_id),
+    bell as (delete from outbox o using job where o.job_id = job.id),
+    counted as (select task_id, count(*)::int as jobs from job group by task_id),
+    task as (
+        update tasks t
+        set jobs_cancelled = jobs_cancelled + counted.jobs,
+            version = version + 1, updated_at = now(),
+            status = case
+                when jobs_succeeded + jobs_failed + jobs_cancelled + counted.jobs < jobs_total
+                     then status
+                when jobs_failed > 0 then 'failed'
+                else 'cancelled' end,
+            finished_at = case
+                when jobs_succeeded + jobs_failed + jobs_cancelled + counted.jobs < jobs_total
+                     then finished_at
+                else now() end
+        from counted where t.id = counted.task_id
+        returning t.image_id),
+    image as (
+        update images i set discarded_at = now() from task
+        where i.id = task.image_id and i.discarded_at is null)
+    select count(*) from job";
+
+pub async fn cancel(pool: &PgPool, id: TaskId) -> Result<bool, StoreError> {
+    let cancelled: i64 = sqlx::query_scalar(CANCEL).bind(id).fetch_one(pool).await?;
+    Ok(cancelled > 0)
+}
+
+/// The fence goes on growing; the attempts begin anew because all earlier ones count as handed back.
+const RETRY: &str = "
+    with job as (
+        update jobs j
+        set status = 'queued', released = j.fence, run_at = now(), waiting_since = now(),
+            error_code = null, error_message = null, updated_at = now()
+        from tasks t left join images i on i.id = t.image_id
+        where t.id = any($1) and t.status = 'failed' and i.discarded_at is null
+          and j.task_id = t.id and j.status = 'failed'
+        returning j.id, j.task_id, j.kind, j.lane, j.fence),
+    bell as (
+        insert into outbox (job_id, kind, lane, generation)
+        select id, kind, lane, fence from job
+        on conflict (job_id) do update
+        set generation = excluded.generation, due_at = excluded.due_at),
+    counted as (select task_id, count(*)::int as jobs from job group by task_id)
+    update tasks t
+    set jobs_failed = jobs_failed - counted.jobs, status = 'queued', finished_at = null,
+        version = version + 1, updated_at = now()
+    from counted where t.id = counted.task_id
+    returning t.id";
+
+pub async fn retry(pool: &PgPool, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+    Ok(sqlx::query_scalar(RETRY)
+        .bind(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>())
+        .fetch_all(pool)
+        .await?)
+}
+
+pub async fn discarded(pool: &PgPool, limit: u32) -> Result<Vec<Image>, StoreError> {
+    let rows = sqlx::query(concat!(
+        "with page as (
+             select * from images i
+             where discarded_at is not null and removed_at is null
+               and not exists (select from jobs j join tasks t on t.id = j.task_id
+                               where t.image_id = i.id and j.lease_until > now())
+             order by discarded_at limit $1)
+         select",
+        image_columns!(),
+        "from page i left join renditions r on r.sha256 = i.sha256
+         order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
+    ))
+    .bind(i64::from(limit))
+    .fetch_all(pool)
+    .await?;
+    rows::images(&rows)
+}
+
+pub async fn is_blob_wanted(pool: &PgPool, sha256: &ContentHash) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select exists (select from images where sha256 = $1 and discarded_at is null)",
+    )
+    .bind(sha256.as_bytes())
+    .fetch_one(pool)
+    .await?)
+}
+
+pub async fn forget_blob(pool: &PgPool, sha256: &ContentHash) -> Result<bool, StoreError> {
+    let wanted: bool = sqlx::query_scalar(
+        "with wanted as (
+             select exists (select from images where sha256 = $1 and discarded_at is null) as yes),
+         forgotten as (
+             delete from renditions using wanted where sha256 = $1 and not wanted.yes)
+         select yes from wanted",
+    )
+    .bind(sha256.as_bytes())
+    .fetch_one(pool)
+    .await?;
+    Ok(!wanted)
+}
+
+pub async fn mark_removed(pool: &PgPool, id: ImageId) -> Result<(), StoreError> {
+    sqlx::query("update images set removed_at = now() where id = $1 and discarded_at is not null")
+        .bind(id)
+        .execute(pool)
+        .await?;
+    Ok(())
+}

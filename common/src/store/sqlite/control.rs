@@ -1,0 +1,146 @@
+//! What people do to tasks by hand, and what is left to remove afterwards.
+
+use sqlx::{Row, SqliteConnection, SqliteExecutor, SqlitePool};
+
+use super::rows::{self, image_columns};
+use crate::{
+    domain::{ContentHash, Image, ImageId, JobId, TaskId},
+    store::StoreError,
+};
+
+pub async fn cancel(conn: &mut SqliteConnection, id: TaskId) -> Result<bool, StoreError> {
+    let now = rows::now();
+    let jobs: Vec<JobId> = sqlx::query_scalar(
+        "update jobs set status = 'cancelled', updated_at = $2
+         where task_id = $1 and status in ('queued', 'running') returning id",
+    )
+    .bind(id)
+    .bind(now)
+    .fetch_all(&mut *conn)
+    .await?;
+    if jobs.is_empty() {
+        return Ok(false);
+    }
+    sqlx::query(
+        "delete from outbox where job_id in (select id from jobs where task_id = $1);
+
+         update tasks
+         set jobs_cancelled = jobs_cancelled + $3, version = version + 1, updated_at = $2,
+             finished_at = $2,
+             status = case when jobs_failed > 0 then 'failed' else 'cancelled' end
+         where id = $1;
+
+         update images set discarded_at = $2
+         where id = (select image_id from tasks where id = $1) and discarded_at is null",
+    )
+    .bind(id)
+    .bind(now)
+    .bind(i64::try_from(jobs.len()).unwrap_or(i64::MAX))
+    .execute(conn)
+    .await?;
+    Ok(true)
+}
+
+pub async fn retry(
+    conn: &mut SqliteConnection,
+    ids: Vec<TaskId>,
+) -> Result<Vec<TaskId>, StoreError> {
+    let now = rows::now();
+    let tasks: Vec<TaskId> = sqlx::query_scalar(
+        "select t.id from tasks t left join images i on i.id = t.image_id
+         where t.id in (select unhex(value) from json_each($1)) and t.status = 'failed'
+           and i.discarded_at is null
+           and exists (select 1 from jobs j where j.task_id = t.id and j.status = 'failed')",
+    )
+    .bind(rows::id_list(ids.iter().map(|id| id.0)))
+    .fetch_all(&mut *conn)
+    .await?;
+    let list = rows::id_list(tasks.iter().map(|id| id.0));
+    // The fence goes on growing; the attempts begin anew because all earlier ones count as handed
+    // back.
+    let jobs = sqlx::query(
+        "update jobs
+         set status = 'queued', released = fence, run_at = $2, waiting_since = $2,
+             error_code = null, error_message = null, updated_at = $2
+         where task_id in (select unhex(value) from json_each($1)) and status = 'failed'
+         returning id",
+    )
+    .bind(list.clone())
+    .bind(now)
+    .fetch_all(&mut *conn)
+    .await?;
+    let jobs = jobs.iter().map(|row| row.try_get("id")).collect::<Result<Vec<JobId>, _>>()?;
+    sqlx::query(
+        "insert into outbox (job_id, kind, lane, generation, due_at)
+         select id, kind, lane, fence, run_at from jobs
+         where id in (select unhex(value) from json_each($3))
+         on conflict (job_id) do update
+         set generation = excluded.generation, due_at = excluded.due_at;
+
+         update tasks
+         set jobs_failed = 0, status = 'queued', finished_at = null, version = version + 1,
+             updated_at = $2
+         where id in (select unhex(value) from json_each($1))",
+    )
+    .bind(list)
+    .bind(now)
+    .bind(rows::id_list(jobs.iter().map(|id| id.0)))
+    .execute(conn)
+    .await?;
+    Ok(tasks)
+}
+
+pub async fn discarded(reads: &SqlitePool, limit: u32) -> Result<Vec<Image>, StoreError> {
+    let rows = sqlx::query(concat!(
+        "with page as (
+             select * from images i
+             where discarded_at is not null and removed_at is null
+               and not exists (select 1 from jobs j join tasks t on t.id = j.task_id
+                               where t.image_id = i.id and j.lease_until > $1)
+             order by discarded_at limit $2)
+         select",
+        image_columns!(),
+        "from page i left join renditions r on r.sha256 = i.sha256
+         order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
+    ))
+    .bind(rows::now())
+    .bind(limit)
+    .fetch_all(reads)
+    .await?;
+    rows::images(&rows)
+}
+
+pub async fn is_blob_wanted(
+    reads: impl SqliteExecutor<'_>,
+    sha256: &ContentHash,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select exists (select 1 from images where sha256 = $1 and discarded_at is null)",
+    )
+    .bind(sha256.as_bytes())
+    .fetch_one(reads)
+    .await?)
+}
+
+pub async fn forget_blob(
+    conn: &mut SqliteConnection,
+    sha256: ContentHash,
+) -> Result<bool, StoreError> {
+    let wanted = is_blob_wanted(&mut *conn, &sha256).await?;
+    if !wanted {
+        sqlx::query("delete from renditions where sha256 = $1")
+            .bind(sha256.as_bytes())
+            .execute(conn)
+            .await?;
+    }
+    Ok(!wanted)
+}
+
+pub async fn mark_removed(conn: &mut SqliteConnection, id: ImageId) -> Result<(), StoreError> {
+    sqlx::query("update images set removed_at = $2 where id = $1 and discarded_at is not null")
+        .bind(id)
+        .bind(rows::now())
+        .execute(conn)
+        .await?;
+    Ok(())
+}

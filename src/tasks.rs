@@ -1,0 +1,311 @@
+//! `safelight tasks`: look at tasks, try failed ones again, cancel.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use safelight_common::domain::{ErrorCode, JobKind, Status, TaskId, TaskKind};
+use serde_json::{Value, json};
+
+use crate::{
+    client::{CallError, SafelightClient, Server},
+    exit::Exit,
+};
+
+/// Tasks in one request.
+const PAGE: u32 = 500;
+
+/// Options of `safelight tasks`.
+#[derive(Args)]
+pub struct TasksArgs {
+    #[command(subcommand)]
+    command: TasksCommand,
+}
+
+#[derive(Subcommand)]
+enum TasksCommand {
+    /// List tasks, newest first
+    List {
+        #[command(flatten)]
+        filter: Filter,
+        /// Tasks at most
+        #[arg(long, default_value_t = 50, value_name = "N")]
+        limit: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one task with its jobs
+    Show {
+        /// The task's id
+        id: TaskId,
+        /// Wait until it has ended
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Try failed tasks again: those named, or all that a filter names
+    Retry {
+        /// Ids of tasks
+        #[arg(conflicts_with_all = ["all", "kind", "code", "owner", "older_than", "newer_than"])]
+        ids: Vec<TaskId>,
+        /// All failed tasks
+        #[arg(long)]
+        all: bool,
+        /// Only say which tasks they are
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        filter: Filter,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Cancel tasks; what was stored of their images is removed
+    Cancel {
+        /// Ids of tasks
+        #[arg(required = true)]
+        ids: Vec<TaskId>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// How to say it, and where the server is.
+#[derive(Args)]
+struct Output {
+    /// Print one JSON object per task
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Which tasks are meant.
+#[derive(Args)]
+struct Filter {
+    /// Only tasks in this state: queued, running, succeeded, failed, cancelled
+    #[arg(long)]
+    status: Option<Status>,
+    /// Only tasks of this kind (upload, backfill), or with a job of this kind (write, thumbnail)
+    #[arg(long, value_parser = kind)]
+    kind: Option<String>,
+    /// Only tasks with a job whose last failure has this code, such as `store_unavailable`
+    #[arg(long)]
+    code: Option<ErrorCode>,
+    /// Only tasks of this owner
+    #[arg(long)]
+    owner: Option<String>,
+    /// Only tasks accepted longer ago than this, such as 90s, 15m, 2h or 7d
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Only tasks accepted within this time
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+}
+
+/// A name of a kind of task or of job.
+fn kind(name: &str) -> Result<String, String> {
+    match (name.parse::<TaskKind>(), name.parse::<JobKind>()) {
+        (Err(task), Err(job)) => Err(format!("{task}; {job}")),
+        _ => Ok(name.to_owned()),
+    }
+}
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        self.status.is_none() && self.query().is_empty()
+    }
+
+    /// As query parameters; without the state, which not every call takes.
+    fn query(&self) -> Vec<(&'static str, String)> {
+        let ago = |age: Duration| {
+            let time = std::time::SystemTime::now().checked_sub(age);
+            humantime::format_rfc3339_micros(time.unwrap_or(std::time::UNIX_EPOCH)).to_string()
+        };
+        let parameters = [
+            ("kind", self.kind.clone()),
+            ("code", self.code.map(|code| code.to_string())),
+            ("owner", self.owner.clone()),
+            ("created_before", self.older_than.map(ago)),
+            ("created_after", self.newer_than.map(ago)),
+        ];
+        parameters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
+/// Runs the subcommand.
+pub async fn run(args: TasksArgs) -> Result<(), Exit> {
+    match args.command {
+        TasksCommand::List { filter, limit, output } => list(&filter, limit, &output).await,
+        TasksCommand::Show { id, wait, output } => show(id, wait, &output).await,
+        TasksCommand::Retry { ids, all, dry_run, filter, output } => {
+            if !ids.is_empty() {
+                return retry_each(&ids, dry_run, &output).await;
+            }
+            if !all && filter.is_empty() {
+                return Err(Exit::usage("which tasks?")
+                    .hint("name their ids, give a filter such as --code, or say --all"));
+            }
+            if filter.status.is_some_and(|status| status != Status::Failed) {
+                return Err(
+                    Exit::usage("only failed tasks can be tried again").hint("leave --status out")
+                );
+            }
+            retry_many(&filter, dry_run, &output).await
+        }
+        TasksCommand::Cancel { ids, output } => cancel(&ids, &output).await,
+    }
+}
+
+async fn list(filter: &Filter, limit: usize, output: &Output) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    let mut query = filter.query();
+    query.extend(filter.status.map(|status| ("status", status.to_string())));
+    let (mut left, mut cursor) = (limit, None::<String>);
+    while left > 0 {
+        let mut page = query.clone();
+        page.push(("limit", left.min(PAGE as usize).to_string()));
+        page.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let answer = client.get("/v1/tasks", &page).await?;
+        let tasks = answer["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        tasks.iter().for_each(|task| print_line(task, output.json));
+        left -= tasks.len().min(left);
+        cursor = answer["next_cursor"].as_str().map(str::to_owned);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn show(id: TaskId, wait: bool, output: &Output) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    let task = if wait {
+        client.finished(&id.to_string()).await?
+    } else {
+        client.get(&format!("/v1/tasks/{id}"), &[]).await?
+    };
+    if output.json {
+        println!("{task}");
+    } else {
+        print_line(&task, false);
+        for job in task["jobs"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            print_job(job);
+        }
+    }
+    Ok(())
+}
+
+async fn retry_each(ids: &[TaskId], dry_run: bool, output: &Output) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    each(ids, "can be tried again", output, async |id| {
+        if dry_run {
+            let task = client.get(&format!("/v1/tasks/{id}"), &[]).await?;
+            return match task["status"].as_str() {
+                Some("failed") => Ok(task),
+                other => Err(CallError::new(format!("it is {}", other.unwrap_or("unknown")))),
+            };
+        }
+        client.post(&format!("/v1/tasks/{id}/retry"), &[]).await
+    })
+    .await
+}
+
+async fn cancel(ids: &[TaskId], output: &Output) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    each(ids, "could be cancelled", output, async |id| {
+        client.post(&format!("/v1/tasks/{id}/cancel"), &[]).await
+    })
+    .await
+}
+
+/// Does `call` to each task; fails if any failed, after all were tried.
+async fn each(
+    ids: &[TaskId],
+    done: &str,
+    output: &Output,
+    call: impl AsyncFn(&TaskId) -> Result<Value, CallError>,
+) -> Result<(), Exit> {
+    let mut failed = 0;
+    for id in ids {
+        match call(id).await {
+            Ok(task) => print_line(&task, output.json),
+            Err(error) if output.json => {
+                failed += 1;
+                println!("{}", json!({ "id": id, "error": error.to_string() }));
+            }
+            Err(error) => {
+                failed += 1;
+                eprintln!("{id}: {error}");
+            }
+        }
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Exit::failed(format!("{} of {} tasks {done}", ids.len() - failed, ids.len())))
+}
+
+async fn retry_many(filter: &Filter, dry_run: bool, output: &Output) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    let mut query = filter.query();
+    query.push(("dry_run", dry_run.to_string()));
+    query.push(("limit", PAGE.to_string()));
+    let (mut count, mut cursor) = (0, None::<String>);
+    loop {
+        let mut page = query.clone();
+        page.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let answer = client.post("/v1/tasks/retry", &page).await?;
+        for id in answer["tasks"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            count += 1;
+            if output.json {
+                println!("{}", json!({ "id": id, "dry_run": dry_run }));
+            } else {
+                println!("{}", id.as_str().unwrap_or_default());
+            }
+        }
+        cursor = answer["next_cursor"].as_str().map(str::to_owned);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    eprintln!("{count} tasks {}", if dry_run { "would be tried again" } else { "queued again" });
+    Ok(())
+}
+
+/// A task in one line: id, state, kind, when, and why it failed.
+fn print_line(task: &Value, as_json: bool) {
+    if as_json {
+        println!("{task}");
+        return;
+    }
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let why = match task["error"]["code"].as_str() {
+        Some(code) => format!("  {code}: {}", text(&task["error"]["message"])),
+        None => String::new(),
+    };
+    println!(
+        "{}  {:<9}  {:<8}  {}{why}",
+        text(&task["id"]),
+        text(&task["status"]),
+        text(&task["kind"]),
+        text(&task["created_at"]),
+    );
+}
+
+fn print_job(job: &Value) {
+    let text = |key: &str| job[key].as_str().unwrap_or("-").to_owned();
+    let mut line = format!(
+        "  {:<9}  {:<9}  attempt {} of {}",
+        text("kind"),
+        text("status"),
+        job["attempt"],
+        job["max_attempts"],
+    );
+    if let Some(at) = job["retry_at"].as_str() {
+        line += &format!("  next at {at}");
+    }
+    if let Some(code) = job["error"]["code"].as_str() {
+        line += &format!("  {code}: {}", job["error"]["message"].as_str().unwrap_or_default());
+    }
+    println!("{line}");
+}
