@@ -1,5 +1,8 @@
 //! When to try again. The only module that knows the `backoff` crate, which is unmaintained: to
 //! replace it, replace this file.
+//!
+//! `backoff` computes the exponential; the jitter is drawn here, from `fastrand`, whose generator a
+//! test can seed for its thread (`backoff`'s own cannot be).
 
 use std::time::Duration;
 
@@ -11,18 +14,12 @@ use backoff::{ExponentialBackoff, backoff::Backoff};
 ///
 /// Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 pub fn job_delay(attempt: u32, base: Duration, cap: Duration) -> Duration {
-    let factor = 2_u32.saturating_pow(attempt.saturating_sub(1).min(31));
-    let ceiling = base.saturating_mul(factor).min(cap);
-    // One jittered step around half the ceiling with factor 1 spans 0 to the ceiling.
-    let mut step = ExponentialBackoff {
-        current_interval: ceiling / 2,
-        randomization_factor: 1.0,
-        multiplier: 1.0,
-        max_interval: ceiling,
-        max_elapsed_time: None,
-        ..ExponentialBackoff::default()
-    };
-    step.next_backoff().unwrap_or(ceiling).min(ceiling)
+    let mut ceilings = doubling(base.min(cap), cap);
+    // Whatever the base, the cap is reached long before.
+    for _ in 1..attempt.min(64) {
+        ceilings.next_backoff();
+    }
+    ceilings.next_backoff().unwrap_or(cap).min(cap).mul_f64(fastrand::f64())
 }
 
 /// Delays between attempts to get a connection back: jittered, growing from 100 ms to 5 s, and
@@ -31,16 +28,21 @@ pub struct Reconnect(ExponentialBackoff);
 
 impl Default for Reconnect {
     fn default() -> Self {
-        Self(ExponentialBackoff {
-            current_interval: Self::FIRST,
-            initial_interval: Self::FIRST,
-            max_interval: Self::LONGEST,
-            multiplier: 2.0,
-            randomization_factor: 0.5,
-            // The default of 15 minutes would silently end the loop.
-            max_elapsed_time: None,
-            ..ExponentialBackoff::default()
-        })
+        Self(doubling(Self::FIRST, Self::LONGEST))
+    }
+}
+
+/// `first`, twice that, and so on up to `longest`, for ever.
+fn doubling(first: Duration, longest: Duration) -> ExponentialBackoff {
+    ExponentialBackoff {
+        current_interval: first,
+        initial_interval: first,
+        max_interval: longest,
+        multiplier: 2.0,
+        randomization_factor: 0.0,
+        // The default of 15 minutes would silently end the loop.
+        max_elapsed_time: None,
+        ..ExponentialBackoff::default()
     }
 }
 
@@ -50,7 +52,7 @@ impl Reconnect {
 
     /// The next delay.
     pub fn next_delay(&mut self) -> Duration {
-        self.0.next_backoff().unwrap_or(Self::LONGEST)
+        self.0.next_backoff().unwrap_or(Self::LONGEST).mul_f64(0.5 + fastrand::f64())
     }
 
     /// Starts over, after a success.

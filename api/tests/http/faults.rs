@@ -7,6 +7,7 @@ use std::sync::{
 
 use axum::http::Request;
 use safelight_api::ApiOptions;
+use safelight_common::store::gated::Gated;
 
 use crate::{
     bench::{Bench, image_id, picture, until},
@@ -17,7 +18,7 @@ async fn flaky() -> (Bench, Arc<AtomicU8>) {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let bench = Bench::with(&[], ApiOptions::default(), move |inner| {
-        Arc::new(Flaky { inner, fault: handle })
+        Arc::new(Gated { inner, gate: Flaky(handle) })
     });
     (bench.await, fault)
 }

@@ -7,6 +7,8 @@
 mod convert;
 mod ending;
 mod error;
+#[cfg(feature = "testing")]
+pub mod gated;
 pub mod postgres;
 mod records;
 mod schema;

@@ -47,7 +47,7 @@ async fn the_relay_keeps_what_the_broker_does_not_take() {
     lab.upload(&picture()).await;
     let relay = lab.relay();
     within("it has given the rows back", async {
-        while !lab.store.called.lock().expect("not poisoned").contains("return_unpublished") {
+        while !lab.store.gate.called.lock().expect("not poisoned").contains("return_unpublished") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

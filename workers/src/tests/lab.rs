@@ -9,7 +9,7 @@ use safelight_common::{
     config::{self, DatabaseUrl, QueueUrl},
     domain::{ImageFormat, ImageId, Job, JobId, JobKind, Lane, Task, TaskId},
     services::Services,
-    store::{self, Accepted, NewUpload},
+    store::{self, Accepted, NewUpload, gated::Gated},
     wake::Wake,
 };
 use tokio::task::JoinHandle;
@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Lab {
     pub services: Services,
-    pub store: Arc<Flaky>,
+    pub store: Arc<Gated<Flaky>>,
     pub shutdown: CancellationToken,
     folder: tempfile::TempDir,
 }
@@ -45,7 +45,7 @@ impl Lab {
         let DatabaseUrl::Sqlite(file) = &config.database_url else { panic!("SQLite by default") };
         let sqlite = store::connect(&DatabaseUrl::Sqlite(file.clone()), 4).await.expect("open");
         sqlite.migrate().await.expect("migrate");
-        let store = Arc::new(Flaky::new(sqlite));
+        let store = Arc::new(Gated { inner: sqlite, gate: Flaky::default() });
         let blobs = Blobs::open(&config.blob_url, &folder.path().join("spool")).expect("blobs");
         let services = Services {
             config: Arc::new(config),

@@ -126,17 +126,17 @@ async fn a_database_that_is_away_burns_no_attempts() {
     .await;
     // The worker meets an absent database with messages waiting.
     relay.abort();
-    lab.store.away.store(true, Ordering::SeqCst);
+    lab.store.gate.away.store(true, Ordering::SeqCst);
     let _worker = lab.worker();
     within("the absence is noticed", async {
-        while lab.store.refused.load(Ordering::SeqCst) < 4 {
+        while lab.store.gate.refused.load(Ordering::SeqCst) < 4 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
     let task = lab.store.inner.task(upload.task).await.expect("task").expect("known");
     assert_eq!(task.status, Status::Queued);
-    lab.store.away.store(false, Ordering::SeqCst);
+    lab.store.gate.away.store(false, Ordering::SeqCst);
     let task = lab.ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1), "{task:?}");
@@ -145,7 +145,7 @@ async fn a_database_that_is_away_burns_no_attempts() {
 #[tokio::test]
 async fn a_lost_answer_to_a_settle_changes_nothing() {
     let lab = Lab::new(&[]).await;
-    lab.store.answers_to_lose.store(2, Ordering::SeqCst);
+    lab.store.gate.answers_to_lose.store(2, Ordering::SeqCst);
     let (_worker, _relay) = (lab.worker(), lab.relay());
     let upload = lab.upload(&picture()).await;
     let task = lab.ended(upload.task).await;

@@ -16,10 +16,10 @@ use crate::{
 
 pub async fn reserve_key(
     conn: &mut SqliteConnection,
+    now: i64,
     key: IdempotencyKey,
     hold: Duration,
 ) -> Result<KeyState, StoreError> {
-    let now = rows::now();
     let token = Uuid::new_v4();
     let reserved = sqlx::query(
         "insert into idempotency_keys (owner, key, token, held_until, created_at)
@@ -68,6 +68,7 @@ pub async fn release_key(conn: &mut SqliteConnection, ticket: KeyTicket) -> Resu
 
 pub async fn extend_key(
     conn: &mut SqliteConnection,
+    now: i64,
     ticket: KeyTicket,
     hold: Duration,
 ) -> Result<(), StoreError> {
@@ -78,7 +79,7 @@ pub async fn extend_key(
     .bind(&ticket.key.owner)
     .bind(&ticket.key.key)
     .bind(ticket.token)
-    .bind(rows::now() + micros(hold))
+    .bind(now + micros(hold))
     .execute(conn)
     .await?;
     Ok(())
@@ -87,10 +88,10 @@ pub async fn extend_key(
 pub async fn expire_keys(
     reads: &SqlitePool,
     writer: &Writer,
+    now: i64,
     age: Duration,
     limit: u32,
 ) -> Result<u64, StoreError> {
-    let now = rows::now();
     let before = now.saturating_sub(micros(age));
     let oldest: Option<i64> =
         sqlx::query_scalar("select min(created_at) from idempotency_keys").fetch_one(reads).await?;
@@ -98,7 +99,7 @@ pub async fn expire_keys(
         return Ok(0);
     }
     writer
-        .run(move |conn| {
+        .run(move |conn, _| {
             Box::pin(async move {
                 let expired = sqlx::query(
                     "delete from idempotency_keys where (owner, key) in (
@@ -139,6 +140,7 @@ const ACCEPT: &str = "
 
 pub async fn accept(
     conn: &mut SqliteConnection,
+    now: i64,
     upload: NewUpload,
 ) -> Result<Accepted, StoreError> {
     if let Some((ticket, _)) = &upload.key
@@ -149,7 +151,6 @@ pub async fn accept(
     let key = upload.key.as_ref();
     let jobs: Vec<(String, JobKind)> =
         upload.jobs.iter().map(|(id, kind)| (id.0.simple().to_string(), *kind)).collect();
-    let now = rows::now();
     let inserted = sqlx::query(ACCEPT)
         .bind(upload.image)
         .bind(upload.sha256.as_bytes())

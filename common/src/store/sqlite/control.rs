@@ -8,8 +8,7 @@ use crate::{
     store::StoreError,
 };
 
-pub async fn cancel(conn: &mut SqliteConnection, id: TaskId) -> Result<bool, StoreError> {
-    let now = rows::now();
+pub async fn cancel(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result<bool, StoreError> {
     let jobs: Vec<JobId> = sqlx::query_scalar(
         "update jobs set status = 'cancelled', updated_at = $2
          where task_id = $1 and status in ('queued', 'running') returning id",
@@ -43,9 +42,9 @@ pub async fn cancel(conn: &mut SqliteConnection, id: TaskId) -> Result<bool, Sto
 
 pub async fn retry(
     conn: &mut SqliteConnection,
+    now: i64,
     ids: Vec<TaskId>,
 ) -> Result<Vec<TaskId>, StoreError> {
-    let now = rows::now();
     let tasks: Vec<TaskId> = sqlx::query_scalar(
         "select t.id from tasks t left join images i on i.id = t.image_id
          where t.id in (select unhex(value) from json_each($1)) and t.status = 'failed'
@@ -90,7 +89,7 @@ pub async fn retry(
     Ok(tasks)
 }
 
-pub async fn discarded(reads: &SqlitePool, limit: u32) -> Result<Vec<Image>, StoreError> {
+pub async fn discarded(reads: &SqlitePool, now: i64, limit: u32) -> Result<Vec<Image>, StoreError> {
     let rows = sqlx::query(concat!(
         "with page as (
              select * from images i
@@ -103,7 +102,7 @@ pub async fn discarded(reads: &SqlitePool, limit: u32) -> Result<Vec<Image>, Sto
         "from page i left join renditions r on r.sha256 = i.sha256
          order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
     ))
-    .bind(rows::now())
+    .bind(now)
     .bind(limit)
     .fetch_all(reads)
     .await?;
@@ -136,10 +135,14 @@ pub async fn forget_blob(
     Ok(!wanted)
 }
 
-pub async fn mark_removed(conn: &mut SqliteConnection, id: ImageId) -> Result<(), StoreError> {
+pub async fn mark_removed(
+    conn: &mut SqliteConnection,
+    now: i64,
+    id: ImageId,
+) -> Result<(), StoreError> {
     sqlx::query("update images set removed_at = $2 where id = $1 and discarded_at is not null")
         .bind(id)
-        .bind(rows::now())
+        .bind(now)
         .execute(conn)
         .await?;
     Ok(())

@@ -16,12 +16,12 @@ use crate::{
 
 pub async fn claim(
     conn: &mut SqliteConnection,
+    now: i64,
     doorbell: Doorbell,
     redelivered: bool,
     worker: WorkerId,
     lease: Duration,
 ) -> Result<Claim, StoreError> {
-    let now = rows::now();
     let claimed = sqlx::query(
         "update jobs
          set status = 'running', fence = fence + 1, lease_until = $2, worker_id = $3,
@@ -62,6 +62,7 @@ pub async fn claim(
 
 pub async fn renew(
     conn: &mut SqliteConnection,
+    now: i64,
     leases: Vec<Lease>,
     lease: Duration,
 ) -> Result<Renewed, StoreError> {
@@ -74,7 +75,7 @@ pub async fn renew(
          returning id, fence",
     )
     .bind(Json(list))
-    .bind(rows::now() + micros(lease))
+    .bind(now + micros(lease))
     .fetch_all(conn)
     .await?;
     let held =
@@ -84,10 +85,10 @@ pub async fn renew(
 
 pub async fn settle(
     conn: &mut SqliteConnection,
+    now: i64,
     lease: Lease,
     outcome: Outcome,
 ) -> Result<Settled, StoreError> {
-    let now = rows::now();
     let ending = Ending::of(&outcome);
     let job = sqlx::query(
         "update jobs
@@ -225,7 +226,11 @@ async fn count_ended(
     Ok(())
 }
 
-pub async fn expired_leases(reads: &SqlitePool, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
+pub async fn expired_leases(
+    reads: &SqlitePool,
+    now: i64,
+    limit: u32,
+) -> Result<Vec<ClaimedJob>, StoreError> {
     let rows = sqlx::query(concat!(
         "with expired as (
              select * from jobs where status = 'running' and lease_until <= $1
@@ -237,24 +242,23 @@ pub async fn expired_leases(reads: &SqlitePool, limit: u32) -> Result<Vec<Claime
          left join renditions r on r.sha256 = i.sha256
          order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
     ))
-    .bind(rows::now())
+    .bind(now)
     .bind(limit)
     .fetch_all(reads)
     .await?;
     rows::claimed_jobs(&rows)
 }
 
-pub async fn take_over(conn: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn take_over(conn: &mut SqliteConnection, now: i64) -> Result<u64, StoreError> {
     sqlx::query("delete from idempotency_keys where task_id is null").execute(&mut *conn).await?;
     let expired = sqlx::query("update jobs set lease_until = $1 where status = 'running'")
-        .bind(rows::now())
+        .bind(now)
         .execute(conn)
         .await?;
     Ok(expired.rows_affected())
 }
 
-pub async fn job_counts(reads: &SqlitePool) -> Result<Vec<JobCount>, StoreError> {
-    let now = rows::now();
+pub async fn job_counts(reads: &SqlitePool, now: i64) -> Result<Vec<JobCount>, StoreError> {
     // One arm per partial index.
     let rows = sqlx::query(
         "select kind, lane, 'queued' as status, count(*) as jobs,

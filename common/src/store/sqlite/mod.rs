@@ -2,6 +2,7 @@
 //! it (WAL).
 
 mod accept;
+mod clock;
 mod control;
 mod filter;
 mod jobs;
@@ -25,6 +26,10 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+#[cfg(feature = "testing")]
+pub use self::clock::Clock;
+#[cfg(not(feature = "testing"))]
+use self::clock::Clock;
 use self::writer::Writer;
 use super::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
@@ -45,6 +50,7 @@ const READERS: u32 = 4;
 pub struct SqliteStore {
     reads: SqlitePool,
     writer: Writer,
+    clock: Clock,
     lock_path: PathBuf,
     /// Held while this process works on an in-process queue.
     lock: Mutex<Option<File>>,
@@ -54,6 +60,22 @@ impl SqliteStore {
     /// Opens the database in the file `path`; makes the file, and the folder that it is in, if they
     /// are not there.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        // NORMAL would lose the last commits when the power fails: uploads that had their 202.
+        Self::open_with(path, SqliteSynchronous::Full, Clock::default()).await
+    }
+
+    /// Opens it for a simulation: on `clock`, and as nothing survives a simulation, syncing
+    /// nothing.
+    #[cfg(feature = "testing")]
+    pub async fn open_simulated(path: &Path, clock: Clock) -> Result<Self, StoreError> {
+        Self::open_with(path, SqliteSynchronous::Off, clock).await
+    }
+
+    async fn open_with(
+        path: &Path,
+        synchronous: SqliteSynchronous,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| {
                 let text = format!("cannot make the folder {}: {error}", folder.display());
@@ -66,8 +88,7 @@ impl SqliteStore {
             .clone()
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            // NORMAL would lose the last commits when the power fails: uploads that had their 202.
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(synchronous)
             // Gives the log's space back after a burst.
             .pragma("journal_size_limit", "67108864");
         let conn = writing.connect().await.map_err(|error| cannot_open(path, error))?;
@@ -81,7 +102,8 @@ impl SqliteStore {
         lock_path.push(".lock");
         Ok(Self {
             reads,
-            writer: Writer::start(writing, conn),
+            writer: Writer::start(writing, conn, clock.clone()),
+            clock,
             lock_path: lock_path.into(),
             lock: Mutex::new(None),
         })
@@ -116,7 +138,7 @@ impl Store for SqliteStore {
         // Within the writer's transaction, which keeps other processes out: sqlx has no lock of its
         // own for SQLite.
         self.writer
-            .run(|conn| {
+            .run(|conn, _| {
                 Box::pin(async move {
                     schema::refuse_newer(schema_version(conn).await?, &MIGRATIONS)?;
                     // What `run` does, without its bounds that no borrowed connection meets.
@@ -164,26 +186,28 @@ impl Store for SqliteStore {
         hold: Duration,
     ) -> Result<KeyState, StoreError> {
         let key = key.clone();
-        self.writer.run(move |conn| Box::pin(accept::reserve_key(conn, key, hold))).await
+        self.writer.run(move |conn, now| Box::pin(accept::reserve_key(conn, now, key, hold))).await
     }
 
     async fn release_key(&self, ticket: &KeyTicket) -> Result<(), StoreError> {
         let ticket = ticket.clone();
-        self.writer.run(move |conn| Box::pin(accept::release_key(conn, ticket))).await
+        self.writer.run(move |conn, _| Box::pin(accept::release_key(conn, ticket))).await
     }
 
     async fn extend_key(&self, ticket: &KeyTicket, hold: Duration) -> Result<(), StoreError> {
         let ticket = ticket.clone();
-        self.writer.run(move |conn| Box::pin(accept::extend_key(conn, ticket, hold))).await
+        self.writer
+            .run(move |conn, now| Box::pin(accept::extend_key(conn, now, ticket, hold)))
+            .await
     }
 
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError> {
         let upload = upload.clone();
-        self.writer.run(move |conn| Box::pin(accept::accept(conn, upload))).await
+        self.writer.run(move |conn, now| Box::pin(accept::accept(conn, now, upload))).await
     }
 
     async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
-        accept::expire_keys(&self.reads, &self.writer, age, limit).await
+        accept::expire_keys(&self.reads, &self.writer, self.clock.now(), age, limit).await
     }
 
     async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
@@ -223,17 +247,19 @@ impl Store for SqliteStore {
         limit: u32,
         hold: Duration,
     ) -> Result<OutboxBatch, StoreError> {
-        outbox::take(&self.reads, &self.writer, limit, hold).await
+        outbox::take(&self.reads, &self.writer, self.clock.now(), limit, hold).await
     }
 
     async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError> {
         let published = published.to_vec();
-        self.writer.run(move |conn| Box::pin(outbox::mark_published(conn, published))).await
+        self.writer.run(move |conn, _| Box::pin(outbox::mark_published(conn, published))).await
     }
 
     async fn return_unpublished(&self, unpublished: &[Doorbell]) -> Result<(), StoreError> {
         let unpublished = unpublished.to_vec();
-        self.writer.run(move |conn| Box::pin(outbox::return_unpublished(conn, unpublished))).await
+        self.writer
+            .run(move |conn, now| Box::pin(outbox::return_unpublished(conn, now, unpublished)))
+            .await
     }
 
     async fn unpublish(
@@ -243,15 +269,16 @@ impl Store for SqliteStore {
         waited: Duration,
         limit: u32,
     ) -> Result<u64, StoreError> {
-        outbox::unpublish(&self.reads, &self.writer, (kind, lane), waited, limit).await
+        outbox::unpublish(&self.reads, &self.writer, self.clock.now(), (kind, lane), waited, limit)
+            .await
     }
 
     async fn ring_again(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
-        self.writer.run(move |conn| Box::pin(outbox::ring_again(conn, job, delay))).await
+        self.writer.run(move |conn, now| Box::pin(outbox::ring_again(conn, now, job, delay))).await
     }
 
     async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
-        outbox::count_published(&self.reads, kind, lane).await
+        outbox::count_published(&self.reads, self.clock.now(), kind, lane).await
     }
 
     async fn claim(
@@ -263,39 +290,41 @@ impl Store for SqliteStore {
     ) -> Result<Claim, StoreError> {
         let doorbell = *doorbell;
         self.writer
-            .run(move |conn| Box::pin(jobs::claim(conn, doorbell, redelivered, worker, lease)))
+            .run(move |conn, now| {
+                Box::pin(jobs::claim(conn, now, doorbell, redelivered, worker, lease))
+            })
             .await
     }
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
         let leases = leases.to_vec();
-        self.writer.run(move |conn| Box::pin(jobs::renew(conn, leases, lease))).await
+        self.writer.run(move |conn, now| Box::pin(jobs::renew(conn, now, leases, lease))).await
     }
 
     async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError> {
         let (lease, outcome) = (*lease, outcome.clone());
-        self.writer.run(move |conn| Box::pin(jobs::settle(conn, lease, outcome))).await
+        self.writer.run(move |conn, now| Box::pin(jobs::settle(conn, now, lease, outcome))).await
     }
 
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
-        jobs::expired_leases(&self.reads, limit).await
+        jobs::expired_leases(&self.reads, self.clock.now(), limit).await
     }
 
     async fn take_over(&self) -> Result<u64, StoreError> {
-        self.writer.run(|conn| Box::pin(jobs::take_over(conn))).await
+        self.writer.run(|conn, now| Box::pin(jobs::take_over(conn, now))).await
     }
 
     async fn cancel(&self, id: TaskId) -> Result<bool, StoreError> {
-        self.writer.run(move |conn| Box::pin(control::cancel(conn, id))).await
+        self.writer.run(move |conn, now| Box::pin(control::cancel(conn, now, id))).await
     }
 
     async fn retry(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
         let ids = ids.to_vec();
-        self.writer.run(move |conn| Box::pin(control::retry(conn, ids))).await
+        self.writer.run(move |conn, now| Box::pin(control::retry(conn, now, ids))).await
     }
 
     async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError> {
-        control::discarded(&self.reads, limit).await
+        control::discarded(&self.reads, self.clock.now(), limit).await
     }
 
     async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError> {
@@ -304,11 +333,11 @@ impl Store for SqliteStore {
 
     async fn forget_blob(&self, sha256: &ContentHash) -> Result<bool, StoreError> {
         let sha256 = *sha256;
-        self.writer.run(move |conn| Box::pin(control::forget_blob(conn, sha256))).await
+        self.writer.run(move |conn, _| Box::pin(control::forget_blob(conn, sha256))).await
     }
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
-        self.writer.run(move |conn| Box::pin(control::mark_removed(conn, id))).await
+        self.writer.run(move |conn, now| Box::pin(control::mark_removed(conn, now, id))).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
@@ -316,10 +345,10 @@ impl Store for SqliteStore {
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
-        jobs::job_counts(&self.reads).await
+        jobs::job_counts(&self.reads, self.clock.now()).await
     }
 
     async fn count_unpublished(&self) -> Result<u64, StoreError> {
-        outbox::count_unpublished(&self.reads).await
+        outbox::count_unpublished(&self.reads, self.clock.now()).await
     }
 }

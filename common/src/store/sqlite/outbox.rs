@@ -17,27 +17,27 @@ use crate::{
 pub async fn take(
     reads: &SqlitePool,
     writer: &Writer,
+    now: i64,
     limit: u32,
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
     let first: Option<i64> =
         sqlx::query_scalar("select min(due_at) from outbox").fetch_one(reads).await?;
-    let now = rows::now();
     match first {
         None => Ok(OutboxBatch::default()),
         Some(first) if first > now => {
             Ok(OutboxBatch { due: Vec::new(), next_in: Some(duration(first - now)) })
         }
-        Some(_) => writer.run(move |conn| Box::pin(take_due(conn, limit, hold))).await,
+        Some(_) => writer.run(move |conn, now| Box::pin(take_due(conn, now, limit, hold))).await,
     }
 }
 
 async fn take_due(
     conn: &mut SqliteConnection,
+    now: i64,
     limit: u32,
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
-    let now = rows::now();
     let found = sqlx::query(
         "select job_id, kind, lane, generation from outbox
          where due_at <= $1 order by due_at, job_id limit $2",
@@ -84,6 +84,7 @@ pub async fn mark_published(
 
 pub async fn return_unpublished(
     conn: &mut SqliteConnection,
+    now: i64,
     unpublished: Vec<Doorbell>,
 ) -> Result<(), StoreError> {
     sqlx::query(
@@ -91,7 +92,7 @@ pub async fn return_unpublished(
              select unhex(value ->> 0), value ->> 1 from json_each($1))",
     )
     .bind(doorbells(&unpublished))
-    .bind(rows::now())
+    .bind(now)
     .execute(conn)
     .await?;
     Ok(())
@@ -108,11 +109,11 @@ const AWAY: &str = "
 pub async fn unpublish(
     reads: &SqlitePool,
     writer: &Writer,
+    now: i64,
     (kind, lane): (JobKind, Lane),
     waited: Duration,
     limit: u32,
 ) -> Result<u64, StoreError> {
-    let now = rows::now();
     let lost: Vec<JobId> = sqlx::query_scalar(AWAY)
         .bind(kind.as_str())
         .bind(lane.as_str())
@@ -124,13 +125,16 @@ pub async fn unpublish(
     if lost.is_empty() {
         return Ok(0);
     }
-    writer.run(move |conn| Box::pin(put_back(conn, lost))).await
+    writer.run(move |conn, now| Box::pin(put_back(conn, now, lost))).await
 }
 
 /// Puts those of `lost` into the outbox that still belong there.
-async fn put_back(conn: &mut SqliteConnection, lost: Vec<JobId>) -> Result<u64, StoreError> {
+async fn put_back(
+    conn: &mut SqliteConnection,
+    now: i64,
+    lost: Vec<JobId>,
+) -> Result<u64, StoreError> {
     let ids = rows::id_list(lost.iter().map(|id| id.0));
-    let now = rows::now();
     let put = sqlx::query(
         "insert into outbox (job_id, kind, lane, generation, due_at)
          select id, kind, lane, fence, $2 from jobs
@@ -157,6 +161,7 @@ async fn put_back(conn: &mut SqliteConnection, lost: Vec<JobId>) -> Result<u64, 
 
 pub async fn ring_again(
     conn: &mut SqliteConnection,
+    now: i64,
     job: JobId,
     delay: Duration,
 ) -> Result<bool, StoreError> {
@@ -167,7 +172,7 @@ pub async fn ring_again(
          on conflict do nothing",
     )
     .bind(job)
-    .bind(rows::now() + micros(delay))
+    .bind(now + micros(delay))
     .execute(conn)
     .await?;
     Ok(put.rows_affected() == 1)
@@ -187,6 +192,7 @@ pub async fn count_queued(reads: &SqlitePool, lane: Lane, at_most: u64) -> Resul
 
 pub async fn count_published(
     reads: &SqlitePool,
+    now: i64,
     kind: JobKind,
     lane: Lane,
 ) -> Result<u64, StoreError> {
@@ -197,15 +203,15 @@ pub async fn count_published(
     )
     .bind(kind.as_str())
     .bind(lane.as_str())
-    .bind(rows::now())
+    .bind(now)
     .fetch_one(reads)
     .await?;
     from_sql(count, "count")
 }
 
-pub async fn count_unpublished(reads: &SqlitePool) -> Result<u64, StoreError> {
+pub async fn count_unpublished(reads: &SqlitePool, now: i64) -> Result<u64, StoreError> {
     let count: i64 = sqlx::query_scalar("select count(*) from outbox where due_at <= $1")
-        .bind(rows::now())
+        .bind(now)
         .fetch_one(reads)
         .await?;
     from_sql(count, "count")

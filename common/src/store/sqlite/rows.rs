@@ -44,11 +44,6 @@ macro_rules! task_columns {
 
 pub(super) use {claimed_columns, image_columns, task_columns};
 
-/// The machine's clock in microseconds, as this database stores times. Read once per decision.
-pub fn now() -> i64 {
-    Utc::now().timestamp_micros()
-}
-
 /// Ids as the one JSON parameter that `json_each` takes apart again; `unhex(value)` gives the id.
 pub fn id_list(ids: impl IntoIterator<Item = Uuid>) -> Json<Vec<String>> {
     Json(ids.into_iter().map(|id| id.simple().to_string()).collect())

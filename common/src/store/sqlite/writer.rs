@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::sync::{mpsc, oneshot};
 
+use super::clock::Clock;
 use crate::store::{StoreError, error::is_unavailable};
 
 /// Requests in one transaction at most: bounds what one failed commit fails, and how long a reader
@@ -26,8 +27,8 @@ pub struct Writer {
 
 /// One request: what to do, and whom to tell.
 trait Work: Send {
-    /// Runs it. `false` if it failed and must leave nothing behind.
-    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection) -> BoxFuture<'c, bool>;
+    /// Runs it, at the time `now`. `false` if it failed and must leave nothing behind.
+    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool>;
 
     /// Tells the caller. `failure` is that of the whole group.
     fn answer(self: Box<Self>, failure: Option<StoreError>);
@@ -42,15 +43,15 @@ struct Request<T, F> {
 impl<T, F> Work for Request<T, F>
 where
     T: Send,
-    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send,
+    F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>> + Send,
 {
-    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection) -> BoxFuture<'c, bool> {
+    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
         Box::pin(async move {
             // Nobody waits for it any more: a claim, say, would only lie until its lease ends.
             let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
                 return true;
             };
-            let result = work(conn).await;
+            let result = work(conn, now).await;
             let keep = result.is_ok();
             self.result = Some(result);
             keep
@@ -71,18 +72,18 @@ where
 
 impl Writer {
     /// Starts the task, on a connection of its own.
-    pub fn start(options: SqliteConnectOptions, conn: SqliteConnection) -> Self {
+    pub fn start(options: SqliteConnectOptions, conn: SqliteConnection, clock: Clock) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
-        tokio::spawn(serve(options, conn, queue));
+        tokio::spawn(serve(options, conn, clock, queue));
         Self { requests }
     }
 
-    /// Runs `work` in a transaction. On `Ok` it is committed and on disk; if `work` fails, nothing
-    /// of it remains.
+    /// Runs `work` in a transaction, telling it the time at which it begins. On `Ok` it is committed
+    /// and on disk; if `work` fails, nothing of it remains.
     pub async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>>
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
             + Send
             + 'static,
     {
@@ -97,16 +98,17 @@ impl Writer {
 async fn serve(
     options: SqliteConnectOptions,
     conn: SqliteConnection,
+    clock: Clock,
     mut queue: mpsc::Receiver<Box<dyn Work>>,
 ) {
     let mut conn = Some(conn);
     let mut group = Vec::with_capacity(GROUP);
     while queue.recv_many(&mut group, GROUP).await > 0 {
         let outcome = match conn.take() {
-            Some(conn) => commit(conn, &mut group).await,
+            Some(conn) => commit(conn, &clock, &mut group).await,
             // The last group failed in a way that leaves the connection's state in doubt.
             None => match options.connect().await {
-                Ok(conn) => commit(conn, &mut group).await,
+                Ok(conn) => commit(conn, &clock, &mut group).await,
                 Err(error) => Err(error),
             },
         };
@@ -133,12 +135,13 @@ async fn serve(
 /// Runs the whole group in one transaction. Gives the connection back if it is still good.
 async fn commit(
     mut conn: SqliteConnection,
+    clock: &Clock,
     group: &mut [Box<dyn Work>],
 ) -> Result<SqliteConnection, sqlx::Error> {
     let mut transaction = conn.begin_with("BEGIN IMMEDIATE").await?;
     if let [only] = group {
         // Alone, it needs no savepoint.
-        if only.run(&mut transaction).await {
+        if only.run(&mut transaction, clock.now()).await {
             transaction.commit().await?;
         } else {
             transaction.rollback().await?;
@@ -147,7 +150,7 @@ async fn commit(
     }
     for work in group {
         let mut savepoint = transaction.begin().await?;
-        if work.run(&mut savepoint).await {
+        if work.run(&mut savepoint, clock.now()).await {
             savepoint.commit().await?;
         } else {
             savepoint.rollback().await?;

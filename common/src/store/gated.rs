@@ -1,0 +1,115 @@
+//! A store whose every call passes a gate, for tests that make the database fail. The one wrapper
+//! around the whole trait: a new method of [`Store`] needs one line here and nowhere else in tests.
+
+use std::{
+    fmt::{self, Debug},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::{
+    Accepted, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImagePage, JobCount, KeyState,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
+    StoreError, TaskFilter, TaskPage, TaskVersion,
+};
+use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
+
+/// One call of a method of [`Store`].
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    /// The method's name.
+    pub method: &'static str,
+    /// What it is called with: a tuple.
+    pub arguments: &'a (dyn Debug + Sync),
+}
+
+impl Debug for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.method, self.arguments)
+    }
+}
+
+/// What decides over each call. Either decision may take its time.
+#[async_trait]
+pub trait Gate: Send + Sync + 'static {
+    /// Asked before the call. With an error the call does not happen.
+    async fn enter(&self, call: Call<'_>) -> Result<(), StoreError>;
+
+    /// Asked when the call has happened, with what it came to. With an error its caller does not
+    /// learn that.
+    async fn leave(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+        let _ = (call, answer);
+        Ok(())
+    }
+}
+
+/// A store behind a gate.
+pub struct Gated<G> {
+    /// The store itself, past the gate.
+    pub inner: DynStore,
+    /// The gate.
+    pub gate: G,
+}
+
+/// The error of a database that cannot be reached.
+pub fn unreachable() -> StoreError {
+    StoreError::Unavailable(sqlx::Error::PoolTimedOut)
+}
+
+macro_rules! gated {
+    ($( fn $method:ident($( $argument:ident: $type:ty ),*) -> $answer:ty; )+) => {
+        #[async_trait]
+        impl<G: Gate> Store for Gated<G> {
+            $(
+                async fn $method(&self, $( $argument: $type ),*) -> Result<$answer, StoreError> {
+                    let arguments = ($( &$argument, )*);
+                    let call = Call { method: stringify!($method), arguments: &arguments };
+                    self.gate.enter(call).await?;
+                    let answer = self.inner.$method($( $argument ),*).await;
+                    self.gate.leave(call, &answer).await?;
+                    answer
+                }
+            )+
+        }
+    };
+}
+
+gated! {
+    fn migrate() -> ();
+    fn check_schema() -> ();
+    fn ping() -> ();
+    fn lock_for_embedded_queue() -> bool;
+    fn reserve_key(key: &IdempotencyKey, hold: Duration) -> KeyState;
+    fn release_key(ticket: &KeyTicket) -> ();
+    fn extend_key(ticket: &KeyTicket, hold: Duration) -> ();
+    fn accept(upload: &NewUpload) -> Accepted;
+    fn expire_keys(age: Duration, limit: u32) -> u64;
+    fn task(id: TaskId) -> Option<Task>;
+    fn task_versions(ids: &[TaskId]) -> Vec<TaskVersion>;
+    fn list_tasks(filter: &TaskFilter, page: &PageRequest<TaskId>) -> TaskPage;
+    fn image(id: ImageId) -> Option<Image>;
+    fn list_images(page: &PageRequest<ImageId>) -> ImagePage;
+    fn task_of_image(id: ImageId) -> Option<Task>;
+    fn existing_images(ids: &[ImageId]) -> Vec<ImageId>;
+    fn take_unpublished(limit: u32, hold: Duration) -> OutboxBatch;
+    fn mark_published(published: &[Doorbell]) -> ();
+    fn return_unpublished(unpublished: &[Doorbell]) -> ();
+    fn unpublish(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;
+    fn ring_again(job: JobId, delay: Duration) -> bool;
+    fn count_published(kind: JobKind, lane: Lane) -> u64;
+    fn claim(doorbell: &Doorbell, redelivered: bool, worker: WorkerId, lease: Duration) -> Claim;
+    fn renew(leases: &[Lease], lease: Duration) -> Renewed;
+    fn settle(lease: &Lease, outcome: &Outcome) -> Settled;
+    fn expired_leases(limit: u32) -> Vec<ClaimedJob>;
+    fn take_over() -> u64;
+    fn cancel(id: TaskId) -> bool;
+    fn retry(ids: &[TaskId]) -> Vec<TaskId>;
+    fn discarded(limit: u32) -> Vec<Image>;
+    fn is_blob_wanted(sha256: &ContentHash) -> bool;
+    fn forget_blob(sha256: &ContentHash) -> bool;
+    fn mark_removed(id: ImageId) -> ();
+    fn count_queued(lane: Lane, at_most: u64) -> u64;
+    fn job_counts() -> Vec<JobCount>;
+    fn count_unpublished() -> u64;
+}
