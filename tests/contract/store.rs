@@ -4,6 +4,7 @@
 //! matters the tests use durations of zero, which are over at once, and of an hour, which never are.
 
 mod claim;
+mod control;
 mod fixture;
 mod keys;
 mod lifecycle;

@@ -55,3 +55,36 @@ async fn reconcile(services: &Services, letter: &Delivery) -> Result<(), StoreEr
     counter!("safelight_dead_letters_total", "kind" => letter.doorbell.kind.as_str()).increment(1);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use safelight_common::{
+        broker::Queue,
+        domain::{JobKind, Lane},
+    };
+
+    use super::*;
+    use crate::tests::lab::{Lab, picture};
+
+    #[tokio::test]
+    async fn a_waiting_job_gets_a_new_message_and_one_that_ended_does_not() {
+        let lab = Lab::new(&[]).await;
+        let Services { store, broker, .. } = &lab.services;
+        let upload = lab.upload(&picture()).await;
+        let due = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        broker.publish(&due).await.expect("publish");
+        store.mark_published(&due).await.expect("mark");
+        let queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+        let mut subscription = broker.subscribe(queue, 1).await.expect("subscribe");
+        let letter = subscription.next().await.expect("a delivery");
+
+        reconcile(&lab.services, &letter).await.expect("reconcile");
+        let next = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").next_in;
+        assert!(next.is_some_and(|next| next <= REST && next > REST / 2), "{next:?}");
+
+        store.cancel(upload.task).await.expect("cancel");
+        reconcile(&lab.services, &letter).await.expect("reconcile");
+        let batch = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take");
+        assert_eq!((batch.due.len(), batch.next_in), (0, None));
+    }
+}

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bench;
+mod control;
 mod delivery;
 mod faults;
 mod flaky;

@@ -106,7 +106,9 @@ async fn tasks_are_listed_by_status_and_kind(store: Fixture) -> Result<()> {
     }
     let list = async |status, kind, limit| -> Result<_> {
         let request = PageRequest { before: None, limit };
-        let page = store.list_tasks(&TaskFilter { status, kind, ..TaskFilter::default() }, &request).await?;
+        let page = store
+            .list_tasks(&TaskFilter { status, kind, ..TaskFilter::default() }, &request)
+            .await?;
         Ok((page.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), page.next))
     };
 

@@ -9,7 +9,7 @@ use super::JanitorError;
 const BATCH: u32 = 100;
 
 /// Removes the bytes of all images that were discarded and that no worker can be writing for.
-pub(super) async fn remove(services: Services) -> Result<(), JanitorError> {
+pub(crate) async fn remove(services: Services) -> Result<(), JanitorError> {
     loop {
         let discarded = services.store.discarded(BATCH).await?;
         for image in &discarded {
@@ -24,7 +24,7 @@ pub(super) async fn remove(services: Services) -> Result<(), JanitorError> {
 }
 
 /// Takes up what a janitor that died had moved aside.
-pub(super) async fn resume(services: Services) -> Result<(), JanitorError> {
+pub(crate) async fn resume(services: Services) -> Result<(), JanitorError> {
     for id in services.blobs.images_aside().await? {
         match services.store.image(id).await? {
             Some(image) => decide(&services, &image).await?,

@@ -1,7 +1,7 @@
 //! The janitor: bytes that nobody owns. Uploads that died between storing their bytes and recording
 //! them leave some ([`staged`]), and so do cancelled ones ([`discarded`]).
 
-mod discarded;
+pub(crate) mod discarded;
 mod staged;
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ const STAGED_PERIOD: Duration = Duration::from_mins(5);
 const DISCARDED_PERIOD: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
-enum JanitorError {
+pub(crate) enum JanitorError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -118,6 +118,11 @@ impl Lab {
         .await
     }
 
+    /// The task as it is.
+    pub async fn task(&self, id: TaskId) -> Task {
+        self.store.inner.task(id).await.expect("task").expect("a known task")
+    }
+
     pub async fn ended(&self, id: TaskId) -> Task {
         self.task_when(id, |task| task.status.is_final()).await
     }
@@ -134,6 +139,16 @@ impl Lab {
     /// Where the local blob store keeps an object.
     pub fn path(&self, key: &BlobKey) -> PathBuf {
         self.folder.path().join("blobs").join(key.path().as_ref())
+    }
+
+    /// How many objects were moved aside.
+    pub fn trash(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("blobs/trash")).map_or(0, Iterator::count)
+    }
+
+    /// The folder of the probes of [`Blobs::check_writable`].
+    pub fn probes(&self) -> PathBuf {
+        self.folder.path().join("blobs/probe")
     }
 
     /// The folder of all renditions.

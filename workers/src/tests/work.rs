@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use safelight_common::{
     blobs::BlobKey,
-    domain::{ErrorCode, ImageFormat, JobKind, Status},
+    domain::{ErrorCode, ImageFormat, JobKind, Status, Task},
 };
 
 use super::lab::{Lab, job, picture, within};
@@ -68,6 +68,29 @@ async fn a_failing_blob_store_is_tried_again_until_it_works() {
     assert!(thumbnail.retry_at.is_some());
     std::fs::remove_file(lab.renditions()).expect("remove");
     assert_eq!(lab.ended(upload.task).await.status, Status::Succeeded);
+}
+
+#[tokio::test]
+async fn a_blob_store_that_is_away_burns_no_attempts() {
+    let lab = Lab::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
+    // Nothing can be written: neither renditions nor the probe that asks whether it can.
+    std::fs::write(lab.renditions(), "").expect("write");
+    std::fs::write(lab.probes(), "").expect("write");
+    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let upload = lab.upload(&picture()).await;
+    let waits = |task: &Task| job(task, JobKind::Thumbnail).error.is_some();
+    lab.task_when(upload.task, waits).await;
+    let late = lab.upload(&picture()).await;
+    // Far longer than the three attempts would last.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let tasks = [lab.task(upload.task).await, lab.task(late.task).await];
+    let attempts = tasks.each_ref().map(|task| job(task, JobKind::Thumbnail).attempt);
+    assert_eq!(attempts, [1, 0]);
+
+    std::fs::remove_file(lab.renditions()).expect("remove");
+    std::fs::remove_file(lab.probes()).expect("remove");
+    assert_eq!(lab.ended(upload.task).await.status, Status::Succeeded);
+    assert_eq!(lab.ended(late.task).await.status, Status::Succeeded);
 }
 
 #[tokio::test]

@@ -122,10 +122,10 @@ async fn take(
         let mut lanes = Lanes::subscribe(&worker.services, kind, lanes, slots).await;
         loop {
             // Everything held here goes back by being dropped when `shutdown` ends the loop.
-            worker.database.over().await;
-            worker.blobs.over().await;
             let slot = lanes.slot().await;
             let Some(delivery) = lanes.next().await else { break };
+            worker.database.over().await;
+            worker.blobs.over().await;
             attempts.spawn(run_one::run_one(worker.clone(), delivery, slot));
         }
     };

@@ -1,0 +1,263 @@
+//! Cancelling, trying again, and what is left to remove.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use chrono::{TimeDelta, Utc};
+use safelight_common::{
+    domain::{ErrorCode, Failure, JobKind, Lane, Status, TaskId},
+    store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter},
+};
+
+use super::{
+    fixture::{Fixture, HOUR, NOW, failure, rendered, thumbnail_bell, upload, write_bell, written},
+    promises,
+};
+
+promises!(
+    a_cancelled_task_never_runs,
+    a_running_job_that_is_cancelled_has_no_effect,
+    what_has_ended_cannot_be_cancelled,
+    a_settle_and_a_cancel_at_once_count_every_job_once,
+    a_failed_task_is_tried_again_with_all_its_attempts,
+    only_failed_tasks_that_have_their_bytes_are_tried_again,
+    discarded_images_wait_for_the_leases_on_them,
+    a_blob_is_kept_for_whoever_has_the_same,
+    a_job_whose_message_died_gets_another,
+    queued_jobs_are_counted_by_lane,
+    tasks_are_found_by_what_went_wrong,
+    a_reservation_is_held_for_as_long_as_it_is_extended,
+);
+
+async fn a_cancelled_task_never_runs(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let bells = store.publish_all().await?;
+    assert!(store.cancel(upload.task).await?);
+    let task = store.task_of(&upload).await?;
+    assert_eq!(task.status, Status::Cancelled);
+    assert!(task.finished_at.is_some());
+    assert_eq!((task.progress.cancelled, task.progress.failed), (2, 0));
+    assert!(task.jobs.iter().all(|job| job.status == Status::Cancelled));
+    for bell in &bells {
+        store.refused(bell, false).await?;
+        store.refused(bell, true).await?;
+    }
+    assert!(task.image.context("image")?.discarded);
+    Ok(())
+}
+
+async fn a_running_job_that_is_cancelled_has_no_effect(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    assert!(store.cancel(upload.task).await?);
+    assert!(store.renew(&[job.lease], HOUR).await?.held.is_empty(), "its worker learns of it");
+    let cancelled = store.task_of(&upload).await?;
+    for outcome in [rendered(), Outcome::Failed(failure()), Outcome::Released] {
+        assert_eq!(store.settle(&job.lease, &outcome).await?, Settled::Stale);
+    }
+    assert_eq!(store.task_of(&upload).await?, cancelled);
+    assert_eq!(store.count_unpublished().await?, 0, "no bell is left to ring");
+    Ok(())
+}
+
+async fn what_has_ended_cannot_be_cancelled(store: Fixture) -> Result<()> {
+    assert!(!store.cancel(TaskId::new()).await?, "unknown");
+    let upload = store.accepted().await?;
+    finish(&store, &upload).await?;
+    let before = store.task_of(&upload).await?;
+    assert!(!store.cancel(upload.task).await?);
+    assert_eq!(store.task_of(&upload).await?, before);
+    assert!(store.discarded(9).await?.is_empty());
+    Ok(())
+}
+
+async fn a_settle_and_a_cancel_at_once_count_every_job_once(store: Fixture) -> Result<()> {
+    for _ in 0..20 {
+        let upload = store.accepted().await?;
+        let job = store.claimed(&write_bell(&upload)).await?;
+        let (settled, cancelled) =
+            tokio::join!(store.settle(&job.lease, &written()), store.cancel(upload.task));
+        assert!(cancelled?, "the other job was still open");
+        let task = store.task_of(&upload).await?;
+        let done = u32::from(settled? == Settled::Applied);
+        assert_eq!(task.status, Status::Cancelled);
+        assert_eq!((task.progress.succeeded, task.progress.cancelled), (done, 2 - done));
+        assert!(!store.cancel(upload.task).await?);
+    }
+    Ok(())
+}
+
+async fn a_failed_task_is_tried_again_with_all_its_attempts(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let job = store.claimed(&write_bell(&upload)).await?;
+    store.settled(&job, &written()).await?;
+    for _ in 0..upload.max_attempts {
+        store.publish_all().await?;
+        let bell = thumbnail_bell(&upload);
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+    }
+    let failed = store.task_of(&upload).await?;
+    assert_eq!(failed.status, Status::Failed);
+
+    assert_eq!(store.retry(&[upload.task, TaskId::new()]).await?, [upload.task]);
+    let again = store.task_of(&upload).await?;
+    assert_eq!((again.status, again.finished_at), (Status::Queued, None));
+    assert!(again.version > failed.version);
+    assert_eq!((again.progress.succeeded, again.progress.failed), (1, 0));
+    let thumbnail = again.jobs.iter().find(|job| job.kind == JobKind::Thumbnail).context("job")?;
+    assert_eq!((thumbnail.attempt, &thumbnail.error), (0, &None));
+
+    let bells = store.publish_all().await?;
+    assert_eq!(bells.len(), 1, "only the job that had failed");
+    let job = store.claimed(&bells[0]).await?;
+    assert_eq!(job.attempt, 1);
+    assert!(job.lease.fence > upload.max_attempts, "an old lease never fits again");
+    store.settled(&job, &rendered()).await?;
+    assert_eq!(store.task_of(&upload).await?.status, Status::Succeeded);
+    Ok(())
+}
+
+async fn only_failed_tasks_that_have_their_bytes_are_tried_again(store: Fixture) -> Result<()> {
+    let queued = store.accepted().await?;
+    let done = store.accepted().await?;
+    finish(&store, &done).await?;
+    // Cancelled after one of its jobs had failed: it counts as failed.
+    let half = store.accepted().await?;
+    let job = store.claimed(&write_bell(&half)).await?;
+    store.settled(&job, &Outcome::Failed(failure())).await?;
+    assert!(store.cancel(half.task).await?);
+    assert_eq!(store.task_of(&half).await?.status, Status::Failed);
+
+    assert!(store.retry(&[queued.task, done.task, half.task]).await?.is_empty());
+    assert_eq!(store.task_of(&half).await?.status, Status::Failed);
+    Ok(())
+}
+
+async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<()> {
+    let (calm, busy) = (store.accepted().await?, store.accepted().await?);
+    store.claimed_for(&write_bell(&busy), HOUR).await?;
+    store.cancel(calm.task).await?;
+    store.cancel(busy.task).await?;
+    let discarded = store.discarded(9).await?;
+    assert_eq!(discarded.iter().map(|image| image.id).collect::<Vec<_>>(), [calm.image]);
+    store.mark_removed(calm.image).await?;
+    assert!(store.discarded(9).await?.is_empty());
+    store.tamper("update jobs set lease_until = null").await?;
+    assert_eq!(store.discarded(9).await?[0].id, busy.image);
+    let listed = store.list_images(&PageRequest { before: None, limit: 9 }).await?.images;
+    assert!(listed.is_empty(), "{listed:?}");
+    Ok(())
+}
+
+async fn a_blob_is_kept_for_whoever_has_the_same(store: Fixture) -> Result<()> {
+    let first = store.accepted().await?;
+    let job = store.claimed(&thumbnail_bell(&first)).await?;
+    store.settled(&job, &rendered()).await?;
+    let second = NewUpload { sha256: first.sha256, ..upload() };
+    store.accept_it(&second).await?;
+    store.cancel(first.task).await?;
+    assert!(store.is_blob_wanted(&first.sha256).await?);
+    assert!(!store.forget_blob(&first.sha256).await?);
+    let image = store.image(second.image).await?.context("image")?;
+    assert_eq!(image.renditions.len(), 2, "nothing was forgotten");
+
+    store.cancel(second.task).await?;
+    assert!(!store.is_blob_wanted(&first.sha256).await?);
+    assert!(store.forget_blob(&first.sha256).await?);
+    let image = store.image(second.image).await?.context("image")?;
+    assert!(image.renditions.is_empty() && image.discarded);
+    Ok(())
+}
+
+async fn a_job_whose_message_died_gets_another(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let (write, thumbnail) = (upload.jobs[0].0, upload.jobs[1].0);
+    assert!(!store.ring_again(write, NOW).await?, "it is still in the outbox");
+    store.publish_all().await?;
+    let job = store.claimed(&write_bell(&upload)).await?;
+    assert!(!store.ring_again(write, NOW).await?, "it runs");
+    assert!(store.ring_again(thumbnail, HOUR).await?);
+    assert_eq!(store.count_unpublished().await?, 0, "not due yet");
+    store.tamper("delete from outbox").await?;
+    assert!(store.ring_again(thumbnail, NOW).await?);
+    assert_eq!(store.publish_all().await?[0].job, thumbnail);
+    store.settled(&job, &written()).await?;
+    assert!(!store.ring_again(write, NOW).await?, "it has ended");
+    Ok(())
+}
+
+async fn queued_jobs_are_counted_by_lane(store: Fixture) -> Result<()> {
+    let first = store.accepted().await?;
+    store.accept_it(&NewUpload { lane: Lane::Bulk, ..upload() }).await?;
+    store.accepted().await?;
+    assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 4);
+    assert_eq!(store.count_queued(Lane::Interactive, 3).await?, 3, "counts no further");
+    assert_eq!(store.count_queued(Lane::Bulk, 100).await?, 2);
+    let job = store.claimed(&write_bell(&first)).await?;
+    assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 3);
+    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
+    assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 4, "due or not");
+    Ok(())
+}
+
+async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
+    let corrupt = Failure::new(ErrorCode::CorruptImage, "cut short");
+    let [unhappy, waiting, _fine] =
+        [store.accepted().await?, store.accepted().await?, store.accepted().await?];
+    let job = store.claimed(&write_bell(&unhappy)).await?;
+    store.settled(&job, &Outcome::Failed(corrupt)).await?;
+    let job = store.claimed(&thumbnail_bell(&waiting)).await?;
+    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
+
+    let find = async |filter: TaskFilter| -> Result<Vec<TaskId>> {
+        let page = store.list_tasks(&filter, &PageRequest { before: None, limit: 9 }).await?;
+        Ok(page.tasks.iter().map(|task| task.id).collect())
+    };
+    let any = TaskFilter::default();
+    let by_code = |code| TaskFilter { code: Some(code), ..TaskFilter::default() };
+    assert_eq!(find(by_code(ErrorCode::CorruptImage)).await?, [unhappy.task]);
+    assert_eq!(find(by_code(ErrorCode::StoreUnavailable)).await?, [waiting.task]);
+    assert!(find(by_code(ErrorCode::LeaseLost)).await?.is_empty());
+    let failed_write =
+        TaskFilter { job_kind: Some(JobKind::Write), ..by_code(ErrorCode::CorruptImage) };
+    assert_eq!(find(failed_write.clone()).await?, [unhappy.task]);
+    let failed_thumbnail = TaskFilter { job_kind: Some(JobKind::Thumbnail), ..failed_write };
+    assert!(find(failed_thumbnail).await?.is_empty());
+    assert_eq!(find(TaskFilter { owner: Some(String::new()), ..any.clone() }).await?.len(), 3);
+    assert!(find(TaskFilter { owner: Some("bob".to_owned()), ..any.clone() }).await?.is_empty());
+    let soon = Some(Utc::now() + TimeDelta::hours(1));
+    assert_eq!(find(TaskFilter { created_before: soon, ..any.clone() }).await?.len(), 3);
+    assert!(find(TaskFilter { created_after: soon, ..any }).await?.is_empty());
+    Ok(())
+}
+
+async fn a_reservation_is_held_for_as_long_as_it_is_extended(store: Fixture) -> Result<()> {
+    use safelight_common::store::{IdempotencyKey, KeyState};
+    let key = IdempotencyKey { owner: String::new(), key: "holiday".to_owned() };
+    let KeyState::Reserved(first) = store.reserve_key(&key, NOW).await? else {
+        anyhow::bail!("a free key")
+    };
+    store.extend_key(&first, HOUR).await?;
+    assert_eq!(store.reserve_key(&key, HOUR).await?, KeyState::InFlight);
+    store.extend_key(&first, Duration::ZERO).await?;
+    let KeyState::Reserved(second) = store.reserve_key(&key, HOUR).await? else {
+        anyhow::bail!("its hold was over")
+    };
+    // The first has lost it, and cannot hold it any more.
+    store.extend_key(&first, Duration::ZERO).await?;
+    assert_eq!(store.reserve_key(&key, HOUR).await?, KeyState::InFlight);
+    store.release_key(&second).await?;
+    Ok(())
+}
+
+/// Runs both jobs to their good end.
+async fn finish(store: &Fixture, upload: &NewUpload) -> Result<()> {
+    for (bell, outcome) in [(write_bell(upload), written()), (thumbnail_bell(upload), rendered())] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &outcome).await?;
+        let claim = store.claim(&bell, false, safelight_common::domain::WorkerId::new(), HOUR);
+        assert_eq!(claim.await?, Claim::Nothing);
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! What is left of cancelled uploads: nothing, unless somebody else needs it.
+
+use std::time::Duration;
+
+use safelight_common::{
+    blobs::{BlobKey, StagedUpload},
+    domain::{ImageFacts, ImageFormat, JobKind, Status, WorkerId},
+    store::{Claim, Doorbell, NewUpload, Outcome, Settled},
+};
+
+use super::lab::{Lab, job, picture, within};
+use crate::janitor::discarded;
+
+#[tokio::test]
+async fn a_cancelled_upload_leaves_no_bytes() {
+    let lab = Lab::new(&[]).await;
+    let (queued, written) = (lab.upload(b"queued").await, written(&lab, b"written").await);
+    for upload in [&queued, &written] {
+        assert!(lab.services.store.cancel(upload.task).await.expect("cancel"));
+    }
+    let _janitor = lab.janitor();
+    within("the janitor has passed", async {
+        while lab.path(&BlobKey::Incoming(queued.image)).exists()
+            || lab.path(&BlobKey::Blob(written.sha256)).exists()
+            || !lab.services.store.discarded(9).await.expect("discarded").is_empty()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(lab.trash(), 0);
+}
+
+#[tokio::test]
+async fn an_equal_image_keeps_its_bytes() {
+    let lab = Lab::new(&[]).await;
+    let (first, second) = (written(&lab, b"the same").await, written(&lab, b"the same").await);
+    lab.services.store.cancel(first.task).await.expect("cancel");
+    discarded::remove(lab.services.clone()).await.expect("remove");
+    assert_eq!(read(&lab, &second).await, b"the same");
+    assert!(lab.services.store.discarded(9).await.expect("discarded").is_empty());
+}
+
+/// The moment between the look and the deletion, when an equal upload could lose its bytes.
+#[tokio::test]
+async fn an_equal_upload_at_the_worst_moment_keeps_its_bytes() {
+    let lab = Lab::new(&[]).await;
+    let first = written(&lab, b"the same").await;
+    lab.services.store.cancel(first.task).await.expect("cancel");
+    // One janitor has looked and found nobody; then the upload comes and is written…
+    let late = written(&lab, b"the same").await;
+    // …and only now the janitor moves the bytes aside, and dies.
+    let keys = [BlobKey::Blob(first.sha256)];
+    lab.services.blobs.move_aside(first.image, &keys).await.expect("move");
+    lab.services.store.mark_removed(first.image).await.expect("another had finished it");
+    assert_eq!(lab.trash(), 1);
+
+    discarded::resume(lab.services.clone()).await.expect("resume");
+    assert_eq!(read(&lab, &late).await, b"the same");
+    assert_eq!(lab.trash(), 0);
+}
+
+#[tokio::test]
+async fn what_a_dead_janitor_had_moved_aside_is_removed() {
+    let lab = Lab::new(&[]).await;
+    let upload = written(&lab, b"bytes").await;
+    lab.services.store.cancel(upload.task).await.expect("cancel");
+    let keys = [BlobKey::Blob(upload.sha256), BlobKey::Incoming(upload.image)];
+    lab.services.blobs.move_aside(upload.image, &keys).await.expect("move");
+    assert_eq!(lab.trash(), 1, "what is not there cannot be moved");
+    discarded::remove(lab.services.clone()).await.expect("remove");
+    assert_eq!(lab.trash(), 0);
+    assert!(!lab.path(&BlobKey::Blob(upload.sha256)).exists());
+}
+
+#[tokio::test]
+async fn a_running_job_is_stopped_and_its_result_discarded() {
+    let lab = Lab::new(&[("SAFELIGHT_LEASE_MS", "300")]).await;
+    let upload = lab.upload(&picture()).await;
+    let bells = lab.services.store.take_unpublished(9, Duration::from_mins(1)).await.expect("take");
+    let held = claim(&lab, &bells.due, JobKind::Thumbnail).await;
+    lab.services.store.cancel(upload.task).await.expect("cancel");
+    let settled = lab.services.store.settle(&held, &Outcome::Rendered(Vec::new())).await;
+    assert_eq!(settled.expect("settle"), Settled::Stale);
+    let task = lab.ended(upload.task).await;
+    assert_eq!(task.status, Status::Cancelled);
+    assert_eq!(job(&task, JobKind::Thumbnail).status, Status::Cancelled);
+}
+
+/// An upload whose write job is done, so that its bytes have their content's name.
+async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
+    let upload = lab.upload(bytes).await;
+    let (image, sha256) = (upload.image, upload.sha256);
+    let staged = StagedUpload { image, sha256, bytes: upload.bytes };
+    lab.services.blobs.promote(&staged).await.expect("promote");
+    let (id, kind) = upload.jobs[0];
+    let bell = Doorbell { job: id, kind, lane: upload.lane, generation: 0 };
+    let lease = claim(lab, &[bell], JobKind::Write).await;
+    let facts = ImageFacts {
+        format: ImageFormat::Png,
+        width: 1,
+        height: 1,
+        orientation: 1,
+        taken_at: None,
+        gps: None,
+    };
+    let settled = lab.services.store.settle(&lease, &Outcome::Written(facts)).await;
+    assert_eq!(settled.expect("settle"), Settled::Applied);
+    upload
+}
+
+async fn claim(lab: &Lab, bells: &[Doorbell], kind: JobKind) -> safelight_common::store::Lease {
+    let bell = bells.iter().find(|bell| bell.kind == kind).expect("a bell of each kind");
+    let lease = Duration::from_millis(300);
+    match lab.services.store.claim(bell, false, WorkerId::new(), lease).await {
+        Ok(Claim::Run(job)) => job.lease,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn read(lab: &Lab, upload: &NewUpload) -> Vec<u8> {
+    let key = BlobKey::Blob(upload.sha256);
+    lab.services.blobs.read(&key, 1000).await.expect("the bytes are there").to_vec()
+}
