@@ -29,8 +29,9 @@ const LAST_WORDS: usize = 4096;
 /// How long a decoder whose pipes broke has to be dead by itself.
 const DYING: Duration = Duration::from_secs(2);
 
-/// What Rust writes before it aborts for want of memory.
-const OUT_OF_MEMORY: &str = "memory allocation of";
+/// What Rust writes before it aborts for want of memory, and what a panic says of memory that a
+/// codec asked for politely and did not get.
+const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of", "AllocError"];
 
 /// jemalloc must give back what a picture took before the next one comes: the kernel counts what is
 /// mapped, not what is used.
@@ -124,7 +125,7 @@ fn cause(status: ExitStatus, said: &str, limits: DecoderLimits) -> Failure {
             format!("decoding took more than {} s of processor time", limits.cpu_seconds),
         );
     }
-    if said.contains(OUT_OF_MEMORY) {
+    if OUT_OF_MEMORY.iter().any(|words| said.contains(words)) {
         return limits.too_much_memory();
     }
     let how = match (status.signal(), status.code()) {
@@ -164,9 +165,11 @@ mod tests {
         let limits = DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30 };
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
         let words = "memory allocation of 16777216 bytes failed\n";
+        let polite = "panicked at cicp.rs: TryReserveError { kind: AllocError { … } }";
         for (status, said, code, message) in [
             (killed(Signal::XCPU), "", ErrorCode::DecoderTimedOut, "30 s of processor time"),
             (killed(Signal::ABORT), words, ErrorCode::DecoderOutOfMemory, "1024 MiB"),
+            (ExitStatus::from_raw(101 << 8), polite, ErrorCode::DecoderOutOfMemory, "1024 MiB"),
             (killed(Signal::ABORT), "", ErrorCode::DecoderCrashed, "signal 6"),
             (killed(Signal::SEGV), "", ErrorCode::DecoderCrashed, "signal 11"),
             (
