@@ -4,6 +4,7 @@
 mod api;
 mod client;
 mod config;
+mod decoder;
 mod exit;
 mod migrate;
 mod openapi;
@@ -59,6 +60,9 @@ enum Command {
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
     Openapi,
+    /// Decode pictures for a worker, which starts this by itself
+    #[command(hide = true)]
+    Decoder(decoder::DecoderArgs),
 }
 
 fn main() -> ExitCode {
@@ -83,5 +87,6 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Tasks(args) => process::block_on(tasks::run(args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
+        Command::Decoder(args) => decoder::run(args),
     }
 }

@@ -6,6 +6,7 @@
 //! cancelled.
 
 pub mod dead_letters;
+pub mod decoder;
 mod handlers;
 pub mod imaging;
 pub mod janitor;

@@ -12,7 +12,7 @@ use safelight_common::{
 
 /// Another attempt after a jittered delay; or, where no attempt can help or none is left, the end.
 pub(crate) fn after_failure(job: &ClaimedJob, failure: Failure, config: &Config) -> Outcome {
-    if !failure.code.is_retryable() || job.attempt >= job.max_attempts {
+    if job.attempt >= failure.code.retries().attempts(job.max_attempts) {
         return Outcome::Failed(failure);
     }
     let base = Duration::from_millis(config.backoff_base_ms);

@@ -194,6 +194,8 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("relay_poll_ms", config.relay_poll_ms, 1, 60_000),
         ("staged_grace_ms", config.staged_grace_ms, 1_000, 1 << 40),
         ("max_pixels", config.max_pixels, 1, 1 << 40),
+        ("decode_cpu_seconds", config.decode_cpu_seconds, 1, 120),
+        ("decode_memory_bytes", config.decode_memory_bytes, 64 << 20, 1 << 44),
     ];
     for (key, value, low, high) in bounds {
         if !(low..=high).contains(&value) {

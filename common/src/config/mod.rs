@@ -50,6 +50,9 @@ pub struct Config {
     pub republish_after_ms: u64,
 
     pub max_pixels: u64,
+    pub isolate_decoding: bool,
+    pub decode_cpu_seconds: u64,
+    pub decode_memory_bytes: u64,
     pub keep_gps: bool,
     pub presets: Presets,
 

@@ -26,24 +26,62 @@ text_enum! {
         LeaseLost = "lease_lost",
         /// The handler panicked.
         WorkerPanicked = "worker_panicked",
+        /// The process that decoded the picture died of it.
+        DecoderCrashed = "decoder_crashed",
+        /// Decoding took more time than a picture may take.
+        DecoderTimedOut = "decoder_timed_out",
+        /// Decoding took more memory than a picture may take.
+        DecoderOutOfMemory = "decoder_out_of_memory",
+    }
+}
+
+/// How often a failed job is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retries {
+    /// Another attempt would end the same way.
+    Never,
+    /// Another attempt is likely to end the same way, and each is dear: [`Retries::FEW`] at most.
+    Few,
+    /// For as long as the job has attempts left.
+    All,
+}
+
+impl Retries {
+    /// Attempts in all, the first included, of a job that may be tried again few times.
+    pub const FEW: u32 = 3;
+
+    /// Attempts in all, the first included, of a job that has `max_attempts`.
+    pub fn attempts(self, max_attempts: u32) -> u32 {
+        match self {
+            Self::Never => 1,
+            Self::Few => max_attempts.min(Self::FEW),
+            Self::All => max_attempts,
+        }
     }
 }
 
 impl ErrorCode {
-    /// Whether another attempt could end differently.
-    pub const fn is_retryable(self) -> bool {
+    /// How often a job that failed like this is tried again.
+    pub const fn retries(self) -> Retries {
         match self {
             Self::NotAnImage
             | Self::UnsupportedFormat
             | Self::CorruptImage
-            | Self::TooManyPixels => false,
+            | Self::TooManyPixels => Retries::Never,
+            // Mostly the picture's doing, sometimes that of a busy machine or of the kernel.
+            Self::DecoderCrashed | Self::DecoderTimedOut | Self::DecoderOutOfMemory => Retries::Few,
             // A missing blob may be a store that has not caught up; it ends by attempts.
             Self::BlobMissing
             | Self::StoreUnavailable
             | Self::DatabaseUnavailable
             | Self::LeaseLost
-            | Self::WorkerPanicked => true,
+            | Self::WorkerPanicked => Retries::All,
         }
+    }
+
+    /// Whether another attempt could end differently.
+    pub const fn is_retryable(self) -> bool {
+        !matches!(self.retries(), Retries::Never)
     }
 }
 
@@ -61,5 +99,18 @@ impl Failure {
     /// A failure with its sentence.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn poison_gets_few_attempts_and_never_more_than_the_job_has() {
+        assert_eq!(ErrorCode::CorruptImage.retries().attempts(8), 1);
+        assert_eq!(ErrorCode::DecoderCrashed.retries().attempts(8), 3);
+        assert_eq!(ErrorCode::DecoderCrashed.retries().attempts(2), 2);
+        assert_eq!(ErrorCode::StoreUnavailable.retries().attempts(8), 8);
     }
 }

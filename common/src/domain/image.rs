@@ -80,7 +80,7 @@ pub struct Gps {
 }
 
 /// What the write job learns from the bytes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageFacts {
     /// The format that the header proves.
     pub format: ImageFormat,
@@ -127,7 +127,7 @@ pub struct Image {
 }
 
 /// A picture that a preset made from a blob.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rendition {
     /// The preset's name.
     pub preset: String,

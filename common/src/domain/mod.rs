@@ -8,7 +8,7 @@ mod preset;
 mod task;
 mod text_enum;
 
-pub use failure::{ErrorCode, Failure};
+pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};
 pub use image::{Gps, Image, ImageFacts, ImageFormat, Rendition};

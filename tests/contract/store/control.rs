@@ -75,8 +75,9 @@ async fn a_settle_and_a_cancel_at_once_count_every_job_once(store: Fixture) -> R
     for _ in 0..20 {
         let upload = store.accepted().await?;
         let job = store.claimed(&write_bell(&upload)).await?;
+        let written = written();
         let (settled, cancelled) =
-            tokio::join!(store.settle(&job.lease, &written()), store.cancel(upload.task));
+            tokio::join!(store.settle(&job.lease, &written), store.cancel(upload.task));
         assert!(cancelled?, "the other job was still open");
         let task = store.task_of(&upload).await?;
         let done = u32::from(settled? == Settled::Applied);

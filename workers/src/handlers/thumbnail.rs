@@ -10,7 +10,7 @@ use safelight_common::{
 };
 
 use super::{Context, source};
-use crate::imaging::{self, Limits, Rendered};
+use crate::imaging::Rendered;
 
 pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     let config = &context.services.config;
@@ -20,9 +20,7 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         return Ok(Outcome::Rendered(Vec::new()));
     }
     let bytes = source::read(blobs, image).await?;
-    let limits = Limits { max_pixels: config.max_pixels };
-    let rendered =
-        context.blocking(move |stopped| imaging::render(&bytes, &presets, limits, stopped)).await?;
+    let rendered = context.decoder.render(bytes, presets, &context.attempt).await?;
     fail_point::hit("thumbnail.rendered").await;
     let stored = rendered.into_iter().map(|Rendered { rendition, data }| async move {
         blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;

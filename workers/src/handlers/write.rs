@@ -1,7 +1,6 @@
 //! The write job: proves that the bytes are a picture, learns its facts, and gives the bytes their
 //! content's name.
 
-use bytes::Bytes;
 use safelight_common::{
     blobs::StagedUpload,
     domain::{ErrorCode, Failure, Image, ImageFacts},
@@ -10,7 +9,7 @@ use safelight_common::{
 };
 
 use super::{Context, source};
-use crate::imaging::{self, Limits};
+use crate::imaging;
 
 /// First bytes that usually hold the header and the EXIF block (at most 64 KiB, among others).
 const HEAD_BYTES: u64 = 256 * 1024;
@@ -32,16 +31,11 @@ async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> 
     let head = source::read_head(blobs, image, HEAD_BYTES).await?;
     let is_whole = head.len() as u64 >= image.bytes;
     if is_whole || imaging::head_suffices(&head) {
-        match inspect(context, head).await {
+        match context.decoder.inspect(head, &context.attempt).await {
             // Of all failures, only a damaged header may be due to the cut.
             Err(failure) if failure.code == ErrorCode::CorruptImage && !is_whole => {}
             known => return known,
         }
     }
-    inspect(context, source::read(blobs, image).await?).await
-}
-
-async fn inspect(context: &Context, bytes: Bytes) -> Result<ImageFacts, Failure> {
-    let limits = Limits { max_pixels: context.services.config.max_pixels };
-    context.blocking(move |_| imaging::inspect(&bytes, limits)).await
+    context.decoder.inspect(source::read(blobs, image).await?, &context.attempt).await
 }

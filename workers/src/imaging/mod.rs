@@ -1,7 +1,7 @@
 //! Pictures: bytes in, facts or renditions out. The only module that knows codecs.
 //!
-//! Everything here is plain, blocking CPU work on bytes in memory; callers put it on blocking
-//! threads. A panic of a codec is the caller's to catch.
+//! Everything here is plain, blocking CPU work on bytes in memory. Where it runs, and what happens
+//! when a codec panics, crashes or hangs, is the business of [`crate::decoder`].
 //!
 //! What counts as damaged: a header that cannot be read, pixel data that a decoder refuses, and a
 //! JPEG without its end marker. (The JPEG decoder would fill the missing part with grey; a picture
@@ -17,12 +17,13 @@ mod render;
 mod tests;
 
 use safelight_common::domain::{ErrorCode, Failure, ImageFormat};
+use serde::{Deserialize, Serialize};
 
 pub use inspect::{head_suffices, inspect};
 pub use render::{Rendered, render};
 
 /// What a picture may cost.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Width × height at most, in pixels; checked from the header, before anything is allocated.
     pub max_pixels: u64,

@@ -35,6 +35,8 @@ impl Lab {
         let path = folder.path().to_str().expect("UTF-8");
         let base = [
             ("SAFELIGHT_DATA_DIR", path),
+            // A decoder is the running program, and here that is a test.
+            ("SAFELIGHT_ISOLATE_DECODING", "false"),
             ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
             ("SAFELIGHT_BACKOFF_CAP_MS", "50"),
             ("SAFELIGHT_RELAY_POLL_MS", "20"),

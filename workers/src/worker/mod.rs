@@ -23,6 +23,7 @@ use safelight_common::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{keeper::Held, lanes::Lanes, outage::Outage};
+use crate::decoder::Decoder;
 
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -49,18 +50,20 @@ struct Worker {
     held: Held,
     database: Outage,
     blobs: Outage,
+    decoder: Arc<Decoder>,
     /// Cancelled when running jobs must be given up to others.
     hand_back: CancellationToken,
 }
 
 impl Worker {
-    fn new(services: Services) -> Self {
+    fn new(services: Services, concurrency: usize) -> Self {
         Self {
             id: WorkerId::new(),
             lease: Duration::from_millis(services.config.lease_ms),
             held: Held::default(),
             database: Outage::of("database"),
             blobs: Outage::of("blob store"),
+            decoder: Arc::new(Decoder::new(&services.config, concurrency)),
             hand_back: CancellationToken::new(),
             services,
         }
@@ -71,7 +74,7 @@ impl Worker {
 /// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
 /// does not count), and returns.
 pub async fn run(services: Services, options: WorkerOptions, shutdown: CancellationToken) {
-    let worker = Arc::new(Worker::new(services));
+    let worker = Arc::new(Worker::new(services, options.concurrency.max(1)));
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
     let attempts = TaskTracker::new();
     let take = join_all(options.kinds.iter().map(|&kind| {

@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use super::{Worker, keeper::HeldLease};
 use crate::{
+    decoder::Attempt,
     handlers::{self, Context},
     policy,
 };
@@ -100,7 +101,11 @@ async fn execute(
     let stop = held.lost.child_token();
     // Tells blocking work, which cannot be aborted, that it is done for.
     let _stop_at_end = stop.clone().drop_guard();
-    let context = Context { services: worker.services.clone(), slot, stop };
+    let context = Context {
+        services: worker.services.clone(),
+        decoder: worker.decoder.clone(),
+        attempt: Attempt { slot, stop },
+    };
     let job_of_handler = job.clone();
     let handler = async move { handlers::run(&context, &job_of_handler).await };
     let failure = match supervise(worker, &held.lost, handler).await? {
@@ -194,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_failure_that_may_be_tried_again() {
-        let worker = Worker::new(Lab::new(&[]).await.services.clone());
+        let worker = Worker::new(Lab::new(&[]).await.services.clone(), 1);
         let handler = async { panic!("a codec's bug") };
         let result = supervise(&worker, &CancellationToken::new(), handler).await;
         let failure = result.expect("not lost").expect_err("panicked");
@@ -204,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_is_handed_back_when_the_drain_is_over() {
-        let worker = Worker::new(Lab::new(&[]).await.services.clone());
+        let worker = Worker::new(Lab::new(&[]).await.services.clone(), 1);
         worker.hand_back.cancel();
         let result = supervise(&worker, &CancellationToken::new(), std::future::pending()).await;
         assert_eq!(result, Some(Ok(Outcome::Released)));
@@ -213,7 +218,7 @@ mod tests {
     #[tokio::test]
     async fn a_lease_that_the_store_does_not_renew_stops_its_job() {
         let lab = Lab::new(&[("SAFELIGHT_LEASE_MS", "100")]).await;
-        let worker = Worker::new(lab.services.clone());
+        let worker = Worker::new(lab.services.clone(), 1);
         let lease = safelight_common::store::Lease {
             job: safelight_common::domain::JobId::new(),
             fence: 1,

@@ -1,0 +1,23 @@
+//! `safelight decoder`: what a worker starts to decode pictures in. Not for people.
+
+use clap::Args;
+use safelight_workers::decoder::{self, DecoderLimits};
+
+use crate::exit::Exit;
+
+/// Options of `safelight decoder`.
+#[derive(Args)]
+pub struct DecoderArgs {
+    /// Processor time for each picture, in seconds
+    #[arg(long)]
+    cpu_seconds: u64,
+    /// Memory in all, in bytes
+    #[arg(long)]
+    memory_bytes: u64,
+}
+
+/// Runs until the worker hangs up.
+pub fn run(args: DecoderArgs) -> Result<(), Exit> {
+    let DecoderArgs { cpu_seconds, memory_bytes } = args;
+    decoder::run(DecoderLimits { cpu_seconds, memory_bytes }).map_err(Exit::failed)
+}

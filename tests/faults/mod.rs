@@ -1,0 +1,3 @@
+//! What breaks, and what it must not break.
+
+mod poison;

@@ -1,0 +1,265 @@
+//! Pictures that crash, hang or bloat their decoder, and decoders that die for other reasons.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::Cursor,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use image::{ImageBuffer, ImageFormat, Rgba};
+use safelight_harness::{
+    client::Client,
+    pictures,
+    server::{Server, safelight},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything but a task may take, on a busy machine.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Thumbnail jobs at once; there are two more decoders.
+const SLOTS: usize = 2;
+
+/// Attempts of a picture that harms its decoder.
+const ATTEMPTS: u64 = 3;
+
+#[tokio::test]
+async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
+    let data = TempDir::new()?;
+    let settings = [("DECODE_CPU_SECONDS", "1"), ("DECODE_MEMORY_BYTES", "134217728")];
+    let mut server = serve(data.path(), &settings).await?;
+    let client = Client::new(server.url())?;
+    let poisons = [
+        ("crash", "decoder_crashed"),
+        ("hang", "decoder_timed_out"),
+        ("spin", "decoder_timed_out"),
+        ("bloat", "decoder_out_of_memory"),
+    ];
+    let mut poisoned = Vec::new();
+    let mut good = Vec::new();
+    for (number, (harm, _)) in poisons.iter().enumerate() {
+        poisoned.push(client.upload(poison(harm)?).await?);
+        for seed in 0..5 {
+            good.push(client.upload(pictures::jpeg(320, 240, number as u64 * 10 + seed)?).await?);
+        }
+    }
+    all_succeed_at_once(&client, &good).await?;
+    for (task, (harm, code)) in poisoned.iter().zip(poisons) {
+        let task = client.finished(task).await?;
+        assert_eq!(task["status"], "failed", "{harm}: {task:#}");
+        for job in jobs(&task) {
+            assert_eq!(job["error"]["code"], code, "{harm}: {task:#}");
+            assert_eq!(job["attempt"], ATTEMPTS, "{harm}: {task:#}");
+        }
+    }
+    assert!(server.is_running()?, "{}", server.output());
+    assert!(decoders(server.id()).len() <= SLOTS + 2, "those that hung are gone");
+    let after = client.upload(pictures::jpeg(320, 240, 99)?).await?;
+    all_succeed_at_once(&client, &[after]).await
+}
+
+#[tokio::test]
+async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
+    const BOUND: u64 = 96 << 20;
+    let data = TempDir::new()?;
+    let server = serve(data.path(), &[("DECODE_MEMORY_BYTES", &BOUND.to_string())]).await?;
+    let client = Client::new(server.url())?;
+    // The one by intent, the other by its size: 96 MB of samples alone.
+    let tasks =
+        [client.upload(poison("bloat")?).await?, client.upload(deep_png(4000, 3000)?).await?];
+    let mut most = 0;
+    let ended = async {
+        let [bloat, deep] = &tasks;
+        anyhow::Ok([client.finished(bloat).await?, client.finished(deep).await?])
+    };
+    let watch = async {
+        loop {
+            for decoder in decoders(server.id()) {
+                most = most.max(most_memory(decoder).unwrap_or(0));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let ended: [Value; 2] =
+        tokio::select! { ended = ended => ended?, () = watch => [const { Value::Null }; 2] };
+    assert!((1..=BOUND).contains(&most), "a decoder took {most} bytes");
+    for task in ended {
+        assert_eq!(task["status"], "failed", "{task:#}");
+        let thumbnail = jobs(&task).find(|job| job["kind"] == "thumbnail").context("a job")?;
+        let code = thumbnail["error"]["code"].as_str().unwrap_or_default();
+        assert!(["decoder_out_of_memory", "too_many_pixels"].contains(&code), "{task:#}");
+        let message = thumbnail["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("memory"), "{task:#}");
+    }
+    let after = client.upload(pictures::jpeg(320, 240, 1)?).await?;
+    all_succeed_at_once(&client, &[after]).await
+}
+
+#[tokio::test]
+async fn a_decoder_that_is_killed_while_idle_costs_nobody_an_attempt() -> Result<()> {
+    let data = TempDir::new()?;
+    let server = serve(data.path(), &[]).await?;
+    let client = Client::new(server.url())?;
+    let mut seen = HashSet::new();
+    for seed in 0..5 {
+        let task = client.upload(pictures::jpeg(320, 240, seed)?).await?;
+        all_succeed_at_once(&client, &[task]).await?;
+        let idle = decoders(server.id());
+        ensure!(!idle.is_empty(), "decoders are kept for the next picture");
+        signal("KILL", &idle)?;
+        seen.extend(idle);
+    }
+    assert!(seen.len() >= 5, "each round had decoders of its own: {seen:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_server_leaves_no_decoder_behind() -> Result<()> {
+    let data = TempDir::new()?;
+    let mut server = serve(data.path(), &[]).await?;
+    let client = Client::new(server.url())?;
+    // One idle, some that would go on for half a minute.
+    let good = client.upload(pictures::jpeg(320, 240, 1)?).await?;
+    all_succeed_at_once(&client, &[good]).await?;
+    for harm in ["hang", "spin"] {
+        client.upload(poison(harm)?).await?;
+    }
+    let server_id = server.id();
+    until("all decoders are busy", || decoders(server_id).len() == SLOTS + 2).await?;
+    let left = decoders(server_id);
+    server.kill()?;
+    until("they are gone", || left.iter().all(|&decoder| !is_decoder(decoder))).await
+}
+
+#[tokio::test]
+async fn a_job_that_is_handed_back_ends_its_decoder() -> Result<()> {
+    let data = TempDir::new()?;
+    let mut server = serve(data.path(), &[("DRAIN_TIMEOUT_MS", "100")]).await?;
+    let client = Client::new(server.url())?;
+    client.upload(poison("hang")?).await?;
+    let server_id = server.id();
+    until("decoders hang", || decoders(server_id).len() == 2).await?;
+    let left = decoders(server_id);
+    server.signal("TERM")?;
+    let (ended, server) = tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
+    assert_eq!(ended?.code(), Some(0), "{}", server.output());
+    until("they are gone", || left.iter().all(|&decoder| !is_decoder(decoder))).await
+}
+
+#[tokio::test]
+async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<()> {
+    for name in ["INT", "TERM"] {
+        let data = TempDir::new()?;
+        let mut server = serve(data.path(), &[]).await?;
+        let client = Client::new(server.url())?;
+        let photo = pictures::jpeg(1600, 1200, 1)?;
+        let mut tasks = Vec::new();
+        for number in 0..8 {
+            tasks.push(client.upload(pictures::with_comment(&photo, &number.to_string())).await?);
+        }
+        let server_id = server.id();
+        until("decoders work", || !decoders(server_id).is_empty()).await?;
+        // A terminal signals the server's group, a service manager every process there is.
+        server.signal(name)?;
+        signal(name, &decoders(server_id))?;
+        let (ended, server) =
+            tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
+        assert_eq!(ended?.code(), Some(0), "{}", server.output());
+        assert!(!server.output().contains("a decoder died"), "{}", server.output());
+
+        let server = serve(data.path(), &[]).await?;
+        all_succeed_at_once(&Client::new(server.url())?, &tasks).await?;
+    }
+    Ok(())
+}
+
+/// `safelight serve` on a folder, ready, with short waits between attempts.
+async fn serve(data: &Path, settings: &[(&str, &str)]) -> Result<Server> {
+    let slots = SLOTS.to_string();
+    let data = data.to_string_lossy();
+    let base = [
+        ("DATA_DIR", data.as_ref()),
+        ("LISTEN", "127.0.0.1:0"),
+        ("CONCURRENCY", slots.as_str()),
+        ("BACKOFF_BASE_MS", "10"),
+        ("BACKOFF_CAP_MS", "50"),
+        ("RELAY_POLL_MS", "20"),
+    ];
+    let variable = |(key, value): &(&str, &str)| (format!("SAFELIGHT_{key}"), (*value).to_owned());
+    let env: Vec<_> = base.iter().chain(settings).map(variable).collect();
+    let command = safelight(Path::new(env!("CARGO_BIN_EXE_safelight")), ["serve"], &env);
+    tokio::task::spawn_blocking(move || Server::start(command)).await?
+}
+
+/// A sound picture that asks its decoder to do harm.
+fn poison(harm: &str) -> Result<Vec<u8>> {
+    Ok(pictures::with_comment(&pictures::jpeg(64, 48, 1)?, &format!("SAFELIGHT-FAIL:{harm}")))
+}
+
+/// A PNG with 16 bits a sample and transparency: 8 bytes a pixel.
+fn deep_png(width: u32, height: u32) -> Result<Vec<u8>> {
+    let picture = ImageBuffer::<Rgba<u16>, _>::new(width, height);
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}
+
+async fn all_succeed_at_once(client: &Client, tasks: &[Value]) -> Result<()> {
+    for task in tasks {
+        let task = client.finished(task).await?;
+        assert_eq!(task["status"], "succeeded", "{task:#}");
+        assert!(jobs(&task).all(|job| job["attempt"] == 1), "{task:#}");
+    }
+    Ok(())
+}
+
+fn jobs(task: &Value) -> impl Iterator<Item = &Value> {
+    task["jobs"].as_array().into_iter().flatten()
+}
+
+/// The living decoders of a server.
+fn decoders(server: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .filter(|&process| status(process, "PPid:") == Some(server.into()) && is_decoder(process))
+        .collect()
+}
+
+/// Whether it lives (the dead have no command line) and is a decoder.
+fn is_decoder(process: u32) -> bool {
+    let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    line.split(|&byte| byte == 0).any(|word| word == b"decoder")
+}
+
+/// The most memory that a process has had, in bytes.
+fn most_memory(process: u32) -> Option<u64> {
+    Some(status(process, "VmHWM:")? * 1024)
+}
+
+fn status(process: u32, key: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn signal(name: &str, processes: &[u32]) -> Result<()> {
+    let ids = processes.iter().map(ToString::to_string);
+    // One that has ended meanwhile needs no signal.
+    Command::new("kill").args(["-s", name]).args(ids).output().context("kill")?;
+    Ok(())
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        ensure!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Where pictures are decoded: in child processes, so that one which crashes, hangs or bloats its
+//! decoder costs its own attempt and nothing else.
+//!
+//! ```text
+//! worker                                            decoder (this program, `safelight decoder`)
+//!   takes an idle decoder, or starts one ──────────▶ bounds its memory, files, core dumps
+//!   request: header, the picture's bytes ──────────▶ reads them; bounds its processor time
+//!            ◀─────────────────────────────── begun  from here on a death is the picture's
+//!            ◀─ answer: facts, renditions, or a failure
+//!   puts it back for the next picture                 waits; ends when the worker does
+//! ```
+//!
+//! A decoder that dies or takes too long is replaced; so is one whose work nobody waits for any more.
+
+mod child;
+mod limits;
+#[cfg(feature = "fail-points")]
+mod poison;
+mod pool;
+mod process;
+mod protocol;
+mod request;
+mod thread;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use safelight_common::{
+    config::Config,
+    domain::{ErrorCode, Failure, ImageFacts, Presets},
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+pub use child::run;
+pub use limits::DecoderLimits;
+
+use self::{
+    pool::Pool,
+    request::{Answer, Request},
+};
+use crate::imaging::{Limits, Rendered};
+
+/// How far decoding steps back, in nice levels: about a tenth of a busy processor's time is left to
+/// it while requests want the rest. Receipts go before pictures.
+const NICENESS: i32 = 10;
+
+/// What one attempt has to do with its decoding.
+pub(crate) struct Attempt {
+    /// The right to use one processor. Work that cannot be aborted holds a share of it, so that it
+    /// still counts when it outlives its attempt.
+    pub slot: Arc<OwnedSemaphorePermit>,
+    /// Cancelled once nobody wants the result any more.
+    pub stop: CancellationToken,
+}
+
+/// Decodes pictures, as the configuration says.
+pub(crate) struct Decoder {
+    limits: Limits,
+    /// `None`: inside this process.
+    pool: Option<Pool>,
+}
+
+impl Decoder {
+    /// For as many pictures at once as there are thumbnail slots.
+    pub fn new(config: &Config, slots: usize) -> Self {
+        let limits = DecoderLimits {
+            cpu_seconds: config.decode_cpu_seconds,
+            memory_bytes: config.decode_memory_bytes,
+        };
+        Self {
+            limits: Limits { max_pixels: config.max_pixels },
+            pool: config.isolate_decoding.then(|| Pool::new(limits, slots)),
+        }
+    }
+
+    /// See [`crate::imaging::inspect`].
+    pub async fn inspect(&self, bytes: Bytes, attempt: &Attempt) -> Result<ImageFacts, Failure> {
+        let request = Request::Inspect { limits: self.limits };
+        match self.answer(request, bytes, attempt).await? {
+            Answer::Facts(facts) => Ok(facts),
+            Answer::Renditions(_) => Err(mixed_up()),
+        }
+    }
+
+    /// See [`crate::imaging::render`].
+    pub async fn render(
+        &self,
+        bytes: Bytes,
+        presets: Presets,
+        attempt: &Attempt,
+    ) -> Result<Vec<Rendered>, Failure> {
+        let request = Request::Render { presets, limits: self.limits };
+        match self.answer(request, bytes, attempt).await? {
+            Answer::Renditions(renditions) => Ok(renditions),
+            Answer::Facts(_) => Err(mixed_up()),
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request,
+        bytes: Bytes,
+        attempt: &Attempt,
+    ) -> Result<Answer, Failure> {
+        match &self.pool {
+            Some(pool) => pool.run(&request, bytes).await,
+            None => thread::run(request, bytes, attempt).await,
+        }
+    }
+}
+
+/// An answer to another question than was asked: a bug, as a panic is.
+fn mixed_up() -> Failure {
+    Failure::new(ErrorCode::WorkerPanicked, "the decoder answered another question")
+}
