@@ -15,14 +15,16 @@ mod run_one;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use safelight_common::{
-    domain::{JobKind, Lane, WorkerId},
+    domain::{Failure, JobKind, Lane, WorkerId},
     services::Services,
+    store::{ClaimedJob, Outcome},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{keeper::Held, lanes::Lanes, outage::Outage};
+use crate::handlers::{self, Context};
 
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -41,11 +43,16 @@ pub struct WorkerOptions {
     pub concurrency: usize,
 }
 
+/// What does one attempt of a job.
+pub(crate) type Handler =
+    dyn Fn(Context, ClaimedJob) -> BoxFuture<'static, Result<Outcome, Failure>> + Send + Sync;
+
 /// What all parts of one worker share.
-struct Worker {
+pub(crate) struct Worker {
     services: Services,
-    id: WorkerId,
+    pub id: WorkerId,
     lease: Duration,
+    handler: Box<Handler>,
     held: Held,
     outage: Outage,
     /// Cancelled when running jobs must be given up to others.
@@ -54,12 +61,21 @@ struct Worker {
 
 impl Worker {
     fn new(services: Services) -> Self {
+        let handler = |context, job| -> BoxFuture<'static, _> {
+            Box::pin(async move { handlers::run(&context, &job).await })
+        };
+        Self::with_handler(services, Box::new(handler))
+    }
+
+    /// A worker whose jobs `handler` does.
+    pub fn with_handler(services: Services, handler: Box<Handler>) -> Self {
         Self {
             id: WorkerId::new(),
             lease: Duration::from_millis(services.config.lease_ms),
             held: Held::default(),
             outage: Outage::default(),
             hand_back: CancellationToken::new(),
+            handler,
             services,
         }
     }
@@ -69,7 +85,11 @@ impl Worker {
 /// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
 /// does not count), and returns.
 pub async fn run(services: Services, options: WorkerOptions, shutdown: CancellationToken) {
-    let worker = Arc::new(Worker::new(services));
+    work(Arc::new(Worker::new(services)), options, shutdown).await;
+}
+
+/// See [`run`].
+pub(crate) async fn work(worker: Arc<Worker>, options: WorkerOptions, shutdown: CancellationToken) {
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
     let attempts = TaskTracker::new();
     let take = join_all(options.kinds.iter().map(|&kind| {
@@ -82,6 +102,7 @@ pub async fn run(services: Services, options: WorkerOptions, shutdown: Cancellat
     };
     // Leases are kept, and the database is watched, until the last attempt has ended.
     tokio::select! {
+        biased;
         () = work => {}
         () = worker.held.keep(&worker) => {}
         () = worker.outage.watch(worker.services.store.as_ref()) => {}
@@ -116,6 +137,7 @@ async fn take(
         }
     };
     tokio::select! {
+        biased;
         () = shutdown.cancelled() => {}
         () = taking => {}
     }
