@@ -3,4 +3,5 @@
 mod flaky;
 mod housekeeping;
 pub(crate) mod lab;
+mod simulation;
 mod work;
