@@ -101,7 +101,7 @@ impl Action {
             Self::Start => start(world),
             Self::LoseMessage => lose_message(world),
             Self::WipeBroker => {
-                world.note("the broker is wiped".to_owned());
+                world.note("the broker is wiped");
                 world.shared.queues.lock().wipe();
             }
             Self::LoseConnection => lose_connection(world),
@@ -128,7 +128,7 @@ fn upload(world: &mut World) {
         max_attempts: world.config.max_attempts,
     };
     world.next_id += IDS;
-    world.note(format!("an upload to process {process}, key {:?}", plan.key));
+    world.note(&format!("an upload to process {process}, key {:?}", plan.key));
     let store = world.processes[process].services.store.clone();
     tokio::spawn(client::upload(world.shared.clone(), store, plan));
 }
@@ -142,7 +142,7 @@ fn deliver(world: &mut World, doubled: bool) {
         let doorbell = queues.messages[message].doorbell;
         let to = queues.consumers[consumer].process;
         let words = if doubled { " and kept" } else { "" };
-        world.note(super::text::short(&format!("to process {to}{words}: {doorbell:?}")));
+        world.note(&super::text::short(&format!("to process {to}{words}: {doorbell:?}")));
         queues.deliver(&shared, (message, consumer), doubled)
     };
     drop(returned);
@@ -152,7 +152,7 @@ async fn pass_time(world: &mut World) {
     let lease = world.config.lease_ms;
     let choices = [20, 200, 1000, lease / 3 + 1, lease + 1, 10_001];
     let time = Duration::from_millis(choices[world.rng.usize(..choices.len())]);
-    world.note(format!("{time:?} pass"));
+    world.note(&format!("{time:?} pass"));
     world.pass(time).await;
 }
 
@@ -160,7 +160,7 @@ fn start(world: &mut World) {
     let most = if world.embedded { 1 } else { FLEET };
     let living = world.processes.iter().filter(|one| one.life != Life::Dead).count();
     if living < most {
-        world.note(format!("process {} starts", world.processes.len()));
+        world.note(&format!("process {} starts", world.processes.len()));
         world.start();
     }
 }
@@ -170,14 +170,14 @@ fn lose_message(world: &mut World) {
     if !queues.messages.is_empty() {
         let lost = world.rng.usize(..queues.messages.len());
         let lost = queues.messages.remove(lost);
-        world.note(super::text::short(&format!("lost: {lost:?}")));
+        world.note(&super::text::short(&format!("lost: {lost:?}")));
     }
 }
 
 fn lose_connection(world: &mut World) {
     let Some(process) = world.any(Life::Running) else { return };
     if !world.embedded {
-        world.note(format!("process {process} loses the broker"));
+        world.note(&format!("process {process} loses the broker"));
         world.shared.queues.lock().disconnect(process);
     }
 }
@@ -185,14 +185,14 @@ fn lose_connection(world: &mut World) {
 fn kill(world: &mut World) {
     let life = if world.rng.bool() { Life::Running } else { Life::Frozen };
     if let Some(process) = world.any(life) {
-        world.note(format!("process {process} is killed"));
+        world.note(&format!("process {process} is killed"));
         world.kill(process);
     }
 }
 
 fn freeze(world: &mut World) {
     if let Some(process) = world.any(Life::Running) {
-        world.note(format!("process {process} is stopped"));
+        world.note(&format!("process {process} is stopped"));
         world.processes[process].life = Life::Frozen;
         // The broker may notice, or not.
         if !world.embedded && world.rng.bool() {
@@ -203,20 +203,20 @@ fn freeze(world: &mut World) {
 
 fn thaw(world: &mut World) {
     if let Some(process) = world.any(Life::Frozen) {
-        world.note(format!("process {process} goes on"));
+        world.note(&format!("process {process} goes on"));
         world.processes[process].life = Life::Running;
     }
 }
 
 fn terminate(world: &mut World) {
     if let Some(process) = world.any(Life::Running) {
-        world.note(format!("process {process} is told to end"));
+        world.note(&format!("process {process} is told to end"));
         world.processes[process].shutdown.cancel();
     }
 }
 
 fn set_clock_forward(world: &mut World) {
     let time = Duration::from_secs(world.rng.u64(1..60));
-    world.note(format!("the clock is set {time:?} forward"));
+    world.note(&format!("the clock is set {time:?} forward"));
     world.jump(time);
 }

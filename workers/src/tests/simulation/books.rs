@@ -249,11 +249,11 @@ fn change(method: &str, label: &str, id: &Uuid, old: &Job, new: &Job) -> Verifie
     let wrong = |what: &str| format!("{} {what} in {method}:\n  {old:?}\n  {new:?}", name(id));
     let as_before = Job { bell: new.bell, ..old.clone() };
     must(!is_final(&old.status) || *new == as_before, || wrong("changed after its end"))?;
-    if new.fence != old.fence {
+    if new.fence == old.fence {
+        must(old.status == "running" || new.status == old.status, || wrong("ran unclaimed"))?;
+    } else {
         must(new.fence == old.fence + 1 && new.status == "running", || wrong("lost its fence"))?;
         must(method == "claim", || wrong("got a fence"))?;
-    } else {
-        must(old.status == "running" || new.status == old.status, || wrong("ran unclaimed"))?;
     }
     if method == "claim" && new.status == "running" {
         must(new.fence == old.fence + 1, || wrong("ran uncounted"))?;

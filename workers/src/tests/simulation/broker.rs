@@ -91,7 +91,7 @@ impl State {
         let tag = self.last_tag;
         let process = self.consumers[consumer].process;
         self.unsettled.insert(tag, Unsettled { message, process, consumer });
-        let settle = Tag { shared: shared.clone(), process, tag, doorbell: message.doorbell };
+        let settle = Tagged { shared: shared.clone(), process, tag, doorbell: message.doorbell };
         let delivery = Delivery::new(message.doorbell, message.redelivered, settle);
         // Given back to be dropped where the lock is free: that puts the message back.
         self.consumers[consumer].deliveries.try_send(delivery).err().map(|error| match error {
@@ -126,8 +126,10 @@ impl State {
 
     /// Everything in the queues is gone.
     pub fn wipe(&mut self) {
+        for tag in self.unsettled.keys().copied().collect::<Vec<_>>() {
+            self.put_back(tag);
+        }
         self.messages.clear();
-        self.unsettled.clear();
     }
 
     fn put_back(&mut self, tag: u64) {
@@ -185,15 +187,13 @@ impl Broker for SimulatedBroker {
 
     async fn depth(&self, queue: Queue) -> Result<u64, BrokerError> {
         let label = format!("depth {queue}");
-        match self.shared.turnstile.pass(self.process, Spot::Confirm, label).await {
-            Verdict::Fail => Err(BrokerError::TimedOut),
-            _ => {
-                let of = |one: &&Message| {
-                    (one.doorbell.kind, one.doorbell.lane) == (queue.kind, queue.lane)
-                };
-                Ok(self.shared.queues.lock().messages.iter().filter(of).count() as u64)
-            }
+        let verdict = self.shared.turnstile.pass(self.process, Spot::Confirm, label).await;
+        if verdict == Verdict::Fail {
+            return Err(BrokerError::TimedOut);
         }
+        let of =
+            |one: &&Message| (one.doorbell.kind, one.doorbell.lane) == (queue.kind, queue.lane);
+        Ok(self.shared.queues.lock().messages.iter().filter(of).count() as u64)
     }
 
     async fn check(&self) -> Result<(), BrokerError> {
@@ -208,7 +208,7 @@ impl Broker for SimulatedBroker {
 }
 
 /// One delivery. Dropped unsettled, its message goes back.
-struct Tag {
+struct Tagged {
     shared: Arc<Shared>,
     process: usize,
     tag: u64,
@@ -216,7 +216,7 @@ struct Tag {
 }
 
 #[async_trait]
-impl Settle for Tag {
+impl Settle for Tagged {
     async fn ack(self: Box<Self>) {
         let spot = Spot::Ack(self.tag);
         let label = short(&format!("ack {:?}", self.doorbell));
@@ -235,7 +235,7 @@ impl Settle for Tag {
     }
 }
 
-impl Drop for Tag {
+impl Drop for Tagged {
     fn drop(&mut self) {
         self.shared.queues.lock().put_back(self.tag);
     }

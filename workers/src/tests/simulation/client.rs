@@ -42,7 +42,7 @@ pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: Plan) {
     if let Ok(Accepted::Yes(_)) = accepted {
         shared.promises(|told| told.accepted.push(upload.task));
         if let Some(key) = plan.key {
-            answered(&shared, key, upload.task);
+            answered(&shared, &key, upload.task);
         }
     } else if let Some(ticket) = ticket {
         let _ = store.release_key(&ticket).await;
@@ -55,7 +55,7 @@ async fn reserve(shared: &Shared, store: &DynStore, key: &str) -> Option<KeyTick
     match store.reserve_key(&wanted, HOLD).await {
         Ok(KeyState::Reserved(ticket)) => return Some(ticket),
         Ok(KeyState::Used { task, .. }) => {
-            answered(shared, key.to_owned(), task);
+            answered(shared, key, task);
             shared.promises(|told| told.accepted.push(task));
         }
         Ok(KeyState::InFlight) | Err(_) => {}
@@ -64,8 +64,8 @@ async fn reserve(shared: &Shared, store: &DynStore, key: &str) -> Option<KeyTick
 }
 
 /// A client was answered with this task.
-fn answered(shared: &Shared, key: String, task: TaskId) {
-    let first = shared.promises(|told| *told.keys.entry(key.clone()).or_insert(task));
+fn answered(shared: &Shared, key: &str, task: TaskId) {
+    let first = shared.promises(|told| *told.keys.entry(key.to_owned()).or_insert(task));
     if first != task {
         shared.wrong(format!("key {key} stands for task {first} and for task {task}"));
     }

@@ -30,7 +30,7 @@ impl Odds {
             (Ending::Transient, draw(rng, &[0, 2, 6])),
             (Ending::Permanent, draw(rng, &[0, 1, 2])),
             (Ending::Panic, draw(rng, &[0, 1])),
-            (Ending::AsksForRetry, draw(rng, &[0, 1])),
+            (Ending::AsksForRetry, draw(rng, &[0, 2])),
         ];
         Self {
             steps: rng.usize(50..250),

@@ -8,7 +8,7 @@ pub(super) fn short(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while !rest.is_empty() && out.len() < LONGEST {
-        let id = rest.get(..UUID).and_then(|id| uuid(id));
+        let id = rest.get(..UUID).and_then(uuid);
         let step = if id.is_some() { UUID } else { rest.chars().next().map_or(1, char::len_utf8) };
         out.push_str(&id.unwrap_or_else(|| rest[..step].to_owned()));
         rest = &rest[step..];

@@ -97,7 +97,7 @@ impl World {
         for _ in 0..self.odds.steps {
             self.step().await?;
         }
-        self.note("no more faults from here".to_owned());
+        self.note("no more faults from here");
         self.heal();
         while !self.is_quiet() {
             report.steps += 1;
@@ -152,7 +152,7 @@ impl World {
     async fn let_through(&mut self, place: usize, faults: bool) -> Result<(), String> {
         let one = self.shared.turnstile.take(place);
         let verdict = self.verdict(&one, faults);
-        self.note(format!("process {} {}: {verdict:?}", one.process, one.label));
+        self.note(&format!("process {} {}: {verdict:?}", one.process, one.label));
         let (spot, label, process) = (one.spot, one.label.clone(), one.process);
         if let (Spot::Ack(tag), Verdict::Go) = (spot, verdict) {
             let job = self.shared.queues.lock().last_of_its_job(tag);
@@ -237,7 +237,7 @@ impl World {
     fn bury(&mut self) {
         for process in 0..self.processes.len() {
             if self.processes[process].life == Life::Running && self.processes[process].is_over() {
-                self.note(format!("process {process} has ended"));
+                self.note(&format!("process {process} has ended"));
                 self.kill(process);
             }
         }
@@ -279,7 +279,7 @@ impl World {
 
     pub fn chore(&mut self, chore: Chore) {
         if let Some(process) = self.any(Life::Running) {
-            self.note(format!("process {process} {chore:?}"));
+            self.note(&format!("process {process} {chore:?}"));
             self.processes[process].chore(chore);
         }
     }
@@ -296,7 +296,7 @@ impl World {
         self.clock.fetch_add(micros, Ordering::SeqCst);
     }
 
-    pub fn note(&self, what: String) {
+    pub fn note(&self, what: &str) {
         let since = Duration::from_micros(
             (self.clock.load(Ordering::SeqCst) - self.began).try_into().unwrap_or_default(),
         );
