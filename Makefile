@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit fleet bench-accept
+.PHONY: help run test simulate lint audit fleet bench-accept
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,11 @@ run: ## build and start Safelight on embedded parts; installs what the build nee
 test: ## the whole suite; installs the engines that it runs against
 	@scripts/setup.sh build test
 	cargo test --workspace
+
+simulate: ## seeded schedules of faults; SEEDS=20000 says how many, FROM=0 where to begin
+	@scripts/setup.sh build
+	SAFELIGHT_SIM_SEEDS=$(or $(SEEDS),20000) SAFELIGHT_SIM_FROM=$(or $(FROM),0) \
+		cargo test -p safelight-workers --lib simulation -- --nocapture
 
 lint: ## format, lints, dependency audit, shell scripts, container files
 	@scripts/setup.sh build

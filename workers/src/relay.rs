@@ -23,7 +23,7 @@ const HOLD: Duration = Duration::from_secs(10);
 const UNPUBLISH_BATCH: u32 = 1_000;
 
 #[derive(Debug, thiserror::Error)]
-enum RelayError {
+pub(crate) enum RelayError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -63,7 +63,10 @@ async fn relay(services: &Services) {
 
 /// Publishes one batch; returns how long until there is more, if that is known. `forgotten` says
 /// that the broker may know nothing of what the store holds for published.
-async fn step(services: &Services, forgotten: &mut bool) -> Result<Option<Duration>, RelayError> {
+pub(crate) async fn step(
+    services: &Services,
+    forgotten: &mut bool,
+) -> Result<Option<Duration>, RelayError> {
     let store = &services.store;
     if *forgotten {
         for queue in Queue::all() {

@@ -43,7 +43,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum RescueError {
+pub(crate) enum RescueError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -74,7 +74,7 @@ pub(crate) async fn every<E, Work>(
 }
 
 /// Settles attempts whose lease ran out as failed.
-async fn rescue_leases(services: Services) -> Result<(), RescueError> {
+pub(crate) async fn rescue_leases(services: Services) -> Result<(), RescueError> {
     loop {
         let expired = services.store.expired_leases(BATCH).await?;
         for job in &expired {
@@ -106,7 +106,7 @@ async fn rescue(services: &Services, job: &ClaimedJob) -> Result<(), RescueError
 /// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited
 /// for `republish_after_ms` are published twice. That costs a claim that finds nothing. Leaving a
 /// margin instead would leave a single lost message lost.
-async fn rescue_messages(services: Services) -> Result<(), RescueError> {
+pub(crate) async fn rescue_messages(services: Services) -> Result<(), RescueError> {
     let waited = Duration::from_millis(services.config.republish_after_ms);
     let mut republished = 0;
     for queue in Queue::all() {
@@ -127,7 +127,7 @@ async fn rescue_messages(services: Services) -> Result<(), RescueError> {
     Ok(())
 }
 
-async fn expire_keys(services: Services) -> Result<(), RescueError> {
+pub(crate) async fn expire_keys(services: Services) -> Result<(), RescueError> {
     let age = Duration::from_secs(services.config.idempotency_keep_hours.saturating_mul(3600));
     while services.store.expire_keys(age, BATCH).await? > 0 {}
     Ok(())

@@ -4,4 +4,5 @@ mod cancel;
 mod flaky;
 mod housekeeping;
 pub(crate) mod lab;
+mod simulation;
 mod work;

@@ -50,10 +50,12 @@ impl Held {
         loop {
             tokio::time::sleep(pause).await;
             pause = period;
-            let leases: Vec<Lease> = self.lock().keys().copied().collect();
+            let mut leases: Vec<Lease> = self.lock().keys().copied().collect();
             if leases.is_empty() {
                 continue;
             }
+            // In one order for all, so that statements do not wait for each other's rows crosswise.
+            leases.sort_unstable_by_key(|lease| (lease.job, lease.fence));
             let renewal = worker.services.store.renew(&leases, worker.lease);
             match tokio::time::timeout(third, renewal).await {
                 Ok(Ok(renewed)) => self.give_up(&leases, &renewed.held),

@@ -17,13 +17,17 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
 use safelight_common::{
-    domain::{JobKind, Lane, WorkerId},
+    domain::{Failure, JobKind, Lane, WorkerId},
     services::Services,
+    store::{ClaimedJob, Outcome},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{keeper::Held, lanes::Lanes, outage::Outage};
-use crate::decoder::Decoder;
+use crate::{
+    decoder::{Attempt, Decoder},
+    handlers::{self, Context},
+};
 
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -42,29 +46,44 @@ pub struct WorkerOptions {
     pub concurrency: usize,
 }
 
+/// What does one attempt of a job.
+pub(crate) type Handler =
+    dyn Fn(Attempt, ClaimedJob) -> BoxFuture<'static, Result<Outcome, Failure>> + Send + Sync;
+
 /// What all parts of one worker share.
-struct Worker {
+pub(crate) struct Worker {
     services: Services,
-    id: WorkerId,
+    pub id: WorkerId,
     lease: Duration,
+    handler: Box<Handler>,
     held: Held,
     database: Outage,
     blobs: Outage,
-    decoder: Arc<Decoder>,
     /// Cancelled when running jobs must be given up to others.
     hand_back: CancellationToken,
 }
 
 impl Worker {
     fn new(services: Services, concurrency: usize) -> Self {
+        let decoder = Arc::new(Decoder::new(&services.config, concurrency));
+        let parts = services.clone();
+        let handler = move |attempt, job| -> BoxFuture<'static, _> {
+            let context = Context { services: parts.clone(), decoder: decoder.clone(), attempt };
+            Box::pin(async move { handlers::run(&context, &job).await })
+        };
+        Self::with_handler(services, Box::new(handler))
+    }
+
+    /// A worker whose jobs `handler` does.
+    pub fn with_handler(services: Services, handler: Box<Handler>) -> Self {
         Self {
             id: WorkerId::new(),
             lease: Duration::from_millis(services.config.lease_ms),
             held: Held::default(),
             database: Outage::of("database"),
             blobs: Outage::of("blob store"),
-            decoder: Arc::new(Decoder::new(&services.config, concurrency)),
             hand_back: CancellationToken::new(),
+            handler,
             services,
         }
     }
@@ -74,7 +93,11 @@ impl Worker {
 /// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
 /// does not count), and returns.
 pub async fn run(services: Services, options: WorkerOptions, shutdown: CancellationToken) {
-    let worker = Arc::new(Worker::new(services, options.concurrency.max(1)));
+    work(Arc::new(Worker::new(services, options.concurrency.max(1))), options, shutdown).await;
+}
+
+/// See [`run`].
+pub(crate) async fn work(worker: Arc<Worker>, options: WorkerOptions, shutdown: CancellationToken) {
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
     let attempts = TaskTracker::new();
     let take = join_all(options.kinds.iter().map(|&kind| {
@@ -87,6 +110,7 @@ pub async fn run(services: Services, options: WorkerOptions, shutdown: Cancellat
     };
     // Leases are kept, and outages are watched, until the last attempt has ended.
     tokio::select! {
+        biased;
         () = work => {}
         () = worker.held.keep(&worker) => {}
         () = worker.database.watch(|| database_answers(&worker.services)) => {}
@@ -133,6 +157,7 @@ async fn take(
         }
     };
     tokio::select! {
+        biased;
         () = shutdown.cancelled() => {}
         () = taking => {}
     }

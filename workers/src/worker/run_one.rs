@@ -1,9 +1,6 @@
 //! One delivery, from claim to acknowledgement.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, histogram};
 use safelight_common::{
@@ -13,16 +10,12 @@ use safelight_common::{
     retry::Reconnect,
     store::{Claim, ClaimedJob, Outcome, Settled},
 };
-use tokio::{sync::OwnedSemaphorePermit, task::JoinError};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
 use super::{Worker, keeper::HeldLease};
-use crate::{
-    decoder::Attempt,
-    handlers::{self, Context},
-    policy,
-};
+use crate::{decoder::Attempt, policy};
 
 /// An attempt that takes longer hangs: its lease would be renewed for ever. Far below the half hour
 /// after which a broker takes a delivery away.
@@ -101,13 +94,7 @@ async fn execute(
     let stop = held.lost.child_token();
     // Tells blocking work, which cannot be aborted, that it is done for.
     let _stop_at_end = stop.clone().drop_guard();
-    let context = Context {
-        services: worker.services.clone(),
-        decoder: worker.decoder.clone(),
-        attempt: Attempt { slot, stop },
-    };
-    let job_of_handler = job.clone();
-    let handler = async move { handlers::run(&context, &job_of_handler).await };
+    let handler = (worker.handler)(Attempt { slot, stop }, job.clone());
     let failure = match supervise(worker, &held.lost, handler).await? {
         Ok(outcome) => return Some(outcome),
         Err(failure) => failure,

@@ -1,0 +1,163 @@
+//! One process: a whole worker, and a relay and a rescuer that take steps when the schedule says.
+//! A dead process is one whose tasks nobody lets through any more: like one killed with `kill -9`,
+//! it runs no destructors.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use safelight_common::{
+    domain::{ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Lane, Rendition, WorkerId},
+    services::Services,
+    store::{ClaimedJob, Outcome},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    books::fingerprint,
+    shared::Shared,
+    text::short,
+    turnstile::{Ending, Spot, Verdict},
+};
+use crate::{
+    WorkerOptions, relay, rescuer,
+    worker::{self, Worker},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Running,
+    /// Stopped with SIGSTOP.
+    Frozen,
+    Dead,
+}
+
+/// What a process does from time to time beside its jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Chore {
+    Relay,
+    Leases,
+    Messages,
+    Keys,
+}
+
+pub(super) struct Process {
+    pub life: Life,
+    pub services: Services,
+    pub worker: WorkerId,
+    pub shutdown: CancellationToken,
+    main: JoinHandle<()>,
+    chores: HashMap<Chore, JoinHandle<()>>,
+    forgotten: Arc<AtomicBool>,
+}
+
+impl Process {
+    pub fn start(shared: &Arc<Shared>, number: usize, services: Services) -> Self {
+        let alone = !services.broker.survives_restart();
+        let handler = {
+            let shared = shared.clone();
+            move |held, job| -> futures::future::BoxFuture<'static, _> {
+                let shared = shared.clone();
+                Box::pin(async move {
+                    let result = attempt(&shared, number, &job).await;
+                    drop(held);
+                    result
+                })
+            }
+        };
+        let worker = Arc::new(Worker::with_handler(services.clone(), Box::new(handler)));
+        let shutdown = CancellationToken::new();
+        Self {
+            life: Life::Running,
+            worker: worker.id,
+            main: tokio::spawn(main(worker, services.clone(), alone, shutdown.clone())),
+            shutdown,
+            services,
+            chores: HashMap::new(),
+            forgotten: Arc::new(AtomicBool::new(alone)),
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.main.is_finished()
+    }
+
+    /// Begins a chore, unless it is still busy with it.
+    pub fn chore(&mut self, chore: Chore) {
+        if self.chores.get(&chore).is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (services, forgotten) = (self.services.clone(), self.forgotten.clone());
+        let task = tokio::spawn(async move {
+            // A failed step is tried again when the schedule says so.
+            match chore {
+                Chore::Relay => {
+                    let mut flag = forgotten.load(Ordering::SeqCst);
+                    let _ = relay::step(&services, &mut flag).await;
+                    forgotten.store(flag, Ordering::SeqCst);
+                }
+                Chore::Leases => drop(rescuer::rescue_leases(services).await),
+                Chore::Messages => drop(rescuer::rescue_messages(services).await),
+                Chore::Keys => drop(rescuer::expire_keys(services).await),
+            }
+        });
+        self.chores.insert(chore, task);
+    }
+}
+
+async fn main(worker: Arc<Worker>, services: Services, alone: bool, shutdown: CancellationToken) {
+    while alone && services.store.take_over().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let options =
+        WorkerOptions { kinds: JobKind::ALL.to_vec(), lanes: Lane::ALL.to_vec(), concurrency: 1 };
+    worker::work(worker, options, shutdown).await;
+}
+
+/// What stands for the picture work.
+async fn attempt(shared: &Shared, process: usize, job: &ClaimedJob) -> Result<Outcome, Failure> {
+    let label = short(&format!("attempt {:?}", job.lease));
+    match shared.turnstile.pass(process, Spot::End, label).await {
+        Verdict::End(Ending::Transient) => Err(away()),
+        Verdict::End(Ending::Permanent) => Err(Failure::new(ErrorCode::CorruptImage, "damaged")),
+        Verdict::End(Ending::AsksForRetry) => Ok(Outcome::Retry(away(), Duration::from_secs(1))),
+        // Past the hook that would print it.
+        Verdict::End(Ending::Panic) => std::panic::resume_unwind(Box::new("a codec's bug")),
+        _ => Ok(effect(job)),
+    }
+}
+
+fn away() -> Failure {
+    // Not of the blob store: whether that is away, the worker would find out by itself.
+    Failure::new(ErrorCode::BlobMissing, "away")
+}
+
+/// A result that tells which attempt it is of.
+fn effect(job: &ClaimedJob) -> Outcome {
+    let (mark, format) = (job.lease.fence, ImageFormat::Png);
+    match job.kind {
+        JobKind::Write => Outcome::Written(ImageFacts {
+            format,
+            width: mark,
+            height: 1,
+            orientation: 1,
+            taken_at: None,
+            gps: None,
+        }),
+        JobKind::Thumbnail => Outcome::Rendered(vec![Rendition {
+            preset: "small".to_owned(),
+            fingerprint: fingerprint(job.lease.job, mark),
+            format,
+            width: 1,
+            height: 1,
+            bytes: 1,
+            sha256: job.image.sha256,
+        }]),
+    }
+}
