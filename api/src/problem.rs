@@ -102,7 +102,7 @@ problems! {
     DatabaseUnavailable = 503 "database_unavailable" "The database does not answer" 2,
     BlobsUnavailable = 503 "store_unavailable" "The blob store does not answer" 2,
     NotReady = 503 "not_ready" "This node cannot serve now" 2,
-    StorageFull = 507 "storage_full" "No space is left for uploads" later,
+    StorageFull = 507 "storage_full" "No space is left for uploads" 30,
 }
 
 /// An answer that is an error. Boxed, because every `Result` carries room for one.
@@ -374,6 +374,7 @@ mod tests {
         let full = || async { Problem::from(BlobError::Full) };
         let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
         assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "30");
         assert_eq!(body["retryable"], true);
         let busy = || async { Problem::new(ProblemCode::DatabaseUnavailable, "away") };
         let (response, _) = answer(Router::new().route("/a", get(busy)), "/a").await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::TryStreamExt;
 use safelight_common::{
     blobs::{BlobError, BlobKey, Incoming, StagedUpload},
@@ -15,8 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rescuer::every;
 
-/// How often it looks around.
-const PERIOD: Duration = Duration::from_mins(5);
+/// How often it looks around, unless the grace time is so short that it must look more often.
+const LONGEST_PERIOD: Duration = Duration::from_mins(5);
+
+/// No sweep comes sooner after another than this, however short the grace time.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
 
 /// Images asked for in one statement.
 const BATCH: usize = 500;
@@ -31,17 +34,21 @@ enum JanitorError {
 
 /// Cleans up at once and then every five minutes, until `shutdown`.
 pub async fn run(services: Services, shutdown: CancellationToken) {
+    let half_grace = Duration::from_millis(services.config.staged_grace_ms / 2);
+    let period = half_grace.clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = every(PERIOD, "clean up staged bytes", &services, sweep) => {}
+        () = every(period, "clean up staged bytes", &services, sweep) => {}
     }
 }
 
-/// Looks at all staged bytes older than `staged_grace_ms`.
+/// Looks at all staged bytes older than `staged_grace_ms`, by the clock that dated them: by this
+/// machine's, if it ran ahead, bytes that have just come would be old.
 async fn sweep(services: Services) -> Result<(), JanitorError> {
+    let now = services.blobs.clock().await?;
     let grace = i64::try_from(services.config.staged_grace_ms).unwrap_or(i64::MAX);
     let Some(before) =
-        TimeDelta::try_milliseconds(grace).and_then(|grace| Utc::now().checked_sub_signed(grace))
+        TimeDelta::try_milliseconds(grace).and_then(|grace| now.checked_sub_signed(grace))
     else {
         return Ok(());
     };

@@ -18,6 +18,9 @@ use crate::{config::BlobUrl, domain::ImageId};
 /// process: bounds memory however many uploads there are.
 const PARTS_IN_MEMORY: usize = 4;
 
+/// The object whose age tells a store's time.
+const CLOCK: &str = "clock";
+
 /// A local directory or an S3-compatible store. Every successful write is durable: files and
 /// their folders are synced, or the object store has acknowledged.
 #[derive(Clone)]
@@ -113,6 +116,24 @@ impl Blobs {
     pub async fn check(&self) -> Result<(), BlobError> {
         match self.store.head(&Path::from("incoming/check")).await.map_err(BlobError::from) {
             Ok(_) | Err(BlobError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The time by the store's own clock, which also writes [`Incoming::modified`]: what is old is
+    /// for it to say, since this machine's clock may be an hour off. In whole seconds on some
+    /// stores, rounded down. Writes an empty object, which stays.
+    pub async fn clock(&self) -> Result<DateTime<Utc>, BlobError> {
+        let probe = Path::from(CLOCK);
+        self.store.put(&probe, PutPayload::new()).await?;
+        Ok(self.store.head(&probe).await?.last_modified)
+    }
+
+    /// Whether an object is there.
+    pub async fn exists(&self, key: &BlobKey) -> Result<bool, BlobError> {
+        match self.store.head(&key.path()).await.map_err(BlobError::from) {
+            Ok(_) => Ok(true),
+            Err(BlobError::NotFound) => Ok(false),
             Err(error) => Err(error),
         }
     }
