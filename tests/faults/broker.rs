@@ -32,7 +32,7 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     let cluster = Cluster::on(engines, 1, 2, &[])?;
     let client = cluster.client()?;
     let readiness = async || anyhow::Ok(client.json("/readyz").await?["status"].clone());
-    let load = Load::start(4, &[cluster.fleet.apis[0].url()])?;
+    let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
     load.more(20).await?;
 
     node.kill()?;
@@ -48,7 +48,7 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     watermark("1").await?;
     eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
     let since = Instant::now();
-    load.more(40).await?;
+    load.more(30).await?;
     let mut took = load.latencies(since);
     took.sort_unstable();
     let median = took[took.len() / 2];

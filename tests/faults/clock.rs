@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use safelight_harness::{
-    books::Ledger,
+    books::{Books, Ledger},
     client::{Client, accepted},
     pictures,
 };
@@ -39,7 +39,12 @@ async fn workers_whose_clocks_are_wrong_break_nothing() -> Result<()> {
             ("NO_FAKE_STAT", "1"),
         ]
     };
-    let cluster = Cluster::start(1, 0, &[("SAFELIGHT_BACKOFF_BASE_MS", "20")]).await?;
+    // A shared directory: S3 itself refuses clients whose clocks are wrong.
+    let shared = tempfile::TempDir::new()?;
+    let blobs = format!("file://{}", shared.path().display());
+    let env = [("SAFELIGHT_BACKOFF_BASE_MS", "20"), ("SAFELIGHT_BLOB_URL", &blobs)];
+    let cluster = Cluster::start(1, 0, &env).await?;
+    let books = || anyhow::Ok(Books { blobs: shared.path().to_owned(), ..cluster.books()? });
     // An upload that is just between its bytes and its record.
     let mut frozen = cluster.node(&["api"], &[armed("upload.staged=stop")])?;
     let photo = pictures::jpeg(320, 240, 1)?;
@@ -47,7 +52,7 @@ async fn workers_whose_clocks_are_wrong_break_nothing() -> Result<()> {
     let upload = tokio::spawn(async move { client.post_image(body, &[]).await });
     stops(&mut frozen).await?;
     // And one that died long ago, by whose removal it shows that a sweep is over.
-    let dead = cluster.fleet.s3.bucket_folder().join("incoming").join(DEAD);
+    let dead = shared.path().join("incoming").join(DEAD);
     let two_hours_ago = SystemTime::now() - Duration::from_hours(2);
     File::create(&dead)?.set_modified(two_hours_ago)?;
 
@@ -56,13 +61,13 @@ async fn workers_whose_clocks_are_wrong_break_nothing() -> Result<()> {
     frozen.signal("CONT")?;
     let ledger = Ledger::default();
     ledger.record(&accepted(upload.await??).await?, &photo)?;
-    cluster.books()?.audit(&ledger).await?.clean()?;
+    books()?.audit(&ledger).await?.clean()?;
 
     let behind = cluster.node(&["worker"], &at("-1h"))?;
     let bodies: Vec<_> =
         (0..8).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
     let late = upload_all(&cluster.client()?, &bodies).await?;
-    let report = cluster.books()?.audit(&late).await?.clean()?;
+    let report = books()?.audit(&late).await?.clean()?;
     assert_eq!((report.tasks, report.repeated()), (9, 0));
     // The preloaded library did its work: their logs carry times that nobody else has.
     let hour =

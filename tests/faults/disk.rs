@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,7 @@ use safelight_harness::{
     pictures,
     server::{Server, safelight},
 };
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
@@ -75,12 +77,17 @@ impl Disk {
         Ok(fs::remove_file(self.folder.join("ballast"))?)
     }
 
-    fn books(&self) -> Books<'static> {
-        Books {
-            database: Database::Sqlite(self.folder.join("safelight.db")),
-            blobs: self.folder.join("blobs"),
+    /// The books of a copy, since SQLite finds no file behind the links of `/proc`. To be made when
+    /// all is quiet.
+    fn copied_books(&self, copy: &Path) -> Result<Books<'static>> {
+        let copied = Command::new("cp").arg("-a").arg(&self.folder).arg(copy).status()?;
+        ensure!(copied.success(), "cannot copy the disk");
+        let folder = copy.join(self.folder.file_name().context("a name")?);
+        Ok(Books {
+            database: Database::Sqlite(folder.join("safelight.db")),
+            blobs: folder.join("blobs"),
             broker: None,
-        }
+        })
     }
 }
 
@@ -133,12 +140,25 @@ async fn a_full_disk_refuses_and_recovers() -> Result<()> {
         Ok(fine)
     })
     .await?;
-    let report = disk.books().audit(&ledger).await?;
-    let output = disk.server.output();
-    let report = report.clean().with_context(|| output.clone())?;
+    for entry in ledger.entries() {
+        let task = json!({ "id": entry.task.parse::<uuid::Uuid>()? });
+        client.finished(&task).await.with_context(|| disk.server.output())?;
+    }
+    // Messages that were published while their rows could not be removed are published once more.
+    let mut balanced = None;
+    eventually("the books of a copy balance", async || {
+        let copy = TempDir::new()?;
+        let report = disk.copied_books(copy.path())?.audit_within(&ledger, Duration::ZERO).await?;
+        let clean = report.is_clean();
+        balanced = Some(report);
+        Ok(clean)
+    })
+    .await
+    .with_context(|| format!("{balanced:#?}"))?;
+    let (report, output) = (balanced.unwrap_or_default(), disk.server.output());
     assert_eq!(report.tasks, report.accepted, "what was refused is not there");
     let lines = output.lines().filter(|l| l.contains(" WARN ") || l.contains("ERROR ")).count();
-    eprintln!("lines of trouble: {lines}");
+    eprintln!("lines of trouble: {lines}\n{output}");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use safelight_harness::{
 };
 use tokio::task::block_in_place;
 
-use super::{Cluster, binary, flows_again, owned};
+use super::{Cluster, TIDY, binary, flows_again, owned};
 
 /// How long each fault lasts.
 const FAULT: Duration = Duration::from_secs(3);
@@ -44,13 +44,13 @@ async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
         database_url: through(&direct.database_url, &proxies[1].1)?,
     };
     let endpoint = through(&s3.endpoint(), &proxies[2].1)?;
-    let env = owned(&[("AWS_ENDPOINT", &endpoint), ("SAFELIGHT_LEASE_MS", "5000")]);
+    let env = owned(&[("AWS_ENDPOINT", &endpoint), ("SAFELIGHT_LEASE_MS", "5000"), TIDY]);
     let plan = Plan { apis: 1, workers: 2, env };
     let fleet = block_in_place(|| Fleet::start_over(s3, binary(), &engines, &plan))?;
     let cluster = Cluster { engines: direct, fleet };
     let database = Database::Postgres(cluster.engines.database_url.clone());
 
-    let load = Load::start(4, &[cluster.fleet.apis[0].url()])?;
+    let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
     load.more(10).await?;
     let mut recoveries = Vec::new();
     for (engine, proxy) in &proxies {

@@ -40,6 +40,9 @@ const HASTY: &[(&str, &str)] = &[
     ("SAFELIGHT_IDEMPOTENCY_HOLD_MS", "500"),
 ];
 
+/// Bytes of refused uploads are collected while a test waits, and not while an upload is slow.
+const TIDY: (&str, &str) = ("SAFELIGHT_STAGED_GRACE_MS", "5000");
+
 /// The program under test.
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_safelight"))

@@ -1,10 +1,11 @@
 //! `Idempotency-Key`: one logical upload, however often it is sent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName};
 use safelight_common::{
     domain::{ContentHash, TaskId},
+    retry::Reconnect,
     store::{DynStore, IdempotencyKey, KeyState, KeyTicket},
 };
 
@@ -48,6 +49,8 @@ pub enum Reservation {
 pub struct HeldKey {
     store: DynStore,
     ticket: Option<KeyTicket>,
+    /// When the reservation ends by itself.
+    held_until: Instant,
 }
 
 /// Reserves a key for an upload that is about to be received.
@@ -57,9 +60,11 @@ pub async fn reserve(
     hold: Duration,
 ) -> Result<Reservation, Problem> {
     match store.reserve_key(key, hold).await? {
-        KeyState::Reserved(ticket) => {
-            Ok(Reservation::Held(HeldKey { store: store.clone(), ticket: Some(ticket) }))
-        }
+        KeyState::Reserved(ticket) => Ok(Reservation::Held(HeldKey {
+            store: store.clone(),
+            ticket: Some(ticket),
+            held_until: Instant::now() + hold,
+        })),
         KeyState::Used { task, fingerprint } => Ok(Reservation::Replay { task, fingerprint }),
         KeyState::InFlight => Err(in_flight()),
     }
@@ -101,13 +106,20 @@ impl Drop for HeldKey {
         else {
             return;
         };
-        let store = self.store.clone();
-        runtime.spawn(async move {
-            // If this fails the reservation ends by its time.
-            if let Err(error) = store.release_key(&ticket).await {
-                tracing::warn!(%error, "cannot release an idempotency key");
-            }
-        });
+        runtime.spawn(give_back(self.store.clone(), ticket, self.held_until));
+    }
+}
+
+/// Gives a key back. The database being away may be the very reason why the upload failed: tried
+/// until it is back, or else the client's next try would be told for minutes that the key is in use.
+async fn give_back(store: DynStore, ticket: KeyTicket, held_until: Instant) {
+    let mut reconnect = Reconnect::default();
+    while let Err(error) = store.release_key(&ticket).await {
+        if Instant::now() >= held_until {
+            tracing::warn!(%error, "could not release an idempotency key");
+            return;
+        }
+        tokio::time::sleep(reconnect.next_delay()).await;
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Between two uploads of one client, so that the work keeps up with them.
-const PAUSE: Duration = Duration::from_millis(60);
+const PAUSE: Duration = Duration::from_millis(150);
 
 /// Before an upload is sent again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ impl Load {
             enough: AtomicBool::new(false),
             refusals: Mutex::default(),
             answers: Mutex::default(),
-            photo: pictures::jpeg(320, 240, 1)?,
+            photo: pictures::jpeg(128, 96, 1)?,
         });
         let mut load = Self { clients: JoinSet::new(), shared };
         for number in 0..clients {
@@ -167,8 +167,8 @@ async fn upload(
             }
             Err(_) => "no answer".to_owned(),
         };
+        ensure!(Instant::now() < deadline, "not accepted within {ACCEPT_LIMIT:?}: {refusal}");
         *lock(&shared.refusals).entry(refusal).or_default() += 1;
-        ensure!(Instant::now() < deadline, "an upload was not accepted within {ACCEPT_LIMIT:?}");
         *turn += 1;
         tokio::time::sleep(RETRY).await;
     }
