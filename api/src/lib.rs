@@ -23,6 +23,7 @@ mod problem;
 mod server;
 mod state;
 mod tasks;
+mod trouble;
 mod uploads;
 mod watch;
 

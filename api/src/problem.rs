@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::state::ApiState;
+use crate::{state::ApiState, trouble::Trouble};
 
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -215,7 +215,8 @@ impl IntoResponse for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         if error.is_unavailable() {
-            tracing::warn!(%error, "the database is unavailable");
+            static AWAY: Trouble = Trouble::new("the database is away");
+            AWAY.note(&error);
             return Self::new(
                 ProblemCode::DatabaseUnavailable,
                 "The database cannot be reached at the moment.",
@@ -227,7 +228,8 @@ impl From<StoreError> for Problem {
 
 impl From<BlobError> for Problem {
     fn from(error: BlobError) -> Self {
-        tracing::warn!(%error, "the blob store failed");
+        static FAILING: Trouble = Trouble::new("the blob store fails");
+        FAILING.note(&error);
         match error {
             BlobError::Full => {
                 Self::new(ProblemCode::StorageFull, "The storage has no space left.")

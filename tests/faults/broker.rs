@@ -13,7 +13,7 @@ use safelight_harness::{
 use serde_json::json;
 use tokio::task::block_in_place;
 
-use super::{Cluster, eventually, flows_again, upload_all};
+use super::{Cluster, eventually, upload_all};
 
 /// The queues that uploads use.
 const QUEUES: [&str; 2] = ["safelight.write.interactive.v1", "safelight.thumbnail.interactive.v1"];
@@ -39,7 +39,7 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
     load.more(20).await?;
     block_in_place(|| node.start_node())?;
-    let after_kill = flows_again(&cluster.database()).await?;
+    let after_kill = cluster.database().flows_again().await?;
     eventually("/readyz says ready", async || Ok(readiness().await? == "ready")).await?;
 
     let watermark = async |limit: &str| {
@@ -54,7 +54,7 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     let median = took[took.len() / 2];
     ensure!(median < Duration::from_secs(1), "uploads take {median:?} under the alarm");
     watermark("1GB").await?;
-    let after_alarm = flows_again(&cluster.database()).await?;
+    let after_alarm = cluster.database().flows_again().await?;
 
     let tally = load.stop().await?;
     eprintln!(

@@ -148,7 +148,9 @@ async fn a_full_disk_refuses_and_recovers() -> Result<()> {
     let mut balanced = None;
     eventually("the books of a copy balance", async || {
         let copy = TempDir::new()?;
-        let report = disk.copied_books(copy.path())?.audit_within(&ledger, Duration::ZERO).await?;
+        // Files may vanish under its hands while it is not quiet yet.
+        let Ok(books) = disk.copied_books(copy.path()) else { return Ok(false) };
+        let report = books.audit_within(&ledger, Duration::ZERO).await?;
         let clean = report.is_clean();
         balanced = Some(report);
         Ok(clean)
@@ -158,7 +160,7 @@ async fn a_full_disk_refuses_and_recovers() -> Result<()> {
     let (report, output) = (balanced.unwrap_or_default(), disk.server.output());
     assert_eq!(report.tasks, report.accepted, "what was refused is not there");
     let lines = output.lines().filter(|l| l.contains(" WARN ") || l.contains("ERROR ")).count();
-    eprintln!("lines of trouble: {lines}\n{output}");
+    eprintln!("lines of trouble: {lines}");
     Ok(())
 }
 

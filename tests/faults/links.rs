@@ -12,7 +12,7 @@ use safelight_harness::{
 };
 use tokio::task::block_in_place;
 
-use super::{Cluster, TIDY, binary, flows_again, owned};
+use super::{Cluster, TIDY, binary, owned};
 
 /// How long each fault lasts.
 const FAULT: Duration = Duration::from_secs(3);
@@ -60,7 +60,7 @@ async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
             proxy.set(Link::Up);
             let back = Instant::now();
             let took =
-                flows_again(&database).await.with_context(|| format!("{engine} {fault:?}"))?;
+                database.flows_again().await.with_context(|| format!("{engine} {fault:?}"))?;
             load.more(5).await.with_context(|| format!("{engine} {fault:?}"))?;
             eprintln!(
                 "{engine} {fault:?}: work flows after {took:?}, uploads after {:?}",

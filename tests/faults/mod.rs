@@ -165,18 +165,6 @@ async fn eventually(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> 
     Ok(())
 }
 
-/// Waits until one more task has succeeded than now; says how long that took.
-async fn flows_again(database: &Database) -> Result<Duration> {
-    let begun = Instant::now();
-    let mut before = None;
-    eventually("work flows", async || {
-        let Ok(now) = database.succeeded().await else { return Ok(false) };
-        Ok(now > *before.get_or_insert(now))
-    })
-    .await?;
-    Ok(begun.elapsed())
-}
-
 /// Sends an upload again until it is accepted, as a client does that got no answer.
 async fn upload_until_accepted(client: &Client, body: &[u8], key: &str) -> Result<Value> {
     let deadline = Instant::now() + LIMIT;

@@ -1,10 +1,17 @@
 //! The database, read past the program. Each query gives one text a row, its fields parted by `|`,
 //! so that both engines are asked in nearly the same words.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, postgres::PgConnection};
+
+/// How long work may stand still after a fault, on a busy machine.
+const FLOW_LIMIT: Duration = Duration::from_secs(90);
 
 /// Where to look.
 #[derive(Debug, Clone)]
@@ -92,9 +99,24 @@ impl Database {
         Ok(self.texts(sql).await?.len())
     }
 
-    /// How many tasks have succeeded.
-    pub async fn succeeded(&self) -> Result<usize> {
-        Ok(self.texts("select status from tasks where status = 'succeeded'").await?.len())
+    /// Waits until one more task has succeeded than now; says how long that took. While the
+    /// database is away it waits as well.
+    pub async fn flows_again(&self) -> Result<Duration> {
+        let (begun, mut before) = (Instant::now(), None);
+        while begun.elapsed() < FLOW_LIMIT {
+            if let Ok(now) = self.succeeded().await
+                && now > *before.get_or_insert(now)
+            {
+                return Ok(begun.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bail!("no work flows after {FLOW_LIMIT:?}")
+    }
+
+    async fn succeeded(&self) -> Result<usize> {
+        let sql = "select cast(count(*) as text) from tasks where status = 'succeeded'";
+        Ok(self.texts(sql).await?.first().context("a count")?.parse()?)
     }
 
     /// Queued jobs as `kind`, `lane`, id and generation, as their doorbells say it.
