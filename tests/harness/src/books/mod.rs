@@ -67,7 +67,7 @@ impl Books<'_> {
             left.extend(bytes::staged(&self.blobs)?.iter().map(|name| format!("staged {name}")));
             // Asking the broker takes a second, so last.
             if left.is_empty() {
-                left.extend(self.held_messages().await?);
+                left.extend(self.held_messages()?);
             }
             if left.is_empty() || Instant::now() > deadline {
                 return Ok(left);
@@ -76,7 +76,7 @@ impl Books<'_> {
         }
     }
 
-    async fn held_messages(&self) -> Result<Option<String>> {
+    fn held_messages(&self) -> Result<Option<String>> {
         let Some((node, url)) = self.broker else { return Ok(None) };
         let held = tokio::task::block_in_place(|| node.held(url))?;
         Ok((held > 0).then(|| format!("{held} messages")))
