@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate lint audit fleet bench-accept
+.PHONY: help run test simulate soak lint audit fleet bench-accept
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,11 @@ fleet: ## two api nodes, two workers, RabbitMQ, PostgreSQL, S3 and HAProxy, with
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/fleet
+
+soak: ## load with random kills for MINUTES on a fleet and on one process, then an audit; ARGS="--help"
+	@scripts/setup.sh build test
+	cargo build --release --workspace --bins
+	target/release/soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 bench-accept: ## rate and latency of accepted uploads beside this machine's ceiling; ARGS="--help"
 	@scripts/setup.sh build test

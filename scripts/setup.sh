@@ -26,6 +26,9 @@ need_for_test() {
   need haproxy haproxy
   need rabbitmq-server rabbitmq-server
   need curl curl
+  need faketime faketime
+  need unshare util-linux
+  need mount mount
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 }
 

@@ -156,7 +156,8 @@ async fn open_blobs(config: &Config) -> Result<Blobs, Exit> {
             match config.blob_url {
                 BlobUrl::File(_) => "is the folder writable?",
                 BlobUrl::S3 { .. } => {
-                    "are AWS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket right?"
+                    "are AWS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, the bucket, and this \
+                     machine's clock right?"
                 }
             },
         )

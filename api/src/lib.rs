@@ -24,6 +24,7 @@ mod problem;
 mod server;
 mod state;
 mod tasks;
+mod trouble;
 mod uploads;
 mod watch;
 

@@ -24,6 +24,7 @@ use crate::{
     openapi::{InternalProblems, ReadyProblems},
     problem::{Problem, ProblemCode},
     state::ApiState,
+    trouble::Trouble,
 };
 
 /// How long a part may take to answer before it counts as absent.
@@ -93,11 +94,14 @@ pub async fn livez() -> &'static str {
     ),
 )]
 pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> {
+    static DATABASE: Trouble = Trouble::new("not ready: the database");
+    static BLOBS: Trouble = Trouble::new("not ready: the blob store");
+    static BROKER: Trouble = Trouble::new("not quite ready: the broker");
     let services = &state.services;
     let (database, blobs, broker) = tokio::join!(
-        check("database", services.store.ping()),
-        check("blob store", services.blobs.check()),
-        check("broker", services.broker.check()),
+        check(&DATABASE, services.store.ping()),
+        check(&BLOBS, services.blobs.check()),
+        check(&BROKER, services.broker.check()),
     );
     let parts = PartsDocument { database, blobs, broker };
     if database == PartState::Down || blobs == PartState::Down {
@@ -113,17 +117,17 @@ pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> 
 }
 
 async fn check<E: std::fmt::Display>(
-    part: &str,
+    trouble: &Trouble,
     answer: impl Future<Output = Result<(), E>>,
 ) -> PartState {
     match timeout(CHECK_TIMEOUT, answer).await {
         Ok(Ok(())) => PartState::Up,
         Ok(Err(error)) => {
-            tracing::warn!(part, %error, "not ready");
+            trouble.note(&error);
             PartState::Down
         }
         Err(_) => {
-            tracing::warn!(part, "does not answer");
+            trouble.note(&"it does not answer");
             PartState::Down
         }
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::state::ApiState;
+use crate::{state::ApiState, trouble::Trouble};
 
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -107,7 +107,7 @@ problems! {
     DatabaseUnavailable = 503 "database_unavailable" "The database does not answer" 2,
     BlobsUnavailable = 503 "store_unavailable" "The blob store does not answer" 2,
     NotReady = 503 "not_ready" "This node cannot serve now" 2,
-    StorageFull = 507 "storage_full" "No space is left for uploads" later,
+    StorageFull = 507 "storage_full" "No space is left for uploads" 30,
 }
 
 /// An answer that is an error. Boxed, because every `Result` carries room for one.
@@ -220,7 +220,8 @@ impl IntoResponse for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         if error.is_unavailable() {
-            tracing::warn!(%error, "the database is unavailable");
+            static AWAY: Trouble = Trouble::new("the database is away");
+            AWAY.note(&error);
             return Self::new(
                 ProblemCode::DatabaseUnavailable,
                 "The database cannot be reached at the moment.",
@@ -232,7 +233,8 @@ impl From<StoreError> for Problem {
 
 impl From<BlobError> for Problem {
     fn from(error: BlobError) -> Self {
-        tracing::warn!(%error, "the blob store failed");
+        static FAILING: Trouble = Trouble::new("the blob store fails");
+        FAILING.note(&error);
         match error {
             BlobError::Full => {
                 Self::new(ProblemCode::StorageFull, "The storage has no space left.")
@@ -379,6 +381,7 @@ mod tests {
         let full = || async { Problem::from(BlobError::Full) };
         let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
         assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "30");
         assert_eq!(body["retryable"], true);
         let busy = || async { Problem::new(ProblemCode::DatabaseUnavailable, "away") };
         let (response, _) = answer(Router::new().route("/a", get(busy)), "/a").await;

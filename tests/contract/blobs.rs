@@ -62,6 +62,19 @@ on_both! {
     an_unfinished_upload_leaves_nothing,
     objects_are_replaced_and_removed,
     what_is_missing_is_told_from_what_is_broken,
+    the_clock_is_that_which_dates_staged_bytes,
+}
+
+async fn the_clock_is_that_which_dates_staged_bytes(bench: Bench) -> Result<()> {
+    let blobs = &bench.blobs;
+    let before = blobs.clock().await?;
+    stage(blobs, b"bytes").await?;
+    let staged: Vec<_> = blobs.incoming().try_collect().await?;
+    let after = blobs.clock().await?;
+    // Some stores tell whole seconds.
+    let second = chrono::TimeDelta::seconds(1);
+    assert!(before <= staged[0].modified && staged[0].modified < after + second);
+    Ok(())
 }
 
 async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The end of an upload: durable bytes, one transaction, the bell.
 
+use std::time::{Duration, Instant, SystemTime};
+
 use chrono::{DateTime, Utc};
 use safelight_common::{
     blobs::BlobKey,
@@ -18,7 +20,10 @@ use super::{
     idempotency::{self, HeldKey},
     intake::{Content, Intake},
 };
-use crate::{problem::Problem, state::ApiState};
+use crate::{
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+};
 
 /// An upload whose last byte has arrived.
 pub struct Received {
@@ -40,6 +45,7 @@ pub struct Received {
 /// hangs up now cannot cut it in the middle.
 pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem> {
     let Received { image, intake, form, expected, key, place } = received;
+    let begun = Moment::now();
     let content = intake.finish().await?;
     fail_point::hit("upload.staged").await;
     if let Some(problem) = refusal(&content, expected) {
@@ -47,7 +53,9 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
         return Err(problem);
     }
     let upload = new_upload(&state, image, &content, form, key.as_ref());
+    still_there(&state, &upload, begun).await?;
     let at = accept(&state, &upload).await?;
+    still_there(&state, &upload, begun).await?;
     fail_point::hit("upload.accepted").await;
     drop(place);
     state.backlog.count(upload.jobs.len());
@@ -110,6 +118,41 @@ async fn accept(state: &ApiState, upload: &NewUpload) -> Result<DateTime<Utc>, P
             discard(state, upload.image).await;
             Err(error.into())
         }
+    }
+}
+
+/// Fails if the bytes may be old enough for the janitor, and are gone: this process, or its whole
+/// machine, was asleep. Looked at again after the recording, since it may have slept in between;
+/// the task then fails for want of bytes, but nobody was told that it would not.
+async fn still_there(state: &ApiState, upload: &NewUpload, begun: Moment) -> Result<(), Problem> {
+    let grace = Duration::from_millis(state.services.config.staged_grace_ms);
+    if begun.elapsed() < grace / 2 {
+        return Ok(());
+    }
+    let blobs = &state.services.blobs;
+    // The write job may have moved them already.
+    if blobs.exists(&BlobKey::Incoming(upload.image)).await?
+        || blobs.exists(&BlobKey::Blob(upload.sha256)).await?
+    {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemCode::BlobsUnavailable,
+        "The upload took so long to be recorded that its bytes were given up.",
+    ))
+}
+
+/// A point in time. The system's clock counts while the machine sleeps, the other one does not jump.
+#[derive(Clone, Copy)]
+struct Moment(Instant, SystemTime);
+
+impl Moment {
+    fn now() -> Self {
+        Self(Instant::now(), SystemTime::now())
+    }
+
+    fn elapsed(self) -> Duration {
+        self.0.elapsed().max(self.1.elapsed().unwrap_or_default())
     }
 }
 

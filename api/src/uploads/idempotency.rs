@@ -1,10 +1,11 @@
 //! `Idempotency-Key`: one logical upload, however often it is sent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName};
 use safelight_common::{
     domain::{ContentHash, TaskId},
+    retry::Reconnect,
     store::{DynStore, IdempotencyKey, KeyState, KeyTicket},
 };
 
@@ -51,6 +52,8 @@ pub enum Reservation {
 pub struct HeldKey {
     store: DynStore,
     ticket: Option<KeyTicket>,
+    /// How long the reservation lasts without this process.
+    hold: Duration,
     _extending: AbortOnDropHandle<()>,
 }
 
@@ -66,6 +69,7 @@ pub async fn reserve(
             Ok(Reservation::Held(HeldKey {
                 store: store.clone(),
                 ticket: Some(ticket),
+                hold,
                 _extending: AbortOnDropHandle::new(extending),
             }))
         }
@@ -121,13 +125,22 @@ impl Drop for HeldKey {
         else {
             return;
         };
-        let store = self.store.clone();
-        runtime.spawn(async move {
-            // If this fails the reservation ends by its time.
-            if let Err(error) = store.release_key(&ticket).await {
-                tracing::warn!(%error, "cannot release an idempotency key");
-            }
-        });
+        runtime.spawn(give_back(self.store.clone(), ticket, self.hold));
+    }
+}
+
+/// Gives a key back. The database being away may be the very reason why the upload failed: tried
+/// until the reservation has ended by itself, or else the client's next try would be told that the key
+/// is in use.
+async fn give_back(store: DynStore, ticket: KeyTicket, hold: Duration) {
+    let ends_at = Instant::now() + hold;
+    let mut reconnect = Reconnect::default();
+    while let Err(error) = store.release_key(&ticket).await {
+        if Instant::now() >= ends_at {
+            tracing::warn!(%error, "could not release an idempotency key");
+            return;
+        }
+        tokio::time::sleep(reconnect.next_delay()).await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! incoming/<image>                                bytes of an upload, until its write job
 //! blobs/<2 hex>/<sha256>                          bytes under their content's name
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
+//! clock                                           empty; its age tells the store's time
 //! ```
 
 mod error;

@@ -21,6 +21,8 @@ const PARTS_IN_MEMORY: usize = 4;
 
 /// Enough to find out that a disk is full, little enough to be sent now and then.
 const PROBE_BYTES: usize = 1 << 20;
+/// The object whose age tells a store's time.
+const CLOCK: &str = "clock";
 
 /// A local directory or an S3-compatible store. Every successful write is durable: files and
 /// their folders are synced, or the object store has acknowledged.
@@ -129,6 +131,24 @@ impl Blobs {
         let removed = self.store.delete(&path).await;
         written?;
         Ok(removed?)
+    }
+
+    /// The time by the store's own clock, which also writes [`Incoming::modified`]: what is old is
+    /// for it to say, since this machine's clock may be an hour off. In whole seconds on some
+    /// stores, rounded down. Writes an empty object, which stays.
+    pub async fn clock(&self) -> Result<DateTime<Utc>, BlobError> {
+        let probe = Path::from(CLOCK);
+        self.store.put(&probe, PutPayload::new()).await?;
+        Ok(self.store.head(&probe).await?.last_modified)
+    }
+
+    /// Whether an object is there.
+    pub async fn exists(&self, key: &BlobKey) -> Result<bool, BlobError> {
+        match self.store.head(&key.path()).await.map_err(BlobError::from) {
+            Ok(_) => Ok(true),
+            Err(BlobError::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Begins to stage an upload's bytes. Nothing is left behind unless it is finished.

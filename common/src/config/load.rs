@@ -10,7 +10,14 @@ use toml::{Table, Value};
 use super::{BlobUrl, Config, DEFAULTS, DatabaseUrl};
 
 /// Variables that begin like configuration keys and are none: they belong to the command line.
-const OTHER_VARIABLES: &[&str] = &["SAFELIGHT_CONFIG", "SAFELIGHT_URL", "SAFELIGHT_KEY"];
+const OTHER_VARIABLES: &[&str] = &[
+    "SAFELIGHT_CONFIG",
+    "SAFELIGHT_URL",
+    "SAFELIGHT_KEY",
+    // A program without fail points does not know their variable, and refuses it.
+    #[cfg(feature = "fail-points")]
+    "SAFELIGHT_FAIL_POINTS",
+];
 
 /// A configuration that cannot be used, with what to do about it.
 #[derive(Debug, thiserror::Error)]

@@ -72,7 +72,11 @@ impl Fleet {
     /// Migrates the database and starts every node of `plan`; returns when uploads can be sent.
     /// Blocks its thread for a second or two.
     pub fn start(binary: &Path, engines: &Engines, plan: &Plan) -> Result<Self> {
-        let s3 = S3::start("images")?;
+        Self::start_over(S3::start("images")?, binary, engines, plan)
+    }
+
+    /// [`Fleet::start`] over an object store that runs already.
+    pub fn start_over(s3: S3, binary: &Path, engines: &Engines, plan: &Plan) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("safelight-fleet-").tempdir()?;
         let mut env = s3.env();
         env.extend(
@@ -108,6 +112,14 @@ impl Fleet {
     /// A command with this fleet's configuration.
     pub fn command(&self, args: &[&str]) -> Command {
         safelight(&self.binary, args, &self.env)
+    }
+
+    /// Starts a node with further variables, which the caller keeps: `api`, or `worker` with its
+    /// options.
+    pub fn start_node(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Server> {
+        let mut command = self.command(args);
+        command.envs(env.iter().copied());
+        Server::start(command)
     }
 
     /// Starts one more worker.

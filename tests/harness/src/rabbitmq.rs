@@ -153,6 +153,15 @@ impl RabbitMq {
         Ok(text)
     }
 
+    /// How many messages the queues of a virtual host hold, those in consumers' hands included.
+    /// `url` is that of [`RabbitMq::fresh_vhost`].
+    pub fn held(&self, url: &str) -> Result<u64> {
+        let vhost = url.rsplit('/').next().context("a virtual host")?;
+        let queues = ["list_queues", "--no-table-headers", "-p", vhost, "messages"];
+        let counts = self.ctl(&queues)?;
+        counts.split_whitespace().map(|count| Ok(count.parse::<u64>()?)).sum()
+    }
+
     /// One of `RabbitMQ`'s scripts, pointed at this node alone.
     fn command(&self, script: &str) -> Command {
         let mut command = Command::new(Path::new(BIN).join(script));
@@ -191,6 +200,9 @@ impl RabbitMq {
             fs::create_dir_all(self.folder.join(name))?;
         }
         fs::write(self.folder.join("enabled_plugins"), "[].")?;
+        // How old the counts of `list_queues` may be, in ms; 5 s would make every audit wait.
+        let ticks = "[{rabbit, [{quorum_tick_interval, 500}]}].";
+        fs::write(self.folder.join("advanced.config"), ticks)?;
         let definitions = self.folder.join("definitions.json");
         fs::write(&definitions, definitions_json().to_string())?;
         let conf = format!(

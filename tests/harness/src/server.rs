@@ -108,6 +108,18 @@ impl Server {
         Ok(())
     }
 
+    /// Waits until it has printed or logged `words`.
+    pub fn says(&mut self, words: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while !self.output().contains(words) {
+            if Instant::now() > deadline {
+                bail!("does not say {words:?} after {limit:?}:\n{}", self.output());
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;

@@ -1,6 +1,6 @@
 //! Staged bytes that nobody owns: left by uploads that died between storing and recording them.
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::TryStreamExt;
 use safelight_common::{
     blobs::{BlobKey, Incoming, StagedUpload},
@@ -13,11 +13,13 @@ use super::JanitorError;
 /// Images asked for in one statement.
 const BATCH: usize = 500;
 
-/// Looks at all staged bytes older than `staged_grace_ms`.
+/// Looks at all staged bytes older than `staged_grace_ms`, by the clock that dated them: by this
+/// machine's, if it ran ahead, bytes that have just come would be old.
 pub(super) async fn sweep(services: Services) -> Result<(), JanitorError> {
+    let now = services.blobs.clock().await?;
     let grace = i64::try_from(services.config.staged_grace_ms).unwrap_or(i64::MAX);
     let Some(before) =
-        TimeDelta::try_milliseconds(grace).and_then(|grace| Utc::now().checked_sub_signed(grace))
+        TimeDelta::try_milliseconds(grace).and_then(|grace| now.checked_sub_signed(grace))
     else {
         return Ok(());
     };

@@ -118,7 +118,8 @@ async fn serve(
                 group.drain(..).for_each(|work| work.answer(None));
             }
             Err(error) => {
-                tracing::warn!(%error, requests = group.len(), "SQLite transaction failed");
+                // Each caller is told, and says what it means to it.
+                tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
                 let error = Arc::new(error);
                 group.drain(..).for_each(|work| work.answer(Some(copy_of(&error))));
             }

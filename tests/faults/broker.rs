@@ -1,0 +1,143 @@
+//! `RabbitMQ` in trouble. Uploads never notice.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, QueueDeleteOptions, QueuePurgeOptions},
+};
+use safelight_harness::{
+    books::Database, fleet::Engines, load::Load, pictures, postgres::Postgres, rabbitmq::RabbitMq,
+};
+use serde_json::json;
+use tokio::task::block_in_place;
+
+use super::{Cluster, eventually, upload_all};
+
+/// The queues that uploads use.
+const QUEUES: [&str; 2] = ["safelight.write.interactive.v1", "safelight.thumbnail.interactive.v1"];
+
+/// Messages that are lost come back within a second.
+const FORGETFUL: &[(&str, &str)] = &[("SAFELIGHT_REPUBLISH_AFTER_MS", "500")];
+
+/// Promise: while the broker is killed, or short of memory, uploads are accepted as ever, and
+/// `/readyz` says that work waits; it flows again by itself. (One test, because a broker of its own
+/// takes seconds to start.)
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> {
+    let mut node = block_in_place(RabbitMq::start)?;
+    let engines =
+        Engines { database_url: Postgres::fresh_database().await?, queue_url: node.fresh_vhost()? };
+    let cluster = Cluster::on(engines, 1, 2, &[])?;
+    let client = cluster.client()?;
+    let readiness = async || anyhow::Ok(client.json("/readyz").await?["status"].clone());
+    let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
+    load.more(20).await?;
+
+    node.kill()?;
+    eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
+    load.more(20).await?;
+    block_in_place(|| node.start_node())?;
+    let after_kill = cluster.database().flows_again().await?;
+    eventually("/readyz says ready", async || Ok(readiness().await? == "ready")).await?;
+
+    let watermark = async |limit: &str| {
+        block_in_place(|| node.ctl(&["set_vm_memory_high_watermark", "absolute", limit]))
+    };
+    watermark("1").await?;
+    eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
+    let since = Instant::now();
+    load.more(30).await?;
+    let mut took = load.latencies(since);
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    ensure!(median < Duration::from_secs(1), "uploads take {median:?} under the alarm");
+    watermark("1GB").await?;
+    let after_alarm = cluster.database().flows_again().await?;
+
+    let tally = load.stop().await?;
+    eprintln!(
+        "work flows {after_kill:?} after a kill, {after_alarm:?} after an alarm; \
+         an upload takes {median:?} meanwhile"
+    );
+    ensure!(tally.refusals.is_empty(), "refused: {:?}", tally.refusals);
+    let report = cluster.books_with(&node).audit(&tally.ledger).await?.clean()?;
+    assert_eq!(report.tasks, report.accepted);
+    Ok(())
+}
+
+async fn channel(cluster: &Cluster) -> Result<(Connection, Channel)> {
+    let url = &cluster.engines.queue_url;
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    Ok((connection, channel))
+}
+
+async fn published(database: &Database, jobs: usize) -> Result<()> {
+    eventually("all jobs are published", async || Ok(database.published().await? == jobs)).await
+}
+
+/// Promise: jobs whose messages are purged, or whose queues are deleted, come back by themselves,
+/// with workers there or without.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_outlive_their_queues() -> Result<()> {
+    let cluster = Cluster::start(1, 0, FORGETFUL).await?;
+    let (client, database) = (cluster.client()?, cluster.database());
+    let photo = pictures::jpeg(320, 240, 1)?;
+    let bodies: Vec<_> =
+        (0..6).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
+    let ledger = upload_all(&client, &bodies).await?;
+    published(&database, 12).await?;
+    let (_connection, channel) = channel(&cluster).await?;
+    channel.queue_purge(QUEUES[0].into(), QueuePurgeOptions::default()).await?;
+    channel.queue_delete(QUEUES[1].into(), QueueDeleteOptions::default()).await?;
+
+    let _worker = cluster.node(&["worker"], &[])?;
+    cluster.books()?.audit(&ledger).await?.clean()?;
+    // And under a worker's feet.
+    for queue in QUEUES {
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+    }
+    let late = upload_all(&client, &[pictures::jpeg(320, 240, 2)?]).await?;
+    let report = cluster.books()?.audit(&late).await?.clean()?;
+    assert_eq!((report.tasks, report.repeated()), (7, 0));
+    Ok(())
+}
+
+/// Promise: messages that come three times, and in any order, cost nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
+    let cluster = Cluster::start(1, 0, &[]).await?;
+    let photo = pictures::jpeg(320, 240, 1)?;
+    let bodies: Vec<_> =
+        (0..8).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
+    let ledger = upload_all(&cluster.client()?, &bodies).await?;
+    let database = cluster.database();
+    published(&database, 16).await?;
+    let doorbells = database.doorbells().await?;
+    let (_connection, channel) = channel(&cluster).await?;
+    // 7 and 16 have no common divisor: each round rings every bell once, in another order.
+    for step in 0..3 * doorbells.len() {
+        let [kind, lane, job, generation] = &doorbells[(step * 7 + step / 16) % doorbells.len()];
+        let body = json!({ "v": 1, "job": job, "generation": generation.parse::<u32>()? });
+        let queue = format!("safelight.{kind}.{lane}.v1");
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        channel
+            .basic_publish(
+                "safelight".into(),
+                queue.into(),
+                options,
+                body.to_string().as_bytes(),
+                properties,
+            )
+            .await?
+            .await
+            .context("published")?;
+    }
+    let (_one, _other) = (cluster.node(&["worker"], &[])?, cluster.node(&["worker"], &[])?);
+    let report = cluster.books()?.audit(&ledger).await?.clean()?;
+    assert_eq!((report.tasks, report.repeated()), (8, 0));
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! The network between the nodes and their engines, cut and frozen.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use safelight_harness::{
+    books::Database,
+    chaos::{Chaos, Link},
+    fleet::{Engines, Fleet, Plan},
+    load::Load,
+    s3::S3,
+};
+use tokio::task::block_in_place;
+
+use super::{Cluster, TIDY, binary, owned};
+
+/// How long each fault lasts.
+const FAULT: Duration = Duration::from_secs(3);
+
+fn port_of(url: &str) -> Result<u16> {
+    let rest = url.rsplit(':').next().context("a port")?;
+    Ok(rest.split('/').next().context("a port")?.parse()?)
+}
+
+/// The same URL through a proxy.
+fn through(url: &str, proxy: &Chaos) -> Result<String> {
+    Ok(url.replace(&format!(":{}", port_of(url)?), &format!(":{}", proxy.port())))
+}
+
+/// Promise: whichever engine the network hides, by resets or by silence, nothing is lost, nothing
+/// happens twice, and work flows again by itself once the link is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
+    let direct = Engines::shared().await?;
+    let s3 = block_in_place(|| S3::start("images"))?;
+    let proxy = |url: &str| Chaos::start(port_of(url)?);
+    let proxies = [
+        ("RabbitMQ", proxy(&direct.queue_url)?),
+        ("PostgreSQL", proxy(&direct.database_url)?),
+        ("S3", proxy(&s3.endpoint())?),
+    ];
+    let engines = Engines {
+        queue_url: through(&direct.queue_url, &proxies[0].1)?,
+        database_url: through(&direct.database_url, &proxies[1].1)?,
+    };
+    let endpoint = through(&s3.endpoint(), &proxies[2].1)?;
+    let env = owned(&[("AWS_ENDPOINT", &endpoint), ("SAFELIGHT_LEASE_MS", "5000"), TIDY]);
+    let plan = Plan { apis: 1, workers: 2, env };
+    let fleet = block_in_place(|| Fleet::start_over(s3, binary(), &engines, &plan))?;
+    let cluster = Cluster { engines: direct, fleet };
+    let database = Database::Postgres(cluster.engines.database_url.clone());
+
+    let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
+    load.more(10).await?;
+    let mut recoveries = Vec::new();
+    for (engine, proxy) in &proxies {
+        for fault in [Link::Cut, Link::BlackHole] {
+            proxy.set(fault);
+            tokio::time::sleep(FAULT).await;
+            proxy.set(Link::Up);
+            let back = Instant::now();
+            let took =
+                database.flows_again().await.with_context(|| format!("{engine} {fault:?}"))?;
+            load.more(5).await.with_context(|| format!("{engine} {fault:?}"))?;
+            eprintln!(
+                "{engine} {fault:?}: work flows after {took:?}, uploads after {:?}",
+                back.elapsed()
+            );
+            recoveries.push(took);
+        }
+    }
+    let tally = load.stop().await?;
+    recoveries.sort_unstable();
+    eprintln!(
+        "work flows again after {:?} (p50), {:?} (max); refusals: {:?}",
+        recoveries[recoveries.len() / 2],
+        recoveries[recoveries.len() - 1],
+        tally.refusals
+    );
+    let report = cluster.books()?.audit(&tally.ledger).await?.clean()?;
+    assert_eq!(report.tasks, report.accepted);
+    Ok(())
+}

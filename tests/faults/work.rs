@@ -1,0 +1,71 @@
+//! Workers that die at each step of a job.
+
+use anyhow::{Context, Result};
+use safelight_harness::{
+    books::{Books, Ledger},
+    pictures,
+};
+
+use super::{Alone, Cluster, HASTY, armed, dies, upload_all};
+
+/// The steps, the kind of job that dies there, and whether its attempt had counted already.
+const STEPS: [(&str, &str, bool); 10] = [
+    ("worker.claimed", "write", false),
+    ("write.inspected", "write", false),
+    ("write.promoted", "write", false),
+    ("worker.worked", "write", false),
+    ("worker.settled", "write", true),
+    ("worker.claimed", "thumbnail", false),
+    ("thumbnail.rendered", "thumbnail", false),
+    ("thumbnail.stored", "thumbnail", false),
+    ("worker.worked", "thumbnail", false),
+    ("worker.settled", "thumbnail", true),
+];
+
+/// Promise: a worker may die anywhere in a job. Another takes it over, each effect happens once,
+/// and the death costs one attempt; none, once the result was recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_worker_dies_at_any_step_is_finished_by_another() -> Result<()> {
+    let cluster = Cluster::start(1, 0, HASTY).await?;
+    let client = cluster.client()?;
+    let ledger = Ledger::default();
+    let mut expected = 0;
+    for (number, (step, kind, settled)) in (1..).zip(STEPS) {
+        let photo = pictures::jpeg(320, 240, number)?;
+        let mut doomed =
+            cluster.node(&["worker", "--kinds", kind], &[armed(&format!("{step}=kill"))])?;
+        ledger.record(&client.upload(photo.clone()).await?, &photo)?;
+        dies(&mut doomed).with_context(|| format!("{step} of {kind}"))?;
+        let _heir = cluster.node(&["worker"], &[])?;
+        // The broker is asked at the end: that takes a second.
+        let books = Books { broker: None, ..cluster.books()? };
+        let report = books.audit(&ledger).await?.clean();
+        let report = report.with_context(|| format!("{step} of {kind}"))?;
+        expected += u64::from(!settled);
+        assert_eq!(report.repeated(), expected, "after {step} of {kind}");
+    }
+    cluster.books()?.audit(&ledger).await?.clean()?;
+    Ok(())
+}
+
+/// The same promise for one process that is started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_at_any_step_of_a_job_finishes_it_later() -> Result<()> {
+    for (number, (step, kind, _)) in (1..).zip(STEPS) {
+        // Both kinds meet the steps of the worker itself: once is enough.
+        if kind == "thumbnail" && step.starts_with("worker.") {
+            continue;
+        }
+        let alone = Alone::new(HASTY)?;
+        let (mut server, client) = alone.start(&[armed(&format!("{step}=kill"))])?;
+        let ledger = upload_all(&client, &[pictures::jpeg(320, 240, number)?]).await;
+        dies(&mut server).context(step)?;
+        let _server = alone.start(&[])?;
+        // The answer may have died with the process; its upload is finished all the same.
+        let report = alone.books().audit(&ledger.unwrap_or_default()).await?;
+        let report = report.clean().context(step)?;
+        assert_eq!(report.tasks, 1, "after {step}");
+        assert!(report.repeated() <= 2, "after {step}: {report:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! The folder of the blobs, read as plain files: `blobs/<2>/<sha256>`,
+//! `renditions/<2>/<sha256>/<preset>-<fingerprint>.<ext>`, `incoming/<image>`.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::ledger::sha256;
+
+/// A rendition's file.
+pub(super) struct File {
+    pub sha256: String,
+    /// Whether a decoder takes it.
+    pub decodes: bool,
+}
+
+/// The names of what lies in `incoming/`, finished or not.
+pub(super) fn staged(root: &Path) -> Result<Vec<String>> {
+    Ok(children(&root.join("incoming"))?.iter().map(|path| name(path)).collect())
+}
+
+/// The hash of each blob's content, by its name. More than one where there are several files.
+pub(super) fn originals(root: &Path) -> Result<HashMap<String, Vec<String>>> {
+    let mut found: HashMap<String, Vec<String>> = HashMap::new();
+    for folder in children(&root.join("blobs"))? {
+        for file in children(&folder)? {
+            found.entry(name(&file)).or_default().push(sha256(&fs::read(&file)?));
+        }
+    }
+    Ok(found)
+}
+
+/// Every rendition's file, by its blob's hash and its name without the extension.
+pub(super) fn renditions(root: &Path) -> Result<HashMap<(String, String), File>> {
+    let mut found = HashMap::new();
+    for folder in children(&root.join("renditions"))? {
+        for blob in children(&folder)? {
+            for file in children(&blob)? {
+                let content = fs::read(&file)?;
+                let stem = file.file_stem().context("a rendition has a name")?;
+                let key = (name(&blob), stem.to_string_lossy().into_owned());
+                let decodes = image::load_from_memory(&content).is_ok();
+                found.insert(key, File { sha256: sha256(&content), decodes });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a folder holds; nothing if there is none.
+fn children(folder: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| folder.display().to_string()),
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
