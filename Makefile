@@ -18,7 +18,7 @@ test: ## the whole suite; installs the engines that it runs against
 simulate: ## seeded schedules of faults; SEEDS=20000 says how many, FROM=0 where to begin
 	@scripts/setup.sh build
 	SAFELIGHT_SIM_SEEDS=$(or $(SEEDS),20000) SAFELIGHT_SIM_FROM=$(or $(FROM),0) \
-		cargo test -p safelight-workers --lib simulation -- --nocapture
+		cargo test --workspace --lib -- simulation --nocapture
 
 lint: ## format, lints, dependency audit, shell scripts, container files
 	@scripts/setup.sh build

@@ -192,7 +192,7 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("max_upload_bytes", config.max_upload_bytes, 1, 1 << 40),
         ("max_uploads_in_flight", config.max_uploads_in_flight as u64, 1, 1_000_000),
         ("max_queued_jobs", config.max_queued_jobs, 1, 1_000_000_000),
-        ("idempotency_hold_ms", config.idempotency_hold_ms, 1_000, 3_600_000),
+        ("idempotency_hold_ms", config.idempotency_hold_ms, 100, 3_600_000),
         ("upload_idle_timeout_ms", config.upload_idle_timeout_ms, 10, 3_600_000),
         ("concurrency", config.concurrency as u64, 0, 1_024),
         ("lease_ms", config.lease_ms, 100, 1_200_000),
