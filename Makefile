@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate soak lint audit fleet bench-accept
+.PHONY: help run test simulate mutants soak lint audit fleet bench-accept
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,3 +45,8 @@ bench-accept: ## rate and latency of accepted uploads beside this machine's ceil
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/bench $(ARGS)
+
+mutants: ## break the lines that docs/reliability.md relies on; NAMES="settle claim" says which
+	@scripts/setup.sh build test
+	cargo build --workspace --bins
+	target/debug/mutants $(NAMES)

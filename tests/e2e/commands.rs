@@ -17,6 +17,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 
 on_every_deployment! {
     a_folder_is_uploaded_and_waited_for,
+    failed_tasks_are_found_and_tried_again,
 }
 
 async fn finished(command: Command) -> Result<Finished> {
@@ -59,6 +60,10 @@ async fn an_upload_to_nobody_is_one_error() -> Result<()> {
             .await?;
     assert_eq!(ended.code, Some(1), "{ended:#?}");
     assert!(ended.stderr.contains("error: "), "{ended:#?}");
+    let nobody = ["tasks", "list", "--url", "http://127.0.0.1:1"];
+    let ended = finished(safelight(binary(), nobody, &[])).await?;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("hint: is a server running there?"), "{ended:#?}");
     Ok(())
 }
 
@@ -88,5 +93,46 @@ async fn the_api_describes_itself() -> Result<()> {
 async fn a_wrong_command_is_a_usage_error() -> Result<()> {
     let ended = finished(safelight(binary(), ["wroker"], &[])).await?;
     assert_eq!(ended.code, Some(2), "{ended:#?}");
+    Ok(())
+}
+
+async fn failed_tasks_are_found_and_tried_again(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    let good = client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
+    let bad = client.finished(&client.upload(pictures::disguised_text()).await?).await?;
+    let id = bad["id"].as_str().unwrap_or_default();
+    let run = async |args: &[&str]| finished(at.command(args)).await;
+
+    let listed = run(&["tasks", "list", "--status", "failed", "--json"]).await?.success()?;
+    let listed: Value = serde_json::from_str(&listed.stdout)?;
+    assert_eq!(listed["id"], bad["id"], "one line, one task");
+    let shown = run(&["tasks", "show", id]).await?.success()?;
+    assert!(shown.stdout.contains("failed") && shown.stdout.lines().count() == 3, "{shown:#?}");
+    let none = run(&["tasks", "list", "--code", "lease_lost"]).await?.success()?;
+    assert_eq!(none.stdout, "");
+
+    let code = bad["error"]["code"].as_str().unwrap_or_default();
+    let dry = run(&["tasks", "retry", "--code", code, "--newer-than", "1h", "--dry-run"]).await?;
+    assert_eq!(dry.success()?.stdout.trim(), id);
+    let old = run(&["tasks", "retry", "--older-than", "1h"]).await?.success()?;
+    assert_eq!(old.stdout, "");
+    let before = client.json(&format!("/v1/tasks/{id}")).await?;
+    assert_eq!(before["status"], "failed", "nothing was done yet");
+    run(&["tasks", "retry", id]).await?.success()?;
+    let waited = run(&["tasks", "show", id, "--wait", "--json"]).await?.success()?;
+    let waited: Value = serde_json::from_str(&waited.stdout)?;
+    assert_eq!(waited["status"], "failed", "what is no picture never becomes one");
+    assert_ne!(waited["finished_at"], before["finished_at"], "it was tried again");
+
+    let done = good["id"].as_str().unwrap_or_default();
+    for command in ["retry", "cancel"] {
+        let refused = run(&["tasks", command, done]).await?;
+        assert_eq!(refused.code, Some(1), "{refused:#?}");
+        assert!(refused.stderr.contains("409") && refused.stderr.contains(done), "{refused:#?}");
+    }
+    for wrong in [&["tasks", "retry"][..], &["tasks", "list", "--kind", "elephant"]] {
+        let refused = run(wrong).await?;
+        assert_eq!(refused.code, Some(2), "{refused:#?}");
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod accept;
 mod broker;
+mod cancel;
 mod clock;
 mod database;
 mod disk;

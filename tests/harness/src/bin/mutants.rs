@@ -68,10 +68,11 @@ fn main() -> Result<ExitCode> {
     };
     let mut survivors = 0;
     for mutant in mutants.mutant.iter().filter(wanted) {
-        let broken = break_it(mutant)?;
+        let sound = source(mutant)?;
         if options.check {
             continue;
         }
+        let broken = break_it(mutant, sound)?;
         let begun = Instant::now();
         let verdict = run(&mutant.test)?;
         drop(broken);
@@ -86,14 +87,19 @@ fn main() -> Result<ExitCode> {
     Ok(if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn break_it(mutant: &Mutant) -> Result<Broken<'_>> {
-    let file = &mutant.file;
-    let sound = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+/// The file as it is, with the line in it.
+fn source(mutant: &Mutant) -> Result<String> {
+    let file = mutant.file.display();
+    let sound = fs::read_to_string(&mutant.file).with_context(|| file.to_string())?;
     let found = sound.matches(&mutant.find).count();
-    ensure!(found == 1, "{}: found {found} times in {}", mutant.name, file.display());
+    ensure!(found == 1, "{}: found {found} times in {file}", mutant.name);
+    Ok(sound)
+}
+
+fn break_it(mutant: &Mutant, sound: String) -> Result<Broken<'_>> {
     let mutated = sound.replace(&mutant.find, &mutant.replace);
-    let broken = Broken(file, sound);
-    fs::write(file, mutated)?;
+    let broken = Broken(&mutant.file, sound);
+    fs::write(&mutant.file, mutated)?;
     Ok(broken)
 }
 
