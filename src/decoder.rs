@@ -6,7 +6,7 @@ use safelight_workers::decoder::{self, DecoderLimits};
 use crate::exit::Exit;
 
 /// Options of `safelight decoder`.
-#[derive(Args)]
+#[derive(Clone, Copy, Args)]
 pub struct DecoderArgs {
     /// Processor time for each picture, in seconds
     #[arg(long)]

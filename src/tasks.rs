@@ -167,7 +167,9 @@ async fn list(filter: &Filter, limit: usize, output: &Output) -> Result<(), Exit
         page.extend(cursor.map(|cursor| ("cursor", cursor)));
         let answer = client.get("/v1/tasks", &page).await?;
         let tasks = answer["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
-        tasks.iter().for_each(|task| print_line(task, output.json));
+        for task in tasks {
+            print_line(task, output.json);
+        }
         left -= tasks.len().min(left);
         cursor = answer["next_cursor"].as_str().map(str::to_owned);
         if cursor.is_none() {
@@ -279,33 +281,31 @@ fn print_line(task: &Value, as_json: bool) {
         return;
     }
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let why = match task["error"]["code"].as_str() {
-        Some(code) => format!("  {code}: {}", text(&task["error"]["message"])),
-        None => String::new(),
-    };
     println!(
-        "{}  {:<9}  {:<8}  {}{why}",
+        "{}  {:<9}  {:<8}  {}{}",
         text(&task["id"]),
         text(&task["status"]),
         text(&task["kind"]),
         text(&task["created_at"]),
+        why(&task["error"]),
     );
 }
 
 fn print_job(job: &Value) {
-    let text = |key: &str| job[key].as_str().unwrap_or("-").to_owned();
-    let mut line = format!(
-        "  {:<9}  {:<9}  attempt {} of {}",
-        text("kind"),
-        text("status"),
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let next = job["retry_at"].as_str().map(|at| format!("  next at {at}")).unwrap_or_default();
+    println!(
+        "  {:<9}  {:<9}  attempt {} of {}{next}{}",
+        text(&job["kind"]),
+        text(&job["status"]),
         job["attempt"],
         job["max_attempts"],
+        why(&job["error"]),
     );
-    if let Some(at) = job["retry_at"].as_str() {
-        line += &format!("  next at {at}");
-    }
-    if let Some(code) = job["error"]["code"].as_str() {
-        line += &format!("  {code}: {}", job["error"]["message"].as_str().unwrap_or_default());
-    }
-    println!("{line}");
+}
+
+/// A failure's code and message, if there is one.
+fn why(error: &Value) -> String {
+    let Some(code) = error["code"].as_str() else { return String::new() };
+    format!("  {code}: {}", error["message"].as_str().unwrap_or_default())
 }

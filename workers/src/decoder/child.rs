@@ -36,7 +36,7 @@ pub fn run(limits: DecoderLimits) -> io::Result<()> {
         let result = request.run(&picture, &|| false);
         drop(picture);
         protocol::write_answer(&mut answers, result)?;
-        limits.end()?;
+        DecoderLimits::end()?;
     }
     Ok(())
 }

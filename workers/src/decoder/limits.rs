@@ -65,7 +65,7 @@ impl DecoderLimits {
     }
 
     /// Between pictures there is no such limit.
-    pub(super) fn end(self) -> rustix::io::Result<()> {
+    pub(super) fn end() -> rustix::io::Result<()> {
         limit_cpu(None)
     }
 }

@@ -26,9 +26,10 @@ pub(crate) async fn remove(services: Services) -> Result<(), JanitorError> {
 /// Takes up what a janitor that died had moved aside.
 pub(crate) async fn resume(services: Services) -> Result<(), JanitorError> {
     for id in services.blobs.images_aside().await? {
-        match services.store.image(id).await? {
-            Some(image) => decide(&services, &image).await?,
-            None => tracing::error!(image = %id, "the trash holds bytes of an unknown image"),
+        if let Some(image) = services.store.image(id).await? {
+            decide(&services, &image).await?;
+        } else {
+            tracing::error!(image = %id, "the trash holds bytes of an unknown image");
         }
     }
     Ok(())

@@ -41,6 +41,13 @@ impl Row {
         count / self.elapsed.as_secs_f64()
     }
 
+    /// Refusals per second.
+    pub fn refusals(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss)]
+        let count = self.refused as f64;
+        count / self.elapsed.as_secs_f64()
+    }
+
     /// The time within which `percent` of the successes ended.
     pub fn percentile(&self, percent: usize) -> Duration {
         let last = self.times.len().saturating_sub(1);
@@ -108,7 +115,7 @@ fn table(title: &str, rows: &[Row], ceilings: &[Row]) {
 }
 
 /// One row per number of clients.
-async fn measure(
+pub async fn measure(
     setup: &Setup,
     url: &str,
     clients: &[usize],

@@ -7,6 +7,7 @@ mod accept;
 mod ceiling;
 mod latency;
 mod memory;
+mod overload;
 mod payload;
 
 use std::{env, path::PathBuf, time::Duration};
@@ -27,7 +28,12 @@ struct Options {
     #[arg(long)]
     binary: Option<PathBuf>,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "accept,memory,latency")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "accept,memory,latency,overload"
+    )]
     only: Vec<Part>,
     /// Clients at once, each sending the next upload when it has its answer
     #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
@@ -45,6 +51,8 @@ enum Part {
     Memory,
     /// From the 202 to `succeeded`, at idle
     Latency,
+    /// Uploads per second and memory with ten times as many clients as there is room for
+    Overload,
 }
 
 #[tokio::main]
@@ -66,6 +74,9 @@ async fn main() -> Result<()> {
     if options.only.contains(&Part::Latency) {
         latency::run(&setup).await?;
     }
+    if options.only.contains(&Part::Overload) {
+        overload::run(&setup).await?;
+    }
     Ok(())
 }
 
@@ -79,12 +90,21 @@ struct Setup {
 impl Setup {
     /// `safelight serve` on a fresh folder.
     fn serve(&self) -> Result<(Server, TempDir)> {
+        self.serve_with(&[])
+    }
+
+    /// The same with further variables.
+    fn serve_with(&self, further: &[(&str, &str)]) -> Result<(Server, TempDir)> {
         let data = TempDir::new()?;
-        let env = [
-            ("SAFELIGHT_DATA_DIR".to_owned(), data.path().to_string_lossy().into_owned()),
-            ("SAFELIGHT_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
-            ("SAFELIGHT_LOG".to_owned(), "warn".to_owned()),
+        let folder = data.path().to_string_lossy();
+        let base = [
+            ("SAFELIGHT_DATA_DIR", &*folder),
+            ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+            ("SAFELIGHT_LOG", "warn"),
         ];
+        let all = base.iter().chain(further);
+        let env: Vec<_> =
+            all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Ok((Server::start(safelight(&self.binary, ["serve"], &env))?, data))
     }
 

@@ -70,7 +70,7 @@ fn halting(payload: &Payload, barrier: Arc<Barrier>) -> Body {
 }
 
 /// The most memory that a process has had resident, in MiB.
-fn peak_mib(process: u32) -> Result<u64> {
+pub fn peak_mib(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
     let kib: u64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
