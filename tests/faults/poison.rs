@@ -55,6 +55,9 @@ async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
         for job in jobs(&task) {
             assert_eq!(job["error"]["code"], code, "{harm}: {task:#}");
             assert_eq!(job["attempt"], ATTEMPTS, "{harm}: {task:#}");
+            // The kernel ends what uses the processor, the worker's patience what does not.
+            let message = job["error"]["message"].as_str().unwrap_or_default();
+            assert_eq!(message.contains("processor time"), harm == "spin", "{harm}: {task:#}");
         }
     }
     assert!(server.is_running()?, "{}", server.output());
