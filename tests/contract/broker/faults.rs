@@ -52,6 +52,33 @@ async fn a_wiped_broker_is_declared_anew() -> Result<()> {
     Ok(())
 }
 
+/// Somebody deletes a queue, somebody else declares it again at once: its consumers may never be
+/// told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
+    let (broker, _connection, channel) = tampered().await?;
+    let mut subscription = broker.subscribe(QUEUE, 4).await?;
+    for _ in 0..2 {
+        let first = doorbell(QUEUE);
+        eventually("publishing works", async || broker.publish(&[first]).await.is_ok()).await?;
+        // In hand while the queue goes.
+        let held = next(&mut subscription).await?;
+        let delete = channel.queue_delete(QUEUE.to_string().into(), QueueDeleteOptions::default());
+        let sent = doorbell(QUEUE);
+        let (deleted, ()) = tokio::join!(delete, async {
+            // Declares the queue as soon as it is missed.
+            while broker.publish(&[sent]).await.is_err() {}
+        });
+        deleted?;
+        held.ack().await;
+        // It may have been published before the deletion, and be gone: what counts is the next.
+        let last = doorbell(QUEUE);
+        eventually("publishing works", async || broker.publish(&[last]).await.is_ok()).await?;
+        while next(&mut subscription).await?.doorbell != last {}
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_dropped() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
+    depth, is_not_found,
     link::{Link, within},
     message::{self, Undecodable},
     topology,
@@ -27,6 +28,8 @@ use crate::{
     store::Doorbell,
 };
 
+/// After so long without a delivery a subscription is made anew: see [`End::Silent`].
+const SILENCE: Duration = Duration::from_secs(10);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For one acknowledgement. Written or not, nothing is lost: an unsettled message comes again.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +65,17 @@ impl Source {
     }
 }
 
+/// How forwarding ends without an error.
+enum End {
+    /// Nobody wants more deliveries.
+    Unwanted,
+    /// None came for a while. It may be that there are none; but a quorum queue that was deleted and
+    /// declared anew within a moment leaves its consumers deaf without a word: the broker counts
+    /// messages as delivered to them that they never get. A new consumer costs next to nothing, and
+    /// with the old channel such messages go back.
+    Silent,
+}
+
 /// Feeds one [`crate::broker::Subscription`].
 pub(super) struct Feeder {
     pub(super) link: Link,
@@ -89,8 +103,9 @@ impl Feeder {
                         info!(queue = %self.source, "subscribed again");
                         told = false;
                     }
-                    match self.forward(&channel, consumer, &mut reconnect).await {
-                        Ok(()) => return,
+                    match self.forward(&connection, &channel, consumer, &mut reconnect).await {
+                        Ok(End::Unwanted) => return,
+                        Ok(End::Silent) => continue,
                         Err(error) => error,
                     }
                 }
@@ -135,17 +150,25 @@ impl Feeder {
         Ok((Arc::new(channel), consumer))
     }
 
-    /// Passes deliveries on. `Ok` when no more are wanted, an error when no more come.
+    /// Passes deliveries on, until none are wanted or none come.
     async fn forward(
         &self,
+        connection: &Connection,
         channel: &Arc<Channel>,
         mut consumer: Consumer,
         reconnect: &mut Reconnect,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<End, BrokerError> {
         loop {
             let message = tokio::select! {
                 () = self.unwanted() => break,
-                message = consumer.next() => message,
+                message = timeout(SILENCE, consumer.next()) => message,
+            };
+            let Ok(message) = message else {
+                if self.may_be_deaf(connection, channel).await? {
+                    hand_back(channel, consumer).await;
+                    return Ok(End::Silent);
+                }
+                continue;
             };
             // The stream ends when the broker cancels the consumer, the channel still looking well.
             let message = message.ok_or(BrokerError::Disconnected)??;
@@ -160,7 +183,26 @@ impl Feeder {
             }
         }
         hand_back(channel, consumer).await;
-        Ok(())
+        Ok(End::Unwanted)
+    }
+
+    /// Whether a silent consumer should be replaced: one without deliveries in hand, and one with
+    /// fewer than it may have while more are waiting.
+    async fn may_be_deaf(
+        &self,
+        connection: &Connection,
+        channel: &Arc<Channel>,
+    ) -> Result<bool, BrokerError> {
+        // Each delivery in hand holds the channel, beside this task.
+        let in_hand = Arc::strong_count(channel) - 1;
+        if in_hand == 0 || in_hand >= usize::from(self.prefetch) {
+            return Ok(in_hand == 0);
+        }
+        match depth(connection, &self.source.to_string()).await {
+            Ok(waiting) => Ok(waiting > 0),
+            Err(BrokerError::Amqp(error)) if is_not_found(&error) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// A message that cannot be read is acknowledged away: the store can rebuild whatever it said,

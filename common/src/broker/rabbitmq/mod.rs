@@ -13,7 +13,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use async_trait::async_trait;
 use lapin::{
-    Channel, ErrorKind,
+    Connection, ErrorKind,
     options::QueueDeclareOptions,
     protocol::{AMQPErrorKind, AMQPSoftError},
     types::FieldTable,
@@ -108,9 +108,7 @@ impl Broker for RabbitBroker {
         let link = self.consuming();
         let connected = timeout(DEPTH_TIMEOUT, link.connection()).await;
         let connection = connected.ok().flatten().ok_or(BrokerError::Disconnected)?;
-        // Its own channel, because asking for a queue that is not there closes the channel.
-        let channel = within(DEPTH_TIMEOUT, connection.create_channel()).await?;
-        match within(DEPTH_TIMEOUT, passive_depth(&channel, queue)).await {
+        match depth(&connection, &queue.to_string()).await {
             // A queue that does not exist holds nothing.
             Err(BrokerError::Amqp(error)) if is_not_found(&error) => Ok(0),
             depth => depth,
@@ -169,11 +167,13 @@ fn read(url: &str) -> Option<AMQPUri> {
     Some(uri)
 }
 
-async fn passive_depth(channel: &Channel, queue: Queue) -> lapin::Result<u64> {
+/// How many messages wait in a queue.
+async fn depth(connection: &Connection, queue: &str) -> Result<u64, BrokerError> {
+    // On a channel of its own, because asking for a queue that is not there closes the channel.
+    let channel = within(DEPTH_TIMEOUT, connection.create_channel()).await?;
     let options = QueueDeclareOptions::default().passive();
-    let queue =
-        channel.queue_declare(queue.to_string().into(), options, FieldTable::default()).await?;
-    Ok(u64::from(queue.message_count()))
+    let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
+    Ok(u64::from(within(DEPTH_TIMEOUT, declare).await?.message_count()))
 }
 
 fn is_not_found(error: &lapin::Error) -> bool {
