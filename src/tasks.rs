@@ -250,6 +250,7 @@ async fn each(
 async fn retry_many(filter: &Filter, dry_run: bool, output: &Output) -> Result<(), Exit> {
     let client = SafelightClient::new(output.server.clone())?;
     let mut query = filter.query();
+    query.push(("all", query.is_empty().to_string()));
     query.push(("dry_run", dry_run.to_string()));
     query.push(("limit", PAGE.to_string()));
     let (mut count, mut cursor) = (0, None::<String>);

@@ -222,6 +222,9 @@ impl From<StoreError> for Problem {
         if error.is_unavailable() {
             static AWAY: Trouble = Trouble::new("the database is away");
             AWAY.note(&error);
+            if error.is_full() {
+                return Self::new(ProblemCode::StorageFull, "The database has no space left.");
+            }
             return Self::new(
                 ProblemCode::DatabaseUnavailable,
                 "The database cannot be reached at the moment.",

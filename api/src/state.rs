@@ -107,6 +107,9 @@ impl CurrentPresets {
     /// The image's rendition of a preset as configured now; the configured format if there are
     /// several.
     pub fn rendition<'a>(&self, image: &'a Image, name: &str) -> Option<&'a Rendition> {
+        if image.discarded {
+            return None;
+        }
         let (fingerprint, format) = self.0.get(name)?;
         let wanted = match format {
             PresetFormat::Auto => None,

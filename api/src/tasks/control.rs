@@ -6,7 +6,10 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use safelight_common::domain::{Status, Task, TaskId};
+use safelight_common::{
+    domain::{Status, Task, TaskId},
+    store::TaskFilter,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -81,6 +84,12 @@ fn not_retried(task: &Task) -> Problem {
             "The upload was cancelled and its bytes are gone; upload the picture again.",
         );
     }
+    if task.status == Status::Failed {
+        return Problem::new(
+            ProblemCode::TaskNotFailed,
+            "The task was being tried again at that moment, and has failed since.",
+        );
+    }
     Problem::new(
         ProblemCode::TaskNotFailed,
         format!("The task is `{}`; only failed ones can be tried again.", task.status),
@@ -107,6 +116,7 @@ pub struct RetriedDocument {
     post, path = "/v1/tasks/retry", operation_id = "retry_tasks", tag = "tasks",
     params(
         FilterParams,
+        ("all" = Option<bool>, Query, description = "Must be true where there is no filter"),
         ("dry_run" = Option<bool>, Query, description = "Only say which tasks they are"),
         ("limit" = Option<u32>, Query, description = "Tasks looked at, 50 unless said", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
@@ -121,6 +131,10 @@ pub async fn retry_many(
     mut params: Params,
 ) -> Result<Json<RetriedDocument>, Problem> {
     let mut filter = filter::from_params(&mut params)?;
+    let all = params.parse("all")?.unwrap_or(false);
+    if filter == TaskFilter::default() && !all {
+        return Err(invalid_query("all", "must be true where there is no filter"));
+    }
     if filter.status.is_some_and(|status| status != Status::Failed) {
         return Err(invalid_query("status", "only failed tasks can be tried again"));
     }

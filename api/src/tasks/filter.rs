@@ -20,7 +20,7 @@ pub struct FilterParams {
     /// Only tasks in this state
     status: Option<Status>,
     /// Only tasks of this kind (`upload`, `backfill`); or with a job of this kind (`write`,
-    /// `thumbnail`), which is in the state `status` if that is given too
+    /// `thumbnail`) that is itself in the state `status`, if that is given too
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
     code: Option<ErrorCode>,
@@ -44,9 +44,15 @@ pub fn from_params(params: &mut Params) -> Result<TaskFilter, Problem> {
         job_kind,
         code: params.parse("code")?,
         owner: params.take("owner")?,
-        created_before: params.parse("created_before")?,
-        created_after: params.parse("created_after")?,
+        created_before: time(params, "created_before")?,
+        created_after: time(params, "created_after")?,
     })
+}
+
+fn time(params: &mut Params, name: &str) -> Result<Option<DateTime<Utc>>, Problem> {
+    let Some(text) = params.take(name)? else { return Ok(None) };
+    let no_time = |_| invalid_query(name, "must be a time such as 2026-11-23T12:00:00Z");
+    text.parse().map(Some).map_err(no_time)
 }
 
 /// A kind of task or a kind of job: no name is both.

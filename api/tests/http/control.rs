@@ -105,9 +105,10 @@ async fn failed_tasks_are_found_and_tried_again_by_filter() {
 
     // Page by page, as a script would.
     failed(&bench, ErrorCode::CorruptImage).await;
-    let first = retry("limit=1").await.json();
+    retry("limit=1").await.assert_problem(400, "invalid_query");
+    let first = retry("limit=1&all=true").await.json();
     let cursor = first["next_cursor"].as_str().expect("a second page").to_owned();
-    let second = retry(&format!("limit=1&cursor={cursor}")).await.json();
+    let second = retry(&format!("limit=1&all=true&cursor={cursor}")).await.json();
     assert_eq!(second["tasks"], json!([corrupt]));
     assert_eq!(list("status=failed").await, []);
 }

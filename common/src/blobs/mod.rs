@@ -17,3 +17,4 @@ pub use error::BlobError;
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobBody, Blobs, Incoming};
+pub use trash::Aside;

@@ -4,10 +4,12 @@
 //! first moved aside, and only then looked whether somebody needs it: whoever stored the same content
 //! before the move is seen by that look, and gets it back; whoever stores it afterwards stores it
 //! anew. What was moved aside is removed for good last. The steps may stop anywhere and be taken
-//! again, by several processes at once.
+//! again, by several processes at once: each move makes a name of its own, and a decision is carried
+//! out on the names that were there before it was made, never on what another has moved since.
 
 use futures::TryStreamExt;
 use object_store::{ObjectStoreExt, path::Path};
+use uuid::Uuid;
 
 use super::{BlobError, BlobKey, Blobs};
 use crate::domain::ImageId;
@@ -17,6 +19,9 @@ const TRASH: &str = "trash";
 
 /// Stands for the `/` of an object's path: trash is a flat folder, which leaves no folders behind.
 const SEPARATOR: &str = "=";
+
+/// Objects that were moved aside for one image by some moment.
+pub struct Aside(Vec<Path>);
 
 impl Blobs {
     /// Moves objects aside on behalf of a discarded image. Those that are not there are left out.
@@ -28,9 +33,17 @@ impl Blobs {
         Ok(())
     }
 
-    /// Puts what was moved aside for `image` back where it was, unless it has been stored anew.
-    pub async fn put_back(&self, image: ImageId) -> Result<(), BlobError> {
-        for path in self.aside_for(image).await? {
+    /// What has been moved aside for `image` until now, by whomever.
+    pub async fn aside_for(&self, image: ImageId) -> Result<Aside, BlobError> {
+        let image = image.to_string();
+        let mut paths = self.list_aside().await?;
+        paths.retain(|path| parts(path).is_some_and(|(of, _)| of == image));
+        Ok(Aside(paths))
+    }
+
+    /// Puts what was moved aside back where it was, unless it has been stored anew.
+    pub async fn put_back(&self, aside: Aside) -> Result<(), BlobError> {
+        for path in aside.0 {
             let Some(original) = original(&path) else { continue };
             match self.store.head(&original).await.map_err(BlobError::from) {
                 Ok(_) => self.delete_path(&path).await?,
@@ -41,9 +54,9 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes for good what was moved aside for `image`.
-    pub async fn remove_aside(&self, image: ImageId) -> Result<(), BlobError> {
-        for path in self.aside_for(image).await? {
+    /// Removes for good what was moved aside.
+    pub async fn remove_aside(&self, aside: Aside) -> Result<(), BlobError> {
+        for path in aside.0 {
             self.delete_path(&path).await?;
         }
         Ok(())
@@ -60,13 +73,6 @@ impl Blobs {
         images.sort_unstable();
         images.dedup();
         Ok(images)
-    }
-
-    async fn aside_for(&self, image: ImageId) -> Result<Vec<Path>, BlobError> {
-        let image = image.to_string();
-        let mut paths = self.list_aside().await?;
-        paths.retain(|path| parts(path).is_some_and(|(of, _)| of == image));
-        Ok(paths)
     }
 
     /// Everything in the trash: nearly always nothing.
@@ -90,14 +96,16 @@ impl Blobs {
     }
 }
 
+/// A name that no other move has: `<image>=<token>=<path>`.
 fn aside(image: ImageId, path: &Path) -> Path {
-    let name = format!("{image}{SEPARATOR}{}", path.as_ref().replace('/', SEPARATOR));
-    Path::from_iter([TRASH, &name])
+    let (token, flat) = (Uuid::new_v4().simple(), path.as_ref().replace('/', SEPARATOR));
+    Path::from_iter([TRASH, &format!("{image}{SEPARATOR}{token}{SEPARATOR}{flat}")])
 }
 
 /// The image for whom, and the path from which it was moved.
 fn parts(path: &Path) -> Option<(&str, &str)> {
-    path.filename()?.split_once(SEPARATOR)
+    let (image, rest) = path.filename()?.split_once(SEPARATOR)?;
+    Some((image, rest.split_once(SEPARATOR)?.1))
 }
 
 fn original(path: &Path) -> Option<Path> {
@@ -118,6 +126,7 @@ mod tests {
             assert_eq!(path.parts().count(), 2, "{path} is flat");
             assert_eq!(original(&path), Some(key.path()));
             assert_eq!(parts(&path).map(|(of, _)| of.to_owned()), Some(image.to_string()));
+            assert_ne!(path, aside(image, &key.path()), "each move has a name of its own");
         }
     }
 }

@@ -60,7 +60,7 @@ pub trait Store: Send + Sync + 'static {
     /// this binary's.
     async fn check_schema(&self) -> Result<(), StoreError>;
 
-    /// Answers if the database can be read now.
+    /// Answers if the database can be worked with now: read, and where that is not the same, written.
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// Takes, for the life of this store, the right to be the one process that works on an
@@ -185,8 +185,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`Outcome::Retry`] of a job's last attempt is recorded as a failure: the job could never be
     /// claimed again, and its task would hang.
     ///
-    /// A task is `running` from the first claim until all its jobs are final; then `failed` if any
-    /// failed, else `cancelled` if any was, else `succeeded`.
+    /// A task is `running` from the first claim until all its jobs are final; then `cancelled` if any
+    /// was, else `failed` if any failed, else `succeeded`.
     async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError>;
 
     /// Leases that have run out, oldest first, with the job's attempts; at most `limit`. The
@@ -200,8 +200,8 @@ pub trait Store: Send + Sync + 'static {
 
     // --- by hand ----------------------------------------------------------------------------
 
-    /// Cancels all jobs of a task that have not ended, and with them the task; discards its image
-    /// (see [`Store::discarded`]). `false`, and no effect, if there is no such job. A worker that is
+    /// Cancels all jobs of a task that have not ended, and with them the task, also if others have
+    /// failed before; discards its image (see [`Store::discarded`]). `false`, and no effect, if there is no such job. A worker that is
     /// running one learns of it when it renews its lease; its settling is stale from now on.
     async fn cancel(&self, id: TaskId) -> Result<bool, StoreError>;
 

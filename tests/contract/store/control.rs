@@ -123,15 +123,15 @@ async fn only_failed_tasks_that_have_their_bytes_are_tried_again(store: Fixture)
     let queued = store.accepted().await?;
     let done = store.accepted().await?;
     finish(&store, &done).await?;
-    // Cancelled after one of its jobs had failed: it counts as failed.
+    // Cancelled after one of its jobs had failed.
     let half = store.accepted().await?;
     let job = store.claimed(&write_bell(&half)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     assert!(store.cancel(half.task).await?);
-    assert_eq!(store.task_of(&half).await?.status, Status::Failed);
+    assert_eq!(store.task_of(&half).await?.status, Status::Cancelled);
 
     assert!(store.retry(&[queued.task, done.task, half.task]).await?.is_empty());
-    assert_eq!(store.task_of(&half).await?.status, Status::Failed);
+    assert_eq!(store.task_of(&half).await?.status, Status::Cancelled);
     Ok(())
 }
 

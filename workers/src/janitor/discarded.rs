@@ -47,12 +47,14 @@ async fn remove_bytes(services: &Services, image: &Image) -> Result<(), JanitorE
     decide(services, image).await
 }
 
-/// After the move, never before: whoever stored the same content until then is seen now.
+/// After the move, never before: whoever stored the same content until then is seen now. And only over
+/// what was moved before: whatever another janitor moves from now on is its own to decide.
 async fn decide(services: &Services, image: &Image) -> Result<(), JanitorError> {
+    let aside = services.blobs.aside_for(image.id).await?;
     if services.store.forget_blob(&image.sha256).await? {
-        services.blobs.remove_aside(image.id).await?;
+        services.blobs.remove_aside(aside).await?;
     } else {
-        services.blobs.put_back(image.id).await?;
+        services.blobs.put_back(aside).await?;
     }
     Ok(())
 }

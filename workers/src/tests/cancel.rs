@@ -60,6 +60,27 @@ async fn an_equal_upload_at_the_worst_moment_keeps_its_bytes() {
     assert_eq!(lab.trash(), 0);
 }
 
+/// Two janitors on one image: one has decided that nobody needs its bytes, and sleeps before it
+/// removes them. Meanwhile an equal upload is written, and the other janitor moves that aside.
+#[tokio::test]
+async fn what_one_janitor_moves_another_does_not_remove() {
+    let lab = Lab::new(&[]).await;
+    let blobs = &lab.services.blobs;
+    let first = written(&lab, b"the same").await;
+    lab.services.store.cancel(first.task).await.expect("cancel");
+    let keys = [BlobKey::Blob(first.sha256)];
+    blobs.move_aside(first.image, &keys).await.expect("move");
+    let decided = blobs.aside_for(first.image).await.expect("list");
+    assert!(lab.services.store.forget_blob(&first.sha256).await.expect("forget"));
+
+    let late = written(&lab, b"the same").await;
+    blobs.move_aside(first.image, &keys).await.expect("the other moves");
+    blobs.remove_aside(decided).await.expect("the sleeper removes");
+    discarded::resume(lab.services.clone()).await.expect("the other decides");
+    assert_eq!(read(&lab, &late).await, b"the same");
+    assert_eq!(lab.trash(), 0);
+}
+
 #[tokio::test]
 async fn what_a_dead_janitor_had_moved_aside_is_removed() {
     let lab = Lab::new(&[]).await;

@@ -28,7 +28,6 @@ const CANCEL: &str = "
             status = case
                 when jobs_succeeded + jobs_failed + jobs_cancelled + counted.jobs < jobs_total
                      then status
-                when jobs_failed > 0 then 'failed'
                 else 'cancelled' end,
             finished_at = case
                 when jobs_succeeded + jobs_failed + jobs_cancelled + counted.jobs < jobs_total

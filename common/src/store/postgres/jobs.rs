@@ -116,8 +116,8 @@ macro_rules! settle_statement {
                          when job.status = 'queued'
                               or jobs_succeeded + jobs_failed + jobs_cancelled + 1 < jobs_total
                               then t.status
-                         when job.status = 'failed' or jobs_failed > 0 then 'failed'
                          when jobs_cancelled > 0 then 'cancelled'
+                         when job.status = 'failed' or jobs_failed > 0 then 'failed'
                          else 'succeeded' end,
                      finished_at = case
                          when job.status = 'queued'

@@ -25,8 +25,7 @@ pub async fn cancel(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result
 
          update tasks
          set jobs_cancelled = jobs_cancelled + $3, version = version + 1, updated_at = $2,
-             finished_at = $2,
-             status = case when jobs_failed > 0 then 'failed' else 'cancelled' end
+             finished_at = $2, status = 'cancelled'
          where id = $1;
 
          update images set discarded_at = $2

@@ -212,8 +212,8 @@ async fn count_ended(
              version = version + 1, updated_at = $3
          where id = $1;
          update tasks
-         set status = case when jobs_failed > 0 then 'failed'
-                           when jobs_cancelled > 0 then 'cancelled'
+         set status = case when jobs_cancelled > 0 then 'cancelled'
+                           when jobs_failed > 0 then 'failed'
                            else 'succeeded' end,
              finished_at = $3
          where id = $1 and jobs_succeeded + jobs_failed + jobs_cancelled = jobs_total",

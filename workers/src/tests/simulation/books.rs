@@ -311,8 +311,8 @@ fn counted(id: &Uuid, task: &Task, jobs: &[&Job]) -> Verified {
     let status = if jobs.iter().all(|job| is_final(&job.status)) {
         match (task.failed, task.cancelled) {
             (0, 0) => "succeeded",
-            (0, _) => "cancelled",
-            _ => "failed",
+            (_, 0) => "failed",
+            _ => "cancelled",
         }
     } else if task.status == "queued"
         && jobs.iter().all(|job| job.fence == job.released || is_final(&job.status))
