@@ -52,7 +52,7 @@ impl StoreError {
     pub fn is_full(&self) -> bool {
         let (Self::Unavailable(error) | Self::Database(error)) = self else { return false };
         // PostgreSQL's disk_full; SQLite's full, in its low byte.
-        error.as_database_error().and_then(|error| error.code()).is_some_and(|code| {
+        error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| {
             code == "53100"
                 || code.len() < 5 && code.parse::<i32>().is_ok_and(|code| code & 0xFF == 13)
         })
