@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use random::Random;
 use safelight_harness::{
@@ -105,7 +105,8 @@ async fn soak(name: &str, mut victim: impl Victim, options: &Options, seed: u64)
     while begun.elapsed().as_secs_f64() < options.minutes * 60.0 {
         tokio::time::sleep(random.between(Duration::from_secs(1), Duration::from_secs(5))).await;
         let fault = victim.harm(&mut random).await?;
-        let took = victim.database().flows_again().await?;
+        let flows = victim.database().flows_again().await;
+        let took = flows.with_context(|| format!("{name}: {fault}"))?;
         eprintln!(
             "{name}: {fault}; work flows after {took:.2?}; {} uploads accepted",
             load.accepted()
