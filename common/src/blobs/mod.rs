@@ -4,6 +4,8 @@
 //! incoming/<image>                                bytes of an upload, until its write job
 //! blobs/<2 hex>/<sha256>                          bytes under their content's name
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
+//! trash/<image>=<token>=<path>                    what was moved aside for a discarded image
+//! probe/<token>                                   for a moment, to find out whether writing works
 //! clock                                           empty; its age tells the store's time
 //! ```
 

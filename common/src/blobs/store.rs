@@ -207,7 +207,12 @@ impl Blobs {
 
     /// Removes an object; no error if there is none.
     pub async fn delete(&self, key: &BlobKey) -> Result<(), BlobError> {
-        match self.store.delete(&key.path()).await.map_err(BlobError::from) {
+        self.delete_path(&key.path()).await
+    }
+
+    /// [`Blobs::delete`] of what has no key.
+    pub(super) async fn delete_path(&self, path: &Path) -> Result<(), BlobError> {
+        match self.store.delete(path).await.map_err(BlobError::from) {
             Err(BlobError::NotFound) => Ok(()),
             other => other,
         }

@@ -87,13 +87,6 @@ impl Blobs {
             other => other,
         }
     }
-
-    async fn delete_path(&self, path: &Path) -> Result<(), BlobError> {
-        match self.store.delete(path).await.map_err(BlobError::from) {
-            Err(BlobError::NotFound) => Ok(()),
-            other => other,
-        }
-    }
 }
 
 /// A name that no other move has: `<image>=<token>=<path>`.

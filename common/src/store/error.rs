@@ -45,9 +45,7 @@ impl StoreError {
     pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
-}
 
-impl StoreError {
     /// Whether the database has no space left.
     pub fn is_full(&self) -> bool {
         let (Self::Unavailable(error) | Self::Database(error)) = self else { return false };

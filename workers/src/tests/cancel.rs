@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use safelight_common::{
     blobs::{BlobKey, StagedUpload},
-    domain::{ImageFacts, ImageFormat, JobKind, Status, WorkerId},
+    domain::{JobKind, Status, WorkerId},
     store::{Claim, Doorbell, NewUpload, Outcome, Settled},
 };
 
-use super::lab::{Lab, job, picture, within};
+use super::lab::{Lab, facts, job, picture, within};
 use crate::janitor::discarded;
 
 #[tokio::test]
@@ -117,15 +117,7 @@ async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
     let (id, kind) = upload.jobs[0];
     let bell = Doorbell { job: id, kind, lane: upload.lane, generation: 0 };
     let lease = claim(lab, &[bell], JobKind::Write).await;
-    let facts = ImageFacts {
-        format: ImageFormat::Png,
-        width: 1,
-        height: 1,
-        orientation: 1,
-        taken_at: None,
-        gps: None,
-    };
-    let settled = lab.services.store.settle(&lease, &Outcome::Written(facts)).await;
+    let settled = lab.services.store.settle(&lease, &Outcome::Written(facts())).await;
     assert_eq!(settled.expect("settle"), Settled::Applied);
     upload
 }

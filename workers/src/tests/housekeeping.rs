@@ -11,7 +11,7 @@ use safelight_common::{
     store::{Claim, Doorbell},
 };
 
-use super::lab::{Lab, picture, within};
+use super::lab::{Lab, facts, picture, within};
 
 /// Takes everything out of the outbox as if it had been published, and loses it.
 async fn lose_messages(lab: &Lab) -> Vec<Doorbell> {
@@ -125,7 +125,7 @@ async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
 /// Records a write job as done while its staged bytes lie where they are.
 async fn settle_write_job(lab: &Lab, image: ImageId) {
     use safelight_common::{
-        domain::{ImageFacts, ImageFormat, JobKind},
+        domain::JobKind,
         store::{Outcome, Settled},
     };
     let store = &lab.services.store;
@@ -135,15 +135,8 @@ async fn settle_write_job(lab: &Lab, image: ImageId) {
         if job.image.id != image || job.kind != JobKind::Write {
             continue;
         }
-        let facts = ImageFacts {
-            format: ImageFormat::Png,
-            width: 1,
-            height: 1,
-            orientation: 1,
-            taken_at: None,
-            gps: None,
-        };
-        let settled = store.settle(&job.lease, &Outcome::Written(facts)).await.expect("settle");
+        let written = Outcome::Written(facts());
+        let settled = store.settle(&job.lease, &written).await.expect("settle");
         assert_eq!(settled, Settled::Applied);
     }
 }

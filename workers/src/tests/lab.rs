@@ -7,7 +7,7 @@ use safelight_common::{
     blobs::{BlobKey, Blobs},
     broker::{self, Queue},
     config::{self, DatabaseUrl, QueueUrl},
-    domain::{ImageFormat, ImageId, Job, JobId, JobKind, Lane, Task, TaskId},
+    domain::{ImageFacts, ImageFormat, ImageId, Job, JobId, JobKind, Lane, Task, TaskId},
     services::Services,
     store::{self, Accepted, NewUpload, gated::Gated},
     wake::Wake,
@@ -167,6 +167,18 @@ impl Drop for Lab {
 
 pub(crate) fn job(task: &Task, kind: JobKind) -> &Job {
     task.jobs.iter().find(|job| job.kind == kind).expect("a job of each kind")
+}
+
+/// What a write job might have learnt.
+pub(crate) fn facts() -> ImageFacts {
+    ImageFacts {
+        format: ImageFormat::Png,
+        width: 1,
+        height: 1,
+        orientation: 1,
+        taken_at: None,
+        gps: None,
+    }
 }
 
 /// A sound picture of 300 × 200.

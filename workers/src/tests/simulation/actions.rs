@@ -69,22 +69,18 @@ impl Action {
 
     /// Whether a system in which nothing fails would never see it.
     pub fn is_fault(self) -> bool {
-        use Action::{
-            Cancel, DeliverTwice, Freeze, Kill, LoseConnection, LoseMessage, SetClockForward,
-            Terminate, WipeBroker,
-        };
-        [
-            DeliverTwice,
-            LoseMessage,
-            WipeBroker,
-            LoseConnection,
-            Kill,
-            Freeze,
-            Terminate,
-            SetClockForward,
-            Cancel,
-        ]
-        .contains(&self)
+        matches!(
+            self,
+            Self::DeliverTwice
+                | Self::LoseMessage
+                | Self::WipeBroker
+                | Self::LoseConnection
+                | Self::Kill
+                | Self::Freeze
+                | Self::Terminate
+                | Self::SetClockForward
+                | Self::Cancel
+        )
     }
 
     /// What a system without faults does when nobody waits.
