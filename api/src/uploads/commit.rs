@@ -206,6 +206,7 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
             stored_at: None,
             discarded: false,
             renditions: Vec::new(),
+            placeholder: None,
         }),
     }
 }

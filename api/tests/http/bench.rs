@@ -14,8 +14,8 @@ use safelight_common::{
     broker,
     config::{self, Config},
     domain::{
-        ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JobKind, Lane, Rendition,
-        TaskId, WorkerId,
+        ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JobKind, Lane, Placeholder,
+        Rendition, TaskId, WorkerId,
     },
     services::Services,
     store::{self, Claim, Doorbell, DynStore, Lease, Outcome, Settled},
@@ -163,7 +163,10 @@ impl Bench {
             self.services.blobs.put(&key, bytes.into()).await.expect("stored");
             made.push(rendition);
         }
-        self.settle(lease, Outcome::Rendered(made)).await;
+        let placeholder =
+            Placeholder { thumbhash: vec![1, 7, 18, 29, 254], dominant_color: [0, 17, 255] };
+        let rendered = Outcome::Rendered { renditions: made, placeholder: Some(placeholder) };
+        self.settle(lease, rendered).await;
     }
 
     /// Fails a job for good.

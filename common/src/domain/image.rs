@@ -1,7 +1,7 @@
 //! Images and their renditions.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::{ContentHash, ImageId, text_enum::text_enum};
 
@@ -124,6 +124,8 @@ pub struct Image {
     pub discarded: bool,
     /// The renditions of its blob, of whatever preset and fingerprint.
     pub renditions: Vec<Rendition>,
+    /// What to show until a rendition is loaded; `None` until its blob was rendered.
+    pub placeholder: Option<Placeholder>,
 }
 
 /// A picture that a preset made from a blob.
@@ -143,6 +145,46 @@ pub struct Rendition {
     pub bytes: u64,
     /// The hash of its own bytes (the `ETag`).
     pub sha256: ContentHash,
+}
+
+/// What to show of a picture until it is loaded. It belongs to the blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placeholder {
+    /// The upright picture, very blurred: a `ThumbHash` (github.com/evanw/thumbhash).
+    #[serde(deserialize_with = "thumbhash")]
+    pub thumbhash: Vec<u8>,
+    /// One colour for all of it: red, green and blue of sRGB.
+    pub dominant_color: [u8; 3],
+}
+
+impl Placeholder {
+    /// How many bytes a `ThumbHash` has, at least and at most.
+    pub const THUMBHASH_BYTES: std::ops::RangeInclusive<usize> = 5..=25;
+
+    /// The colour as CSS writes it: `#rrggbb`.
+    pub fn css_color(&self) -> String {
+        let [red, green, blue] = self.dominant_color;
+        format!("#{red:02x}{green:02x}{blue:02x}")
+    }
+
+    /// Reads what [`Placeholder::css_color`] writes.
+    pub fn parse_css_color(text: &str) -> Option<[u8; 3]> {
+        let digits = text.strip_prefix('#').filter(|digits| digits.len() == 6)?;
+        // Signs parse as numbers too.
+        digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then_some(())?;
+        let [_, color @ ..] = u32::from_str_radix(digits, 16).ok()?.to_be_bytes();
+        Some(color)
+    }
+}
+
+/// It comes from a decoder, which a picture may have taken over.
+fn thumbhash<'de, D: Deserializer<'de>>(bytes: D) -> Result<Vec<u8>, D::Error> {
+    let bytes = Vec::<u8>::deserialize(bytes)?;
+    if Placeholder::THUMBHASH_BYTES.contains(&bytes.len()) {
+        Ok(bytes)
+    } else {
+        Err(D::Error::invalid_length(bytes.len(), &"5 to 25 bytes"))
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +207,27 @@ mod tests {
         ];
         for (head, format) in cases {
             assert_eq!(ImageFormat::sniff(head), format, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn colors_are_read_as_they_are_written() {
+        for color in [[0, 0, 0], [1, 160, 255], [255, 255, 255]] {
+            let placeholder = Placeholder { thumbhash: vec![7; 5], dominant_color: color };
+            assert_eq!(Placeholder::parse_css_color(&placeholder.css_color()), Some(color));
+        }
+        for text in ["", "#", "#12345", "#1234567", "123456", "#+12345", "#12345g", "#12345é"] {
+            assert_eq!(Placeholder::parse_css_color(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_placeholder_of_no_possible_length_is_refused() {
+        for length in [0_usize, 4, 5, 25, 26] {
+            let placeholder = Placeholder { thumbhash: vec![7; length], dominant_color: [1, 2, 3] };
+            let json = serde_json::to_string(&placeholder).expect("JSON");
+            let read = serde_json::from_str::<Placeholder>(&json).ok();
+            assert_eq!(read, (5..=25).contains(&length).then_some(placeholder));
         }
     }
 }

@@ -11,7 +11,7 @@ mod text_enum;
 pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};
-pub use image::{Gps, Image, ImageFacts, ImageFormat, Rendition};
+pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
 pub use preset::{Preset, PresetFormat, Presets};
 pub use task::{Job, JobKind, Lane, Progress, Status, Task, TaskKind};
 pub use text_enum::UnknownName;

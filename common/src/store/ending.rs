@@ -21,7 +21,7 @@ pub struct Ending<'a> {
 impl<'a> Ending<'a> {
     pub fn of(outcome: &'a Outcome) -> Self {
         let (status, delay, released, failure) = match outcome {
-            Outcome::Written(_) | Outcome::Rendered(_) => {
+            Outcome::Written(_) | Outcome::Rendered { .. } => {
                 (Status::Succeeded, Duration::ZERO, 0, None)
             }
             Outcome::Retry(failure, delay) => (Status::Queued, *delay, 0, Some(failure)),

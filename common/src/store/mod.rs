@@ -100,7 +100,7 @@ pub trait Store: Send + Sync + 'static {
 
     // --- reading ----------------------------------------------------------------------------
 
-    /// A task with its jobs (in the order they were made), image and renditions.
+    /// A task with its jobs (in the order they were made) and its image.
     async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError>;
 
     /// The versions of the tasks that exist among `ids`, in any order: one query however many are
@@ -114,7 +114,7 @@ pub trait Store: Send + Sync + 'static {
         page: &PageRequest<TaskId>,
     ) -> Result<TaskPage, StoreError>;
 
-    /// An image with its renditions.
+    /// An image with its renditions and placeholder.
     async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError>;
 
     /// Images, newest first, without those that were discarded.
@@ -179,7 +179,7 @@ pub trait Store: Send + Sync + 'static {
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError>;
 
     /// Ends an attempt, with all its effects, in one transaction: job, task counts and status,
-    /// image facts or renditions, outbox row of a retry. [`Settled::Stale`], and no effect at all,
+    /// image facts or renditions and placeholder, outbox row of a retry. [`Settled::Stale`], and no effect at all,
     /// unless the job is still running this very attempt.
     ///
     /// [`Outcome::Retry`] of a job's last attempt is recorded as a failure: the job could never be
@@ -219,8 +219,8 @@ pub trait Store: Send + Sync + 'static {
     /// Whether an image that was not discarded has this blob.
     async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError>;
 
-    /// Decides that nobody needs an image's blob, and forgets the blob's renditions. `false`, and no
-    /// effect, if an image that was not discarded has the same blob.
+    /// Decides that nobody needs an image's blob, and forgets the blob's renditions and
+    /// placeholder. `false`, and no effect, if an image that was not discarded has the same blob.
     async fn forget_blob(&self, sha256: &ContentHash) -> Result<bool, StoreError>;
 
     /// Notes that all bytes of a discarded image are gone.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::domain::{
     ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane,
-    Rendition, Status, Task, TaskId, TaskKind,
+    Placeholder, Rendition, Status, Task, TaskId, TaskKind,
 };
 
 /// A client's key for one logical upload, unique per owner.
@@ -149,8 +149,13 @@ pub struct ClaimedJob {
 pub enum Outcome {
     /// A write job stored the blob and learnt these facts.
     Written(ImageFacts),
-    /// A thumbnail job stored these renditions (upserted: equal uploads share them).
-    Rendered(Vec<Rendition>),
+    /// A thumbnail job stored what its image's blob lacked (upserted: equal uploads share it).
+    Rendered {
+        /// The renditions made.
+        renditions: Vec<Rendition>,
+        /// The placeholder; `None` leaves what there is.
+        placeholder: Option<Placeholder>,
+    },
     /// It failed; the next attempt, if there is one left, is due after the delay.
     Retry(Failure, Duration),
     /// It failed for good.

@@ -10,7 +10,10 @@ use safelight_common::{
 };
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, failure, rendered, thumbnail_bell, upload, write_bell, written},
+    fixture::{
+        Fixture, HOUR, NOW, failure, placeholder, rendered, thumbnail_bell, upload, write_bell,
+        written,
+    },
     promises,
 };
 
@@ -162,12 +165,14 @@ async fn a_blob_is_kept_for_whoever_has_the_same(store: Fixture) -> Result<()> {
     assert!(!store.forget_blob(&first.sha256).await?);
     let image = store.image(second.image).await?.context("image")?;
     assert_eq!(image.renditions.len(), 2, "nothing was forgotten");
+    assert_eq!(image.placeholder, Some(placeholder(1)));
 
     store.cancel(second.task).await?;
     assert!(!store.is_blob_wanted(&first.sha256).await?);
     assert!(store.forget_blob(&first.sha256).await?);
     let image = store.image(second.image).await?.context("image")?;
     assert!(image.renditions.is_empty() && image.discarded);
+    assert_eq!(image.placeholder, None);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use safelight_common::{
     config::DatabaseUrl,
     domain::{
         ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JobId, JobKind,
-        Lane, Rendition, Task, TaskId, WorkerId,
+        Lane, Placeholder, Rendition, Task, TaskId, WorkerId,
     },
     store::{self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Settled},
 };
@@ -204,8 +204,12 @@ pub fn renditions() -> Vec<Rendition> {
     vec![rendition("medium", 40_000), rendition("small", 9120)]
 }
 
+pub fn placeholder(mark: u8) -> Placeholder {
+    Placeholder { thumbhash: vec![mark; 5], dominant_color: [mark, 0, 255] }
+}
+
 pub fn rendered() -> Outcome {
-    Outcome::Rendered(renditions())
+    Outcome::Rendered { renditions: renditions(), placeholder: Some(placeholder(1)) }
 }
 
 pub fn failure() -> Failure {

@@ -3,14 +3,14 @@
 use anyhow::{Context, Result};
 use futures::future::{join_all, try_join_all};
 use safelight_common::{
-    domain::{ErrorCode, Failure, JobKind, Lane, Progress, Status},
-    store::{Outcome, Settled},
+    domain::{ErrorCode, Failure, JobKind, Lane, Placeholder, Progress, Status},
+    store::{NewUpload, Outcome, PageRequest, Settled},
 };
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, facts, failure, rendered, rendition, renditions, thumbnail_bell,
-        write_bell, written,
+        Fixture, HOUR, NOW, facts, failure, placeholder, rendered, rendition, renditions,
+        thumbnail_bell, upload, write_bell, written,
     },
     promises,
 };
@@ -19,6 +19,7 @@ promises!(
     an_attempt_settles_with_all_its_effects,
     a_stale_attempt_has_no_effect,
     renditions_are_replaced_not_doubled,
+    a_placeholder_is_the_blobs_and_the_last_one_made,
     a_task_fails_if_any_job_failed,
     a_cancelled_job_leaves_its_task_cancelled,
     jobs_that_settle_at_once_end_their_task_once,
@@ -40,6 +41,7 @@ async fn an_attempt_settles_with_all_its_effects(store: Fixture) -> Result<()> {
     let image = task.image.context("no image")?;
     assert_eq!((image.facts, image.stored_at), (None, None));
     assert_eq!(image.renditions, renditions());
+    assert_eq!(image.placeholder, Some(placeholder(1)));
 
     let write = store.claimed(&write_bell(&upload)).await?;
     store.settled(&write, &written()).await?;
@@ -89,12 +91,47 @@ async fn renditions_are_replaced_not_doubled(store: Fixture) -> Result<()> {
 
     let job = store.claimed(&thumbnail_bell(&again)).await?;
     let made = vec![rendition("small", 9999), rendition("large", 90_000)];
-    store.settled(&job, &Outcome::Rendered(made)).await?;
+    store.settled(&job, &Outcome::Rendered { renditions: made, placeholder: None }).await?;
 
     let image = store.image(upload.image).await?.context("no image")?;
     let expected =
         [rendition("large", 90_000), rendition("medium", 40_000), rendition("small", 9999)];
     assert_eq!(image.renditions, expected);
+    Ok(())
+}
+
+async fn a_placeholder_is_the_blobs_and_the_last_one_made(store: Fixture) -> Result<()> {
+    let first = store.accepted().await?;
+    let other = store.accepted().await?;
+    let equal = NewUpload { sha256: first.sha256, ..upload() };
+    store.accept_it(&equal).await?;
+    let stale = store.claimed_for(&thumbnail_bell(&equal), NOW).await?;
+    let seen = async |upload: &NewUpload| -> Result<Option<Placeholder>> {
+        let single = store.image(upload.image).await?.context("no image")?;
+        let document = store.task_of(upload).await?.image.context("no image")?;
+        assert_eq!(document.placeholder, single.placeholder);
+        Ok(single.placeholder)
+    };
+    assert_eq!(seen(&first).await?, None);
+
+    let made =
+        |mark| Outcome::Rendered { renditions: renditions(), placeholder: Some(placeholder(mark)) };
+    let job = store.claimed(&thumbnail_bell(&first)).await?;
+    store.settled(&job, &made(7)).await?;
+    assert_eq!(seen(&first).await?, Some(placeholder(7)));
+    assert_eq!(seen(&equal).await?, Some(placeholder(7)), "it is the blob's");
+    assert_eq!(seen(&other).await?, None);
+
+    let job = store.claimed(&thumbnail_bell(&equal)).await?;
+    assert_eq!(job.image.placeholder, Some(placeholder(7)));
+    assert_eq!(store.settle(&stale.lease, &made(8)).await?, Settled::Stale);
+    assert_eq!(seen(&first).await?, Some(placeholder(7)));
+    store.settled(&job, &made(9)).await?;
+    assert_eq!(seen(&first).await?, Some(placeholder(9)), "the later one");
+
+    let page = store.list_images(&PageRequest { before: None, limit: 10 }).await?;
+    let listed: Vec<_> = page.images.into_iter().map(|image| image.placeholder).collect();
+    assert_eq!(listed, [Some(placeholder(9)), None, Some(placeholder(9))]);
     Ok(())
 }
 

@@ -17,7 +17,7 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     let blobs = &context.services.blobs;
     let presets = missing(&config.presets, image);
     if presets.is_empty() {
-        return Ok(Outcome::Rendered(Vec::new()));
+        return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });
     }
     let bytes = source::read(blobs, image).await?;
     let rendered = context.decoder.render(bytes, presets, &context.attempt).await?;
@@ -26,9 +26,9 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;
         Ok(rendition)
     });
-    let stored = try_join_all(stored).await.map_err(source::failure)?;
+    let renditions = try_join_all(stored).await.map_err(source::failure)?;
     fail_point::hit("thumbnail.stored").await;
-    Ok(Outcome::Rendered(stored))
+    Ok(Outcome::Rendered { renditions, placeholder: None })
 }
 
 /// The presets of which there is no rendition yet. Renditions belong to the blob: an equal upload

@@ -101,7 +101,8 @@ async fn a_running_job_is_stopped_and_its_result_discarded() {
     let bells = lab.services.store.take_unpublished(9, Duration::from_mins(1)).await.expect("take");
     let held = claim(&lab, &bells.due, JobKind::Thumbnail).await;
     lab.services.store.cancel(upload.task).await.expect("cancel");
-    let settled = lab.services.store.settle(&held, &Outcome::Rendered(Vec::new())).await;
+    let rendered = Outcome::Rendered { renditions: Vec::new(), placeholder: None };
+    let settled = lab.services.store.settle(&held, &rendered).await;
     assert_eq!(settled.expect("settle"), Settled::Stale);
     let task = lab.ended(upload.task).await;
     assert_eq!(task.status, Status::Cancelled);

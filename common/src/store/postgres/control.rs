@@ -3,7 +3,7 @@
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::rows::{self, image_columns};
+use super::rows::{self, blob_joins, image_columns};
 use crate::{
     domain::{ContentHash, Image, ImageId, TaskId},
     store::StoreError,
@@ -84,8 +84,9 @@ pub async fn discarded(pool: &PgPool, limit: u32) -> Result<Vec<Image>, StoreErr
              order by discarded_at limit $1)
          select",
         image_columns!(),
-        "from page i left join renditions r on r.sha256 = i.sha256
-         order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
+        "from page i",
+        blob_joins!(),
+        "order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(i64::from(limit))
     .fetch_all(pool)
@@ -107,7 +108,9 @@ pub async fn forget_blob(pool: &PgPool, sha256: &ContentHash) -> Result<bool, St
         "with wanted as (
              select exists (select from images where sha256 = $1 and discarded_at is null) as yes),
          forgotten as (
-             delete from renditions using wanted where sha256 = $1 and not wanted.yes)
+             delete from renditions using wanted where sha256 = $1 and not wanted.yes),
+         placeholder as (
+             delete from placeholders using wanted where sha256 = $1 and not wanted.yes)
          select yes from wanted",
     )
     .bind(sha256.as_bytes())

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::{
     interval,
-    rows::{self, claimed_columns, image_columns},
+    rows::{self, blob_joins, claimed_columns, image_columns},
 };
 use crate::{
-    domain::{ImageFacts, Rendition, WorkerId},
+    domain::{ImageFacts, Placeholder, Rendition, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
         convert::{from_sql, to_i64},
@@ -47,9 +47,9 @@ pub async fn claim(
          select",
         claimed_columns!(),
         image_columns!(),
-        "from claimed j join images i on i.id = j.image_id
-         left join renditions r on r.sha256 = i.sha256
-         order by r.preset, r.fingerprint, r.format"
+        "from claimed j join images i on i.id = j.image_id",
+        blob_joins!(),
+        "order by r.preset, r.fingerprint, r.format"
     ))
     .bind(doorbell.job)
     .bind(interval(lease))
@@ -144,7 +144,9 @@ pub async fn settle(
     let ending = Ending::of(outcome);
     let settled = match outcome {
         Outcome::Written(facts) => written(lease, &ending, facts).fetch_one(pool).await?,
-        Outcome::Rendered(made) => rendered(lease, &ending, made).fetch_one(pool).await?,
+        Outcome::Rendered { renditions, placeholder } => {
+            rendered(lease, &ending, renditions, placeholder.as_ref()).fetch_one(pool).await?
+        }
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {
             settling(settle_statement!(""), lease, &ending).fetch_one(pool).await?
         }
@@ -184,7 +186,12 @@ fn written<'q>(lease: &Lease, ending: &Ending<'q>, facts: &'q ImageFacts) -> Set
         .bind(facts.gps.map(|gps| gps.longitude))
 }
 
-fn rendered<'q>(lease: &Lease, ending: &Ending<'q>, made: &'q [Rendition]) -> Settling<'q> {
+fn rendered<'q>(
+    lease: &Lease,
+    ending: &Ending<'q>,
+    made: &'q [Rendition],
+    placeholder: Option<&'q Placeholder>,
+) -> Settling<'q> {
     // In one order everywhere: two jobs that make the same renditions must not deadlock.
     let statement = settle_statement!(
         ", made as (
@@ -199,7 +206,13 @@ fn rendered<'q>(lease: &Lease, ending: &Ending<'q>, made: &'q [Rendition]) -> Se
              order by m.preset, m.fingerprint, m.format
              on conflict (sha256, preset, fingerprint, format) do update
              set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
-                 rendition_sha256 = excluded.rendition_sha256)"
+                 rendition_sha256 = excluded.rendition_sha256),
+         placeholder as (
+             insert into placeholders (sha256, thumbhash, dominant_color)
+             select i.sha256, $15, $16 from job join images i on i.id = job.image_id
+             where $15::bytea is not null
+             on conflict (sha256) do update
+             set thumbhash = excluded.thumbhash, dominant_color = excluded.dominant_color)"
     );
     settling(statement, lease, ending)
         .bind(made.iter().map(|r| r.preset.as_str()).collect::<Vec<_>>())
@@ -209,6 +222,8 @@ fn rendered<'q>(lease: &Lease, ending: &Ending<'q>, made: &'q [Rendition]) -> Se
         .bind(made.iter().map(|r| integer(r.height)).collect::<Vec<_>>())
         .bind(made.iter().map(|r| to_i64(r.bytes)).collect::<Vec<_>>())
         .bind(made.iter().map(|r| r.sha256.as_bytes()).collect::<Vec<_>>())
+        .bind(placeholder.map(|placeholder| placeholder.thumbhash.as_slice()))
+        .bind(placeholder.map(Placeholder::css_color))
 }
 
 pub async fn expired_leases(pool: &PgPool, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
@@ -219,9 +234,9 @@ pub async fn expired_leases(pool: &PgPool, limit: u32) -> Result<Vec<ClaimedJob>
          select",
         claimed_columns!(),
         image_columns!(),
-        "from expired j join images i on i.id = j.image_id
-         left join renditions r on r.sha256 = i.sha256
-         order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
+        "from expired j join images i on i.id = j.image_id",
+        blob_joins!(),
+        "order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(i64::from(limit))
     .fetch_all(pool)

@@ -5,13 +5,13 @@ use sqlx::{Row, postgres::PgRow, types::Json};
 
 use crate::{
     domain::{
-        ContentHash, Failure, Gps, Image, ImageFacts, ImageId, Job, JobId, Progress, Rendition,
-        Status, Task, TaskId, UnknownName,
+        ContentHash, Failure, Gps, Image, ImageFacts, ImageId, Job, JobId, Placeholder, Progress,
+        Rendition, Status, Task, TaskId, UnknownName,
     },
     store::{ClaimedJob, Doorbell, Lease, StoreError, convert::from_sql},
 };
 
-/// An image `i` with one rendition `r` of its blob, or none: see [`gather`].
+/// An image `i` with its placeholder and one rendition `r` of its blob, or none: see [`images`].
 macro_rules! image_columns {
     () => {
         " i.id as image_id, i.sha256, i.bytes, i.format, i.title, i.tags, i.filename, i.width,
@@ -19,7 +19,15 @@ macro_rules! image_columns {
           i.created_at as image_created_at, i.stored_at,
           i.discarded_at is not null as discarded,
           r.preset, r.fingerprint, r.format as r_format, r.width as r_width, r.height as r_height,
-          r.bytes as r_bytes, r.rendition_sha256 "
+          r.bytes as r_bytes, r.rendition_sha256, p.thumbhash, p.dominant_color "
+    };
+}
+
+/// What belongs to the blob of an image `i`, for `image_columns!`.
+macro_rules! blob_joins {
+    () => {
+        " left join renditions r on r.sha256 = i.sha256
+          left join placeholders p on p.sha256 = i.sha256 "
     };
 }
 
@@ -41,7 +49,7 @@ macro_rules! task_columns {
     };
 }
 
-pub(super) use {claimed_columns, image_columns, task_columns};
+pub(super) use {blob_joins, claimed_columns, image_columns, task_columns};
 
 /// An enum by its stored name.
 pub fn name<T: std::str::FromStr<Err = UnknownName>>(
@@ -91,6 +99,7 @@ fn image(row: &PgRow) -> Result<Image, StoreError> {
         stored_at,
         discarded: row.try_get("discarded")?,
         renditions: Vec::new(),
+        placeholder: placeholder(row)?,
     })
 }
 
@@ -118,6 +127,14 @@ fn rendition(row: &PgRow) -> Result<Option<Rendition>, StoreError> {
         bytes: big(row, "r_bytes")?,
         sha256: hash(row, "rendition_sha256")?,
     }))
+}
+
+fn placeholder(row: &PgRow) -> Result<Option<Placeholder>, StoreError> {
+    let Some(thumbhash) = row.try_get("thumbhash")? else { return Ok(None) };
+    let color = row.try_get("dominant_color")?;
+    let dominant_color = Placeholder::parse_css_color(color)
+        .ok_or_else(|| StoreError::Corrupt(format!("dominant_color is {color}")))?;
+    Ok(Some(Placeholder { thumbhash, dominant_color }))
 }
 
 fn claimed_job(row: &PgRow) -> Result<ClaimedJob, StoreError> {

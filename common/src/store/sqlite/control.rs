@@ -2,7 +2,7 @@
 
 use sqlx::{Row, SqliteConnection, SqliteExecutor, SqlitePool};
 
-use super::rows::{self, image_columns};
+use super::rows::{self, blob_joins, image_columns};
 use crate::{
     domain::{ContentHash, Image, ImageId, JobId, TaskId},
     store::StoreError,
@@ -98,8 +98,9 @@ pub async fn discarded(reads: &SqlitePool, now: i64, limit: u32) -> Result<Vec<I
              order by discarded_at limit $2)
          select",
         image_columns!(),
-        "from page i left join renditions r on r.sha256 = i.sha256
-         order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
+        "from page i",
+        blob_joins!(),
+        "order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(now)
     .bind(limit)
@@ -126,10 +127,13 @@ pub async fn forget_blob(
 ) -> Result<bool, StoreError> {
     let wanted = is_blob_wanted(&mut *conn, &sha256).await?;
     if !wanted {
-        sqlx::query("delete from renditions where sha256 = $1")
-            .bind(sha256.as_bytes())
-            .execute(conn)
-            .await?;
+        sqlx::query(
+            "delete from renditions where sha256 = $1;
+             delete from placeholders where sha256 = $1",
+        )
+        .bind(sha256.as_bytes())
+        .execute(conn)
+        .await?;
     }
     Ok(!wanted)
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use sqlx::{Row, SqliteConnection, SqlitePool, types::Json};
 
-use super::rows::{self, claimed_columns, image_columns};
+use super::rows::{self, blob_joins, claimed_columns, image_columns};
 use crate::{
-    domain::{ImageFacts, ImageId, JobId, Rendition, TaskId, WorkerId},
+    domain::{ImageFacts, ImageId, JobId, Placeholder, Rendition, TaskId, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
         convert::{from_sql, micros, to_i64},
@@ -47,9 +47,9 @@ pub async fn claim(
          select",
         claimed_columns!(),
         image_columns!(),
-        "from jobs j join images i on i.id = j.image_id
-         left join renditions r on r.sha256 = i.sha256
-         where j.id = $1 order by r.preset, r.fingerprint, r.format"
+        "from jobs j join images i on i.id = j.image_id",
+        blob_joins!(),
+        "where j.id = $1 order by r.preset, r.fingerprint, r.format"
     ))
     .bind(doorbell.job)
     .bind(now)
@@ -117,7 +117,10 @@ pub async fn settle(
     let image: ImageId = job.try_get("image_id")?;
     match &outcome {
         Outcome::Written(facts) => write_facts(conn, image, facts, now).await?,
-        Outcome::Rendered(renditions) => write_renditions(conn, image, renditions, now).await?,
+        Outcome::Rendered { renditions, placeholder } => {
+            write_renditions(conn, image, renditions, now).await?;
+            write_placeholder(conn, image, placeholder.as_ref(), now).await?;
+        }
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {}
     }
     let status: String = job.try_get("status")?;
@@ -184,6 +187,28 @@ async fn write_renditions(
     Ok(())
 }
 
+async fn write_placeholder(
+    conn: &mut SqliteConnection,
+    image: ImageId,
+    placeholder: Option<&Placeholder>,
+    now: i64,
+) -> Result<(), StoreError> {
+    let Some(placeholder) = placeholder else { return Ok(()) };
+    sqlx::query(
+        "insert into placeholders (sha256, thumbhash, dominant_color, created_at)
+         select sha256, $2, $3, $4 from images where id = $1
+         on conflict (sha256) do update
+         set thumbhash = excluded.thumbhash, dominant_color = excluded.dominant_color",
+    )
+    .bind(image)
+    .bind(&placeholder.thumbhash)
+    .bind(placeholder.css_color())
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Puts a job that is queued again into the outbox, due when it may run.
 async fn ring_again(conn: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
     sqlx::query(
@@ -238,9 +263,9 @@ pub async fn expired_leases(
          select",
         claimed_columns!(),
         image_columns!(),
-        "from expired j join images i on i.id = j.image_id
-         left join renditions r on r.sha256 = i.sha256
-         order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
+        "from expired j join images i on i.id = j.image_id",
+        blob_joins!(),
+        "order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(now)
     .bind(limit)

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     filter,
-    rows::{self, image_columns, task_columns},
+    rows::{self, blob_joins, image_columns, task_columns},
 };
 use crate::{
     domain::{Image, ImageId, Task, TaskId},
@@ -100,8 +100,9 @@ async fn with_images(
     let rows = sqlx::query(concat!(
         "select",
         image_columns!(),
-        "from images i left join renditions r on r.sha256 = i.sha256
-         where i.id in (select unhex(value) from json_each($1))
+        "from images i",
+        blob_joins!(),
+        "where i.id in (select unhex(value) from json_each($1))
          order by i.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(ids)
@@ -120,8 +121,9 @@ pub async fn image(reads: &SqlitePool, id: ImageId) -> Result<Option<Image>, Sto
     let rows = sqlx::query(concat!(
         "select",
         image_columns!(),
-        "from images i left join renditions r on r.sha256 = i.sha256
-         where i.id = $1 order by r.preset, r.fingerprint, r.format"
+        "from images i",
+        blob_joins!(),
+        "where i.id = $1 order by r.preset, r.fingerprint, r.format"
     ))
     .bind(id)
     .fetch_all(reads)
@@ -139,8 +141,9 @@ pub async fn list_images(
              order by id desc limit $2)
          select",
         image_columns!(),
-        "from page i left join renditions r on r.sha256 = i.sha256
-         order by i.id desc, r.preset, r.fingerprint, r.format"
+        "from page i",
+        blob_joins!(),
+        "order by i.id desc, r.preset, r.fingerprint, r.format"
     ))
     .bind(page.before.unwrap_or(ImageId(Uuid::max())))
     .bind(i64::from(page.limit) + 1)

@@ -150,14 +150,17 @@ fn effect(job: &ClaimedJob) -> Outcome {
             taken_at: None,
             gps: None,
         }),
-        JobKind::Thumbnail => Outcome::Rendered(vec![Rendition {
-            preset: "small".to_owned(),
-            fingerprint: fingerprint(job.lease.job, mark),
-            format,
-            width: 1,
-            height: 1,
-            bytes: 1,
-            sha256: job.image.sha256,
-        }]),
+        JobKind::Thumbnail => Outcome::Rendered {
+            renditions: vec![Rendition {
+                preset: "small".to_owned(),
+                fingerprint: fingerprint(job.lease.job, mark),
+                format,
+                width: 1,
+                height: 1,
+                bytes: 1,
+                sha256: job.image.sha256,
+            }],
+            placeholder: None,
+        },
     }
 }
