@@ -7,10 +7,11 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use safelight_common::domain::{
     ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind, Lane,
-    Rendition, Status, Task, TaskId, TaskKind,
+    Placeholder, Rendition, Status, Task, TaskId, TaskKind,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -125,6 +126,8 @@ pub struct ImageDocument {
     pub created_at: DateTime<Utc>,
     /// The renditions that there are, by preset.
     pub renditions: BTreeMap<String, RenditionDocument>,
+    /// What to show until a picture is loaded; null until the thumbnail job is done.
+    pub placeholder: Option<PlaceholderDocument>,
 }
 
 /// A place on Earth, in degrees (WGS 84).
@@ -152,6 +155,18 @@ pub struct RenditionDocument {
     pub format: ImageFormat,
     /// Its size in bytes.
     pub bytes: u64,
+}
+
+/// A stand-in for a picture that is still being loaded. Equal uploads have the same.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Placeholder)]
+pub struct PlaceholderDocument {
+    /// The upright picture, very blurred: a `ThumbHash` (github.com/evanw/thumbhash) in base64.
+    #[schema(example = "1QcSHQRnh493V4dIh4eXh1h4kJUI", content_encoding = "base64")]
+    pub thumbhash: String,
+    /// One colour for all of it, as CSS writes it (sRGB).
+    #[schema(example = "#6a7d5f", pattern = "^#[0-9a-f]{6}$")]
+    pub dominant_color: String,
 }
 
 impl TaskDocument {
@@ -230,6 +245,16 @@ impl ImageDocument {
                     (preset.to_owned(), RenditionDocument::new(image.id, preset, made))
                 })
                 .collect(),
+            placeholder: image.placeholder.as_ref().map(PlaceholderDocument::new),
+        }
+    }
+}
+
+impl PlaceholderDocument {
+    fn new(placeholder: &Placeholder) -> Self {
+        Self {
+            thumbhash: BASE64_STANDARD.encode(&placeholder.thumbhash),
+            dominant_color: placeholder.css_color(),
         }
     }
 }

@@ -16,6 +16,7 @@ async fn a_document_follows_its_task_to_the_end() {
     let path = format!("/v1/tasks/{task}");
     let queued = bench.get(&path).await;
     assert_eq!(queued.header("retry-after"), "1");
+    assert_eq!(queued.json()["image"]["placeholder"], Value::Null);
     bench.write(task).await;
     bench.render(task, b"small").await;
     let done = bench.get(&path).await;
@@ -31,6 +32,12 @@ async fn a_document_follows_its_task_to_the_end() {
         document["image"]["renditions"]["small"],
         json!({"url": format!("/images/{image}/small"), "width": 3, "height": 2, "format": "jpeg", "bytes": 5})
     );
+    let placeholder = json!({"thumbhash": "AQcSHf4=", "dominant_color": "#0011ff"});
+    assert_eq!(document["image"]["placeholder"], placeholder);
+    let single = bench.get(&format!("/v1/images/{image}")).await.json();
+    assert_eq!(single["placeholder"], placeholder);
+    let listed = bench.get("/v1/images").await.json();
+    assert_eq!(listed["images"][0]["placeholder"], placeholder);
     assert!(document["finished_at"].as_str().is_some_and(|at| at.ends_with('Z')));
     // What the client has is not sent again.
     let request = Request::get(&path).header("if-none-match", done.header("etag"));
