@@ -14,10 +14,13 @@ pub struct DecoderArgs {
     /// Memory in all, in bytes
     #[arg(long)]
     memory_bytes: u64,
+    /// Give up what decoding does not need
+    #[arg(long)]
+    sandbox: bool,
 }
 
 /// Runs until the worker hangs up.
 pub fn run(args: DecoderArgs) -> Result<(), Exit> {
-    let DecoderArgs { cpu_seconds, memory_bytes } = args;
-    decoder::run(DecoderLimits { cpu_seconds, memory_bytes }).map_err(Exit::failed)
+    let DecoderArgs { cpu_seconds, memory_bytes, sandbox } = args;
+    decoder::run(DecoderLimits { cpu_seconds, memory_bytes, sandbox }).map_err(Exit::failed)
 }

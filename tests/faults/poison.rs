@@ -3,9 +3,10 @@
 use std::{
     collections::HashSet,
     fs,
-    io::Cursor,
+    io::{Cursor, ErrorKind},
+    net::TcpListener,
     path::Path,
-    process::Command,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -64,6 +65,45 @@ async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
     assert!(decoders(server.id()).len() <= SLOTS + 2, "those that hung are gone");
     let after = client.upload(pictures::jpeg(320, 240, 99)?).await?;
     all_succeed_at_once(&client, &[after]).await
+}
+
+#[tokio::test]
+async fn a_captured_decoder_reaches_nothing_outside() -> Result<()> {
+    let data = TempDir::new()?;
+    let mut server = serve(data.path(), &[]).await?;
+    let client = Client::new(server.url())?;
+    let mut outside = Outside::new()?;
+    for harm in outside.harms()? {
+        let task = client.finished(&client.upload(poison(&harm)?).await?).await?;
+        assert_eq!(task["status"], "failed", "{harm}: {task:#}");
+        for job in jobs(&task) {
+            assert_eq!(job["error"]["code"], "decoder_crashed", "{harm}: {task:#}");
+            assert_eq!(job["attempt"], ATTEMPTS, "{harm}: {task:#}");
+            let message = job["error"]["message"].as_str().unwrap_or_default();
+            assert!(message.contains("no decoder needs"), "{harm}: {task:#}");
+        }
+    }
+    assert_eq!(outside.reached()?, (false, false));
+    assert!(server.output().contains("the sandbox ended a decoder"), "{}", server.output());
+    assert!(!server.output().contains("less confined"), "{}", server.output());
+    assert!(server.is_running()?, "{}", server.output());
+    let after = client.upload(pictures::jpeg(320, 240, 1)?).await?;
+    all_succeed_at_once(&client, &[after]).await
+}
+
+/// What the test above would see if there were no sandbox; and that it can be turned off.
+#[tokio::test]
+async fn a_captured_decoder_without_a_sandbox_reaches_everything() -> Result<()> {
+    let data = TempDir::new()?;
+    let server = serve(data.path(), &[("SANDBOX_DECODING", "false")]).await?;
+    let client = Client::new(server.url())?;
+    let mut outside = Outside::new()?;
+    for harm in outside.harms()? {
+        let task = client.upload(poison(&harm)?).await?;
+        all_succeed_at_once(&client, &[task]).await?;
+    }
+    assert_eq!(outside.reached()?, (true, true));
+    Ok(())
 }
 
 #[tokio::test]
@@ -179,6 +219,47 @@ async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<(
         all_succeed_at_once(&Client::new(server.url())?, &tasks).await?;
     }
     Ok(())
+}
+
+/// What a decoder has no business with.
+struct Outside {
+    listener: TcpListener,
+    bystander: Child,
+}
+
+impl Outside {
+    fn new() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, bystander: Command::new("sleep").arg("600").spawn()? })
+    }
+
+    /// The poisons that reach for it.
+    fn harms(&self) -> Result<[String; 4]> {
+        let address = self.listener.local_addr()?;
+        Ok([
+            "open".to_owned(),
+            "exec".to_owned(),
+            format!("connect:{address}"),
+            format!("signal:{}", self.bystander.id()),
+        ])
+    }
+
+    /// Whether there was a connection, and whether the bystander was hit.
+    fn reached(&mut self) -> Result<(bool, bool)> {
+        let connected = match self.listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            other => other.map(|_| true)?,
+        };
+        Ok((connected, self.bystander.try_wait()?.is_some()))
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        // One that was hit needs no end.
+        let _ = self.bystander.kill().and_then(|()| self.bystander.wait());
+    }
 }
 
 /// `safelight serve` on a folder, ready, with short waits between attempts.

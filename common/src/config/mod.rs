@@ -51,6 +51,7 @@ pub struct Config {
 
     pub max_pixels: u64,
     pub isolate_decoding: bool,
+    pub sandbox_decoding: bool,
     pub decode_cpu_seconds: u64,
     pub decode_memory_bytes: u64,
     pub keep_gps: bool,

@@ -16,6 +16,9 @@ use rustix::{
 
 use super::{DecoderLimits, NICENESS, protocol};
 
+/// Begins the line of a decoder that has less of a sandbox than it was told to have.
+pub(super) const UNCONFINED: &str = "sandbox: ";
+
 /// The watching thread does next to nothing.
 const WATCHER_STACK: usize = 64 << 10;
 
@@ -24,6 +27,10 @@ pub fn run(limits: DecoderLimits) -> io::Result<()> {
     introduce();
     ignore_polite_signals()?;
     limits.confine()?;
+    // Before there is a second thread, so that it is shut in as well.
+    if limits.sandbox {
+        shut_in();
+    }
     let requests = io::stdin().as_fd().try_clone_to_owned()?;
     watch_worker(requests.try_clone()?)?;
     let mut requests = File::from(requests);
@@ -54,6 +61,18 @@ fn introduce() {
 fn ignore_polite_signals() -> io::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     Ok(signals.thread_block()?)
+}
+
+/// Gives up what decoding does not need. What the system cannot do for that is told to the worker.
+fn shut_in() {
+    #[cfg(target_os = "linux")]
+    let missing = super::sandbox::enter().join("; ");
+    #[cfg(not(target_os = "linux"))]
+    let missing = "there is none for this platform";
+    if !missing.is_empty() {
+        // In one piece. Nobody hears it if it cannot be said.
+        let _ = io::stderr().write_all(format!("{UNCONFINED}{missing}\n").as_bytes());
+    }
 }
 
 /// Ends this process as soon as its worker is gone, however it went and whatever a codec is doing:

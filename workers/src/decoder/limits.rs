@@ -19,13 +19,15 @@ const PROGRAM_BYTES: u64 = 24 << 20;
 /// Open files that a decoder needs: its three pipes, and some to look at itself at its start.
 const FILES: u64 = 16;
 
-/// What the configuration gives to one picture.
+/// What the configuration gives to one picture, and to the process that decodes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecoderLimits {
     /// Processor time, in seconds.
     pub cpu_seconds: u64,
     /// Memory of the whole process, in bytes.
     pub memory_bytes: u64,
+    /// Whether the process gives up all rights that decoding does not need.
+    pub sandbox: bool,
 }
 
 impl DecoderLimits {

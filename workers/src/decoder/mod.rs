@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! worker                                            decoder (this program, `safelight decoder`)
-//!   takes an idle decoder, or starts one ──────────▶ bounds its memory, files, core dumps
+//!   takes an idle decoder, or starts one ──────────▶ bounds its memory, gives up its rights
 //!   request: header, the picture's bytes ──────────▶ reads them; bounds its processor time
 //!            ◀─────────────────────────────── begun  from here on a death is the picture's
 //!            ◀─ answer: facts, renditions, or a failure
@@ -20,6 +20,8 @@ mod pool;
 mod process;
 mod protocol;
 mod request;
+#[cfg(target_os = "linux")]
+mod sandbox;
 mod thread;
 
 use std::sync::Arc;
@@ -67,6 +69,7 @@ impl Decoder {
         let limits = DecoderLimits {
             cpu_seconds: config.decode_cpu_seconds,
             memory_bytes: config.decode_memory_bytes,
+            sandbox: config.sandbox_decoding,
         };
         Self {
             limits: Limits { max_pixels: config.max_pixels },

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::process::ExitStatusExt,
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, Once, PoisonError},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     DecoderLimits,
+    child::UNCONFINED,
     protocol::{self, BEGUN},
     request::{Answer, Request},
 };
@@ -38,6 +39,10 @@ const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of", "AllocError"];
 const ALLOCATOR: (&str, &str) =
     ("_RJEM_MALLOC_CONF", "retain:false,narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0");
 
+/// The C library looks into /proc before it shrinks any heap but the first, which the sandbox
+/// forbids.
+const C_ALLOCATOR: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
 /// A running decoder. Dropping it kills it.
 pub(super) struct Process {
     child: Child,
@@ -55,9 +60,11 @@ impl Process {
             .arg("decoder")
             .arg(format!("--cpu-seconds={}", limits.cpu_seconds))
             .arg(format!("--memory-bytes={}", limits.memory_bytes))
+            .args(limits.sandbox.then_some("--sandbox"))
             // It decodes what strangers send: no passwords in its environment.
             .env_clear()
             .env(ALLOCATOR.0, ALLOCATOR.1)
+            .env(C_ALLOCATOR.0, C_ALLOCATOR.1)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -106,6 +113,12 @@ impl Process {
         let _ = tokio::time::timeout(DYING, &mut self.listener).await;
         let said = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
         let said = String::from_utf8_lossy(&said);
+        if status.signal() == Some(Signal::SYS.as_raw()) {
+            tracing::warn!(
+                "the sandbox ended a decoder that made a forbidden system call, which the kernel's log \
+                 names (type=1326): a picture took it over, or a codec needs more than it may have"
+            );
+        }
         tracing::warn!(%status, said = said.trim(), "a decoder died; it is replaced");
         cause(status, &said, limits)
     }
@@ -125,6 +138,12 @@ fn cause(status: ExitStatus, said: &str, limits: DecoderLimits) -> Failure {
             format!("decoding took more than {} s of processor time", limits.cpu_seconds),
         );
     }
+    if status.signal() == Some(Signal::SYS.as_raw()) {
+        return Failure::new(
+            ErrorCode::DecoderCrashed,
+            "decoding was ended: it did what no decoder needs to do",
+        );
+    }
     if OUT_OF_MEMORY.iter().any(|words| said.contains(words)) {
         return limits.too_much_memory();
     }
@@ -136,12 +155,25 @@ fn cause(status: ExitStatus, said: &str, limits: DecoderLimits) -> Failure {
     Failure::new(ErrorCode::DecoderCrashed, format!("the decoder died of this picture ({how})"))
 }
 
+/// What a decoder says is missing of its sandbox. It is the first that it says, if anything.
+fn unconfined(said: &[u8]) -> Option<&str> {
+    let (line, _) = str::from_utf8(said).ok()?.split_once('\n')?;
+    line.strip_prefix(UNCONFINED)
+}
+
 /// Keeps the last of what a decoder says. It must be read, or the decoder would wait.
 async fn listen(mut errors: ChildStderr, last_words: Arc<Mutex<Vec<u8>>>) {
+    /// Every decoder says the same.
+    static TOLD: Once = Once::new();
     let mut heard = [0; 1024];
     while let Ok(count @ 1..) = errors.read(&mut heard).await {
         let mut last = last_words.lock().unwrap_or_else(PoisonError::into_inner);
         last.extend_from_slice(&heard[..count]);
+        if let Some(missing) = unconfined(&last) {
+            TOLD.call_once(|| {
+                tracing::warn!(missing, "decoders are less confined than they should be");
+            });
+        }
         let too_much = last.len().saturating_sub(LAST_WORDS);
         last.drain(..too_much);
     }
@@ -162,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_death_is_told_by_its_signal_and_last_words() {
-        let limits = DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30 };
+        let limits = DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30, sandbox: true };
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
         let words = "memory allocation of 16777216 bytes failed\n";
         let polite = "panicked at cicp.rs: TryReserveError { kind: AllocError { … } }";
@@ -171,6 +203,7 @@ mod tests {
             (killed(Signal::ABORT), words, ErrorCode::DecoderOutOfMemory, "1024 MiB"),
             (ExitStatus::from_raw(101 << 8), polite, ErrorCode::DecoderOutOfMemory, "1024 MiB"),
             (killed(Signal::ABORT), "", ErrorCode::DecoderCrashed, "signal 6"),
+            (killed(Signal::SYS), "", ErrorCode::DecoderCrashed, "no decoder needs"),
             (killed(Signal::SEGV), "", ErrorCode::DecoderCrashed, "signal 11"),
             (
                 ExitStatus::from_raw(101 << 8),
@@ -182,6 +215,17 @@ mod tests {
             let failure = cause(status, said, limits);
             assert_eq!(failure.code, code);
             assert!(failure.message.contains(message), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_a_sandbox_lacks_is_heard_in_a_whole_line() {
+        assert_eq!(
+            unconfined(b"sandbox: seccomp is missing (x)\nmore"),
+            Some("seccomp is missing (x)")
+        );
+        for said in [&b""[..], b"sandbox: seccomp", b"panicked\nsandbox: x\n", b"\xFF\n"] {
+            assert_eq!(unconfined(said), None);
         }
     }
 }

@@ -167,7 +167,8 @@ mod tests {
     use super::*;
     use crate::imaging::Limits;
 
-    const DECODER: DecoderLimits = DecoderLimits { cpu_seconds: 1, memory_bytes: 1000 };
+    const DECODER: DecoderLimits =
+        DecoderLimits { cpu_seconds: 1, memory_bytes: 1000, sandbox: false };
     const LIMITS: Limits = Limits { max_pixels: 7 };
 
     fn render() -> Request {
