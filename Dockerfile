@@ -2,10 +2,11 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
-# SQLite, libwebp, ring and jemalloc are built from sources in their crates.
+# SQLite, libjpeg-turbo, libwebp, ring and jemalloc are built from sources in their crates; cmake
+# for libjpeg-turbo, nasm for its inner loops and those of the AV1 codecs.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends gcc libc6-dev make \
+ && apt-get install -y --no-install-recommends cmake gcc libc6-dev make nasm \
  && rm -rf /var/lib/apt/lists/*
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# scripts/setup.sh build|test…   installs what is missing to build Safelight, or to test it.
+# scripts/setup.sh build|test|bench-imaging|fuzz…   installs what is missing to build Safelight, to
+# test it, to measure its imaging, or to fuzz it.
 #
 # Quiet and quick when nothing is missing. Installs Debian packages as root or by passwordless
 # sudo; otherwise says what to install and exits 1. Never starts, stops or changes a service: the
@@ -15,10 +16,13 @@ need() {
   PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null || missing+=("$2")
 }
 
-# C compiler: for SQLite, libwebp, ring and jemalloc, which build from sources in their crates.
+# C compiler: for SQLite, libjpeg-turbo, libwebp, ring and jemalloc, which build from sources in
+# their crates. cmake builds libjpeg-turbo; nasm its inner loops and those of the AV1 codecs.
 need_for_build() {
   need cc gcc
   need make make
+  need cmake cmake
+  need nasm nasm
   [[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
 }
 
@@ -30,6 +34,19 @@ need_for_test() {
   need unshare util-linux
   need mount mount
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+}
+
+# The peers that imaging is measured beside come from npm and PyPI.
+need_for_bench_imaging() {
+  need python3 python3
+  python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+  need node nodejs
+  need npm npm
+}
+
+# The fuzzer's instrumented C++ runtime.
+need_for_fuzz() {
+  need c++ g++
 }
 
 # Installing a server starts it, unless policy-rc.d says no (exit 101). The rule is ours for the
@@ -85,15 +102,19 @@ check_rust() {
   fi
 }
 
-if (($# == 0)); then
-  echo "usage: scripts/setup.sh build|test…" >&2
+usage() {
+  echo "usage: scripts/setup.sh build|test|bench-imaging|fuzz…" >&2
   exit 2
-fi
+}
+
+(($#)) || usage
 for what in "$@"; do
   case $what in
     build) need_for_build ;;
     test) need_for_test ;;
-    *) echo "usage: scripts/setup.sh build|test…" >&2; exit 2 ;;
+    bench-imaging) need_for_bench_imaging ;;
+    fuzz) need_for_fuzz ;;
+    *) usage ;;
   esac
 done
 install_missing

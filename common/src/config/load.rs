@@ -201,6 +201,9 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("relay_poll_ms", config.relay_poll_ms, 1, 60_000),
         ("staged_grace_ms", config.staged_grace_ms, 1_000, 1 << 40),
         ("max_pixels", config.max_pixels, 1, 1 << 40),
+        ("max_side", config.max_side.into(), 1, 1 << 31),
+        ("max_frames", config.max_frames.into(), 1, 1 << 31),
+        ("max_animation_pixels", config.max_animation_pixels, 1, 1 << 40),
         ("decode_cpu_seconds", config.decode_cpu_seconds, 1, 120),
         ("decode_memory_bytes", config.decode_memory_bytes, 64 << 20, 1 << 44),
     ];
@@ -219,6 +222,9 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         if let Some(problem) = preset.problem() {
             return Err(ConfigError::Invalid(format!("preset `{name}`: {problem}")));
         }
+    }
+    for preset in config.presets.values_mut() {
+        preset.keep_copyright |= config.keep_copyright;
     }
     let data_dir = std::path::absolute(&config.data_dir)
         .map_err(|error| ConfigError::Invalid(format!("data_dir: {error}")))?;
@@ -242,7 +248,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::QueueUrl;
+    use crate::{config::QueueUrl, domain::Size};
 
     fn env(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
         load_from(None, pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
@@ -255,7 +261,7 @@ mod tests {
         assert_eq!(config.queue_url, QueueUrl::Embedded);
         assert_eq!(config.database_url, DatabaseUrl::Sqlite("/srv/safelight/safelight.db".into()));
         assert_eq!(config.blob_url, BlobUrl::File("/srv/safelight/blobs".into()));
-        assert_eq!(config.presets["small"].size, 256);
+        assert_eq!(config.presets["small"].size, Size::square(256));
     }
 
     #[test]
@@ -279,6 +285,12 @@ mod tests {
             (("SAFELIGHT_MAX_ATTEMPTS", "0"), "max_attempts is 0, must be 1 to 100"),
             (("SAFELIGHT_PRESETS", "{ a = { size = 0 } }"), "preset `a`: size must be 1 to 16384"),
             (("SAFELIGHT_PRESETS", "{ \"../x\" = { size = 9 } }"), "preset name `../x`"),
+            (("SAFELIGHT_PRESETS", "{ a = { size = [9] } }"), "presets.a.size: expected a number"),
+            (("SAFELIGHT_PRESETS", "{ a = { size = 9, fit = \"fill\" } }"), "presets.a.fit"),
+            (
+                ("SAFELIGHT_PRESETS", "{ a = { size = 9, focus = \"attention\" } }"),
+                "fit = \"cover\"",
+            ),
             (("SAFELIGHT_MAX_PIXELS", "-1"), "max_pixels: invalid value"),
             (("SAFELIGHT_PRESETS", "{ a = { size = 9, qualty = 3 } }"), "presets.a"),
             (("SAFELIGHT_DATABASE_URL", "mysql://x"), "database_url: expected sqlite:PATH"),
@@ -299,5 +311,11 @@ mod tests {
         let config = env(&[("SAFELIGHT_PRESETS", "{ tiny = { size = 64 } }")]).expect("presets");
         assert_eq!(config.presets.len(), 1);
         assert_eq!(config.presets["tiny"].quality, 80);
+    }
+
+    #[test]
+    fn the_switch_for_copyright_holds_for_every_preset() {
+        let config = env(&[("SAFELIGHT_KEEP_COPYRIGHT", "true")]).expect("config");
+        assert!(config.presets.values().all(|preset| preset.keep_copyright));
     }
 }

@@ -22,6 +22,7 @@ pub const DEFAULTS: &str = include_str!("defaults.toml");
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)] // documented, with units, in `defaults.toml`
+#[allow(clippy::struct_excessive_bools)] // switches that have nothing to do with each other
 pub struct Config {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "address_or_none")]
@@ -50,11 +51,15 @@ pub struct Config {
     pub republish_after_ms: u64,
 
     pub max_pixels: u64,
+    pub max_side: u32,
+    pub max_frames: u32,
+    pub max_animation_pixels: u64,
     pub isolate_decoding: bool,
     pub sandbox_decoding: bool,
     pub decode_cpu_seconds: u64,
     pub decode_memory_bytes: u64,
     pub keep_gps: bool,
+    pub keep_copyright: bool,
     pub presets: Presets,
 
     pub log: String,

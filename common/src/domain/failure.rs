@@ -14,8 +14,14 @@ text_enum! {
         UnsupportedFormat = "unsupported_format",
         /// The header is fine, the rest is damaged or cut short.
         CorruptImage = "corrupt_image",
-        /// More pixels, or longer sides, than the configured limit.
+        /// More pixels than the configured limit.
         TooManyPixels = "too_many_pixels",
+        /// A side longer than the configured limit.
+        SideTooLong = "side_too_long",
+        /// An animation of more frames, or of more pixels over all frames, than the limit.
+        TooManyFrames = "too_many_frames",
+        /// The header announces a picture that takes more memory than the configured limit.
+        TooMuchMemory = "too_much_memory",
         /// The bytes are in no place where they should be.
         BlobMissing = "blob_missing",
         /// The blob store did not answer or refused.
@@ -67,7 +73,10 @@ impl ErrorCode {
             Self::NotAnImage
             | Self::UnsupportedFormat
             | Self::CorruptImage
-            | Self::TooManyPixels => Retries::Never,
+            | Self::TooManyPixels
+            | Self::SideTooLong
+            | Self::TooManyFrames
+            | Self::TooMuchMemory => Retries::Never,
             // Mostly the picture's doing, sometimes that of a busy machine or of the kernel.
             Self::DecoderCrashed | Self::DecoderTimedOut | Self::DecoderOutOfMemory => Retries::Few,
             // A missing blob may be a store that has not caught up; it ends by attempts.

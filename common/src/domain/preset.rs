@@ -1,43 +1,160 @@
 //! Presets: the recipes for renditions.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::{ContentHash, text_enum::text_enum};
 
 text_enum! {
     /// The format that a preset asks for.
     "preset format" PresetFormat {
-        /// JPEG for opaque pictures, WebP where there is transparency.
+        /// JPEG for opaque pictures, WebP where there is transparency or animation.
         Auto = "auto",
-        /// Always JPEG; transparency is laid on white.
+        /// Always JPEG; transparency is laid on white, of an animation the first frame.
         Jpeg = "jpeg",
-        /// Always WebP.
+        /// Always WebP, animated if the picture is.
         Webp = "webp",
-        /// Always PNG.
+        /// Always AVIF; of an animation the first frame.
+        Avif = "avif",
+        /// Always PNG; of an animation the first frame.
         Png = "png",
     }
 }
 
-/// One recipe: a picture that fits a square of `size`, upright, never enlarged, without metadata.
+text_enum! {
+    /// How a picture is brought into a preset's box.
+    "fit" Fit {
+        /// All of the picture, within the box.
+        Inside = "inside",
+        /// The whole box, with what does not fit cut off.
+        Cover = "cover",
+    }
+}
+
+text_enum! {
+    /// What a preset that cuts off keeps.
+    "focus" Focus {
+        /// The middle.
+        Centre = "centre",
+        /// The part that draws the eye: edges, strong colours, skin.
+        Attention = "attention",
+    }
+}
+
+/// The box that a preset fills, in pixels. Written as one number for a square, or as
+/// `[width, height]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Pixels across at most.
+    pub width: u32,
+    /// Pixels down at most.
+    pub height: u32,
+}
+
+impl Size {
+    /// The longest side that a preset may ask for: JPEG, WebP and AVIF all have it.
+    pub const LONGEST: u32 = 16_384;
+
+    /// A box with equal sides.
+    pub const fn square(side: u32) -> Self {
+        Self { width: side, height: side }
+    }
+
+    /// How many pixels there are.
+    #[expect(clippy::len_without_is_empty)] // a size without pixels is none
+    pub const fn len(self) -> usize {
+        self.width as usize * self.height as usize
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// Both spellings, for serde.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum SizeSpelling {
+    Square(u32),
+    Box([u32; 2]),
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let spelling = if self.width == self.height {
+            SizeSpelling::Square(self.width)
+        } else {
+            SizeSpelling::Box([self.width, self.height])
+        };
+        spelling.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match SizeSpelling::deserialize(deserializer) {
+            Ok(SizeSpelling::Square(side)) => Ok(Self::square(side)),
+            Ok(SizeSpelling::Box([width, height])) => Ok(Self { width, height }),
+            Err(_) => Err(D::Error::custom("expected a number of pixels or [width, height]")),
+        }
+    }
+}
+
+/// One recipe for a picture: upright, sRGB, never enlarged, without metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preset {
-    /// The longest side at most, in pixels, 1–16384.
-    pub size: u32,
+    /// The box to fill; its sides 1–16384.
+    pub size: Size,
+    /// How the box is filled; `inside` unless said.
+    #[serde(default = "Preset::default_fit")]
+    pub fit: Fit,
+    /// What is kept where `fit` cuts off; `centre` unless said.
+    #[serde(default = "Preset::default_focus")]
+    pub focus: Focus,
     /// The format; `auto` unless said.
     #[serde(default = "Preset::default_format")]
     pub format: PresetFormat,
-    /// JPEG and lossy WebP quality, 1–100; 80 unless said.
+    /// JPEG, lossy WebP and AVIF quality, 1–100; 80 unless said. PNG has none.
     #[serde(default = "Preset::default_quality")]
     pub quality: u8,
+    /// How much to sharpen after resizing, 0–100 percent of an unsharp mask; 0 unless said.
+    #[serde(default)]
+    pub sharpen: u8,
+    /// Whether EXIF's artist and copyright are copied; no unless said, or unless `keep_copyright`
+    /// is on for all presets.
+    #[serde(default)]
+    pub keep_copyright: bool,
 }
 
 /// The configured presets by name.
 pub type Presets = BTreeMap<String, Preset>;
 
 impl Preset {
+    /// A recipe with nothing but its box said.
+    pub fn new(size: Size) -> Self {
+        Self {
+            size,
+            fit: Self::default_fit(),
+            focus: Self::default_focus(),
+            format: Self::default_format(),
+            quality: Self::default_quality(),
+            sharpen: 0,
+            keep_copyright: false,
+        }
+    }
+
+    fn default_fit() -> Fit {
+        Fit::Inside
+    }
+
+    fn default_focus() -> Focus {
+        Focus::Centre
+    }
+
     fn default_format() -> PresetFormat {
         PresetFormat::Auto
     }
@@ -50,8 +167,11 @@ impl Preset {
     /// new renditions beside the old. The leading number is the imaging code's own version: raise
     /// it when the same parameters begin to give other pictures.
     pub fn fingerprint(&self) -> String {
-        let recipe =
-            format!("1 size={} format={} quality={}", self.size, self.format, self.quality);
+        let Self { size, fit, focus, format, quality, sharpen, keep_copyright } = self;
+        let recipe = format!(
+            "2 size={size} fit={fit} focus={focus} format={format} quality={quality} \
+             sharpen={sharpen} keep_copyright={keep_copyright}"
+        );
         let mut digits = ContentHash::of(recipe.as_bytes()).to_string();
         digits.truncate(12);
         digits
@@ -59,11 +179,20 @@ impl Preset {
 
     /// What is wrong with the recipe, if anything.
     pub fn problem(&self) -> Option<&'static str> {
-        match self {
-            Self { size: 0 | 16_385.., .. } => Some("size must be 1 to 16384"),
-            Self { quality: 0 | 101.., .. } => Some("quality must be 1 to 100"),
-            _ => None,
+        let sides = [self.size.width, self.size.height];
+        if sides.iter().any(|side| !(1..=Size::LONGEST).contains(side)) {
+            return Some("size must be 1 to 16384");
         }
+        if !(1..=100).contains(&self.quality) {
+            return Some("quality must be 1 to 100");
+        }
+        if self.sharpen > 100 {
+            return Some("sharpen must be 0 to 100");
+        }
+        if self.focus == Focus::Attention && self.fit == Fit::Inside {
+            return Some("focus = \"attention\" needs fit = \"cover\": nothing else cuts off");
+        }
+        None
     }
 }
 
@@ -73,14 +202,50 @@ mod tests {
 
     #[test]
     fn every_parameter_is_in_the_fingerprint() {
-        let base = Preset { size: 256, format: PresetFormat::Auto, quality: 80 };
+        let base = Preset::new(Size::square(256));
         assert_eq!(base.fingerprint(), base.clone().fingerprint());
         for other in [
-            Preset { size: 257, ..base.clone() },
+            Preset { size: Size { width: 256, height: 255 }, ..base.clone() },
+            Preset { fit: Fit::Cover, ..base.clone() },
+            Preset { focus: Focus::Attention, ..base.clone() },
             Preset { format: PresetFormat::Webp, ..base.clone() },
             Preset { quality: 81, ..base.clone() },
+            Preset { sharpen: 1, ..base.clone() },
+            Preset { keep_copyright: true, ..base.clone() },
         ] {
             assert_ne!(base.fingerprint(), other.fingerprint(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_size_is_a_number_or_a_pair() {
+        for (text, size) in [("256", Size::square(256)), ("[1200,630]", wide())] {
+            assert_eq!(serde_json::from_str::<Size>(text).expect("a size"), size);
+            assert_eq!(serde_json::to_string(&size).expect("text"), text);
+        }
+        for wrong in ["\"256\"", "[1]", "[1,2,3]", "-1", "{}"] {
+            let error = serde_json::from_str::<Size>(wrong).expect_err(wrong);
+            assert!(error.to_string().contains("[width, height]"), "{error}");
+        }
+    }
+
+    fn wide() -> Size {
+        Size { width: 1200, height: 630 }
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_a_problem() {
+        let base = Preset::new(wide());
+        assert_eq!(base.problem(), None);
+        for (wrong, word) in [
+            (Preset { size: Size::square(0), ..base.clone() }, "size"),
+            (Preset { size: Size { width: 9, height: 16_385 }, ..base.clone() }, "size"),
+            (Preset { quality: 0, ..base.clone() }, "quality"),
+            (Preset { sharpen: 101, ..base.clone() }, "sharpen"),
+            (Preset { focus: Focus::Attention, ..base.clone() }, "focus"),
+        ] {
+            assert!(wrong.problem().is_some_and(|text| text.starts_with(word)), "{wrong:?}");
+        }
+        assert_eq!(Preset { focus: Focus::Attention, fit: Fit::Cover, ..base }.problem(), None);
     }
 }

@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::{DecoderLimits, NICENESS, protocol};
+use crate::imaging::Renderer;
 
 /// Begins the line of a decoder that has less of a sandbox than it was told to have.
 pub(super) const UNCONFINED: &str = "sandbox: ";
@@ -33,6 +34,7 @@ pub fn run(limits: DecoderLimits) -> io::Result<()> {
     }
     let requests = io::stdin().as_fd().try_clone_to_owned()?;
     watch_worker(requests.try_clone()?)?;
+    let mut renderer = Renderer::new().map_err(io::Error::other)?;
     let mut requests = File::from(requests);
     let mut answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     while let Some((request, picture)) = protocol::read_request(&mut requests, limits)? {
@@ -40,7 +42,7 @@ pub fn run(limits: DecoderLimits) -> io::Result<()> {
         answers.write_all(&[protocol::BEGUN])?;
         #[cfg(feature = "fail-points")]
         super::poison::take(&picture);
-        let result = request.run(&picture, &|| false);
+        let result = request.run(&mut renderer, &picture, &|| false);
         drop(picture);
         protocol::write_answer(&mut answers, result)?;
         DecoderLimits::end()?;

@@ -41,7 +41,7 @@ use self::{
     pool::Pool,
     request::{Answer, Request},
 };
-use crate::imaging::{Limits, Rendered};
+use crate::imaging::{Limits, Renditions};
 
 /// How far decoding steps back, in nice levels: about a tenth of a busy processor's time is left to
 /// it while requests want the rest. Receipts go before pictures.
@@ -72,7 +72,7 @@ impl Decoder {
             sandbox: config.sandbox_decoding,
         };
         Self {
-            limits: Limits { max_pixels: config.max_pixels },
+            limits: Limits::new(config),
             pool: config.isolate_decoding.then(|| Pool::new(limits, slots)),
         }
     }
@@ -86,13 +86,13 @@ impl Decoder {
         }
     }
 
-    /// See [`crate::imaging::render`].
+    /// See [`crate::imaging::Renderer::render`].
     pub async fn render(
         &self,
         bytes: Bytes,
         presets: Presets,
         attempt: &Attempt,
-    ) -> Result<Vec<Rendered>, Failure> {
+    ) -> Result<Renditions, Failure> {
         let request = Request::Render { presets, limits: self.limits };
         match self.answer(request, bytes, attempt).await? {
             Answer::Renditions(renditions) => Ok(renditions),

@@ -5,7 +5,7 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use safelight_common::domain::{Failure, ImageFacts, Presets, Rendition};
+use safelight_common::domain::{Failure, ImageFacts, ImageFormat, Placeholder, Presets, Rendition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -13,7 +13,7 @@ use super::{
     DecoderLimits,
     request::{Answer, Request},
 };
-use crate::imaging::Rendered;
+use crate::imaging::{Rendered, Renditions};
 
 /// Sent by a decoder between request and answer: the picture has arrived and its turn begins.
 pub(super) const BEGUN: u8 = b'!';
@@ -21,7 +21,7 @@ pub(super) const BEGUN: u8 = b'!';
 /// The longest head: thousands of presets.
 const HEAD_MAX: usize = 1 << 20;
 
-/// What a rendition may have beside four bytes for each pixel of its square.
+/// What a rendition may have beside four bytes for each pixel of its box.
 const RENDITION_OVERHEAD: u64 = 1 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,8 +34,8 @@ struct RequestHead {
 #[derive(Debug, Serialize, Deserialize)]
 enum AnswerHead {
     Facts(ImageFacts),
-    /// Their bytes follow in this order.
-    Renditions(Vec<Rendition>),
+    /// The renditions' bytes follow in this order.
+    Renditions(Vec<Rendition>, Placeholder),
     Failed(Failure),
 }
 
@@ -73,10 +73,11 @@ pub(super) fn read_request(
 pub(super) fn write_answer(to: &mut impl Write, result: Result<Answer, Failure>) -> io::Result<()> {
     let (head, bodies) = match result {
         Ok(Answer::Facts(facts)) => (AnswerHead::Facts(facts), Vec::new()),
-        Ok(Answer::Renditions(rendered)) => {
-            let (renditions, bodies): (_, Vec<Bytes>) =
-                rendered.into_iter().map(|Rendered { rendition, data }| (rendition, data)).unzip();
-            (AnswerHead::Renditions(renditions), bodies)
+        Ok(Answer::Renditions(Renditions { renditions, placeholder })) => {
+            let parts =
+                renditions.into_iter().map(|Rendered { rendition, data }| (rendition, data));
+            let (renditions, bodies): (_, Vec<Bytes>) = parts.unzip();
+            (AnswerHead::Renditions(renditions, placeholder), bodies)
         }
         Err(failure) => (AnswerHead::Failed(failure), Vec::new()),
     };
@@ -96,8 +97,9 @@ pub(super) async fn read_answer(
     Ok(match (parsed(&head)?, request) {
         (AnswerHead::Failed(failure), _) => Err(failure),
         (AnswerHead::Facts(facts), Request::Inspect { .. }) => Ok(Answer::Facts(facts)),
-        (AnswerHead::Renditions(renditions), Request::Render { presets, .. }) => {
-            Ok(Answer::Renditions(read_bodies(from, renditions, presets).await?))
+        (AnswerHead::Renditions(renditions, placeholder), Request::Render { presets, limits }) => {
+            let renditions = read_bodies(from, renditions, presets, limits.max_frames).await?;
+            Ok(Answer::Renditions(Renditions { renditions, placeholder }))
         }
         _ => return Err(invalid("an answer to another question")),
     })
@@ -108,6 +110,7 @@ async fn read_bodies(
     from: &mut (impl AsyncRead + Unpin),
     renditions: Vec<Rendition>,
     presets: &Presets,
+    max_frames: u32,
 ) -> io::Result<Vec<Rendered>> {
     if renditions.len() != presets.len() {
         return Err(invalid("other renditions than were asked for"));
@@ -118,7 +121,10 @@ async fn read_bodies(
             .get(&rendition.preset)
             .filter(|preset| preset.fingerprint() == rendition.fingerprint)
             .ok_or_else(|| invalid("a rendition that was not asked for"))?;
-        let most = u64::from(preset.size).pow(2) * 4 + RENDITION_OVERHEAD;
+        let pixels = u64::from(preset.size.width) * u64::from(preset.size.height);
+        // Only WebP is animated.
+        let frames = if rendition.format == ImageFormat::Webp { max_frames } else { 1 };
+        let most = (pixels * 4).saturating_mul(frames.into()) + RENDITION_OVERHEAD;
         total += bounded(rendition.bytes, most)?;
     }
     let mut bodies = vec![0; total];
@@ -162,23 +168,29 @@ fn invalid(what: &'static str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::domain::{ContentHash, ErrorCode, ImageFormat, Preset, PresetFormat};
+    use safelight_common::domain::{ContentHash, ErrorCode, Preset, Size};
 
     use super::*;
     use crate::imaging::Limits;
 
     const DECODER: DecoderLimits =
         DecoderLimits { cpu_seconds: 1, memory_bytes: 1000, sandbox: false };
-    const LIMITS: Limits = Limits { max_pixels: 7 };
+    const LIMITS: Limits = Limits {
+        max_pixels: 7,
+        max_side: 6,
+        max_frames: 5,
+        max_animation_pixels: 4,
+        max_memory: 3,
+    };
 
     fn render() -> Request {
-        let preset = |size| Preset { size, format: PresetFormat::Auto, quality: 80 };
+        let preset = |size| Preset::new(Size::square(size));
         let presets = [("a".to_owned(), preset(10)), ("b".to_owned(), preset(20))].into();
         Request::Render { presets, limits: LIMITS }
     }
 
     /// As a decoder would answer [`render`].
-    fn renditions() -> Vec<Rendered> {
+    fn renditions() -> Renditions {
         let Request::Render { presets, .. } = render() else { unreachable!() };
         let rendered = |(name, preset): (String, Preset)| {
             let data = Bytes::from(name.repeat(5));
@@ -193,7 +205,9 @@ mod tests {
             };
             Rendered { rendition, data }
         };
-        presets.into_iter().map(rendered).collect()
+        let renditions = presets.into_iter().map(rendered).collect();
+        let placeholder = Placeholder { thumbhash: vec![1; 7], dominant_color: [1, 2, 3] };
+        Renditions { renditions, placeholder }
     }
 
     fn sent(result: Result<Answer, Failure>) -> Vec<u8> {
@@ -220,7 +234,8 @@ mod tests {
         let pipe = sent(Ok(Answer::Renditions(renditions())));
         let answer = read_answer(&mut pipe.as_slice(), &render()).await.expect("read");
         let Ok(Answer::Renditions(arrived)) = answer else { panic!("{answer:?}") };
-        for (arrived, sent) in arrived.iter().zip(renditions()) {
+        assert_eq!(arrived.placeholder, renditions().placeholder);
+        for (arrived, sent) in arrived.renditions.iter().zip(renditions().renditions) {
             assert_eq!((&arrived.rendition, &arrived.data), (&sent.rendition, &sent.data));
         }
         let failure = Failure::new(ErrorCode::CorruptImage, "cut short");
@@ -232,12 +247,13 @@ mod tests {
     #[tokio::test]
     async fn what_was_not_asked_for_is_refused() {
         let mut too_long = renditions();
-        too_long[0].rendition.bytes = 10 * 10 * 4 + RENDITION_OVERHEAD + 1;
+        too_long.renditions[0].rendition.bytes = 10 * 10 * 4 + RENDITION_OVERHEAD + 1;
         let mut of_another_preset = renditions();
-        of_another_preset[1].rendition.preset = "c".to_owned();
+        of_another_preset.renditions[1].rendition.preset = "c".to_owned();
         let mut of_another_recipe = renditions();
-        of_another_recipe[0].rendition.fingerprint = String::new();
-        for wrong in [too_long, of_another_preset, of_another_recipe, Vec::new()] {
+        of_another_recipe.renditions[0].rendition.fingerprint = String::new();
+        let none = Renditions { renditions: Vec::new(), ..renditions() };
+        for wrong in [too_long, of_another_preset, of_another_recipe, none] {
             let pipe = sent(Ok(Answer::Renditions(wrong)));
             let error = read_answer(&mut pipe.as_slice(), &render()).await.expect_err("refused");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);

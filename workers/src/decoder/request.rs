@@ -3,7 +3,7 @@
 use safelight_common::domain::{Failure, ImageFacts, Presets};
 use serde::{Deserialize, Serialize};
 
-use crate::imaging::{self, Limits, Rendered};
+use crate::imaging::{self, Limits, Renderer, Renditions};
 
 /// What is wanted of a picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,16 +18,21 @@ pub(super) enum Request {
 #[derive(Debug)]
 pub(super) enum Answer {
     Facts(ImageFacts),
-    Renditions(Vec<Rendered>),
+    Renditions(Renditions),
 }
 
 impl Request {
     /// Does it, here and now. `stopped` is asked between the steps whether to end early.
-    pub fn run(&self, bytes: &[u8], stopped: &dyn Fn() -> bool) -> Result<Answer, Failure> {
+    pub fn run(
+        &self,
+        renderer: &mut Renderer,
+        bytes: &[u8],
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Answer, Failure> {
         match self {
             Self::Inspect { limits } => imaging::inspect(bytes, *limits).map(Answer::Facts),
             Self::Render { presets, limits } => {
-                imaging::render(bytes, presets, *limits, stopped).map(Answer::Renditions)
+                renderer.render(bytes, presets, *limits, stopped).map(Answer::Renditions)
             }
         }
     }

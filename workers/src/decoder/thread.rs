@@ -13,6 +13,7 @@ use super::{
     Attempt, NICENESS,
     request::{Answer, Request},
 };
+use crate::imaging::Renderer;
 
 /// Answers on a thread of low priority. A panic there goes on here.
 pub(super) async fn run(
@@ -25,7 +26,7 @@ pub(super) async fn run(
     let run = move || {
         // A system that refuses leaves it as it was.
         let _ = rustix::process::nice(NICENESS);
-        let work = || request.run(&bytes, &|| stop.is_cancelled());
+        let work = || request.run(&mut Renderer::new()?, &bytes, &|| stop.is_cancelled());
         let outcome = catch_unwind(AssertUnwindSafe(work));
         drop(slot);
         // Nobody waits for the result of an attempt that was given up.

@@ -10,7 +10,7 @@ use safelight_common::{
 };
 
 use super::{Context, source};
-use crate::imaging::Rendered;
+use crate::imaging::{Rendered, Renditions};
 
 pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     let config = &context.services.config;
@@ -20,15 +20,16 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });
     }
     let bytes = source::read(blobs, image).await?;
-    let rendered = context.decoder.render(bytes, presets, &context.attempt).await?;
+    let Renditions { renditions, placeholder } =
+        context.decoder.render(bytes, presets, &context.attempt).await?;
     fail_point::hit("thumbnail.rendered").await;
-    let stored = rendered.into_iter().map(|Rendered { rendition, data }| async move {
+    let stored = renditions.into_iter().map(|Rendered { rendition, data }| async move {
         blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;
         Ok(rendition)
     });
     let renditions = try_join_all(stored).await.map_err(source::failure)?;
     fail_point::hit("thumbnail.stored").await;
-    Ok(Outcome::Rendered { renditions, placeholder: None })
+    Ok(Outcome::Rendered { renditions, placeholder: Some(placeholder) })
 }
 
 /// The presets of which there is no rendition yet. Renditions belong to the blob: an equal upload

@@ -1,56 +1,55 @@
 //! Pixels to bytes, without any metadata.
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
-use safelight_common::domain::{ErrorCode, Failure, ImageFormat, PresetFormat};
+use img_parts::{ImageEXIF, jpeg::Jpeg as JpegFile, png::Png, webp::WebP};
+use safelight_common::domain::{Failure, ImageFormat, PresetFormat};
+
+use super::{avif, bug, jpeg::Jpeg, picture::Pixels, resize::Resizer};
 
 /// The longest side that a WebP can have, in pixels.
 pub(super) const WEBP_MAX_SIDE: u32 = 16_383;
 
 /// The format that a preset means for a picture.
-pub(super) fn choose(asked: PresetFormat, image: &DynamicImage) -> ImageFormat {
+pub(super) fn choose(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
     match asked {
-        PresetFormat::Auto if image.color().has_alpha() => ImageFormat::Webp,
+        PresetFormat::Auto if has_alpha || is_animated => ImageFormat::Webp,
         PresetFormat::Auto | PresetFormat::Jpeg => ImageFormat::Jpeg,
         PresetFormat::Webp => ImageFormat::Webp,
+        PresetFormat::Avif => ImageFormat::Avif,
         PresetFormat::Png => ImageFormat::Png,
     }
 }
 
-/// Encodes 8-bit grey, RGB or RGBA as JPEG, WebP or PNG. `quality` is 1–100; PNG has none.
+/// Encodes as JPEG, WebP, AVIF or PNG. `quality` is 1–100; PNG has none. `exif` is a block to put in.
 pub(super) fn encode(
-    image: &DynamicImage,
+    pixels: &Pixels,
     format: ImageFormat,
     quality: u8,
+    exif: Option<&[u8]>,
+    jpeg: &mut Jpeg,
+    resizer: &mut Resizer,
 ) -> Result<Vec<u8>, Failure> {
-    match format {
-        ImageFormat::Webp => webp(image, quality),
-        ImageFormat::Png => png(image),
-        _ => jpeg(image, quality),
+    let bytes = match format {
+        ImageFormat::Webp => webp(pixels.to_image(resizer)?.as_ref(), quality)?,
+        ImageFormat::Avif => {
+            return avif::encode(pixels.to_image(resizer)?.as_ref(), quality, exif).map_err(bug);
+        }
+        ImageFormat::Png => png(pixels.to_image(resizer)?.as_ref())?,
+        _ => match pixels {
+            Pixels::Image(image) if image.color().has_alpha() => {
+                jpeg.encode(&Pixels::Image(lay_on_white(image).into()), quality)?
+            }
+            pixels => jpeg.encode(pixels, quality)?,
+        },
+    };
+    match exif {
+        None => Ok(bytes),
+        Some(exif) => with_exif(bytes, format, exif),
     }
 }
 
-fn jpeg(image: &DynamicImage, quality: u8) -> Result<Vec<u8>, Failure> {
-    let on_white;
-    let (pixels, colours) = match image {
-        DynamicImage::ImageLuma8(grey) => (grey.as_raw(), jpeg_encoder::ColorType::Luma),
-        DynamicImage::ImageRgb8(rgb) => (rgb.as_raw(), jpeg_encoder::ColorType::Rgb),
-        other => {
-            on_white = lay_on_white(other);
-            (on_white.as_raw(), jpeg_encoder::ColorType::Rgb)
-        }
-    };
-    let side = |pixels: u32| u16::try_from(pixels).map_err(failure);
-    let (width, height) = (side(image.width())?, side(image.height())?);
-    let mut bytes = Vec::new();
-    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, quality);
-    // Quarter chroma is what JPEG of this quality is expected to have, and the default only below
-    // quality 90.
-    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
-    encoder.encode(pixels, width, height, colours).map_err(failure)?;
-    Ok(bytes)
-}
-
-fn webp(image: &DynamicImage, quality: u8) -> Result<Vec<u8>, Failure> {
+/// Encodes as lossy WebP.
+pub(super) fn webp(image: &DynamicImage, quality: u8) -> Result<Vec<u8>, Failure> {
     let (width, height) = (image.width(), image.height());
     let rgb;
     let encoder = match image {
@@ -63,7 +62,7 @@ fn webp(image: &DynamicImage, quality: u8) -> Result<Vec<u8>, Failure> {
     };
     let bytes = encoder
         .encode_simple(false, f32::from(quality))
-        .map_err(|error| failure(format!("{error:?}")))?;
+        .map_err(|error| bug(format!("{error:?}")))?;
     Ok(bytes.to_vec())
 }
 
@@ -72,7 +71,7 @@ fn png(image: &DynamicImage) -> Result<Vec<u8>, Failure> {
     let colours = ExtendedColorType::from(image.color());
     PngEncoder::new(&mut bytes)
         .write_image(image.as_bytes(), image.width(), image.height(), colours)
-        .map_err(failure)?;
+        .map_err(bug)?;
     Ok(bytes)
 }
 
@@ -89,9 +88,30 @@ fn lay_on_white(image: &DynamicImage) -> RgbImage {
     flat
 }
 
-/// Encoding what was decoded and resized here cannot fail by the picture's fault: it is a bug, and
-/// counts as a panic does.
-fn failure(error: impl std::fmt::Display) -> Failure {
-    tracing::error!(%error, "an encoder refused a picture");
-    Failure::new(ErrorCode::WorkerPanicked, "the rendition could not be encoded")
+/// Puts an EXIF block into a file that has none.
+pub(super) fn with_exif(
+    bytes: Vec<u8>,
+    format: ImageFormat,
+    exif: &[u8],
+) -> Result<Vec<u8>, Failure> {
+    let exif = Some(exif.to_vec().into());
+    let bytes = bytes.into();
+    let file = match format {
+        ImageFormat::Jpeg => {
+            let mut file = JpegFile::from_bytes(bytes).map_err(bug)?;
+            file.set_exif(exif);
+            file.encoder().bytes()
+        }
+        ImageFormat::Png => {
+            let mut file = Png::from_bytes(bytes).map_err(bug)?;
+            file.set_exif(exif);
+            file.encoder().bytes()
+        }
+        _ => {
+            let mut file = WebP::from_bytes(bytes).map_err(bug)?;
+            file.set_exif(exif);
+            file.encoder().bytes()
+        }
+    };
+    Ok(file.into())
 }

@@ -3,17 +3,19 @@
 use std::io::Cursor;
 
 use chrono::{NaiveDate, NaiveDateTime, TimeDelta};
-use exif::{DateTime, Exif, In, Reader, Tag, Value};
+use exif::{DateTime, Exif, Field, In, Reader, Tag, Value, experimental::Writer};
 use image::metadata::Orientation;
 use safelight_common::domain::Gps;
 
 /// What EXIF says about a picture.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(super) struct Metadata {
     /// 1–8; 1 unless a valid one is given.
     pub orientation: u8,
     pub taken_at: Option<NaiveDateTime>,
     pub gps: Option<Gps>,
+    /// Artist and copyright, as they were written.
+    rights: Vec<Field>,
 }
 
 impl Metadata {
@@ -24,13 +26,39 @@ impl Metadata {
             .read_from_container(&mut Cursor::new(bytes))
             .or_else(|error| error.distill_partial_result(|_| ()));
         let Ok(exif) = parsed else { return Self { orientation: 1, ..Self::default() } };
-        Self { orientation: orientation(&exif), taken_at: taken_at(&exif), gps: gps(&exif) }
+        let (orientation, taken_at) = (orientation(&exif), taken_at(&exif));
+        Self { orientation, taken_at, gps: gps(&exif), rights: rights(&exif) }
     }
 
     /// The same as the turn that puts the picture upright.
     pub fn turn(&self) -> Orientation {
         Orientation::from_exif(self.orientation).unwrap_or(Orientation::NoTransforms)
     }
+
+    /// An EXIF block with artist and copyright and nothing else; `None` if there is neither.
+    pub fn copyright(&self) -> Option<Vec<u8>> {
+        let mut writer = Writer::new();
+        self.rights.iter().for_each(|field| writer.push_field(field));
+        let mut block = Cursor::new(Vec::new());
+        let written = !self.rights.is_empty() && writer.write(&mut block, false).is_ok();
+        written.then(|| block.into_inner())
+    }
+}
+
+/// Longest text that is taken for somebody's name, in bytes.
+const LONGEST_RIGHTS: usize = 1000;
+
+fn rights(exif: &Exif) -> Vec<Field> {
+    let text = |tag: Tag| {
+        let value = exif.get_field(tag, In::PRIMARY)?.value.clone();
+        match &value {
+            Value::Ascii(lines) if lines.iter().map(Vec::len).sum::<usize>() <= LONGEST_RIGHTS => {
+                Some(Field { tag, ifd_num: In::PRIMARY, value })
+            }
+            _ => None,
+        }
+    };
+    [Tag::Artist, Tag::Copyright].into_iter().filter_map(text).collect()
 }
 
 fn orientation(exif: &Exif) -> u8 {

@@ -1,17 +1,30 @@
 //! The renditions of a picture.
 
 use bytes::Bytes;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, metadata::Orientation};
 use safelight_common::domain::{
-    ContentHash, ErrorCode, Failure, ImageFormat, Preset, Presets, Rendition,
+    ContentHash, ErrorCode, Failure, Fit, Focus, ImageFormat, Placeholder, Preset, PresetFormat,
+    Presets, Rendition, Size,
 };
 
 use super::{
-    Limits, decodable,
-    decode::decode,
-    encode::{WEBP_MAX_SIDE, choose, encode},
+    Limits,
+    animation::{Animation, Writer},
+    avif,
+    encode::{self, WEBP_MAX_SIDE},
+    focus,
+    geometry::Frame,
+    header::{Header, damaged},
+    jpeg::Jpeg,
     metadata::Metadata,
+    picture::{Picture, Pixels},
+    placeholder::{self, placeholder},
+    planes::Sampling,
+    pyramid::Pyramid,
+    raster,
+    resize::Resizer,
+    turn::swaps_sides,
+    webp,
 };
 
 /// A rendition with its bytes.
@@ -19,137 +32,276 @@ use super::{
 pub struct Rendered {
     /// What the store records of it.
     pub rendition: Rendition,
-    /// The encoded picture, without metadata.
+    /// The encoded picture.
     pub data: Bytes,
 }
 
-/// Makes one rendition per preset: upright, within the preset's square, never enlarged. The picture
-/// is decoded once. `stopped` is asked between the steps; once it says so the work ends early with
-/// a failure that nobody will look at.
-pub fn render(
-    bytes: &[u8],
-    presets: &Presets,
-    limits: Limits,
+/// All that is made of a picture.
+#[derive(Debug, Clone)]
+pub struct Renditions {
+    /// One per preset.
+    pub renditions: Vec<Rendered>,
+    /// What a page shows until they have come.
+    pub placeholder: Placeholder,
+}
+
+/// Makes renditions, one picture after the other; its codecs and memory are used again.
+pub struct Renderer {
+    jpeg: Jpeg,
+    resizer: Resizer,
+}
+
+/// What one preset makes of one picture.
+struct Plan<'a> {
+    name: &'a str,
+    preset: &'a Preset,
+    frame: Frame,
+}
+
+/// What a picture is beside its pixels.
+struct Source<'a> {
+    bytes: &'a [u8],
+    header: Header,
+    turn: Orientation,
+    metadata: Metadata,
+}
+
+impl Renderer {
+    /// Fails only if the codecs cannot be set up.
+    pub fn new() -> Result<Self, Failure> {
+        Ok(Self { jpeg: Jpeg::new()?, resizer: Resizer::new()? })
+    }
+
+    /// Makes one rendition per preset, and the placeholder. The picture is decoded once. `stopped`
+    /// is asked between the steps; once it says so the work ends early with a failure that nobody
+    /// will look at.
+    pub fn render(
+        &mut self,
+        bytes: &[u8],
+        presets: &Presets,
+        limits: Limits,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Renditions, Failure> {
+        let header = Header::read(bytes, limits)?;
+        let metadata = Metadata::read(bytes);
+        let turn = header.turn.unwrap_or_else(|| metadata.turn());
+        let source = Source { bytes, header, turn, metadata };
+        let plans = plans(presets, &source);
+        let picture = self.decode(&source, &plans)?;
+        let has_alpha = picture.pixels.has_alpha();
+        let mut pyramid = Pyramid::new(picture, source.header.size);
+        let mut made: Vec<(usize, Rendered)> = Vec::with_capacity(plans.len());
+        let mut animated = Vec::new();
+        for (at, plan) in plans.iter().enumerate() {
+            if stopped() {
+                return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
+            }
+            let is_animated = source.header.frames > 1;
+            let format = encode::choose(plan.preset.format, has_alpha, is_animated);
+            let equal = made.iter().find(|(other, _)| plan.gives_the_same(&plans[*other]));
+            if let Some((_, Rendered { rendition, data })) = equal {
+                let mut rendition = rendition.clone();
+                plan.name.clone_into(&mut rendition.preset);
+                rendition.fingerprint = plan.preset.fingerprint();
+                made.push((at, Rendered { rendition, data: data.clone() }));
+            } else if is_animated && format == ImageFormat::Webp {
+                animated.push(at);
+            } else {
+                made.push((at, self.still(&mut pyramid, &source, plan, format)?));
+            }
+        }
+        let placeholder = self.placeholder(&mut pyramid, &source)?;
+        pyramid.dissolve(&mut self.resizer);
+        let mut renditions: Vec<Rendered> = made.into_iter().map(|(_, made)| made).collect();
+        if !animated.is_empty() {
+            let plans: Vec<_> = animated.into_iter().map(|at| &plans[at]).collect();
+            renditions.extend(animate(&source, &plans, &mut self.resizer, stopped)?);
+        }
+        Ok(Renditions { renditions, placeholder })
+    }
+
+    fn decode(&mut self, source: &Source<'_>, plans: &[Plan<'_>]) -> Result<Picture, Failure> {
+        let Source { bytes, header, .. } = source;
+        if header.frames > 1 {
+            let mut animation = Animation::open(bytes, header.format)?;
+            let first = animation.frames.next().ok_or_else(damaged)??;
+            let image = raster::plain(first.canvas.into());
+            return Ok(Picture::full(image, animation.colour));
+        }
+        match header.format {
+            ImageFormat::Webp => webp::decode(bytes),
+            ImageFormat::Avif => avif::decode(bytes),
+            ImageFormat::Jpeg => {
+                let least = plans.iter().map(|plan| plan.frame.reduction()).reduce(f64::min);
+                let least = least.unwrap_or(f64::from(u16::MAX));
+                let jpeg = header.jpeg.as_ref().ok_or_else(damaged)?;
+                match self.jpeg.decode(bytes, jpeg, least, &mut self.resizer)? {
+                    Some(picture) => Ok(picture),
+                    None => raster::decode(bytes, ImageFormat::Jpeg),
+                }
+            }
+            format => raster::decode(bytes, format),
+        }
+    }
+
+    fn still(
+        &mut self,
+        pyramid: &mut Pyramid,
+        source: &Source<'_>,
+        plan: &Plan<'_>,
+        format: ImageFormat,
+    ) -> Result<Rendered, Failure> {
+        let Plan { name, preset, frame } = plan;
+        let frame = self.focused(pyramid, source, preset, *frame)?;
+        // JPEG and WebP hold a quarter of the colour samples anyway.
+        let sampling = match format {
+            ImageFormat::Jpeg | ImageFormat::Webp => Sampling::QUARTER,
+            _ => Sampling::FULL,
+        };
+        let pixels = pyramid.show(frame, sampling, &mut self.resizer)?;
+        let mut changed = None;
+        if source.turn != Orientation::NoTransforms || preset.sharpen > 0 {
+            let mut own = pixels.turned(source.turn, &mut self.resizer)?;
+            own.sharpen(preset.sharpen);
+            changed = Some(own);
+        }
+        let shown = changed.as_ref().unwrap_or(&pixels);
+        let exif = source.exif(preset);
+        let (jpeg, resizer) = (&mut self.jpeg, &mut self.resizer);
+        let data = encode::encode(shown, format, preset.quality, exif.as_deref(), jpeg, resizer)?;
+        let rendered = rendered(name, preset, format, shown.size(), data);
+        if let Some(changed) = changed {
+            changed.dissolve(&mut self.resizer);
+        }
+        pyramid.keep(frame, pixels, &mut self.resizer);
+        Ok(rendered)
+    }
+
+    /// The frame, moved to what the preset wants to keep.
+    fn focused(
+        &mut self,
+        pyramid: &mut Pyramid,
+        source: &Source<'_>,
+        preset: &Preset,
+        frame: Frame,
+    ) -> Result<Frame, Failure> {
+        if preset.focus != Focus::Attention {
+            return Ok(frame);
+        }
+        let full = source.header.size;
+        let look = Frame::new(full, Size::square(focus::LOOK), Fit::Inside);
+        let small = pyramid.show(look, Sampling::FULL, &mut self.resizer)?;
+        let small = small.into_image(&mut self.resizer)?.into_rgb8();
+        Ok(focus::attend(frame, (full.width.into(), full.height.into()), &small))
+    }
+
+    fn placeholder(
+        &mut self,
+        pyramid: &mut Pyramid,
+        source: &Source<'_>,
+    ) -> Result<Placeholder, Failure> {
+        let square = Size::square(placeholder::LOOK);
+        let look = Frame::new(source.header.size, square, Fit::Inside);
+        let small = pyramid.show(look, Sampling::FULL, &mut self.resizer)?;
+        let small = small.turned(source.turn, &mut self.resizer)?.into_image(&mut self.resizer)?;
+        Ok(placeholder(&small.into_rgba8()))
+    }
+}
+
+impl Plan<'_> {
+    /// Whether another preset makes the very same picture of this one: of small pictures, all those
+    /// larger than it do.
+    fn gives_the_same(&self, other: &Self) -> bool {
+        let (mine, its) = (self.preset, other.preset);
+        self.frame == other.frame
+            && (mine.focus, mine.format, mine.quality, mine.sharpen, mine.keep_copyright)
+                == (its.focus, its.format, its.quality, its.sharpen, its.keep_copyright)
+    }
+}
+
+impl Source<'_> {
+    /// What a rendition keeps of the metadata.
+    fn exif(&self, preset: &Preset) -> Option<Vec<u8>> {
+        preset.keep_copyright.then(|| self.metadata.copyright()).flatten()
+    }
+}
+
+/// The presets from the largest rendition down, so that smaller ones can be made of larger ones.
+fn plans<'a>(presets: &'a Presets, source: &Source<'_>) -> Vec<Plan<'a>> {
+    let plan = |(name, preset): (&'a String, &'a Preset)| {
+        let mut size = preset.size;
+        if matches!(preset.format, PresetFormat::Webp | PresetFormat::Auto) {
+            size.width = size.width.min(WEBP_MAX_SIDE);
+            size.height = size.height.min(WEBP_MAX_SIDE);
+        }
+        if swaps_sides(source.turn) {
+            size = Size { width: size.height, height: size.width };
+        }
+        let frame = Frame::new(source.header.size, size, preset.fit);
+        Plan { name: name.as_str(), preset, frame }
+    };
+    let mut plans: Vec<Plan<'a>> = presets.iter().map(plan).collect();
+    plans.sort_by(|a, b| a.frame.reduction().total_cmp(&b.frame.reduction()));
+    plans
+}
+
+/// Makes the animated renditions, frame by frame.
+fn animate(
+    source: &Source<'_>,
+    plans: &[&Plan<'_>],
+    resizer: &mut Resizer,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<Rendered>, Failure> {
-    let format = decodable(bytes)?;
-    let turn = Metadata::read(bytes).turn();
-    let mut pyramid = Pyramid::new(decode(bytes, format, limits)?);
-    // From the largest down, so that smaller ones can be made of larger ones.
-    let mut order: Vec<(&String, &Preset)> = presets.iter().collect();
-    order.sort_by_key(|(_, preset)| std::cmp::Reverse(preset.size));
-    let mut rendered = Vec::with_capacity(order.len());
-    for (name, preset) in order {
+    let animation = Animation::open(source.bytes, source.header.format)?;
+    let mut writers: Vec<(&Plan<'_>, Writer)> = Vec::new();
+    for plan in plans {
+        if !writers.iter().any(|(other, _)| plan.gives_the_same(other)) {
+            let writer = Writer::new(plan.frame, plan.preset, source.turn, animation.plays);
+            writers.push((plan, writer));
+        }
+    }
+    for frame in animation.frames {
         if stopped() {
             return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
         }
-        rendered.push(one(&mut pyramid, turn, name, preset)?);
+        let frame = frame?;
+        let canvas = Pixels::Image(DynamicImage::ImageRgba8(frame.canvas));
+        for (_, writer) in &mut writers {
+            writer.add(&canvas, frame.duration, animation.colour.as_ref(), resizer)?;
+        }
     }
-    Ok(rendered)
+    let mut files = Vec::with_capacity(writers.len());
+    for (plan, writer) in writers {
+        let size = writer.size();
+        let mut data = writer.finish()?;
+        if let Some(exif) = source.exif(plan.preset) {
+            data = encode::with_exif(data, ImageFormat::Webp, &exif)?;
+        }
+        files.push((plan, size, data));
+    }
+    let of = |plan: &&Plan<'_>| {
+        let (_, size, data) = files.iter().find(|(other, ..)| plan.gives_the_same(other))?;
+        Some(rendered(plan.name, plan.preset, ImageFormat::Webp, *size, data.clone()))
+    };
+    Ok(plans.iter().filter_map(of).collect())
 }
 
-fn one(
-    pyramid: &mut Pyramid,
-    turn: Orientation,
+fn rendered(
     name: &str,
     preset: &Preset,
-) -> Result<Rendered, Failure> {
-    let format = choose(preset.format, &pyramid.original);
-    let size = match format {
-        ImageFormat::Webp => preset.size.min(WEBP_MAX_SIDE),
-        _ => preset.size,
-    };
-    let small = pyramid.fit(size)?;
-    let upright;
-    let image = if turn == Orientation::NoTransforms {
-        small
-    } else {
-        let mut turned = small.clone();
-        turned.apply_orientation(turn);
-        upright = turned;
-        &upright
-    };
-    let data = Bytes::from(encode(image, format, preset.quality)?);
+    format: ImageFormat,
+    size: Size,
+    data: Vec<u8>,
+) -> Rendered {
+    let data = Bytes::from(data);
     let rendition = Rendition {
         preset: name.to_owned(),
         fingerprint: preset.fingerprint(),
         format,
-        width: image.width(),
-        height: image.height(),
+        width: size.width,
+        height: size.height,
         bytes: data.len() as u64,
         sha256: ContentHash::of(&data),
     };
-    Ok(Rendered { rendition, data })
-}
-
-/// A picture and the smaller ones made of it so far, all as coded (not turned).
-struct Pyramid {
-    original: DynamicImage,
-    /// From large to small.
-    smaller: Vec<DynamicImage>,
-    resizer: Resizer,
-}
-
-impl Pyramid {
-    fn new(original: DynamicImage) -> Self {
-        Self { original, smaller: Vec::new(), resizer: Resizer::new() }
-    }
-
-    /// The picture within a square of `size`; the original if it fits.
-    fn fit(&mut self, size: u32) -> Result<&DynamicImage, Failure> {
-        let (width, height) = fit(self.original.width(), self.original.height(), size);
-        if (width, height) == (self.original.width(), self.original.height()) {
-            return Ok(&self.original);
-        }
-        // A picture of at least twice the size has all the detail that the target can show, and is
-        // much less to read than the original.
-        let source = self
-            .smaller
-            .iter()
-            .rfind(|image| image.width() >= 2 * width && image.height() >= 2 * height)
-            .unwrap_or(&self.original);
-        let mut target = DynamicImage::new(width, height, source.color());
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-        self.resizer.resize(source, &mut target, &options).map_err(|error| {
-            tracing::error!(%error, "the resizer refused a picture");
-            Failure::new(ErrorCode::WorkerPanicked, "the picture could not be resized")
-        })?;
-        self.smaller.push(target);
-        Ok(self.smaller.last().unwrap_or(&self.original))
-    }
-}
-
-/// The size of a picture within a square of `size`: aspect kept, rounded, at least one pixel, never
-/// enlarged.
-fn fit(width: u32, height: u32, size: u32) -> (u32, u32) {
-    let longest = u64::from(width.max(height)).max(1);
-    let wanted = u64::from(size);
-    if longest <= wanted {
-        return (width, height);
-    }
-    let scaled = |side: u32| {
-        let rounded = (u64::from(side) * wanted + longest / 2) / longest;
-        u32::try_from(rounded).unwrap_or(size).max(1)
-    };
-    (scaled(width), scaled(height))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_keep_the_aspect_and_never_grow() {
-        let cases = [
-            ((2725, 2225, 256), (256, 209)),
-            ((2225, 2725, 256), (209, 256)),
-            ((100, 50, 256), (100, 50)),
-            ((256, 256, 256), (256, 256)),
-            ((10_000, 1, 100), (100, 1)),
-            ((1, 1, 1), (1, 1)),
-        ];
-        for ((width, height, size), expected) in cases {
-            assert_eq!(fit(width, height, size), expected, "{width}×{height} in {size}");
-        }
-    }
+    Rendered { rendition, data }
 }

@@ -5,22 +5,32 @@ use std::io::Cursor;
 use chrono::NaiveDate;
 use exif::{Field, In, Rational, Tag, Value, experimental::Writer};
 use image::{DynamicImage, ImageFormat as Codec, Rgb, RgbImage, Rgba, RgbaImage};
-use safelight_common::domain::{ErrorCode, Gps, ImageFormat, Preset, PresetFormat, Presets};
+use safelight_common::domain::{ErrorCode, Gps, ImageFormat, Preset, PresetFormat, Presets, Size};
 
 use super::*;
 
-const LIMITS: Limits = Limits { max_pixels: 100_000_000 };
+pub(super) const LIMITS: Limits = Limits {
+    max_pixels: 100_000_000,
+    max_side: 65_535,
+    max_frames: 50,
+    max_animation_pixels: 10_000_000,
+    max_memory: 1 << 30,
+};
 
 fn presets(wanted: &[(&str, u32, PresetFormat)]) -> Presets {
     let preset = |(name, size, format): &(&str, u32, PresetFormat)| {
-        ((*name).to_owned(), Preset { size: *size, format: *format, quality: 80 })
+        ((*name).to_owned(), Preset { format: *format, ..Preset::new(Size::square(*size)) })
     };
     wanted.iter().map(preset).collect()
 }
 
+fn render(bytes: &[u8], presets: &Presets) -> Result<Renditions, Failure> {
+    Renderer::new()?.render(bytes, presets, LIMITS, &|| false)
+}
+
 fn render_one(bytes: &[u8], size: u32, format: PresetFormat) -> (Rendered, DynamicImage) {
     let presets = presets(&[("p", size, format)]);
-    let rendered = render(bytes, &presets, LIMITS, &|| false).expect("a sound picture");
+    let rendered = render(bytes, &presets).expect("a sound picture").renditions;
     let [one] = <[Rendered; 1]>::try_from(rendered).expect("one preset, one rendition");
     let image = image::load_from_memory(&one.data).expect("a rendition that can be read");
     assert_eq!((image.width(), image.height()), (one.rendition.width, one.rendition.height));
@@ -157,7 +167,7 @@ fn sizes_are_exact_and_never_grow() {
         ("d", 256, PresetFormat::Jpeg),
         ("e", 1, PresetFormat::Auto),
     ];
-    let rendered = render(&bytes, &presets(&wanted), LIMITS, &|| false).expect("sound");
+    let rendered = render(&bytes, &presets(&wanted)).expect("sound").renditions;
     let mut sizes: Vec<_> = rendered
         .iter()
         .map(|one| (one.rendition.preset.as_str(), one.rendition.width, one.rendition.height))
@@ -292,7 +302,7 @@ fn sound_pictures() -> Vec<(Codec, Vec<u8>)> {
 /// What both jobs make of the bytes: their failures, which must be permanent.
 fn failures(bytes: &[u8]) -> [Option<ErrorCode>; 2] {
     let presets = presets(&[("p", 20, PresetFormat::Auto)]);
-    let failures = [inspect(bytes, LIMITS).err(), render(bytes, &presets, LIMITS, &|| false).err()];
+    let failures = [inspect(bytes, LIMITS).err(), render(bytes, &presets).err()];
     failures.map(|failure| {
         failure.map(|failure| {
             assert!(!failure.code.is_retryable(), "{failure}");
@@ -372,7 +382,7 @@ fn headers_that_lie_about_the_size_are_refused_before_decoding() {
         assert_eq!(failures(&bytes), [expected, expected], "{format:?}");
     }
     let wide = encoded(&RgbImage::new(300, 200).into(), Codec::Png);
-    let failure = inspect(&wide, Limits { max_pixels: 59_999 }).expect_err("too many");
+    let failure = inspect(&wide, Limits { max_pixels: 59_999, ..LIMITS }).expect_err("too many");
     assert_eq!(failure.code, ErrorCode::TooManyPixels);
     assert!(failure.message.contains("60000") && failure.message.contains("59999"), "{failure}");
 }
@@ -389,7 +399,7 @@ fn what_is_no_picture_and_what_cannot_be_decoded_are_told_apart() {
     let cases: [(&[u8], ErrorCode); 4] = [
         (b"", ErrorCode::NotAnImage),
         (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", ErrorCode::NotAnImage),
-        (b"\0\0\0\x1cftypavif\0\0\0\0mif1", ErrorCode::UnsupportedFormat),
+        (b"\0\0\0\x1cftypavif\0\0\0\0mif1", ErrorCode::CorruptImage),
         (b"\x89PNG\r\n\x1a\nand nothing else", ErrorCode::CorruptImage),
     ];
     for (bytes, code) in cases {
@@ -401,5 +411,6 @@ fn what_is_no_picture_and_what_cannot_be_decoded_are_told_apart() {
 fn a_stopped_render_ends_early() {
     let bytes = encoded(&quarters_image(), Codec::Png);
     let presets = presets(&[("p", 20, PresetFormat::Auto)]);
-    assert!(render(&bytes, &presets, LIMITS, &|| true).is_err());
+    let stopped = Renderer::new().expect("codecs").render(&bytes, &presets, LIMITS, &|| true);
+    assert!(stopped.is_err());
 }

@@ -116,7 +116,11 @@ async fn what_no_attempt_can_help_fails_at_once() {
         (&b"no picture at all"[..], ErrorCode::NotAnImage),
         (&picture(), ErrorCode::TooManyPixels),
         (&b"\x89PNG\r\n\x1a\nand nothing else"[..], ErrorCode::CorruptImage),
-        (&b"\0\0\0\x1cftypavif\0\0\0\0mif1"[..], ErrorCode::UnsupportedFormat),
+        // A JPEG of 12 bits per sample.
+        (
+            &b"\xFF\xD8\xFF\xC1\0\x0B\x0C\0\x10\0\x10\x01\x01\x11\0"[..],
+            ErrorCode::UnsupportedFormat,
+        ),
     ] {
         let upload = lab.upload(bytes).await;
         let task = lab.ended(upload.task).await;

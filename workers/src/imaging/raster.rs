@@ -1,11 +1,13 @@
-//! Bytes to pixels.
+//! Formats that the `image` crate decodes: PNG, TIFF, BMP, the first frame of a GIF, and the JPEGs
+//! that libjpeg-turbo's interface has no words for.
 
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader};
+use moxcms::Layout;
 use safelight_common::domain::{ErrorCode, Failure, ImageFormat};
 
-use super::{Limits, jpeg};
+use super::{bug, colour::ToSrgb, header::damaged, limits::area, picture::Picture};
 
 /// Memory that a decoder may take beside the pixels, in bytes: tables, profiles, one text chunk.
 const DECODER_OVERHEAD: u64 = 64 << 20;
@@ -13,47 +15,18 @@ const DECODER_OVERHEAD: u64 = 64 << 20;
 /// Memory per pixel at most: 16-bit RGBA, twice (some decoders keep a second buffer).
 const BYTES_PER_PIXEL: u64 = 16;
 
-/// Reads the header: the size as coded, in pixels, within `limits`. `bytes` may be cut off after
-/// the header.
-pub(super) fn header(
+/// A decoder that has read the header.
+pub(super) fn decoder(
     bytes: &[u8],
     format: ImageFormat,
-    limits: Limits,
-) -> Result<(u32, u32), Failure> {
-    let (width, height) = decoder(bytes, format)?.dimensions();
-    limits.check(width, height)?;
-    Ok((width, height))
-}
-
-/// Decodes a picture (of an animation, the first frame) to one of three layouts: 8-bit grey, RGB,
-/// or RGBA; the last only if at least one pixel is not opaque.
-pub(super) fn decode(
-    bytes: &[u8],
-    format: ImageFormat,
-    limits: Limits,
-) -> Result<DynamicImage, Failure> {
-    if format == ImageFormat::Jpeg && !jpeg::is_complete(bytes) {
-        return Err(Failure::new(ErrorCode::CorruptImage, "the JPEG ends before its end marker"));
-    }
-    let mut decoder = decoder(bytes, format)?;
-    let (width, height) = decoder.dimensions();
-    limits.check(width, height)?;
-    let pixels = u64::from(width) * u64::from(height);
-    let mut allowed = image::Limits::no_limits();
-    allowed.max_alloc = Some(pixels * BYTES_PER_PIXEL + DECODER_OVERHEAD);
-    decoder.set_limits(allowed).map_err(failure)?;
-    Ok(plain(DynamicImage::from_decoder(decoder).map_err(failure)?))
-}
-
-fn decoder(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_, Failure> {
+) -> Result<impl ImageDecoder + '_, Failure> {
     let format = match format {
         ImageFormat::Jpeg => image::ImageFormat::Jpeg,
         ImageFormat::Png => image::ImageFormat::Png,
         ImageFormat::Gif => image::ImageFormat::Gif,
-        ImageFormat::Webp => image::ImageFormat::WebP,
         ImageFormat::Tiff => image::ImageFormat::Tiff,
         ImageFormat::Bmp => image::ImageFormat::Bmp,
-        ImageFormat::Avif => image::ImageFormat::Avif,
+        ImageFormat::Webp | ImageFormat::Avif => return Err(bug("not this decoder's format")),
     };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = image::Limits::no_limits();
@@ -66,9 +39,32 @@ fn decoder(bytes: &[u8], format: ImageFormat) -> Result<impl ImageDecoder + '_, 
     reader.into_decoder().map_err(failure)
 }
 
-/// Brings sixteen-bit and floating-point samples to eight bits, and drops an alpha channel that
-/// says nothing.
-fn plain(image: DynamicImage) -> DynamicImage {
+/// Decodes a picture; of an animation, the first frame.
+pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Picture, Failure> {
+    let mut decoder = decoder(bytes, format)?;
+    let (width, height) = decoder.dimensions();
+    let mut allowed = image::Limits::no_limits();
+    allowed.max_alloc = Some(area(width, height) * BYTES_PER_PIXEL + DECODER_OVERHEAD);
+    decoder.set_limits(allowed).map_err(failure)?;
+    // A profile that cannot be read is as good as none.
+    let icc = decoder.icc_profile().ok().flatten();
+    let image = plain(DynamicImage::from_decoder(decoder).map_err(failure)?);
+    let colour = icc.and_then(|icc| ToSrgb::from_icc(&icc, layout(&image)));
+    Ok(Picture::full(image, colour))
+}
+
+/// The layout of a plain picture, for colour profiles.
+pub(super) fn layout(image: &DynamicImage) -> Layout {
+    match image {
+        DynamicImage::ImageLuma8(_) => Layout::Gray,
+        DynamicImage::ImageRgba8(_) => Layout::Rgba,
+        _ => Layout::Rgb,
+    }
+}
+
+/// Brings a picture to one of three layouts, 8-bit grey, RGB or RGBA; the last only if at least one
+/// pixel is not opaque.
+pub(super) fn plain(image: DynamicImage) -> DynamicImage {
     let image = match image {
         DynamicImage::ImageLuma8(_) | DynamicImage::ImageRgb8(_) | DynamicImage::ImageRgba8(_) => {
             image
@@ -87,10 +83,10 @@ fn plain(image: DynamicImage) -> DynamicImage {
 
 /// A decoder's error as a failure. Its text is left out: it speaks of internals.
 #[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
-fn failure(error: ImageError) -> Failure {
+pub(super) fn failure(error: ImageError) -> Failure {
     match error {
         ImageError::Limits(_) => Failure::new(
-            ErrorCode::TooManyPixels,
+            ErrorCode::TooMuchMemory,
             "decoding the picture would take more memory than its size allows",
         ),
         ImageError::Unsupported(_) => Failure::new(
@@ -100,8 +96,6 @@ fn failure(error: ImageError) -> Failure {
         ImageError::Decoding(_)
         | ImageError::IoError(_)
         | ImageError::Parameter(_)
-        | ImageError::Encoding(_) => {
-            Failure::new(ErrorCode::CorruptImage, "the picture is damaged or cut short")
-        }
+        | ImageError::Encoding(_) => damaged(),
     }
 }

@@ -1,0 +1,279 @@
+//! The AV1 bitstream: the sequence header is read here, since `re_rav1d` panics on reserved values of
+//! its colours; the frame is decoded by `re_rav1d`. Source: AV1 specification, section 5.5.
+
+use re_rav1d::dav1d::{
+    Decoder, Error as Av1Error, Picture, PlanarImageComponent as Component, Settings,
+};
+
+use super::{
+    AvifError::{self, Corrupt, OutOfMemory, Unsupported},
+    UNSPECIFIED,
+    container::{Cicp, Reader},
+};
+
+/// How many frames an item may have. A still picture has one, a layered one up to four; more would
+/// only cost time, of which a frame can cost much for few bytes.
+const MOST_FRAMES: usize = 4;
+
+/// Reads numbers of any bits.
+pub(super) struct Bits<'a> {
+    pub bytes: &'a [u8],
+    /// How many bits were read.
+    pub at: usize,
+}
+
+impl Bits<'_> {
+    /// A number of up to 32 bits.
+    pub fn number(&mut self, bits: u32) -> Result<u32, AvifError> {
+        let mut value = 0;
+        for _ in 0..bits {
+            let byte = self.bytes.get(self.at / 8).ok_or(Corrupt)?;
+            value = value << 1 | u32::from(byte >> (7 - self.at % 8) & 1);
+            self.at += 1;
+        }
+        Ok(value)
+    }
+
+    /// A small number of up to 8 bits.
+    pub fn small(&mut self, bits: u32) -> Result<u8, AvifError> {
+        u8::try_from(self.number(bits)?).map_err(|_| Corrupt)
+    }
+
+    /// One bit.
+    pub fn flag(&mut self) -> Result<bool, AvifError> {
+        Ok(self.number(1)? == 1)
+    }
+
+    /// Passes over bits.
+    pub fn skip(&mut self, bits: u32) {
+        self.at += bits as usize;
+    }
+
+    /// Passes over a number of variable length.
+    pub fn skip_variable(&mut self) -> Result<(), AvifError> {
+        let mut zeros = 0;
+        while !self.flag()? {
+            zeros += 1;
+        }
+        if zeros < 32 {
+            self.skip(zeros);
+        }
+        Ok(())
+    }
+}
+
+/// What an AV1 sequence header says of colours. The decoder's own getters for this panic on values
+/// that the standard reserves.
+pub(super) struct Sequence {
+    pub cicp: Cicp,
+}
+
+impl Sequence {
+    /// Finds the sequence header among an item's units, and refuses more frames than a still
+    /// picture has.
+    pub fn find(data: &[u8]) -> Result<Self, AvifError> {
+        let mut units = Reader(data);
+        let mut sequence = None;
+        let mut frames = 0;
+        while let Some((kind, body)) = next_unit(&mut units)? {
+            match kind {
+                1 if sequence.is_none() => sequence = Some(Self::parse(body)?),
+                3 | 6 => frames += 1,
+                _ => {}
+            }
+        }
+        if frames > MOST_FRAMES {
+            return Err(Unsupported("many frames in one item"));
+        }
+        sequence.ok_or(Corrupt)
+    }
+
+    /// Parses a sequence header (AV1, 5.5.1).
+    pub fn parse(bytes: &[u8]) -> Result<Self, AvifError> {
+        let mut bits = Bits { bytes, at: 0 };
+        let profile = bits.number(3)?;
+        bits.skip(1); // still_picture
+        let reduced = bits.flag()?;
+        if reduced {
+            bits.skip(5); // seq_level_idx
+        } else {
+            skip_operating_points(&mut bits)?;
+        }
+        let side_bits = (bits.number(4)? + 1) + (bits.number(4)? + 1);
+        bits.skip(side_bits); // max_frame_width_minus_1, max_frame_height_minus_1
+        if !reduced && bits.flag()? {
+            bits.skip(4 + 3); // lengths of frame ids
+        }
+        bits.skip(3); // 128×128 blocks, filter intra, intra edge filter
+        if !reduced {
+            skip_inter_tools(&mut bits)?;
+        }
+        bits.skip(3); // superres, CDEF, restoration
+        Ok(Self { cicp: read_colour(&mut bits, profile)? })
+    }
+}
+
+/// The next unit (OBU) of a bitstream: its type and its content; `None` at the end.
+pub(super) fn next_unit<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u8])>, AvifError> {
+    if units.0.is_empty() {
+        return Ok(None);
+    }
+    let head = units.byte()?;
+    if head & 0x04 != 0 {
+        units.byte()?; // which layer
+    }
+    let mut length = units.0.len();
+    if head & 0x02 != 0 {
+        let mut size = 0_u64;
+        for shift in (0..56).step_by(7) {
+            let byte = units.byte()?;
+            size |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        length = usize::try_from(size).map_err(|_| Corrupt)?;
+    }
+    Ok(Some((head >> 3 & 15, units.take(length)?)))
+}
+
+/// Passes over a sequence header's timing and operating points.
+pub(super) fn skip_operating_points(bits: &mut Bits<'_>) -> Result<(), AvifError> {
+    let mut delay_bits = None;
+    if bits.flag()? {
+        bits.skip(32 + 32); // num_units_in_display_tick, time_scale
+        if bits.flag()? {
+            bits.skip_variable()?; // num_ticks_per_picture_minus_1
+        }
+        if bits.flag()? {
+            delay_bits = Some(bits.number(5)? + 1);
+            bits.skip(32 + 5 + 5); // num_units_in_decoding_tick, lengths of times
+        }
+    }
+    let has_display_delay = bits.flag()?;
+    for _ in 0..=bits.number(5)? {
+        bits.skip(12); // operating_point_idc
+        if bits.number(5)? > 7 {
+            bits.skip(1); // seq_tier
+        }
+        if let Some(delay_bits) = delay_bits
+            && bits.flag()?
+        {
+            bits.skip(2 * delay_bits + 1);
+        }
+        if has_display_delay && bits.flag()? {
+            bits.skip(4);
+        }
+    }
+    Ok(())
+}
+
+/// Passes over what a sequence header says of the tools for frames that depend on others.
+pub(super) fn skip_inter_tools(bits: &mut Bits<'_>) -> Result<(), AvifError> {
+    bits.skip(4); // interintra, masked, warped motion, dual filter
+    let order_hint = bits.flag()?;
+    if order_hint {
+        bits.skip(2); // joint compound, reference motion vectors
+    }
+    let chosen_per_frame = bits.flag()?;
+    // seq_force_screen_content_tools, then seq_force_integer_mv
+    if (chosen_per_frame || bits.flag()?) && !bits.flag()? {
+        bits.skip(1);
+    }
+    if order_hint {
+        bits.skip(3);
+    }
+    Ok(())
+}
+
+/// Reads a sequence header's colours (AV1, 5.5.2).
+pub(super) fn read_colour(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, AvifError> {
+    let high_depth = bits.flag()?;
+    if profile == 2 && high_depth {
+        bits.skip(1); // twelve_bit
+    }
+    let monochrome = profile != 1 && bits.flag()?;
+    let [primaries, transfer, matrix] = if bits.flag()? {
+        [bits.small(8)?, bits.small(8)?, bits.small(8)?]
+    } else {
+        [UNSPECIFIED; 3]
+    };
+    // sRGB as RGB is of full range without saying so.
+    let is_srgb = !monochrome && [primaries, transfer, matrix] == [1, 13, 0];
+    Ok(Cicp { primaries, transfer, matrix, full_range: is_srgb || bits.flag()? })
+}
+
+/// A decoded AV1 frame.
+pub(super) struct Frame {
+    pub picture: Picture,
+    pub sequence: Sequence,
+    pub size: (u32, u32),
+}
+
+impl Frame {
+    /// Decodes an item, which must be of the `size` that the container says.
+    pub fn decode(data: &[u8], size: (u32, u32)) -> Result<Self, AvifError> {
+        let sequence = Sequence::find(data)?;
+        let mut settings = Settings::new();
+        settings.set_n_threads(1);
+        settings.set_max_frame_delay(1);
+        settings.set_all_layers(false); // only the best one of a layered picture
+        settings.set_frame_size_limit(size.0.checked_mul(size.1).ok_or(Corrupt)?);
+        let mut decoder = Decoder::with_settings(&settings).map_err(refuse)?;
+        match decoder.send_data(data.to_vec(), None, None, None) {
+            Ok(()) | Err(Av1Error::Again) => {}
+            Err(error) => return Err(refuse(error)),
+        }
+        // A layered picture comes out only at the second asking, once no better layer can follow.
+        let picture = match decoder.get_picture() {
+            Err(Av1Error::Again) => decoder.get_picture(),
+            answer => answer,
+        };
+        let frame = Self { picture: picture.map_err(refuse)?, sequence, size };
+        if (frame.picture.width(), frame.picture.height()) != size {
+            return Err(Corrupt);
+        }
+        Ok(frame)
+    }
+
+    /// Bits per sample.
+    pub fn depth(&self) -> usize {
+        self.picture.bit_depth()
+    }
+
+    /// Brings one plane of the picture's size to 8 bits and writes it to every `step`th byte.
+    pub fn spread<'a>(
+        &self,
+        component: Component,
+        levels: &[u8],
+        out: impl Iterator<Item = &'a mut u8>,
+    ) -> Result<(), AvifError> {
+        let plane = self.picture.plane(component);
+        let stride = self.picture.stride(component) as usize;
+        let sample_bytes = if self.depth() > 8 { 2 } else { 1 };
+        let row_bytes = self.size.0 as usize * sample_bytes;
+        if stride < row_bytes {
+            return Err(Corrupt);
+        }
+        let rows = plane.chunks_exact(stride).filter_map(|row| row.get(..row_bytes));
+        let level = |sample: usize| levels.get(sample).copied().unwrap_or(u8::MAX);
+        if sample_bytes == 1 {
+            let samples = rows.flatten().map(|&sample| level(usize::from(sample)));
+            out.zip(samples).for_each(|(to, from)| *to = from);
+        } else {
+            let samples = rows.flat_map(|row| row.as_chunks::<2>().0);
+            let samples = samples.map(|&pair| level(usize::from(u16::from_ne_bytes(pair))));
+            out.zip(samples).for_each(|(to, from)| *to = from);
+        }
+        Ok(())
+    }
+}
+
+/// What the decoder's refusal means here.
+pub(super) fn refuse(error: Av1Error) -> AvifError {
+    match error {
+        Av1Error::NotEnoughMemory => OutOfMemory,
+        Av1Error::UnsupportedBitstream => Unsupported("this AV1 bitstream"),
+        _ => Corrupt,
+    }
+}

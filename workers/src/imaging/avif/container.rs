@@ -1,0 +1,547 @@
+//! The HEIF container: ISO/IEC 14496-12 (boxes), 23008-12 (items and properties), and the AVIF and
+//! MIAF specifications.
+
+use std::{borrow::Cow, ops::Range};
+
+use super::{
+    AvifError::{self, Corrupt, Unsupported},
+    AvifHeader, Crop, UNSPECIFIED,
+};
+
+/// How many samples a picture may have: beyond, the decoder's own 32-bit sums would overflow.
+const MOST_SAMPLES: u32 = 1 << 30;
+
+/// How many candidates for the alpha item are looked at.
+const MOST_AUXILIARIES: usize = 16;
+
+/// A box's or an item's type.
+pub(super) type FourCc = [u8; 4];
+
+/// What is left to read of some bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The next `length` bytes.
+    pub fn take(&mut self, length: usize) -> Result<&'a [u8], AvifError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(Corrupt)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], AvifError> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Corrupt)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    /// A big-endian number of 0 to 8 bytes.
+    pub fn number(&mut self, bytes: usize) -> Result<u64, AvifError> {
+        if bytes > 8 {
+            return Err(Corrupt);
+        }
+        Ok(self.take(bytes)?.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+    }
+
+    /// One byte.
+    pub fn byte(&mut self) -> Result<u8, AvifError> {
+        Ok(u8::from_be_bytes(self.array()?))
+    }
+
+    /// Two bytes.
+    pub fn short(&mut self) -> Result<u16, AvifError> {
+        Ok(u16::from_be_bytes(self.array()?))
+    }
+
+    /// Four bytes.
+    pub fn long(&mut self) -> Result<u32, AvifError> {
+        Ok(u32::from_be_bytes(self.array()?))
+    }
+
+    /// Four bytes if `wide`, else two: how the boxes' versions differ, mostly.
+    pub fn id(&mut self, wide: bool) -> Result<u32, AvifError> {
+        if wide { self.long() } else { self.short().map(u32::from) }
+    }
+
+    /// A full box's version and flags.
+    pub fn version(&mut self) -> Result<(u8, u32), AvifError> {
+        let [version, flags @ ..] = self.array::<4>()?;
+        Ok((version, flags.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))))
+    }
+
+    /// The next box; `None` at the end.
+    pub fn next_box(&mut self) -> Result<Option<(FourCc, Reader<'a>)>, AvifError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let size = self.long()?;
+        let kind = self.array()?;
+        let length = match size {
+            0 => self.0.len(),
+            1 => usize::try_from(self.number(8)?.checked_sub(16).ok_or(Corrupt)?)
+                .map_err(|_| Corrupt)?,
+            _ => size.checked_sub(8).ok_or(Corrupt)? as usize,
+        };
+        Ok(Some((kind, Reader(self.take(length)?))))
+    }
+
+    /// The first box of a kind.
+    pub fn find(mut self, wanted: FourCc) -> Result<Option<Reader<'a>>, AvifError> {
+        while let Some((kind, body)) = self.next_box()? {
+            if kind == wanted {
+                return Ok(Some(body));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A property of an item.
+pub(super) struct Property<'a> {
+    pub kind: FourCc,
+    pub body: Reader<'a>,
+    /// Whether who does not know the property must not show the item.
+    pub essential: bool,
+}
+
+/// The boxes that say where and what the items are.
+pub(super) struct Meta<'a> {
+    pub file: &'a [u8],
+    /// The item that is to be shown.
+    pub primary: u32,
+    pub locations: Reader<'a>,
+    pub infos: Reader<'a>,
+    pub references: Option<Reader<'a>>,
+    pub properties: Reader<'a>,
+    pub data: Option<Reader<'a>>,
+}
+
+impl<'a> Meta<'a> {
+    /// Finds the boxes.
+    pub fn open(file: &'a [u8]) -> Result<Self, AvifError> {
+        let mut top = Reader(file);
+        match top.next_box()? {
+            Some((kind, brands)) if kind == *b"ftyp" && is_avif(brands)? => {}
+            _ => return Err(Corrupt),
+        }
+        let mut meta = top.find(*b"meta")?.ok_or(Corrupt)?;
+        meta.version()?;
+        let needed = |kind| meta.find(kind)?.ok_or(Corrupt);
+        let Some(mut primary) = meta.find(*b"pitm")? else {
+            return Err(Unsupported("an image sequence without a still picture"));
+        };
+        let (version, _) = primary.version()?;
+        Ok(Self {
+            file,
+            primary: primary.id(version > 0)?,
+            locations: needed(*b"iloc")?,
+            infos: needed(*b"iinf")?,
+            references: meta.find(*b"iref")?,
+            properties: needed(*b"iprp")?,
+            data: meta.find(*b"idat")?,
+        })
+    }
+
+    /// Refuses an item that is not AV1.
+    pub fn require_av1(&self, id: u32) -> Result<(), AvifError> {
+        match &self.item_type(id)? {
+            b"av01" => Ok(()),
+            b"grid" => Err(Unsupported("grid")),
+            b"iden" | b"iovl" | b"tmap" => Err(Unsupported("derived image")),
+            _ => Err(Unsupported("a codec other than AV1")),
+        }
+    }
+
+    /// An item's type.
+    pub fn item_type(&self, wanted: u32) -> Result<FourCc, AvifError> {
+        let mut infos = self.infos;
+        let (version, _) = infos.version()?;
+        infos.id(version > 0)?; // how many: the box's end says so too
+        while let Some((kind, mut entry)) = infos.next_box()? {
+            let (version, _) = entry.version()?;
+            // Older versions have no type, so that no picture is described by them.
+            if kind != *b"infe" || version < 2 || entry.id(version > 2)? != wanted {
+                continue;
+            }
+            return if entry.short()? == 0 {
+                entry.array()
+            } else {
+                Err(Unsupported("encryption"))
+            };
+        }
+        Err(Corrupt)
+    }
+
+    /// Calls `visit` with every reference: its kind, from which item, to which one.
+    pub fn each_reference(&self, mut visit: impl FnMut(FourCc, u32, u32)) -> Result<(), AvifError> {
+        let Some(mut references) = self.references else { return Ok(()) };
+        let (version, _) = references.version()?;
+        while let Some((kind, mut body)) = references.next_box()? {
+            let from = body.id(version > 0)?;
+            for _ in 0..body.short()? {
+                visit(kind, from, body.id(version > 0)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// An item's properties.
+    pub fn properties(&self, wanted: u32) -> Result<Vec<Property<'a>>, AvifError> {
+        let all = self.properties.find(*b"ipco")?.ok_or(Corrupt)?;
+        let mut boxes = self.properties;
+        while let Some((kind, mut body)) = boxes.next_box()? {
+            if kind != *b"ipma" {
+                continue;
+            }
+            let (version, flags) = body.version()?;
+            let index_bytes = 1 + usize::from(flags & 1 == 1);
+            for _ in 0..body.long()? {
+                let id = body.id(version > 0)?;
+                let count = usize::from(body.byte()?);
+                let indices = body.take(count * index_bytes)?;
+                if id == wanted {
+                    return indices.chunks_exact(index_bytes).map(|i| nth(all, i)).collect();
+                }
+            }
+        }
+        Err(Corrupt)
+    }
+
+    /// An item's bytes; copied only if they lie in more than one place.
+    pub fn data(&self, id: u32) -> Result<Cow<'a, [u8]>, AvifError> {
+        let (source, extents) = self.extents(id)?;
+        if let [extent] = &extents[..] {
+            return source.get(extent.clone()).map(Cow::Borrowed).ok_or(Corrupt);
+        }
+        let mut data = Vec::new();
+        for extent in extents {
+            let part = source.get(extent).ok_or(Corrupt)?;
+            // Overlapping extents could make gigabytes of a small file.
+            if data.len() + part.len() > self.file.len() {
+                return Err(Corrupt);
+            }
+            data.extend_from_slice(part);
+        }
+        Ok(Cow::Owned(data))
+    }
+
+    /// Where an item's bytes are, and in what.
+    pub fn extents(&self, wanted: u32) -> Result<(&'a [u8], Vec<Range<usize>>), AvifError> {
+        let mut iloc = self.locations;
+        let (version, _) = iloc.version()?;
+        let [sizes, more] = iloc.array()?;
+        let layout = ExtentLayout {
+            offset: usize::from(sizes >> 4),
+            length: usize::from(sizes & 15),
+            index: if version == 0 { 0 } else { usize::from(more & 15) },
+        };
+        let base_bytes = usize::from(more >> 4);
+        for _ in 0..iloc.id(version > 1)? {
+            let id = iloc.id(version > 1)?;
+            let method = if version == 0 { 0 } else { iloc.short()? & 15 };
+            let elsewhere = iloc.short()? != 0;
+            let base = iloc.number(base_bytes)?;
+            let count = usize::from(iloc.short()?);
+            let entries = Reader(iloc.take(count * layout.bytes())?);
+            if id != wanted {
+                continue;
+            }
+            let source = match (method, self.data) {
+                _ if elsewhere => return Err(Unsupported("data in another file")),
+                (0, _) => self.file,
+                (1, Some(data)) => data.0,
+                (1, None) => return Err(Corrupt),
+                _ => return Err(Unsupported("data in another item")),
+            };
+            return Ok((source, layout.read(entries, count, base, source.len())?));
+        }
+        Err(Corrupt)
+    }
+}
+
+/// How many bytes each of an extent's numbers takes.
+pub(super) struct ExtentLayout {
+    pub index: usize,
+    pub offset: usize,
+    pub length: usize,
+}
+
+impl ExtentLayout {
+    /// How many bytes an extent takes.
+    pub fn bytes(&self) -> usize {
+        self.index + self.offset + self.length
+    }
+
+    /// Reads an item's extents; one without a length goes to the `end`.
+    pub fn read(
+        &self,
+        mut entries: Reader<'_>,
+        count: usize,
+        base: u64,
+        end: usize,
+    ) -> Result<Vec<Range<usize>>, AvifError> {
+        let mut extents = Vec::new();
+        for _ in 0..count {
+            entries.take(self.index)?;
+            let offset = base.checked_add(entries.number(self.offset)?).ok_or(Corrupt)?;
+            let start = usize::try_from(offset).map_err(|_| Corrupt)?;
+            let length = usize::try_from(entries.number(self.length)?).map_err(|_| Corrupt)?;
+            let end = if length == 0 { end } else { start.checked_add(length).ok_or(Corrupt)? };
+            extents.push(start..end);
+        }
+        Ok(extents)
+    }
+}
+
+/// Whether a file type box tells of AVIF, or of HEIF that may be it.
+pub(super) fn is_avif(mut brands: Reader<'_>) -> Result<bool, AvifError> {
+    let major: FourCc = brands.array()?;
+    brands.long()?;
+    let wanted = |brand: &[u8]| matches!(brand, b"avif" | b"avis" | b"mif1" | b"msf1");
+    Ok(wanted(&major) || brands.0.chunks_exact(4).any(wanted))
+}
+
+/// The property that an association of one or two bytes means.
+pub(super) fn nth<'a>(mut all: Reader<'a>, association: &[u8]) -> Result<Property<'a>, AvifError> {
+    let (index, essential) = match *association {
+        [only] => (u16::from(only & 0x7f), only & 0x80 != 0),
+        [high, low] => (u16::from_be_bytes([high & 0x7f, low]), high & 0x80 != 0),
+        _ => return Err(Corrupt),
+    };
+    for _ in 1..index {
+        all.next_box()?.ok_or(Corrupt)?;
+    }
+    let (kind, body) = match index {
+        0 => (*b"free", Reader(&[])), // "no property"
+        _ => all.next_box()?.ok_or(Corrupt)?,
+    };
+    Ok(Property { kind, body, essential: essential && index != 0 })
+}
+
+/// How samples become colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cicp {
+    pub primaries: u8,
+    pub transfer: u8,
+    pub matrix: u8,
+    pub full_range: bool,
+}
+
+/// What an item's properties say.
+#[derive(Default)]
+pub(super) struct Traits<'a> {
+    pub size: Option<(u32, u32)>,
+    pub bit_depth: Option<u8>,
+    pub icc: Option<&'a [u8]>,
+    pub nclx: Option<Cicp>,
+    /// Quarter turns anticlockwise.
+    pub rotation: u8,
+    /// 0: top and bottom change places; 1: left and right do.
+    pub mirror: Option<u8>,
+    /// The clean aperture's eight numbers.
+    pub aperture: Option<[u32; 8]>,
+    /// Whether this is an auxiliary image that holds alpha.
+    pub is_alpha: bool,
+}
+
+impl<'a> Traits<'a> {
+    /// Reads an item's properties.
+    pub fn of(meta: &Meta<'a>, id: u32) -> Result<Self, AvifError> {
+        let mut traits = Self::default();
+        for Property { kind, body, essential } in meta.properties(id)? {
+            if !traits.add(kind, body)? && essential {
+                return Err(Unsupported("an unknown essential property"));
+            }
+        }
+        Ok(traits)
+    }
+
+    /// Takes in one property; `false` if it is not known. Of two of a kind the first one counts.
+    pub fn add(&mut self, kind: FourCc, mut body: Reader<'a>) -> Result<bool, AvifError> {
+        match &kind {
+            b"ispe" => {
+                body.version()?;
+                let size = (body.long()?, body.long()?);
+                self.size.get_or_insert(size);
+            }
+            b"av1C" => {
+                let [_, _, flags] = body.array()?;
+                // Before the less exact `pixi`.
+                self.bit_depth = Some(coded_depth(flags)?);
+            }
+            b"pixi" => {
+                body.version()?;
+                let depth = *body.0.get(1).ok_or(Corrupt)?;
+                self.bit_depth.get_or_insert(depth);
+            }
+            b"colr" => self.add_colour(body)?,
+            b"irot" => self.rotation = body.byte()? & 3,
+            b"imir" => self.mirror = Some(body.byte()? & 1),
+            b"clap" => {
+                let mut aperture = [0; 8];
+                for number in &mut aperture {
+                    *number = body.long()?;
+                }
+                self.aperture.get_or_insert(aperture);
+            }
+            b"auxC" => {
+                body.version()?;
+                let urn = body.0.split(|&byte| byte == 0).next().unwrap_or_default();
+                self.is_alpha = urn == b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"
+                    || urn == b"urn:mpeg:hevc:2015:auxid:1";
+            }
+            b"a1op" if body.byte()? != 0 => return Err(Unsupported("operating points")),
+            b"lsel" if body.short()? != u16::MAX => return Err(Unsupported("a chosen layer")),
+            b"a1op" | b"lsel" | b"a1lx" | b"pasp" | b"clli" | b"mdcv" | b"cclv" | b"amve" => {}
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Takes in a colour property: a profile or code points; there may be one of each.
+    pub fn add_colour(&mut self, mut body: Reader<'a>) -> Result<(), AvifError> {
+        match &body.array()? {
+            b"nclx" => {
+                let code = |value: u16| u8::try_from(value).unwrap_or(UNSPECIFIED);
+                let cicp = Cicp {
+                    primaries: code(body.short()?),
+                    transfer: code(body.short()?),
+                    matrix: code(body.short()?),
+                    full_range: body.byte()? & 0x80 != 0,
+                };
+                self.nclx.get_or_insert(cicp);
+            }
+            b"prof" | b"rICC" => {
+                self.icc.get_or_insert(body.0);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The rotation and then the mirror as an EXIF orientation.
+    pub fn turn(&self) -> u8 {
+        match (self.rotation, self.mirror) {
+            (0, None) => 1,
+            (1, None) => 8,
+            (2, None) => 3,
+            (_, None) => 6,
+            (0, Some(1)) | (2, Some(0)) => 2,
+            (0 | 2, _) => 4,
+            (1, Some(0)) | (3, Some(1)) => 5,
+            _ => 7,
+        }
+    }
+
+    /// The clean aperture in whole pixels. One that is not whole or not inside is disregarded: the
+    /// picture is then shown with its margin, which is better than not at all.
+    pub fn crop(&self, (width, height): (u32, u32)) -> Option<Crop> {
+        let [wide, wide_by, high, high_by, x, x_by, y, y_by] = self.aperture?;
+        let (x, width) = crop_side(width, (wide, wide_by), (x, x_by))?;
+        let (y, height) = crop_side(height, (high, high_by), (y, y_by))?;
+        Some(Crop { x, y, width, height })
+    }
+}
+
+/// The bit depth that the third byte of an AV1 configuration tells.
+pub(super) fn coded_depth(flags: u8) -> Result<u8, AvifError> {
+    match flags >> 5 & 3 {
+        0 => Ok(8),
+        2 => Ok(10),
+        3 => Ok(12),
+        _ => Err(Corrupt),
+    }
+}
+
+/// One side of a clean aperture: where it starts and how long it is. The fractions are its length
+/// and how far its middle lies, signed, from that of the whole side.
+pub(super) fn crop_side(whole: u32, length: (u32, u32), offset: (u32, u32)) -> Option<(u32, u32)> {
+    if length.1 == 0 || offset.1 == 0 || !length.0.is_multiple_of(length.1) {
+        return None;
+    }
+    let length = length.0 / length.1;
+    let margin = i128::from(whole.checked_sub(length)?);
+    // ISO/IEC 14496-12 has the numerator signed, the denominator not.
+    let (moved, by) = (i128::from(offset.0.cast_signed()), i128::from(offset.1));
+    let (start, by) = (margin * by + 2 * moved, 2 * by);
+    if length == 0 || start % by != 0 || !(0..=margin).contains(&(start / by)) {
+        return None;
+    }
+    Some((u32::try_from(start / by).ok()?, length))
+}
+
+/// The item that holds a picture's alpha.
+pub(super) struct Alpha {
+    pub id: u32,
+    /// Whether the colours were multiplied by it.
+    pub premultiplied: bool,
+}
+
+/// A file of which the picture and its alpha are known.
+pub(super) struct Container<'a> {
+    pub meta: Meta<'a>,
+    pub colour: Traits<'a>,
+    pub size: (u32, u32),
+    pub alpha: Option<Alpha>,
+}
+
+impl<'a> Container<'a> {
+    /// Reads what is to be known before anything is decoded.
+    pub fn open(file: &'a [u8]) -> Result<Self, AvifError> {
+        let meta = Meta::open(file)?;
+        meta.require_av1(meta.primary)?;
+        let colour = Traits::of(&meta, meta.primary)?;
+        let size = colour.size.ok_or(Corrupt)?;
+        match size.0.checked_mul(size.1) {
+            Some(0) => return Err(Corrupt),
+            Some(1..=MOST_SAMPLES) => {}
+            _ => return Err(Unsupported("more than 2³⁰ pixels")),
+        }
+        let alpha = find_alpha(&meta, size)?;
+        Ok(Self { meta, colour, size, alpha })
+    }
+
+    /// What the caller is to know of it.
+    pub fn header(&self) -> Result<AvifHeader, AvifError> {
+        let (width, height) = self.size;
+        Ok(AvifHeader {
+            width,
+            height,
+            has_alpha: self.alpha.is_some(),
+            bit_depth: match self.colour.bit_depth.ok_or(Corrupt)? {
+                depth @ (8 | 10 | 12) => depth,
+                _ => return Err(Unsupported("bit depth")),
+            },
+            turn: self.colour.turn(),
+            crop: self.colour.crop(self.size),
+        })
+    }
+}
+
+/// Finds the alpha of the primary item, which must be of its size.
+pub(super) fn find_alpha(meta: &Meta<'_>, size: (u32, u32)) -> Result<Option<Alpha>, AvifError> {
+    let mut candidates = Vec::new();
+    meta.each_reference(|kind, from, to| {
+        if kind == *b"auxl" && to == meta.primary && candidates.len() < MOST_AUXILIARIES {
+            candidates.push(from);
+        }
+    })?;
+    for id in candidates {
+        // What no one needs, such as a depth map, may be as strange as it likes.
+        let Ok(traits) = Traits::of(meta, id) else { continue };
+        if !traits.is_alpha {
+            continue;
+        }
+        meta.require_av1(id)?;
+        if traits.size != Some(size) {
+            return Err(Unsupported("alpha of another size"));
+        }
+        let mut premultiplied = false;
+        meta.each_reference(|kind, from, to| {
+            premultiplied |= kind == *b"prem" && (from, to) == (meta.primary, id);
+        })?;
+        return Ok(Some(Alpha { id, premultiplied }));
+    }
+    Ok(None)
+}
