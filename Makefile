@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate mutants soak lint audit fleet bench-accept
+.PHONY: help run test simulate mutants soak fuzz lint audit fleet bench-accept bench-imaging
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,12 @@ bench-accept: ## rate and latency of accepted uploads beside this machine's ceil
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/bench $(ARGS)
+
+bench-imaging: ## CPU, quality and memory of thumbnails beside sharp and libvips; CORPUS=dir, ARGS="--help"
+	@[[ -n "$(CORPUS)" ]] || { echo 'usage: make bench-imaging CORPUS=folder-of-pictures' >&2; exit 2; }
+	@scripts/setup.sh build bench-imaging
+	cargo build --release --workspace --bins
+	benches/imaging/run $(CORPUS) $(ARGS)
 
 mutants: ## break the lines that docs/reliability.md relies on; NAMES="settle claim" says which
 	@scripts/setup.sh build test

@@ -1,0 +1,196 @@
+//! The product's side of `make bench-imaging`: renders pictures on request, and says what it took.
+//! The protocol is in benches/imaging/README.md.
+
+use std::{
+    fs,
+    io::{BufRead, Write, stdin, stdout},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::time::{ClockId, clock_gettime};
+use safelight_common::{
+    config::{self, Config},
+    domain::{Failure, ImageFormat, Presets},
+};
+use safelight_workers::imaging::{Limits, Rendered, Renderer};
+use serde::{Deserialize, Serialize};
+use turbojpeg::{Compressor, Decompressor, ScalingFactor, YuvImage};
+
+#[derive(Deserialize)]
+struct Request {
+    file: PathBuf,
+    mode: Mode,
+    optimise: bool,
+    repeat: u32,
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// What a worker does.
+    Full,
+    /// A scaled decode and one encoding of each size: what cannot be saved.
+    Floor,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    cpu_ms: Vec<f64>,
+    wall_ms: Vec<f64>,
+    outputs: Vec<Output>,
+    idle_kib: u64,
+    peak_kib: u64,
+}
+
+#[derive(Serialize)]
+struct Output {
+    size: u32,
+    path: Option<PathBuf>,
+    bytes: usize,
+    width: u32,
+    height: u32,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    error: String,
+}
+
+fn main() -> Result<()> {
+    let config = config::load(None).map_err(|error| anyhow!("{error}"))?;
+    let mut renderer = Renderer::new()?;
+    let mut answers = stdout().lock();
+    for line in stdin().lock().lines() {
+        let request: Request = serde_json::from_str(&line?).context("a request")?;
+        let answer = match answer(&mut renderer, &config, &request) {
+            Ok(answer) => serde_json::to_string(&answer)?,
+            Err(error) => serde_json::to_string(&Refused { error: format!("{error:#}") })?,
+        };
+        writeln!(answers, "{answer}")?;
+        answers.flush()?;
+    }
+    Ok(())
+}
+
+fn answer(renderer: &mut Renderer, config: &Config, request: &Request) -> Result<Answer> {
+    ensure!(!request.optimise, "renditions have the standard Huffman tables");
+    let idle_kib = memory("VmRSS")?;
+    let bytes = fs::read(&request.file)?;
+    let limits = Limits::new(config);
+    let mut make = || -> Result<Vec<Rendered>, Failure> {
+        Ok(renderer.render(&bytes, &config.presets, limits, &|| false)?.renditions)
+    };
+    let mut timed = Timed::default();
+    let results = match request.mode {
+        Mode::Full => {
+            let mut results = Vec::new();
+            for _ in 0..request.repeat {
+                results = timed.run(&mut make)?;
+            }
+            results
+        }
+        Mode::Floor => {
+            let results = make()?;
+            let mut floor = Floor::new(&bytes, &results)?;
+            for _ in 0..request.repeat {
+                timed.run(|| floor.run(&bytes))?;
+            }
+            results
+        }
+    };
+    let peak_kib = memory("VmHWM")?;
+    let outputs = results.iter().map(|one| output(one, &config.presets, request.out.as_deref()));
+    let outputs = outputs.collect::<Result<_>>()?;
+    Ok(Answer { cpu_ms: timed.cpu_ms, wall_ms: timed.wall_ms, outputs, idle_kib, peak_kib })
+}
+
+#[derive(Default)]
+struct Timed {
+    cpu_ms: Vec<f64>,
+    wall_ms: Vec<f64>,
+}
+
+impl Timed {
+    fn run<T, E>(&mut self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let (cpu, wall) = (cpu_ms(), Instant::now());
+        let done = work()?;
+        self.cpu_ms.push(cpu_ms() - cpu);
+        self.wall_ms.push(wall.elapsed().as_secs_f64() * 1000.0);
+        Ok(done)
+    }
+}
+
+/// Processor time of this process so far, user and system, in ms.
+fn cpu_ms() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    #[expect(clippy::cast_precision_loss)] // for as long as a benchmark runs
+    let ms = used.tv_sec as f64 * 1e3 + used.tv_nsec as f64 / 1e6;
+    ms
+}
+
+/// A line of `/proc/self/status`, in KiB.
+fn memory(name: &str) -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
+    Ok(line.trim_matches([':', ' ', '\t', 'k', 'B']).parse()?)
+}
+
+fn output(one: &Rendered, presets: &Presets, out: Option<&Path>) -> Result<Output> {
+    let Rendered { rendition, data } = one;
+    let preset = presets.get(&rendition.preset).context("a preset that is not configured")?;
+    let size = preset.size.width;
+    let path = out.map(|out| out.join(format!("{size}.{}", rendition.format.extension())));
+    if let Some(path) = &path {
+        fs::write(path, data)?;
+    }
+    let (width, height) = (rendition.width, rendition.height);
+    Ok(Output { size, path, bytes: data.len(), width, height })
+}
+
+/// libjpeg-turbo alone: decodes as small as the largest rendition allows, and encodes planes that
+/// are already there.
+struct Floor {
+    decompressor: Decompressor,
+    compressor: Compressor,
+    decoded: YuvImage<Vec<u8>>,
+    renditions: Vec<YuvImage<Vec<u8>>>,
+}
+
+impl Floor {
+    fn new(bytes: &[u8], rendered: &[Rendered]) -> Result<Self> {
+        if ImageFormat::sniff(bytes) != Some(ImageFormat::Jpeg) {
+            bail!("only JPEG has a floor");
+        }
+        let largest = rendered.iter().map(|one| one.rendition.width.max(one.rendition.height));
+        let largest = largest.max().unwrap_or(1) as usize;
+        let mut decompressor = Decompressor::new()?;
+        let header = decompressor.read_header(bytes)?;
+        let by = |by: &usize| header.width.max(header.height) / by >= largest;
+        let scale = ScalingFactor::new(1, [8, 4, 2].into_iter().find(by).unwrap_or(1));
+        decompressor.set_scaling_factor(scale)?;
+        let scaled = header.scaled(scale);
+        let decoded = YuvImage {
+            pixels: vec![0; 3 * (scaled.width + 4) * (scaled.height + 4)],
+            width: scaled.width,
+            height: scaled.height,
+            align: 1,
+            subsamp: header.subsamp,
+        };
+        let renditions = rendered.iter().map(|one| turbojpeg::decompress_to_yuv(&one.data));
+        let renditions = renditions.collect::<Result<_, _>>()?;
+        let mut compressor = Compressor::new()?;
+        compressor.set_quality(80)?;
+        Ok(Self { decompressor, compressor, decoded, renditions })
+    }
+
+    fn run(&mut self, bytes: &[u8]) -> Result<()> {
+        self.decompressor.decompress_to_yuv(bytes, self.decoded.as_deref_mut())?;
+        for planes in &self.renditions {
+            self.compressor.compress_yuv_to_vec(planes.as_deref())?;
+        }
+        Ok(())
+    }
+}
