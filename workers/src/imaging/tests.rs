@@ -1,13 +1,21 @@
 //! Made pictures through the whole module.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+
 use std::io::Cursor;
 
 use chrono::NaiveDate;
 use exif::{Field, In, Rational, Tag, Value, experimental::Writer};
 use image::{DynamicImage, ImageFormat as Codec, Rgb, RgbImage, Rgba, RgbaImage};
-use safelight_common::domain::{ErrorCode, Gps, ImageFormat, Preset, PresetFormat, Presets, Size};
+use safelight_common::domain::{
+    ErrorCode, Gps, ImageFormat, Preset, PresetFormat, Presets, Rendition, Size,
+};
 
 use super::*;
+
+mod animations;
+mod colours;
+mod recipes;
 
 pub(super) const LIMITS: Limits = Limits {
     max_pixels: 100_000_000,

@@ -70,8 +70,11 @@ impl Jpeg {
         self.decompressor.set_scaling_factor(factor).map_err(bug)?;
         let scaled = coded.scaled(factor);
         let pixels = match coded.colorspace {
-            Colorspace::YCbCr | Colorspace::Gray => self.planes(bytes, &scaled, resizer)?,
-            Colorspace::RGB => {
+            Colorspace::YCbCr | Colorspace::Gray if coded.subsamp != Subsamp::Unknown => {
+                self.planes(bytes, &scaled, resizer)?
+            }
+            // Planes of samplings that have no name among them.
+            Colorspace::YCbCr | Colorspace::Gray | Colorspace::RGB => {
                 let pixels = self.pixels(bytes, &scaled, PixelFormat::RGB)?;
                 Pixels::Image(rgb(pixels, &scaled)?)
             }

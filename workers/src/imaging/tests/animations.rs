@@ -1,0 +1,128 @@
+//! Pictures that move.
+
+use image::{Delay, Frame, codecs::gif::GifEncoder};
+use image_webp::{LoopCount, WebPDecoder};
+
+use super::*;
+
+const RED: [u8; 4] = [250, 0, 0, 255];
+const GREEN: [u8; 4] = [0, 250, 0, 255];
+const BLUE: [u8; 4] = [0, 0, 250, 255];
+
+/// A GIF of flat colours, each shown for so many ms, that plays for ever.
+fn gif(width: u32, height: u32, frames: &[([u8; 4], u32)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = GifEncoder::new(&mut bytes);
+    encoder.set_repeat(image::codecs::gif::Repeat::Infinite).expect("set");
+    for (colour, ms) in frames {
+        let canvas = RgbaImage::from_pixel(width, height, Rgba(*colour));
+        let frame = Frame::from_parts(canvas, 0, 0, Delay::from_numer_denom_ms(*ms, 1));
+        encoder.encode_frame(frame).expect("encode");
+    }
+    drop(encoder);
+    bytes
+}
+
+/// The frames of an animated WebP: what their middle shows, and for how long, in ms.
+fn frames(bytes: &[u8]) -> Vec<([u8; 4], u32)> {
+    let mut decoder = WebPDecoder::new(Cursor::new(bytes)).expect("a WebP");
+    assert!(decoder.is_animated());
+    let (width, height) = decoder.dimensions();
+    let size = decoder.output_buffer_size().expect("a size");
+    let channels = size / (width * height) as usize;
+    let middle = ((height / 2 * width + width / 2) as usize) * channels;
+    let shown = (0..decoder.num_frames()).map(|_| {
+        let mut pixels = vec![0; size];
+        let ms = decoder.read_frame(&mut pixels).expect("a frame");
+        let mut pixel = [255; 4];
+        pixel[..channels].copy_from_slice(&pixels[middle..middle + channels]);
+        (pixel, ms)
+    });
+    shown.collect()
+}
+
+fn assert_shows(found: &[([u8; 4], u32)], expected: &[([u8; 4], u32)]) {
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for ((found, ms), (colour, expected_ms)) in found.iter().zip(expected) {
+        assert_eq!(ms, expected_ms);
+        let near = found.iter().zip(colour).all(|(a, b)| a.abs_diff(*b) < 12);
+        assert!(near, "{found:?} should be about {colour:?}");
+    }
+}
+
+#[test]
+fn a_moving_picture_keeps_moving() {
+    // The second and third frame look alike; the last one says less than browsers believe.
+    let bytes = gif(80, 60, &[(RED, 500), (GREEN, 200), (GREEN, 300), (BLUE, 0)]);
+    let expected = [(RED, 500), (GREEN, 500), (BLUE, 100)];
+    let presets = presets(&[
+        ("auto", 40, PresetFormat::Auto),
+        ("whole", 500, PresetFormat::Webp),
+        ("larger", 600, PresetFormat::Webp),
+        ("still", 40, PresetFormat::Jpeg),
+        ("png", 40, PresetFormat::Png),
+    ]);
+    let rendered = render(&bytes, &presets).expect("sound").renditions;
+    let one = |name: &str| rendered.iter().find(|one| one.rendition.preset == name).expect(name);
+    assert_eq!(rendered.len(), 5);
+    for (name, size) in [("auto", (40, 30)), ("whole", (80, 60)), ("larger", (80, 60))] {
+        let Rendered { rendition, data } = one(name);
+        assert_eq!(
+            (rendition.format, rendition.width, rendition.height),
+            (ImageFormat::Webp, size.0, size.1)
+        );
+        assert_shows(&frames(data), &expected);
+        let decoder = WebPDecoder::new(Cursor::new(&data[..])).expect("a WebP");
+        assert!(matches!(decoder.loop_count(), LoopCount::Forever));
+    }
+    for name in ["still", "png"] {
+        let still = image::load_from_memory(&one(name).data).expect("a picture").to_rgba8();
+        assert_near(*still.get_pixel(20, 15), [250, 0, 0], name);
+    }
+    // What was made of a moving picture can be rendered again.
+    let again = render(&one("whole").data, &presets).expect("sound").renditions;
+    let again = again.iter().find(|one| one.rendition.preset == "auto").expect("auto");
+    assert_shows(&frames(&again.data), &expected);
+}
+
+#[test]
+fn what_shows_through_shows_through_in_every_frame() {
+    let clear = [0, 0, 0, 0];
+    let bytes = gif(40, 40, &[(RED, 100), (clear, 100), (BLUE, 100)]);
+    let (one, _) = render_animated(&bytes);
+    let shown = frames(&one);
+    // GIF has no way to clear a frame that stays, unless it says so: what counts is what an
+    // ordinary decoder shows.
+    assert_shows(&shown[..1], &[(RED, 100)]);
+    assert_shows(&shown[shown.len() - 1..], &[(BLUE, 100)]);
+}
+
+fn render_animated(bytes: &[u8]) -> (Vec<u8>, Rendition) {
+    let presets = presets(&[("p", 20, PresetFormat::Auto)]);
+    let rendered = render(bytes, &presets).expect("sound").renditions;
+    (rendered[0].data.to_vec(), rendered[0].rendition.clone())
+}
+
+#[test]
+fn a_single_frame_is_a_picture_like_any_other() {
+    let (one, _) = render_one(&gif(40, 40, &[(RED, 100)]), 20, PresetFormat::Auto);
+    assert_eq!(one.rendition.format, ImageFormat::Jpeg);
+}
+
+#[test]
+fn endless_and_enormous_animations_are_refused_by_their_headers() {
+    let many: Vec<_> = (0..=LIMITS.max_frames).map(|n| ([n as u8, 0, 0, 255], 20)).collect();
+    let cases = [gif(4, 4, &many), gif(1000, 600, &[(RED, 20); 20])];
+    for bytes in cases {
+        let expected = Some(ErrorCode::TooManyFrames);
+        assert_eq!(failures(&bytes), [expected, expected]);
+    }
+    assert_eq!(failures(&gif(4, 4, &many[..LIMITS.max_frames as usize])), [None, None]);
+}
+
+#[test]
+fn an_animation_that_breaks_off_is_damaged() {
+    let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
+    let [inspected, rendered] = failures(&bytes[..bytes.len() * 2 / 3]);
+    assert_eq!((inspected, rendered), (None, Some(ErrorCode::CorruptImage)));
+}
