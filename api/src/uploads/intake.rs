@@ -9,7 +9,7 @@ use super::body::too_large;
 use crate::problem::{Problem, ProblemCode};
 
 /// The formats that uploads may have, for people.
-const READABLE: &str = "JPEG, PNG, GIF, WebP, TIFF and BMP";
+const READABLE: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP";
 
 /// The bytes of a picture on their way in. Dropping it unfinished leaves nothing behind.
 pub struct Intake {
@@ -112,7 +112,6 @@ fn empty() -> Problem {
 /// The format of bytes that can become an image here.
 fn readable(head: &[u8]) -> Result<ImageFormat, Problem> {
     let found = match ImageFormat::sniff(head) {
-        Some(ImageFormat::Avif) => "AVIF pictures are not read here",
         Some(format) => return Ok(format),
         None if is_heif(head) => "HEIC pictures are not read here",
         None => "The bytes are no picture that is read here",
@@ -146,7 +145,6 @@ mod tests {
     async fn refuses_what_is_no_picture_at_once() {
         for (head, word) in [
             (b"<svg xmlns=\"http://www.w3.org/2000/svg\">".as_slice(), "no picture"),
-            (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf\0\0\0\0\0\0", "AVIF"),
             (b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0", "HEIC"),
         ] {
             let problem = Intake::hashing(1000).write(head).await.expect_err(word);

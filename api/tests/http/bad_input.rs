@@ -105,12 +105,12 @@ async fn uploads_with_bad_headers_and_fields() {
 async fn uploads_with_bad_bodies() {
     let bench = Bench::configured(&[LIMIT]).await;
     let html = b"<!doctype html><script>alert(1)</script>".to_vec();
-    let avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf\0\0\0\0\0\0".to_vec();
+    let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".to_vec();
     let cases = [
         (Vec::new(), 400, "empty_body"),
         (html, 415, "unsupported_media_type"),
         (b"short".to_vec(), 415, "unsupported_media_type"),
-        (avif, 415, "unsupported_media_type"),
+        (heic, 415, "unsupported_media_type"),
         (picture(10_001, 1), 413, "upload_too_large"),
     ];
     for (body, status, code) in cases {

@@ -41,7 +41,7 @@ impl ImageFormat {
             [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
             // `BM`, then the file's size and four reserved bytes that must be zero.
             [b'B', b'M', _, _, _, _, 0, 0, 0, 0, ..] => Some(Self::Bmp),
-            [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', b'f' | b's', ..] => {
+            [_, _, _, _, b'f', b't', b'y', b'p', brands @ ..] if is_avif(brands) => {
                 Some(Self::Avif)
             }
             _ => None,
@@ -68,6 +68,15 @@ impl ImageFormat {
             other => other.as_str(),
         }
     }
+}
+
+/// Whether AVIF is among the brands of a file: the major one, and after its version the compatible
+/// ones, as far as they are there (ISO/IEC 14496-12, section 4.3).
+fn is_avif(brands: &[u8]) -> bool {
+    let (brands, _) = brands.as_chunks::<4>();
+    let named = brands.iter().enumerate().filter(|(at, _)| *at != 1);
+    let mut named = named.map(|(_, brand)| brand);
+    named.any(|brand| brand == b"avif" || brand == b"avis")
 }
 
 /// A place on Earth, in degrees (WGS 84).
@@ -193,7 +202,7 @@ mod tests {
 
     #[test]
     fn sniffs_by_signature_only() {
-        let cases: [(&[u8], Option<ImageFormat>); 10] = [
+        let cases: [(&[u8], Option<ImageFormat>); 13] = [
             (b"\xFF\xD8\xFF\xE0\0\x10JFIF", Some(ImageFormat::Jpeg)),
             (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", Some(ImageFormat::Png)),
             (b"GIF89a", Some(ImageFormat::Gif)),
@@ -201,6 +210,9 @@ mod tests {
             (b"RIFF\x10\0\0\0WAVEfmt ", None),
             (b"II*\0\x08\0\0\0", Some(ImageFormat::Tiff)),
             (b"\0\0\0\x1cftypavif\0\0\0\0", Some(ImageFormat::Avif)),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", Some(ImageFormat::Avif)),
+            (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", None),
+            (b"\0\0\0\x1cftypmp42avifmp42", None),
             (b"BM, I said, this is text", None),
             (b"<svg xmlns=", None),
             (b"", None),
