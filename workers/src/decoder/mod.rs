@@ -48,7 +48,7 @@ use crate::imaging::{Limits, Renditions};
 const NICENESS: i32 = 10;
 
 /// What one attempt has to do with its decoding.
-pub(crate) struct Attempt {
+pub struct Attempt {
     /// The right to use one processor. Work that cannot be aborted holds a share of it, so that it
     /// still counts when it outlives its attempt.
     pub slot: Arc<OwnedSemaphorePermit>,
@@ -57,7 +57,7 @@ pub(crate) struct Attempt {
 }
 
 /// Decodes pictures, as the configuration says.
-pub(crate) struct Decoder {
+pub struct Decoder {
     limits: Limits,
     /// `None`: inside this process.
     pool: Option<Pool>,

@@ -2,20 +2,27 @@
 //! The protocol is in benches/imaging/README.md.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead, Write, stdin, stdout},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use safelight_common::{
     config::{self, Config},
     domain::{Failure, ImageFormat, Presets},
 };
-use safelight_workers::imaging::{Limits, Rendered, Renderer};
+use safelight_workers::{
+    decoder::{self, Attempt, Decoder, DecoderLimits},
+    imaging::{Limits, Rendered, Renderer},
+};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use turbojpeg::{Compressor, Decompressor, ScalingFactor, YuvImage};
 
 #[derive(Deserialize)]
@@ -60,6 +67,64 @@ struct Refused {
 }
 
 fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        // What the decoders of `isolation` are started as: see `safelight decoder`.
+        ["decoder", ref limits @ ..] => decode(limits),
+        ["engine"] => serve(),
+        ["isolation", file] => isolation(Path::new(file)),
+        _ => bail!("usage: imaging engine | imaging isolation FILE"),
+    }
+}
+
+fn decode(limits: &[&str]) -> Result<()> {
+    let number = |name: &str| -> Result<u64> {
+        let value = limits.iter().find_map(|limit| limit.strip_prefix(name));
+        Ok(value.context("a limit is missing")?.parse()?)
+    };
+    let limits = DecoderLimits {
+        cpu_seconds: number("--cpu-seconds=")?,
+        memory_bytes: number("--memory-bytes=")?,
+        sandbox: limits.contains(&"--sandbox"),
+    };
+    Ok(decoder::run(limits)?)
+}
+
+/// Renders a picture in this process and in a decoder's, in turn, and says what the way there costs.
+fn isolation(file: &Path) -> Result<()> {
+    const ROUNDS: usize = 51;
+    let bytes = Bytes::from(fs::read(file)?);
+    let config = config::load(None).map_err(|error| anyhow!("{error}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut renderer = Renderer::new()?;
+    let (mut here, mut there) = (Timed::default(), Timed::default());
+    runtime.block_on(async {
+        let slot = Arc::new(Arc::new(Semaphore::new(1)).acquire_owned().await?);
+        let attempt = Attempt { slot, stop: CancellationToken::new() };
+        let decoder = Decoder::new(&config, 1);
+        for _ in 0..ROUNDS {
+            let limits = Limits::new(&config);
+            here.run(|| renderer.render(&bytes, &config.presets, limits, &|| false))?;
+            let started = Instant::now();
+            decoder.render(bytes.clone(), config.presets.clone(), &attempt).await?;
+            there.wall_ms.push(started.elapsed().as_secs_f64() * 1000.0);
+        }
+        anyhow::Ok(())
+    })?;
+    let (here, there) = (median(here.wall_ms), median(there.wall_ms));
+    println!(
+        "in this process {here:.2} ms, in a decoder {there:.2} ms: {:.2} ms more",
+        there - here
+    );
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn serve() -> Result<()> {
     let config = config::load(None).map_err(|error| anyhow!("{error}"))?;
     let mut renderer = Renderer::new()?;
     let mut answers = stdout().lock();
@@ -102,7 +167,7 @@ fn answer(renderer: &mut Renderer, config: &Config, request: &Request) -> Result
         }
     };
     let peak_kib = memory("VmHWM")?;
-    let outputs = results.iter().map(|one| output(one, &config.presets, request.out.as_deref()));
+    let outputs = results.iter().map(|one| output(one, &config.presets, request));
     let outputs = outputs.collect::<Result<_>>()?;
     Ok(Answer { cpu_ms: timed.cpu_ms, wall_ms: timed.wall_ms, outputs, idle_kib, peak_kib })
 }
@@ -138,11 +203,13 @@ fn memory(name: &str) -> Result<u64> {
     Ok(line.trim_matches([':', ' ', '\t', 'k', 'B']).parse()?)
 }
 
-fn output(one: &Rendered, presets: &Presets, out: Option<&Path>) -> Result<Output> {
+fn output(one: &Rendered, presets: &Presets, request: &Request) -> Result<Output> {
     let Rendered { rendition, data } = one;
     let preset = presets.get(&rendition.preset).context("a preset that is not configured")?;
     let size = preset.size.width;
-    let path = out.map(|out| out.join(format!("{size}.{}", rendition.format.extension())));
+    let name = request.file.file_name().unwrap_or_default().to_string_lossy();
+    let name = format!("{name}-{size}.{}", rendition.format.extension());
+    let path = request.out.as_ref().map(|out| out.join(name));
     if let Some(path) = &path {
         fs::write(path, data)?;
     }
