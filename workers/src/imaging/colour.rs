@@ -48,7 +48,8 @@ impl ToSrgb {
             return None;
         }
         let options = TransformOptions {
-            rendering_intent: RenderingIntent::RelativeColorimetric,
+            // What browsers and libvips take: with inks it keeps the steps between dark tones.
+            rendering_intent: RenderingIntent::Perceptual,
             ..TransformOptions::default()
         };
         let is_cmyk = profile.color_space == DataColorSpace::Cmyk;
