@@ -20,6 +20,10 @@ simulate: ## seeded schedules of faults; SEEDS=20000 says how many, FROM=0 where
 	SAFELIGHT_SIM_SEEDS=$(or $(SEEDS),20000) SAFELIGHT_SIM_FROM=$(or $(FROM),0) \
 		cargo test --workspace --lib -- simulation --nocapture
 
+fuzz: ## arbitrary bytes to the imaging code, for SECONDS each target; needs a nightly toolchain
+	@scripts/setup.sh build fuzz
+	@scripts/fuzz.sh $(or $(SECONDS),60)
+
 lint: ## format, lints, dependency audit, shell scripts, container files
 	@scripts/setup.sh build
 	cargo fmt --all --check

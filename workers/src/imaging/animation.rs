@@ -63,19 +63,20 @@ pub(super) fn gif_frames(bytes: &[u8], most: u32) -> Result<u32, Failure> {
 }
 
 impl<'a> Animation<'a> {
-    /// Opens a GIF or WebP.
-    pub fn open(bytes: &'a [u8], format: ImageFormat) -> Result<Self, Failure> {
+    /// Opens a GIF or WebP of so many frames.
+    pub fn open(bytes: &'a [u8], format: ImageFormat, frames: u32) -> Result<Self, Failure> {
         match format {
-            ImageFormat::Gif => Self::gif(bytes),
+            ImageFormat::Gif => Self::gif(bytes, frames),
             ImageFormat::Webp => Self::webp(bytes),
             _ => Err(bug("no format with animations")),
         }
     }
 
-    fn gif(bytes: &'a [u8]) -> Result<Self, Failure> {
+    fn gif(bytes: &'a [u8], count: u32) -> Result<Self, Failure> {
         let plays = gif_plays(bytes);
         let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(raster::failure)?;
-        let frames = decoder.into_frames().map(|frame| {
+        // No further than the last frame: many a GIF lacks its end marker.
+        let frames = decoder.into_frames().take(count as usize).map(|frame| {
             let frame = frame.map_err(raster::failure)?;
             let (numerator, denominator) = frame.delay().numer_denom_ms();
             let duration = numerator / denominator.max(1);
@@ -85,7 +86,10 @@ impl<'a> Animation<'a> {
     }
 
     fn webp(bytes: &'a [u8]) -> Result<Self, Failure> {
+        webp::check_frames(bytes)?;
         let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(webp::failure)?;
+        // Without a colour to clear it with, the canvas is never cleared, and old frames show through.
+        decoder.set_background_color([0; 4]).map_err(webp::failure)?;
         let plays = match decoder.loop_count() {
             LoopCount::Forever => 0,
             LoopCount::Times(times) => times.get(),

@@ -5,6 +5,7 @@ use std::io::Cursor;
 use chrono::{NaiveDate, NaiveDateTime, TimeDelta};
 use exif::{DateTime, Exif, Field, In, Reader, Tag, Value, experimental::Writer};
 use image::metadata::Orientation;
+use image_webp::WebPDecoder;
 use safelight_common::domain::Gps;
 
 /// What EXIF says about a picture.
@@ -24,10 +25,18 @@ impl Metadata {
         let parsed = Reader::new()
             .continue_on_error(true)
             .read_from_container(&mut Cursor::new(bytes))
-            .or_else(|error| error.distill_partial_result(|_| ()));
+            .or_else(|error| error.distill_partial_result(|_| ()))
+            .or_else(|error| Self::read_prefixed(bytes).ok_or(error));
         let Ok(exif) = parsed else { return Self { orientation: 1, ..Self::default() } };
         let (orientation, taken_at) = (orientation(&exif), taken_at(&exif));
         Self { orientation, taken_at, gps: gps(&exif), rights: rights(&exif) }
+    }
+
+    /// The EXIF chunk of a WebP that some write as JPEG has it, with a prefix.
+    fn read_prefixed(bytes: &[u8]) -> Option<Exif> {
+        let mut container = WebPDecoder::new(Cursor::new(bytes)).ok()?;
+        let block = container.exif_metadata().ok()??;
+        Reader::new().read_raw(block.strip_prefix(b"Exif\0\0")?.to_vec()).ok()
     }
 
     /// The same as the turn that puts the picture upright.

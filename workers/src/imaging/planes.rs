@@ -60,7 +60,7 @@ impl Planes {
         resizer.planes((from_luma, from), region, size, to_luma, luma.width as usize)?;
         pad(to_luma, luma, size);
         if let Some((from_shares, to_shares)) = self.sampling.zip(sampling) {
-            let region = shared_region(region, from_shares, size, to_shares);
+            let region = shared_region((region, self.size), from_shares, size, to_shares);
             let (from, to) = (shared(self.size, from_shares), shared(size, to_shares));
             resizer.planes((from_chroma, from), region, to, to_chroma, to.width as usize)?;
         }
@@ -157,17 +157,27 @@ pub(super) fn shared(size: Size, sampling: Sampling) -> Size {
 
 /// The region in samples of colour. Those of the target may reach beyond its edge, which their
 /// region has to do, too.
-fn shared_region(region: Region, from: Sampling, size: Size, to: Sampling) -> Region {
+fn shared_region(
+    (region, full): (Region, Size),
+    from: Sampling,
+    size: Size,
+    to: Sampling,
+) -> Region {
     let target = shared(size, to);
     let reach = |length: f64, pixels: u32, samples: u32, shares: u32| {
         length / f64::from(pixels) * f64::from(samples * shares)
     };
     let (across, down) = (f64::from(from.across), f64::from(from.down));
+    let width = reach(region.width, size.width, target.width, to.across);
+    let height = reach(region.height, size.height, target.height, to.down);
+    // But not into what is no picture any more: of a few rows that would be most of it.
+    let width = width.min(f64::from(full.width) - region.left);
+    let height = height.min(f64::from(full.height) - region.top);
     Region {
         left: region.left / across,
         top: region.top / down,
-        width: reach(region.width, size.width, target.width, to.across) / across,
-        height: reach(region.height, size.height, target.height, to.down) / down,
+        width: width / across,
+        height: height / down,
     }
 }
 

@@ -123,7 +123,7 @@ impl Renderer {
     fn decode(&mut self, source: &Source<'_>, plans: &[Plan<'_>]) -> Result<Picture, Failure> {
         let Source { bytes, header, .. } = source;
         if header.frames > 1 {
-            let mut animation = Animation::open(bytes, header.format)?;
+            let mut animation = Animation::open(bytes, header.format, header.frames)?;
             let first = animation.frames.next().ok_or_else(damaged)??;
             let image = raster::plain(first.canvas.into());
             return Ok(Picture::full(image, animation.colour));
@@ -252,7 +252,8 @@ fn animate(
     resizer: &mut Resizer,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<Rendered>, Failure> {
-    let animation = Animation::open(source.bytes, source.header.format)?;
+    let Header { format, frames, .. } = source.header;
+    let animation = Animation::open(source.bytes, format, frames)?;
     let mut writers: Vec<(&Plan<'_>, Writer)> = Vec::new();
     for plan in plans {
         if !writers.iter().any(|(other, _)| plan.gives_the_same(other)) {

@@ -21,6 +21,48 @@ pub(super) fn header(bytes: &[u8]) -> Result<((u32, u32), u32), Failure> {
     Ok((decoder.dimensions(), frames))
 }
 
+/// Refuses an animation of which a lossy frame with alpha is coded in another size than its container
+/// says: `image-webp` compares the two only where there is no alpha, and panics where they differ.
+pub(super) fn check_frames(bytes: &[u8]) -> Result<(), Failure> {
+    let mut chunks = Chunks(bytes.get(12..).unwrap_or_default());
+    while let Some((kind, frame)) = chunks.next() {
+        // Place, size, duration and flags; then the frame's own chunks.
+        let Some((about, parts)) = frame.split_at_checked(16).filter(|_| kind == b"ANMF") else {
+            continue;
+        };
+        let mut parts = Chunks(parts);
+        let Some((b"ALPH", _)) = parts.next() else { continue };
+        // RFC 6386, 9.1: a tag of three bytes, three of a start code, and both sides in 14 bits.
+        if let Some((b"VP8 ", &[_, _, _, _, _, _, w, wide, h, high, ..])) = parts.next() {
+            let announced = [&about[6..9], &about[9..12]]
+                .map(|side| u32::from_le_bytes([side[0], side[1], side[2], 0]) + 1);
+            let coded =
+                [[w, wide], [h, high]].map(|side| u32::from(u16::from_le_bytes(side) & 0x3FFF));
+            if announced != coded {
+                return Err(damaged());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The chunks of a RIFF file or of one of its chunks; the last one may be cut short.
+struct Chunks<'a>(&'a [u8]);
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = (&'a [u8; 4], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (kind, rest) = self.0.split_first_chunk::<4>()?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let content = &rest[..length.min(rest.len())];
+        // Filled up to an even length.
+        self.0 = rest.get(length.next_multiple_of(2)..).unwrap_or_default();
+        Some((kind, content))
+    }
+}
+
 /// Decodes a picture that is not animated.
 pub(super) fn decode(bytes: &[u8]) -> Result<Picture, Failure> {
     let mut container = WebPDecoder::new(Cursor::new(bytes)).map_err(failure)?;

@@ -121,8 +121,61 @@ fn endless_and_enormous_animations_are_refused_by_their_headers() {
 }
 
 #[test]
+fn a_gif_without_its_end_marker_is_whole() {
+    let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
+    let (one, _) = render_animated(bytes.strip_suffix(b"\x3B").expect("an end marker"));
+    assert_shows(&frames(&one), &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
+}
+
+#[test]
+fn what_a_frame_leaves_is_cleared_if_it_says_so() {
+    // A dot that moves on: each frame clears its own place when its time is over.
+    let canvas =
+        |at: u32| {
+            RgbaImage::from_fn(40, 40, |x, y| {
+                if x / 10 == at && y < 10 { Rgba(RED) } else { Rgba([0; 4]) }
+            })
+        };
+    let mut gif = Vec::new();
+    let mut encoder = GifEncoder::new(&mut gif);
+    for at in 0..3 {
+        let delay = Delay::from_numer_denom_ms(100, 1);
+        encoder.encode_frame(Frame::from_parts(canvas(at), 0, 0, delay)).expect("encode");
+    }
+    drop(encoder);
+    // As WebP, where every frame is told to clear itself: the flag beside that of blending.
+    let (mut webp, _) = render_animated(&gif);
+    let places: Vec<_> =
+        webp.windows(4).enumerate().filter(|(_, id)| id == b"ANMF").map(|(at, _)| at).collect();
+    for at in places {
+        webp[at + 8 + 15] = 0b01;
+    }
+    let again = render_animated(&webp).0;
+    let mut decoder = WebPDecoder::new(Cursor::new(&again[..])).expect("a WebP");
+    let mut pixels = vec![0; decoder.output_buffer_size().expect("a size")];
+    let mut covered = Vec::new();
+    for _ in 0..decoder.num_frames() {
+        decoder.read_frame(&mut pixels).expect("a frame");
+        covered.push(pixels.chunks(4).filter(|pixel| pixel[3] > 128).count());
+    }
+    let first = covered[0];
+    assert!(first > 0 && covered.iter().all(|count| count.abs_diff(first) <= 5), "{covered:?}");
+}
+
+#[test]
 fn an_animation_that_breaks_off_is_damaged() {
     let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
     let [inspected, rendered] = failures(&bytes[..bytes.len() * 2 / 3]);
     assert_eq!((inspected, rendered), (None, Some(ErrorCode::CorruptImage)));
+}
+
+#[test]
+fn a_frame_of_another_size_than_it_says_is_damaged() {
+    // Found by fuzzing: `image-webp` panics at such a frame if it has alpha.
+    let (mut bytes, _) = render_animated(&gif(40, 40, &[([0; 4], 100), (RED, 100)]));
+    let alpha = bytes.windows(4).position(|kind| kind == b"ALPH").expect("a frame with alpha");
+    let code = bytes[alpha..].windows(3).position(|code| code == b"\x9D\x01\x2A");
+    let sides = alpha + code.expect("a start code") + 3;
+    bytes[sides..sides + 4].copy_from_slice(&[1, 0, 1, 0]);
+    assert_eq!(failures(&bytes), [None, Some(ErrorCode::CorruptImage)]);
 }
