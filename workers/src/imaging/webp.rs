@@ -24,8 +24,7 @@ pub(super) fn header(bytes: &[u8]) -> Result<((u32, u32), u32), Failure> {
 /// Refuses an animation of which a lossy frame with alpha is coded in another size than its container
 /// says: `image-webp` compares the two only where there is no alpha, and panics where they differ.
 pub(super) fn check_frames(bytes: &[u8]) -> Result<(), Failure> {
-    let mut chunks = Chunks(bytes.get(12..).unwrap_or_default());
-    while let Some((kind, frame)) = chunks.next() {
+    for (kind, frame) in Chunks(bytes.get(12..).unwrap_or_default()) {
         // Place, size, duration and flags; then the frame's own chunks.
         let Some((about, parts)) = frame.split_at_checked(16).filter(|_| kind == b"ANMF") else {
             continue;
