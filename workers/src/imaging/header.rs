@@ -30,7 +30,7 @@ impl Header {
         };
         let (header, memory) = match format {
             ImageFormat::Jpeg => Self::of_jpeg(bytes)?,
-            ImageFormat::Webp => Self::of_webp(bytes, limits)?,
+            ImageFormat::Webp => Self::of_webp(bytes)?,
             ImageFormat::Avif => Self::of_avif(bytes)?,
             _ => Self::of_others(bytes, format, limits)?,
         };
@@ -58,12 +58,11 @@ impl Header {
         Ok((Self { jpeg: Some(header), ..Self::new(ImageFormat::Jpeg, size) }, memory))
     }
 
-    fn of_webp(bytes: &[u8], limits: Limits) -> Result<(Self, u64), Failure> {
+    fn of_webp(bytes: &[u8]) -> Result<(Self, u64), Failure> {
         let (size, frames) = webp::header(bytes)?;
         // What libwebp works on, what it gives, and what becomes of it; of an animation, the canvas
         // and a frame on it.
         let memory = 12 * area(size.0, size.1);
-        let _ = limits;
         Ok((Self { frames, ..Self::new(ImageFormat::Webp, size) }, memory))
     }
 
