@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate mutants soak fuzz lint audit fleet bench-accept bench-imaging
+.PHONY: help run test simulate mutants soak fuzz lint audit fleet bench-accept bench-delivery bench-imaging
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,11 @@ bench-accept: ## rate and latency of accepted uploads beside this machine's ceil
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/bench $(ARGS)
+
+bench-delivery: ## reads beside nginx, collapsed requests, bounded memory, cold reads by tier; ARGS="--help"
+	@scripts/setup.sh build test bench-delivery
+	cargo build --release --workspace --bins
+	target/release/delivery $(ARGS)
 
 bench-imaging: ## CPU, quality and memory of thumbnails beside sharp and libvips; CORPUS=dir, ARGS="--help"
 	@[[ -n "$(CORPUS)" ]] || { echo 'usage: make bench-imaging CORPUS=folder-of-pictures' >&2; exit 2; }

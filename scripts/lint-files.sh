@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, HAProxy's
-# configuration. None of it needs a Docker engine. Says so in one line where a check was not made.
+# Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, the configurations of
+# HAProxy and Varnish. None of it needs a Docker engine. Says so in one line where a check was not made.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -53,5 +53,22 @@ if haproxy=$(PATH="$PATH:/usr/sbin" command -v haproxy); then
   check "haproxy.cfg" "$haproxy" -c -q -f <(sed 's/ api-[12]:8080$/ 127.0.0.1:8080/' deploy/haproxy.cfg)
 else
   echo "haproxy.cfg NOT CHECKED: no haproxy on this machine"
+fi
+
+# Varnish compiles its configuration to look at it, in a folder that it insists on.
+# shellcheck disable=SC2329 # called by check
+check_varnish() {
+  local folder
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064 # expanded now: the name is local
+  trap "rm -rf '$folder'" RETURN
+  sed 's/"api-[12]"/"127.0.0.1"/' deploy/varnish.vcl >"$folder/varnish.vcl"
+  "$varnish" -j none -C -n "$folder/work" -f "$folder/varnish.vcl" >"$folder/said" 2>&1 || { cat "$folder/said" >&2; return 1; }
+}
+
+if varnish=$(PATH="$PATH:/usr/sbin" command -v varnishd); then
+  check "varnish.vcl" check_varnish
+else
+  echo "varnish.vcl NOT CHECKED: no varnishd on this machine"
 fi
 exit $status

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# scripts/setup.sh build|test|bench-imaging|fuzz…   installs what is missing to build Safelight, to
-# test it, to measure its imaging, or to fuzz it.
+# scripts/setup.sh build|test|bench-imaging|bench-delivery|fuzz…   installs what is missing to build
+# Safelight, to test it, to measure its imaging or its delivery, or to fuzz it.
 #
 # Quiet and quick when nothing is missing. Installs Debian packages as root or by passwordless
 # sudo; otherwise says what to install and exits 1. Never starts, stops or changes a service: the
@@ -29,6 +29,8 @@ need_for_build() {
 need_for_test() {
   need haproxy haproxy
   need rabbitmq-server rabbitmq-server
+  need redis-server redis-server
+  need varnishd varnish
   need curl curl
   need faketime faketime
   need unshare util-linux
@@ -42,6 +44,12 @@ need_for_bench_imaging() {
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
   need node nodejs
   need npm npm
+}
+
+# What delivery is measured beside, and the load generator.
+need_for_bench_delivery() {
+  need nginx nginx-light
+  need wrk wrk
 }
 
 # The fuzzer's instrumented C++ runtime.
@@ -103,7 +111,7 @@ check_rust() {
 }
 
 usage() {
-  echo "usage: scripts/setup.sh build|test|bench-imaging|fuzz…" >&2
+  echo "usage: scripts/setup.sh build|test|bench-imaging|bench-delivery|fuzz…" >&2
   exit 2
 }
 
@@ -113,6 +121,7 @@ for what in "$@"; do
     build) need_for_build ;;
     test) need_for_test ;;
     bench-imaging) need_for_bench_imaging ;;
+    bench-delivery) need_for_bench_delivery ;;
     fuzz) need_for_fuzz ;;
     *) usage ;;
   esac

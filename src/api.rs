@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
-use safelight_api::ApiOptions;
+use safelight_api::{Api, ApiOptions};
 use safelight_common::{config::Config, services::Services, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -72,13 +72,12 @@ pub async fn serve(
     let upkeep = metrics.clone();
     process::supervise("metrics upkeep", shutdown, move |token| keep_up(upkeep.clone(), token));
     let address = listener.local_addr().map_err(Exit::failed)?;
-    let router =
-        safelight_api::router(services.clone(), Arc::new(move || metrics.render()), options);
+    let api = Api::new(services.clone(), Arc::new(move || metrics.render()), options);
     eprintln!("listening on http://{address}");
     if options.uploads {
         eprintln!("try: curl --data-binary @photo.jpg http://{address}/v1/images");
     }
-    safelight_api::serve(listener, router, &services.config, shutdown.clone())
+    safelight_api::serve(listener, api, &services.config, shutdown.clone())
         .await
         .map_err(|error| Exit::failed(format!("the HTTP server failed: {error}")))
 }

@@ -85,7 +85,8 @@ struct Filter {
     /// Only tasks in this state: queued, running, succeeded, failed, cancelled
     #[arg(long)]
     status: Option<Status>,
-    /// Only tasks of this kind (upload, backfill), or with a job of this kind (write, thumbnail)
+    /// Only tasks of this kind (upload, rendition, backfill), or with a job of this kind (write,
+    /// thumbnail)
     #[arg(long, value_parser = kind)]
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code, such as `store_unavailable`

@@ -4,3 +4,4 @@
 mod contract;
 mod e2e;
 mod faults;
+mod wait;

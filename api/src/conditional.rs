@@ -1,6 +1,9 @@
-//! Entity tags and `If-None-Match` (RFC 9110, sections 8.8.3 and 13.1.2).
+//! Validators and the requests that depend on them (RFC 9110, sections 8.8 and 13).
+
+use std::time::SystemTime;
 
 use axum::http::{HeaderMap, HeaderValue, header};
+use chrono::{DateTime, SubsecRound, Utc};
 use safelight_common::domain::ContentHash;
 
 /// A strong entity tag, quotes included.
@@ -29,6 +32,47 @@ impl ETag {
     }
 }
 
+/// By what a client knows that it has a representation.
+#[derive(Debug, Clone)]
+pub struct Validators {
+    /// Names the bytes.
+    pub tag: ETag,
+    /// When they came to be.
+    pub modified: DateTime<Utc>,
+}
+
+impl Validators {
+    /// The value of `Last-Modified`: whole seconds.
+    pub fn last_modified(&self) -> HeaderValue {
+        let text = httpdate::fmt_http_date(self.modified.into());
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// Whether the client has it: `If-None-Match`, and only where that is absent
+    /// `If-Modified-Since`.
+    pub fn is_known_to(&self, headers: &HeaderMap) -> bool {
+        if headers.contains_key(header::IF_NONE_MATCH) {
+            return self.tag.is_known_to(headers);
+        }
+        let since = headers.get(header::IF_MODIFIED_SINCE).and_then(date);
+        since.is_some_and(|since| self.modified.trunc_subsecs(0) <= since)
+    }
+
+    /// Whether a part may be added to what the client has: there is no `If-Range`, or it names just
+    /// this, by the strong comparison that it asks for.
+    pub fn allows_range(&self, headers: &HeaderMap) -> bool {
+        let Some(value) = headers.get(header::IF_RANGE) else { return true };
+        value.to_str().is_ok_and(|tag| tag.trim() == self.tag.0)
+            || date(value).is_some_and(|since| self.modified.trunc_subsecs(0) == since)
+    }
+}
+
+/// An HTTP date; one that cannot be read says nothing.
+fn date(value: &HeaderValue) -> Option<DateTime<Utc>> {
+    let time: SystemTime = httpdate::parse_http_date(value.to_str().ok()?).ok()?;
+    Some(time.into())
+}
+
 /// The tags of a list, without `W/`. A tag may hold commas, so quotes decide where one ends.
 fn tags(list: &str) -> impl Iterator<Item = &str> {
     let mut rest = list;
@@ -45,6 +89,27 @@ fn tags(list: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_count_where_there_is_no_tag() {
+        let modified = "2026-11-23T10:00:00.75Z".parse().expect("a time");
+        let validators = Validators { tag: ETag("\"a\"".to_owned()), modified };
+        assert_eq!(validators.last_modified(), "Mon, 23 Nov 2026 10:00:00 GMT");
+        let with = |pairs: &[(header::HeaderName, &'static str)]| -> HeaderMap {
+            pairs.iter().map(|(name, v)| (name.clone(), HeaderValue::from_static(v))).collect()
+        };
+        let (since, same) = (header::IF_MODIFIED_SINCE, "Mon, 23 Nov 2026 10:00:00 GMT");
+        let before = "Mon, 23 Nov 2026 09:59:59 GMT";
+        assert!(validators.is_known_to(&with(&[(since.clone(), same)])));
+        assert!(!validators.is_known_to(&with(&[(since.clone(), before)])));
+        assert!(!validators.is_known_to(&with(&[(since.clone(), "yesterday")])));
+        let both = with(&[(since, same), (header::IF_NONE_MATCH, "\"b\"")]);
+        assert!(!validators.is_known_to(&both), "the tag is the better witness");
+        let allows = |value| validators.allows_range(&with(&[(header::IF_RANGE, value)]));
+        assert!(validators.allows_range(&HeaderMap::new()));
+        assert!(allows("\"a\"") && allows(same));
+        assert!(!allows("W/\"a\"") && !allows("\"b\"") && !allows(before) && !allows("x"));
+    }
 
     #[test]
     fn lists_weak_tags_and_the_star_match() {

@@ -52,12 +52,17 @@ pub async fn show(
 pub async fn load(state: &ApiState, id: ImageId) -> Result<Image, Problem> {
     let image = state.services.store.image(id).await?.ok_or_else(|| ImageId::not_found(id))?;
     if image.discarded {
-        return Err(Problem::new(
-            ProblemCode::ImageCancelled,
-            "The upload of this image was cancelled; its bytes are gone.",
-        ));
+        return Err(gone());
     }
     Ok(image)
+}
+
+/// The image was there once.
+pub fn gone() -> Problem {
+    Problem::new(
+        ProblemCode::ImageCancelled,
+        "The upload of this image was cancelled; its bytes are gone.",
+    )
 }
 
 /// Images, newest first.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! server ─ connections, time-outs, drain
+//!   front ─ pictures at hand are answered on the spot; for the rest, the router:
 //!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ catch panic
 //!     uploads   POST /v1/images
 //!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
@@ -14,6 +15,7 @@ mod backlog;
 mod conditional;
 mod delivery;
 mod extract;
+mod front;
 mod images;
 mod observe;
 mod openapi;
@@ -28,15 +30,10 @@ mod trouble;
 mod uploads;
 mod watch;
 
-use axum::{Router, middleware};
-use safelight_common::services::Services;
-use tower_http::catch_panic::CatchPanicLayer;
-
+pub use front::Api;
 pub use openapi::openapi;
 pub use server::serve;
 pub use state::RenderMetrics;
-
-use state::ApiState;
 
 /// Which parts of the API a node serves. Probes and the API's description are served everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,18 +49,4 @@ impl Default for ApiOptions {
     fn default() -> Self {
         Self { uploads: true, delivery: true }
     }
-}
-
-/// The API over `services`. `metrics` gives the text that `/metrics` serves.
-pub fn router(services: Services, metrics: RenderMetrics, options: ApiOptions) -> Router {
-    let state = ApiState::new(services, metrics, options);
-    let (routes, document) = openapi::routes(options).with_state(state.clone()).split_for_parts();
-    routes
-        .merge(openapi::description(document))
-        .fallback(problem::no_such_path)
-        .method_not_allowed_fallback(problem::no_such_method)
-        .with_state(state)
-        .layer(CatchPanicLayer::custom(problem::panicked))
-        .layer(middleware::from_fn(problem::complete))
-        .layer(middleware::from_fn(observe::observe))
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{
     extract::Request,
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware::Next,
     response::Response,
 };
@@ -19,8 +19,7 @@ const MAX_ID_CHARS: usize = 128;
 /// Middleware: gives the request an id (the sender's, if it is sane), logs how it ended, and sets
 /// the headers that every answer has.
 pub async fn observe(request: Request, next: Next) -> Response {
-    let id = request.headers().get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
-    let id = id.or_else(|| HeaderValue::from_str(&Uuid::now_v7().to_string()).ok());
+    let id = request_id(request.headers());
     let span = tracing::info_span!(
         "request",
         id = id.as_ref().and_then(|id| id.to_str().ok()),
@@ -36,13 +35,40 @@ pub async fn observe(request: Request, next: Next) -> Response {
         } else {
             tracing::debug!(status, took_ms, "answered");
         }
-        let headers = response.headers_mut();
-        headers.extend(id.map(|id| (REQUEST_ID, id)));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        complete(&mut response, id);
         response
     }
     .instrument(span)
     .await
+}
+
+/// The same for a request that was answered on the spot: it has nothing to log but that.
+pub fn note<B>(request: &Request<B>, response: &mut Response) {
+    let id = request_id(request.headers());
+    tracing::debug!(
+        id = id.as_ref().and_then(|id| id.to_str().ok()),
+        method = %request.method(),
+        path = request.uri().path(),
+        status = response.status().as_u16(),
+        "answered at once"
+    );
+    complete(response, id);
+}
+
+/// The sender's id, or a new one.
+fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let sent = headers.get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
+    let new = || {
+        let mut text = Uuid::encode_buffer();
+        HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut text)).ok()
+    };
+    sent.or_else(new)
+}
+
+fn complete(response: &mut Response, id: Option<HeaderValue>) {
+    let headers = response.headers_mut();
+    headers.extend(id.map(|id| (REQUEST_ID, id)));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 /// Whether an id can go into logs and headers as it is.

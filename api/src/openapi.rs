@@ -122,8 +122,9 @@ answers! {
     /// Of reading an image's metadata.
     ImageProblems: ImageNotFound, ImageCancelled, DatabaseUnavailable;
     /// Of reading bytes.
-    DeliveryProblems: ImageNotFound, PresetNotFound, RenditionNotMade, ImageFailed, ImageCancelled,
-        BlobDamaged, ImageNotReady, DatabaseUnavailable, BlobsUnavailable;
+    DeliveryProblems: InvalidQuery, InvalidHeader, ImageNotFound, PresetNotFound, RenditionNotMade,
+        ImageFailed, ImageCancelled, RangeNotSatisfiable, BlobDamaged, ImageNotReady, TooManyWaiting,
+        DatabaseUnavailable, BlobsUnavailable;
     /// Of the readiness probe.
     ReadyProblems: NotReady;
     /// Of calls that nothing can go wrong with.

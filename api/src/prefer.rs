@@ -31,11 +31,16 @@ impl Wait {
                 let token = preference.split(';').next().unwrap_or_default();
                 let (name, value) = token.split_once('=').unwrap_or((token, ""));
                 if name.trim().eq_ignore_ascii_case("wait") {
-                    return parse_seconds(value.trim()).map(Some);
+                    return parse_seconds(value.trim()).map(Some).map_err(|why| invalid(&why));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Seconds as a query parameter gives them; otherwise what is wrong with them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        parse_seconds(text)
     }
 
     /// As a duration.
@@ -49,12 +54,12 @@ impl Wait {
     }
 }
 
-fn parse_seconds(text: &str) -> Result<Wait, Problem> {
+fn parse_seconds(text: &str) -> Result<Wait, String> {
     let digits = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text);
     let digits_only = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     match digits.parse() {
         Ok(seconds @ 0..=MAX_WAIT_SECONDS) if digits_only => Ok(Wait(seconds)),
-        _ => Err(invalid(&format!("wait must be whole seconds from 0 to {MAX_WAIT_SECONDS}"))),
+        _ => Err(format!("wait must be whole seconds from 0 to {MAX_WAIT_SECONDS}")),
     }
 }
 

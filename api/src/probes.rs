@@ -21,6 +21,7 @@ use tokio::{
 use utoipa::ToSchema;
 
 use crate::{
+    ApiOptions,
     openapi::{InternalProblems, ReadyProblems},
     problem::{Problem, ProblemCode},
     state::ApiState,
@@ -37,8 +38,10 @@ const GAUGES_MAX_AGE: Duration = Duration::from_secs(1);
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Readiness)]
 pub struct ReadinessDocument {
-    /// `ready`, or `degraded` if only the broker is missing: uploads are accepted all the same
-    /// and their jobs are published when it is back.
+    /// `ready`, or `degraded` if a part is missing that it can do without for a while: the broker,
+    /// since uploads are accepted all the same and their jobs are published when it is back; on a
+    /// node that only delivers also the database and the blob store, since it serves what it has
+    /// cached.
     pub status: ReadinessStatus,
     /// Each part.
     pub parts: PartsDocument,
@@ -50,7 +53,7 @@ pub struct ReadinessDocument {
 pub enum ReadinessStatus {
     /// It has.
     Ready,
-    /// The broker is missing.
+    /// A part is missing that it can do without for a while.
     Degraded,
 }
 
@@ -62,8 +65,9 @@ pub struct PartsDocument {
     pub database: PartState,
     /// The blob store.
     pub blobs: PartState,
-    /// The broker.
-    pub broker: PartState,
+    /// The broker; left out where it is not needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<PartState>,
 }
 
 /// Whether a part answers.
@@ -98,19 +102,25 @@ pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> 
     static BLOBS: Trouble = Trouble::new("not ready: the blob store");
     static BROKER: Trouble = Trouble::new("not quite ready: the broker");
     let services = &state.services;
+    let only_delivers = state.options() == ApiOptions { uploads: false, delivery: true };
     let (database, blobs, broker) = tokio::join!(
         check(&DATABASE, services.store.ping()),
         check(&BLOBS, services.blobs.check()),
-        check(&BROKER, services.broker.check()),
+        async {
+            if only_delivers { None } else { Some(check(&BROKER, services.broker.check()).await) }
+        },
     );
     let parts = PartsDocument { database, blobs, broker };
-    if database == PartState::Down || blobs == PartState::Down {
+    let lacks = database == PartState::Down || blobs == PartState::Down;
+    // What it has cached a delivery node can go on serving; and all of them lack the same.
+    if lacks && !only_delivers {
         return Err(Problem::new(ProblemCode::NotReady, "A part that this node needs is absent.")
             .with("parts", json!(parts)));
     }
-    let status = match broker {
-        PartState::Up => ReadinessStatus::Ready,
-        PartState::Down => ReadinessStatus::Degraded,
+    let status = if lacks || broker == Some(PartState::Down) {
+        ReadinessStatus::Degraded
+    } else {
+        ReadinessStatus::Ready
     };
     let no_store = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(([no_store], Json(ReadinessDocument { status, parts })).into_response())
@@ -140,6 +150,9 @@ async fn check<E: std::fmt::Display>(
 )]
 pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     state.gauges.refresh(&state.services.store).await;
+    #[allow(clippy::cast_precision_loss)] // exact up to 2^53 bytes
+    metrics::gauge!("safelight_cache_bytes", "tier" => "memory")
+        .set(state.delivery.bytes_in_memory() as f64);
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, text)], (state.render_metrics)())
 }

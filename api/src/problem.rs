@@ -95,6 +95,7 @@ problems! {
     TaskDiscarded = 409 "task_discarded" "The task was cancelled, its bytes are gone" never,
     KeyInFlight = 409 "idempotency_key_in_flight" "An upload with this key is being received" 1,
     ImageCancelled = 410 "image_cancelled" "The image's upload was cancelled" never,
+    RangeNotSatisfiable = 416 "range_not_satisfiable" "None of the ranges exists" never,
     UploadTooLarge = 413 "upload_too_large" "The upload is too large" never,
     UnsupportedMediaType = 415 "unsupported_media_type" "No picture that Safelight reads" never,
     KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
@@ -219,9 +220,15 @@ impl IntoResponse for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&StoreError> for Problem {
+    fn from(error: &StoreError) -> Self {
         if error.is_unavailable() {
             static AWAY: Trouble = Trouble::new("the database is away");
-            AWAY.note(&error);
+            AWAY.note(error);
             if error.is_full() {
                 return Self::new(ProblemCode::StorageFull, "The database has no space left.");
             }
@@ -230,14 +237,20 @@ impl From<StoreError> for Problem {
                 "The database cannot be reached at the moment.",
             );
         }
-        Self::internal(&error)
+        Self::internal(error)
     }
 }
 
 impl From<BlobError> for Problem {
     fn from(error: BlobError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&BlobError> for Problem {
+    fn from(error: &BlobError) -> Self {
         static FAILING: Trouble = Trouble::new("the blob store fails");
-        FAILING.note(&error);
+        FAILING.note(error);
         match error {
             BlobError::Full => {
                 Self::new(ProblemCode::StorageFull, "The storage has no space left.")

@@ -2,11 +2,10 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::{Extension, Router};
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use safelight_common::config::Config;
 use tokio::{
@@ -14,15 +13,13 @@ use tokio::{
     sync::Semaphore,
     time::timeout,
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::state::Draining;
+use crate::{front::Api, state::Draining};
 
 /// Connections at once. Past it new ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32_768;
-
-/// How long a request's head may take, and how long a connection may lie idle.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Read buffer of an HTTP/1 connection. Bounds the memory of many slow uploads.
 const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
@@ -43,20 +40,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// held back, lets requests in flight finish for at most `drain_timeout_ms`, and returns.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    api: Api,
     config: &Config,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let router = router.layer(Extension(Draining(shutdown.clone())));
+    let api = api.draining(Draining(shutdown.clone()));
     let connections = TaskTracker::new();
     // Ends those that are left when the drain is over.
     let abort = CancellationToken::new();
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let idle = Duration::from_millis(config.client_idle_timeout_ms);
     while let Some((stream, place)) = accept(&listener, &places, &shutdown).await {
-        let (router, shutdown, abort) = (router.clone(), shutdown.clone(), abort.clone());
+        let (api, shutdown, abort) = (api.clone(), shutdown.clone(), abort.clone());
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, router, shutdown) => {}
+                () = connection(stream, api, idle, shutdown) => {}
                 () = abort.cancelled() => {}
             }
             drop(place);
@@ -98,11 +96,12 @@ async fn accept(
     }
 }
 
-/// Serves one connection to its end.
-async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+/// Serves one connection to its end. `idle` is how long the client may take for a request's head, lie
+/// idle, or take nothing of an answer.
+async fn connection(stream: TcpStream, api: Api, idle: Duration, shutdown: CancellationToken) {
     // Small answers must not wait for acknowledgements. An error means that the peer is gone.
     let _ = stream.set_nodelay(true);
-    let spoke = async { timeout(HEADER_READ_TIMEOUT, protocol_shown(&stream)).await };
+    let spoke = async { timeout(idle, protocol_shown(&stream)).await };
     tokio::select! {
         spoke = spoke => if !matches!(spoke, Ok(Ok(()))) { return },
         () = shutdown.cancelled() => return,
@@ -111,16 +110,19 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .header_read_timeout(idle)
         .max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .keep_alive_interval(HEADER_READ_TIMEOUT);
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .keep_alive_interval(idle);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(idle));
+    let io = TokioIo::new(Box::pin(stream));
+    let service = service_fn(|request: Request<Incoming>| api.answer(request));
+    let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
 use safelight_common::{
-    domain::{Image, ImageFormat, PresetFormat, Presets, Rendition},
+    domain::{Formats, Image, ImageFormat, Presets, Rendition},
     services::Services,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ApiOptions, backlog::Backlog, probes::Gauges, watch::WatchHub};
+use crate::{ApiOptions, backlog::Backlog, delivery::Delivery, probes::Gauges, watch::WatchHub};
 
 /// Gives the process's metrics as Prometheus text.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -35,7 +35,9 @@ pub struct Inner {
     /// One permit per refused upload being read to its end.
     pub lingering: Arc<Semaphore>,
     /// The configured presets.
-    pub presets: CurrentPresets,
+    pub presets: Arc<CurrentPresets>,
+    /// What is kept to deliver bytes.
+    pub delivery: Delivery,
     /// The metrics as text.
     pub render_metrics: RenderMetrics,
     /// Gauges that are read from the store.
@@ -51,12 +53,14 @@ impl ApiState {
             let store = store.clone();
             async move { store.task_versions(&ids).await }
         });
+        let presets = Arc::new(CurrentPresets::new(&services.config.presets));
         Self(Arc::new(Inner {
             watch,
+            delivery: Delivery::new(&services, &presets, options.delivery),
             uploads: Arc::new(Semaphore::new(services.config.max_uploads_in_flight)),
             backlog: Backlog::new(services.config.max_queued_jobs),
             lingering: Arc::new(Semaphore::new(MAX_LINGERING)),
-            presets: CurrentPresets::new(&services.config.presets),
+            presets,
             render_metrics,
             gauges: Gauges::default(),
             options,
@@ -84,12 +88,12 @@ impl Deref for ApiState {
 pub struct Draining(pub CancellationToken);
 
 /// The configured presets by what distinguishes a current rendition from an old one.
-pub struct CurrentPresets(BTreeMap<String, (String, PresetFormat)>);
+pub struct CurrentPresets(BTreeMap<String, (String, Formats)>);
 
 impl CurrentPresets {
     fn new(presets: &Presets) -> Self {
         let current = |(name, preset): (&String, &safelight_common::domain::Preset)| {
-            (name.clone(), (preset.fingerprint(), preset.format))
+            (name.clone(), (preset.fingerprint(), preset.formats.clone()))
         };
         Self(presets.iter().map(current).collect())
     }
@@ -104,25 +108,41 @@ impl CurrentPresets {
         self.0.contains_key(name)
     }
 
-    /// The image's rendition of a preset as configured now; the configured format if there are
-    /// several.
+    /// The image's rendition of a preset as configured now: that of the first of its formats that
+    /// is there.
     pub fn rendition<'a>(&self, image: &'a Image, name: &str) -> Option<&'a Rendition> {
         if image.discarded {
             return None;
         }
-        let (fingerprint, format) = self.0.get(name)?;
-        let wanted = match format {
-            PresetFormat::Auto => None,
-            PresetFormat::Jpeg => Some(ImageFormat::Jpeg),
-            PresetFormat::Webp => Some(ImageFormat::Webp),
-            PresetFormat::Avif => Some(ImageFormat::Avif),
-            PresetFormat::Png => Some(ImageFormat::Png),
-        };
-        image
-            .renditions
-            .iter()
-            .filter(|r| r.preset == name && r.fingerprint == *fingerprint)
-            .max_by_key(|r| wanted == Some(r.format))
+        let (fingerprint, formats) = self.0.get(name)?;
+        let made = image.renditions.iter();
+        let made: Vec<&Rendition> =
+            made.filter(|r| r.preset == name && r.fingerprint == *fingerprint).collect();
+        let stored: Vec<ImageFormat> = made.iter().map(|r| r.format).collect();
+        let base = formats.iter().find_map(|format| formats.outcome(*format, &stored))?;
+        made.into_iter().find(|r| r.format == base)
+    }
+
+    /// The image's renditions of a preset as configured now, the base first.
+    pub fn variants<'a>(
+        &'a self,
+        image: &'a Image,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Rendition> {
+        let base = self.rendition(image, name);
+        let others = image.renditions.iter().filter(move |made| {
+            base.is_some_and(|base| {
+                made.preset == name
+                    && made.fingerprint == base.fingerprint
+                    && made.format != base.format
+            })
+        });
+        base.into_iter().chain(others)
+    }
+
+    /// Whether clients choose among several formats of a preset.
+    pub fn varies(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|(_, formats)| formats.len() > 1)
     }
 
     /// All current renditions of an image by preset.

@@ -34,7 +34,7 @@ pub fn presets(choice: u8) -> Presets {
     let sharpen = [0, 60][pick(2)];
     let size = [Size::square(20), Size { width: 24, height: 9 }][pick(2)];
     let keep_copyright = pick(2) == 1;
-    let tiny = Preset { format, fit, focus, sharpen, keep_copyright, ..Preset::new(size) };
+    let tiny = Preset { formats: format.into(), fit, focus, sharpen, keep_copyright, ..Preset::new(size) };
     [("tiny", tiny), ("larger", Preset::new(Size::square(48)))]
         .map(|(name, preset)| (name.to_owned(), preset))
         .into()

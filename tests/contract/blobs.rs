@@ -1,6 +1,7 @@
 //! The blob store's promises, on a local directory and on S3: what one keeps the other keeps too.
 
 use std::{
+    io::Read,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use safelight_common::{
-    blobs::{BlobError, BlobKey, Blobs, StagedUpload},
+    blobs::{BlobContent, BlobError, BlobKey, Blobs, OpenBlob, StagedUpload},
     config::BlobUrl,
     domain::{ContentHash, ImageId},
 };
@@ -94,14 +95,28 @@ async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()
         let limit = size as u64;
         assert_eq!(blobs.read(&key, limit).await?, bytes);
         assert_eq!(blobs.read_head(&key, 64).await?, bytes[..size.min(64)]);
-        let body = blobs.get(&key).await?;
-        assert_eq!(body.bytes, limit);
-        let streamed: Vec<Bytes> = body.stream.try_collect().await?;
-        assert_eq!(streamed.concat(), bytes);
+        let opened = blobs.open_blob(&key).await?;
+        assert_eq!(opened.bytes, limit);
+        assert_eq!(blobs.is_local(), matches!(opened.content, BlobContent::File(_)));
+        assert_eq!(content_of(opened).await?, bytes);
+        let (from, to) = (limit / 3, limit - limit / 4);
+        let part: Vec<Bytes> = blobs.stream_range(&key, from..to).await?.try_collect().await?;
+        assert_eq!(part.concat(), bytes[usize::try_from(from)?..usize::try_from(to)?]);
         let refused = blobs.read(&key, limit - 1).await;
         assert!(matches!(refused, Err(BlobError::TooLarge { .. })), "{refused:?}");
     }
     Ok(())
+}
+
+async fn content_of(opened: OpenBlob) -> Result<Vec<u8>> {
+    match opened.content {
+        BlobContent::File(mut file) => {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        }
+        BlobContent::Stream(stream) => Ok(stream.try_collect::<Vec<Bytes>>().await?.concat()),
+    }
 }
 
 async fn an_unfinished_upload_leaves_nothing(bench: Bench) -> Result<()> {

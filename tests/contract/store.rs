@@ -10,6 +10,7 @@ mod keys;
 mod lifecycle;
 mod outbox;
 mod reading;
+mod rendition;
 mod settle;
 mod upload;
 

@@ -3,6 +3,7 @@
 
 mod commands;
 mod crashes;
+mod delivery;
 mod pipeline;
 mod startup;
 

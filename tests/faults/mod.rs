@@ -31,8 +31,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-/// How long anything but a task may take, on a busy machine.
-const LIMIT: Duration = Duration::from_mins(1);
+use crate::wait::{LIMIT, eventually};
 
 /// Configuration under which lost work is found at once rather than in half a minute.
 const HASTY: &[(&str, &str)] = &[
@@ -155,16 +154,6 @@ async fn stops(server: &mut Server) -> Result<()> {
         Ok(state == Some('T'))
     })
     .await
-}
-
-/// Waits until `done` says so.
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    while !done().await.with_context(|| what.to_owned())? {
-        ensure!(Instant::now() < deadline, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
 }
 
 /// Sends an upload again until it is accepted, as a client does that got no answer.

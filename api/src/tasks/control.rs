@@ -45,6 +45,7 @@ pub async fn cancel(
 ) -> Result<Response, Problem> {
     let cancelled = state.services.store.cancel(id).await?;
     let task = load(&state, id).await?;
+    state.delivery.forget_image_of(&task);
     // Asked again, perhaps because the answer was lost, it is as the client wants it.
     if !cancelled && task.status != Status::Cancelled {
         return Err(Problem::new(

@@ -40,7 +40,7 @@ pub struct TaskDocument {
     pub progress: ProgressDocument,
     /// Its jobs, in the order they were made.
     pub jobs: Vec<JobDocument>,
-    /// The image of an upload.
+    /// The image of an upload, or that lacks renditions.
     pub image: Option<ImageDocument>,
     /// Why it failed: the first failed job's error.
     pub error: Option<ErrorDocument>,

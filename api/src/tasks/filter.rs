@@ -19,8 +19,8 @@ use crate::{
 pub struct FilterParams {
     /// Only tasks in this state
     status: Option<Status>,
-    /// Only tasks of this kind (`upload`, `backfill`); or with a job of this kind (`write`,
-    /// `thumbnail`) that is itself in the state `status`, if that is given too
+    /// Only tasks of this kind (`upload`, `rendition`, `backfill`); or with a job of this kind
+    /// (`write`, `thumbnail`) that is itself in the state `status`, if that is given too
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
     code: Option<ErrorCode>,

@@ -200,10 +200,10 @@ async fn past_the_bound_on_uploads_the_body_is_not_read() {
         let _ = opened.await;
         Ok::<_, std::io::Error>(Bytes::from(picture(500, 1)))
     });
-    let router = bench.router.clone();
+    let api = bench.api.clone();
     let slow = tokio::spawn(async move {
         let request = Request::post("/v1/images").body(Body::from_stream(first)).expect("request");
-        tower::ServiceExt::oneshot(router, request).await.expect("an answer").status()
+        api.answer(request).await.expect("an answer").status()
     });
     is_reading.await.expect("the first is being received");
     let answer = bench.send(Request::post("/v1/images"), picture(500, 2)).await;

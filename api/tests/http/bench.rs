@@ -3,12 +3,11 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
     body::Body,
     http::{HeaderMap, Request, StatusCode, request::Builder},
 };
 use http_body_util::BodyExt;
-use safelight_api::{ApiOptions, router};
+use safelight_api::{Api, ApiOptions};
 use safelight_common::{
     blobs::{BlobKey, Blobs, StagedUpload},
     broker,
@@ -22,7 +21,6 @@ use safelight_common::{
     wake::Wake,
 };
 use serde_json::Value;
-use tower::ServiceExt;
 
 /// How long a condition may take to come true.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A node of the API with its parts.
 pub struct Bench {
     pub services: Services,
-    pub router: Router,
+    pub api: Api,
     folder: tempfile::TempDir,
 }
 
@@ -72,14 +70,14 @@ impl Bench {
             blobs,
             wake: Wake::default(),
         };
-        let router = router(services.clone(), Arc::new(|| "metrics\n".to_owned()), options);
-        Self { services, router, folder }
+        let api = Api::new(services.clone(), Arc::new(|| "metrics\n".to_owned()), options);
+        Self { services, api, folder }
     }
 
     /// Sends a request.
     pub async fn send(&self, request: Builder, body: impl Into<Body>) -> Answer {
         let request = request.body(body.into()).expect("a request");
-        let response = self.router.clone().oneshot(request).await.expect("an answer");
+        let response = self.api.answer(request).await.expect("an answer");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes().to_vec();
         Answer { status: parts.status, headers: parts.headers, body }
@@ -149,16 +147,8 @@ impl Bench {
     pub async fn render(&self, task: TaskId, bytes: &'static [u8]) {
         let (lease, image) = self.claim(task, JobKind::Thumbnail).await;
         let mut made = Vec::new();
-        for (name, preset) in &self.services.config.presets {
-            let rendition = Rendition {
-                preset: name.clone(),
-                fingerprint: preset.fingerprint(),
-                format: ImageFormat::Jpeg,
-                width: 3,
-                height: 2,
-                bytes: bytes.len() as u64,
-                sha256: ContentHash::of(bytes),
-            };
+        for name in self.services.config.presets.keys() {
+            let rendition = self.rendition(name, ImageFormat::Jpeg, bytes);
             let key = BlobKey::rendition(image.sha256, &rendition);
             self.services.blobs.put(&key, bytes.into()).await.expect("stored");
             made.push(rendition);
@@ -167,6 +157,20 @@ impl Bench {
             Placeholder { thumbhash: vec![1, 7, 18, 29, 254], dominant_color: [0, 17, 255] };
         let rendered = Outcome::Rendered { renditions: made, placeholder: Some(placeholder) };
         self.settle(lease, rendered).await;
+    }
+
+    /// What the store is told of a rendition.
+    pub fn rendition(&self, preset: &str, format: ImageFormat, bytes: &[u8]) -> Rendition {
+        Rendition {
+            preset: preset.to_owned(),
+            fingerprint: self.services.config.presets[preset].fingerprint(),
+            format,
+            width: 3,
+            height: 2,
+            bytes: bytes.len() as u64,
+            sha256: ContentHash::of(bytes),
+            made_at: None,
+        }
     }
 
     /// Fails a job for good.

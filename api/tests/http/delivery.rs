@@ -1,13 +1,25 @@
 //! The bytes.
 
-use axum::http::{Method, Request};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+use axum::{
+    body::Body,
+    http::{Method, Request},
+};
 use safelight_api::ApiOptions;
 use safelight_common::{
     blobs::BlobKey,
-    domain::{ContentHash, ErrorCode, Failure, JobKind},
+    domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, JobKind, TaskKind},
+    store::{Outcome, PageRequest, TaskFilter, gated::Gated},
 };
 
-use crate::bench::{Bench, image_id, picture, task_id};
+use crate::{
+    bench::{Bench, image_id, picture, task_id, until},
+    flaky::{Fault, Flaky},
+};
 
 #[tokio::test]
 async fn originals_and_renditions_are_served_for_ever() {
@@ -56,12 +68,14 @@ async fn originals_and_renditions_are_served_for_ever() {
 
 #[tokio::test]
 async fn what_is_not_there_says_whether_it_will_be() {
-    let bench = Bench::new().await;
+    let bench = Bench::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
     let document = bench.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     let (original, small) = (format!("/images/{image}"), format!("/images/{image}/small"));
     for path in [&original, &small] {
-        bench.get(path).await.assert_problem(503, "image_not_ready");
+        let answer = bench.get(path).await;
+        assert_eq!(answer.header("cache-control"), "no-store");
+        answer.assert_problem(503, "image_not_ready");
     }
     bench.write(task).await;
     assert_eq!(bench.get(&original).await.status.as_u16(), 200);
@@ -69,6 +83,255 @@ async fn what_is_not_there_says_whether_it_will_be() {
     bench.fail(task, JobKind::Thumbnail, failure).await;
     let problem = bench.get(&small).await.assert_problem(404, "image_failed");
     assert_eq!(problem["reason"], "corrupt_image");
+    let nobody = format!("/images/{}", ImageId::new());
+    bench.get(&nobody).await.assert_problem(404, "image_not_found");
+    bench.get(&format!("{nobody}/small")).await.assert_problem(404, "image_not_found");
+    bench.get(&format!("{original}/huge")).await.assert_problem(404, "preset_not_found");
+}
+
+#[tokio::test]
+async fn a_request_is_held_until_the_picture_is_made() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(500, 1)).await;
+    let (task, image) = (task_id(&document), image_id(&document));
+    let paths = [format!("/images/{image}?wait=60"), format!("/images/{image}/small?v=3&wait=60")];
+    let held: Vec<_> = paths
+        .iter()
+        .cycle()
+        .take(40)
+        .map(|path| {
+            let (api, path) = (bench.api.clone(), path.clone());
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            tokio::spawn(async move { api.answer(request).await.expect("an answer") })
+        })
+        .collect();
+    bench.write(task).await;
+    bench.render(task, b"a small picture").await;
+    for answer in held {
+        let answer = answer.await.expect("no panic");
+        assert_eq!(answer.status(), 200);
+        assert!(answer.headers()["cache-control"].to_str().is_ok_and(|v| v.contains("immutable")));
+    }
+    for wrong in ["61", "-1", "x", ""] {
+        let other = image_id(&bench.upload(picture(500, 2)).await);
+        let answer = bench.get(&format!("/images/{other}?wait={wrong}")).await;
+        answer.assert_problem(400, "invalid_query");
+    }
+}
+
+#[tokio::test]
+async fn a_preset_that_was_never_made_is_queued_once() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(500, 1)).await;
+    let (task, image) = (task_id(&document), image_id(&document));
+    bench.write(task).await;
+    // As it is after a preset was added: the upload's own job has ended without it.
+    let (lease, _) = bench.claim(task, JobKind::Thumbnail).await;
+    bench.settle(lease, Outcome::Rendered { renditions: Vec::new(), placeholder: None }).await;
+    let path = format!("/images/{image}/small?wait=60");
+    let held: Vec<_> = (0..50)
+        .map(|_| {
+            let (api, path) = (bench.api.clone(), path.clone());
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            tokio::spawn(async move { api.answer(request).await.expect("an answer").status() })
+        })
+        .collect();
+    let mut asked = None;
+    until(async || {
+        let filter = TaskFilter { kind: Some(TaskKind::Rendition), ..TaskFilter::default() };
+        let page = PageRequest { before: None, limit: 500 };
+        let tasks = bench.services.store.list_tasks(&filter, &page).await.expect("tasks").tasks;
+        assert!(tasks.len() <= 1, "queued more than once");
+        asked = tasks.first().map(|task| task.id);
+        asked.is_some()
+    })
+    .await;
+    let asked = asked.expect("a task");
+    assert_eq!(bench.get(&format!("/v1/tasks/{asked}")).await.json()["kind"], "rendition");
+    bench.render(asked, b"made on demand").await;
+    for status in held {
+        assert_eq!(status.await.expect("no panic"), 200);
+    }
+    assert_eq!(bench.get(&path).await.body, b"made on demand");
+}
+
+#[tokio::test]
+async fn a_picture_that_cannot_be_made_on_demand_is_not_tried_for_ever() {
+    let bench = Bench::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
+    let document = bench.upload(picture(500, 1)).await;
+    let (task, image) = (task_id(&document), image_id(&document));
+    bench.write(task).await;
+    let (lease, _) = bench.claim(task, JobKind::Thumbnail).await;
+    bench.settle(lease, Outcome::Rendered { renditions: Vec::new(), placeholder: None }).await;
+    let path = format!("/images/{image}/small");
+    bench.get(&path).await.assert_problem(503, "image_not_ready");
+    let list = bench.get("/v1/tasks").await.json();
+    let asked = task_id(&list["tasks"][0]);
+    let failure = Failure::new(ErrorCode::CorruptImage, "the data ends early");
+    bench.fail(asked, JobKind::Thumbnail, failure).await;
+    for _ in 0..3 {
+        let problem = bench.get(&path).await.assert_problem(404, "image_failed");
+        assert_eq!(problem["reason"], "corrupt_image");
+    }
+    let list = bench.get("/v1/tasks").await.json();
+    assert_eq!(list["tasks"].as_array().map(Vec::len), Some(2));
+    // Nobody's upload is lost with it.
+    bench.send(Request::post(format!("/v1/tasks/{asked}/cancel")), "").await;
+    assert_eq!(bench.get(&format!("/images/{image}")).await.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn a_cancelled_image_is_gone_at_once() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(500, 1)).await;
+    let (task, image) = (task_id(&document), image_id(&document));
+    bench.write(task).await;
+    let path = format!("/images/{image}");
+    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
+    bench.send(Request::post(format!("/v1/tasks/{task}/cancel")), "").await;
+    let answer = bench.get(&path).await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    answer.assert_problem(410, "image_cancelled");
+    bench.get(&format!("{path}/small")).await.assert_problem(410, "image_cancelled");
+}
+
+#[tokio::test]
+async fn parts_of_small_and_of_large_objects() {
+    // The second is larger than anything that is held in memory as a whole.
+    for (bytes, memory) in [(5_000, "268435456"), (3_000_000, "1000000")] {
+        let bench = Bench::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", memory)]).await;
+        let whole: Vec<u8> = picture(bytes, 1)
+            .into_iter()
+            .enumerate()
+            .map(
+                |(at, byte)| if at < 16 { byte } else { at.to_le_bytes()[0] ^ at.to_le_bytes()[1] },
+            )
+            .collect();
+        let document = bench.upload(whole.clone()).await;
+        bench.write(task_id(&document)).await;
+        let path = format!("/images/{}", image_id(&document));
+        let get = |headers: &[(&str, &str)]| {
+            let mut request = Request::get(&path);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            bench.send(request, "")
+        };
+        let all = get(&[]).await;
+        assert_eq!(all.body, whole);
+        assert_eq!(all.header("accept-ranges"), "bytes");
+        let (tag, date) = (all.header("etag"), all.header("last-modified"));
+
+        let part = get(&[("range", "bytes=1000-1999")]).await;
+        assert_eq!(part.status.as_u16(), 206);
+        assert_eq!(part.body, whole[1000..2000]);
+        assert_eq!(part.header("content-range"), format!("bytes 1000-1999/{bytes}"));
+        assert_eq!(part.header("content-length"), "1000");
+        assert_eq!(part.header("content-type"), "image/png");
+        assert_eq!(part.header("etag"), tag);
+        let tail = get(&[("range", "bytes=-7"), ("if-range", tag)]).await;
+        assert_eq!(tail.body, whole[bytes - 7..]);
+        assert_eq!(get(&[("range", "bytes=0-0"), ("if-range", date)]).await.body, whole[..1]);
+        let other = get(&[("range", "bytes=0-0"), ("if-range", "\"other\"")]).await;
+        assert_eq!((other.status.as_u16(), other.body.len()), (200, bytes));
+
+        let several = get(&[("range", "bytes=2000-2099,0-9,4990-4999")]).await;
+        assert_eq!(several.status.as_u16(), 206);
+        let media_type = several.header("content-type");
+        let (kind, boundary) = media_type.split_once("; boundary=").expect("a boundary");
+        assert_eq!(kind, "multipart/byteranges");
+        assert_eq!(several.header("content-length"), several.body.len().to_string());
+        let marks = several.body.windows(boundary.len()).filter(|w| *w == boundary.as_bytes());
+        assert_eq!(marks.count(), 4);
+        assert!(several.body.windows(100).any(|window| *window == whole[2000..2100]));
+
+        let none = get(&[("range", &format!("bytes={bytes}-"))]).await;
+        assert_eq!(none.header("content-range"), format!("bytes */{bytes}"));
+        none.assert_problem(416, "range_not_satisfiable");
+        assert_eq!(get(&[("range", "bytes=z")]).await.status.as_u16(), 200);
+        assert_eq!(get(&[("if-modified-since", date)]).await.status.as_u16(), 304);
+        let head = Request::builder().method(Method::HEAD).uri(&path);
+        let head = bench.send(head.header("range", "bytes=0-9"), "").await;
+        assert_eq!(head.status.as_u16(), 200, "HEAD has no ranges");
+    }
+}
+
+#[tokio::test]
+async fn clients_choose_among_the_formats_of_a_preset() {
+    let presets = r#"{ card = { size = 9, format = ["auto", "webp"] }, plain = { size = 9 } }"#;
+    let bench = Bench::configured(&[("SAFELIGHT_PRESETS", presets)]).await;
+    let document = bench.upload(picture(500, 1)).await;
+    let (task, image) = (task_id(&document), image_id(&document));
+    bench.write(task).await;
+    let (lease, stored) = bench.claim(task, JobKind::Thumbnail).await;
+    let mut renditions = Vec::new();
+    for (preset, format, bytes) in [
+        ("card", ImageFormat::Jpeg, "a larger JPEG"),
+        ("card", ImageFormat::Webp, "WebP"),
+        ("plain", ImageFormat::Jpeg, "JPEG"),
+    ] {
+        let made = bench.rendition(preset, format, bytes.as_bytes());
+        let key = BlobKey::rendition(stored.sha256, &made);
+        bench.services.blobs.put(&key, bytes.into()).await.expect("stored");
+        renditions.push(made);
+    }
+    bench.settle(lease, Outcome::Rendered { renditions, placeholder: None }).await;
+    let get = async |preset: &str, accept: &str| {
+        let path = format!("/images/{image}/{preset}");
+        bench.send(Request::get(path).header("accept", accept), "").await
+    };
+    for (accept, media_type, body) in [
+        ("image/avif,image/webp,*/*;q=0.8", "image/webp", "WebP"),
+        ("*/*", "image/jpeg", "a larger JPEG"),
+        ("image/webp;q=0, image/*", "image/jpeg", "a larger JPEG"),
+    ] {
+        let answer = get("card", accept).await;
+        assert_eq!((answer.header("content-type"), &*answer.text()), (media_type, body));
+        assert_eq!(answer.header("vary"), "accept");
+        assert_eq!(answer.header("etag"), format!("\"{}\"", ContentHash::of(body.as_bytes())));
+    }
+    let plain = get("plain", "image/webp").await;
+    assert_eq!((plain.text().as_str(), plain.header("vary")), ("JPEG", ""));
+}
+
+#[tokio::test]
+async fn answers_say_where_they_came_from() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(5_000, 1)).await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    let first = bench.get(&path).await;
+    assert_eq!(first.header("cache-status"), "safelight; fwd=uri-miss; stored; detail=store");
+    let second = bench.get(&path).await;
+    assert_eq!(second.header("cache-status"), "safelight; hit; detail=memory");
+    let request = Request::get(&path).header("if-none-match", first.header("etag"));
+    let known = bench.send(request, "").await;
+    assert_eq!(known.header("cache-status"), "safelight; hit; detail=metadata");
+}
+
+#[tokio::test]
+async fn what_is_known_is_served_while_the_database_is_away() {
+    let fault = Arc::new(AtomicU8::new(Fault::None as u8));
+    let handle = fault.clone();
+    let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
+    let bench = Bench::with(&keys, ApiOptions::default(), move |inner| {
+        Arc::new(Gated { inner, gate: Flaky(handle) })
+    })
+    .await;
+    let document = bench.upload(picture(5_000, 1)).await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    let fresh = bench.get(&path).await;
+    fault.store(Fault::Away as u8, Ordering::SeqCst);
+    for _ in 0..3 {
+        let stale = bench.get(&path).await;
+        assert_eq!((stale.status.as_u16(), &stale.body), (200, &fresh.body));
+        assert_eq!(stale.header("cache-control"), "no-store", "nobody says that it still holds");
+    }
+    let unknown = bench.get(&format!("/images/{}", ImageId::new())).await;
+    unknown.assert_problem(503, "database_unavailable");
+    fault.store(Fault::None as u8, Ordering::SeqCst);
+    until(async || bench.get(&path).await.header("cache-control").contains("immutable")).await;
 }
 
 #[tokio::test]
@@ -101,4 +364,7 @@ async fn damaged_bytes_are_not_passed_off_as_the_image() {
     answer.assert_problem(500, "blob_damaged");
     blobs.delete(&key).await.expect("lose it");
     bench.get(&path).await.assert_problem(500, "blob_damaged");
+    // Nothing of it was kept: what is mended is served.
+    blobs.put(&key, picture(5_000, 1).into()).await.expect("mend it");
+    assert_eq!(bench.get(&path).await.body, picture(5_000, 1));
 }

@@ -55,9 +55,8 @@ async fn a_key_in_flight_is_a_conflict_until_its_client_is_gone() {
         let _ = reading.send(());
         std::future::pending::<Result<Bytes, std::io::Error>>().await
     });
-    let router = bench.router.clone();
     let request = keyed("a").body(Body::from_stream(body)).expect("a request");
-    let slow = tokio::spawn(tower::ServiceExt::oneshot(router, request));
+    let slow = tokio::spawn(bench.api.answer(request));
     is_reading.await.expect("the first is being received");
     bench.send(keyed("a"), picture(500, 1)).await.assert_problem(409, "idempotency_key_in_flight");
     slow.abort();

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, picture, task_id, until};
+use crate::bench::{Bench, image_id, picture, task_id, until};
 
 /// A node that listens.
 struct Served {
@@ -26,9 +26,9 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
-        let (router, config) = (bench.router.clone(), bench.services.config.clone());
+        let (api, config) = (bench.api.clone(), bench.services.config.clone());
         let token = shutdown.clone();
-        let ended = tokio::spawn(async move { serve(listener, router, &config, token).await });
+        let ended = tokio::spawn(async move { serve(listener, api, &config, token).await });
         Self { bench, address, shutdown, ended }
     }
 
@@ -187,4 +187,51 @@ async fn shutdown_waits_no_longer_than_it_may() {
     let ended = tokio::time::timeout(Duration::from_secs(10), served.ended).await;
     ended.expect("in time").expect("no panic").expect("no error");
     served.bench.until_nothing_is_staged().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_half_way_costs_the_others_nothing() {
+    let served = Served::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
+    let (get, size) = large_original(&served).await;
+    let mut gone = served.connect().await;
+    gone.write_all(get.as_bytes()).await.expect("sent");
+    let mut head = [0; 100];
+    gone.read_exact(&mut head).await.expect("the answer begins");
+    drop(gone);
+    let answer = served.exchange(&get.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+    assert!(answer.len() > size, "{} bytes", answer.len());
+    assert!(answer.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn clients_that_dawdle_are_disconnected() {
+    let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
+    let (get, size) = large_original(&served).await;
+    // One says nothing, one never ends its head, one lies idle after an answer.
+    let mut silent = served.connect().await;
+    let mut slow = served.connect().await;
+    slow.write_all(b"GET /livez HTTP/1.1\r\nHost:").await.expect("sent");
+    let mut idle = served.connect().await;
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    for stream in [&mut silent, &mut slow, &mut idle] {
+        read_to_end(stream).await;
+    }
+    // And one takes nothing of its answer: when it reads at last, most of it is not there.
+    let mut deaf = served.connect().await;
+    deaf.write_all(get.as_bytes()).await.expect("sent");
+    // Once the server has closed the connection, what is sent on it comes back as a reset.
+    until(async || deaf.write_all(b"x").await.is_err()).await;
+    let mut answer = Vec::new();
+    // Ends in order or with a reset.
+    let _ = deaf.read_to_end(&mut answer).await;
+    assert!(answer.len() < size, "{} bytes", answer.len());
+}
+
+/// A request for an original that no socket's buffers hold, and its size.
+async fn large_original(served: &Served) -> (String, usize) {
+    let whole = picture(40_000_000, 1);
+    let document = served.bench.upload(whole.clone()).await;
+    served.bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    (format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"), whole.len())
 }

@@ -135,8 +135,7 @@ async fn a_client_that_comes_back_gets_only_news() {
     let request = Request::get(format!("/v1/tasks/{task}/events"))
         .header("last-event-id", "1")
         .body(axum::body::Body::empty());
-    let response =
-        tower::ServiceExt::oneshot(bench.router.clone(), request.expect("a request")).await;
+    let response = bench.api.answer(request.expect("a request")).await;
     let mut body = response.expect("an answer").into_body();
     bench.write(task).await;
     let frame = body.frame().await.expect("an event").expect("a frame");

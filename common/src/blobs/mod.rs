@@ -18,5 +18,5 @@ mod trash;
 pub use error::BlobError;
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
-pub use store::{BlobBody, Blobs, Incoming};
+pub use store::{BlobContent, BlobStream, Blobs, Incoming, OpenBlob};
 pub use trash::Aside;

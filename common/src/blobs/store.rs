@@ -1,13 +1,13 @@
 //! The blob store itself.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsString, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
-    aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
+    ClientOptions, GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt, PutPayload,
+    RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -43,12 +43,23 @@ pub(super) struct Spool {
     pub(super) parts: Arc<Semaphore>,
 }
 
-/// An object being read.
-pub struct BlobBody {
+/// Bytes as they come out of the store.
+pub type BlobStream = BoxStream<'static, Result<Bytes, BlobError>>;
+
+/// An object that was opened.
+pub struct OpenBlob {
     /// Its size.
     pub bytes: u64,
     /// Its content.
-    pub stream: BoxStream<'static, Result<Bytes, BlobError>>,
+    pub content: BlobContent,
+}
+
+/// How an object's content is had.
+pub enum BlobContent {
+    /// From a file of the local directory.
+    File(std::fs::File),
+    /// From a remote store, once, from its beginning.
+    Stream(BlobStream),
 }
 
 /// Staged bytes found lying about.
@@ -173,13 +184,33 @@ impl Blobs {
         }
     }
 
-    /// Opens an object for streaming.
-    pub async fn get(&self, key: &BlobKey) -> Result<BlobBody, BlobError> {
+    /// Whether the store is a local directory.
+    pub fn is_local(&self) -> bool {
+        self.incoming.is_some()
+    }
+
+    /// Opens an object.
+    pub async fn open_blob(&self, key: &BlobKey) -> Result<OpenBlob, BlobError> {
         let result = self.store.get(&key.path()).await?;
-        Ok(BlobBody {
-            bytes: result.meta.size,
-            stream: result.into_stream().map_err(BlobError::from).boxed(),
-        })
+        let bytes = result.meta.size;
+        let content = match result.payload {
+            GetResultPayload::File(file, _) => BlobContent::File(file),
+            GetResultPayload::Stream(stream) => {
+                BlobContent::Stream(stream.map_err(BlobError::from).boxed())
+            }
+        };
+        Ok(OpenBlob { bytes, content })
+    }
+
+    /// Streams a part of an object.
+    pub async fn stream_range(
+        &self,
+        key: &BlobKey,
+        range: Range<u64>,
+    ) -> Result<BlobStream, BlobError> {
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        let result = self.store.get_opts(&key.path(), options).await?;
+        Ok(result.into_stream().map_err(BlobError::from).boxed())
     }
 
     /// Reads a whole object of at most `limit` bytes.

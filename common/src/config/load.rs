@@ -86,9 +86,12 @@ pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
         ("database_url", config.database_url.to_string()),
         ("queue_url", config.queue_url.to_string()),
         ("blob_url", config.blob_url.to_string()),
+        ("shared_cache_url", config.shared_cache_url.to_string()),
     ] {
         table.insert(key.to_owned(), Value::String(shown));
     }
+    let purged = config.purge_urls.iter().map(|url| Value::String(url.to_string())).collect();
+    table.insert("purge_urls".to_owned(), Value::Array(purged));
     toml::to_string(&table).map_err(|error| ConfigError::Invalid(error.to_string()))
 }
 
@@ -194,6 +197,11 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("max_queued_jobs", config.max_queued_jobs, 1, 1_000_000_000),
         ("idempotency_hold_ms", config.idempotency_hold_ms, 100, 3_600_000),
         ("upload_idle_timeout_ms", config.upload_idle_timeout_ms, 10, 3_600_000),
+        ("client_idle_timeout_ms", config.client_idle_timeout_ms, 10, 3_600_000),
+        ("delivery_wait_ms", config.delivery_wait_ms, 0, 60_000),
+        ("memory_cache_bytes", config.memory_cache_bytes, 0, 1 << 44),
+        ("disk_cache_bytes", config.disk_cache_bytes, 0, 1 << 50),
+        ("metadata_cache_ms", config.metadata_cache_ms, 0, 3_600_000),
         ("concurrency", config.concurrency as u64, 0, 1_024),
         ("lease_ms", config.lease_ms, 100, 1_200_000),
         ("backoff_base_ms", config.backoff_base_ms, 1, 3_600_000),
@@ -296,6 +304,11 @@ mod tests {
             (("SAFELIGHT_DATABASE_URL", "mysql://x"), "database_url: expected sqlite:PATH"),
             (("SAFELIGHT_DATABASE_URL", "sqlite::memory:"), "database_url: expected sqlite:PATH"),
             (("SAFELIGHT_BLOB_URL", "file://a/b"), "blob_url: expected file:///FOLDER"),
+            (("SAFELIGHT_SHARED_CACHE_URL", "memcached://x"), "shared_cache_url: expected redis:"),
+            (("SAFELIGHT_SHARED_CACHE_URL", "redis://a,b"), "shared_cache_url: expected redis:"),
+            (("SAFELIGHT_PURGE_URLS", "[\"varnish:80/x\"]"), "purge_urls"),
+            (("SAFELIGHT_PURGE_URLS", "http://varnish"), "which is no array"),
+            (("SAFELIGHT_DELIVERY_WAIT_MS", "60001"), "delivery_wait_ms is 60001, must be 0 to"),
         ];
         for (pair, expected) in cases {
             let error = env(&[pair]).expect_err(expected);

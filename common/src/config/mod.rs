@@ -11,7 +11,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Deserializer, de::Error};
 
 pub use load::{ConfigError, effective, load, load_from};
-pub use urls::{BlobUrl, DatabaseUrl, InvalidUrl, QueueUrl};
+pub use urls::{BlobUrl, DatabaseUrl, HttpUrl, InvalidUrl, QueueUrl, SharedCacheUrl};
 
 use crate::domain::Presets;
 
@@ -39,6 +39,14 @@ pub struct Config {
     pub upload_idle_timeout_ms: u64,
     pub idempotency_hold_ms: u64,
     pub idempotency_keep_hours: u64,
+
+    pub client_idle_timeout_ms: u64,
+    pub delivery_wait_ms: u64,
+    pub memory_cache_bytes: u64,
+    pub disk_cache_bytes: u64,
+    pub shared_cache_url: SharedCacheUrl,
+    pub metadata_cache_ms: u64,
+    pub purge_urls: Vec<HttpUrl>,
 
     pub concurrency: usize,
     pub max_attempts: u32,

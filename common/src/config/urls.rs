@@ -29,6 +29,30 @@ pub enum QueueUrl {
     Amqp(String),
 }
 
+/// An engine that several delivery nodes cache in.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum SharedCacheUrl {
+    /// None.
+    Off,
+    /// One Redis or Valkey server, as a `redis://` or `rediss://` URL.
+    Single(String),
+    /// A cluster, by the URLs of some of its nodes: the engine places the keys.
+    Cluster(Vec<String>),
+}
+
+/// The address of an HTTP server, without a path behind it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HttpUrl(String);
+
+impl HttpUrl {
+    /// The address, without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Where the bytes live.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -72,6 +96,53 @@ impl FromStr for QueueUrl {
             _ => {
                 Err(InvalidUrl("expected embedded: or amqp://USER:PASSWORD@HOST/VHOST".to_owned()))
             }
+        }
+    }
+}
+
+impl FromStr for SharedCacheUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        let (scheme, rest) = text.split_once("://").unwrap_or((text, ""));
+        let server = match scheme {
+            "" => return Ok(Self::Off),
+            "redis" | "redis-cluster" => "redis",
+            "rediss" | "rediss-cluster" => "rediss",
+            _ => "",
+        };
+        let nodes: Vec<String> = rest.split(',').map(|node| format!("{server}://{node}")).collect();
+        let known = nodes.iter().all(|node| {
+            url::Url::parse(node).is_ok_and(|url| !server.is_empty() && url.has_host())
+        });
+        match nodes.as_slice() {
+            _ if !known => {}
+            _ if scheme.ends_with("-cluster") => return Ok(Self::Cluster(nodes)),
+            [one] => return Ok(Self::Single(one.clone())),
+            _ => {}
+        }
+        Err(InvalidUrl(
+            "expected redis://HOST:PORT, redis-cluster://HOST:PORT,HOST:PORT,… or nothing"
+                .to_owned(),
+        ))
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        let known = url::Url::parse(text).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.path() == "/"
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        if known {
+            Ok(Self(text.trim_end_matches('/').to_owned()))
+        } else {
+            Err(InvalidUrl("expected http://HOST:PORT".to_owned()))
         }
     }
 }
@@ -123,7 +194,34 @@ macro_rules! from_string {
     )+};
 }
 
-from_string!(DatabaseUrl, QueueUrl, BlobUrl);
+from_string!(DatabaseUrl, QueueUrl, SharedCacheUrl, HttpUrl, BlobUrl);
+
+impl std::fmt::Display for SharedCacheUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => Ok(()),
+            Self::Single(url) => f.write_str(&masked(url)),
+            Self::Cluster(nodes) => {
+                for (at, node) in nodes.iter().enumerate() {
+                    let node = masked(node);
+                    let (scheme, address) = node.split_once("://").unwrap_or(("", &node));
+                    if at == 0 {
+                        write!(f, "{scheme}-cluster://{address}")?;
+                    } else {
+                        write!(f, ",{address}")?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&masked(&self.0))
+    }
+}
 
 impl std::fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

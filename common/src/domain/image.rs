@@ -154,6 +154,10 @@ pub struct Rendition {
     pub bytes: u64,
     /// The hash of its own bytes (the `ETag`).
     pub sha256: ContentHash,
+    /// When the store recorded it; `None` until it has. Moves when the bytes do. Whatever a decoder
+    /// says of it is not heard.
+    #[serde(skip)]
+    pub made_at: Option<DateTime<Utc>>,
 }
 
 /// What to show of a picture until it is loaded. It belongs to the blob.

@@ -1,10 +1,13 @@
 //! Presets: the recipes for renditions.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::Deref};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, SeqAccess, Visitor},
+};
 
-use super::{ContentHash, text_enum::text_enum};
+use super::{ContentHash, ImageFormat, text_enum::text_enum};
 
 text_enum! {
     /// The format that a preset asks for.
@@ -19,6 +22,111 @@ text_enum! {
         Avif = "avif",
         /// Always PNG; of an animation the first frame.
         Png = "png",
+    }
+}
+
+/// The formats that a preset asks for: the base, and alternatives that clients may prefer. Written as
+/// one name, or as a list of them; never empty, none twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Formats(Vec<PresetFormat>);
+
+impl Formats {
+    /// Fails with what is wrong with the list.
+    pub fn new(formats: Vec<PresetFormat>) -> Result<Self, String> {
+        if formats.is_empty() {
+            return Err("the list of formats is empty".to_owned());
+        }
+        let twice = formats.iter().enumerate().find(|(at, format)| formats[..*at].contains(format));
+        if let Some((_, format)) = twice {
+            return Err(format!("the format `{format}` is in the list twice"));
+        }
+        let has = |format| formats.contains(&format);
+        if has(PresetFormat::Auto) && has(PresetFormat::Jpeg) && has(PresetFormat::Webp) {
+            return Err("`auto` is one of `jpeg` and `webp`; leave one of the three out".to_owned());
+        }
+        Ok(Self(formats))
+    }
+
+    /// Which of the formats that were made of a picture is the one that `format`, one of these, has
+    /// come to. `None` if it is not among them.
+    pub fn outcome(&self, format: PresetFormat, made: &[ImageFormat]) -> Option<ImageFormat> {
+        let one_of = |format: ImageFormat| made.contains(&format).then_some(format);
+        match format {
+            // What the list names beside it is there in any case, and tells nothing of it: unless
+            // there is nothing else.
+            PresetFormat::Auto if self.contains(&PresetFormat::Jpeg) => {
+                one_of(ImageFormat::Webp).or_else(|| one_of(ImageFormat::Jpeg))
+            }
+            PresetFormat::Auto => one_of(ImageFormat::Jpeg).or_else(|| one_of(ImageFormat::Webp)),
+            PresetFormat::Jpeg => one_of(ImageFormat::Jpeg),
+            PresetFormat::Webp => one_of(ImageFormat::Webp),
+            PresetFormat::Avif => one_of(ImageFormat::Avif),
+            PresetFormat::Png => one_of(ImageFormat::Png),
+        }
+    }
+
+    /// Whether there is something for each of these among the formats that were made of a picture.
+    pub fn are_met_by(&self, made: &[ImageFormat]) -> bool {
+        self.iter().all(|format| self.outcome(*format, made).is_some())
+    }
+}
+
+impl Deref for Formats {
+    type Target = [PresetFormat];
+
+    fn deref(&self) -> &[PresetFormat] {
+        &self.0
+    }
+}
+
+impl From<PresetFormat> for Formats {
+    fn from(only: PresetFormat) -> Self {
+        Self(vec![only])
+    }
+}
+
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.iter().map(|format| format.as_str()).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl Serialize for Formats {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self[..] {
+            [only] => only.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Formats {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FormatsVisitor)
+    }
+}
+
+/// Reads both spellings.
+struct FormatsVisitor;
+
+impl<'de> Visitor<'de> for FormatsVisitor {
+    type Value = Formats;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a format or a list of formats")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Formats, E> {
+        name.parse().map(|only: PresetFormat| only.into()).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Formats, A::Error> {
+        let mut formats = Vec::new();
+        while let Some(name) = list.next_element::<String>()? {
+            formats.push(name.parse().map_err(A::Error::custom)?);
+        }
+        Formats::new(formats).map_err(A::Error::custom)
     }
 }
 
@@ -115,9 +223,9 @@ pub struct Preset {
     /// What is kept where `fit` cuts off; `centre` unless said.
     #[serde(default = "Preset::default_focus")]
     pub focus: Focus,
-    /// The format; `auto` unless said.
-    #[serde(default = "Preset::default_format")]
-    pub format: PresetFormat,
+    /// The format, or several: the base and its alternatives; `auto` unless said.
+    #[serde(rename = "format", default = "Preset::default_formats")]
+    pub formats: Formats,
     /// JPEG, lossy WebP and AVIF quality, 1–100; 80 unless said. PNG has none.
     #[serde(default = "Preset::default_quality")]
     pub quality: u8,
@@ -140,7 +248,7 @@ impl Preset {
             size,
             fit: Self::default_fit(),
             focus: Self::default_focus(),
-            format: Self::default_format(),
+            formats: Self::default_formats(),
             quality: Self::default_quality(),
             sharpen: 0,
             keep_copyright: false,
@@ -155,8 +263,8 @@ impl Preset {
         Focus::Centre
     }
 
-    fn default_format() -> PresetFormat {
-        PresetFormat::Auto
+    fn default_formats() -> Formats {
+        PresetFormat::Auto.into()
     }
 
     fn default_quality() -> u8 {
@@ -167,9 +275,9 @@ impl Preset {
     /// new renditions beside the old. The leading number is the imaging code's own version: raise
     /// it when the same parameters begin to give other pictures.
     pub fn fingerprint(&self) -> String {
-        let Self { size, fit, focus, format, quality, sharpen, keep_copyright } = self;
+        let Self { size, fit, focus, formats, quality, sharpen, keep_copyright } = self;
         let recipe = format!(
-            "2 size={size} fit={fit} focus={focus} format={format} quality={quality} \
+            "2 size={size} fit={fit} focus={focus} format={formats} quality={quality} \
              sharpen={sharpen} keep_copyright={keep_copyright}"
         );
         let mut digits = ContentHash::of(recipe.as_bytes()).to_string();
@@ -208,12 +316,63 @@ mod tests {
             Preset { size: Size { width: 256, height: 255 }, ..base.clone() },
             Preset { fit: Fit::Cover, ..base.clone() },
             Preset { focus: Focus::Attention, ..base.clone() },
-            Preset { format: PresetFormat::Webp, ..base.clone() },
+            Preset { formats: PresetFormat::Webp.into(), ..base.clone() },
+            Preset { formats: formats("[\"auto\",\"webp\"]"), ..base.clone() },
             Preset { quality: 81, ..base.clone() },
             Preset { sharpen: 1, ..base.clone() },
             Preset { keep_copyright: true, ..base.clone() },
         ] {
             assert_ne!(base.fingerprint(), other.fingerprint(), "{other:?}");
+        }
+    }
+
+    /// Stored renditions are found by it.
+    #[test]
+    fn the_fingerprint_of_a_single_format_stays_as_it_was() {
+        let recipe = "2 size=256x256 fit=inside focus=centre format=auto quality=80 sharpen=0 \
+                      keep_copyright=false";
+        let expected = ContentHash::of(recipe.as_bytes()).to_string();
+        assert!(expected.starts_with(&Preset::new(Size::square(256)).fingerprint()));
+    }
+
+    fn formats(json: &str) -> Formats {
+        serde_json::from_str(json).expect("formats")
+    }
+
+    #[test]
+    fn a_format_is_a_name_or_a_list_of_names() {
+        for text in ["\"webp\"", "[\"auto\",\"webp\",\"avif\"]"] {
+            assert_eq!(serde_json::to_string(&formats(text)).expect("text"), text);
+        }
+        assert_eq!(formats("[\"webp\"]"), PresetFormat::Webp.into());
+        for (wrong, words) in [
+            ("\"gif\"", "unknown preset format `gif`"),
+            ("[\"gif\"]", "unknown preset format `gif`"),
+            ("[]", "is empty"),
+            ("[\"webp\",\"avif\",\"webp\"]", "`webp` is in the list twice"),
+            ("[\"auto\",\"webp\",\"jpeg\"]", "leave one"),
+            ("7", "a format or a list of formats"),
+        ] {
+            let error = serde_json::from_str::<Formats>(wrong).expect_err(wrong);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_auto_came_to_is_told_by_what_was_made() {
+        use ImageFormat::{Avif, Jpeg, Webp};
+        for (list, made, base) in [
+            ("\"auto\"", &[Webp][..], Some(Webp)),
+            ("[\"auto\",\"webp\"]", &[Jpeg, Webp], Some(Jpeg)),
+            ("[\"auto\",\"webp\"]", &[Webp], Some(Webp)),
+            ("[\"auto\",\"jpeg\"]", &[Jpeg, Webp], Some(Webp)),
+            ("[\"auto\",\"jpeg\"]", &[Jpeg], Some(Jpeg)),
+            ("[\"avif\",\"auto\"]", &[Avif, Jpeg], Some(Avif)),
+            ("[\"avif\",\"auto\"]", &[Jpeg], None),
+        ] {
+            let list = formats(list);
+            assert_eq!(list.outcome(list[0], made), base, "{list} of {made:?}");
+            assert_eq!(list.are_met_by(made), base.is_some(), "{list} of {made:?}");
         }
     }
 

@@ -59,6 +59,8 @@ text_enum! {
     "task kind" TaskKind {
         /// One upload.
         Upload = "upload",
+        /// Renditions that somebody asked for and that an image lacks.
+        Rendition = "rendition",
         /// One backfill.
         Backfill = "backfill",
     }
@@ -100,7 +102,7 @@ pub struct Task {
     pub progress: Progress,
     /// Its jobs in the order they were made.
     pub jobs: Vec<Job>,
-    /// The image of an upload.
+    /// The image of an upload, or that lacks renditions.
     pub image: Option<Image>,
 }
 

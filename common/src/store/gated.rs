@@ -10,8 +10,8 @@ use async_trait::async_trait;
 
 use super::{
     Accepted, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
-    StoreError, TaskFilter, TaskPage, TaskVersion,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
+    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
 };
 use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
@@ -85,12 +85,13 @@ gated! {
     fn extend_key(ticket: &KeyTicket, hold: Duration) -> ();
     fn accept(upload: &NewUpload) -> Accepted;
     fn expire_keys(age: Duration, limit: u32) -> u64;
+    fn request_rendition(request: &RenditionRequest) -> Requested;
     fn task(id: TaskId) -> Option<Task>;
     fn task_versions(ids: &[TaskId]) -> Vec<TaskVersion>;
     fn list_tasks(filter: &TaskFilter, page: &PageRequest<TaskId>) -> TaskPage;
     fn image(id: ImageId) -> Option<Image>;
     fn list_images(page: &PageRequest<ImageId>) -> ImagePage;
-    fn task_of_image(id: ImageId) -> Option<Task>;
+    fn last_task_of_image(id: ImageId, kind: JobKind) -> Option<Task>;
     fn existing_images(ids: &[ImageId]) -> Vec<ImageId>;
     fn take_unpublished(limit: u32, hold: Duration) -> OutboxBatch;
     fn mark_published(published: &[Doorbell]) -> ();
@@ -105,7 +106,7 @@ gated! {
     fn take_over() -> u64;
     fn cancel(id: TaskId) -> bool;
     fn retry(ids: &[TaskId]) -> Vec<TaskId>;
-    fn discarded(limit: u32) -> Vec<Image>;
+    fn discarded(limit: u32, age: Duration) -> Vec<Image>;
     fn is_blob_wanted(sha256: &ContentHash) -> bool;
     fn forget_blob(sha256: &ContentHash) -> bool;
     fn mark_removed(id: ImageId) -> ();

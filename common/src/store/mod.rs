@@ -11,6 +11,7 @@ mod error;
 pub mod gated;
 pub mod postgres;
 mod records;
+mod requested;
 mod schema;
 pub mod sqlite;
 
@@ -21,8 +22,8 @@ use async_trait::async_trait;
 pub use error::StoreError;
 pub use records::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, TaskFilter,
-    TaskPage, TaskVersion,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
+    Requested, Settled, TaskFilter, TaskPage, TaskVersion,
 };
 
 use crate::{
@@ -98,6 +99,16 @@ pub trait Store: Send + Sync + 'static {
     /// `limit` at once. Returns how many.
     async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
 
+    // --- asking for renditions --------------------------------------------------------------
+
+    /// Queues one thumbnail job for renditions that an image lacks, unless there is one under way or
+    /// the last one says that another would not help; however many ask at once, one is queued. The
+    /// job is on the interactive lane, in a task of the kind `rendition` that has the owner of the
+    /// image's upload.
+    ///
+    /// Asking again with the same ids, after an answer that was lost, queues nothing more.
+    async fn request_rendition(&self, request: &RenditionRequest) -> Result<Requested, StoreError>;
+
     // --- reading ----------------------------------------------------------------------------
 
     /// A task with its jobs (in the order they were made) and its image.
@@ -120,8 +131,13 @@ pub trait Store: Send + Sync + 'static {
     /// Images, newest first, without those that were discarded.
     async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError>;
 
-    /// The last task that an upload of this image made, for the reason why it is not ready.
-    async fn task_of_image(&self, id: ImageId) -> Result<Option<Task>, StoreError>;
+    /// The last task of this image, an upload or one for renditions, that has a job of this kind:
+    /// for the reason why what such a job makes is not there.
+    async fn last_task_of_image(
+        &self,
+        id: ImageId,
+        kind: JobKind,
+    ) -> Result<Option<Task>, StoreError>;
 
     /// Those of `ids` that are images. For telling orphaned staged bytes from accepted ones.
     async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError>;
@@ -201,8 +217,11 @@ pub trait Store: Send + Sync + 'static {
     // --- by hand ----------------------------------------------------------------------------
 
     /// Cancels all jobs of a task that have not ended, and with them the task, also if others have
-    /// failed before; discards its image (see [`Store::discarded`]). `false`, and no effect, if there is no such job. A worker that is
-    /// running one learns of it when it renews its lease; its settling is stale from now on.
+    /// failed before. `false`, and no effect, if there is no such job. A worker that is running one
+    /// learns of it when it renews its lease; its settling is stale from now on.
+    ///
+    /// With an upload its image is discarded (see [`Store::discarded`]), and what else is under way
+    /// for that image is cancelled.
     async fn cancel(&self, id: TaskId) -> Result<bool, StoreError>;
 
     /// Queues the failed jobs of those of `ids` that have failed, with all their attempts anew;
@@ -211,10 +230,10 @@ pub trait Store: Send + Sync + 'static {
 
     // --- discarded images -------------------------------------------------------------------
 
-    /// Discarded images whose bytes are still to be removed, oldest first, with their renditions;
-    /// at most `limit`. Only those that no worker can be writing for any more: all leases on their
-    /// cancelled jobs have run out.
-    async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError>;
+    /// Images discarded at least `age` ago whose bytes are still to be removed, oldest first, with
+    /// their renditions; at most `limit`. Only those that no worker can be writing for any more: all
+    /// leases on their cancelled jobs have run out.
+    async fn discarded(&self, limit: u32, age: Duration) -> Result<Vec<Image>, StoreError>;
 
     /// Whether an image that was not discarded has this blob.
     async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError>;

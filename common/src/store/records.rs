@@ -81,6 +81,36 @@ pub enum Accepted {
     KeyLost,
 }
 
+/// Somebody asks for renditions that an image lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenditionRequest {
+    /// The image.
+    pub image: ImageId,
+    /// The task to make.
+    pub task: TaskId,
+    /// Its one job.
+    pub job: JobId,
+    /// Attempts that the job has at most.
+    pub max_attempts: u32,
+    /// How long after such a task has succeeded none is made again. If a rendition is missing all the
+    /// same, another would most likely not make it either: the workers have other presets.
+    pub again_after: Duration,
+}
+
+/// What became of [`super::Store::request_rendition`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requested {
+    /// This task was made; its doorbell is to be rung.
+    Queued(TaskId),
+    /// This task has a thumbnail job of the image that has not ended.
+    Pending(TaskId),
+    /// Nothing was queued. This task has the image's last thumbnail job, which failed, was cancelled,
+    /// or succeeded a short while ago for such a request.
+    Recent(TaskId),
+    /// There is no such image, or it was discarded.
+    Gone,
+}
+
 /// All that a broker message carries: which job to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Doorbell {

@@ -198,7 +198,7 @@ fn exif() -> Result<Vec<u8>> {
 
 /// What the product itself makes of a picture.
 fn rendered(bytes: &[u8], format: PresetFormat) -> Result<Vec<u8>> {
-    let preset = Preset { format, ..Preset::new(Size::square(40)) };
+    let preset = Preset { formats: format.into(), ..Preset::new(Size::square(40)) };
     let presets = Presets::from([("it".to_owned(), preset)]);
     let made = Renderer::new()?.render(bytes, &presets, LIMITS, &|| false)?;
     Ok(made.renditions.first().ok_or("no rendition")?.data.to_vec())

@@ -70,7 +70,7 @@ async fn what_has_ended_cannot_be_cancelled(store: Fixture) -> Result<()> {
     let before = store.task_of(&upload).await?;
     assert!(!store.cancel(upload.task).await?);
     assert_eq!(store.task_of(&upload).await?, before);
-    assert!(store.discarded(9).await?.is_empty());
+    assert!(store.discarded(9, NOW).await?.is_empty());
     Ok(())
 }
 
@@ -143,12 +143,12 @@ async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<
     store.claimed_for(&write_bell(&busy), HOUR).await?;
     store.cancel(calm.task).await?;
     store.cancel(busy.task).await?;
-    let discarded = store.discarded(9).await?;
+    let discarded = store.discarded(9, NOW).await?;
     assert_eq!(discarded.iter().map(|image| image.id).collect::<Vec<_>>(), [calm.image]);
     store.mark_removed(calm.image).await?;
-    assert!(store.discarded(9).await?.is_empty());
+    assert!(store.discarded(9, NOW).await?.is_empty());
     store.tamper("update jobs set lease_until = null").await?;
-    assert_eq!(store.discarded(9).await?[0].id, busy.image);
+    assert_eq!(store.discarded(9, NOW).await?[0].id, busy.image);
     let listed = store.list_images(&PageRequest { before: None, limit: 9 }).await?.images;
     assert!(listed.is_empty(), "{listed:?}");
     Ok(())

@@ -196,7 +196,14 @@ pub fn rendition(preset: &str, bytes: u64) -> Rendition {
         height: 209,
         bytes,
         sha256: ContentHash::of(&bytes.to_le_bytes()),
+        made_at: None,
     }
+}
+
+/// Recorded renditions as they were before that, checked to say when it was.
+pub fn unmade(recorded: &[Rendition]) -> Vec<Rendition> {
+    assert!(recorded.iter().all(|one| one.made_at.is_some()), "{recorded:?}");
+    recorded.iter().map(|one| Rendition { made_at: None, ..one.clone() }).collect()
 }
 
 /// Two renditions in the order in which they are read.

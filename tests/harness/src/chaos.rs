@@ -1,9 +1,14 @@
-//! A TCP proxy that a test can cut or freeze: the network between a node and an engine.
+//! A TCP proxy that a test can cut, freeze or slow: the network between a node and an engine.
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -27,6 +32,15 @@ pub enum Link {
     /// Connections stay open and carry nothing, new ones too. What is on its way arrives when the
     /// link is up again.
     BlackHole,
+    /// It carries everything, but the first byte of each answer comes this much later: an engine
+    /// that is far away. For protocols that ask one thing at a time.
+    Slow(Duration),
+}
+
+impl Link {
+    fn carries(self) -> bool {
+        matches!(self, Self::Up | Self::Slow(_))
+    }
 }
 
 /// A running proxy. Threads of its own carry the bytes, whatever the caller's runtime does.
@@ -100,9 +114,16 @@ async fn carry(client: TcpStream, port: u16, mut state: watch::Receiver<Link>) {
         let _ = (server.set_zero_linger(), server.set_nodelay(true), client.set_nodelay(true));
         let ((from_client, to_client), (from_server, to_server)) =
             (client.into_split(), server.into_split());
+        let asked = Arc::new(AtomicBool::new(false));
         tokio::select! {
-            ended = pump(from_client, to_server, state.clone()) => ended,
-            ended = pump(from_server, to_client, state) => ended,
+            ended = pump(from_client, to_server, state.clone(), |_| {
+                asked.store(true, Ordering::Relaxed);
+                None
+            }) => ended,
+            ended = pump(from_server, to_client, state, |link| match link {
+                Link::Slow(delay) if asked.swap(false, Ordering::Relaxed) => Some(delay),
+                _ => None,
+            }) => ended,
         }
     };
     tokio::select! {
@@ -111,16 +132,21 @@ async fn carry(client: TcpStream, port: u16, mut state: watch::Receiver<Link>) {
     }
 }
 
-/// One direction. Holds what it has read for as long as the link is no way.
+/// One direction. Holds what it has read for as long as the link is no way, and then for as long
+/// as `delay` says.
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut state: watch::Receiver<Link>,
+    delay: impl Fn(Link) -> Option<Duration>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;
-        is_up(&mut state).await;
+        let link = is_up(&mut state).await;
+        if let Some(delay) = delay(link) {
+            tokio::time::sleep(delay).await;
+        }
         if count == 0 {
             return to.shutdown().await;
         }
@@ -128,14 +154,14 @@ async fn pump(
     }
 }
 
-async fn is_up(state: &mut watch::Receiver<Link>) {
+async fn is_up(state: &mut watch::Receiver<Link>) -> Link {
     // The sender lives as long as the proxy.
-    let _ = state.wait_for(|link| *link == Link::Up).await;
+    state.wait_for(|link| link.carries()).await.map_or(Link::Up, |link| *link)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::Instant;
 
     use tokio::time::timeout;
 
@@ -183,6 +209,23 @@ mod tests {
             let ended = timeout(SOON, refused.read(&mut answer)).await?;
             assert!(!matches!(ended, Ok(1..)), "{ended:?}");
         }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_slow_link_delays_each_answer_once() -> Result<()> {
+        let chaos = Chaos::start(echo().await?)?;
+        let delay = Duration::from_millis(50);
+        chaos.set(Link::Slow(delay));
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, chaos.port())).await?;
+        let began = Instant::now();
+        for _ in 0..3 {
+            stream.write_all(b"abc").await?;
+            let mut answer = [0; 3];
+            timeout(SOON, stream.read_exact(&mut answer)).await??;
+            assert_eq!(&answer, b"abc");
+        }
+        assert!(began.elapsed() >= delay * 3, "{:?}", began.elapsed());
         Ok(())
     }
 }

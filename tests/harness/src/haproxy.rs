@@ -39,7 +39,7 @@ impl HaProxy {
         let mut process = Guarded::spawn(&mut command, "TERM", &folder)
             .context("is HAProxy installed? scripts/setup.sh test")?;
         let deadline = Instant::now() + START;
-        while !is_ready(port) {
+        while !answers(port) {
             if process.child().try_wait()?.is_some() || Instant::now() > deadline {
                 bail!("HAProxy does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
             }
@@ -54,24 +54,30 @@ impl HaProxy {
     }
 }
 
-/// The shipped configuration with other addresses.
+/// The shipped configuration with other addresses: each run of `server` lines becomes ours.
 fn configuration(port: u16, backends: &[&str]) -> String {
     let mut lines = Vec::new();
+    let mut in_servers = false;
     for line in SHIPPED.lines() {
-        match line.split_whitespace().next() {
+        let keyword = line.split_whitespace().next();
+        match keyword {
             Some("bind") => lines.push(format!("  bind 127.0.0.1:{port}")),
-            Some("server") => {}
+            Some("server") if in_servers => {}
+            Some("server") => {
+                let server = |(number, url): (usize, &&str)| {
+                    format!("  server api-{number} {}", url.trim_start_matches("http://"))
+                };
+                lines.extend((1..).zip(backends).map(server));
+            }
             _ => lines.push(line.to_owned()),
         }
-    }
-    for (number, url) in (1..).zip(backends) {
-        lines.push(format!("  server api-{number} {}", url.trim_start_matches("http://")));
+        in_servers = keyword == Some("server");
     }
     lines.join("\n") + "\n"
 }
 
-/// Whether a backend answers through the port that it can take work.
-fn is_ready(port: u16) -> bool {
+/// Whether a node answers through the port that it can take work.
+pub(crate) fn answers(port: u16) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -93,10 +99,10 @@ mod tests {
         let differing = |from: &str, to: &str| {
             from.lines().filter(|line| !to.contains(line)).map(str::to_owned).collect::<Vec<_>>()
         };
-        assert_eq!(
-            differing(&ours, SHIPPED),
-            ["  bind 127.0.0.1:1234", "  server api-1 127.0.0.1:1", "  server api-2 127.0.0.1:2"]
-        );
-        assert_eq!(differing(SHIPPED, &ours).len(), 3);
+        let servers = ["  server api-1 127.0.0.1:1", "  server api-2 127.0.0.1:2"];
+        let backends = SHIPPED.matches("\nbackend ").count();
+        let expected = ["  bind 127.0.0.1:1234"].into_iter().chain(servers.repeat(backends));
+        assert_eq!(differing(&ours, SHIPPED), expected.collect::<Vec<_>>());
+        assert_eq!(ours.lines().count(), SHIPPED.lines().count());
     }
 }

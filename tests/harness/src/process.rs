@@ -1,6 +1,7 @@
 //! Child processes that never outlive their parent, however it ends.
 
 use std::{
+    fs,
     net::{Ipv4Addr, TcpListener},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -88,4 +89,12 @@ impl Drop for Guarded {
 /// A TCP port on 127.0.0.1 that was free a moment ago.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// The most memory that a process has had resident, in MiB.
+pub fn peak_mib(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
+    Ok(kib / 1024)
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::Guarded;
 
@@ -19,6 +19,16 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// What a server says when it is ready, followed by its address.
 const LISTENING: &str = "listening on http://";
+
+/// The program that a tool is to run: the one said, else the one beside the tool itself.
+pub fn built(said: Option<&Path>) -> Result<PathBuf> {
+    let binary = match said {
+        Some(binary) => binary.to_owned(),
+        None => std::env::current_exe()?.with_file_name("safelight"),
+    };
+    ensure!(binary.exists(), "no {}; hint: cargo build --release", binary.display());
+    Ok(binary)
+}
 
 /// `binary` with `args`, and with no Safelight or AWS variables but those in `env`: the
 /// surroundings of a test must not change what it tests.

@@ -112,8 +112,15 @@ async fn read_bodies(
     presets: &Presets,
     max_frames: u32,
 ) -> io::Result<Vec<Rendered>> {
-    if renditions.len() != presets.len() {
-        return Err(invalid("other renditions than were asked for"));
+    for (name, preset) in presets {
+        let made = renditions.iter().filter(|made| made.preset == *name).map(|made| made.format);
+        let mut made: Vec<ImageFormat> = made.collect();
+        let is_met = preset.formats.are_met_by(&made);
+        made.sort_unstable();
+        let is_twice = made.windows(2).any(|pair| pair[0] == pair[1]);
+        if !is_met || is_twice || made.len() > preset.formats.len() {
+            return Err(invalid("other renditions than were asked for"));
+        }
     }
     let mut total = 0;
     for rendition in &renditions {
@@ -202,6 +209,7 @@ mod tests {
                 height: 2,
                 bytes: 5,
                 sha256: ContentHash::of(&data),
+                made_at: None,
             };
             Rendered { rendition, data }
         };
@@ -253,7 +261,13 @@ mod tests {
         let mut of_another_recipe = renditions();
         of_another_recipe.renditions[0].rendition.fingerprint = String::new();
         let none = Renditions { renditions: Vec::new(), ..renditions() };
-        for wrong in [too_long, of_another_preset, of_another_recipe, none] {
+        let mut in_another_format = renditions();
+        in_another_format.renditions[0].rendition.format = ImageFormat::Png;
+        let mut twice = renditions();
+        twice.renditions.push(twice.renditions[0].clone());
+        for wrong in
+            [too_long, in_another_format, twice, of_another_preset, of_another_recipe, none]
+        {
             let pipe = sent(Ok(Answer::Renditions(wrong)));
             let error = read_answer(&mut pipe.as_slice(), &render()).await.expect_err("refused");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);

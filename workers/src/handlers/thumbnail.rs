@@ -4,7 +4,7 @@
 use futures::future::try_join_all;
 use safelight_common::{
     blobs::BlobKey,
-    domain::{Failure, Image, Presets},
+    domain::{ErrorCode, Failure, Image, Presets},
     fail_point,
     store::Outcome,
 };
@@ -15,6 +15,11 @@ use crate::imaging::{Rendered, Renditions};
 pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     let config = &context.services.config;
     let blobs = &context.services.blobs;
+    if image.discarded {
+        // Tried again by hand while its upload was being cancelled: the bytes are going, and what was
+        // made now would be left over.
+        return Err(Failure::new(ErrorCode::BlobMissing, "the image was discarded"));
+    }
     let presets = missing(&config.presets, image);
     if presets.is_empty() {
         return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });
@@ -32,13 +37,15 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     Ok(Outcome::Rendered { renditions, placeholder: Some(placeholder) })
 }
 
-/// The presets of which there is no rendition yet. Renditions belong to the blob: an equal upload
+/// The presets of which there is not a rendition in each of their formats yet. Renditions belong to the blob: an equal upload
 /// finds those of the first.
 fn missing(presets: &Presets, image: &Image) -> Presets {
     let mut presets = presets.clone();
     presets.retain(|name, preset| {
         let fingerprint = preset.fingerprint();
-        !image.renditions.iter().any(|r| r.preset == *name && r.fingerprint == fingerprint)
+        let made = image.renditions.iter();
+        let made = made.filter(|r| r.preset == *name && r.fingerprint == fingerprint);
+        !preset.formats.are_met_by(&made.map(|r| r.format).collect::<Vec<_>>())
     });
     presets
 }

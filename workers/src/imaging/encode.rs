@@ -2,15 +2,25 @@
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use img_parts::{ImageEXIF, jpeg::Jpeg as JpegFile, png::Png, webp::WebP};
-use safelight_common::domain::{Failure, ImageFormat, PresetFormat};
+use safelight_common::domain::{Failure, Formats, ImageFormat, PresetFormat};
 
 use super::{avif, bug, jpeg::Jpeg, picture::Pixels, resize::Resizer};
 
 /// The longest side that a WebP can have, in pixels.
 pub(super) const WEBP_MAX_SIDE: u32 = 16_383;
 
-/// The format that a preset means for a picture.
-pub(super) fn choose(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
+/// The formats that a preset means for a picture, each once.
+pub(super) fn choose(asked: &Formats, has_alpha: bool, is_animated: bool) -> Vec<ImageFormat> {
+    let mut chosen = Vec::with_capacity(asked.len());
+    for format in asked.iter().map(|format| choose_one(*format, has_alpha, is_animated)) {
+        if !chosen.contains(&format) {
+            chosen.push(format);
+        }
+    }
+    chosen
+}
+
+fn choose_one(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
     match asked {
         PresetFormat::Auto if has_alpha || is_animated => ImageFormat::Webp,
         PresetFormat::Auto | PresetFormat::Jpeg => ImageFormat::Jpeg,

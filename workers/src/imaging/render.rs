@@ -13,7 +13,7 @@ use super::{
     avif,
     encode::{self, WEBP_MAX_SIDE},
     focus,
-    geometry::Frame,
+    geometry::{Frame, Region},
     header::{Header, damaged},
     jpeg::Jpeg,
     metadata::Metadata,
@@ -39,7 +39,7 @@ pub struct Rendered {
 /// All that is made of a picture.
 #[derive(Debug, Clone)]
 pub struct Renditions {
-    /// One per preset.
+    /// One per preset and format.
     pub renditions: Vec<Rendered>,
     /// What a page shows until they have come.
     pub placeholder: Placeholder,
@@ -72,7 +72,8 @@ impl Renderer {
         Ok(Self { jpeg: Jpeg::new()?, resizer: Resizer::new()? })
     }
 
-    /// Makes one rendition per preset, and the placeholder. The picture is decoded once. `stopped`
+    /// Makes one rendition per preset and format, and the placeholder. The picture is decoded once, and
+    /// resized once per preset. `stopped`
     /// is asked between the steps; once it says so the work ends early with a failure that nobody
     /// will look at.
     pub fn render(
@@ -97,18 +98,23 @@ impl Renderer {
                 return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
             }
             let is_animated = source.header.frames > 1;
-            let format = encode::choose(plan.preset.format, has_alpha, is_animated);
-            let equal = made.iter().find(|(other, _)| plan.gives_the_same(&plans[*other]));
-            if let Some((_, Rendered { rendition, data })) = equal {
-                let mut rendition = rendition.clone();
-                plan.name.clone_into(&mut rendition.preset);
-                rendition.fingerprint = plan.preset.fingerprint();
-                made.push((at, Rendered { rendition, data: data.clone() }));
-            } else if is_animated && format == ImageFormat::Webp {
+            let mut formats = encode::choose(&plan.preset.formats, has_alpha, is_animated);
+            if is_animated && formats.contains(&ImageFormat::Webp) {
+                formats.retain(|format| *format != ImageFormat::Webp);
                 animated.push(at);
-            } else {
-                made.push((at, self.still(&mut pyramid, &source, plan, format)?));
             }
+            if formats.is_empty() {
+                continue;
+            }
+            let equal = plans[..at].iter().position(|other| plan.gives_the_same(other));
+            let stills: Vec<Rendered> = match equal {
+                Some(equal) => {
+                    let its = made.iter().filter(|(other, _)| *other == equal);
+                    its.map(|(_, one)| plan.renamed(one)).collect()
+                }
+                None => self.stills(&mut pyramid, &source, plan, &formats)?,
+            };
+            made.extend(stills.into_iter().map(|still| (at, still)));
         }
         let placeholder = self.placeholder(&mut pyramid, &source)?;
         pyramid.dissolve(&mut self.resizer);
@@ -144,19 +150,20 @@ impl Renderer {
         }
     }
 
-    fn still(
+    /// One picture in each of the formats.
+    fn stills(
         &mut self,
         pyramid: &mut Pyramid,
         source: &Source<'_>,
         plan: &Plan<'_>,
-        format: ImageFormat,
-    ) -> Result<Rendered, Failure> {
+        formats: &[ImageFormat],
+    ) -> Result<Vec<Rendered>, Failure> {
         let Plan { name, preset, frame } = plan;
         let frame = self.focused(pyramid, source, preset, *frame)?;
-        // JPEG and WebP hold a quarter of the colour samples anyway.
-        let sampling = match format {
-            ImageFormat::Jpeg | ImageFormat::Webp => Sampling::QUARTER,
-            _ => Sampling::FULL,
+        let sampling = if formats.iter().copied().all(holds_a_quarter) {
+            Sampling::QUARTER
+        } else {
+            Sampling::FULL
         };
         let pixels = pyramid.show(frame, sampling, &mut self.resizer)?;
         let mut changed = None;
@@ -168,13 +175,31 @@ impl Renderer {
         let shown = changed.as_ref().unwrap_or(&pixels);
         let exif = source.exif(preset);
         let (jpeg, resizer) = (&mut self.jpeg, &mut self.resizer);
-        let data = encode::encode(shown, format, preset.quality, exif.as_deref(), jpeg, resizer)?;
-        let rendered = rendered(name, preset, format, shown.size(), data);
+        let mut made = Vec::with_capacity(formats.len());
+        for &format in formats {
+            // Of planes with all colour samples only these shrink: their brightness stays as it is.
+            let mut quartered = None;
+            if sampling == Sampling::FULL
+                && holds_a_quarter(format)
+                && matches!(shown, Pixels::Planes(_))
+            {
+                let size = shown.size();
+                let whole = Region::whole(size);
+                quartered = Some(shown.resized(resizer, whole, size, Sampling::QUARTER)?);
+            }
+            let pixels = quartered.as_ref().unwrap_or(shown);
+            let exif = exif.as_deref();
+            let data = encode::encode(pixels, format, preset.quality, exif, jpeg, resizer)?;
+            made.push(rendered(name, preset, format, shown.size(), data));
+            if let Some(quartered) = quartered {
+                quartered.dissolve(resizer);
+            }
+        }
         if let Some(changed) = changed {
             changed.dissolve(&mut self.resizer);
         }
         pyramid.keep(frame, pixels, &mut self.resizer);
-        Ok(rendered)
+        Ok(made)
     }
 
     /// The frame, moved to what the preset wants to keep.
@@ -214,8 +239,17 @@ impl Plan<'_> {
     fn gives_the_same(&self, other: &Self) -> bool {
         let (mine, its) = (self.preset, other.preset);
         self.frame == other.frame
-            && (mine.focus, mine.format, mine.quality, mine.sharpen, mine.keep_copyright)
-                == (its.focus, its.format, its.quality, its.sharpen, its.keep_copyright)
+            && mine.formats == its.formats
+            && (mine.focus, mine.quality, mine.sharpen, mine.keep_copyright)
+                == (its.focus, its.quality, its.sharpen, its.keep_copyright)
+    }
+
+    /// What another preset made, as this one's.
+    fn renamed(&self, made: &Rendered) -> Rendered {
+        let mut rendition = made.rendition.clone();
+        self.name.clone_into(&mut rendition.preset);
+        rendition.fingerprint = self.preset.fingerprint();
+        Rendered { rendition, data: made.data.clone() }
     }
 }
 
@@ -226,11 +260,17 @@ impl Source<'_> {
     }
 }
 
+/// Whether a format holds only a quarter of the colour samples anyway.
+fn holds_a_quarter(format: ImageFormat) -> bool {
+    matches!(format, ImageFormat::Jpeg | ImageFormat::Webp)
+}
+
 /// The presets from the largest rendition down, so that smaller ones can be made of larger ones.
 fn plans<'a>(presets: &'a Presets, source: &Source<'_>) -> Vec<Plan<'a>> {
     let plan = |(name, preset): (&'a String, &'a Preset)| {
         let mut size = preset.size;
-        if matches!(preset.format, PresetFormat::Webp | PresetFormat::Auto) {
+        let may_be_webp = |format| matches!(format, &PresetFormat::Webp | &PresetFormat::Auto);
+        if preset.formats.iter().any(may_be_webp) {
             size.width = size.width.min(WEBP_MAX_SIDE);
             size.height = size.height.min(WEBP_MAX_SIDE);
         }
@@ -303,6 +343,7 @@ fn rendered(
         height: size.height,
         bytes: data.len() as u64,
         sha256: ContentHash::of(&data),
+        made_at: None,
     };
     Rendered { rendition, data }
 }

@@ -27,7 +27,10 @@ pub(super) const LIMITS: Limits = Limits {
 
 fn presets(wanted: &[(&str, u32, PresetFormat)]) -> Presets {
     let preset = |(name, size, format): &(&str, u32, PresetFormat)| {
-        ((*name).to_owned(), Preset { format: *format, ..Preset::new(Size::square(*size)) })
+        (
+            (*name).to_owned(),
+            Preset { formats: (*format).into(), ..Preset::new(Size::square(*size)) },
+        )
     };
     wanted.iter().map(preset).collect()
 }

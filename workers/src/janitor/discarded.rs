@@ -3,16 +3,23 @@
 
 use safelight_common::{blobs::BlobKey, domain::Image, services::Services};
 
-use super::JanitorError;
+use super::{JanitorError, purge};
 
 /// Images in one statement.
 const BATCH: u32 = 100;
 
-/// Removes the bytes of all images that were discarded and that no worker can be writing for.
+/// Removes the bytes of all images that were discarded and that no worker can be writing for. Proxies
+/// come first, since the renditions' names go with the bytes; while one of them does not confirm,
+/// nothing is removed, and all is tried again with the next round.
 pub(crate) async fn remove(services: Services) -> Result<(), JanitorError> {
     loop {
-        let discarded = services.store.discarded(BATCH).await?;
+        let discarded = services.store.discarded(BATCH, purge::age(&services.config)).await?;
+        let proxied = !services.config.purge_urls.is_empty() && !discarded.is_empty();
+        let client = if proxied { Some(purge::client()?) } else { None };
         for image in &discarded {
+            if let Some(client) = &client {
+                purge::everywhere(client, &services.config, image).await?;
+            }
             remove_bytes(&services, image).await?;
             services.store.mark_removed(image.id).await?;
             tracing::info!(image = %image.id, "removed the bytes of a cancelled upload");

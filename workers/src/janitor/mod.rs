@@ -2,6 +2,7 @@
 //! them leave some ([`staged`]), and so do cancelled ones ([`discarded`]).
 
 pub(crate) mod discarded;
+mod purge;
 mod staged;
 
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(crate) enum JanitorError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Blobs(#[from] BlobError),
+    #[error(transparent)]
+    Purge(#[from] purge::PurgeError),
 }
 
 /// Cleans up until `shutdown`.

@@ -1,11 +1,20 @@
 //! What is left of cancelled uploads: nothing, unless somebody else needs it.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use safelight_common::{
     blobs::{BlobKey, StagedUpload},
     domain::{JobKind, Status, WorkerId},
     store::{Claim, Doorbell, NewUpload, Outcome, Settled},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::watch,
 };
 
 use super::lab::{Lab, facts, job, picture, within};
@@ -22,13 +31,71 @@ async fn a_cancelled_upload_leaves_no_bytes() {
     within("the janitor has passed", async {
         while lab.path(&BlobKey::Incoming(queued.image)).exists()
             || lab.path(&BlobKey::Blob(written.sha256)).exists()
-            || !lab.services.store.discarded(9).await.expect("discarded").is_empty()
+            || !lab.services.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty()
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
     assert_eq!(lab.trash(), 0);
+}
+
+/// A proxy that answers every request with the status that it is told, and notes what it was asked.
+async fn proxy() -> (String, watch::Sender<u16>, Arc<Mutex<Vec<String>>>) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let (status, told) = watch::channel(503);
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let notes = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n")
+                && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0)
+            {}
+            let line = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
+            notes.lock().expect("a lock").push(line);
+            let status = *told.borrow();
+            let answer =
+                format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (url, status, asked)
+}
+
+#[tokio::test]
+async fn proxies_are_told_before_the_bytes_are_forgotten() {
+    let (url, status, asked) = proxy().await;
+    let urls = format!("[\"{url}\"]");
+    let keys = [("SAFELIGHT_PURGE_URLS", urls.as_str()), ("SAFELIGHT_METADATA_CACHE_MS", "0")];
+    let lab = Lab::new(&keys).await;
+    let upload = written(&lab, b"secret").await;
+    lab.services.store.cancel(upload.task).await.expect("cancel");
+    // At first a delivery node could still serve it to the proxy.
+    discarded::remove(lab.services.clone()).await.expect("nothing to do yet");
+    assert!(asked.lock().expect("a lock").is_empty());
+    let refused = within("the image is old enough", async {
+        loop {
+            match discarded::remove(lab.services.clone()).await {
+                Ok(()) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(error) => return error,
+            }
+        }
+    })
+    .await;
+    assert!(refused.to_string().contains("503"), "{refused}");
+    assert!(lab.path(&BlobKey::Blob(upload.sha256)).exists(), "removed before the proxy knew");
+    status.send_replace(404);
+    asked.lock().expect("a lock").clear();
+    discarded::remove(lab.services.clone()).await.expect("remove");
+    let mut asked = asked.lock().expect("a lock").clone();
+    asked.sort();
+    let path = |end: &str| format!("PURGE /images/{}{end} HTTP/1.1", upload.image);
+    assert_eq!(asked, [path(""), path("/large"), path("/medium"), path("/small")]);
+    assert!(!lab.path(&BlobKey::Blob(upload.sha256)).exists());
+    assert!(lab.services.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty());
 }
 
 #[tokio::test]
@@ -38,7 +105,7 @@ async fn an_equal_image_keeps_its_bytes() {
     lab.services.store.cancel(first.task).await.expect("cancel");
     discarded::remove(lab.services.clone()).await.expect("remove");
     assert_eq!(read(&lab, &second).await, b"the same");
-    assert!(lab.services.store.discarded(9).await.expect("discarded").is_empty());
+    assert!(lab.services.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty());
 }
 
 /// The moment between the look and the deletion, when an equal upload could lose its bytes.

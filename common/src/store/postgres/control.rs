@@ -1,9 +1,14 @@
 //! What people do to tasks by hand, and what is left to remove afterwards.
 
+use std::time::Duration;
+
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::rows::{self, blob_joins, image_columns};
+use super::{
+    interval,
+    rows::{self, blob_joins, image_columns},
+};
 use crate::{
     domain::{ContentHash, Image, ImageId, TaskId},
     store::StoreError,
@@ -33,16 +38,37 @@ const CANCEL: &str = "
                 when jobs_succeeded + jobs_failed + jobs_cancelled + counted.jobs < jobs_total
                      then finished_at
                 else now() end
-        from counted where t.id = counted.task_id
-        returning t.image_id),
-    image as (
-        update images i set discarded_at = now() from task
-        where i.id = task.image_id and i.discarded_at is null)
+        from counted where t.id = counted.task_id)
     select count(*) from job";
 
 pub async fn cancel(pool: &PgPool, id: TaskId) -> Result<bool, StoreError> {
-    let cancelled: i64 = sqlx::query_scalar(CANCEL).bind(id).fetch_one(pool).await?;
-    Ok(cancelled > 0)
+    let mut transaction = pool.begin().await?;
+    let cancelled: i64 = sqlx::query_scalar(CANCEL).bind(id).fetch_one(&mut *transaction).await?;
+    if cancelled == 0 {
+        return Ok(false);
+    }
+    let discarded: Option<ImageId> = sqlx::query_scalar(
+        "update images i set discarded_at = now() from tasks t
+         where t.id = $1 and t.kind = 'upload' and i.id = t.image_id and i.discarded_at is null
+         returning i.id",
+    )
+    .bind(id)
+    .fetch_optional(&mut *transaction)
+    .await?;
+    if let Some(image) = discarded {
+        // From now on nobody asks for its renditions; whoever did holding the image's row is seen.
+        let others: Vec<TaskId> =
+            sqlx::query_scalar("select id from tasks where image_id = $1 and id <> $2 order by id")
+                .bind(image)
+                .bind(id)
+                .fetch_all(&mut *transaction)
+                .await?;
+        for other in others {
+            sqlx::query(CANCEL).bind(other).execute(&mut *transaction).await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// The fence goes on growing; the attempts begin anew because all earlier ones count as handed back.
@@ -74,11 +100,11 @@ pub async fn retry(pool: &PgPool, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreEr
         .await?)
 }
 
-pub async fn discarded(pool: &PgPool, limit: u32) -> Result<Vec<Image>, StoreError> {
+pub async fn discarded(pool: &PgPool, limit: u32, age: Duration) -> Result<Vec<Image>, StoreError> {
     let rows = sqlx::query(concat!(
         "with page as (
              select * from images i
-             where discarded_at is not null and removed_at is null
+             where discarded_at <= now() - $2 and removed_at is null
                and not exists (select from jobs j join tasks t on t.id = j.task_id
                                where t.image_id = i.id and j.lease_until > now())
              order by discarded_at limit $1)
@@ -89,6 +115,7 @@ pub async fn discarded(pool: &PgPool, limit: u32) -> Result<Vec<Image>, StoreErr
         "order by i.discarded_at, i.id, r.preset, r.fingerprint, r.format"
     ))
     .bind(i64::from(limit))
+    .bind(interval(age))
     .fetch_all(pool)
     .await?;
     rows::images(&rows)

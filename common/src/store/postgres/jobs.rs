@@ -206,7 +206,11 @@ fn rendered<'q>(
              order by m.preset, m.fingerprint, m.format
              on conflict (sha256, preset, fingerprint, format) do update
              set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
-                 rendition_sha256 = excluded.rendition_sha256),
+                 rendition_sha256 = excluded.rendition_sha256,
+                 created_at = case
+                     when renditions.rendition_sha256 = excluded.rendition_sha256
+                          then renditions.created_at
+                     else excluded.created_at end),
          placeholder as (
              insert into placeholders (sha256, thumbhash, dominant_color)
              select i.sha256, $15, $16 from job join images i on i.id = job.image_id

@@ -1,5 +1,5 @@
-//! The store in PostgreSQL, for a fleet. Every decision is one statement, and `now()`, the
-//! database's clock, decides all times.
+//! The store in PostgreSQL, for a fleet. Every decision is one statement, or, where it must see what
+//! came before a lock, one short transaction; `now()`, the database's clock, decides all times.
 
 mod accept;
 mod control;
@@ -7,6 +7,7 @@ mod filter;
 mod jobs;
 mod outbox;
 mod read;
+mod request;
 mod rows;
 
 use std::{io, str::FromStr, time::Duration};
@@ -21,8 +22,9 @@ use tokio::sync::Mutex;
 
 use super::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
-    StoreError, TaskFilter, TaskPage, TaskVersion, convert::micros, schema,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
+    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert::micros,
+    schema,
 };
 use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
@@ -176,6 +178,10 @@ impl Store for PostgresStore {
         within(accept::expire_keys(&self.pool, age, limit)).await
     }
 
+    async fn request_rendition(&self, request: &RenditionRequest) -> Result<Requested, StoreError> {
+        within(request::request_rendition(&self.pool, request)).await
+    }
+
     async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
         within(read::task(&self.pool, id)).await
     }
@@ -200,8 +206,12 @@ impl Store for PostgresStore {
         within(read::list_images(&self.pool, page)).await
     }
 
-    async fn task_of_image(&self, id: ImageId) -> Result<Option<Task>, StoreError> {
-        within(read::task_of_image(&self.pool, id)).await
+    async fn last_task_of_image(
+        &self,
+        id: ImageId,
+        kind: JobKind,
+    ) -> Result<Option<Task>, StoreError> {
+        within(read::last_task_of_image(&self.pool, id, kind)).await
     }
 
     async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError> {
@@ -276,8 +286,8 @@ impl Store for PostgresStore {
         within(control::retry(&self.pool, ids)).await
     }
 
-    async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError> {
-        within(control::discarded(&self.pool, limit)).await
+    async fn discarded(&self, limit: u32, age: Duration) -> Result<Vec<Image>, StoreError> {
+        within(control::discarded(&self.pool, limit, age)).await
     }
 
     async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError> {

@@ -10,7 +10,7 @@ use super::{
     rows::{self, blob_joins, image_columns, task_columns},
 };
 use crate::{
-    domain::{Image, ImageId, Task, TaskId},
+    domain::{Image, ImageId, JobKind, Task, TaskId},
     store::{ImagePage, PageRequest, StoreError, TaskFilter, TaskPage, TaskVersion},
 };
 
@@ -26,16 +26,24 @@ pub async fn task(pool: &PgPool, id: TaskId) -> Result<Option<Task>, StoreError>
     Ok(with_images(pool, rows::tasks(&rows)?).await?.pop())
 }
 
-pub async fn task_of_image(pool: &PgPool, id: ImageId) -> Result<Option<Task>, StoreError> {
+pub async fn last_task_of_image(
+    pool: &PgPool,
+    id: ImageId,
+    kind: JobKind,
+) -> Result<Option<Task>, StoreError> {
     let rows = sqlx::query(concat!(
         "select",
         task_columns!(),
         "from tasks t left join jobs j on j.task_id = t.id
-         where t.id = (select id from tasks where image_id = $1 and kind = 'upload'
-                       order by id desc limit 1)
+         where t.id = (select of_image.id from tasks of_image
+                       join jobs made on made.task_id = of_image.id
+                       where of_image.image_id = $1 and made.kind = $2
+                         and of_image.kind in ('upload', 'rendition')
+                       order by of_image.id desc limit 1)
          order by j.id"
     ))
     .bind(id)
+    .bind(kind.as_str())
     .fetch_all(pool)
     .await?;
     Ok(with_images(pool, rows::tasks(&rows)?).await?.pop())

@@ -1,14 +1,49 @@
 //! What people do to tasks by hand, and what is left to remove afterwards.
 
+use std::time::Duration;
+
 use sqlx::{Row, SqliteConnection, SqliteExecutor, SqlitePool};
 
 use super::rows::{self, blob_joins, image_columns};
 use crate::{
     domain::{ContentHash, Image, ImageId, JobId, TaskId},
-    store::StoreError,
+    store::{StoreError, convert::micros},
 };
 
 pub async fn cancel(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result<bool, StoreError> {
+    if !cancel_jobs(conn, now, id).await? {
+        return Ok(false);
+    }
+    let discarded: Option<ImageId> = sqlx::query_scalar(
+        "update images set discarded_at = $2
+         where id = (select image_id from tasks where id = $1 and kind = 'upload')
+           and discarded_at is null
+         returning id",
+    )
+    .bind(id)
+    .bind(now)
+    .fetch_optional(&mut *conn)
+    .await?;
+    if let Some(image) = discarded {
+        let others: Vec<TaskId> =
+            sqlx::query_scalar("select id from tasks where image_id = $1 and id <> $2")
+                .bind(image)
+                .bind(id)
+                .fetch_all(&mut *conn)
+                .await?;
+        for other in others {
+            cancel_jobs(conn, now, other).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Cancels what is open of one task. `false` if nothing was.
+async fn cancel_jobs(
+    conn: &mut SqliteConnection,
+    now: i64,
+    id: TaskId,
+) -> Result<bool, StoreError> {
     let jobs: Vec<JobId> = sqlx::query_scalar(
         "update jobs set status = 'cancelled', updated_at = $2
          where task_id = $1 and status in ('queued', 'running') returning id",
@@ -26,10 +61,7 @@ pub async fn cancel(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result
          update tasks
          set jobs_cancelled = jobs_cancelled + $3, version = version + 1, updated_at = $2,
              finished_at = $2, status = 'cancelled'
-         where id = $1;
-
-         update images set discarded_at = $2
-         where id = (select image_id from tasks where id = $1) and discarded_at is null",
+         where id = $1",
     )
     .bind(id)
     .bind(now)
@@ -88,11 +120,16 @@ pub async fn retry(
     Ok(tasks)
 }
 
-pub async fn discarded(reads: &SqlitePool, now: i64, limit: u32) -> Result<Vec<Image>, StoreError> {
+pub async fn discarded(
+    reads: &SqlitePool,
+    now: i64,
+    limit: u32,
+    age: Duration,
+) -> Result<Vec<Image>, StoreError> {
     let rows = sqlx::query(concat!(
         "with page as (
              select * from images i
-             where discarded_at is not null and removed_at is null
+             where discarded_at <= $3 and removed_at is null
                and not exists (select 1 from jobs j join tasks t on t.id = j.task_id
                                where t.image_id = i.id and j.lease_until > $1)
              order by discarded_at limit $2)
@@ -104,6 +141,7 @@ pub async fn discarded(reads: &SqlitePool, now: i64, limit: u32) -> Result<Vec<I
     ))
     .bind(now)
     .bind(limit)
+    .bind(now.saturating_sub(micros(age)))
     .fetch_all(reads)
     .await?;
     rows::images(&rows)

@@ -12,6 +12,7 @@ pub fn push(query: &mut QueryBuilder<Sqlite>, filter: &TaskFilter) {
     // Spelled out, because a partial index serves no parameter.
     match filter.kind {
         Some(TaskKind::Upload) => query.push(" and kind = 'upload'"),
+        Some(TaskKind::Rendition) => query.push(" and kind = 'rendition'"),
         Some(TaskKind::Backfill) => query.push(" and kind = 'backfill'"),
         None => &mut *query,
     };

@@ -170,7 +170,11 @@ async fn write_renditions(
              select sha256, $2, $3, $4, $5, $6, $7, $8, $9 from images where id = $1
              on conflict (sha256, preset, fingerprint, format) do update
              set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
-                 rendition_sha256 = excluded.rendition_sha256",
+                 rendition_sha256 = excluded.rendition_sha256,
+                 created_at = case
+                     when renditions.rendition_sha256 = excluded.rendition_sha256
+                          then renditions.created_at
+                     else excluded.created_at end",
         )
         .bind(image)
         .bind(&rendition.preset)

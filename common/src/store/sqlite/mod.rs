@@ -8,6 +8,7 @@ mod filter;
 mod jobs;
 mod outbox;
 mod read;
+mod request;
 mod rows;
 mod writer;
 
@@ -16,7 +17,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -33,8 +34,8 @@ use self::clock::Clock;
 use self::writer::Writer;
 use super::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, Renewed, Settled, Store,
-    StoreError, TaskFilter, TaskPage, TaskVersion, schema,
+    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
+    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, schema,
 };
 use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
@@ -91,7 +92,7 @@ impl SqliteStore {
             .synchronous(synchronous)
             // Gives the log's space back after a burst.
             .pragma("journal_size_limit", "67108864");
-        let conn = writing.connect().await.map_err(|error| cannot_open(path, error))?;
+        let conn = connect(&writing).await.map_err(|error| cannot_open(path, error))?;
         let reads = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(PATIENCE)
@@ -108,6 +109,28 @@ impl SqliteStore {
             lock: Mutex::new(None),
         })
     }
+}
+
+/// Opens the file. Where several open a new one at the same time, the change to WAL can fail with
+/// `SQLITE_BUSY` at once, whatever the busy timeout (<https://www.sqlite.org/wal.html>, section 9).
+async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let begun = Instant::now();
+    loop {
+        match options.connect().await {
+            Err(error) if is_busy(&error) && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    const SQLITE_BUSY: &str = "5";
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == SQLITE_BUSY)
 }
 
 /// SQLite's own words for this name no file.
@@ -217,6 +240,13 @@ impl Store for SqliteStore {
         accept::expire_keys(&self.reads, &self.writer, self.clock.now(), age, limit).await
     }
 
+    async fn request_rendition(&self, request: &RenditionRequest) -> Result<Requested, StoreError> {
+        let request = request.clone();
+        self.writer
+            .run(move |conn, now| Box::pin(request::request_rendition(conn, now, request)))
+            .await
+    }
+
     async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
         read::task(&self.reads, id).await
     }
@@ -241,8 +271,12 @@ impl Store for SqliteStore {
         read::list_images(&self.reads, page).await
     }
 
-    async fn task_of_image(&self, id: ImageId) -> Result<Option<Task>, StoreError> {
-        read::task_of_image(&self.reads, id).await
+    async fn last_task_of_image(
+        &self,
+        id: ImageId,
+        kind: JobKind,
+    ) -> Result<Option<Task>, StoreError> {
+        read::last_task_of_image(&self.reads, id, kind).await
     }
 
     async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError> {
@@ -330,8 +364,8 @@ impl Store for SqliteStore {
         self.writer.run(move |conn, now| Box::pin(control::retry(conn, now, ids))).await
     }
 
-    async fn discarded(&self, limit: u32) -> Result<Vec<Image>, StoreError> {
-        control::discarded(&self.reads, self.clock.now(), limit).await
+    async fn discarded(&self, limit: u32, age: Duration) -> Result<Vec<Image>, StoreError> {
+        control::discarded(&self.reads, self.clock.now(), limit, age).await
     }
 
     async fn is_blob_wanted(&self, sha256: &ContentHash) -> Result<bool, StoreError> {

@@ -1,17 +1,14 @@
 //! `make fleet`: the whole topology of `compose.yaml` on this machine, until Ctrl-C.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use safelight_harness::{
     fleet::{Engines, Fleet, Plan},
     postgres::Postgres,
     rabbitmq::RabbitMq,
-    server::Server,
+    server::{Server, built},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,11 +30,7 @@ struct Options {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = match options.binary {
-        Some(binary) => binary,
-        None => env::current_exe()?.with_file_name("safelight"),
-    };
-    ensure!(binary.exists(), "no {}; hint: cargo build --release", binary.display());
+    let binary = built(options.binary.as_deref())?;
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {

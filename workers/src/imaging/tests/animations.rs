@@ -10,7 +10,7 @@ const GREEN: [u8; 4] = [0, 250, 0, 255];
 const BLUE: [u8; 4] = [0, 0, 250, 255];
 
 /// A GIF of flat colours, each shown for so many ms, that plays for ever.
-fn gif(width: u32, height: u32, frames: &[([u8; 4], u32)]) -> Vec<u8> {
+pub(super) fn gif(width: u32, height: u32, frames: &[([u8; 4], u32)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = GifEncoder::new(&mut bytes);
     encoder.set_repeat(image::codecs::gif::Repeat::Infinite).expect("set");

@@ -1,7 +1,7 @@
 //! What presets can ask for.
 
 use exif::Reader;
-use safelight_common::domain::{Fit, Focus};
+use safelight_common::domain::{Fit, Focus, Formats};
 
 use super::*;
 
@@ -27,8 +27,11 @@ fn cover_fills_the_box_and_keeps_what_is_asked_for() {
     let picture = DynamicImage::from(patch_at_the_right());
     for format in [Codec::Png, Codec::Jpeg] {
         let bytes = encoded(&picture, format);
-        let cover =
-            Preset { fit: Fit::Cover, format: PresetFormat::Png, ..Preset::new(Size::square(50)) };
+        let cover = Preset {
+            fit: Fit::Cover,
+            formats: PresetFormat::Png.into(),
+            ..Preset::new(Size::square(50))
+        };
         let (made, middle) = one(&bytes, cover.clone());
         assert_eq!((made.rendition.width, made.rendition.height), (50, 50));
         assert!(middle.to_rgb8().pixels().all(|pixel| pixel.0.iter().all(|s| s.abs_diff(128) < 6)));
@@ -52,7 +55,7 @@ fn a_turned_picture_is_cut_as_it_is_seen() {
     let preset = Preset {
         fit: Fit::Cover,
         focus: Focus::Attention,
-        format: PresetFormat::Png,
+        formats: PresetFormat::Png.into(),
         ..Preset::new(Size { width: 40, height: 80 })
     };
     let (made, image) = one(&bytes, preset);
@@ -81,8 +84,11 @@ fn avif_is_written_and_read() {
     let half_clear =
         RgbaImage::from_fn(60, 40, |x, _| Rgba([200, 30, 30, if x < 30 { 0 } else { 255 }]));
     for (what, picture) in [("opaque", quarters_image()), ("clear", half_clear.into())] {
-        let preset =
-            Preset { format: PresetFormat::Avif, quality: 90, ..Preset::new(Size::square(500)) };
+        let preset = Preset {
+            formats: PresetFormat::Avif.into(),
+            quality: 90,
+            ..Preset::new(Size::square(500))
+        };
         let presets = [("p".to_owned(), preset)].into();
         let avif = render(&encoded(&picture, Codec::Png), &presets).expect("sound").renditions;
         assert_eq!(avif[0].rendition.format, ImageFormat::Avif);
@@ -118,8 +124,11 @@ fn nothing_of_a_cameras_notes_gets_out_but_what_the_operator_wants() {
     assert!(inspect(&bytes, LIMITS).expect("facts").gps.is_some());
     for format in PresetFormat::ALL {
         for keep_copyright in [false, true] {
-            let preset =
-                Preset { format: *format, keep_copyright, ..Preset::new(Size::square(40)) };
+            let preset = Preset {
+                formats: (*format).into(),
+                keep_copyright,
+                ..Preset::new(Size::square(40))
+            };
             let presets = [("p".to_owned(), preset)].into();
             let made = render(&bytes, &presets).expect("sound").renditions.remove(0);
             let notes = Reader::new().read_from_container(&mut Cursor::new(&made.data));
@@ -149,6 +158,45 @@ fn presets_that_give_the_same_picture_share_its_bytes() {
     assert_eq!(data("a").0, data("b").0);
     assert_ne!(data("a").1, data("b").1);
     assert_ne!(data("a").0, data("c").0);
+}
+
+#[test]
+fn a_preset_of_several_formats_makes_each_once() {
+    let list = |names: &[PresetFormat]| Formats::new(names.to_vec()).expect("a list");
+    let opaque = encoded(&quarters_image(), Codec::Jpeg);
+    let clear: DynamicImage = RgbaImage::from_pixel(40, 40, image::Rgba([9, 99, 200, 90])).into();
+    let clear = encoded(&clear, Codec::Png);
+    let moving =
+        super::animations::gif(40, 40, &[([255, 0, 0, 255], 100), ([0, 0, 255, 255], 100)]);
+    let (auto, webp, avif) = (PresetFormat::Auto, PresetFormat::Webp, PresetFormat::Avif);
+    let formats = list(&[auto, webp, avif]);
+    for (bytes, expected) in [
+        (&opaque, &[ImageFormat::Jpeg, ImageFormat::Webp, ImageFormat::Avif][..]),
+        (&clear, &[ImageFormat::Webp, ImageFormat::Avif]),
+        (&moving, &[ImageFormat::Avif, ImageFormat::Webp]),
+    ] {
+        let several = Preset { formats: formats.clone(), ..Preset::new(Size::square(20)) };
+        let presets = [("a".to_owned(), several.clone()), ("b".to_owned(), several)].into();
+        let made = render(bytes, &presets).expect("sound").renditions;
+        for name in ["a", "b"] {
+            let its: Vec<_> = made.iter().filter(|one| one.rendition.preset == name).collect();
+            let got: Vec<_> = its.iter().map(|one| one.rendition.format).collect();
+            assert_eq!(got, expected);
+            for one in its {
+                assert_eq!(ImageFormat::sniff(&one.data), Some(one.rendition.format));
+                assert_eq!(one.rendition.fingerprint, presets[name].fingerprint());
+            }
+        }
+    }
+    // Beside an AVIF, which keeps all colour samples, a JPEG is what it is alone.
+    let several = Preset { formats: list(&[auto, avif]), ..Preset::new(Size::square(20)) };
+    let beside = render(&opaque, &[("p".to_owned(), several)].into()).expect("sound").renditions;
+    let (alone, _) = render_one(&opaque, 20, auto);
+    let sampling = |data: &[u8]| {
+        let header = turbojpeg::read_header(data).expect("a JPEG");
+        (header.width, header.height, header.subsamp)
+    };
+    assert_eq!(sampling(&beside[0].data), sampling(&alone.data));
 }
 
 #[test]

@@ -20,7 +20,7 @@ const READS: [&str; 15] = [
     "list_tasks",
     "image",
     "list_images",
-    "task_of_image",
+    "last_task_of_image",
     "existing_images",
     "count_published",
     "expired_leases",

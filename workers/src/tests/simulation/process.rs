@@ -159,6 +159,7 @@ fn effect(job: &ClaimedJob) -> Outcome {
                 height: 1,
                 bytes: 1,
                 sha256: job.image.sha256,
+                made_at: None,
             }],
             placeholder: None,
         },

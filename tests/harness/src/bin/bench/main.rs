@@ -10,14 +10,14 @@ mod memory;
 mod overload;
 mod payload;
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use safelight_harness::{
     fleet::{Engines, Fleet, Plan},
     postgres::Postgres,
-    server::{Server, safelight},
+    server::{Server, built, safelight},
 };
 use tempfile::TempDir;
 
@@ -58,11 +58,7 @@ enum Part {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = match &options.binary {
-        Some(binary) => binary.clone(),
-        None => env::current_exe()?.with_file_name("safelight"),
-    };
-    ensure!(binary.exists(), "no {}; hint: cargo build --release", binary.display());
+    let binary = built(options.binary.as_deref())?;
     safelight_harness::client::install_tls();
     let setup = Setup { binary, duration: Duration::from_secs(options.seconds) };
     if options.only.contains(&Part::Accept) {

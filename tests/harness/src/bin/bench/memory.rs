@@ -1,13 +1,14 @@
 //! How much memory many large uploads at once take.
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use futures::{future::try_join_all, stream};
 use reqwest::{
     Body, Client, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
+use safelight_harness::process::peak_mib;
 use tokio::sync::Barrier;
 
 use crate::{Setup, payload::Payload};
@@ -67,12 +68,4 @@ fn halting(payload: &Payload, barrier: Arc<Barrier>) -> Body {
         }
         Some((Ok::<_, std::io::Error>(chunk), (chunks, barrier)))
     }))
-}
-
-/// The most memory that a process has had resident, in MiB.
-pub fn peak_mib(process: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
-    Ok(kib / 1024)
 }

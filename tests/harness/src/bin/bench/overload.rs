@@ -1,8 +1,9 @@
 //! Ten times as many clients as a node receives at once: what it still accepts, and its memory.
 
 use anyhow::Result;
+use safelight_harness::process::peak_mib;
 
-use crate::{Setup, accept, memory::peak_mib, payload::Payload};
+use crate::{Setup, accept, payload::Payload};
 
 /// Bodies that the node receives at once.
 const IN_FLIGHT: usize = 64;

@@ -5,18 +5,18 @@ mod fleet;
 mod random;
 
 use std::{
-    env,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use random::Random;
 use safelight_harness::{
     books::{Books, Database},
     load::Load,
+    server::built,
 };
 use serde_json::{Value, json};
 
@@ -77,11 +77,7 @@ trait Victim {
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let options = Options::parse();
-    let binary = match &options.binary {
-        Some(binary) => binary.clone(),
-        None => env::current_exe()?.with_file_name("safelight"),
-    };
-    ensure!(binary.exists(), "no {}; hint: cargo build --release", binary.display());
+    let binary = built(options.binary.as_deref())?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let seed = options.seed.unwrap_or(now.as_secs());
     let mut clean = true;

@@ -1,0 +1,152 @@
+//! The answer to a request for a representation: all of it, parts, or that the client has it.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    response::Response,
+};
+
+use super::{
+    catalog::Freshness,
+    entry::Representation,
+    ranges::{self, Multipart, Wanted},
+    source::{Held, Provenance, ReadError, Tiers},
+};
+use crate::problem::{Problem, ProblemCode};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Whoever was not told by the database that it is so must not pass it on for a year.
+const UNCERTAIN: HeaderValue = HeaderValue::from_static("no-store");
+
+/// Answers a request for `shown`.
+pub async fn respond(
+    tiers: &Tiers,
+    shown: &Representation,
+    freshness: Freshness,
+    method: &Method,
+    request: &HeaderMap,
+) -> Result<Response, Problem> {
+    let mut response = match Plan::of(shown, method, request) {
+        Plan::NotModified => head(StatusCode::NOT_MODIFIED, &shown.known, freshness),
+        Plan::Head => head(StatusCode::OK, &shown.whole, freshness),
+        Plan::Bytes(Wanted::Nothing) => return Err(unsatisfiable(shown.content.bytes)),
+        Plan::Bytes(wanted) => {
+            let (content, fetched) = (&shown.content, wanted.fetched(shown.content.bytes));
+            let (held, provenance) = tiers.open(content, fetched).await?;
+            bytes(shown, wanted, &held, provenance)
+        }
+    };
+    if freshness == Freshness::Stale {
+        response.headers_mut().insert(header::CACHE_CONTROL, UNCERTAIN);
+    }
+    Ok(response)
+}
+
+/// The same from fresh metadata, if no bytes have to be fetched for it.
+pub fn at_hand(
+    tiers: &Tiers,
+    shown: &Representation,
+    method: &Method,
+    request: &HeaderMap,
+) -> Option<Response> {
+    match Plan::of(shown, method, request) {
+        Plan::NotModified => Some(head(StatusCode::NOT_MODIFIED, &shown.known, Freshness::Cached)),
+        Plan::Head => Some(head(StatusCode::OK, &shown.whole, Freshness::Cached)),
+        Plan::Bytes(Wanted::Nothing) => None,
+        Plan::Bytes(wanted) => {
+            let (held, provenance) = tiers.at_hand(&shown.content)?;
+            Some(bytes(shown, wanted, &held, provenance))
+        }
+    }
+}
+
+/// What a request comes to.
+enum Plan {
+    /// The client has it.
+    NotModified,
+    /// The client wants to know what it would get.
+    Head,
+    /// The client wants these.
+    Bytes(Wanted),
+}
+
+impl Plan {
+    fn of(shown: &Representation, method: &Method, request: &HeaderMap) -> Self {
+        if shown.validators.is_known_to(request) {
+            Self::NotModified
+        } else if *method == Method::HEAD {
+            Self::Head
+        } else if shown.validators.allows_range(request) {
+            Self::Bytes(Wanted::of(request, shown.content.bytes))
+        } else {
+            Self::Bytes(Wanted::Whole)
+        }
+    }
+}
+
+/// What is answered from the metadata alone.
+fn head(status: StatusCode, headers: &HeaderMap, freshness: Freshness) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response.headers_mut().clone_from(headers);
+    let known = match freshness {
+        Freshness::Cached => "safelight; hit; detail=metadata",
+        Freshness::Stale => "safelight; hit; detail=stale-metadata",
+        Freshness::Read => "safelight; fwd=uri-miss; detail=metadata",
+    };
+    response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(known));
+    response
+}
+
+/// All bytes, or those that the client asks for.
+fn bytes(shown: &Representation, wanted: Wanted, held: &Held, provenance: Provenance) -> Response {
+    let size = shown.content.bytes;
+    let mut headers = shown.whole.clone();
+    headers.insert(CACHE_STATUS, provenance.cache_status());
+    let (status, body) = match wanted {
+        Wanted::One(span) => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(span.end - span.start));
+            let range = HeaderValue::from_str(&ranges::content_range(&span, size));
+            headers.extend(range.ok().map(|range| (header::CONTENT_RANGE, range)));
+            (StatusCode::PARTIAL_CONTENT, held.body(span))
+        }
+        Wanted::Several(spans) => {
+            let Multipart { content_type, bytes, body } =
+                ranges::multipart(held, &spans, size, shown.format);
+            if let Some(content_type) = content_type {
+                headers.insert(header::CONTENT_TYPE, content_type);
+            }
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+            (StatusCode::PARTIAL_CONTENT, body)
+        }
+        Wanted::Whole | Wanted::Nothing => (StatusCode::OK, held.body(0..size)),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn unsatisfiable(size: u64) -> Problem {
+    let problem = Problem::new(
+        ProblemCode::RangeNotSatisfiable,
+        format!("None of the ranges lies within the {size} bytes."),
+    );
+    match HeaderValue::from_str(&format!("bytes */{size}")) {
+        Ok(range) => problem.header(header::CONTENT_RANGE, range),
+        Err(_) => problem,
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged(how) => {
+                Self::new(ProblemCode::BlobDamaged, format!("The stored bytes are {how}."))
+            }
+            ReadError::Store(error) => Self::from(&*error),
+            ReadError::Panicked => Self::internal(&"reading a blob panicked"),
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The second tier: files beside this process, in front of a remote store.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use moka::{notification::RemovalCause, sync::Cache};
+use safelight_common::domain::{ContentHash, ContentHasher};
+use uuid::Uuid;
+
+/// What the names of files begin with that are being written.
+const UNFINISHED: &str = "new-";
+
+/// Of the bound, the part that one object may take at most.
+const LARGEST_SHARE: u64 = 4;
+
+/// Objects as files named by the hash of their content, `<2 hex>/<64 hex>` in one folder.
+///
+/// Nothing is synced, and nothing is believed: a file that this process did not write is hashed before
+/// it is used, and a damaged one removed.
+pub struct Disk {
+    folder: PathBuf,
+    bound: u64,
+    /// Whether each file is known to hold what its name says.
+    index: Cache<ContentHash, Kept>,
+}
+
+#[derive(Clone, Copy)]
+struct Kept {
+    bytes: u64,
+    verified: bool,
+}
+
+impl Disk {
+    /// Files of at most `bound` bytes together in `folder`. What an earlier process left is found
+    /// in the background.
+    pub fn open(folder: &Path, bound: u64) -> io::Result<Arc<Self>> {
+        fs::create_dir_all(folder)?;
+        let evicted = {
+            let folder = folder.to_owned();
+            move |hash: Arc<ContentHash>, _: Kept, cause: RemovalCause| {
+                if cause.was_evicted() {
+                    // Whoever has it open reads on.
+                    let _ = fs::remove_file(path(&folder, &hash));
+                }
+            }
+        };
+        let index = Cache::builder()
+            .max_capacity(bound)
+            .weigher(|_, kept: &Kept| u32::try_from(kept.bytes).unwrap_or(u32::MAX))
+            .eviction_listener(evicted)
+            .build();
+        let disk = Arc::new(Self { folder: folder.to_owned(), bound, index });
+        let found = disk.clone();
+        std::thread::Builder::new().name("disk cache".to_owned()).spawn(move || {
+            if let Err(error) = found.find() {
+                tracing::warn!(%error, "cannot look through the disk cache");
+            }
+        })?;
+        Ok(disk)
+    }
+
+    /// Takes over what an earlier process left.
+    fn find(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                Self::remove_abandoned(&entry)?;
+            } else if entry.file_type()?.is_dir() {
+                for entry in fs::read_dir(entry.path())? {
+                    let entry = entry?;
+                    let name = entry.file_name();
+                    let Some(Ok(hash)) = name.to_str().map(str::parse::<ContentHash>) else {
+                        continue;
+                    };
+                    // Another process over the same folder may have removed it.
+                    let Ok(meta) = entry.metadata() else { continue };
+                    let kept = Kept { bytes: meta.len(), verified: false };
+                    self.index.entry(hash).or_insert(kept);
+                }
+            }
+        }
+        self.index.run_pending_tasks();
+        Ok(())
+    }
+
+    /// Removes what a crash left unfinished: nothing takes an hour to arrive.
+    fn remove_abandoned(entry: &fs::DirEntry) -> io::Result<()> {
+        let age = entry.metadata().and_then(|meta| meta.modified())?.elapsed().unwrap_or_default();
+        if age > std::time::Duration::from_hours(1) {
+            fs::remove_file(entry.path())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether an object of this size may be kept.
+    pub const fn takes(&self, bytes: u64) -> bool {
+        bytes <= self.bound / LARGEST_SHARE
+    }
+
+    /// Reads an object whole. `None` if it is not here. Blocks.
+    pub fn read(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<Bytes>> {
+        let Some((mut file, _)) = self.file(hash, bytes)? else { return Ok(None) };
+        let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
+        file.read_to_end(&mut content)?;
+        if ContentHash::of(&content) != *hash {
+            self.drop_damaged(hash);
+            return Ok(None);
+        }
+        Ok(Some(content.into()))
+    }
+
+    /// Opens an object's file, checked if this process did not write it. `None` if it is not here.
+    /// Blocks.
+    pub fn open_file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<File>> {
+        let Some((file, verified)) = self.file(hash, bytes)? else { return Ok(None) };
+        if !verified {
+            let (mut hasher, mut reader) = (Hashing(ContentHasher::default()), &file);
+            io::copy(&mut reader, &mut hasher)?;
+            if hasher.0.finish() != *hash {
+                self.drop_damaged(hash);
+                return Ok(None);
+            }
+            self.index.insert(*hash, Kept { bytes, verified: true });
+        }
+        Ok(Some(file))
+    }
+
+    /// The file, and whether its content is known to be right. The folder decides, not the index:
+    /// another process may have written or removed it.
+    fn file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<(File, bool)>> {
+        // Also counts the use.
+        let known = self.index.get(hash);
+        let file = match File::open(path(&self.folder, hash)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if known.is_some() {
+                    self.index.invalidate(hash);
+                }
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if file.metadata()?.len() != bytes {
+            self.drop_damaged(hash);
+            return Ok(None);
+        }
+        if known.is_none() {
+            self.index.insert(*hash, Kept { bytes, verified: false });
+        }
+        Ok(Some((file, known.is_some_and(|kept| kept.verified))))
+    }
+
+    fn drop_damaged(&self, hash: &ContentHash) {
+        tracing::warn!(%hash, "a file of the disk cache is damaged; removed");
+        let _ = fs::remove_file(path(&self.folder, hash));
+        self.index.invalidate(hash);
+    }
+
+    /// Keeps an object. Blocks.
+    pub fn keep(&self, hash: &ContentHash, content: &[u8]) -> io::Result<()> {
+        let new = self.begin()?;
+        fs::write(&new.0, content)?;
+        self.finish(hash, content.len() as u64, &new)
+    }
+
+    /// A name for an object that is to be written.
+    pub fn begin(&self) -> io::Result<Unfinished> {
+        fs::create_dir_all(&self.folder)?;
+        Ok(Unfinished(self.folder.join(format!("{UNFINISHED}{}", Uuid::new_v4()))))
+    }
+
+    /// Gives what was written, and is right, its name. Blocks.
+    pub fn finish(&self, hash: &ContentHash, bytes: u64, new: &Unfinished) -> io::Result<()> {
+        let path = path(&self.folder, hash);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::rename(&new.0, path)?;
+        self.index.insert(*hash, Kept { bytes, verified: true });
+        Ok(())
+    }
+}
+
+/// A file that has no name of its own yet; removed unless it gets one.
+pub struct Unfinished(PathBuf);
+
+impl Unfinished {
+    /// Makes the file, to be written and read.
+    pub fn create(&self) -> io::Result<File> {
+        File::options().read(true).write(true).create_new(true).open(&self.0)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn path(folder: &Path, hash: &ContentHash) -> PathBuf {
+    let hash = hash.to_string();
+    folder.join(&hash[..2]).join(&hash)
+}
+
+struct Hashing(ContentHasher);
+
+impl io::Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(number: u16) -> (ContentHash, Vec<u8>) {
+        let content = number.to_le_bytes().repeat(500);
+        (ContentHash::of(&content), content)
+    }
+
+    fn bytes_in(folder: &Path) -> u64 {
+        let files = fs::read_dir(folder)
+            .expect("a folder")
+            .flat_map(|folder| fs::read_dir(folder.expect("an entry").path()).expect("a folder"));
+        files.map(|file| file.expect("an entry").metadata().expect("metadata").len()).sum()
+    }
+
+    #[test]
+    fn files_stay_within_the_bound_and_outlive_the_process() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::open(folder.path(), 20_000).expect("a cache");
+        assert!(disk.takes(5_000) && !disk.takes(5_001));
+        for (hash, content) in (0..100).map(object) {
+            disk.keep(&hash, &content).expect("kept");
+        }
+        disk.index.run_pending_tasks();
+        let kept = bytes_in(folder.path());
+        assert!((10_000..=20_000).contains(&kept), "{kept} bytes");
+        let again = Disk::open(folder.path(), 20_000).expect("a cache");
+        let found = (0..100).map(object).filter(|(hash, content)| {
+            again.read(hash, 1000).expect("a file").is_some_and(|read| read == *content)
+        });
+        assert_eq!(found.count() as u64 * 1000, kept);
+    }
+
+    #[test]
+    fn a_damaged_file_is_never_used() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
+        let (hash, content) = object(7);
+        for damage in [&content[1..], &[0; 1000]] {
+            disk.keep(&hash, &content).expect("kept");
+            assert!(disk.open_file(&hash, 1000).expect("a file").is_some());
+            fs::write(path(folder.path(), &hash), damage).expect("damaged");
+            let later = Disk::open(folder.path(), 1 << 20).expect("a cache");
+            assert!(later.open_file(&hash, 1000).expect("no file").is_none());
+            assert!(later.read(&hash, 1000).expect("no file").is_none());
+            assert!(disk.read(&hash, 1000).expect("no file").is_none(), "nor by who wrote it");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finished_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
+        let new = disk.begin().expect("a name");
+        new.create().expect("a file");
+        drop(new);
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
+    }
+}

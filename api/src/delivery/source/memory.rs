@@ -1,0 +1,205 @@
+//! The first tier: whole objects in memory, bounded in bytes.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use moka::{policy::EvictionPolicy, sync::Cache};
+use safelight_common::domain::ContentHash;
+
+/// The largest object that is ever held in memory as a whole.
+const MAX_OBJECT_BYTES: u64 = 8 << 20;
+
+/// Of the bound, the part in which the newest objects lie whatever their use so far.
+const RECENT_SHARE: u64 = 8;
+
+/// Of the bound, the part that is for objects on their way from the store or to clients. While it is
+/// taken up, objects are streamed.
+const TRANSIT_SHARE: u64 = 5;
+
+/// What an entry costs beside its bytes.
+const ENTRY_BYTES: u64 = 256;
+
+/// Objects by the hash of their content.
+///
+/// What is used often stays (`TinyLFU`), so a scan over everything does not flush it; and the newest
+/// are kept for a moment in any case, so that requests that come close upon each other share one
+/// read also while the cache is full of better things.
+pub struct Memory {
+    frequent: Cache<ContentHash, Bytes>,
+    recent: Cache<ContentHash, Bytes>,
+    bound: u64,
+    /// Bytes of all objects that are in memory, cached or on their way.
+    live: Arc<AtomicU64>,
+}
+
+impl Memory {
+    /// At most `bound` bytes, on their way or kept.
+    pub fn new(bound: u64) -> Self {
+        let weigh = |_: &ContentHash, bytes: &Bytes| {
+            u32::try_from(bytes.len() as u64 + ENTRY_BYTES).unwrap_or(u32::MAX)
+        };
+        let (recent, transit) = (bound / RECENT_SHARE, bound / TRANSIT_SHARE);
+        let frequent = bound - recent - transit;
+        Self {
+            frequent: Cache::builder().max_capacity(frequent).weigher(weigh).build(),
+            recent: Cache::builder()
+                .max_capacity(recent)
+                .weigher(weigh)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
+            bound,
+            live: Arc::default(),
+        }
+    }
+
+    /// The object, if it is here.
+    pub fn get(&self, hash: &ContentHash) -> Option<Bytes> {
+        self.frequent.get(hash).or_else(|| self.recent.get(hash))
+    }
+
+    /// Whether an object of this size is to be read into memory as a whole, rather than streamed.
+    pub fn takes(&self, bytes: u64) -> bool {
+        let is_room = || self.live.load(Ordering::Relaxed) + bytes <= self.bound;
+        bytes <= Self::small() || (bytes <= self.largest() && is_room())
+    }
+
+    /// Up to here an object is held in memory in any case, like any buffer.
+    pub const fn small() -> u64 {
+        64 << 10
+    }
+
+    fn largest(&self) -> u64 {
+        (self.bound / (RECENT_SHARE * 2)).clamp(Self::small(), MAX_OBJECT_BYTES)
+    }
+
+    /// Room for an object that will be read.
+    pub fn room(&self, bytes: u64) -> Room {
+        self.live.fetch_add(bytes, Ordering::Relaxed);
+        Room { bytes, live: self.live.clone() }
+    }
+
+    /// Keeps an object; gives back its bytes, whose room is taken for as long as anybody holds them.
+    pub fn keep(&self, hash: ContentHash, bytes: Bytes, room: Room) -> Bytes {
+        let bytes = Bytes::from_owner(Placed { bytes, _room: room });
+        if self.bound > 0 {
+            self.recent.insert(hash, bytes.clone());
+            self.frequent.insert(hash, bytes.clone());
+        }
+        if bytes.len() as u64 > Self::small() {
+            // Else what had to give way stays until some dozens have come.
+            self.recent.run_pending_tasks();
+            self.frequent.run_pending_tasks();
+        }
+        bytes
+    }
+
+    /// Bytes of all objects in memory.
+    pub fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+}
+
+/// A part of memory that is spoken for, until this is dropped.
+pub struct Room {
+    bytes: u64,
+    live: Arc<AtomicU64>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.live.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes in their room.
+struct Placed {
+    bytes: Bytes,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Placed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: usize = 1024;
+
+    fn object(number: u32) -> (ContentHash, Bytes) {
+        let bytes = Bytes::from(number.to_le_bytes().repeat(4 * KIB));
+        (ContentHash::of(&bytes), bytes)
+    }
+
+    fn keep(memory: &Memory, (hash, bytes): (ContentHash, Bytes)) -> Bytes {
+        memory.keep(hash, bytes.clone(), memory.room(bytes.len() as u64))
+    }
+
+    fn settle(memory: &Memory) {
+        memory.frequent.run_pending_tasks();
+        memory.recent.run_pending_tasks();
+    }
+
+    #[test]
+    fn a_scan_does_not_flush_what_is_used_often() {
+        let memory = Memory::new(64 * 16 * KIB as u64);
+        let hot: Vec<_> = (0..30).map(object).collect();
+        for object in &hot {
+            keep(&memory, object.clone());
+        }
+        for _ in 0..20 {
+            assert!(hot.iter().all(|(hash, _)| memory.get(hash).is_some()));
+            settle(&memory);
+        }
+        let mut lost = 0;
+        for (at, (hash, bytes)) in (1000..6000).map(object).enumerate() {
+            assert!(memory.get(&hash).is_none());
+            keep(&memory, (hash, bytes.clone()));
+            assert_eq!(memory.get(&hash), Some(bytes), "the newest is always there");
+            settle(&memory);
+            // Between two uses of one of the hot, more others come than there is room for.
+            let object = &hot[at % hot.len()];
+            if memory.get(&object.0).is_none() {
+                lost += 1;
+                keep(&memory, object.clone());
+            }
+        }
+        assert!(lost < 500, "{lost} of 5000 uses found it flushed");
+    }
+
+    #[test]
+    fn bytes_are_counted_until_the_last_client_has_them() {
+        let memory = Memory::new(0);
+        let (hash, bytes) = object(1);
+        let held = keep(&memory, (hash, bytes.clone()));
+        let part = held.slice(3..9);
+        drop(held);
+        assert_eq!(memory.live(), bytes.len() as u64);
+        drop(part);
+        assert_eq!(memory.live(), 0);
+        assert!(memory.get(&hash).is_none(), "without a bound nothing is kept");
+    }
+
+    #[test]
+    fn what_is_in_memory_stays_bounded_also_while_clients_are_slow() {
+        let memory = Memory::new(32 << 20);
+        assert!(memory.takes(2 << 20));
+        assert!(!memory.takes(3 << 20), "too large a part of the bound");
+        let slow: Vec<_> = (0..32 << 6).map(object).map(|object| keep(&memory, object)).collect();
+        assert!(slow.iter().map(|bytes| bytes.len() as u64).sum::<u64>() >= 32 << 20);
+        assert!(!memory.takes(1 << 20), "{} bytes are on their way", memory.live());
+        drop(slow);
+        settle(&memory);
+        assert!(memory.takes(1 << 20));
+        let coming: Vec<_> = (0..8).map(|_| memory.room(1 << 20)).collect();
+        assert!(!memory.takes(1 << 20), "what is being read counts as well");
+        drop(coming);
+        assert!(memory.takes(1 << 20));
+    }
+}

@@ -1,0 +1,454 @@
+//! Where bytes come from: tiers of caches, and the store behind them.
+//!
+//! ```text
+//! small objects    memory ─▶ [ disk ─▶ shared ─▶ store ]      one flight per process and object
+//! large objects    file that somebody reads already ─▶ [ disk ─▶ store ]
+//! ```
+//!
+//! What is in brackets runs once however many ask. An object is named by the hash of its content, and
+//! every tier but the first is checked against it. `disk` is only in front of a remote store; `shared`
+//! only where it is configured. A tier that fails is left out (see [`health`]); only the store's own
+//! failure is a failure of the read.
+
+mod arrival;
+mod counters;
+mod disk;
+mod file;
+mod flight;
+mod health;
+mod memory;
+mod shared;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use axum::{body::Body, http::HeaderValue};
+use bytes::Bytes;
+use futures::{TryStreamExt, stream};
+use safelight_common::{
+    blobs::{BlobContent, BlobError, BlobKey, Blobs, OpenBlob},
+    config::Config,
+    domain::ContentHash,
+};
+
+pub use counters::TierCounters;
+pub use flight::{Flights, Landed};
+pub use health::{Health, PATIENCE};
+
+use disk::Disk;
+use file::Local;
+use memory::{Memory, Room};
+use shared::{Shared, Turn};
+
+/// An object that can be read: where it lies, and what must come out.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Its name in the store.
+    pub key: BlobKey,
+    /// The hash of its bytes.
+    pub sha256: ContentHash,
+    /// How many there are.
+    pub bytes: u64,
+}
+
+/// Why an object cannot be read. All who waited for it learn the same.
+#[derive(Debug, Clone)]
+pub enum ReadError {
+    /// The store has it not, or not as it should be.
+    Damaged(&'static str),
+    /// The store failed.
+    Store(Arc<BlobError>),
+    /// Reading it panicked.
+    Panicked,
+}
+
+/// Which part had an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// This process's memory.
+    Memory,
+    /// This machine's disk.
+    Disk,
+    /// The engine that all nodes share.
+    Shared,
+    /// The store; it is kept in the tiers above.
+    Store,
+    /// The store, whose file is read as it is.
+    Direct,
+}
+
+/// What a read came to, for `Cache-Status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Provenance {
+    /// Who had it.
+    pub tier: Tier,
+    /// Whether another request fetched it.
+    pub collapsed: bool,
+}
+
+impl Provenance {
+    /// The member of `Cache-Status` (RFC 9211).
+    pub const fn cache_status(self) -> HeaderValue {
+        HeaderValue::from_static(match (self.tier, self.collapsed) {
+            (Tier::Memory, _) => "safelight; hit; detail=memory",
+            (Tier::Disk, false) => "safelight; hit; detail=disk",
+            (Tier::Shared, false) => "safelight; hit; detail=shared",
+            (Tier::Store, false) => "safelight; fwd=uri-miss; stored; detail=store",
+            (Tier::Direct, false) => "safelight; fwd=uri-miss; detail=store",
+            (Tier::Disk, true) => "safelight; fwd=uri-miss; collapsed; detail=disk",
+            (Tier::Shared, true) => "safelight; fwd=uri-miss; collapsed; detail=shared",
+            (Tier::Store | Tier::Direct, true) => {
+                "safelight; fwd=uri-miss; collapsed; detail=store"
+            }
+        })
+    }
+}
+
+/// An object that is at hand.
+#[derive(Clone)]
+pub enum Held {
+    /// All of it in memory.
+    Whole(Bytes),
+    /// In a local file, or on its way into one.
+    File(Arc<Local>),
+    /// In the store only, to be read part by part.
+    Remote(Blobs, BlobKey),
+}
+
+impl Held {
+    /// The bytes of `span`. Nothing is read before the client takes it.
+    pub fn body(&self, span: Range<u64>) -> Body {
+        match self {
+            Self::Whole(bytes) => slice(bytes, &span).map_or_else(Body::empty, Body::from),
+            Self::File(local) => Body::from_stream(local.clone().stream(span)),
+            Self::Remote(blobs, key) => {
+                let (blobs, key) = (blobs.clone(), key.clone());
+                Body::from_stream(
+                    stream::once(async move {
+                        counters::store_read();
+                        blobs.stream_range(&key, span).await
+                    })
+                    .try_flatten(),
+                )
+            }
+        }
+    }
+}
+
+fn slice(bytes: &Bytes, span: &Range<u64>) -> Option<Bytes> {
+    let (start, end) = (usize::try_from(span.start).ok()?, usize::try_from(span.end).ok()?);
+    (start <= end && end <= bytes.len()).then(|| bytes.slice(start..end))
+}
+
+/// All tiers of a process. Clones share them.
+#[derive(Clone)]
+pub struct Tiers(Arc<Inner>);
+
+struct Inner {
+    blobs: Blobs,
+    memory: Memory,
+    memory_counters: TierCounters,
+    disk: Option<Side<Arc<Disk>>>,
+    shared: Option<Side<Shared>>,
+    /// Where large objects of a remote store arrive that the disk tier does not keep.
+    spool: PathBuf,
+    /// Small objects on their way into memory.
+    loads: Flights<ContentHash, Result<(Bytes, Tier), ReadError>>,
+    /// Large objects being opened.
+    opens: Flights<ContentHash, Result<(Arc<Local>, Tier), ReadError>>,
+    /// Files that somebody reads just now.
+    open: Mutex<HashMap<ContentHash, Weak<Local>>>,
+}
+
+/// A tier that reads can do without.
+struct Side<T> {
+    tier: T,
+    health: Health,
+    counters: TierCounters,
+}
+
+impl<T> Side<T> {
+    fn new(tier: T, part: &'static str, name: &'static str) -> Self {
+        Self { tier, health: Health::new(part), counters: TierCounters::new(name) }
+    }
+
+    /// The tier, unless it is left alone just now.
+    fn usable(&self) -> Option<&T> {
+        if self.health.is_usable() {
+            return Some(&self.tier);
+        }
+        self.counters.skipped.increment(1);
+        None
+    }
+
+    /// Notes how an answer came out: what it found, or nothing where it failed.
+    fn heard<R, E: std::fmt::Display>(&self, answer: Result<R, E>) -> Option<R> {
+        match answer {
+            Ok(answer) => {
+                self.health.works();
+                Some(answer)
+            }
+            Err(error) => {
+                self.counters.errors.increment(1);
+                self.health.failed(&error);
+                None
+            }
+        }
+    }
+}
+
+/// A part of an object so small that the whole is not worth fetching: a quarter.
+const SMALL_PART: u64 = 4;
+
+impl Tiers {
+    /// The tiers that `config` asks for, in front of `blobs`.
+    pub fn new(config: &Config, blobs: &Blobs) -> Self {
+        let disk = (!blobs.is_local() && config.disk_cache_bytes > 0)
+            .then(|| Disk::open(&config.data_dir.join("cache"), config.disk_cache_bytes))
+            .and_then(|disk| match disk {
+                Ok(disk) => Some(Side::new(disk, "the disk cache", "disk")),
+                Err(error) => {
+                    tracing::warn!(%error, "no disk cache: cannot use the folder `cache` in data_dir");
+                    None
+                }
+            });
+        let shared = Shared::new(&config.shared_cache_url)
+            .map(|shared| Side::new(shared, "the shared cache", "shared"));
+        let memory = Memory::new(config.memory_cache_bytes);
+        Self(Arc::new(Inner { memory, disk, shared, ..Inner::bare(config, blobs) }))
+    }
+
+    /// The store alone.
+    pub fn bare(config: &Config, blobs: &Blobs) -> Self {
+        Self(Arc::new(Inner::bare(config, blobs)))
+    }
+
+    /// Brings an object to hand, of which `wanted` bytes will be read.
+    pub async fn open(
+        &self,
+        content: &Content,
+        wanted: u64,
+    ) -> Result<(Held, Provenance), ReadError> {
+        if let Some(found) = self.at_hand(content) {
+            return Ok(found);
+        }
+        let inner = &self.0;
+        inner.memory_counters.misses.increment(1);
+        if inner.loads.is_under_way(&content.sha256) || inner.memory.takes(content.bytes) {
+            self.load(content).await
+        } else {
+            self.large(content, wanted).await
+        }
+    }
+
+    /// An object that is in memory.
+    pub fn at_hand(&self, content: &Content) -> Option<(Held, Provenance)> {
+        let bytes = self.0.memory.get(&content.sha256)?;
+        self.0.memory_counters.hits.increment(1);
+        Some((Held::Whole(bytes), Provenance { tier: Tier::Memory, collapsed: false }))
+    }
+
+    /// Bytes that are in memory for delivery.
+    pub fn bytes_in_memory(&self) -> u64 {
+        self.0.memory.live()
+    }
+
+    /// A small object: read whole, once for all who ask.
+    async fn load(&self, content: &Content) -> Result<(Held, Provenance), ReadError> {
+        let (inner, wanted) = (self.0.clone(), content.clone());
+        let landed = self.0.loads.join(content.sha256, || {
+            let room = inner.memory.room(wanted.bytes);
+            async move { inner.fetch(&wanted, room).await }
+        });
+        let (value, provenance) = unpack(landed.await)?;
+        Ok((Held::Whole(value), provenance))
+    }
+
+    /// A large object: one open file for all who read it at the same time.
+    async fn large(&self, content: &Content, wanted: u64) -> Result<(Held, Provenance), ReadError> {
+        if !self.0.blobs.is_local() && wanted < content.bytes / SMALL_PART {
+            let (held, tier) = if let Some((local, tier)) = self.0.near(content).await {
+                (Held::File(local), tier)
+            } else {
+                (Held::Remote(self.0.blobs.clone(), content.key.clone()), Tier::Direct)
+            };
+            return Ok((held, Provenance { tier, collapsed: false }));
+        }
+        let (inner, wanted) = (self.0.clone(), content.clone());
+        let landed = self.0.opens.join(content.sha256, || async move { inner.open(&wanted).await });
+        let (local, provenance) = unpack(landed.await)?;
+        Ok((Held::File(local), provenance))
+    }
+}
+
+fn unpack<T>(landed: Landed<Result<(T, Tier), ReadError>>) -> Result<(T, Provenance), ReadError> {
+    let (value, tier) = landed.value.ok_or(ReadError::Panicked)??;
+    Ok((value, Provenance { tier, collapsed: landed.collapsed }))
+}
+
+impl Inner {
+    fn bare(config: &Config, blobs: &Blobs) -> Self {
+        Self {
+            blobs: blobs.clone(),
+            memory: Memory::new(0),
+            memory_counters: TierCounters::new("memory"),
+            disk: None,
+            shared: None,
+            spool: config.data_dir.join("spool"),
+            loads: Flights::default(),
+            opens: Flights::default(),
+            open: Mutex::default(),
+        }
+    }
+
+    /// The tiers behind memory, one after the other.
+    async fn fetch(
+        self: &Arc<Self>,
+        content: &Content,
+        room: Room,
+    ) -> Result<(Bytes, Tier), ReadError> {
+        let hash = content.sha256;
+        // A flight that has just landed may have left it here.
+        if let Some(bytes) = self.memory.get(&hash) {
+            return Ok((bytes, Tier::Memory));
+        }
+        if let Some(bytes) = self.read_disk(content).await {
+            return Ok((self.memory.keep(hash, bytes, room), Tier::Disk));
+        }
+        let turn = self.look_shared(content).await;
+        if let Some(Turn::Found(bytes)) = turn {
+            let bytes = self.memory.keep(hash, bytes, room);
+            self.keep_on_disk(hash, &bytes).await;
+            return Ok((bytes, Tier::Shared));
+        }
+        let ours = matches!(turn, Some(Turn::Ours));
+        let read = self.read_store(content).await;
+        if let (true, Some(side)) = (ours, &self.shared) {
+            let told = match &read {
+                Ok(bytes) => side.tier.give(&hash, bytes).await,
+                Err(_) => side.tier.end_turn(&hash).await,
+            };
+            side.heard(told);
+        }
+        let bytes = self.memory.keep(hash, read?, room);
+        self.keep_on_disk(hash, &bytes).await;
+        Ok((bytes, Tier::Store))
+    }
+
+    async fn read_disk(&self, content: &Content) -> Option<Bytes> {
+        let side = self.disk.as_ref()?;
+        let (disk, hash, bytes) = (side.usable()?.clone(), content.sha256, content.bytes);
+        let found = side.heard(blocking(move || disk.read(&hash, bytes)).await)?;
+        side.counters.count(found.is_some());
+        found
+    }
+
+    async fn look_shared(&self, content: &Content) -> Option<Turn> {
+        let side = self.shared.as_ref().filter(|_| Shared::takes(content.bytes))?;
+        let turn = side.heard(side.usable()?.look(&content.sha256).await)?;
+        side.counters.count(matches!(turn, Turn::Found(_)));
+        Some(turn)
+    }
+
+    async fn read_store(&self, content: &Content) -> Result<Bytes, ReadError> {
+        counters::store_read();
+        match self.blobs.read(&content.key, content.bytes).await {
+            Ok(bytes) if ContentHash::of(&bytes) == content.sha256 => Ok(bytes),
+            Ok(_) => Err(content.damaged("damaged")),
+            Err(error) => Err(content.failed(error)),
+        }
+    }
+
+    /// Keeps what was read, for after a restart. Part of the flight, so that writes are as few as
+    /// reads; a disk that is slow holds up those who wait for this object, no others.
+    async fn keep_on_disk(&self, hash: ContentHash, bytes: &Bytes) {
+        let Some(side) = &self.disk else { return };
+        let Some(disk) = side.usable().filter(|disk| disk.takes(bytes.len() as u64)) else {
+            return;
+        };
+        let (disk, bytes) = (disk.clone(), bytes.clone());
+        side.heard(blocking(move || disk.keep(&hash, &bytes)).await);
+    }
+
+    /// A large object that is read just now, or on the disk.
+    async fn near(&self, content: &Content) -> Option<(Arc<Local>, Tier)> {
+        if let Some(local) = self.opened(&content.sha256) {
+            return Some((local, Tier::Direct));
+        }
+        let file = self.file_on_disk(content).await?;
+        Some((self.remember(content, Local::whole(file)), Tier::Disk))
+    }
+
+    /// Lets others read a file for as long as anybody does.
+    fn remember(&self, content: &Content, local: Local) -> Arc<Local> {
+        let local = Arc::new(local);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, local| local.strong_count() > 0);
+        open.insert(content.sha256, Arc::downgrade(&local));
+        local
+    }
+
+    /// A file that somebody reads just now.
+    fn opened(&self, hash: &ContentHash) -> Option<Arc<Local>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(hash)?.upgrade()
+    }
+
+    /// Opens a large object.
+    async fn open(self: &Arc<Self>, content: &Content) -> Result<(Arc<Local>, Tier), ReadError> {
+        if let Some(near) = self.near(content).await {
+            return Ok(near);
+        }
+        counters::store_read();
+        let opened = self.blobs.open_blob(&content.key).await;
+        let OpenBlob { bytes, content: source } = opened.map_err(|error| content.failed(error))?;
+        if bytes != content.bytes {
+            return Err(content.damaged("of the wrong size"));
+        }
+        let (local, tier) = match source {
+            BlobContent::File(file) => (Local::whole(file), Tier::Direct),
+            BlobContent::Stream(stream) => {
+                let local = arrival::begin(self, content, stream).await;
+                let local = local.map_err(|error| content.failed(error.into()))?;
+                let kept = self.disk.as_ref().is_some_and(|side| side.tier.takes(bytes));
+                (local, if kept { Tier::Store } else { Tier::Direct })
+            }
+        };
+        Ok((self.remember(content, local), tier))
+    }
+
+    async fn file_on_disk(&self, content: &Content) -> Option<File> {
+        let side = self.disk.as_ref().filter(|side| side.tier.takes(content.bytes))?;
+        let (disk, hash, bytes) = (side.usable()?.clone(), content.sha256, content.bytes);
+        let found = side.heard(blocking(move || disk.open_file(&hash, bytes)).await)?;
+        side.counters.count(found.is_some());
+        found
+    }
+}
+
+impl Content {
+    fn damaged(&self, how: &'static str) -> ReadError {
+        tracing::error!(path = %self.key.path(), "a blob is {how}");
+        ReadError::Damaged(how)
+    }
+
+    /// The database says that it is there, and how large it is.
+    fn failed(&self, error: BlobError) -> ReadError {
+        match error {
+            BlobError::NotFound => self.damaged("missing"),
+            BlobError::TooLarge { .. } => self.damaged("of the wrong size"),
+            error => ReadError::Store(Arc::new(error)),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

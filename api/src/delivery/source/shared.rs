@@ -1,0 +1,167 @@
+//! The third tier: a Redis or Valkey that all nodes share, and by which one of them reads the store
+//! for all.
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use redis::{
+    Cmd, FromRedisValue, RedisResult,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+    cluster::{ClusterClient, ClusterConfig},
+    cluster_async::ClusterConnection,
+};
+use safelight_common::{config::SharedCacheUrl, domain::ContentHash};
+
+use super::health::PATIENCE;
+
+/// The largest object that is shared: larger ones cost the engine more than the store.
+const MAX_OBJECT_BYTES: u64 = 1 << 20;
+
+/// How long an object stays at most. How many there are is the engine's to bound.
+const KEEP: Duration = Duration::from_hours(24);
+
+/// How long one node may take to read an object for all, before another tries.
+const TURN: Duration = Duration::from_secs(5);
+
+/// How long to wait for the node whose turn it is, before reading oneself.
+const WAIT_FOR_TURN: Duration = Duration::from_secs(3);
+
+/// Between two looks for what another node is reading.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// The engine.
+pub struct Shared {
+    url: SharedCacheUrl,
+    connection: OnceLock<Connection>,
+}
+
+#[derive(Clone)]
+enum Connection {
+    Single(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+/// What the engine says of an object that is wanted.
+pub enum Turn {
+    /// Here it is.
+    Found(Bytes),
+    /// It is not here, and this node is the one to read it.
+    Ours,
+    /// Another node took too long.
+    Without,
+}
+
+impl Shared {
+    /// The engine at `url`; `None` for none. Connects when it is first used.
+    pub fn new(url: &SharedCacheUrl) -> Option<Self> {
+        let used = *url != SharedCacheUrl::Off;
+        used.then(|| Self { url: url.clone(), connection: OnceLock::new() })
+    }
+
+    /// Whether an object of this size is shared.
+    pub const fn takes(bytes: u64) -> bool {
+        bytes <= MAX_OBJECT_BYTES
+    }
+
+    /// The object, or whose turn it is to read it. Waits while that is another node's.
+    pub async fn look(&self, hash: &ContentHash) -> RedisResult<Turn> {
+        let deadline = Instant::now() + WAIT_FOR_TURN;
+        loop {
+            if let Some(found) = self.get(hash).await? {
+                return Ok(Turn::Found(found));
+            }
+            let milliseconds = u64::try_from(TURN.as_millis()).unwrap_or(u64::MAX);
+            let mut lock = redis::cmd("SET");
+            lock.arg(turn_key(hash)).arg(1).arg("NX").arg("PX").arg(milliseconds);
+            if self.run::<Option<()>>(&lock).await?.is_some() {
+                // Whoever had the turn before may have ended it between our two questions.
+                return Ok(match self.get(hash).await? {
+                    Some(found) => {
+                        self.end_turn(hash).await?;
+                        Turn::Found(found)
+                    }
+                    None => Turn::Ours,
+                });
+            }
+            if Instant::now() > deadline {
+                return Ok(Turn::Without);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Gives everybody what this node has read in its turn.
+    pub async fn give(&self, hash: &ContentHash, content: &Bytes) -> RedisResult<()> {
+        let mut set = redis::cmd("SET");
+        set.arg(object_key(hash)).arg(content.as_ref()).arg("EX").arg(KEEP.as_secs());
+        let given = self.run::<()>(&set).await;
+        self.end_turn(hash).await?;
+        given
+    }
+
+    /// Lets another node try.
+    pub async fn end_turn(&self, hash: &ContentHash) -> RedisResult<()> {
+        self.run(redis::cmd("DEL").arg(turn_key(hash))).await
+    }
+
+    /// What is there under the object's name, if it is right.
+    async fn get(&self, hash: &ContentHash) -> RedisResult<Option<Bytes>> {
+        let found: Option<Vec<u8>> = self.run(redis::cmd("GET").arg(object_key(hash))).await?;
+        let right = found.filter(|content| ContentHash::of(content) == *hash);
+        Ok(right.map(Bytes::from))
+    }
+
+    async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        let answer = async {
+            match self.connection()? {
+                Connection::Single(mut connection) => command.query_async(&mut connection).await,
+                Connection::Cluster(mut connection) => command.query_async(&mut connection).await,
+            }
+        };
+        let late = |_| redis::RedisError::from((redis::ErrorKind::Io, "it does not answer"));
+        tokio::time::timeout(PATIENCE, answer).await.map_err(late)?
+    }
+
+    /// A handle to the connection, which is made, and made again, in the background.
+    fn connection(&self) -> RedisResult<Connection> {
+        if let Some(connection) = self.connection.get() {
+            return Ok(connection.clone());
+        }
+        let made = match &self.url {
+            SharedCacheUrl::Cluster(nodes) => {
+                let config = ClusterConfig::new()
+                    .set_response_timeout(PATIENCE)
+                    .set_connection_timeout(CONNECT);
+                let client = ClusterClient::new(nodes.iter().map(String::as_str))?;
+                Connection::Cluster(client.get_pending_async_connection_with_config(config))
+            }
+            SharedCacheUrl::Single(url) => {
+                let config = ConnectionManagerConfig::new()
+                    .set_response_timeout(Some(PATIENCE))
+                    .set_connection_timeout(Some(CONNECT))
+                    .set_number_of_retries(0);
+                let client = redis::Client::open(url.as_str())?;
+                Connection::Single(ConnectionManager::new_lazy_with_config(client, config)?)
+            }
+            SharedCacheUrl::Off => {
+                return Err((redis::ErrorKind::InvalidClientConfig, "there is none").into());
+            }
+        };
+        Ok(self.connection.get_or_init(|| made).clone())
+    }
+}
+
+/// Both keys of an object lie in the same slot of a cluster.
+fn object_key(hash: &ContentHash) -> String {
+    format!("safelight:{{{hash}}}:bytes")
+}
+
+fn turn_key(hash: &ContentHash) -> String {
+    format!("safelight:{{{hash}}}:turn")
+}

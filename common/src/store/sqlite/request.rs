@@ -1,0 +1,71 @@
+//! Asking for renditions that an image lacks. There is one writer, so requests come one by one.
+
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+
+use super::rows;
+use crate::store::{
+    RenditionRequest, Requested, StoreError,
+    convert::micros,
+    requested::{LastJob, answer},
+};
+
+const LAST_JOB: &str = "
+    select t.id, t.kind, j.status, coalesce(t.finished_at > $2, false) as is_recent
+    from tasks t join jobs j on j.task_id = t.id
+    where t.image_id = $1 and j.kind = 'thumbnail'
+    order by j.status in ('queued', 'running') desc, j.id desc limit 1";
+
+const QUEUE: &str = "
+    insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, created_at, updated_at)
+    values ($2, 'rendition', 'interactive', 'queued', $1, 1,
+            coalesce((select owner from tasks where image_id = $1 and kind = 'upload'
+                      order by id limit 1), ''),
+            $5, $5);
+
+    insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
+                      waiting_since, created_at, updated_at)
+    values ($3, $2, $1, 'thumbnail', 'interactive', 'queued', $4, $5, $5, $5, $5);
+
+    insert into outbox (job_id, kind, lane, generation, due_at)
+    values ($3, 'thumbnail', 'interactive', 0, $5);";
+
+pub async fn request_rendition(
+    conn: &mut SqliteConnection,
+    now: i64,
+    request: RenditionRequest,
+) -> Result<Requested, StoreError> {
+    let image = sqlx::query("select 1 from images where id = $1 and discarded_at is null")
+        .bind(request.image)
+        .fetch_optional(&mut *conn)
+        .await?;
+    if image.is_none() {
+        return Ok(Requested::Gone);
+    }
+    let row = sqlx::query(LAST_JOB)
+        .bind(request.image)
+        .bind(now.saturating_sub(micros(request.again_after)))
+        .fetch_optional(&mut *conn)
+        .await?;
+    let last = row.as_ref().map(last_job).transpose()?;
+    if let Some(answer) = answer(last.as_ref(), &request) {
+        return Ok(answer);
+    }
+    sqlx::query(QUEUE)
+        .bind(request.image)
+        .bind(request.task)
+        .bind(request.job)
+        .bind(request.max_attempts)
+        .bind(now)
+        .execute(conn)
+        .await?;
+    Ok(Requested::Queued(request.task))
+}
+
+fn last_job(row: &SqliteRow) -> Result<LastJob, StoreError> {
+    Ok(LastJob {
+        task: row.try_get("id")?,
+        kind: rows::name(row, "kind")?,
+        status: rows::name(row, "status")?,
+        is_recent: row.try_get("is_recent")?,
+    })
+}

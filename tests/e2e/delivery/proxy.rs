@@ -1,0 +1,96 @@
+//! Varnish before delivery nodes.
+
+use anyhow::{Context, Result};
+use reqwest::{
+    StatusCode,
+    header::{ACCEPT, RANGE},
+};
+use safelight_harness::{client::Client, herd, pictures, varnish::Varnish};
+use tokio::task::block_in_place;
+
+use super::{Site, eventually, folder, status, text};
+
+/// Clients that ask at once.
+const CROWD: usize = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() -> Result<()> {
+    let site = Site::start(1).await?;
+    let expected = site.upload(1).await?;
+    let data = folder()?;
+    let node = site.node(data.path(), &[])?;
+    let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
+
+    let (path, content) = &expected[0];
+    let url = varnish.url();
+    let answers = herd::get(&[&*url; CROWD], path).await?;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
+    let fetched = |answer: &&herd::Answer| answer.head.contains("varnish; fwd=miss; stored");
+    assert_eq!(answers.iter().filter(fetched).count(), 1, "{}", answers[0].head);
+    let hits = answers.iter().filter(|answer| answer.head.contains("varnish; hit")).count();
+    assert_eq!(hits, CROWD - 1);
+
+    let client = Client::new(&url)?;
+    let range = client.http().get(client.url(path)).header(RANGE, "bytes=10-19").send().await?;
+    assert_eq!(range.status(), StatusCode::PARTIAL_CONTENT);
+    assert_eq!(range.bytes().await?, content.slice(10..20));
+    // Accept does not matter where there is one format; the query never does.
+    for (path, accept) in
+        [(path.clone(), "image/avif,image/webp,*/*"), (format!("{path}?query"), "image/webp;q=0")]
+    {
+        let answer = client.http().get(client.url(&path)).header(ACCEPT, accept).send().await?;
+        assert_eq!(answer.bytes().await?, content);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn varnish_serves_what_it_has_while_every_node_is_away() -> Result<()> {
+    let site = Site::start(1).await?;
+    let expected = site.upload(1).await?;
+    let data = folder()?;
+    let mut node = site.node(data.path(), &[])?;
+    let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
+    let client = Client::new(&varnish.url())?;
+    let (path, content) = &expected[0];
+    assert_eq!(client.bytes(path).await?, content);
+    block_in_place(|| node.kill())?;
+    assert_eq!(client.bytes(path).await?, content);
+    let refused = client.get(&expected[1].0).await?;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["cache-control"], "no-store");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_image_is_gone_from_varnish_too() -> Result<()> {
+    let site = Site::start(0).await?;
+    let data = folder()?;
+    let hasty = ("SAFELIGHT_METADATA_CACHE_MS", "200");
+    let node = site.node(data.path(), &[hasty])?;
+    let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
+    let purge = format!("[{:?}]", varnish.url());
+    // Stores originals and makes no renditions: the task does not end, and can be cancelled.
+    let args = ["worker", "--kinds", "write"];
+    let env = [hasty, ("SAFELIGHT_PURGE_URLS", &*purge)];
+    let _worker = block_in_place(|| site.fleet.start_node(&args, &env))?;
+
+    let (client, front) = (site.client()?, Client::new(&varnish.url())?);
+    let photo = pictures::jpeg(320, 240, 1)?;
+    let task = client.upload(photo.clone()).await?;
+    let path = text(&task["image"]["url"])?;
+    eventually("the original is served", async || {
+        let answer = front.get(path).await?;
+        Ok(answer.status() == StatusCode::OK && answer.bytes().await? == photo)
+    })
+    .await?;
+    let again = front.get(path).await?;
+    let how = again.headers().get("cache-status").context("Cache-Status")?.to_str()?;
+    assert!(how.ends_with("varnish; hit"), "{how}");
+
+    let cancel = format!("/v1/tasks/{}/cancel", text(&task["id"])?);
+    let cancelled = client.http().post(client.url(&cancel)).send().await?;
+    assert_eq!(cancelled.status(), StatusCode::ACCEPTED);
+    eventually("it is gone", async || Ok(status(&varnish.url(), path).await? == StatusCode::GONE))
+        .await
+}

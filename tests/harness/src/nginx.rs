@@ -1,0 +1,123 @@
+//! nginx over a folder of files, set up as fast as it goes: what delivery is measured against.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{Guarded, free_port};
+
+/// How long it may take until it listens.
+const START: Duration = Duration::from_secs(30);
+
+/// A running nginx.
+pub struct Nginx {
+    process: Guarded,
+    port: u16,
+}
+
+impl Nginx {
+    /// Starts nginx on a free port with `workers` worker processes over an empty folder.
+    pub fn start(workers: usize) -> Result<Self> {
+        let port = free_port()?;
+        let folder = tempfile::Builder::new().prefix("safelight-nginx-").tempdir()?.keep();
+        fs::create_dir(folder.join("files"))?;
+        fs::write(folder.join("nginx.conf"), configuration(port, workers, &folder))?;
+        let log = folder.join("log");
+        let output = fs::File::create(&log)?;
+        let mut command = Command::new(binary());
+        command.arg("-c").arg(folder.join("nginx.conf")).arg("-e").arg(folder.join("error.log"));
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut process = Guarded::spawn(&mut command, "TERM", &folder)
+            .context("is nginx installed? scripts/setup.sh bench-delivery")?;
+        let deadline = Instant::now() + START;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if process.child().try_wait()?.is_some() || Instant::now() > deadline {
+                bail!("nginx does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self { process, port })
+    }
+
+    /// Puts a file under a path such as `images/1`.
+    pub fn put(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let file = self.files().join(path);
+        fs::create_dir_all(file.parent().context("a folder")?)?;
+        Ok(fs::write(file, bytes)?)
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn files(&self) -> PathBuf {
+        self.process.folder().join("files")
+    }
+}
+
+/// Debian keeps servers where an ordinary user's path does not lead.
+fn binary() -> &'static str {
+    let debian = "/usr/sbin/nginx";
+    if Path::new(debian).exists() { debian } else { "nginx" }
+}
+
+fn configuration(port: u16, workers: usize, folder: &Path) -> String {
+    let folder = folder.display();
+    // Workers of a root's nginx would be nobody, who may not read our folder.
+    let user = if is_root() { "user root;" } else { "" };
+    format!(
+        "{user}
+worker_processes {workers};
+worker_rlimit_nofile 20000;
+daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp;
+  fastcgi_temp_path {folder}/tmp; uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp;
+  sendfile on;
+  tcp_nopush on;
+  tcp_nodelay on;
+  keepalive_requests 100000000;
+  keepalive_timeout 75s;
+  open_file_cache max=10000 inactive=60s;
+  open_file_cache_valid 60s;
+  etag on;
+  default_type image/jpeg;
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    root {folder}/files;
+    add_header Cache-Control \"public, max-age=31536000, immutable\";
+  }}
+}}
+"
+    )
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_serves_what_was_put() -> Result<()> {
+        let nginx = Nginx::start(1)?;
+        nginx.put("images/1", b"here should be a picture")?;
+        let client = crate::client::Client::new(&nginx.url())?;
+        let answer = client.get("/images/1").await?;
+        assert!(answer.headers().contains_key("etag"));
+        assert_eq!(answer.bytes().await?, "here should be a picture");
+        Ok(())
+    }
+}

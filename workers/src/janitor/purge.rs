@@ -1,0 +1,86 @@
+//! Telling caching proxies that an image was deleted.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use metrics::counter;
+use reqwest::{Client, Method, StatusCode, redirect::Policy};
+use safelight_common::{
+    config::{Config, HttpUrl},
+    domain::Image,
+};
+
+/// How long a proxy has to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Requests for one image at once.
+const AT_ONCE: usize = 16;
+
+/// How much longer than delivery nodes remember an image it is left alone, for their clocks.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// A proxy that may still serve a deleted image.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PurgeError {
+    #[error("the proxy {0} does not answer a purge")]
+    NoAnswer(HttpUrl, #[source] reqwest::Error),
+    #[error("the proxy {0} answered a purge with {1}")]
+    Refused(HttpUrl, StatusCode),
+    #[error("cannot make an HTTP client")]
+    NoClient(#[source] reqwest::Error),
+}
+
+/// How long an image must have been discarded before it is purged. A delivery node may serve it out
+/// of its metadata cache for `metadata_cache_ms`, and a proxy that asked within that time would hold
+/// it again, after the purge. Without proxies, no time at all.
+pub(super) fn age(config: &Config) -> Duration {
+    if config.purge_urls.is_empty() {
+        return Duration::ZERO;
+    }
+    Duration::from_millis(config.metadata_cache_ms) + MARGIN
+}
+
+/// A client that proxies answer.
+pub(super) fn client() -> Result<Client, PurgeError> {
+    let client = Client::builder().timeout(TIMEOUT).redirect(Policy::none()).build();
+    client.map_err(PurgeError::NoClient)
+}
+
+/// Purges an image and all its renditions from every proxy: `PURGE /images/…`, a method that Varnish
+/// and others know. A proxy that does not have it may say so with 404.
+pub(super) async fn everywhere(
+    client: &Client,
+    config: &Config,
+    image: &Image,
+) -> Result<(), PurgeError> {
+    let paths = paths(config, image);
+    let mut requests = Vec::new();
+    for proxy in &config.purge_urls {
+        requests.extend(paths.iter().map(|path| send(client.clone(), proxy.clone(), path.clone())));
+    }
+    stream::iter(requests).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Where the image is, or ever was as far as we know.
+fn paths(config: &Config, image: &Image) -> Vec<String> {
+    let configured = config.presets.keys().map(String::as_str);
+    let made = image.renditions.iter().map(|made| made.preset.as_str());
+    let presets: BTreeSet<&str> = configured.chain(made).collect();
+    let original = format!("/images/{}", image.id);
+    let renditions = presets.iter().map(|preset| format!("{original}/{preset}"));
+    renditions.chain([original.clone()]).collect()
+}
+
+async fn send(client: Client, proxy: HttpUrl, path: String) -> Result<(), PurgeError> {
+    let purge = Method::from_bytes(b"PURGE").unwrap_or(Method::DELETE);
+    let answer = client.request(purge, format!("{}{path}", proxy.as_str())).send().await;
+    let purged = match answer {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) if answer.status() == StatusCode::NOT_FOUND => Ok(()),
+        Ok(answer) => Err(PurgeError::Refused(proxy, answer.status())),
+        Err(error) => Err(PurgeError::NoAnswer(proxy, error.without_url())),
+    };
+    let result = if purged.is_ok() { "succeeded" } else { "failed" };
+    counter!("safelight_purges_total", "result" => result).increment(1);
+    purged
+}
