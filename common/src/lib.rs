@@ -5,6 +5,7 @@
 //! message is only a bell (`docs/adr/0001-sql-owns-the-truth.md`).
 
 pub mod blobs;
+pub mod blocking;
 pub mod broker;
 pub mod config;
 pub mod domain;

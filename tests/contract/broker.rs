@@ -2,7 +2,7 @@
 
 mod faults;
 
-use std::{collections::HashSet, future::Future, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use safelight_common::{
@@ -12,7 +12,9 @@ use safelight_common::{
     store::Doorbell,
 };
 use safelight_harness::rabbitmq::RabbitMq;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
+
+use crate::wait::eventually;
 
 /// Generous: the machine may be busy with other tests. Reached only on failure.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -271,7 +273,7 @@ async fn a_full_in_process_queue_refuses() -> Result<()> {
 /// The broker at `url`, ready to publish.
 async fn open(url: &str) -> Result<DynBroker> {
     let broker = broker::open(&url.parse::<QueueUrl>()?);
-    eventually("the broker is ready", async || broker.check().await.is_ok()).await?;
+    eventually("the broker is ready", async || Ok(broker.check().await.is_ok())).await?;
     Ok(broker)
 }
 
@@ -290,15 +292,6 @@ async fn nothing_comes(subscription: &mut Subscription) -> bool {
 
 async fn depth_becomes(broker: &dyn Broker, queue: Queue, expected: u64) -> Result<()> {
     let what = format!("{queue} holds {expected}");
-    eventually(&what, async || broker.depth(queue).await.is_ok_and(|depth| depth == expected)).await
-}
-
-/// Polls until `holds`; fails after [`DEADLINE`].
-async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds().await {
-        ensure!(Instant::now() < deadline, "not in time: {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    eventually(&what, async || Ok(broker.depth(queue).await.is_ok_and(|depth| depth == expected)))
+        .await
 }

@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -20,8 +20,7 @@ use safelight_harness::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long anything but a task may take, on a busy machine.
-const LIMIT: Duration = Duration::from_mins(1);
+use crate::wait::{LIMIT, eventually};
 
 /// Thumbnail jobs at once; there are two more decoders.
 const SLOTS: usize = 2;
@@ -173,10 +172,11 @@ async fn a_killed_server_leaves_no_decoder_behind() -> Result<()> {
         client.upload(poison(harm)?).await?;
     }
     let server_id = server.id();
-    until("all decoders are busy", || decoders(server_id).len() == SLOTS + 2).await?;
+    eventually("all decoders are busy", async || Ok(decoders(server_id).len() == SLOTS + 2))
+        .await?;
     let left = decoders(server_id);
     server.kill()?;
-    until("they are gone", || left.iter().all(|&decoder| !is_decoder(decoder))).await
+    eventually("they are gone", async || Ok(left.iter().all(|&decoder| !is_decoder(decoder)))).await
 }
 
 #[tokio::test]
@@ -186,12 +186,12 @@ async fn a_job_that_is_handed_back_ends_its_decoder() -> Result<()> {
     let client = Client::new(server.url())?;
     client.upload(poison("hang")?).await?;
     let server_id = server.id();
-    until("decoders hang", || decoders(server_id).len() == 2).await?;
+    eventually("decoders hang", async || Ok(decoders(server_id).len() == 2)).await?;
     let left = decoders(server_id);
     server.signal("TERM")?;
     let (ended, server) = tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
     assert_eq!(ended?.code(), Some(0), "{}", server.output());
-    until("they are gone", || left.iter().all(|&decoder| !is_decoder(decoder))).await
+    eventually("they are gone", async || Ok(left.iter().all(|&decoder| !is_decoder(decoder)))).await
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<(
             tasks.push(client.upload(pictures::with_comment(&photo, &number.to_string())).await?);
         }
         let server_id = server.id();
-        until("decoders work", || !decoders(server_id).is_empty()).await?;
+        eventually("decoders work", async || Ok(!decoders(server_id).is_empty())).await?;
         // A terminal signals the server's group, a service manager every process there is.
         server.signal(name)?;
         signal(name, &decoders(server_id))?;
@@ -336,14 +336,5 @@ fn signal(name: &str, processes: &[u32]) -> Result<()> {
     let ids = processes.iter().map(ToString::to_string);
     // One that has ended meanwhile needs no signal.
     Command::new("kill").args(["-s", name]).args(ids).output().context("kill")?;
-    Ok(())
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    while !holds() {
-        ensure!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
     Ok(())
 }

@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use axum::http::HeaderMap;
 use safelight_common::{
-    domain::{Failure, ImageId, JobId, JobKind, Status, Task, TaskId},
+    domain::{Failure, ImageId, Job, JobId, JobKind, Status, Task, TaskId},
     store::{RenditionRequest, Requested, StoreError},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{catalog::Answer, source::Flights};
+use super::{catalog::Answer, entry::Entry, source::Flights};
 use crate::{
-    extract::{PathId, invalid_query},
+    extract::invalid_query,
     images::gone,
     prefer::Wait,
     problem::{Problem, ProblemCode},
@@ -48,18 +48,15 @@ pub async fn wait_for(
     kind: JobKind,
     wait: Duration,
     draining: &CancellationToken,
-    is_there: impl Fn(&Answer) -> bool,
+    is_there: impl Fn(&Entry) -> bool,
 ) -> Result<Answer, Problem> {
     let deadline = Instant::now() + wait;
     loop {
         let making = making(state, id, kind).await?;
         // Read after the job was looked at: what it had made by then is seen.
         let answer = state.delivery.catalog.read(id).await?;
-        match &answer.entry {
-            None => return Err(ImageId::not_found(id)),
-            Some(entry) if entry.discarded => return Err(gone()),
-            Some(_) if is_there(&answer) => return Ok(answer),
-            Some(_) => {}
+        if is_there(answer.image(id)?) {
+            return Ok(answer);
         }
         let (task, version) = match making {
             Making::Pending { task, version } => (task, version),
@@ -104,7 +101,7 @@ async fn find(state: &ApiState, id: ImageId, kind: JobKind) -> Result<Making, St
     let Some(task) = store.last_task_of_image(id, kind).await? else {
         return if kind == JobKind::Write { Ok(Making::NotMade) } else { request(state, id).await };
     };
-    match status(&task, kind) {
+    match job(&task, kind).map(|job| job.status) {
         Some(Status::Succeeded) if kind == JobKind::Thumbnail => request(state, id).await,
         _ => Ok(Making::of(&task, kind)),
     }
@@ -132,22 +129,20 @@ async fn request(state: &ApiState, image: ImageId) -> Result<Making, StoreError>
     Ok(task.map_or(Making::Gone, |task| Making::of(&task, JobKind::Thumbnail)))
 }
 
-fn status(task: &Task, kind: JobKind) -> Option<Status> {
-    task.jobs.iter().find(|job| job.kind == kind).map(|job| job.status)
+fn job(task: &Task, kind: JobKind) -> Option<&Job> {
+    task.jobs.iter().find(|job| job.kind == kind)
 }
 
 impl Making {
     fn of(task: &Task, kind: JobKind) -> Self {
-        match status(task, kind) {
-            Some(Status::Queued | Status::Running) => {
+        let Some(job) = job(task, kind) else { return Self::NotMade };
+        match job.status {
+            Status::Queued | Status::Running => {
                 Self::Pending { task: task.id, version: task.version }
             }
-            Some(Status::Failed) => {
-                let failed = task.jobs.iter().find(|job| job.kind == kind);
-                Self::Failed(failed.and_then(|job| job.error.clone()))
-            }
-            Some(Status::Cancelled) => Self::Cancelled,
-            Some(Status::Succeeded) | None => Self::NotMade,
+            Status::Failed => Self::Failed(job.error.clone()),
+            Status::Cancelled => Self::Cancelled,
+            Status::Succeeded => Self::NotMade,
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     entry::Entry,
     source::{Flights, Health, PATIENCE, TierCounters},
 };
-use crate::state::CurrentPresets;
+use crate::{extract::PathId, images::gone, problem::Problem, state::CurrentPresets};
 
 /// Memory for what is known, in bytes.
 const BOUND: u64 = 24 << 20;
@@ -33,6 +33,14 @@ pub struct Answer {
     pub entry: Option<Arc<Entry>>,
     /// How it is known.
     pub freshness: Freshness,
+}
+
+impl Answer {
+    /// The image; a problem if `id` is none, or none any more.
+    pub fn image(&self, id: ImageId) -> Result<&Entry, Problem> {
+        let entry = self.entry.as_deref().ok_or_else(|| ImageId::not_found(id))?;
+        if entry.discarded { Err(gone()) } else { Ok(entry) }
+    }
 }
 
 /// How far an answer can be relied on.

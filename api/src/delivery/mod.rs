@@ -137,7 +137,7 @@ pub async fn original(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let is_there = |answer: &Answer| answer.entry.as_ref().is_some_and(|e| e.original.is_some());
+    let is_there = |entry: &Entry| entry.original.is_some();
     let request = Request { state: &state, id, draining, uri: &uri, headers: &headers };
     let answer = request.image(JobKind::Write, is_there).await?;
     let original = answer.entry.as_ref().and_then(|entry| entry.original.as_ref());
@@ -187,8 +187,7 @@ pub async fn rendition(
     if !state.presets.has(&preset) {
         return Err(no_such_preset(&state, &preset));
     }
-    let made = |entry: &Entry| !entry.renditions(&preset).is_empty();
-    let is_there = |answer: &Answer| answer.entry.as_deref().is_some_and(made);
+    let is_there = |entry: &Entry| !entry.renditions(&preset).is_empty();
     let request = Request { state: &state, id, draining, uri: &uri, headers: &headers };
     let answer = request.image(JobKind::Thumbnail, is_there).await?;
     let offers = answer.entry.as_ref().map_or(&[][..], |entry| entry.renditions(&preset));
@@ -210,15 +209,12 @@ impl Request<'_> {
     async fn image(
         &self,
         kind: JobKind,
-        is_there: impl Fn(&Answer) -> bool,
+        is_there: impl Fn(&Entry) -> bool,
     ) -> Result<Answer, Problem> {
         let Self { state, id, draining, uri, headers } = self;
         let answer = state.delivery.catalog.look_up(*id).await?;
-        match &answer.entry {
-            None => return Err(ImageId::not_found(id)),
-            Some(entry) if entry.discarded => return Err(gone()),
-            Some(_) if is_there(&answer) => return Ok(answer),
-            Some(_) => {}
+        if is_there(answer.image(*id)?) {
+            return Ok(answer);
         }
         let wait = absent::patience(state, uri.query(), headers)?;
         let draining = draining.as_ref().map(|draining| draining.0.0.clone()).unwrap_or_default();

@@ -7,7 +7,10 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::{BlobError, BlobKey, store::Spool};
-use crate::domain::{ContentHash, ContentHasher, ImageId};
+use crate::{
+    blocking::blocking,
+    domain::{ContentHash, ContentHasher, ImageId},
+};
 
 /// Bytes gathered before they are written to disk: one hop to a blocking thread each.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -172,10 +175,4 @@ async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, Blob
     let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
     file.read_exact(&mut part).await?;
     Ok(part.into())
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }

@@ -12,8 +12,8 @@ use object_store::{
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::{BlobError, BlobKey, StagedUpload, Staging, staging::blocking};
-use crate::{config::BlobUrl, domain::ImageId};
+use super::{BlobError, BlobKey, StagedUpload, Staging};
+use crate::{blocking::blocking, config::BlobUrl, domain::ImageId};
 
 /// Parts of an object that are in memory at once on their way to an object store, over the whole
 /// process: bounds memory however many uploads there are.

@@ -4,11 +4,11 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use crate::process::{Guarded, free_port};
 
@@ -30,21 +30,12 @@ impl HaProxy {
     pub fn start(backends: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-haproxy-").tempdir()?.keep();
-        let (config, log) = (folder.join("haproxy.cfg"), folder.join("log"));
+        let config = folder.join("haproxy.cfg");
         fs::write(&config, configuration(port, backends))?;
         let mut command = Command::new("haproxy");
-        let output = fs::File::create(&log)?;
-        command.arg("-db").arg("-f").arg(&config).stdin(Stdio::null());
-        command.stdout(output.try_clone()?).stderr(output);
-        let mut process = Guarded::spawn(&mut command, "TERM", &folder)
-            .context("is HAProxy installed? scripts/setup.sh test")?;
-        let deadline = Instant::now() + START;
-        while !answers(port) {
-            if process.child().try_wait()?.is_some() || Instant::now() > deadline {
-                bail!("HAProxy does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        command.arg("-db").arg("-f").arg(&config);
+        let answering = || answers(port);
+        let process = Guarded::serving("HAProxy", &mut command, &folder, START, answering)?;
         Ok(Self { _process: process, port })
     }
 

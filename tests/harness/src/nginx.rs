@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    net::TcpStream,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::process::{Guarded, free_port};
 
@@ -27,20 +28,10 @@ impl Nginx {
         let folder = tempfile::Builder::new().prefix("safelight-nginx-").tempdir()?.keep();
         fs::create_dir(folder.join("files"))?;
         fs::write(folder.join("nginx.conf"), configuration(port, workers, &folder))?;
-        let log = folder.join("log");
-        let output = fs::File::create(&log)?;
         let mut command = Command::new(binary());
         command.arg("-c").arg(folder.join("nginx.conf")).arg("-e").arg(folder.join("error.log"));
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut process = Guarded::spawn(&mut command, "TERM", &folder)
-            .context("is nginx installed? scripts/setup.sh bench-delivery")?;
-        let deadline = Instant::now() + START;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if process.child().try_wait()?.is_some() || Instant::now() > deadline {
-                bail!("nginx does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let listening = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        let process = Guarded::serving("nginx", &mut command, &folder, START, listening)?;
         Ok(Self { process, port })
     }
 

@@ -1,14 +1,15 @@
 //! Child processes that never outlive their parent, however it ends.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::{Ipv4Addr, TcpListener},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Waits for the end of its standard input, then ends the process group `$1` (first with signal
 /// `$2`, after 5 s by force) and removes the folder `$3`.
@@ -50,6 +51,30 @@ impl Guarded {
             .context("cannot start the watchdog")?;
         let lifeline = watchdog.stdin.take();
         Ok(Self { child, folder: folder.to_owned(), watchdog, lifeline })
+    }
+
+    /// Starts a server, whose output goes into the file `log` of `folder`, and waits for at most
+    /// `patience` until it `answers`. `name` is what people know it by.
+    pub fn serving(
+        name: &str,
+        command: &mut Command,
+        folder: &Path,
+        patience: Duration,
+        answers: impl Fn() -> bool,
+    ) -> Result<Self> {
+        let log = folder.join("log");
+        let output = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut server = Self::spawn(command, "TERM", folder)
+            .with_context(|| format!("is {name} installed? see scripts/setup.sh"))?;
+        let deadline = Instant::now() + patience;
+        while !answers() {
+            if server.child.try_wait()?.is_some() || Instant::now() > deadline {
+                bail!("{name} does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
     }
 
     /// The process, to wait for it or to read from its pipes.

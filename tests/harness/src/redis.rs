@@ -2,10 +2,9 @@
 //! this process.
 
 use std::{
-    fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpStream},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -54,8 +53,6 @@ impl Redis {
     /// it no longer is.
     pub fn start_again(&mut self) -> Result<()> {
         let folder = tempfile::Builder::new().prefix("safelight-redis-").tempdir()?.keep();
-        let log = folder.join("log");
-        let output = File::create(&log)?;
         let mut command = Command::new("redis-server");
         command.current_dir(&folder).args(["--port", &self.port.to_string()]);
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
@@ -65,16 +62,8 @@ impl Redis {
             command.args(["--cluster-node-timeout", "2000"]);
             command.args(["--cluster-require-full-coverage", "no"]);
         }
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut process = Guarded::spawn(&mut command, "TERM", &folder)
-            .context("is Redis installed? scripts/setup.sh test")?;
-        let deadline = Instant::now() + PATIENCE;
-        while !self.ask("PING").is_ok_and(|answer| answer == "PONG") {
-            if process.child().try_wait()?.is_some() || Instant::now() > deadline {
-                bail!("Redis does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
-            }
-            std::thread::sleep(POLL);
-        }
+        let answering = || self.ask("PING").is_ok_and(|answer| answer == "PONG");
+        let process = Guarded::serving("Redis", &mut command, &folder, PATIENCE, answering)?;
         self.process = Some(process);
         Ok(())
     }

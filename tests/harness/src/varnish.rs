@@ -1,13 +1,8 @@
 //! Varnish before any number of delivery nodes, with the configuration that `deploy/` ships.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{
     haproxy::answers,
@@ -32,24 +27,15 @@ impl Varnish {
     pub fn start(nodes: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-varnish-").tempdir()?.keep();
-        let (config, log) = (folder.join("varnish.vcl"), folder.join("log"));
+        let config = folder.join("varnish.vcl");
         fs::write(&config, configuration(nodes)?)?;
-        let output = fs::File::create(&log)?;
         let mut command = Command::new(binary());
         // Its processes run as whoever we are, and nobody administers it.
         command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,128M"]);
         command.arg("-a").arg(format!("127.0.0.1:{port}"));
         command.arg("-n").arg(folder.join("work")).arg("-f").arg(&config);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut process = Guarded::spawn(&mut command, "TERM", &folder)
-            .context("is Varnish installed? scripts/setup.sh test")?;
-        let deadline = Instant::now() + START;
-        while !answers(port) {
-            if process.child().try_wait()?.is_some() || Instant::now() > deadline {
-                bail!("Varnish does not serve: {}", fs::read_to_string(&log).unwrap_or_default());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let answering = || answers(port);
+        let process = Guarded::serving("Varnish", &mut command, &folder, START, answering)?;
         Ok(Self { _process: process, port })
     }
 

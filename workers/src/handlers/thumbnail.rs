@@ -37,8 +37,8 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     Ok(Outcome::Rendered { renditions, placeholder: Some(placeholder) })
 }
 
-/// The presets of which there is not a rendition in each of their formats yet. Renditions belong to the blob: an equal upload
-/// finds those of the first.
+/// The presets of which there is not a rendition in each of their formats yet. Renditions belong to the
+/// blob: an equal upload finds those of the first.
 fn missing(presets: &Presets, image: &Image) -> Presets {
     let mut presets = presets.clone();
     presets.retain(|name, preset| {

@@ -73,9 +73,8 @@ impl Renderer {
     }
 
     /// Makes one rendition per preset and format, and the placeholder. The picture is decoded once, and
-    /// resized once per preset. `stopped`
-    /// is asked between the steps; once it says so the work ends early with a failure that nobody
-    /// will look at.
+    /// resized once per preset. `stopped` is asked between the steps; once it says so the work ends
+    /// early with a failure that nobody will look at.
     pub fn render(
         &mut self,
         bytes: &[u8],

@@ -7,12 +7,13 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use safelight_common::{
     blobs::{BlobError, BlobStream},
+    blocking::blocking,
     domain::{ContentHash, ContentHasher},
 };
 use tokio::sync::watch;
 
 use super::{
-    Content, Inner, blocking, counters,
+    Content, Inner, counters,
     disk::{Disk, Unfinished},
     file::{Arrived, Local},
 };

@@ -4,9 +4,8 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
+use safelight_common::blocking::blocking;
 use tokio::sync::watch;
-
-use super::blocking;
 
 /// Bytes read at once: few system calls, and little memory for a slow client.
 const CHUNK_BYTES: u64 = 256 << 10;

@@ -22,7 +22,6 @@ mod shared;
 use std::{
     collections::HashMap,
     fs::File,
-    io,
     ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -33,6 +32,7 @@ use bytes::Bytes;
 use futures::{TryStreamExt, stream};
 use safelight_common::{
     blobs::{BlobContent, BlobError, BlobKey, Blobs, OpenBlob},
+    blocking::blocking,
     config::Config,
     domain::ContentHash,
 };
@@ -445,10 +445,4 @@ impl Content {
             error => ReadError::Store(Arc::new(error)),
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

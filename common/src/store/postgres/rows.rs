@@ -19,7 +19,8 @@ macro_rules! image_columns {
           i.created_at as image_created_at, i.stored_at,
           i.discarded_at is not null as discarded,
           r.preset, r.fingerprint, r.format as r_format, r.width as r_width, r.height as r_height,
-          r.bytes as r_bytes, r.rendition_sha256, r.created_at as made_at, p.thumbhash, p.dominant_color "
+          r.bytes as r_bytes, r.rendition_sha256, r.created_at as made_at,
+          p.thumbhash, p.dominant_color "
     };
 }
 
