@@ -209,7 +209,11 @@ impl Feeder {
     /// and putting it back would only bring it again.
     async fn decode(&self, channel: &Arc<Channel>, message: Message) -> Option<Delivery> {
         let doorbell = self.source.decode(&message);
-        let held = Held { acker: Some(message.acker), channel: Arc::clone(channel) };
+        let held = Held {
+            acker: Some(message.acker),
+            channel: Arc::clone(channel),
+            closed: self.closed.clone(),
+        };
         match doorbell {
             Ok(doorbell) => Some(Delivery::new(doorbell, message.redelivered, held)),
             Err(error) => {
@@ -243,6 +247,8 @@ struct Held {
     acker: Option<Acker>,
     /// Dropping the last handle closes the channel, and with it every delivery.
     channel: Arc<Channel>,
+    /// The broker's. A message may outlive the connection in lapin's eyes by a moment.
+    closed: CancellationToken,
 }
 
 #[async_trait]
@@ -264,7 +270,7 @@ impl Settle for Held {
     }
 
     fn is_current(&self) -> bool {
-        self.acker.as_ref().is_some_and(Acker::usable)
+        !self.closed.is_cancelled() && self.acker.as_ref().is_some_and(Acker::usable)
     }
 }
 
