@@ -21,6 +21,7 @@ promises!(
     a_retry_is_not_claimed_before_it_is_due,
     a_lease_that_ran_out_may_be_taken_over,
     a_redelivered_message_takes_over_its_own_attempt_only,
+    nobody_takes_a_running_attempt_over_from_itself,
     attempts_never_exceed_the_maximum,
     a_hand_back_does_not_count,
     renewing_keeps_what_is_still_held,
@@ -134,6 +135,17 @@ async fn a_redelivered_message_takes_over_its_own_attempt_only(store: Fixture) -
     store.refused(&Doorbell { generation: 2, ..bell }, true).await?;
     store.refused(&Doorbell { generation: 1, ..bell }, false).await?;
     Ok(())
+}
+
+async fn nobody_takes_a_running_attempt_over_from_itself(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let bell = write_bell(&upload);
+    let worker = WorkerId::new();
+    let claim = store.claim(&bell, false, worker, HOUR).await?;
+    let Claim::Run(job) = claim else { anyhow::bail!("not claimed") };
+    // A second message of the same job, or the same one over a new connection: the attempt goes on.
+    assert_eq!(store.claim(&bell, true, worker, HOUR).await?, Claim::Nothing);
+    store.settled(&job, &written()).await
 }
 
 async fn attempts_never_exceed_the_maximum(store: Fixture) -> Result<()> {

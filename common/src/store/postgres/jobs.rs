@@ -39,7 +39,8 @@ pub async fn claim(
                  updated_at = now()
              where id = $1 and fence - released < max_attempts
                and (status = 'queued' and run_at <= now()
-                    or status = 'running' and (lease_until <= now() or $4 and fence = $5 + 1))
+                    or status = 'running' and (lease_until <= now()
+                        or $4 and fence = $5 + 1 and worker_id is distinct from $3))
              returning *),
          task as (
              update tasks t set status = 'running', version = version + 1, updated_at = now()

@@ -28,7 +28,8 @@ pub async fn claim(
              updated_at = $4
          where id = $1 and fence - released < max_attempts
            and (status = 'queued' and run_at <= $4
-                or status = 'running' and (lease_until <= $4 or $5 and fence = $6 + 1))",
+                or status = 'running' and (lease_until <= $4
+                    or $5 and fence = $6 + 1 and worker_id is not $3))",
     )
     .bind(doorbell.job)
     .bind(now + micros(lease))
