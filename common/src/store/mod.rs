@@ -179,10 +179,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Turns a message into a lease, if the job may run: it is queued and due; or running with a
     /// lease that ran out; or running while `redelivered` says that the broker took the message
-    /// back from the worker of that very attempt (`doorbell.generation + 1`), unless that worker is
-    /// `worker`, which is alive: it has a second message of the job in hand, or the same one over a
-    /// new connection. Counts the attempt **before** the work. Never gives out more than `max_attempts`. Anything else is
-    /// [`Claim::Nothing`], and the message can be dropped.
+    /// back from the worker of that very attempt (`doorbell.generation + 1`). Not if that worker is
+    /// the one that asks: it lives, and the message is a second one of the job, or came again over
+    /// a new connection.
+    ///
+    /// Counts the attempt **before** the work. Never gives out more than `max_attempts`. Anything
+    /// else is [`Claim::Nothing`], and the message can be dropped.
     async fn claim(
         &self,
         doorbell: &Doorbell,
