@@ -206,10 +206,11 @@ async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<(
             tasks.push(client.upload(pictures::with_comment(&photo, &number.to_string())).await?);
         }
         let server_id = server.id();
-        eventually("decoders work", async || Ok(!decoders(server_id).is_empty())).await?;
+        let ready = || decoders(server_id).into_iter().filter(|&decoder| is_set_up(decoder));
+        eventually("decoders work", async || Ok(ready().next().is_some())).await?;
         // A terminal signals the server's group, a service manager every process there is.
         server.signal(name)?;
-        signal(name, &decoders(server_id))?;
+        signal(name, &ready().collect::<Vec<_>>())?;
         let (ended, server) =
             tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
         assert_eq!(ended?.code(), Some(0), "{}", server.output());
@@ -319,6 +320,12 @@ fn decoders(server: u32) -> Vec<u32> {
 fn is_decoder(process: u32) -> bool {
     let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     line.split(|&byte| byte == 0).any(|word| word == b"decoder")
+}
+
+/// Whether a decoder has come so far as to take its name. A signal that comes earlier ends it, which costs
+/// the start of another.
+fn is_set_up(decoder: u32) -> bool {
+    fs::read_to_string(format!("/proc/{decoder}/comm")).is_ok_and(|name| name == "decoder\n")
 }
 
 /// The most memory that a process has had, in bytes.

@@ -25,8 +25,9 @@ const WATCHER_STACK: usize = 64 << 10;
 
 /// Answers requests from standard input on standard output until the input ends.
 pub fn run(limits: DecoderLimits) -> io::Result<()> {
-    introduce();
+    // First: whoever sees its name may rely on it.
     ignore_polite_signals()?;
+    introduce();
     limits.confine()?;
     // Before there is a second thread, so that it is shut in as well.
     if limits.sandbox {
