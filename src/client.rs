@@ -6,6 +6,7 @@ use clap::Args;
 use reqwest::{Body, Client, RequestBuilder, Response, StatusCode, header};
 use safelight_common::retry::Reconnect;
 use serde_json::Value;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::exit::Exit;
 
@@ -53,6 +54,40 @@ impl SafelightClient {
     /// Asks for something to be done. Called again after an answer that was lost.
     pub async fn post(&self, path: &str, query: &[(&str, String)]) -> Result<Value, CallError> {
         self.call(reqwest::Method::POST, path, query).await
+    }
+
+    /// Asks for something to be done that takes a document. Called again after an answer that was lost:
+    /// the document must make that harmless.
+    pub async fn post_json(&self, path: &str, document: &Value) -> Result<Value, CallError> {
+        self.retried(async || {
+            answer(self.request(reqwest::Method::POST, path).json(document)).await
+        })
+        .await
+    }
+
+    /// Writes the lines of an answer, each of which has an `id`, to `target`. Where it breaks off, it goes
+    /// on after the last whole line.
+    pub async fn download(
+        &self,
+        path: &str,
+        target: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), CallError> {
+        let mut after = None::<String>;
+        let mut delays = Reconnect::default();
+        let mut tried = 0;
+        loop {
+            let query: Vec<_> = after.iter().map(|id| ("after", id.clone())).collect();
+            let request = self.request(reqwest::Method::GET, path).query(&query);
+            let (moved, ended) = lines(request, target, &mut after).await?;
+            tried = if moved { 0 } else { tried + 1 };
+            match ended {
+                Ok(()) => return target.flush().await.map_err(CallError::new),
+                Err(Attempt::Later { wait, .. }) if tried < TRIES => {
+                    tokio::time::sleep(wait.unwrap_or(delays.next_delay())).await;
+                }
+                Err(Attempt::Later { error, .. } | Attempt::Final(error)) => return Err(error),
+            }
+        }
     }
 
     async fn call(
@@ -132,12 +167,18 @@ impl SafelightClient {
 pub struct CallError {
     message: String,
     hint: Option<String>,
+    can_help: bool,
 }
 
 impl CallError {
+    /// Whether the same call may succeed later.
+    pub fn can_help(&self) -> bool {
+        self.can_help
+    }
+
     /// Nothing is known to do about it.
     pub fn new(message: impl Display) -> Self {
-        Self { message: message.to_string(), hint: None }
+        Self { message: message.to_string(), hint: None, can_help: false }
     }
 }
 
@@ -159,23 +200,60 @@ enum Attempt {
     Final(CallError),
 }
 
-async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
-    let later = |error: reqwest::Error| {
-        let at = error.url().map_or("the server", reqwest::Url::as_str);
-        let message = format!("cannot reach {at}: {}", root_cause(&error));
-        let hint =
-            Some("is a server running there? name it with --url or SAFELIGHT_URL".to_owned());
-        Attempt::Later { error: CallError { message, hint }, wait: None }
+/// Copies an answer's whole lines; says whether there were any, and how it ended. `last` is the `id` of the
+/// last one. What cannot be written is an error of its own.
+async fn lines(
+    request: RequestBuilder,
+    target: &mut (impl AsyncWrite + Unpin),
+    last: &mut Option<String>,
+) -> Result<(bool, Result<(), Attempt>), CallError> {
+    let mut response = match send(request).await {
+        Ok(response) => response,
+        Err(attempt) => return Ok((false, Err(attempt))),
     };
-    let response = request.send().await.map_err(later)?;
+    let (mut pending, mut moved) = (Vec::new(), false);
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => pending.extend_from_slice(&chunk),
+            Ok(None) => return Ok((moved, Ok(()))),
+            Err(error) => return Ok((moved, Err(unreachable(&error)))),
+        }
+        let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else { continue };
+        let whole: Vec<u8> = pending.drain(..=end).collect();
+        target.write_all(&whole).await.map_err(CallError::new)?;
+        let line = whole[..end].rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+        let line: Value = serde_json::from_slice(line).unwrap_or_default();
+        *last = line["id"].as_str().map(str::to_owned);
+        moved = true;
+    }
+}
+
+async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
+    let response = send(request).await?;
+    match response.bytes().await {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
+        Err(error) => Err(unreachable(&error)),
+    }
+}
+
+fn unreachable(error: &reqwest::Error) -> Attempt {
+    let at = error.url().map_or("the server", reqwest::Url::as_str);
+    let message = format!("cannot reach {at}: {}", root_cause(error));
+    let hint = Some("is a server running there? name it with --url or SAFELIGHT_URL".to_owned());
+    Attempt::Later { error: CallError { message, hint, can_help: true }, wait: None }
+}
+
+/// The answer to a request, if it is none of failure.
+async fn send(request: RequestBuilder) -> Result<Response, Attempt> {
+    let response = request.send().await.map_err(|error| unreachable(&error))?;
     let (status, wait) = (response.status(), retry_after(&response));
+    if status.is_success() {
+        return Ok(response);
+    }
     let body: Value = match response.bytes().await {
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-        Err(error) => return Err(later(error)),
+        Err(error) => return Err(unreachable(&error)),
     };
-    if status.is_success() {
-        return Ok(body);
-    }
     let message = match (body["title"].as_str(), body["detail"].as_str()) {
         (_, Some(detail)) => format!("{status}: {detail}"),
         (Some(title), None) => format!("{status}: {title}"),
@@ -188,7 +266,7 @@ async fn answer(request: RequestBuilder) -> Result<Value, Attempt> {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     ));
-    let error = CallError { message, hint: body["hint"].as_str().map(str::to_owned) };
+    let error = CallError { message, hint: body["hint"].as_str().map(str::to_owned), can_help };
     Err(if can_help { Attempt::Later { error, wait } } else { Attempt::Final(error) })
 }
 

@@ -2,6 +2,7 @@
 //! `workers` and `common` crates.
 
 mod api;
+mod backfill;
 mod client;
 mod config;
 mod decoder;
@@ -56,6 +57,8 @@ enum Command {
     Upload(upload::UploadArgs),
     /// List, show, try again or cancel tasks of a running server
     Tasks(tasks::TasksArgs),
+    /// Work on many images: make renditions, import, verify
+    Backfill(backfill::BackfillArgs),
     /// Print the configuration in force
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
@@ -85,6 +88,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Migrate => process::block_on(migrate::run(load()?)),
         Command::Upload(args) => process::block_on(upload::run(args)),
         Command::Tasks(args) => process::block_on(tasks::run(args)),
+        Command::Backfill(args) => process::block_on(backfill::run(args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
         Command::Decoder(args) => decoder::run(args),

@@ -7,7 +7,7 @@ use safelight_common::{
     domain::{JobKind, Lane},
     services::Services,
 };
-use safelight_workers::{WorkerOptions, dead_letters, janitor, relay, rescuer, worker};
+use safelight_workers::{WorkerOptions, backfill, dead_letters, janitor, relay, rescuer, worker};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ const PROBES_ONLY: ApiOptions = ApiOptions { uploads: false, delivery: false };
 /// Options of `safelight worker`.
 #[derive(Args)]
 pub struct WorkerArgs {
-    /// Job kinds to run, separated by commas: write, thumbnail [default: all]
+    /// Job kinds to run, separated by commas: write, thumbnail, verify [default: all]
     #[arg(long, value_delimiter = ',', value_name = "KIND")]
     kinds: Vec<JobKind>,
     /// Lanes to serve, separated by commas: interactive, bulk [default: all]
@@ -75,7 +75,7 @@ pub fn slots(configured: usize) -> usize {
     }
 }
 
-/// Begins everything that works: the worker, and the relay, rescuer and janitor beside it.
+/// Begins everything that works: the worker, and the relay, rescuer, foreman and janitor beside it.
 pub fn start(
     services: &Services,
     options: WorkerOptions,
@@ -87,6 +87,7 @@ pub fn start(
     });
     background.relay(services, shutdown);
     background.add("rescuer", services, shutdown, rescuer::run);
+    background.add("foreman", services, shutdown, backfill::run);
     background.add("dead letters", services, shutdown, dead_letters::run);
     background.add("janitor", services, shutdown, janitor::run);
     background

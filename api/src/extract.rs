@@ -1,12 +1,14 @@
 //! Paths, queries and headers as types; what does not fit is a problem document.
 
-use std::{fmt::Display, str::FromStr};
+use std::{error::Error, fmt::Display, str::FromStr};
 
 use axum::{
-    extract::{FromRequestParts, Path, Query},
-    http::{HeaderMap, HeaderName, request::Parts},
+    Json,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::JsonRejection},
+    http::{HeaderMap, HeaderName, StatusCode, request::Parts},
 };
 use safelight_common::domain::{ImageId, TaskId};
+use serde::de::DeserializeOwned;
 
 use crate::problem::{Problem, ProblemCode};
 
@@ -50,6 +52,31 @@ impl<T: PathId, S: Send + Sync> FromRequestParts<S> for Id<T> {
             .await
             .map_err(|_| T::not_found("(unreadable)"))?;
         parse_id(&text).map(Self)
+    }
+}
+
+/// A body that is one JSON document. It must be declared as JSON, which no page of another origin can do
+/// unasked.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::MissingJsonContentType(_)) => Err(Problem::new(
+                ProblemCode::NotJson,
+                "The body must be JSON, with the header `Content-Type: application/json`.",
+            )),
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(Problem::new(ProblemCode::BodyTooLarge, "The body is larger than 2 MiB."))
+            }
+            Err(rejection) => {
+                let why = rejection.source().map_or(rejection.body_text(), ToString::to_string);
+                Err(Problem::new(ProblemCode::InvalidBody, format!("{why}.")))
+            }
+        }
     }
 }
 

@@ -6,11 +6,13 @@
 //!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ catch panic
 //!     uploads   POST /v1/images
 //!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
+//!     backfills POST /v1/backfills   a task that walks over many images; its report
 //!     images    GET  /v1/images…
 //!     delivery  GET  /images…
 //!     probes    GET  /livez /readyz /metrics
 //! ```
 
+mod backfills;
 mod backlog;
 mod conditional;
 mod delivery;

@@ -18,7 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
-    ApiOptions, delivery, images, probes,
+    ApiOptions, backfills, delivery, images, probes,
     problem::{self, ProblemCode, ProblemDocument, Retry},
     state::ApiState,
     tasks, uploads,
@@ -39,6 +39,7 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
     tags(
         (name = "uploads", description = "Sending images"),
         (name = "tasks", description = "What became of them"),
+        (name = "backfills", description = "Work on many images"),
         (name = "images", description = "What is known of them"),
         (name = "delivery", description = "Their bytes"),
         (name = "probes", description = "For machines that look after this one"),
@@ -72,7 +73,11 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
             .routes(routes!(tasks::events::events))
             .routes(routes!(tasks::control::cancel))
             .routes(routes!(tasks::control::retry))
-            .routes(routes!(tasks::control::retry_many));
+            .routes(routes!(tasks::control::retry_many))
+            .routes(routes!(backfills::create))
+            .routes(routes!(backfills::pause))
+            .routes(routes!(backfills::resume))
+            .routes(routes!(backfills::report));
     }
     if options.delivery {
         router = router.routes(routes!(delivery::original)).routes(routes!(delivery::rendition));
@@ -115,6 +120,12 @@ answers! {
     CancelProblems: TaskNotFound, TaskEnded, DatabaseUnavailable;
     /// Of trying a task again.
     RetryProblems: TaskNotFound, TaskNotFailed, TaskDiscarded, DatabaseUnavailable;
+    /// Of beginning a backfill.
+    BackfillProblems: InvalidBody, SourceForbidden, BodyTooLarge, NotJson, DatabaseUnavailable;
+    /// Of pausing and resuming a backfill.
+    PauseProblems: TaskNotFound, TaskEnded, NotABackfill, DatabaseUnavailable;
+    /// Of a backfill's report.
+    ReportProblems: InvalidQuery, TaskNotFound, NotABackfill, DatabaseUnavailable;
     /// Of following a task.
     EventProblems: TaskNotFound, TooManyWaiting, DatabaseUnavailable;
     /// Of a list.

@@ -11,6 +11,7 @@ pub mod config;
 pub mod domain;
 pub mod fail_point;
 pub mod retry;
+pub mod roots;
 pub mod services;
 pub mod store;
 pub mod telemetry;

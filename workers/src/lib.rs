@@ -5,6 +5,7 @@
 //! Any number of each may run, in one process or in many; each returns once its `shutdown` token is
 //! cancelled.
 
+pub mod backfill;
 pub mod dead_letters;
 pub mod decoder;
 mod handlers;

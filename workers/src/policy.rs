@@ -23,7 +23,9 @@ pub(crate) fn after_failure(job: &ClaimedJob, failure: Failure, config: &Config)
 /// Counts and logs an attempt whose end the store has recorded.
 pub(crate) fn note_settled(job: &ClaimedJob, outcome: &Outcome) {
     let (name, failure) = match outcome {
-        Outcome::Written(_) | Outcome::Rendered { .. } => ("succeeded", None),
+        Outcome::Written(_) | Outcome::Rendered { .. } | Outcome::Verified { .. } => {
+            ("succeeded", None)
+        }
         Outcome::Retry(failure, _) => ("retry", Some(failure)),
         Outcome::Failed(failure) => ("failed", Some(failure)),
         Outcome::Released => ("released", None),

@@ -19,6 +19,10 @@ const BATCH: u32 = 256;
 /// No check runs more often than this, however short the configured times.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
 
+/// How often old tasks are looked for, and the pause between two batches of them.
+const PRUNE_PERIOD: Duration = Duration::from_mins(10);
+const PRUNE_PAUSE: Duration = Duration::from_millis(100);
+
 /// How often old idempotency keys are forgotten.
 const KEYS_PERIOD: Duration = Duration::from_hours(1);
 
@@ -34,6 +38,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
             every(leases, "rescue jobs of lost workers", &services, rescue_leases),
             every(messages, "look for lost messages", &services, rescue_messages),
             every(KEYS_PERIOD, "forget old idempotency keys", &services, expire_keys),
+            every(PRUNE_PERIOD, "forget old tasks", &services, prune_tasks),
         )
     };
     tokio::select! {
@@ -130,6 +135,15 @@ pub(crate) async fn rescue_messages(services: Services) -> Result<(), RescueErro
 pub(crate) async fn expire_keys(services: Services) -> Result<(), RescueError> {
     let age = Duration::from_secs(services.config.idempotency_keep_hours.saturating_mul(3600));
     while services.store.expire_keys(age, BATCH).await? > 0 {}
+    Ok(())
+}
+
+/// Forgets old tasks in small batches, with pauses for others to write.
+pub(crate) async fn prune_tasks(services: Services) -> Result<(), RescueError> {
+    let age = Duration::from_hours(services.config.task_keep_days.saturating_mul(24));
+    while services.store.prune_tasks(age, BATCH).await? > 0 {
+        tokio::time::sleep(PRUNE_PAUSE).await;
+    }
     Ok(())
 }
 

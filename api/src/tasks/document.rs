@@ -10,13 +10,16 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use safelight_common::domain::{
-    ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind, Lane,
-    Placeholder, Rendition, Status, Task, TaskId, TaskKind,
+    Backfill, ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind,
+    Lane, Placeholder, Progress, Rendition, Status, Task, TaskId, TaskKind,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{conditional::ETag, problem::Problem, state::CurrentPresets};
+use crate::{
+    backfills::document::BackfillDocument, conditional::ETag, problem::Problem,
+    state::CurrentPresets,
+};
 
 /// What a client polls.
 #[derive(Debug, Serialize, ToSchema)]
@@ -38,15 +41,18 @@ pub struct TaskDocument {
     pub finished_at: Option<DateTime<Utc>>,
     /// Counts over its jobs.
     pub progress: ProgressDocument,
-    /// Its jobs, in the order they were made.
+    /// Its jobs, in the order they were made; none of a backfill, whose images have tasks of their own.
     pub jobs: Vec<JobDocument>,
     /// The image of an upload, or that lacks renditions.
     pub image: Option<ImageDocument>,
+    /// How a backfill stands; only of a backfill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backfill: Option<BackfillDocument>,
     /// Why it failed: the first failed job's error.
     pub error: Option<ErrorDocument>,
 }
 
-/// How many of a task's jobs have ended, and how.
+/// How many of a task's jobs have ended, and how; of a backfill, how many images.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Progress)]
 pub struct ProgressDocument {
@@ -56,6 +62,9 @@ pub struct ProgressDocument {
     pub succeeded: u32,
     /// Failed for good.
     pub failed: u32,
+    /// Needed nothing; only of a backfill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<u32>,
 }
 
 /// One unit of work.
@@ -173,7 +182,8 @@ impl TaskDocument {
     /// What a client sees of `task`.
     pub fn new(task: &Task, presets: &CurrentPresets) -> Self {
         let failed = task.jobs.iter().find(|job| job.status == Status::Failed);
-        let error = failed.and_then(|job| job.error.as_ref());
+        let incomplete = task.backfill.as_deref().map(incomplete);
+        let error = incomplete.as_ref().or(failed.and_then(|job| job.error.as_ref()));
         Self {
             id: task.id,
             kind: task.kind,
@@ -182,14 +192,39 @@ impl TaskDocument {
             created_at: task.created_at,
             updated_at: task.updated_at,
             finished_at: task.finished_at,
-            progress: ProgressDocument {
-                total: task.progress.total,
-                succeeded: task.progress.succeeded,
-                failed: task.progress.failed,
-            },
+            progress: ProgressDocument::new(task),
             jobs: task.jobs.iter().map(JobDocument::new).collect(),
             image: task.image.as_ref().map(|image| ImageDocument::new(image, presets)),
+            backfill: task.backfill.as_deref().map(BackfillDocument::new),
             error: error.filter(|_| task.status == Status::Failed).map(ErrorDocument::new),
+        }
+    }
+}
+
+/// What a backfill that failed says of it.
+fn incomplete(backfill: &Backfill) -> Failure {
+    let failed = backfill.failed + backfill.refused;
+    let looked_at = backfill.walked();
+    let message = match &backfill.problem {
+        Some(problem) => format!("it broke off after {looked_at} images: {problem}"),
+        None => format!("{failed} of {looked_at} images failed; its report says which, and why"),
+    };
+    Failure::new(ErrorCode::BackfillIncomplete, message)
+}
+
+impl ProgressDocument {
+    fn new(task: &Task) -> Self {
+        let Some(backfill) = &task.backfill else {
+            let Progress { total, succeeded, failed, .. } = task.progress;
+            return Self { total, succeeded, failed, skipped: None };
+        };
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let walked = backfill.walked();
+        Self {
+            total: count(backfill.expected.map_or(walked, |expected| expected.max(walked))),
+            succeeded: count(backfill.succeeded),
+            failed: count(backfill.failed + backfill.refused),
+            skipped: Some(count(backfill.skipped_total())),
         }
     }
 }

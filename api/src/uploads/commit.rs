@@ -208,5 +208,6 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
             renditions: Vec::new(),
             placeholder: None,
         }),
+        backfill: None,
     }
 }

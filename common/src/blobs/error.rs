@@ -1,5 +1,7 @@
 //! What can go wrong with the bytes.
 
+use std::error::Error;
+
 /// A failed blob call.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -25,6 +27,21 @@ pub enum BlobError {
     Spool(#[source] std::io::Error),
 }
 
+impl BlobError {
+    /// Whether the store answered, and will answer the same again: there is no such thing, or it may not be
+    /// read with these keys. (A list's answer is known by its text alone.)
+    pub fn is_refusal(&self) -> bool {
+        const ANSWERS: [&str; 4] =
+            ["404 Not Found", "403 Forbidden", "401 Unauthorized", "NoSuchBucket"];
+        match self {
+            Self::NotFound => true,
+            Self::Store(error) => causes(error)
+                .any(|error| ANSWERS.iter().any(|answer| error.to_string().contains(answer))),
+            Self::Full | Self::TooLarge { .. } | Self::Spool(_) => false,
+        }
+    }
+}
+
 impl From<object_store::Error> for BlobError {
     fn from(error: object_store::Error) -> Self {
         match error {
@@ -45,11 +62,14 @@ impl From<std::io::Error> for BlobError {
     }
 }
 
+/// An error, what caused it, and so on.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
 /// Whether an I/O error of "no space left" is among the causes.
-fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |e| e.source())
-        .filter_map(|e| e.downcast_ref::<std::io::Error>())
-        .any(|e| {
-            matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-        })
+fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    causes(error).filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| {
+        matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    })
 }

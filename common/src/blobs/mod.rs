@@ -9,12 +9,14 @@
 //! clock                                           empty; its age tells the store's time
 //! ```
 
+mod bucket;
 mod error;
 mod key;
 mod staging;
 mod store;
 mod trash;
 
+pub use bucket::Bucket;
 pub use error::BlobError;
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};

@@ -89,6 +89,11 @@ impl Staging {
         self.bytes
     }
 
+    /// The hash of the bytes taken so far.
+    pub fn hash(&self) -> ContentHash {
+        self.hasher.clone().finish()
+    }
+
     /// Makes everything durable. On an error nothing is left behind.
     pub async fn finish(mut self) -> Result<StagedUpload, BlobError> {
         self.flush().await?;

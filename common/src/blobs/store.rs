@@ -13,7 +13,11 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{BlobError, BlobKey, StagedUpload, Staging};
-use crate::{blocking::blocking, config::BlobUrl, domain::ImageId};
+use crate::{
+    blocking::blocking,
+    config::BlobUrl,
+    domain::{ContentHash, ContentHasher, ImageId},
+};
 
 /// Parts of an object that are in memory at once on their way to an object store, over the whole
 /// process: bounds memory however many uploads there are.
@@ -75,11 +79,7 @@ impl Blobs {
     /// Opens the store that `url` names; `spool` is used for remote stores only. Makes local
     /// folders; does not contact a remote store (see [`Blobs::check`]).
     pub fn open(url: &BlobUrl, spool: &std::path::Path) -> Result<Self, BlobError> {
-        // A variable that is not UTF-8 cannot be one that we know.
-        let utf8 = |(key, value): (OsString, OsString)| {
-            Some((key.into_string().ok()?, value.into_string().ok()?))
-        };
-        Self::open_from(url, spool, std::env::vars_os().filter_map(utf8))
+        Self::open_from(url, spool, environment())
     }
 
     /// [`Blobs::open`] with the `AWS_*` variables taken from `env`.
@@ -230,6 +230,17 @@ impl Blobs {
         Ok(self.store.get_opts(&key.path(), range).await?.bytes().await?)
     }
 
+    /// Reads an object to its end; answers with the hash of its bytes and how many there are.
+    pub async fn hash(&self, key: &BlobKey) -> Result<(ContentHash, u64), BlobError> {
+        let mut bytes = self.store.get(&key.path()).await?.into_stream();
+        let (mut hasher, mut count) = (ContentHasher::default(), 0);
+        while let Some(chunk) = bytes.try_next().await? {
+            hasher.update(&chunk);
+            count += chunk.len() as u64;
+        }
+        Ok((hasher.finish(), count))
+    }
+
     /// Writes an object, replacing what is there.
     pub async fn put(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
         self.store.put(&key.path(), PutPayload::from(bytes)).await?;
@@ -284,8 +295,16 @@ impl Blobs {
     }
 }
 
+/// This process's variables. One that is not UTF-8 cannot be one that we know.
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+    let utf8 = |(key, value): (OsString, OsString)| {
+        Some((key.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(utf8)
+}
+
 /// An S3 client configured by the `AWS_*` variables among `env`, as `object_store` does it.
-fn s3_from(env: impl IntoIterator<Item = (String, String)>) -> AmazonS3Builder {
+pub(super) fn s3_from(env: impl IntoIterator<Item = (String, String)>) -> AmazonS3Builder {
     let known = env.into_iter().filter_map(|(key, value)| {
         let key = key.starts_with("AWS_").then(|| key.to_ascii_lowercase().parse().ok())?;
         Some((key?, value))

@@ -58,6 +58,11 @@ pub struct Config {
     pub relay_poll_ms: u64,
     pub republish_after_ms: u64,
 
+    pub task_keep_days: u64,
+
+    pub backfill_window: u32,
+    pub import_roots: Vec<String>,
+
     pub max_pixels: u64,
     pub max_side: u32,
     pub max_frames: u32,

@@ -22,8 +22,14 @@ text_enum! {
         TooManyFrames = "too_many_frames",
         /// The header announces a picture that takes more memory than the configured limit.
         TooMuchMemory = "too_much_memory",
+        /// More bytes than the configured limit.
+        TooLarge = "too_large",
         /// The bytes are in no place where they should be.
         BlobMissing = "blob_missing",
+        /// The bytes are not those that were stored.
+        BlobDamaged = "blob_damaged",
+        /// Of a backfill: some of its images failed, or its source could not be read to the end.
+        BackfillIncomplete = "backfill_incomplete",
         /// The blob store did not answer or refused.
         StoreUnavailable = "store_unavailable",
         /// The database did not answer.
@@ -76,11 +82,14 @@ impl ErrorCode {
             | Self::TooManyPixels
             | Self::SideTooLong
             | Self::TooManyFrames
-            | Self::TooMuchMemory => Retries::Never,
+            | Self::TooMuchMemory
+            | Self::TooLarge
+            | Self::BlobDamaged => Retries::Never,
             // Mostly the picture's doing, sometimes that of a busy machine or of the kernel.
             Self::DecoderCrashed | Self::DecoderTimedOut | Self::DecoderOutOfMemory => Retries::Few,
             // A missing blob may be a store that has not caught up; it ends by attempts.
             Self::BlobMissing
+            | Self::BackfillIncomplete
             | Self::StoreUnavailable
             | Self::DatabaseUnavailable
             | Self::LeaseLost

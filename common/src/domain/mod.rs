@@ -1,5 +1,6 @@
 //! The words of the design as types: ids, hashes, images, tasks, jobs, presets.
 
+mod backfill;
 mod failure;
 mod hash;
 mod ids;
@@ -8,6 +9,7 @@ mod preset;
 mod task;
 mod text_enum;
 
+pub use backfill::{Backfill, BackfillKind, BackfillSpec, BackfillState, ItemOutcome};
 pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};

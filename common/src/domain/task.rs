@@ -9,7 +9,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Failure, Image, JobId, TaskId, text_enum::text_enum};
+use super::{Backfill, Failure, Image, JobId, TaskId, text_enum::text_enum};
 
 text_enum! {
     /// Where a task or a job stands.
@@ -41,6 +41,8 @@ text_enum! {
         Write = "write",
         /// Make the presets' renditions.
         Thumbnail = "thumbnail",
+        /// Read an image's bytes and renditions back, compare, repair.
+        Verify = "verify",
     }
 }
 
@@ -63,6 +65,8 @@ text_enum! {
         Rendition = "rendition",
         /// One backfill.
         Backfill = "backfill",
+        /// A backfill's look at one image's bytes.
+        Verify = "verify",
     }
 }
 
@@ -104,6 +108,8 @@ pub struct Task {
     pub jobs: Vec<Job>,
     /// The image of an upload, or that lacks renditions.
     pub image: Option<Image>,
+    /// How a backfill stands; only of a backfill.
+    pub backfill: Option<Box<Backfill>>,
 }
 
 /// One unit of work.

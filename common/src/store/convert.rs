@@ -1,6 +1,11 @@
 //! Numbers between Rust and SQL, where neither side has the other's types.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    time::{Duration, SystemTime},
+};
+
+use uuid::{Builder, Uuid};
 
 use super::StoreError;
 
@@ -27,4 +32,13 @@ where
     T: Copy + Display + TryInto<U>,
 {
     number.try_into().map_err(|_| StoreError::Corrupt(format!("{column} is {number}")))
+}
+
+/// An id that sorts after those that were made `age` ago or earlier, by this machine's clock.
+pub fn id_of_age(age: Duration) -> Uuid {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let made = since_epoch.saturating_sub(age);
+    let bytes = [u8::MAX; 10];
+    Builder::from_unix_timestamp_millis(made.as_millis().try_into().unwrap_or(u64::MAX), &bytes)
+        .into_uuid()
 }

@@ -14,6 +14,8 @@ pub struct Ending<'a> {
     pub delay: Duration,
     /// Hand-backs to count: 1 or 0.
     pub released: i32,
+    /// What a success has to say beside.
+    pub note: Option<&'a str>,
     /// The error to keep. A hand-back leaves the one before, a success clears it.
     pub failure: Option<&'a Failure>,
 }
@@ -21,13 +23,17 @@ pub struct Ending<'a> {
 impl<'a> Ending<'a> {
     pub fn of(outcome: &'a Outcome) -> Self {
         let (status, delay, released, failure) = match outcome {
-            Outcome::Written(_) | Outcome::Rendered { .. } => {
+            Outcome::Written(_) | Outcome::Rendered { .. } | Outcome::Verified { .. } => {
                 (Status::Succeeded, Duration::ZERO, 0, None)
             }
             Outcome::Retry(failure, delay) => (Status::Queued, *delay, 0, Some(failure)),
             Outcome::Failed(failure) => (Status::Failed, Duration::ZERO, 0, Some(failure)),
             Outcome::Released => (Status::Queued, Duration::ZERO, 1, None),
         };
-        Self { status, delay, released, failure }
+        let note = match outcome {
+            Outcome::Verified { note, .. } => note.as_deref(),
+            _ => None,
+        };
+        Self { status, delay, released, note, failure }
     }
 }

@@ -8,12 +8,18 @@ use std::{
 
 use async_trait::async_trait;
 
+use uuid::Uuid;
+
 use super::{
-    Accepted, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImageFilter,
+    ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
+    OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed, Requested, Settled, Store,
+    StoreError, TaskFilter, TaskPage, TaskVersion,
 };
-use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
+use crate::domain::{
+    Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
+    WorkerId,
+};
 
 /// One call of a method of [`Store`].
 #[derive(Clone, Copy)]
@@ -110,6 +116,19 @@ gated! {
     fn is_blob_wanted(sha256: &ContentHash) -> bool;
     fn forget_blob(sha256: &ContentHash) -> bool;
     fn mark_removed(id: ImageId) -> ();
+    fn create_backfill(new: &NewBackfill) -> ();
+    fn lead_backfills(foreman: WorkerId, hold: Duration, limit: u32) -> Vec<Backfill>;
+    fn count_images(filter: &ImageFilter) -> u64;
+    fn walk_images(filter: &ImageFilter, after: Option<ImageId>, limit: u32) -> Vec<Image>;
+    fn images_with_blobs(hashes: &[ContentHash]) -> Vec<(ContentHash, ImageId)>;
+    fn obstacles(images: &[ImageId]) -> Vec<Obstacle>;
+    fn advance_backfill(step: &Advance) -> bool;
+    fn tally_backfill(id: TaskId, limit: u32) -> u64;
+    fn retry_backfill(id: TaskId, limit: u32) -> u64;
+    fn pause_backfill(id: TaskId, paused: bool) -> bool;
+    fn backfill_of(child: TaskId) -> Option<BackfillSpec>;
+    fn backfill_report(id: TaskId, after: Option<Uuid>, limit: u32) -> Vec<Item>;
+    fn prune_tasks(age: Duration, limit: u32) -> u64;
     fn count_queued(lane: Lane, at_most: u64) -> u64;
     fn job_counts() -> Vec<JobCount>;
     fn count_unpublished() -> u64;

@@ -4,6 +4,7 @@
 //! Times that processes must agree on (due times, leases) are always the database's clock; callers
 //! pass durations, never instants.
 
+mod backfills;
 mod convert;
 mod ending;
 mod error;
@@ -19,6 +20,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use backfills::{Advance, Child, ImageFilter, Imported, Item, NewBackfill, Obstacle};
 pub use error::StoreError;
 pub use records::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
@@ -28,8 +30,12 @@ pub use records::{
 
 use crate::{
     config::DatabaseUrl,
-    domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId},
+    domain::{
+        Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
+        WorkerId,
+    },
 };
+use uuid::Uuid;
 
 /// A shared handle to whichever backend the configuration names.
 pub type DynStore = Arc<dyn Store>;
@@ -224,11 +230,13 @@ pub trait Store: Send + Sync + 'static {
     /// learns of it when it renews its lease; its settling is stale from now on.
     ///
     /// With an upload its image is discarded (see [`Store::discarded`]), and what else is under way
-    /// for that image is cancelled.
+    /// for that image is cancelled. A backfill hands out nothing more, what it has handed out is
+    /// cancelled as well, and it ends with the next [`Store::tally_backfill`].
     async fn cancel(&self, id: TaskId) -> Result<bool, StoreError>;
 
     /// Queues the failed jobs of those of `ids` that have failed, with all their attempts anew;
-    /// answers which these are. Not those whose image was discarded: their bytes are gone.
+    /// answers which these are. Not those whose image was discarded: their bytes are gone. Of a
+    /// backfill, its failed images are handed out anew ([`Store::retry_backfill`]), if there are any.
     async fn retry(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError>;
 
     // --- discarded images -------------------------------------------------------------------
@@ -247,6 +255,74 @@ pub trait Store: Send + Sync + 'static {
 
     /// Notes that all bytes of a discarded image are gone.
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError>;
+
+    // --- backfills --------------------------------------------------------------------------
+
+    /// Begins a backfill: its task, queued, and where it stands. Doing it again changes nothing.
+    async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError>;
+
+    /// Takes, or keeps, for `hold` the lead of backfills that have not ended and that no other foreman
+    /// leads; answers with those it leads now, oldest first, at most `limit`.
+    async fn lead_backfills(
+        &self,
+        foreman: WorkerId,
+        hold: Duration,
+        limit: u32,
+    ) -> Result<Vec<Backfill>, StoreError>;
+
+    /// How many images a walk would look at.
+    async fn count_images(&self, filter: &ImageFilter) -> Result<u64, StoreError>;
+
+    /// The next images of a walk, in the order of their ids, with their renditions; at most `limit`.
+    async fn walk_images(
+        &self,
+        filter: &ImageFilter,
+        after: Option<ImageId>,
+        limit: u32,
+    ) -> Result<Vec<Image>, StoreError>;
+
+    /// For each of `hashes` the oldest image that has these bytes and was not discarded, if any.
+    async fn images_with_blobs(
+        &self,
+        hashes: &[ContentHash],
+    ) -> Result<Vec<(ContentHash, ImageId)>, StoreError>;
+
+    /// Those of `images` that have a write or thumbnail job under way, or one that failed for good;
+    /// one obstacle each, what is under way before what has failed.
+    async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError>;
+
+    /// Records one step of a walk, in one transaction: counts, report lines, and a task with its jobs
+    /// (bulk lane, due at once) for each image to work on. `false`, and no effect, if the walk stands
+    /// elsewhere by now, or was paused or cancelled: another foreman may have taken it over.
+    async fn advance_backfill(&self, step: &Advance) -> Result<bool, StoreError>;
+
+    /// Counts up to `limit` tasks of a backfill that have ended, writes their report lines, and forgets
+    /// them unless they failed; then ends the backfill if it has walked to its end and nothing is
+    /// under way. Answers how many were counted.
+    async fn tally_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
+
+    /// Hands out again up to `limit` failed images of a backfill that is [`Backfill::retrying`]; if none
+    /// are left, it no longer is. Answers how many.
+    async fn retry_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
+
+    /// Makes a backfill hand out nothing, or go on. `false` if it has ended or was cancelled.
+    async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError>;
+
+    /// What the backfill that made this task was asked to do; `None` of other tasks.
+    async fn backfill_of(&self, child: TaskId) -> Result<Option<BackfillSpec>, StoreError>;
+
+    /// The report of a backfill by the ids of its lines, from after the one given; at most `limit`.
+    /// What is still under way has no line yet.
+    async fn backfill_report(
+        &self,
+        id: TaskId,
+        after: Option<Uuid>,
+        limit: u32,
+    ) -> Result<Vec<Item>, StoreError>;
+
+    /// Forgets tasks that succeeded or were cancelled longer than `age` ago, with their jobs and report
+    /// lines, about `limit` rows at once. Returns how many; zero once there is nothing left to do.
+    async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
 
     // --- figures ----------------------------------------------------------------------------
 

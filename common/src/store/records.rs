@@ -186,6 +186,15 @@ pub enum Outcome {
         /// The placeholder; `None` leaves what there is.
         placeholder: Option<Placeholder>,
     },
+    /// A verify job read everything back.
+    Verified {
+        /// Renditions that were bad or missing and were made anew (upserted).
+        repaired: Vec<Rendition>,
+        /// Renditions that were bad or missing and that nothing can make any more: their records go.
+        forgotten: Vec<Rendition>,
+        /// What was found, for people; `None` if all was well.
+        note: Option<String>,
+    },
     /// It failed; the next attempt, if there is one left, is due after the delay.
     Retry(Failure, Duration),
     /// It failed for good.

@@ -3,6 +3,7 @@
 
 mod source;
 mod thumbnail;
+mod verify;
 mod write;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use safelight_common::{
     store::{ClaimedJob, Outcome},
 };
 
+pub(crate) use self::thumbnail::missing_presets;
 use crate::decoder::{Attempt, Decoder};
 
 /// What a handler works with.
@@ -29,6 +31,7 @@ pub(crate) struct Context {
 pub(crate) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
     match job.kind {
         JobKind::Write => write::run(context, &job.image).await,
-        JobKind::Thumbnail => thumbnail::run(context, &job.image).await,
+        JobKind::Thumbnail => thumbnail::run(context, job).await,
+        JobKind::Verify => verify::run(context, &job.image).await,
     }
 }

@@ -1,30 +1,43 @@
 //! The thumbnail job: makes the renditions that the configured presets ask for and the blob does
 //! not have yet.
 
+use bytes::Bytes;
 use futures::future::try_join_all;
 use safelight_common::{
     blobs::BlobKey,
-    domain::{ErrorCode, Failure, Image, Presets},
+    domain::{ErrorCode, Failure, Image, Lane, Placeholder, Presets, Rendition},
     fail_point,
-    store::Outcome,
+    store::{ClaimedJob, Outcome},
 };
 
 use super::{Context, source};
 use crate::imaging::{Rendered, Renditions};
 
-pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Failure> {
-    let config = &context.services.config;
+pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
+    let image = &job.image;
     let blobs = &context.services.blobs;
     if image.discarded {
         // Tried again by hand while its upload was being cancelled: the bytes are going, and what was
         // made now would be left over.
         return Err(Failure::new(ErrorCode::BlobMissing, "the image was discarded"));
     }
-    let presets = missing(&config.presets, image);
+    let presets = wanted(context, job).await?;
     if presets.is_empty() {
         return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });
     }
     let bytes = source::read(blobs, image).await?;
+    let (renditions, placeholder) = make(context, image, bytes, presets).await?;
+    Ok(Outcome::Rendered { renditions, placeholder: Some(placeholder) })
+}
+
+/// Makes and stores renditions of an image's bytes.
+pub(super) async fn make(
+    context: &Context,
+    image: &Image,
+    bytes: Bytes,
+    presets: Presets,
+) -> Result<(Vec<Rendition>, Placeholder), Failure> {
+    let blobs = &context.services.blobs;
     let Renditions { renditions, placeholder } =
         context.decoder.render(bytes, presets, &context.attempt).await?;
     fail_point::hit("thumbnail.rendered").await;
@@ -34,12 +47,31 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     });
     let renditions = try_join_all(stored).await.map_err(source::failure)?;
     fail_point::hit("thumbnail.stored").await;
-    Ok(Outcome::Rendered { renditions, placeholder: Some(placeholder) })
+    Ok((renditions, placeholder))
+}
+
+/// The presets to render: those that the image lacks, or what its backfill asks for.
+async fn wanted(context: &Context, job: &ClaimedJob) -> Result<Presets, Failure> {
+    let services = &context.services;
+    let presets = &services.config.presets;
+    if job.lane != Lane::Bulk {
+        return Ok(missing_presets(presets, &job.image));
+    }
+    let spec = services.store.backfill_of(job.task).await.map_err(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot look a backfill up");
+        Failure::new(ErrorCode::DatabaseUnavailable, "the database did not answer")
+    })?;
+    let mut wanted = match &spec {
+        Some(spec) if spec.all => presets.clone(),
+        _ => missing_presets(presets, &job.image),
+    };
+    wanted.retain(|name, _| spec.as_ref().is_none_or(|spec| spec.wants(name)));
+    Ok(wanted)
 }
 
 /// The presets of which there is not a rendition in each of their formats yet. Renditions belong to the
 /// blob: an equal upload finds those of the first.
-fn missing(presets: &Presets, image: &Image) -> Presets {
+pub(crate) fn missing_presets(presets: &Presets, image: &Image) -> Presets {
     let mut presets = presets.clone();
     presets.retain(|name, preset| {
         let fingerprint = preset.fingerprint();

@@ -75,7 +75,7 @@ impl Lab {
             title: None,
             tags: Vec::new(),
             filename: None,
-            jobs: JobKind::ALL.iter().map(|&kind| (JobId::new(), kind)).collect(),
+            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
             max_attempts: self.services.config.max_attempts,
             key: None,
         };

@@ -132,7 +132,7 @@ fn blobs_are_writable(services: &Services) -> BoxFuture<'static, bool> {
 fn slots(kind: JobKind, concurrency: usize) -> usize {
     match kind {
         JobKind::Write => concurrency.max(1) * WRITE_SLOTS_PER_THUMBNAIL_SLOT,
-        JobKind::Thumbnail => concurrency.max(1),
+        JobKind::Thumbnail | JobKind::Verify => concurrency.max(1),
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::{
-    interval,
+    backfill, interval,
     rows::{self, blob_joins, image_columns},
 };
 use crate::{
@@ -43,7 +43,20 @@ const CANCEL: &str = "
 
 pub async fn cancel(pool: &PgPool, id: TaskId) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    let cancelled: i64 = sqlx::query_scalar(CANCEL).bind(id).fetch_one(&mut *transaction).await?;
+    if let Some((cancelled, open)) = backfill::cancel(&mut transaction, id).await? {
+        for child in open {
+            cancel_one(&mut transaction, child).await?;
+        }
+        transaction.commit().await?;
+        return Ok(cancelled);
+    }
+    let cancelled = cancel_one(&mut transaction, id).await?;
+    transaction.commit().await?;
+    Ok(cancelled)
+}
+
+async fn cancel_one(conn: &mut PgConnection, id: TaskId) -> Result<bool, StoreError> {
+    let cancelled: i64 = sqlx::query_scalar(CANCEL).bind(id).fetch_one(&mut *conn).await?;
     if cancelled == 0 {
         return Ok(false);
     }
@@ -53,7 +66,7 @@ pub async fn cancel(pool: &PgPool, id: TaskId) -> Result<bool, StoreError> {
          returning i.id",
     )
     .bind(id)
-    .fetch_optional(&mut *transaction)
+    .fetch_optional(&mut *conn)
     .await?;
     if let Some(image) = discarded {
         // From now on nobody asks for its renditions; whoever did holding the image's row is seen.
@@ -61,13 +74,12 @@ pub async fn cancel(pool: &PgPool, id: TaskId) -> Result<bool, StoreError> {
             sqlx::query_scalar("select id from tasks where image_id = $1 and id <> $2 order by id")
                 .bind(image)
                 .bind(id)
-                .fetch_all(&mut *transaction)
+                .fetch_all(&mut *conn)
                 .await?;
         for other in others {
-            sqlx::query(CANCEL).bind(other).execute(&mut *transaction).await?;
+            sqlx::query(CANCEL).bind(other).execute(&mut *conn).await?;
         }
     }
-    transaction.commit().await?;
     Ok(true)
 }
 
@@ -94,10 +106,29 @@ const RETRY: &str = "
     returning t.id";
 
 pub async fn retry(pool: &PgPool, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
-    Ok(sqlx::query_scalar(RETRY)
-        .bind(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>())
-        .fetch_all(pool)
-        .await?)
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let mut transaction = pool.begin().await?;
+    let mut retried = backfill::reopen(&mut transaction, &ids).await?;
+    backfill::uncount(&mut transaction, &ids).await?;
+    let others: Vec<TaskId> =
+        sqlx::query_scalar(RETRY).bind(ids).fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    retried.extend(others);
+    Ok(retried)
+}
+
+/// Tries up to `limit` failed children of a backfill again; if there are none, that is over.
+pub async fn retry_children(
+    pool: &PgPool,
+    backfill: TaskId,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let failed = backfill::failed_children(pool, backfill, limit).await?;
+    if failed.is_empty() {
+        backfill::retried(pool, backfill).await?;
+        return Ok(0);
+    }
+    Ok(retry(pool, &failed).await?.len() as u64)
 }
 
 pub async fn discarded(pool: &PgPool, limit: u32, age: Duration) -> Result<Vec<Image>, StoreError> {

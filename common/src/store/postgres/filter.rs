@@ -14,6 +14,7 @@ pub fn push(query: &mut QueryBuilder<Postgres>, filter: &TaskFilter) {
         Some(TaskKind::Upload) => query.push(" and kind = 'upload'"),
         Some(TaskKind::Rendition) => query.push(" and kind = 'rendition'"),
         Some(TaskKind::Backfill) => query.push(" and kind = 'backfill'"),
+        Some(TaskKind::Verify) => query.push(" and kind = 'verify'"),
         None => &mut *query,
     };
     if let Some(owner) = &filter.owner {

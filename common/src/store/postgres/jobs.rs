@@ -87,7 +87,7 @@ pub async fn renew(
     Ok(Renewed { held: held.collect::<Result<_, StoreError>>()? })
 }
 
-/// Settles an attempt, with the statement's further effects. `$1`–`$7` are bound by [`settling`].
+/// Settles an attempt, with the statement's further effects. `$1`–`$8` are bound by [`settling`].
 ///
 /// Two jobs of a task may settle at once: the second waits for the task's row and then computes
 /// from the counters that the first has left there (READ COMMITTED evaluates the row anew), so
@@ -105,6 +105,7 @@ macro_rules! settle_statement {
                                              else waiting_since end,
                      error_code = case $4 when 0 then $6 else error_code end,
                      error_message = case $4 when 0 then $7 else error_message end,
+                     note = case $4 when 0 then $8 else note end,
                      lease_until = null, worker_id = null, updated_at = now()
                  where id = $1 and fence = $2 and status = 'running'
                  returning id, task_id, image_id, kind, lane, fence, status, run_at),
@@ -146,7 +147,10 @@ pub async fn settle(
     let settled = match outcome {
         Outcome::Written(facts) => written(lease, &ending, facts).fetch_one(pool).await?,
         Outcome::Rendered { renditions, placeholder } => {
-            rendered(lease, &ending, renditions, placeholder.as_ref()).fetch_one(pool).await?
+            rendered(lease, &ending, renditions, placeholder.as_ref(), &[]).fetch_one(pool).await?
+        }
+        Outcome::Verified { repaired, forgotten, .. } => {
+            rendered(lease, &ending, repaired, None, forgotten).fetch_one(pool).await?
         }
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {
             settling(settle_statement!(""), lease, &ending).fetch_one(pool).await?
@@ -167,14 +171,15 @@ fn settling<'q>(statement: &'static str, lease: &Lease, ending: &Ending<'q>) -> 
         .bind(interval(ending.delay))
         .bind(ending.failure.map(|failure| failure.code.as_str()))
         .bind(ending.failure.map(|failure| failure.message.as_str()))
+        .bind(ending.note)
 }
 
 fn written<'q>(lease: &Lease, ending: &Ending<'q>, facts: &'q ImageFacts) -> Settling<'q> {
     let statement = settle_statement!(
         ", facts as (
              update images i
-             set format = $8, width = $9, height = $10, orientation = $11, taken_at = $12,
-                 latitude = $13, longitude = $14, stored_at = now()
+             set format = $9, width = $10, height = $11, orientation = $12, taken_at = $13,
+                 latitude = $14, longitude = $15, stored_at = now()
              from job where i.id = job.image_id)"
     );
     settling(statement, lease, ending)
@@ -192,6 +197,7 @@ fn rendered<'q>(
     ending: &Ending<'q>,
     made: &'q [Rendition],
     placeholder: Option<&'q Placeholder>,
+    forgotten: &'q [Rendition],
 ) -> Settling<'q> {
     // In one order everywhere: two jobs that make the same renditions must not deadlock.
     let statement = settle_statement!(
@@ -201,8 +207,8 @@ fn rendered<'q>(
              select i.sha256, m.preset, m.fingerprint, m.format, m.width, m.height, m.bytes,
                     m.rendition_sha256
              from job join images i on i.id = job.image_id,
-                  unnest($8::text[], $9::text[], $10::text[], $11::int[], $12::int[], $13::bigint[],
-                         $14::bytea[])
+                  unnest($9::text[], $10::text[], $11::text[], $12::int[], $13::int[], $14::bigint[],
+                         $15::bytea[])
                   as m (preset, fingerprint, format, width, height, bytes, rendition_sha256)
              order by m.preset, m.fingerprint, m.format
              on conflict (sha256, preset, fingerprint, format) do update
@@ -214,10 +220,16 @@ fn rendered<'q>(
                      else excluded.created_at end),
          placeholder as (
              insert into placeholders (sha256, thumbhash, dominant_color)
-             select i.sha256, $15, $16 from job join images i on i.id = job.image_id
-             where $15::bytea is not null
+             select i.sha256, $16, $17 from job join images i on i.id = job.image_id
+             where $16::bytea is not null
              on conflict (sha256) do update
-             set thumbhash = excluded.thumbhash, dominant_color = excluded.dominant_color)"
+             set thumbhash = excluded.thumbhash, dominant_color = excluded.dominant_color),
+         forgotten as (
+             delete from renditions r
+             using job join images i on i.id = job.image_id,
+                   unnest($18::text[], $19::text[], $20::text[]) as f (preset, fingerprint, format)
+             where r.sha256 = i.sha256 and r.preset = f.preset and r.fingerprint = f.fingerprint
+               and r.format = f.format)"
     );
     settling(statement, lease, ending)
         .bind(made.iter().map(|r| r.preset.as_str()).collect::<Vec<_>>())
@@ -229,6 +241,9 @@ fn rendered<'q>(
         .bind(made.iter().map(|r| r.sha256.as_bytes()).collect::<Vec<_>>())
         .bind(placeholder.map(|placeholder| placeholder.thumbhash.as_slice()))
         .bind(placeholder.map(Placeholder::css_color))
+        .bind(forgotten.iter().map(|r| r.preset.as_str()).collect::<Vec<_>>())
+        .bind(forgotten.iter().map(|r| r.fingerprint.as_str()).collect::<Vec<_>>())
+        .bind(forgotten.iter().map(|r| r.format.as_str()).collect::<Vec<_>>())
 }
 
 pub async fn expired_leases(pool: &PgPool, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {

@@ -2,6 +2,7 @@
 //! came before a lock, one short transaction; `now()`, the database's clock, decides all times.
 
 mod accept;
+mod backfill;
 mod control;
 mod filter;
 mod jobs;
@@ -19,14 +20,20 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions, types::PgInterval},
 };
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::{
-    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert::micros,
+    Accepted, Advance, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImageFilter, ImagePage, Item,
+    JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome,
+    PageRequest, RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter,
+    TaskPage, TaskVersion,
+    convert::{self, micros},
     schema,
 };
-use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
+use crate::domain::{
+    Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
+    WorkerId,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
 
@@ -300,6 +307,76 @@ impl Store for PostgresStore {
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
         within(control::mark_removed(&self.pool, id)).await
+    }
+
+    async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError> {
+        within(backfill::create(&self.pool, new)).await
+    }
+
+    async fn lead_backfills(
+        &self,
+        foreman: WorkerId,
+        hold: Duration,
+        limit: u32,
+    ) -> Result<Vec<Backfill>, StoreError> {
+        within(backfill::lead(&self.pool, foreman, hold, limit)).await
+    }
+
+    async fn count_images(&self, filter: &ImageFilter) -> Result<u64, StoreError> {
+        within(backfill::count_images(&self.pool, filter)).await
+    }
+
+    async fn walk_images(
+        &self,
+        filter: &ImageFilter,
+        after: Option<ImageId>,
+        limit: u32,
+    ) -> Result<Vec<Image>, StoreError> {
+        within(backfill::walk_images(&self.pool, filter, after, limit)).await
+    }
+
+    async fn images_with_blobs(
+        &self,
+        hashes: &[ContentHash],
+    ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
+        within(backfill::images_with_blobs(&self.pool, hashes)).await
+    }
+
+    async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError> {
+        within(backfill::obstacles(&self.pool, images)).await
+    }
+
+    async fn advance_backfill(&self, step: &Advance) -> Result<bool, StoreError> {
+        within(backfill::advance(&self.pool, step)).await
+    }
+
+    async fn tally_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError> {
+        within(backfill::tally(&self.pool, id, limit)).await
+    }
+
+    async fn retry_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError> {
+        within(control::retry_children(&self.pool, id, limit)).await
+    }
+
+    async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError> {
+        within(backfill::pause(&self.pool, id, paused)).await
+    }
+
+    async fn backfill_of(&self, child: TaskId) -> Result<Option<BackfillSpec>, StoreError> {
+        within(backfill::spec_of(&self.pool, child)).await
+    }
+
+    async fn backfill_report(
+        &self,
+        id: TaskId,
+        after: Option<Uuid>,
+        limit: u32,
+    ) -> Result<Vec<Item>, StoreError> {
+        within(backfill::report(&self.pool, id, after, limit)).await
+    }
+
+    async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
+        within(backfill::prune(&self.pool, age, convert::id_of_age(age), limit)).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

@@ -6,11 +6,11 @@ use sqlx::{PgPool, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::{
-    filter,
+    backfill, filter,
     rows::{self, blob_joins, image_columns, task_columns},
 };
 use crate::{
-    domain::{Image, ImageId, JobKind, Task, TaskId},
+    domain::{Image, ImageId, JobKind, Task, TaskId, TaskKind},
     store::{ImagePage, PageRequest, StoreError, TaskFilter, TaskPage, TaskVersion},
 };
 
@@ -23,7 +23,7 @@ pub async fn task(pool: &PgPool, id: TaskId) -> Result<Option<Task>, StoreError>
     .bind(id)
     .fetch_all(pool)
     .await?;
-    Ok(with_images(pool, rows::tasks(&rows)?).await?.pop())
+    Ok(with_details(pool, rows::tasks(&rows)?).await?.pop())
 }
 
 pub async fn last_task_of_image(
@@ -46,7 +46,7 @@ pub async fn last_task_of_image(
     .bind(kind.as_str())
     .fetch_all(pool)
     .await?;
-    Ok(with_images(pool, rows::tasks(&rows)?).await?.pop())
+    Ok(with_details(pool, rows::tasks(&rows)?).await?.pop())
 }
 
 pub async fn task_versions(pool: &PgPool, ids: &[TaskId]) -> Result<Vec<TaskVersion>, StoreError> {
@@ -88,13 +88,31 @@ pub async fn list_tasks(
     let mut found = rows::tasks(&rows)?;
     let more = found.len() > page.limit as usize;
     found.truncate(page.limit as usize);
-    let tasks = with_images(pool, found).await?;
+    let tasks = with_details(pool, found).await?;
     let next = tasks.last().filter(|_| more).map(|task| task.id);
     Ok(TaskPage { tasks, next })
 }
 
-/// Reads the tasks' images, all in one query. It comes after the tasks', so that a task that says
+/// Reads the tasks' images and backfills, each all in one query. That comes after the tasks', so that a task that says
 /// `succeeded` never lacks its renditions.
+async fn with_details(
+    pool: &PgPool,
+    found: Vec<(Task, Option<ImageId>)>,
+) -> Result<Vec<Task>, StoreError> {
+    let mut tasks = with_images(pool, found).await?;
+    let ids: Vec<TaskId> =
+        tasks.iter().filter(|task| task.kind == TaskKind::Backfill).map(|task| task.id).collect();
+    if ids.is_empty() {
+        return Ok(tasks);
+    }
+    for stands in backfill::of_tasks(pool, &ids).await? {
+        if let Some(task) = tasks.iter_mut().find(|task| task.id == stands.id) {
+            task.backfill = Some(Box::new(stands));
+        }
+    }
+    Ok(tasks)
+}
+
 async fn with_images(
     pool: &PgPool,
     found: Vec<(Task, Option<ImageId>)>,

@@ -60,7 +60,8 @@ pub fn name<T: std::str::FromStr<Err = UnknownName>>(
     Ok(row.try_get::<&str, _>(column)?.parse()?)
 }
 
-fn hash(row: &PgRow, column: &str) -> Result<ContentHash, StoreError> {
+/// A content hash of a column of bytes.
+pub fn hash(row: &PgRow, column: &str) -> Result<ContentHash, StoreError> {
     ContentHash::try_from(row.try_get::<&[u8], _>(column)?)
         .map_err(|error| StoreError::Corrupt(format!("{column}: {error}")))
 }
@@ -218,6 +219,7 @@ fn task(row: &PgRow) -> Result<Task, StoreError> {
         },
         jobs: Vec::new(),
         image: None,
+        backfill: None,
     })
 }
 

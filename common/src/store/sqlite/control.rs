@@ -4,13 +4,27 @@ use std::time::Duration;
 
 use sqlx::{Row, SqliteConnection, SqliteExecutor, SqlitePool};
 
-use super::rows::{self, blob_joins, image_columns};
+use super::{
+    backfill,
+    rows::{self, blob_joins, image_columns},
+    writer::Writer,
+};
 use crate::{
     domain::{ContentHash, Image, ImageId, JobId, TaskId},
     store::{StoreError, convert::micros},
 };
 
 pub async fn cancel(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result<bool, StoreError> {
+    if let Some((cancelled, open)) = backfill::cancel(conn, now, id).await? {
+        for child in open {
+            cancel_one(conn, now, child).await?;
+        }
+        return Ok(cancelled);
+    }
+    cancel_one(conn, now, id).await
+}
+
+async fn cancel_one(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result<bool, StoreError> {
     if !cancel_jobs(conn, now, id).await? {
         return Ok(false);
     }
@@ -76,6 +90,8 @@ pub async fn retry(
     now: i64,
     ids: Vec<TaskId>,
 ) -> Result<Vec<TaskId>, StoreError> {
+    let mut retried = backfill::reopen(conn, now, &ids).await?;
+    backfill::uncount(conn, now, &ids).await?;
     let tasks: Vec<TaskId> = sqlx::query_scalar(
         "select t.id from tasks t left join images i on i.id = t.image_id
          where t.id in (select unhex(value) from json_each($1)) and t.status = 'failed'
@@ -117,7 +133,29 @@ pub async fn retry(
     .bind(rows::id_list(jobs.iter().map(|id| id.0)))
     .execute(conn)
     .await?;
-    Ok(tasks)
+    retried.extend(tasks);
+    Ok(retried)
+}
+
+/// Tries up to `limit` failed children of a backfill again; if there are none, that is over.
+pub async fn retry_children(
+    reads: &SqlitePool,
+    writer: &Writer,
+    backfill: TaskId,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let failed = backfill::failed_children(reads, backfill, limit).await?;
+    writer
+        .run(move |conn, now| {
+            Box::pin(async move {
+                if failed.is_empty() {
+                    backfill::retried(conn, backfill).await?;
+                    return Ok(0);
+                }
+                Ok(retry(conn, now, failed).await?.len() as u64)
+            })
+        })
+        .await
 }
 
 pub async fn discarded(

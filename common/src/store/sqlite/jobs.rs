@@ -100,6 +100,7 @@ pub async fn settle(
              waiting_since = case $3 when 'queued' then $5 else waiting_since end,
              error_code = case $4 when 0 then $6 else error_code end,
              error_message = case $4 when 0 then $7 else error_message end,
+             note = case $4 when 0 then $9 else note end,
              lease_until = null, worker_id = null, updated_at = $8
          where id = $1 and fence = $2 and status = 'running'
          returning task_id, image_id, status",
@@ -112,6 +113,7 @@ pub async fn settle(
     .bind(ending.failure.map(|failure| failure.code.as_str()))
     .bind(ending.failure.map(|failure| failure.message.as_str()))
     .bind(now)
+    .bind(ending.note)
     .fetch_optional(&mut *conn)
     .await?;
     let Some(job) = job else { return Ok(Settled::Stale) };
@@ -121,6 +123,10 @@ pub async fn settle(
         Outcome::Rendered { renditions, placeholder } => {
             write_renditions(conn, image, renditions, now).await?;
             write_placeholder(conn, image, placeholder.as_ref(), now).await?;
+        }
+        Outcome::Verified { repaired, forgotten, .. } => {
+            write_renditions(conn, image, repaired, now).await?;
+            forget_renditions(conn, image, forgotten).await?;
         }
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {}
     }
@@ -186,6 +192,27 @@ async fn write_renditions(
         .bind(to_i64(rendition.bytes))
         .bind(rendition.sha256.as_bytes())
         .bind(now)
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn forget_renditions(
+    conn: &mut SqliteConnection,
+    image: ImageId,
+    renditions: &[Rendition],
+) -> Result<(), StoreError> {
+    for rendition in renditions {
+        sqlx::query(
+            "delete from renditions
+             where sha256 = (select sha256 from images where id = $1) and preset = $2
+               and fingerprint = $3 and format = $4",
+        )
+        .bind(image)
+        .bind(&rendition.preset)
+        .bind(&rendition.fingerprint)
+        .bind(rendition.format.as_str())
         .execute(&mut *conn)
         .await?;
     }

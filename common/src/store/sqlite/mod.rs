@@ -2,6 +2,7 @@
 //! it (WAL).
 
 mod accept;
+mod backfill;
 mod clock;
 mod control;
 mod filter;
@@ -27,17 +28,23 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use uuid::Uuid;
+
 #[cfg(feature = "testing")]
 pub use self::clock::Clock;
 #[cfg(not(feature = "testing"))]
 use self::clock::Clock;
 use self::writer::Writer;
 use super::{
-    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, schema,
+    Accepted, Advance, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImageFilter, ImagePage, Item,
+    JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome,
+    PageRequest, RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter,
+    TaskPage, TaskVersion, convert, schema,
 };
-use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
+use crate::domain::{
+    Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
+    WorkerId,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
@@ -379,6 +386,79 @@ impl Store for SqliteStore {
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
         self.writer.run(move |conn, now| Box::pin(control::mark_removed(conn, now, id))).await
+    }
+
+    async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError> {
+        let new = new.clone();
+        self.writer.run(move |conn, now| Box::pin(backfill::create(conn, now, new))).await
+    }
+
+    async fn lead_backfills(
+        &self,
+        foreman: WorkerId,
+        hold: Duration,
+        limit: u32,
+    ) -> Result<Vec<Backfill>, StoreError> {
+        backfill::lead(&self.reads, &self.writer, foreman, hold, limit).await
+    }
+
+    async fn count_images(&self, filter: &ImageFilter) -> Result<u64, StoreError> {
+        backfill::count_images(&self.reads, filter).await
+    }
+
+    async fn walk_images(
+        &self,
+        filter: &ImageFilter,
+        after: Option<ImageId>,
+        limit: u32,
+    ) -> Result<Vec<Image>, StoreError> {
+        backfill::walk_images(&self.reads, filter, after, limit).await
+    }
+
+    async fn images_with_blobs(
+        &self,
+        hashes: &[ContentHash],
+    ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
+        backfill::images_with_blobs(&self.reads, hashes).await
+    }
+
+    async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError> {
+        backfill::obstacles(&self.reads, images).await
+    }
+
+    async fn advance_backfill(&self, step: &Advance) -> Result<bool, StoreError> {
+        let step = step.clone();
+        self.writer.run(move |conn, now| Box::pin(backfill::advance(conn, now, step))).await
+    }
+
+    async fn tally_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError> {
+        backfill::tally(&self.reads, &self.writer, id, limit).await
+    }
+
+    async fn retry_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError> {
+        control::retry_children(&self.reads, &self.writer, id, limit).await
+    }
+
+    async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError> {
+        self.writer.run(move |conn, now| Box::pin(backfill::pause(conn, now, id, paused))).await
+    }
+
+    async fn backfill_of(&self, child: TaskId) -> Result<Option<BackfillSpec>, StoreError> {
+        backfill::spec_of(&self.reads, child).await
+    }
+
+    async fn backfill_report(
+        &self,
+        id: TaskId,
+        after: Option<Uuid>,
+        limit: u32,
+    ) -> Result<Vec<Item>, StoreError> {
+        backfill::report(&self.reads, id, after, limit).await
+    }
+
+    async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
+        let before = self.clock.now().saturating_sub(convert::micros(age));
+        backfill::prune(&self.reads, &self.writer, before, convert::id_of_age(age), limit).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

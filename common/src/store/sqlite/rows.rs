@@ -76,12 +76,14 @@ pub fn name<T: std::str::FromStr<Err = UnknownName>>(
     Ok(row.try_get::<&str, _>(column)?.parse()?)
 }
 
-fn hash(row: &SqliteRow, column: &str) -> Result<ContentHash, StoreError> {
+/// A content hash of a column of bytes.
+pub fn hash(row: &SqliteRow, column: &str) -> Result<ContentHash, StoreError> {
     ContentHash::try_from(row.try_get::<&[u8], _>(column)?)
         .map_err(|error| StoreError::Corrupt(format!("{column}: {error}")))
 }
 
-fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+/// A number of an `integer` column.
+pub fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     from_sql(row.try_get::<i64, _>(column)?, column)
 }
 
@@ -228,6 +230,7 @@ fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         },
         jobs: Vec::new(),
         image: None,
+        backfill: None,
     })
 }
 

@@ -163,5 +163,8 @@ fn effect(job: &ClaimedJob) -> Outcome {
             }],
             placeholder: None,
         },
+        JobKind::Verify => {
+            Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None }
+        }
     }
 }

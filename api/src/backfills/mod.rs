@@ -1,0 +1,147 @@
+//! Backfills: begun, paused, resumed, and what became of each image. A backfill is a task, and is polled,
+//! held and cancelled as all tasks are.
+
+pub mod document;
+mod report;
+mod request;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use safelight_common::{
+    domain::{Task, TaskId, TaskKind},
+    store::NewBackfill,
+};
+
+use self::request::BackfillRequest;
+use crate::{
+    extract::{Id, JsonBody},
+    openapi::{BackfillProblems, PauseProblems, ReportProblems},
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+    tasks::{add_progress_headers, document::TaskDocument, load},
+};
+
+const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// Begin a backfill.
+///
+/// It makes renditions of stored images, takes existing pictures in, or reads everything back and
+/// compares. Poll its task; `backfill` in the document says how far it is.
+#[utoipa::path(
+    post, path = "/v1/backfills", operation_id = "create_backfill", tag = "backfills",
+    request_body = BackfillRequest,
+    responses(
+        (status = 202, description = "Its task", body = TaskDocument, headers(
+            ("Location" = String, description = "Where the task is"),
+            ("Retry-After" = u32, description = "Seconds until asking again makes sense"),
+        )),
+        BackfillProblems,
+    ),
+)]
+pub async fn create(
+    State(state): State<ApiState>,
+    JsonBody(request): JsonBody<BackfillRequest>,
+) -> Result<Response, Problem> {
+    let task = request.id.unwrap_or_else(TaskId::new);
+    let spec = request.check(&state)?;
+    let new = NewBackfill { task, owner: String::new(), spec };
+    state.services.store.create_backfill(&new).await?;
+    tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");
+    let mut response = answer(&state, new.task).await?;
+    let location = HeaderValue::try_from(format!("/v1/tasks/{}", new.task));
+    response.headers_mut().extend(location.ok().map(|place| (header::LOCATION, place)));
+    Ok(response)
+}
+
+/// Pause a backfill.
+///
+/// It hands out no more images until it is resumed; those that are under way are finished.
+#[utoipa::path(
+    post, path = "/v1/tasks/{id}/pause", operation_id = "pause_backfill", tag = "backfills",
+    params(("id" = TaskId, Path, description = "The backfill's id")),
+    responses((status = 202, description = "The task, paused", body = TaskDocument), PauseProblems),
+)]
+pub async fn pause(State(state): State<ApiState>, Id(id): Id<TaskId>) -> Result<Response, Problem> {
+    set_paused(&state, id, true).await
+}
+
+/// Resume a paused backfill.
+#[utoipa::path(
+    post, path = "/v1/tasks/{id}/resume", operation_id = "resume_backfill", tag = "backfills",
+    params(("id" = TaskId, Path, description = "The backfill's id")),
+    responses((status = 202, description = "The task, going on", body = TaskDocument), PauseProblems),
+)]
+pub async fn resume(
+    State(state): State<ApiState>,
+    Id(id): Id<TaskId>,
+) -> Result<Response, Problem> {
+    set_paused(&state, id, false).await
+}
+
+async fn set_paused(state: &ApiState, id: TaskId, paused: bool) -> Result<Response, Problem> {
+    if state.services.store.pause_backfill(id, paused).await? {
+        return answer(state, id).await;
+    }
+    let task = backfill(state, id).await?;
+    Err(Problem::new(
+        ProblemCode::TaskEnded,
+        format!("The backfill is `{}`: it cannot be paused or resumed.", task.status),
+    ))
+}
+
+/// What became of each image of a backfill.
+///
+/// One JSON object per line, ordered by `id`: `{"id", "outcome", "reason", "detail", "source"}`. Images
+/// that are still under way have no line yet. To go on where a download broke off, give the `id` of the last
+/// line as `after`.
+#[utoipa::path(
+    get, path = "/v1/tasks/{id}/report", operation_id = "backfill_report", tag = "backfills",
+    params(
+        ("id" = TaskId, Path, description = "The backfill's id"),
+        ("after" = Option<uuid::Uuid>, Query, description = "Only lines with a greater `id`"),
+    ),
+    responses(
+        (status = 200, description = "The lines", body = report::ItemDocument, content_type = "application/x-ndjson"),
+        ReportProblems,
+    ),
+)]
+pub async fn report(
+    State(state): State<ApiState>,
+    Id(id): Id<TaskId>,
+    mut params: crate::extract::Params,
+) -> Result<Response, Problem> {
+    let after = params.parse("after")?;
+    params.finish()?;
+    backfill(&state, id).await?;
+    let lines = report::lines(state.services.store.clone(), id, after).await?;
+    let headers: [(HeaderName, HeaderValue); 2] = [
+        (header::CONTENT_TYPE, NDJSON),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// The task, if it is a backfill.
+async fn backfill(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
+    let task = load(state, id).await?;
+    if task.kind == TaskKind::Backfill {
+        return Ok(task);
+    }
+    Err(Problem::new(
+        ProblemCode::NotABackfill,
+        format!("The task is of the kind `{}`; only backfills can do this.", task.kind),
+    ))
+}
+
+async fn answer(state: &ApiState, id: TaskId) -> Result<Response, Problem> {
+    let task = load(state, id).await?;
+    let document = Json(TaskDocument::new(&task, &state.presets));
+    let mut response = (StatusCode::ACCEPTED, document).into_response();
+    add_progress_headers(&mut response, &task, None);
+    Ok(response)
+}

@@ -1,0 +1,169 @@
+//! What a client may ask of a backfill, and whether this server can do it.
+
+use chrono::{DateTime, Utc};
+use safelight_common::{
+    config::{Config, QueueUrl},
+    domain::{BackfillKind, BackfillSpec, ImageFormat, TaskId},
+    roots,
+};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::{
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+};
+
+/// Images per second that a rate may name; more is no limit.
+const MAX_RATE: f64 = 1_000_000.0;
+
+/// How far the clock of a client that chooses an id may be off. Images that come after a backfill are told by
+/// its id.
+const ID_SKEW_SECONDS: u64 = 300;
+
+/// Which images renditions are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Those that lack one.
+    #[default]
+    Missing,
+    /// All of them.
+    All,
+}
+
+/// A backfill to begin.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = BackfillRequest)]
+pub struct BackfillRequest {
+    /// An id of the client's own choice, so that it may send this again after an answer that was lost: a
+    /// `UUIDv7` of about now.
+    pub id: Option<TaskId>,
+    /// What to do.
+    pub kind: BackfillKind,
+    /// `renditions`: only these presets; all that are configured if empty.
+    #[serde(default)]
+    pub presets: Vec<String>,
+    /// `renditions`: of which images.
+    pub scope: Option<Scope>,
+    /// `renditions`, `verify`: only images accepted at this time or later.
+    pub created_after: Option<DateTime<Utc>>,
+    /// `renditions`, `verify`: only originals of this format.
+    pub format: Option<ImageFormat>,
+    /// `import`: a folder, `s3://BUCKET/PREFIX`, or a file with a path per line (NDJSON), as the workers
+    /// see it; absolute.
+    #[schema(example = "/mnt/photos")]
+    pub source: Option<String>,
+    /// Only count, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Images handed out per second at most.
+    #[schema(minimum = 0.001, maximum = 1_000_000.0)]
+    pub rate: Option<f64>,
+    /// Images under way at once at most; never more than the server's `backfill_window`.
+    #[schema(minimum = 1)]
+    pub concurrency: Option<u32>,
+    /// `renditions`, `verify`: also images that failed for good before.
+    #[serde(default)]
+    pub retry_failed: bool,
+}
+
+impl BackfillRequest {
+    /// What is to be done, if it can be.
+    pub fn check(self, state: &ApiState) -> Result<BackfillSpec, Problem> {
+        let config = &state.services.config;
+        self.check_id()?;
+        self.check_belonging()?;
+        if let Some(unknown) = self.presets.iter().find(|name| !state.presets.has(name)) {
+            let known: Vec<_> = state.presets.names().collect();
+            let why = format!("there is no preset `{}`", unknown.escape_debug());
+            return Err(invalid("presets", &why).hint(format!("there are: {}", known.join(", "))));
+        }
+        if self.rate.is_some_and(|rate| !(0.001..=MAX_RATE).contains(&rate)) {
+            return Err(invalid("rate", "must be 0.001 to 1000000 images per second"));
+        }
+        if self.concurrency == Some(0) {
+            return Err(invalid("concurrency", "must be at least 1"));
+        }
+        let import = self.kind == BackfillKind::Import;
+        let source = if import { Some(source(config, self.source)?) } else { None };
+        Ok(BackfillSpec {
+            kind: self.kind,
+            presets: self.presets,
+            all: self.scope == Some(Scope::All),
+            created_after: self.created_after,
+            format: self.format,
+            source,
+            roots: if import { config.import_roots.clone() } else { Vec::new() },
+            dry_run: self.dry_run,
+            rate: self.rate,
+            concurrency: self.concurrency,
+            retry_failed: self.retry_failed,
+        })
+    }
+
+    fn check_id(&self) -> Result<(), Problem> {
+        let Some(id) = self.id else { return Ok(()) };
+        let made = id.0.get_timestamp().map(|at| at.to_unix().0);
+        let now = u64::try_from(Utc::now().timestamp()).unwrap_or(0);
+        let is_of_now = made.is_some_and(|made| made.abs_diff(now) <= ID_SKEW_SECONDS);
+        if id.0.get_version_num() != 7 || !is_of_now {
+            return Err(invalid(
+                "id",
+                "must be a UUIDv7 that was made within the last few minutes",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what has no meaning for the kind: whoever says it expects something of it.
+    fn check_belonging(&self) -> Result<(), Problem> {
+        let (renditions, import) =
+            (self.kind == BackfillKind::Renditions, self.kind == BackfillKind::Import);
+        for (field, given, belongs) in [
+            ("presets", !self.presets.is_empty(), renditions),
+            ("scope", self.scope.is_some(), renditions),
+            ("created_after", self.created_after.is_some(), !import),
+            ("format", self.format.is_some(), !import),
+            ("retry_failed", self.retry_failed, !import),
+            ("source", self.source.is_some(), import),
+        ] {
+            if given && !belongs {
+                return Err(invalid(field, &format!("has no meaning for `{}`", self.kind)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The source of an import, if it may be read.
+fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
+    let Some(source) = source else {
+        return Err(invalid("source", "an import needs one"));
+    };
+    if !source.starts_with('/') && !source.starts_with("s3://") {
+        return Err(invalid("source", "must be an absolute path or s3://BUCKET/PREFIX"));
+    }
+    let open_to_all = config.import_roots.is_empty() && config.listen.ip().is_loopback();
+    // In a fleet only the workers need to see it, and a path that is not here cannot be resolved.
+    let is_elsewhere = config.queue_url != QueueUrl::Embedded
+        && !source.starts_with("s3://")
+        && std::fs::metadata(&source).is_err();
+    if !open_to_all && (is_elsewhere || !roots::contain(&config.import_roots, &source)) {
+        return Err(Problem::new(
+            ProblemCode::SourceForbidden,
+            "The source is in none of the folders and buckets that imports may read.",
+        )
+        .hint("name it in `import_roots`, and see that this node can read it as the workers do"));
+    }
+    let is_missing = config.queue_url == QueueUrl::Embedded && !source.starts_with("s3://");
+    if is_missing && let Err(error) = std::fs::metadata(&source) {
+        return Err(invalid("source", &format!("cannot be read: {}", error.kind())));
+    }
+    Ok(source)
+}
+
+fn invalid(field: &str, why: &str) -> Problem {
+    Problem::new(ProblemCode::InvalidBody, format!("Field `{field}`: {why}."))
+}

@@ -1,0 +1,149 @@
+//! What goes into and comes out of the store for backfills.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::domain::{
+    BackfillSpec, ContentHash, Failure, ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Status,
+    TaskId, TaskKind,
+};
+
+/// A backfill to begin.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewBackfill {
+    /// Its task. Images with later ids than this are not its business.
+    pub task: TaskId,
+    /// Whose task it is; empty where there are no accounts.
+    pub owner: String,
+    /// What to do.
+    pub spec: BackfillSpec,
+}
+
+/// Which images a walk looks at: never those that were discarded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageFilter {
+    /// None with a later id than this.
+    pub until: Uuid,
+    /// Only those accepted at this time or later.
+    pub created_after: Option<DateTime<Utc>>,
+    /// Only originals of this format.
+    pub format: Option<ImageFormat>,
+}
+
+/// Why an image is not worth a job of a backfill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The image.
+    pub image: ImageId,
+    /// The state of its task: queued, running or failed.
+    pub status: Status,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+}
+
+/// One step of a walk: what it found, and where it stands now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Advance {
+    /// The backfill.
+    pub task: TaskId,
+    /// Where the walk stood. The step counts only if it still does.
+    pub from: Option<String>,
+    /// Where it stands after the step.
+    pub to: Option<String>,
+    /// How many there are to look at, where the step has counted them.
+    pub expected: Option<u64>,
+    /// Images to work on. Of a dry run, only counted.
+    pub work: Vec<Child>,
+    /// Attempts that each job has at most.
+    pub max_attempts: u32,
+    /// Images, or sources of an import, that come to nothing.
+    pub settled: Vec<Item>,
+    /// Seconds' worth of the backfill's rate that the step uses up.
+    pub paced_seconds: f64,
+    /// The walk has come to its end.
+    pub is_last: bool,
+    /// Why it broke off there.
+    pub problem: Option<String>,
+}
+
+/// An image that a backfill has work for: a task of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Child {
+    /// The task to make.
+    pub task: TaskId,
+    /// What it is for.
+    pub kind: TaskKind,
+    /// Its image.
+    pub image: ImageId,
+    /// Its jobs, ids in ascending order.
+    pub jobs: Vec<(JobId, JobKind)>,
+    /// Of an import: the image, which is new.
+    pub import: Option<Imported>,
+}
+
+/// An existing picture that was taken in, its bytes durably staged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// Where it was found.
+    pub source: String,
+    /// The hash of the bytes.
+    pub sha256: ContentHash,
+    /// How many there are.
+    pub bytes: u64,
+    /// The format as sniffed.
+    pub format: ImageFormat,
+    /// Title, if there is one.
+    pub title: Option<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// File name, if there is one.
+    pub filename: Option<String>,
+}
+
+/// A line of a backfill's report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The image; of an import, for what never became one, an id made for the purpose.
+    pub id: Uuid,
+    /// What became of it.
+    pub outcome: ItemOutcome,
+    /// Why it was skipped, or the code of its failure.
+    pub reason: Option<String>,
+    /// More, for people.
+    pub detail: Option<String>,
+    /// Of an import: where it was found.
+    pub source: Option<String>,
+}
+
+impl Advance {
+    /// A step of the backfill `task` from `from`, that has found nothing yet and stays there.
+    pub fn of(task: TaskId, from: Option<String>) -> Self {
+        Self {
+            task,
+            to: from.clone(),
+            from,
+            expected: None,
+            work: Vec::new(),
+            max_attempts: 1,
+            settled: Vec::new(),
+            paced_seconds: 0.0,
+            is_last: false,
+            problem: None,
+        }
+    }
+
+    /// Adds what was skipped to the counts by reason; answers how many could not be taken in.
+    pub(super) fn count(&self, skipped: &mut BTreeMap<String, u64>) -> u64 {
+        let mut refused = 0;
+        for item in &self.settled {
+            if item.outcome == ItemOutcome::Skipped {
+                *skipped.entry(item.reason.clone().unwrap_or_default()).or_default() += 1;
+            } else {
+                refused += 1;
+            }
+        }
+        refused
+    }
+}

@@ -1,0 +1,749 @@
+//! Backfills.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sqlx::{
+    QueryBuilder, Row, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json,
+};
+use uuid::Uuid;
+
+use super::{
+    rows::{self, blob_joins, image_columns, number},
+    writer::Writer,
+};
+use crate::{
+    domain::{
+        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, TaskId, WorkerId,
+    },
+    store::{
+        Advance, Child, ImageFilter, Item, NewBackfill, Obstacle, StoreError,
+        convert::{micros, to_i64},
+    },
+};
+
+/// A backfill `b` with its task `t`; `$1` is the time.
+macro_rules! backfill_columns {
+    () => {
+        " b.task_id, t.owner, b.spec, b.state, b.paused, b.cancelled,
+          b.retrying_since is not null as retrying, b.cursor,
+          b.expected, b.planned, b.skipped, b.refused, b.succeeded, b.failed, b.cancelled_count,
+          b.problem, ($1 - b.fed_at) / 1000000.0 as rested "
+    };
+}
+
+pub async fn create(
+    conn: &mut SqliteConnection,
+    now: i64,
+    new: NewBackfill,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into tasks (id, kind, lane, status, jobs_total, owner, created_at, updated_at)
+         values ($1, 'backfill', 'bulk', 'queued', 0, $2, $4, $4)
+         on conflict (id) do nothing;
+
+         insert into backfills (task_id, spec) values ($1, $3) on conflict (task_id) do nothing",
+    )
+    .bind(new.task)
+    .bind(&new.owner)
+    .bind(Json(&new.spec))
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub async fn lead(
+    reads: &SqlitePool,
+    writer: &Writer,
+    foreman: WorkerId,
+    hold: Duration,
+    limit: u32,
+) -> Result<Vec<Backfill>, StoreError> {
+    let open = sqlx::query("select 1 from backfills where state <> 'ended' limit 1")
+        .fetch_optional(reads)
+        .await?;
+    if open.is_none() {
+        return Ok(Vec::new());
+    }
+    writer.run(move |conn, now| Box::pin(lead_open(conn, now, foreman, hold, limit))).await
+}
+
+async fn lead_open(
+    conn: &mut SqliteConnection,
+    now: i64,
+    foreman: WorkerId,
+    hold: Duration,
+    limit: u32,
+) -> Result<Vec<Backfill>, StoreError> {
+    sqlx::query(
+        "update backfills set foreman = $1, foreman_until = $2
+         where task_id in (
+             select task_id from backfills
+             where state <> 'ended' and (foreman = $1 or foreman is null or foreman_until <= $3)
+             order by task_id limit $4)",
+    )
+    .bind(foreman)
+    .bind(now + micros(hold))
+    .bind(now)
+    .bind(limit)
+    .execute(&mut *conn)
+    .await?;
+    let rows = sqlx::query(concat!(
+        "select",
+        backfill_columns!(),
+        "from backfills b join tasks t on t.id = b.task_id
+         where b.state <> 'ended' and b.foreman = $2 order by b.task_id"
+    ))
+    .bind(now)
+    .bind(foreman)
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(backfill).collect()
+}
+
+/// Those of `ids` that are backfills.
+pub async fn of_tasks(reads: &SqlitePool, ids: &[TaskId]) -> Result<Vec<Backfill>, StoreError> {
+    let rows = sqlx::query(concat!(
+        "select",
+        backfill_columns!(),
+        "from backfills b join tasks t on t.id = b.task_id
+         where b.task_id in (select unhex(value) from json_each($2))"
+    ))
+    .bind(None::<i64>)
+    .bind(rows::id_list(ids.iter().map(|id| id.0)))
+    .fetch_all(reads)
+    .await?;
+    rows.iter().map(backfill).collect()
+}
+
+fn backfill(row: &SqliteRow) -> Result<Backfill, StoreError> {
+    Ok(Backfill {
+        id: row.try_get("task_id")?,
+        owner: row.try_get("owner")?,
+        spec: row.try_get::<Json<BackfillSpec>, _>("spec")?.0,
+        state: rows::name(row, "state")?,
+        paused: row.try_get("paused")?,
+        cancelled: row.try_get("cancelled")?,
+        retrying: row.try_get("retrying")?,
+        cursor: row.try_get("cursor")?,
+        expected: row
+            .try_get::<Option<i64>, _>("expected")?
+            .map(|_| number(row, "expected"))
+            .transpose()?,
+        planned: number(row, "planned")?,
+        skipped: row.try_get::<Json<BTreeMap<String, u64>>, _>("skipped")?.0,
+        refused: number(row, "refused")?,
+        succeeded: number(row, "succeeded")?,
+        failed: number(row, "failed")?,
+        cancelled_images: number(row, "cancelled_count")?,
+        problem: row.try_get("problem")?,
+        rested_seconds: row.try_get("rested")?,
+    })
+}
+
+pub async fn spec_of(
+    reads: &SqlitePool,
+    child: TaskId,
+) -> Result<Option<BackfillSpec>, StoreError> {
+    let spec: Option<Json<BackfillSpec>> = sqlx::query_scalar(
+        "select b.spec from tasks t join backfills b on b.task_id = t.backfill_id where t.id = $1",
+    )
+    .bind(child)
+    .fetch_optional(reads)
+    .await?;
+    Ok(spec.map(|Json(spec)| spec))
+}
+
+fn push_filter(query: &mut QueryBuilder<Sqlite>, filter: &ImageFilter) {
+    query.push(" where discarded_at is null and id <= ").push_bind(filter.until);
+    if let Some(after) = filter.created_after {
+        query.push(" and created_at >= ").push_bind(after.timestamp_micros());
+    }
+    if let Some(format) = filter.format {
+        query.push(" and format = ").push_bind(format.as_str());
+    }
+}
+
+pub async fn count_images(reads: &SqlitePool, filter: &ImageFilter) -> Result<u64, StoreError> {
+    let mut query = QueryBuilder::new("select count(*) as images from images");
+    push_filter(&mut query, filter);
+    number(&query.build().fetch_one(reads).await?, "images")
+}
+
+pub async fn walk_images(
+    reads: &SqlitePool,
+    filter: &ImageFilter,
+    after: Option<ImageId>,
+    limit: u32,
+) -> Result<Vec<Image>, StoreError> {
+    let mut query = QueryBuilder::new("with page as (select * from images");
+    push_filter(&mut query, filter);
+    query.push(" and id > ").push_bind(after.unwrap_or(ImageId(Uuid::nil())));
+    query.push(" order by id limit ").push_bind(limit);
+    query.push(concat!(
+        ") select",
+        image_columns!(),
+        "from page i",
+        blob_joins!(),
+        "order by i.id, r.preset, r.fingerprint, r.format"
+    ));
+    rows::images(&query.build().fetch_all(reads).await?)
+}
+
+pub async fn images_with_blobs(
+    reads: &SqlitePool,
+    hashes: &[ContentHash],
+) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
+    let hashes: Vec<String> = hashes.iter().map(ToString::to_string).collect();
+    let rows = sqlx::query(
+        "select sha256, min(id) as id from images
+         where sha256 in (select unhex(value) from json_each($1)) and discarded_at is null
+         group by sha256",
+    )
+    .bind(Json(hashes))
+    .fetch_all(reads)
+    .await?;
+    rows.iter().map(|row| Ok((rows::hash(row, "sha256")?, row.try_get("id")?))).collect()
+}
+
+pub async fn obstacles(
+    reads: &SqlitePool,
+    images: &[ImageId],
+) -> Result<Vec<Obstacle>, StoreError> {
+    // What is open counts more than what has failed, a later failure more than an earlier.
+    let rows = sqlx::query(
+        "select image_id, status, error_code, error_message from (
+             select t.image_id, j.status, j.error_code, j.error_message,
+                    row_number() over (partition by t.image_id
+                                       order by j.status = 'failed', j.id desc) as place
+             from tasks t join jobs j on j.task_id = t.id
+             where t.image_id in (select unhex(value) from json_each($1))
+               and t.status in ('queued', 'running', 'failed')
+               and j.status in ('queued', 'running', 'failed') and j.kind in ('write', 'thumbnail'))
+         where place = 1",
+    )
+    .bind(rows::id_list(images.iter().map(|id| id.0)))
+    .fetch_all(reads)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Obstacle {
+                image: row.try_get("image_id")?,
+                status: rows::name(row, "status")?,
+                failure: failure(row)?,
+            })
+        })
+        .collect()
+}
+
+fn failure(row: &SqliteRow) -> Result<Option<Failure>, StoreError> {
+    let Some(code) = row.try_get::<Option<&str>, _>("error_code")? else { return Ok(None) };
+    let message: Option<String> = row.try_get("error_message")?;
+    Ok(Some(Failure::new(code.parse()?, message.unwrap_or_default())))
+}
+
+/// Adds the step's counts, if the walk still stands where it began and goes on.
+const ADVANCE: &str = "
+    update backfills
+    set cursor = $3, expected = coalesce($4, expected), planned = planned + $5,
+        refused = refused + $6, skipped = $7, problem = $9,
+        state = case when $8 then 'walked' else state end,
+        fed_at = case when $5 = 0 then fed_at
+                      else max(coalesce(fed_at, $11) + $10, $11 - 1000000) end
+    where task_id = $1 and cursor is $2 and state = 'walking' and not paused";
+
+pub async fn advance(
+    conn: &mut SqliteConnection,
+    now: i64,
+    step: Advance,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query("select skipped, spec from backfills where task_id = $1")
+        .bind(step.task)
+        .fetch_optional(&mut *conn)
+        .await?;
+    let Some(row) = row else { return Ok(false) };
+    let dry_run = row.try_get::<Json<BackfillSpec>, _>("spec")?.0.dry_run;
+    let Json(mut skipped) = row.try_get::<Json<BTreeMap<String, u64>>, _>("skipped")?;
+    let refused = step.count(&mut skipped);
+    let paced = Duration::try_from_secs_f64(step.paced_seconds).unwrap_or_default();
+    let advanced = sqlx::query(ADVANCE)
+        .bind(step.task)
+        .bind(&step.from)
+        .bind(&step.to)
+        .bind(step.expected.map(to_i64))
+        .bind(to_i64(step.work.len()))
+        .bind(to_i64(refused))
+        .bind(Json(&skipped))
+        .bind(step.is_last)
+        .bind(&step.problem)
+        .bind(micros(paced))
+        .bind(now)
+        .execute(&mut *conn)
+        .await?;
+    if advanced.rows_affected() == 0 {
+        return Ok(false);
+    }
+    if !dry_run {
+        for child in &step.work {
+            make_child(conn, now, &step, child).await?;
+        }
+        write_items(conn, step.task, &step.settled).await?;
+    }
+    touch(conn, now, step.task).await?;
+    Ok(true)
+}
+
+/// The backfill's document has changed.
+async fn touch(conn: &mut SqliteConnection, now: i64, task: TaskId) -> Result<(), StoreError> {
+    sqlx::query(
+        "update tasks
+         set version = version + 1, updated_at = $2,
+             status = case status when 'queued' then 'running' else status end
+         where id = $1",
+    )
+    .bind(task)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// One script, as accepting an upload is.
+const CHILD: &str = "
+    insert into images (id, sha256, bytes, format, title, tags, filename, created_at)
+    select $1, $2, $3, $4, $5, $6, $7, $8 where $2 is not null;
+
+    insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id, source,
+                       created_at, updated_at)
+    select $9, $10, 'bulk', 'queued', $1, json_array_length($11), owner, $12, $13, $8, $8
+    from tasks where id = $12;
+
+    insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
+                      waiting_since, created_at, updated_at)
+    select unhex(value ->> 0), $9, $1, value ->> 1, 'bulk', 'queued', $14, $8, $8, $8, $8
+    from json_each($11);
+
+    insert into outbox (job_id, kind, lane, generation, due_at)
+    select id, kind, lane, 0, $8 from jobs where task_id = $9;";
+
+async fn make_child(
+    conn: &mut SqliteConnection,
+    now: i64,
+    step: &Advance,
+    child: &Child,
+) -> Result<(), StoreError> {
+    let import = child.import.as_ref();
+    let jobs: Vec<(String, &str)> =
+        child.jobs.iter().map(|(id, kind)| (id.0.simple().to_string(), kind.as_str())).collect();
+    sqlx::query(CHILD)
+        .bind(child.image)
+        .bind(import.map(|new| new.sha256.as_bytes()))
+        .bind(import.map(|new| to_i64(new.bytes)))
+        .bind(import.map(|new| new.format.as_str()))
+        .bind(import.map(|new| new.title.clone()))
+        .bind(import.map(|new| Json(&new.tags)))
+        .bind(import.map(|new| new.filename.clone()))
+        .bind(now)
+        .bind(child.task)
+        .bind(child.kind.as_str())
+        .bind(Json(jobs))
+        .bind(step.task)
+        .bind(import.map(|new| new.source.as_str()))
+        .bind(step.max_attempts)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+async fn write_items(
+    conn: &mut SqliteConnection,
+    task: TaskId,
+    items: &[Item],
+) -> Result<(), StoreError> {
+    for item in items {
+        sqlx::query(
+            "insert into backfill_items (task_id, item, outcome, reason, detail, source)
+             values ($1, $2, $3, $4, $5, $6)
+             on conflict (task_id, item) do update
+             set outcome = excluded.outcome, reason = excluded.reason, detail = excluded.detail",
+        )
+        .bind(task)
+        .bind(item.id)
+        .bind(item.outcome.as_str())
+        .bind(item.reason.as_deref())
+        .bind(item.detail.as_deref())
+        .bind(item.source.as_deref())
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Children that have ended and are not counted, each with what its report line says.
+const ENDED: &str = "
+    select t.id, t.image_id, t.status, t.source, j.error_code as reason,
+           coalesce(j.error_message, (select group_concat(n.note, '; ') from jobs n
+                                      where n.task_id = t.id)) as detail
+    from tasks t
+    left join jobs j on j.id = (select min(f.id) from jobs f
+                                where f.task_id = t.id and f.status = 'failed')
+    where t.backfill_id = $1 and not t.tallied and t.status in ('succeeded', 'failed', 'cancelled')
+    order by t.id limit $2";
+
+/// Forgets tasks, and their jobs, that nobody will ask for again.
+const FORGET: &str = "
+    delete from outbox where job_id in (
+        select id from jobs where task_id in (select unhex(value) from json_each($1)));
+    delete from jobs where task_id in (select unhex(value) from json_each($1));
+    delete from tasks where id in (select unhex(value) from json_each($1))";
+
+pub async fn tally(
+    reads: &SqlitePool,
+    writer: &Writer,
+    task: TaskId,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    // Most looks find nothing, and need no place in the writer's queue.
+    let due = sqlx::query(
+        "select 1 from backfills b
+         where b.task_id = $1 and (b.state = 'walked' or exists (
+             select 1 from tasks t
+             where t.backfill_id = $1 and not t.tallied
+               and t.status in ('succeeded', 'failed', 'cancelled')))",
+    )
+    .bind(task)
+    .fetch_optional(reads)
+    .await?;
+    if due.is_none() {
+        return Ok(0);
+    }
+    writer.run(move |conn, now| Box::pin(tally_ended(conn, now, task, limit))).await
+}
+
+async fn tally_ended(
+    conn: &mut SqliteConnection,
+    now: i64,
+    task: TaskId,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let rows = sqlx::query(ENDED).bind(task).bind(limit).fetch_all(&mut *conn).await?;
+    let mut ended = Ended::default();
+    for row in &rows {
+        ended.add(row)?;
+    }
+    if !rows.is_empty() {
+        write_items(conn, task, &ended.items).await?;
+        sqlx::query(
+            "update tasks set tallied = 1 where id in (select unhex(value) from json_each($1))",
+        )
+        .bind(rows::id_list(ended.failed.iter().copied()))
+        .execute(&mut *conn)
+        .await?;
+        sqlx::query(FORGET)
+            .bind(rows::id_list(ended.others.iter().copied()))
+            .execute(&mut *conn)
+            .await?;
+        let count = |outcome| to_i64(ended.items.iter().filter(|i| i.outcome == outcome).count());
+        sqlx::query(
+            "update backfills set succeeded = succeeded + $2, failed = failed + $3,
+                                  cancelled_count = cancelled_count + $4
+             where task_id = $1",
+        )
+        .bind(task)
+        .bind(count(ItemOutcome::Succeeded))
+        .bind(count(ItemOutcome::Failed))
+        .bind(count(ItemOutcome::Cancelled))
+        .execute(&mut *conn)
+        .await?;
+        touch(conn, now, task).await?;
+    }
+    end_if_done(conn, now, task).await?;
+    Ok(rows.len() as u64)
+}
+
+/// Children that a tally has found ended.
+#[derive(Default)]
+struct Ended {
+    items: Vec<Item>,
+    /// Their tasks are kept for whoever wants to try them again.
+    failed: Vec<Uuid>,
+    others: Vec<Uuid>,
+}
+
+impl Ended {
+    fn add(&mut self, row: &SqliteRow) -> Result<(), StoreError> {
+        let outcome: ItemOutcome = rows::name(row, "status")?;
+        let kept = if outcome == ItemOutcome::Failed { &mut self.failed } else { &mut self.others };
+        kept.push(row.try_get("id")?);
+        self.items.push(Item {
+            id: row.try_get("image_id")?,
+            outcome,
+            reason: row.try_get("reason")?,
+            detail: row.try_get("detail")?,
+            source: row.try_get("source")?,
+        });
+        Ok(())
+    }
+}
+
+async fn end_if_done(
+    conn: &mut SqliteConnection,
+    now: i64,
+    task: TaskId,
+) -> Result<(), StoreError> {
+    let status: Option<String> = sqlx::query_scalar(
+        "update backfills set state = 'ended', foreman = null
+         where task_id = $1 and state = 'walked' and retrying_since is null
+           and (spec ->> 'dry_run' or planned = succeeded + failed + cancelled_count)
+         returning case when cancelled then 'cancelled'
+                        when problem is not null or failed + refused > 0 then 'failed'
+                        else 'succeeded' end",
+    )
+    .bind(task)
+    .fetch_optional(&mut *conn)
+    .await?;
+    let Some(status) = status else { return Ok(()) };
+    sqlx::query(
+        "update tasks set status = $2, finished_at = $3, updated_at = $3, version = version + 1
+         where id = $1",
+    )
+    .bind(task)
+    .bind(status)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub async fn pause(
+    conn: &mut SqliteConnection,
+    now: i64,
+    task: TaskId,
+    paused: bool,
+) -> Result<bool, StoreError> {
+    let found = sqlx::query(
+        "update backfills set paused = $2
+         where task_id = $1 and state <> 'ended' and not cancelled",
+    )
+    .bind(task)
+    .bind(paused)
+    .execute(&mut *conn)
+    .await?;
+    if found.rows_affected() == 0 {
+        return Ok(false);
+    }
+    touch(conn, now, task).await?;
+    Ok(true)
+}
+
+/// Cancels a backfill's walk. `None` if this is no backfill, `false` if it has ended; else the children
+/// that are open.
+pub async fn cancel(
+    conn: &mut SqliteConnection,
+    now: i64,
+    task: TaskId,
+) -> Result<Option<(bool, Vec<TaskId>)>, StoreError> {
+    let state: Option<String> =
+        sqlx::query_scalar("select state from backfills where task_id = $1")
+            .bind(task)
+            .fetch_optional(&mut *conn)
+            .await?;
+    match state.as_deref() {
+        None => return Ok(None),
+        Some("ended") => return Ok(Some((false, Vec::new()))),
+        Some(_) => {}
+    }
+    sqlx::query(
+        "update backfills set cancelled = 1, paused = 0, retrying_since = null, state = 'walked'
+         where task_id = $1",
+    )
+    .bind(task)
+    .execute(&mut *conn)
+    .await?;
+    touch(conn, now, task).await?;
+    let open = sqlx::query_scalar(
+        "select id from tasks
+         where backfill_id = $1 and not tallied and status in ('queued', 'running') order by id",
+    )
+    .bind(task)
+    .fetch_all(conn)
+    .await?;
+    Ok(Some((true, open)))
+}
+
+/// Opens failed backfills again, so that their children are tried again. Answers which of `ids` these are.
+pub async fn reopen(
+    conn: &mut SqliteConnection,
+    now: i64,
+    ids: &[TaskId],
+) -> Result<Vec<TaskId>, StoreError> {
+    let again: Vec<TaskId> = sqlx::query_scalar(
+        "update backfills set state = 'walked', retrying_since = $2, paused = 0
+         where task_id in (select unhex(value) from json_each($1)) and failed > 0
+           and exists (select 1 from tasks t where t.id = task_id and t.status = 'failed')
+         returning task_id",
+    )
+    .bind(rows::id_list(ids.iter().map(|id| id.0)))
+    .bind(now)
+    .fetch_all(&mut *conn)
+    .await?;
+    run_again(conn, now, &again).await?;
+    Ok(again)
+}
+
+async fn run_again(
+    conn: &mut SqliteConnection,
+    now: i64,
+    backfills: &[TaskId],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update tasks
+         set status = 'running', finished_at = null, version = version + 1, updated_at = $2
+         where id in (select unhex(value) from json_each($1))",
+    )
+    .bind(rows::id_list(backfills.iter().map(|id| id.0)))
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Takes those of `tasks` that are failed children out of the counts of their backfills: they are about to
+/// be tried again.
+pub async fn uncount(
+    conn: &mut SqliteConnection,
+    now: i64,
+    tasks: &[TaskId],
+) -> Result<(), StoreError> {
+    let backfills: Vec<TaskId> = sqlx::query_scalar(
+        "update tasks set tallied = 0
+         where id in (select unhex(value) from json_each($1))
+           and backfill_id is not null and tallied
+         returning backfill_id",
+    )
+    .bind(rows::id_list(tasks.iter().map(|id| id.0)))
+    .fetch_all(&mut *conn)
+    .await?;
+    for backfill in &backfills {
+        sqlx::query(
+            "update backfills
+             set failed = failed - 1, state = case state when 'ended' then 'walked' else state end
+             where task_id = $1",
+        )
+        .bind(backfill)
+        .execute(&mut *conn)
+        .await?;
+    }
+    run_again(conn, now, &backfills).await
+}
+
+/// Failed children of a backfill, oldest first.
+pub async fn failed_children(
+    reads: &SqlitePool,
+    task: TaskId,
+    limit: u32,
+) -> Result<Vec<TaskId>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select t.id from tasks t join images i on i.id = t.image_id
+                join backfills b on b.task_id = t.backfill_id
+         where t.backfill_id = $1 and t.tallied and t.status = 'failed'
+           and t.finished_at <= b.retrying_since and i.discarded_at is null
+         order by t.id limit $2",
+    )
+    .bind(task)
+    .bind(limit)
+    .fetch_all(reads)
+    .await?)
+}
+
+pub async fn retried(conn: &mut SqliteConnection, task: TaskId) -> Result<(), StoreError> {
+    sqlx::query("update backfills set retrying_since = null where task_id = $1")
+        .bind(task)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+pub async fn report(
+    reads: &SqlitePool,
+    task: TaskId,
+    after: Option<Uuid>,
+    limit: u32,
+) -> Result<Vec<Item>, StoreError> {
+    let rows = sqlx::query(
+        "select item, outcome, reason, detail, source from backfill_items
+         where task_id = $1 and item > $2 order by item limit $3",
+    )
+    .bind(task)
+    .bind(after.unwrap_or(Uuid::nil()))
+    .bind(limit)
+    .fetch_all(reads)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Item {
+                id: row.try_get("item")?,
+                outcome: rows::name(row, "outcome")?,
+                reason: row.try_get("reason")?,
+                detail: row.try_get("detail")?,
+                source: row.try_get("source")?,
+            })
+        })
+        .collect()
+}
+
+/// Ended tasks that may be forgotten. Those that failed stay: they say why, and can be tried again.
+const OLD: &str = "
+    select id from tasks t
+    where status in ('succeeded', 'cancelled') and id < $1 and finished_at <= $2
+      and not exists (select 1 from idempotency_keys k where k.task_id = t.id)
+      and not exists (select 1 from tasks c where c.backfill_id = t.id)
+      and not exists (select 1 from images i
+                      where i.id = t.image_id and i.discarded_at is not null
+                        and i.removed_at is null)
+    order by id limit $3";
+
+pub async fn prune(
+    reads: &SqlitePool,
+    writer: &Writer,
+    before: i64,
+    born_before: Uuid,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let old: Vec<TaskId> =
+        sqlx::query_scalar(OLD).bind(born_before).bind(before).bind(limit).fetch_all(reads).await?;
+    if old.is_empty() {
+        return Ok(0);
+    }
+    // What has ended well begins no more: nothing changes about these meanwhile.
+    writer.run(move |conn, _| Box::pin(forget(conn, old, limit))).await
+}
+
+async fn forget(
+    conn: &mut SqliteConnection,
+    old: Vec<TaskId>,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let ids = rows::id_list(old.iter().map(|id| id.0));
+    // A backfill's lines may be many: those go first, as many at once as tasks do.
+    let lines = sqlx::query(
+        "delete from backfill_items where (task_id, item) in (
+             select task_id, item from backfill_items
+             where task_id in (select unhex(value) from json_each($1)) limit $2)",
+    )
+    .bind(ids.clone())
+    .bind(limit)
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    if lines == 0 {
+        sqlx::query(
+            "delete from backfills where task_id in (select unhex(value) from json_each($1))",
+        )
+        .bind(ids.clone())
+        .execute(&mut *conn)
+        .await?;
+        sqlx::query(FORGET).bind(ids).execute(conn).await?;
+    }
+    Ok(lines.max(old.len() as u64))
+}

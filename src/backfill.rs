@@ -1,0 +1,421 @@
+//! `safelight backfill`: begin, follow, pause and resume work on many images. A thin client: the server
+//! goes on whether or not this runs.
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use safelight_common::domain::{ImageFormat, TaskId};
+use serde_json::{Value, json};
+
+use crate::{
+    client::{SafelightClient, Server},
+    exit::Exit,
+};
+
+/// How often a backfill that is followed is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often that is told where there is no terminal to draw on.
+const TELL: Duration = Duration::from_secs(10);
+
+/// Options of `safelight backfill`.
+#[derive(Args)]
+pub struct BackfillArgs {
+    #[command(subcommand)]
+    command: BackfillCommand,
+}
+
+#[derive(Subcommand)]
+enum BackfillCommand {
+    /// Make renditions of stored images: of presets that were added or changed
+    Renditions {
+        /// Only this preset; may be given several times
+        #[arg(long = "preset", value_name = "P")]
+        presets: Vec<String>,
+        /// Only images that lack one (the default)
+        #[arg(long, conflicts_with = "all")]
+        missing: bool,
+        /// All images, also those that have them
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        images: Images,
+        #[command(flatten)]
+        begin: Begin,
+    },
+    /// Take in existing pictures; those that are stored already are skipped
+    Import {
+        /// A folder, `s3://BUCKET/PREFIX`, or a file with a path or {"path", "title", "tags", "filename"} per
+        /// line; as the server sees it
+        #[arg(value_name = "DIR|s3://…|LIST.ndjson")]
+        source: String,
+        #[command(flatten)]
+        begin: Begin,
+    },
+    /// Read every blob and rendition back, compare it with its hash, repair what can be repaired
+    Verify {
+        #[command(flatten)]
+        images: Images,
+        #[command(flatten)]
+        begin: Begin,
+    },
+    /// Follow a backfill until it has ended
+    Follow {
+        /// The backfill's id
+        id: TaskId,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Hand out no more images until it is resumed
+    Pause {
+        /// The backfill's id
+        id: TaskId,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Go on with a paused backfill
+    Resume {
+        /// The backfill's id
+        id: TaskId,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print what became of each image so far, one JSON object per line
+    Report {
+        /// The backfill's id
+        id: TaskId,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+/// Which images a backfill looks at.
+#[derive(Args)]
+struct Images {
+    /// Only images accepted at this time or later: 2026-01-31 or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    created_after: Option<SystemTime>,
+    /// Only originals of this format: jpeg, png, gif, webp, tiff, bmp, avif
+    #[arg(long)]
+    format: Option<ImageFormat>,
+    /// Also images that failed for good before
+    #[arg(long)]
+    retry_failed: bool,
+}
+
+/// How a backfill is to be done.
+#[derive(Args)]
+struct Begin {
+    /// Only count: what would be done, and about how long it would take
+    #[arg(long)]
+    dry_run: bool,
+    /// Images per second at most, such as 20/s
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    rate: Option<f64>,
+    /// Images under way at once at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    concurrency: Option<u32>,
+    /// Follow it until it has ended; Ctrl-C ends the following, not the backfill
+    #[arg(long)]
+    follow: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What to say, and where the server is.
+#[derive(Args)]
+struct Output {
+    /// At the end, write what became of each image into this file, one JSON object per line
+    #[arg(long, value_name = "FILE.ndjson")]
+    report: Option<PathBuf>,
+    /// Print the task as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// A rate, per second.
+fn rate(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse::<f64>();
+    match number {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("expected images per second, such as 20/s or 0.5/s".to_owned()),
+    }
+}
+
+/// A day or a time, in UTC.
+fn time(text: &str) -> Result<SystemTime, String> {
+    let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    humantime::parse_rfc3339_weak(&full).map_err(|error| error.to_string())
+}
+
+/// Runs the subcommand.
+pub async fn run(args: BackfillArgs) -> Result<(), Exit> {
+    match args.command {
+        BackfillCommand::Renditions { presets, missing: _, all, images, begin } => {
+            let scope = if all { "all" } else { "missing" };
+            let what = json!({ "kind": "renditions", "presets": presets, "scope": scope });
+            start(images.add_to(what), begin).await
+        }
+        BackfillCommand::Verify { images, begin } => {
+            start(images.add_to(json!({ "kind": "verify" })), begin).await
+        }
+        BackfillCommand::Import { source, begin } => {
+            start(json!({ "kind": "import", "source": absolute(&source)? }), begin).await
+        }
+        BackfillCommand::Follow { id, output } => follow(&id.to_string(), &output, false).await,
+        BackfillCommand::Pause { id, output } => switch(id, "pause", &output).await,
+        BackfillCommand::Resume { id, output } => switch(id, "resume", &output).await,
+        BackfillCommand::Report { id, server } => {
+            let client = SafelightClient::new(server)?;
+            let mut stdout = tokio::io::stdout();
+            Ok(client.download(&report_path(&id.to_string()), &mut stdout).await?)
+        }
+    }
+}
+
+impl Images {
+    fn add_to(self, mut what: Value) -> Value {
+        if let Some(time) = self.created_after {
+            what["created_after"] = json!(humantime::format_rfc3339_micros(time).to_string());
+        }
+        what["format"] = json!(self.format);
+        what["retry_failed"] = json!(self.retry_failed);
+        what
+    }
+}
+
+/// The server knows nothing of this process's folder.
+fn absolute(source: &str) -> Result<String, Exit> {
+    if source.starts_with("s3://") {
+        return Ok(source.to_owned());
+    }
+    let path = std::path::absolute(source).map_err(Exit::usage)?;
+    match path.into_os_string().into_string() {
+        Ok(path) => Ok(path),
+        Err(_) => Err(Exit::usage("the path is no UTF-8, and cannot be sent to the server")),
+    }
+}
+
+async fn start(mut what: Value, begin: Begin) -> Result<(), Exit> {
+    let client = SafelightClient::new(begin.output.server.clone())?;
+    // Chosen here, so that asking again after an answer that was lost begins no second one.
+    what["id"] = json!(TaskId::new());
+    what["dry_run"] = json!(begin.dry_run);
+    what["rate"] = json!(begin.rate);
+    what["concurrency"] = json!(begin.concurrency);
+    let task = client.post_json("/v1/backfills", &what).await?;
+    let id = task["id"].as_str().unwrap_or_default().to_owned();
+    if !begin.follow && !begin.dry_run && begin.output.report.is_none() {
+        print(&task, begin.output.json);
+        eprintln!("the server goes on by itself; to watch: safelight backfill follow {id}");
+        return Ok(());
+    }
+    follow(&id, &begin.output, begin.dry_run).await
+}
+
+async fn switch(id: TaskId, what: &str, output: &Output) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    let task = client.post(&format!("/v1/tasks/{id}/{what}"), &[]).await?;
+    print(&task, output.json);
+    Ok(())
+}
+
+/// Follows a backfill to its end, and tells how it went.
+async fn follow(id: &str, output: &Output, dry_run: bool) -> Result<(), Exit> {
+    let client = SafelightClient::new(output.server.clone())?;
+    let task = watch(&client, id).await?;
+    if let Some(file) = &output.report {
+        write_report(&client, id, file).await?;
+    }
+    print(&task, output.json);
+    if dry_run && !output.json {
+        print_plan(&task);
+    }
+    let images = &task["backfill"]["images"];
+    match task["status"].as_str() {
+        Some("succeeded") => Ok(()),
+        Some("cancelled") => Err(Exit::failed("the backfill was cancelled")),
+        _ => {
+            let message = task["error"]["message"].as_str().unwrap_or("the backfill failed");
+            let exit = Exit::failed(message);
+            let retry = images["failed"].as_u64().is_some_and(|failed| failed > 0);
+            Err(if retry {
+                exit.hint(format!("safelight tasks retry {id} tries the failed images again"))
+            } else {
+                exit
+            })
+        }
+    }
+}
+
+/// Looks at a backfill until it has ended, whatever becomes of the server meanwhile.
+async fn watch(client: &SafelightClient, id: &str) -> Result<Value, Exit> {
+    let bar = progress_bar();
+    let begun = Instant::now();
+    let (mut told, mut first, mut away) = (Instant::now(), None, false);
+    loop {
+        let task = match client.get(&format!("/v1/tasks/{id}"), &[]).await {
+            Ok(task) => task,
+            Err(error) if error.can_help() => {
+                if !away {
+                    bar.suspend(|| eprintln!("{error}; asking again until the server is back"));
+                }
+                away = true;
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        away = false;
+        if task["backfill"].is_null() {
+            return Err(Exit::usage(format!("{id} is no backfill")));
+        }
+        let done = Done::of(&task);
+        let since = *first.get_or_insert(done.all());
+        let text = done.text(&task, since, begun.elapsed());
+        bar.set_length(done.total.unwrap_or(done.all()));
+        bar.set_position(done.all());
+        bar.set_message(text.clone());
+        if bar.is_hidden() && told.elapsed() >= TELL {
+            eprintln!("{} of {}, {text}", done.all(), done.total.unwrap_or_default());
+            told = Instant::now();
+        }
+        if !task["finished_at"].is_null() {
+            bar.finish_and_clear();
+            return Ok(task);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Images that nothing more is to be done about.
+struct Done {
+    total: Option<u64>,
+    succeeded: u64,
+    failed: u64,
+    skipped: u64,
+    cancelled: u64,
+}
+
+impl Done {
+    fn of(task: &Value) -> Self {
+        let images = &task["backfill"]["images"];
+        let count = |name: &str| images[name].as_u64().unwrap_or(0);
+        // Of a dry run, those that would be done are all there is to see.
+        let planned = if task["backfill"]["dry_run"] == true { count("planned") } else { 0 };
+        Self {
+            total: images["total"].as_u64(),
+            succeeded: count("succeeded") + planned,
+            failed: count("failed"),
+            skipped: count("skipped"),
+            cancelled: count("cancelled"),
+        }
+    }
+
+    fn all(&self) -> u64 {
+        self.succeeded + self.failed + self.skipped + self.cancelled
+    }
+
+    /// Counts, rate and time left, in a line.
+    fn text(&self, task: &Value, since: u64, elapsed: Duration) -> String {
+        let text =
+            format!("{} done, {} failed, {} skipped", self.succeeded, self.failed, self.skipped);
+        if task["backfill"]["paused"] == true {
+            return text + ", paused";
+        }
+        #[allow(clippy::cast_precision_loss)] // for people
+        let rate = (self.all() - since.min(self.all())) as f64 / elapsed.as_secs_f64().max(0.001);
+        let left = self.total.map(|total| total.saturating_sub(self.all()));
+        match left {
+            Some(left) if rate >= 0.01 => {
+                #[allow(clippy::cast_precision_loss)]
+                let seconds = (left as f64 / rate).min(1e9);
+                let time = humantime::format_duration(Duration::from_secs_f64(seconds.round()));
+                text + &format!(", {rate:.1}/s, {time} left")
+            }
+            _ => text,
+        }
+    }
+}
+
+/// What a dry run has found.
+fn print_plan(task: &Value) {
+    let backfill = &task["backfill"];
+    let images = &backfill["images"];
+    println!("  to look at  {}", images["walked"]);
+    println!("  to work on  {}", images["planned"]);
+    for (reason, count) in backfill["skipped"].as_object().into_iter().flatten() {
+        println!("  {reason:<10}  {count}");
+    }
+    println!("  unreadable  {}", images["failed"]);
+}
+
+fn report_path(id: &str) -> String {
+    format!("/v1/tasks/{id}/report")
+}
+
+async fn write_report(client: &SafelightClient, id: &str, file: &Path) -> Result<(), Exit> {
+    let wrong = |error| Exit::failed(format!("cannot write {}: {error}", file.display()));
+    // Under another name until it is whole.
+    let mut partial = file.as_os_str().to_owned();
+    partial.push(".partial");
+    let mut target = tokio::fs::File::create(&partial).await.map_err(wrong)?;
+    client.download(&report_path(id), &mut target).await?;
+    target.sync_all().await.map_err(wrong)?;
+    tokio::fs::rename(&partial, file).await.map_err(wrong)?;
+    eprintln!("report: {}", file.display());
+    Ok(())
+}
+
+/// A backfill in one line: id, state, kind, counts.
+fn print(task: &Value, as_json: bool) {
+    if as_json {
+        println!("{task}");
+        return;
+    }
+    let backfill = &task["backfill"];
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let images = &backfill["images"];
+    println!(
+        "{}  {:<9}  {:<10}  {} done, {} failed, {} skipped of {}{}",
+        text(&task["id"]),
+        if backfill["paused"] == true { "paused".to_owned() } else { text(&task["status"]) },
+        text(&backfill["kind"]),
+        images["succeeded"],
+        images["failed"],
+        images["skipped"],
+        images["total"].as_u64().map_or("?".to_owned(), |total| total.to_string()),
+        if backfill["dry_run"] == true { " (dry run)" } else { "" },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_times_are_read_as_people_write_them() {
+        assert_eq!(rate("20/s"), Ok(20.0));
+        assert_eq!(rate("0.5"), Ok(0.5));
+        for wrong in ["", "0", "-1/s", "fast", "inf"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(time("2026-01-31"), time("2026-01-31T00:00:00Z"));
+        assert!(time("yesterday").is_err());
+    }
+}

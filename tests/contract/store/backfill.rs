@@ -1,0 +1,560 @@
+//! Backfills: walks, what they hand out, tallies, pausing, cancelling, retrying, and what is forgotten.
+
+use anyhow::{Context, Result};
+use safelight_common::{
+    domain::{
+        Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
+        ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Status, TaskId, TaskKind,
+        WorkerId,
+    },
+    store::{
+        Advance, Child, Doorbell, ImageFilter, Imported, Item, NewBackfill, NewUpload, Outcome,
+    },
+};
+use uuid::Uuid;
+
+use super::{
+    fixture::{
+        Fixture, HOUR, NOW, failure, rendered, rendition, renditions, thumbnail_bell, unmade,
+        write_bell, written,
+    },
+    promises,
+};
+
+promises!(
+    a_backfill_is_a_task_that_shows_how_it_stands,
+    beginning_again_changes_nothing,
+    one_foreman_leads_until_it_is_silent,
+    a_walk_sees_each_image_of_its_time_once,
+    a_walk_can_be_narrowed,
+    a_step_makes_tasks_and_report_lines,
+    a_step_counts_only_where_the_walk_stands,
+    a_paused_walk_takes_no_step,
+    a_dry_run_only_counts,
+    an_import_makes_images,
+    equal_bytes_are_found,
+    what_is_under_way_or_failed_is_an_obstacle,
+    a_tally_counts_forgets_and_ends,
+    a_backfill_with_failures_fails_and_keeps_them,
+    failed_images_are_handed_out_again,
+    one_failed_image_tried_again_reopens_its_backfill,
+    a_cancelled_backfill_ends_with_what_it_handed_out,
+    a_child_knows_what_its_backfill_wants,
+    a_verified_image_keeps_what_was_repaired,
+    a_report_is_read_in_pages,
+    old_tasks_are_forgotten_and_failed_ones_kept,
+    an_old_backfill_is_forgotten_with_its_report,
+);
+
+const FOREMAN: fn() -> WorkerId = WorkerId::new;
+
+fn spec() -> BackfillSpec {
+    BackfillSpec::new(BackfillKind::Renditions)
+}
+
+async fn begun(store: &Fixture, spec: BackfillSpec) -> Result<TaskId> {
+    let new = NewBackfill { task: TaskId::new(), owner: "ada".to_owned(), spec };
+    store.create_backfill(&new).await?;
+    Ok(new.task)
+}
+
+async fn backfill(store: &Fixture, id: TaskId) -> Result<Backfill> {
+    let task = store.task(id).await?.context("no task")?;
+    Ok(*task.backfill.context("no backfill")?)
+}
+
+/// An upload whose jobs have succeeded.
+async fn stored(store: &Fixture) -> Result<NewUpload> {
+    let upload = store.accepted().await?;
+    for (bell, outcome) in [(write_bell(&upload), written()), (thumbnail_bell(&upload), rendered())]
+    {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &outcome).await?;
+    }
+    store.publish_all().await?;
+    Ok(upload)
+}
+
+fn child(image: ImageId) -> Child {
+    let jobs = vec![(JobId::new(), JobKind::Thumbnail)];
+    Child { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
+}
+
+fn skipped(id: Uuid) -> Item {
+    let reason = Some("up_to_date".to_owned());
+    Item { id, outcome: ItemOutcome::Skipped, reason, detail: None, source: None }
+}
+
+/// A step that hands out one image and goes to `to`.
+fn step(task: TaskId, from: Option<&str>, to: &str, image: ImageId) -> Advance {
+    Advance {
+        to: Some(to.to_owned()),
+        work: vec![child(image)],
+        max_attempts: 3,
+        ..Advance::of(task, from.map(str::to_owned))
+    }
+}
+
+/// The last step of a walk, which hands out `images`. Answers with the children.
+async fn handed_out(store: &Fixture, task: TaskId, images: &[ImageId]) -> Result<Vec<Child>> {
+    let work: Vec<Child> = images.iter().map(|&image| child(image)).collect();
+    let step =
+        Advance { work: work.clone(), max_attempts: 3, is_last: true, ..Advance::of(task, None) };
+    assert!(store.advance_backfill(&step).await?);
+    Ok(work)
+}
+
+fn bell(child: &Child) -> Doorbell {
+    let (job, kind) = child.jobs[0];
+    Doorbell { job, kind, lane: Lane::Bulk, generation: 0 }
+}
+
+async fn ended(store: &Fixture, child: &Child, outcome: &Outcome) -> Result<()> {
+    let job = store.claimed(&bell(child)).await?;
+    store.settled(&job, outcome).await
+}
+
+fn failed() -> Outcome {
+    Outcome::Failed(Failure::new(ErrorCode::CorruptImage, "cut short"))
+}
+
+async fn a_backfill_is_a_task_that_shows_how_it_stands(store: Fixture) -> Result<()> {
+    let mut spec = spec();
+    spec.presets = vec!["small".to_owned()];
+    spec.rate = Some(2.5);
+    let id = begun(&store, spec.clone()).await?;
+    let task = store.task(id).await?.context("no task")?;
+    assert_eq!(
+        (task.kind, task.lane, task.status),
+        (TaskKind::Backfill, Lane::Bulk, Status::Queued)
+    );
+    let stands = task.backfill.context("no backfill")?;
+    assert_eq!((stands.spec, stands.owner.as_str()), (spec, "ada"));
+    assert_eq!((stands.state, stands.paused), (BackfillState::Walking, false));
+    assert_eq!((stands.expected, stands.planned), (None, 0));
+    Ok(())
+}
+
+async fn beginning_again_changes_nothing(store: Fixture) -> Result<()> {
+    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec: spec() };
+    store.create_backfill(&new).await?;
+    let before = store.task(new.task).await?;
+    let other = NewBackfill { spec: BackfillSpec::new(BackfillKind::Verify), ..new.clone() };
+    store.create_backfill(&other).await?;
+    assert_eq!(store.task(new.task).await?, before);
+    Ok(())
+}
+
+async fn one_foreman_leads_until_it_is_silent(store: Fixture) -> Result<()> {
+    let (first, second) = (FOREMAN(), FOREMAN());
+    let id = begun(&store, spec()).await?;
+    let led = store.lead_backfills(first, HOUR, 9).await?;
+    assert_eq!(led.iter().map(|backfill| backfill.id).collect::<Vec<_>>(), [id]);
+    assert!(store.lead_backfills(second, HOUR, 9).await?.is_empty());
+    // The lead that runs out at once is the last that the first takes.
+    assert_eq!(store.lead_backfills(first, NOW, 9).await?.len(), 1);
+    assert_eq!(store.lead_backfills(second, HOUR, 9).await?.len(), 1);
+    assert!(store.lead_backfills(first, HOUR, 9).await?.is_empty());
+    Ok(())
+}
+
+fn everything(until: TaskId) -> ImageFilter {
+    ImageFilter { until: until.0, created_after: None, format: None }
+}
+
+async fn a_walk_sees_each_image_of_its_time_once(store: Fixture) -> Result<()> {
+    let mut images = Vec::new();
+    for _ in 0..5 {
+        images.push(store.accepted().await?.image);
+    }
+    let id = begun(&store, spec()).await?;
+    let later = store.accepted().await?;
+    let filter = everything(id);
+    assert_eq!(store.count_images(&filter).await?, 5);
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.walk_images(&filter, after, 2).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        seen.extend(page.iter().map(|image| image.id));
+    }
+    assert_eq!(seen, images);
+    assert!(!seen.contains(&later.image));
+    Ok(())
+}
+
+async fn a_walk_can_be_narrowed(store: Fixture) -> Result<()> {
+    let jpeg = store.accepted().await?;
+    let png = NewUpload { format: ImageFormat::Png, ..super::fixture::upload() };
+    store.accept_it(&png).await?;
+    let gone = store.accepted().await?;
+    store.cancel(gone.task).await?;
+    let made = store.image(png.image).await?.context("no image")?.created_at;
+    let all = everything(TaskId::new());
+    let seen = async |filter: &ImageFilter| -> Result<Vec<ImageId>> {
+        let page = store.walk_images(filter, None, 9).await?;
+        assert_eq!(store.count_images(filter).await?, page.len() as u64);
+        Ok(page.iter().map(|image| image.id).collect())
+    };
+    assert_eq!(seen(&all).await?, [jpeg.image, png.image], "what was discarded is left out");
+    let pngs = ImageFilter { format: Some(ImageFormat::Png), ..all.clone() };
+    assert_eq!(seen(&pngs).await?, [png.image]);
+    let recent = ImageFilter { created_after: Some(made), ..all.clone() };
+    assert_eq!(seen(&recent).await?, [png.image]);
+    let walked = store.walk_images(&all, None, 1).await?;
+    assert!(walked[0].renditions.is_empty());
+    let done = stored(&store).await?;
+    let walked = store.walk_images(&everything(TaskId::new()), Some(png.image), 9).await?;
+    assert_eq!(walked[0].id, done.image);
+    assert_eq!(unmade(&walked[0].renditions), renditions());
+    Ok(())
+}
+
+async fn a_step_makes_tasks_and_report_lines(store: Fixture) -> Result<()> {
+    let (first, second) = (stored(&store).await?, stored(&store).await?);
+    let id = begun(&store, spec()).await?;
+    let step = Advance {
+        expected: Some(7),
+        settled: vec![
+            skipped(second.image.0),
+            Item {
+                outcome: ItemOutcome::Failed,
+                reason: Some("unreadable".to_owned()),
+                ..skipped(Uuid::now_v7())
+            },
+        ],
+        ..step(id, None, "here", first.image)
+    };
+    assert!(store.advance_backfill(&step).await?);
+
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.cursor.as_deref(), stands.expected), (Some("here"), Some(7)));
+    assert_eq!((stands.planned, stands.refused, stands.under_way()), (1, 1, 1));
+    assert_eq!((stands.skipped["up_to_date"], stands.walked()), (1, 3));
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Running);
+    let made = store.task(step.work[0].task).await?.context("no child")?;
+    assert_eq!(
+        (made.kind, made.lane, made.status),
+        (TaskKind::Rendition, Lane::Bulk, Status::Queued)
+    );
+    assert_eq!(made.image.map(|image| image.id), Some(first.image));
+    assert_eq!((made.jobs.len(), made.jobs[0].max_attempts), (1, 3));
+    let due = store.publish_all().await?;
+    assert_eq!(due, [bell(&step.work[0])]);
+    assert_eq!(store.backfill_report(id, None, 9).await?, step.settled);
+    Ok(())
+}
+
+async fn a_step_counts_only_where_the_walk_stands(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    assert!(store.advance_backfill(&step(id, None, "a", image)).await?);
+    let again = step(id, None, "a", image);
+    assert!(!store.advance_backfill(&again).await?, "another foreman was faster");
+    assert!(store.task(again.work[0].task).await?.is_none());
+    assert!(store.advance_backfill(&step(id, Some("a"), "b", image)).await?);
+    let last = Advance { is_last: true, ..step(id, Some("b"), "c", image) };
+    assert!(store.advance_backfill(&last).await?);
+    assert!(!store.advance_backfill(&step(id, Some("c"), "d", image)).await?, "it has walked");
+    assert_eq!(backfill(&store, id).await?.planned, 3);
+    Ok(())
+}
+
+async fn a_paused_walk_takes_no_step(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    assert!(store.pause_backfill(id, true).await?);
+    assert!(backfill(&store, id).await?.paused);
+    assert!(!store.advance_backfill(&step(id, None, "a", image)).await?);
+    assert!(store.pause_backfill(id, false).await?);
+    assert!(store.advance_backfill(&step(id, None, "a", image)).await?);
+    let upload = store.accepted().await?;
+    assert!(!store.pause_backfill(upload.task, true).await?, "an upload cannot be paused");
+    Ok(())
+}
+
+async fn a_dry_run_only_counts(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let mut spec = spec();
+    spec.dry_run = true;
+    let id = begun(&store, spec).await?;
+    let step = Advance {
+        settled: vec![skipped(Uuid::now_v7())],
+        is_last: true,
+        ..step(id, None, "a", image)
+    };
+    assert!(store.advance_backfill(&step).await?);
+    assert!(store.task(step.work[0].task).await?.is_none());
+    assert!(store.backfill_report(id, None, 9).await?.is_empty());
+    store.tally_backfill(id, 9).await?;
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.planned, stands.walked(), stands.under_way()), (1, 2, 0));
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
+    Ok(())
+}
+
+async fn an_import_makes_images(store: Fixture) -> Result<()> {
+    let id = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
+    let image = ImageId::new();
+    let import = Imported {
+        source: "/photos/a.jpg".to_owned(),
+        sha256: ContentHash::of(b"a"),
+        bytes: 1,
+        format: ImageFormat::Jpeg,
+        title: Some("A".to_owned()),
+        tags: vec!["x".to_owned(), "y".to_owned()],
+        filename: None,
+    };
+    let jobs = vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)];
+    let kind = TaskKind::Upload;
+    let child = Child { task: TaskId::new(), kind, image, jobs, import: Some(import) };
+    let work = vec![child.clone()];
+    let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(id, None) };
+    assert!(store.advance_backfill(&step).await?);
+    let made = store.image(image).await?.context("no image")?;
+    assert_eq!((made.title.as_deref(), made.tags.len(), made.bytes), (Some("A"), 2, 1));
+    assert_eq!((made.filename, made.stored_at), (None, None));
+    for (index, outcome) in [written(), rendered()].iter().enumerate() {
+        let (job, kind) = child.jobs[index];
+        let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0 };
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, outcome).await?;
+    }
+    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    let report = store.backfill_report(id, None, 9).await?;
+    assert_eq!(report.len(), 1);
+    assert_eq!((report[0].id, report[0].outcome), (image.0, ItemOutcome::Succeeded));
+    assert_eq!(report[0].source.as_deref(), Some("/photos/a.jpg"));
+    assert!(store.image(image).await?.context("no image")?.stored_at.is_some());
+    Ok(())
+}
+
+async fn equal_bytes_are_found(store: Fixture) -> Result<()> {
+    let first = store.accepted().await?;
+    let second = NewUpload { sha256: first.sha256, ..super::fixture::upload() };
+    store.accept_it(&second).await?;
+    let unknown = ContentHash::of(b"nobody has these");
+    let found = store.images_with_blobs(&[unknown, first.sha256]).await?;
+    assert_eq!(found, [(first.sha256, first.image)]);
+    store.cancel(first.task).await?;
+    let found = store.images_with_blobs(&[first.sha256]).await?;
+    assert_eq!(found, [(first.sha256, second.image)], "what was discarded counts no more");
+    Ok(())
+}
+
+async fn what_is_under_way_or_failed_is_an_obstacle(store: Fixture) -> Result<()> {
+    let (open, done) = (store.accepted().await?, stored(&store).await?);
+    let bad = store.accepted().await?;
+    for bell in [write_bell(&bad), thumbnail_bell(&bad)] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &failed()).await?;
+    }
+    let all = [open.image, done.image, bad.image];
+    let mut found = store.obstacles(&all).await?;
+    found.sort_by_key(|obstacle| obstacle.image);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!((found[0].image, found[0].status), (open.image, Status::Queued));
+    assert_eq!((found[1].image, found[1].status), (bad.image, Status::Failed));
+    let failure = found[1].failure.as_ref().context("no failure")?;
+    assert_eq!((failure.code, failure.message.as_str()), (ErrorCode::CorruptImage, "cut short"));
+    Ok(())
+}
+
+async fn a_tally_counts_forgets_and_ends(store: Fixture) -> Result<()> {
+    let (first, second) = (stored(&store).await?, stored(&store).await?);
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[first.image, second.image]).await?;
+    assert_eq!(store.tally_backfill(id, 9).await?, 0);
+    assert_eq!(backfill(&store, id).await?.state, BackfillState::Walked);
+
+    ended(&store, &work[0], &rendered()).await?;
+    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    assert!(store.task(work[0].task).await?.is_none(), "it is forgotten");
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.succeeded, stands.under_way()), (1, 1));
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Running);
+
+    ended(&store, &work[1], &rendered()).await?;
+    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    let task = store.task(id).await?.context("no task")?;
+    assert_eq!((task.status, task.finished_at.is_some()), (Status::Succeeded, true));
+    assert_eq!(backfill(&store, id).await?.state, BackfillState::Ended);
+    assert!(store.lead_backfills(FOREMAN(), HOUR, 9).await?.is_empty());
+    assert_eq!(store.backfill_report(id, None, 9).await?.len(), 2);
+    assert!(!store.pause_backfill(id, true).await?);
+    assert!(!store.cancel(id).await?);
+    Ok(())
+}
+
+async fn a_backfill_with_failures_fails_and_keeps_them(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[image]).await?;
+    ended(&store, &work[0], &failed()).await?;
+    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    assert_eq!(store.tally_backfill(id, 9).await?, 0, "it is counted once");
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Failed);
+    let kept = store.task(work[0].task).await?.context("it is kept")?;
+    assert_eq!(kept.status, Status::Failed);
+    let report = store.backfill_report(id, None, 9).await?;
+    assert_eq!(report[0].reason.as_deref(), Some("corrupt_image"));
+    assert_eq!(report[0].detail.as_deref(), Some("cut short"));
+    Ok(())
+}
+
+async fn failed_images_are_handed_out_again(store: Fixture) -> Result<()> {
+    let (first, second) = (stored(&store).await?, stored(&store).await?);
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[first.image, second.image]).await?;
+    for child in &work {
+        ended(&store, child, &failed()).await?;
+    }
+    store.tally_backfill(id, 9).await?;
+    assert_eq!(store.retry(&[id]).await?, [id]);
+    let stands = backfill(&store, id).await?;
+    assert!(stands.retrying);
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Running);
+
+    assert_eq!(store.retry_backfill(id, 1).await?, 1);
+    assert_eq!(backfill(&store, id).await?.under_way(), 1);
+    assert_eq!(store.retry_backfill(id, 9).await?, 1);
+    // The first fails again: not for this retry any more.
+    let job = store.claimed(&Doorbell { generation: 1, ..bell(&work[0]) }).await?;
+    store.settled(&job, &failed()).await?;
+    store.tally_backfill(id, 9).await?;
+    assert_eq!(store.retry_backfill(id, 9).await?, 0);
+    assert!(!backfill(&store, id).await?.retrying);
+    let job = store.claimed(&Doorbell { generation: 1, ..bell(&work[1]) }).await?;
+    store.settled(&job, &rendered()).await?;
+    store.tally_backfill(id, 9).await?;
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.succeeded, stands.failed, stands.under_way()), (1, 1, 0));
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Failed);
+    let report = store.backfill_report(id, None, 9).await?;
+    let outcomes: Vec<_> = report.iter().map(|item| item.outcome).collect();
+    assert_eq!(outcomes, [ItemOutcome::Failed, ItemOutcome::Succeeded], "a line each");
+    Ok(())
+}
+
+async fn one_failed_image_tried_again_reopens_its_backfill(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[image]).await?;
+    ended(&store, &work[0], &failed()).await?;
+    store.tally_backfill(id, 9).await?;
+    assert_eq!(store.retry(&[work[0].task]).await?, [work[0].task]);
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.state, stands.failed, stands.retrying), (BackfillState::Walked, 0, false));
+    let job = store.claimed(&Doorbell { generation: 1, ..bell(&work[0]) }).await?;
+    store.settled(&job, &rendered()).await?;
+    store.tally_backfill(id, 9).await?;
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
+    Ok(())
+}
+
+async fn a_cancelled_backfill_ends_with_what_it_handed_out(store: Fixture) -> Result<()> {
+    let (first, second) = (stored(&store).await?, stored(&store).await?);
+    let id = begun(&store, spec()).await?;
+    let mut work = Vec::new();
+    for (from, to, image) in [(None, "a", first.image), (Some("a"), "b", second.image)] {
+        let step = step(id, from, to, image);
+        assert!(store.advance_backfill(&step).await?);
+        work.extend(step.work);
+    }
+    ended(&store, &work[0], &rendered()).await?;
+    assert!(store.cancel(id).await?);
+    assert!(!store.advance_backfill(&step(id, Some("b"), "c", first.image)).await?);
+    store.refused(&bell(&work[1]), false).await?;
+    assert_eq!(store.tally_backfill(id, 9).await?, 2);
+    let task = store.task(id).await?.context("no task")?;
+    assert_eq!(task.status, Status::Cancelled);
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.succeeded, stands.cancelled_images), (1, 1));
+    assert!(!store.image(second.image).await?.context("no image")?.discarded);
+    Ok(())
+}
+
+async fn a_child_knows_what_its_backfill_wants(store: Fixture) -> Result<()> {
+    let upload = stored(&store).await?;
+    let mut spec = spec();
+    spec.all = true;
+    let id = begun(&store, spec.clone()).await?;
+    let work = handed_out(&store, id, &[upload.image]).await?;
+    assert_eq!(store.backfill_of(work[0].task).await?, Some(spec));
+    assert_eq!(store.backfill_of(upload.task).await?, None);
+    Ok(())
+}
+
+async fn a_verified_image_keeps_what_was_repaired(store: Fixture) -> Result<()> {
+    let upload = stored(&store).await?;
+    let id = begun(&store, BackfillSpec::new(BackfillKind::Verify)).await?;
+    let jobs = vec![(JobId::new(), JobKind::Verify)];
+    let child = Child { kind: TaskKind::Verify, jobs, ..child(upload.image) };
+    let work = vec![child.clone()];
+    let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(id, None) };
+    assert!(store.advance_backfill(&step).await?);
+    let repaired = rendition("small", 777);
+    let outcome = Outcome::Verified {
+        repaired: vec![repaired.clone()],
+        forgotten: vec![rendition("medium", 40_000)],
+        note: Some("small was missing".to_owned()),
+    };
+    ended(&store, &child, &outcome).await?;
+    let image = store.image(upload.image).await?.context("no image")?;
+    assert_eq!(unmade(&image.renditions), [repaired]);
+    assert!(image.placeholder.is_some(), "it stays as it was");
+    store.tally_backfill(id, 9).await?;
+    let report = store.backfill_report(id, None, 9).await?;
+    assert_eq!(report[0].detail.as_deref(), Some("small was missing"));
+    assert_eq!(report[0].outcome, ItemOutcome::Succeeded);
+    Ok(())
+}
+
+async fn a_report_is_read_in_pages(store: Fixture) -> Result<()> {
+    let id = begun(&store, spec()).await?;
+    let items: Vec<Item> = (0..5).map(|_| skipped(Uuid::now_v7())).collect();
+    let step = Advance { settled: items.clone(), ..Advance::of(id, None) };
+    assert!(store.advance_backfill(&step).await?);
+    let (mut read, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.backfill_report(id, after, 2).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        read.extend(page);
+    }
+    assert_eq!(read, items);
+    Ok(())
+}
+
+async fn old_tasks_are_forgotten_and_failed_ones_kept(store: Fixture) -> Result<()> {
+    let (done, open) = (stored(&store).await?, store.accepted().await?);
+    let bad = store.accepted().await?;
+    for bell in [write_bell(&bad), thumbnail_bell(&bad)] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &Outcome::Failed(failure())).await?;
+    }
+    assert_eq!(store.prune_tasks(HOUR, 9).await?, 0, "nothing is old");
+    assert_eq!(store.prune_tasks(NOW, 9).await?, 1);
+    assert_eq!(store.prune_tasks(NOW, 9).await?, 0);
+    assert!(store.task(done.task).await?.is_none());
+    assert!(store.task(open.task).await?.is_some());
+    assert!(store.task(bad.task).await?.is_some());
+    let image = store.image(done.image).await?.context("the image stays")?;
+    assert_eq!(unmade(&image.renditions), renditions());
+    Ok(())
+}
+
+async fn an_old_backfill_is_forgotten_with_its_report(store: Fixture) -> Result<()> {
+    let id = begun(&store, spec()).await?;
+    let items: Vec<Item> = (0..5).map(|_| skipped(Uuid::now_v7())).collect();
+    let step = Advance { settled: items, is_last: true, ..Advance::of(id, None) };
+    assert!(store.advance_backfill(&step).await?);
+    store.tally_backfill(id, 9).await?;
+    let mut batches = 0;
+    while store.prune_tasks(NOW, 2).await? > 0 {
+        batches += 1;
+    }
+    assert_eq!(batches, 4, "three of lines, one of the task");
+    assert!(store.task(id).await?.is_none());
+    Ok(())
+}

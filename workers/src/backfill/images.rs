@@ -1,0 +1,98 @@
+//! Walks over images that are stored: for renditions, and to verify.
+
+use std::collections::HashMap;
+
+use safelight_common::{
+    domain::{
+        Backfill, BackfillKind, Image, ImageId, ItemOutcome, JobId, JobKind, Presets, Status,
+        TaskId, TaskKind,
+    },
+    services::Services,
+    store::{Advance, Child, ImageFilter, Item, Obstacle},
+};
+
+use super::BackfillError;
+use crate::handlers::missing_presets;
+
+/// Images read at once.
+const PAGE: u32 = 500;
+
+/// The next step of a walk, with at most `room` images to work on.
+pub(super) async fn step(
+    services: &Services,
+    backfill: &Backfill,
+    room: u32,
+) -> Result<Advance, BackfillError> {
+    let spec = &backfill.spec;
+    let filter = ImageFilter {
+        until: backfill.id.0,
+        created_after: spec.created_after,
+        format: spec.format,
+    };
+    let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+    if backfill.expected.is_none() {
+        step.expected = Some(services.store.count_images(&filter).await?);
+        return Ok(step);
+    }
+    let after: Option<ImageId> = backfill.cursor.as_deref().and_then(|id| id.parse().ok());
+    // Most may need nothing; of few that may be handed out, not too many are read in vain.
+    let limit = room.saturating_mul(4).clamp(50, PAGE);
+    let page = services.store.walk_images(&filter, after, limit).await?;
+    let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
+    let obstacles: HashMap<ImageId, Obstacle> =
+        services.store.obstacles(&ids).await?.into_iter().map(|o| (o.image, o)).collect();
+    for image in &page {
+        if step.work.len() >= room as usize {
+            return Ok(step);
+        }
+        match judge(&services.config.presets, backfill, image, obstacles.get(&image.id)) {
+            None => step.work.push(child(backfill.spec.kind, image.id)),
+            Some((reason, detail)) => step.settled.push(Item {
+                id: image.id.0,
+                outcome: ItemOutcome::Skipped,
+                reason: Some(reason.to_owned()),
+                detail,
+                source: None,
+            }),
+        }
+        step.to = Some(image.id.to_string());
+    }
+    step.is_last = page.len() < limit as usize;
+    Ok(step)
+}
+
+/// Why an image needs no work, with details; `None` if it does.
+fn judge(
+    presets: &Presets,
+    backfill: &Backfill,
+    image: &Image,
+    obstacle: Option<&Obstacle>,
+) -> Option<(&'static str, Option<String>)> {
+    let spec = &backfill.spec;
+    if let Some(obstacle) = obstacle {
+        if obstacle.status != Status::Failed {
+            return Some(("in_progress", None));
+        }
+        // Its bytes may be fine all the same, and are verified if they are there.
+        let concerns = spec.kind == BackfillKind::Renditions || image.stored_at.is_none();
+        if concerns && !spec.retry_failed {
+            return Some(("failed_before", obstacle.failure.as_ref().map(ToString::to_string)));
+        }
+    }
+    match spec.kind {
+        BackfillKind::Renditions if !spec.all => {
+            let mut missing = missing_presets(presets, image);
+            missing.retain(|name, _| spec.wants(name));
+            missing.is_empty().then_some(("up_to_date", None))
+        }
+        _ => None,
+    }
+}
+
+fn child(kind: BackfillKind, image: ImageId) -> Child {
+    let (task, job) = match kind {
+        BackfillKind::Verify => (TaskKind::Verify, JobKind::Verify),
+        _ => (TaskKind::Rendition, JobKind::Thumbnail),
+    };
+    Child { task: TaskId::new(), kind: task, image, jobs: vec![(JobId::new(), job)], import: None }
+}

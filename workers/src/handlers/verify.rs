@@ -1,0 +1,132 @@
+//! The verify job: reads an image's bytes and renditions back, compares each with its hash, and repairs
+//! what it can: a blob from its staged bytes, a rendition from the blob.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use safelight_common::{
+    blobs::{BlobError, BlobKey, StagedUpload},
+    domain::{ContentHash, ErrorCode, Failure, Image, Rendition},
+    store::Outcome,
+};
+
+use super::{Context, source, thumbnail};
+
+/// Renditions read back at the same time.
+const AT_ONCE: usize = 4;
+
+/// What reading an object back showed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Good,
+    Missing,
+    Damaged,
+}
+
+impl Found {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Missing => "missing",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Failure> {
+    let mut notes = Vec::new();
+    let bad: Vec<(Rendition, Found)> = stream::iter(image.renditions.clone())
+        .map(|made| async {
+            let key = BlobKey::rendition(image.sha256, &made);
+            let found = look(context, &key, made.sha256, made.bytes).await?;
+            Ok::<_, Failure>((made, found))
+        })
+        .buffered(AT_ONCE)
+        .try_filter(|(_, found)| std::future::ready(*found != Found::Good))
+        .try_collect()
+        .await?;
+    for (made, found) in &bad {
+        notes.push(format!("{} ({}) was {}", made.preset, made.format, found.word()));
+    }
+    let original = look(context, &BlobKey::Blob(image.sha256), image.sha256, image.bytes).await?;
+    if original != Found::Good {
+        restore(context, image, original, &notes).await?;
+        notes.insert(0, format!("the original was {}, and was restored", original.word()));
+    }
+    if notes.is_empty() {
+        return Ok(Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None });
+    }
+    let (repaired, forgotten) = repair(context, image, bad).await?;
+    let names = |list: &[Rendition]| {
+        let names = list.iter().map(|made| format!("{} ({})", made.preset, made.format));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    if !repaired.is_empty() {
+        notes.push(format!("made anew: {}", names(&repaired)));
+    }
+    if !forgotten.is_empty() {
+        notes.push(format!("not made any more, records removed: {}", names(&forgotten)));
+    }
+    tracing::warn!(image = %image.id, found = notes.join("; "), "stored bytes were bad");
+    Ok(Outcome::Verified { repaired, forgotten, note: Some(notes.join("; ")) })
+}
+
+/// Reads one object to its end.
+async fn look(
+    context: &Context,
+    key: &BlobKey,
+    sha256: ContentHash,
+    bytes: u64,
+) -> Result<Found, Failure> {
+    match context.services.blobs.hash(key).await {
+        Ok(read) if read == (sha256, bytes) => Ok(Found::Good),
+        Ok(_) => Ok(Found::Damaged),
+        Err(BlobError::NotFound) => Ok(Found::Missing),
+        Err(error) => Err(source::failure(error)),
+    }
+}
+
+/// Brings a blob back from the staged bytes of its upload, if those are still there.
+async fn restore(
+    context: &Context,
+    image: &Image,
+    found: Found,
+    notes: &[String],
+) -> Result<(), Failure> {
+    let staged = BlobKey::Incoming(image.id);
+    if look(context, &staged, image.sha256, image.bytes).await? == Found::Good {
+        let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
+        return context.services.blobs.promote(&staged).await.map_err(source::failure);
+    }
+    let code = match found {
+        Found::Damaged => ErrorCode::BlobDamaged,
+        Found::Good | Found::Missing => ErrorCode::BlobMissing,
+    };
+    let renditions = if notes.is_empty() { "its renditions are good" } else { &notes.join("; ") };
+    let advice = "uploading the same picture again repairs it";
+    Err(Failure::new(code, format!("the original is {}; {renditions}; {advice}", found.word())))
+}
+
+/// Makes bad renditions anew, as far as they are still configured. Answers with those made, and with those
+/// that cannot be.
+async fn repair(
+    context: &Context,
+    image: &Image,
+    bad: Vec<(Rendition, Found)>,
+) -> Result<(Vec<Rendition>, Vec<Rendition>), Failure> {
+    let configured = &context.services.config.presets;
+    let (made_today, forgotten): (Vec<_>, Vec<_>) =
+        bad.into_iter().map(|(made, _)| made).partition(|made| {
+            configured.get(&made.preset).is_some_and(|p| p.fingerprint() == made.fingerprint)
+        });
+    let mut presets = configured.clone();
+    presets.retain(|name, _| made_today.iter().any(|made| made.preset == *name));
+    for made in &forgotten {
+        let key = BlobKey::rendition(image.sha256, made);
+        context.services.blobs.delete(&key).await.map_err(source::failure)?;
+    }
+    if presets.is_empty() {
+        return Ok((Vec::new(), forgotten));
+    }
+    let bytes = source::read(&context.services.blobs, image).await?;
+    let (repaired, _) = thumbnail::make(context, image, bytes, presets).await?;
+    Ok((repaired, forgotten))
+}
