@@ -17,10 +17,14 @@ pub struct DecoderArgs {
     /// Give up what decoding does not need
     #[arg(long)]
     sandbox: bool,
+    /// Nice level, 0–19
+    #[arg(long)]
+    niceness: i32,
 }
 
 /// Runs until the worker hangs up.
 pub fn run(args: DecoderArgs) -> Result<(), Exit> {
-    let DecoderArgs { cpu_seconds, memory_bytes, sandbox } = args;
-    decoder::run(DecoderLimits { cpu_seconds, memory_bytes, sandbox }).map_err(Exit::failed)
+    let DecoderArgs { cpu_seconds, memory_bytes, sandbox, niceness } = args;
+    let limits = DecoderLimits { cpu_seconds, memory_bytes, sandbox, niceness };
+    decoder::run(limits).map_err(Exit::failed)
 }

@@ -5,6 +5,7 @@ mod backfill;
 mod commands;
 mod crashes;
 mod delivery;
+mod lanes;
 mod pipeline;
 mod startup;
 

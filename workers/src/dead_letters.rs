@@ -61,6 +61,7 @@ mod tests {
     use safelight_common::{
         broker::Queue,
         domain::{JobKind, Lane},
+        store::Room,
     };
 
     use super::*;
@@ -71,7 +72,11 @@ mod tests {
         let lab = Lab::new(&[]).await;
         let Services { store, broker, .. } = &lab.services;
         let upload = lab.upload(&picture()).await;
-        let due = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        let due = store
+            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .await
+            .expect("take")
+            .due;
         broker.publish(&due).await.expect("publish");
         store.mark_published(&due).await.expect("mark");
         let queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
@@ -79,12 +84,17 @@ mod tests {
         let letter = subscription.next().await.expect("a delivery");
 
         reconcile(&lab.services, &letter).await.expect("reconcile");
-        let next = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").next_in;
+        let next = store
+            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .await
+            .expect("take")
+            .next_in;
         assert!(next.is_some_and(|next| next <= REST && next > REST / 2), "{next:?}");
 
         store.cancel(upload.task).await.expect("cancel");
         reconcile(&lab.services, &letter).await.expect("reconcile");
-        let batch = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take");
+        let batch =
+            store.take_unpublished(&Room::each(9), Duration::from_secs(10)).await.expect("take");
         assert_eq!((batch.due.len(), batch.next_in), (0, None));
     }
 }

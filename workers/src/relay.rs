@@ -7,17 +7,20 @@ use safelight_common::{
     broker::{BrokerError, Queue},
     fail_point,
     services::Services,
-    store::StoreError,
+    store::{Doorbell, Room, StoreError},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::trouble::Trouble;
 
-/// Jobs per publish; larger batches are hardly faster.
+/// Jobs of one queue per publish; larger batches are hardly faster.
 const BATCH: u32 = 256;
 
 /// How long taken rows stay hidden from other relays. Publishing waits at most this long too.
 const HOLD: Duration = Duration::from_secs(10);
+
+/// How soon a queue that is full is looked at again.
+const CONGESTED: Duration = Duration::from_millis(25);
 
 /// Jobs put back into the outbox in one statement.
 const UNPUBLISH_BATCH: u32 = 1_000;
@@ -32,6 +35,9 @@ pub(crate) enum RelayError {
 
 /// Publishes what the outbox holds, as it comes due, until `shutdown`. Sleeps until
 /// [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
+///
+/// Of a backlog only `publish_ahead` messages wait in each queue, so that whoever comes late waits for no
+/// more than those: what the outbox holds is taken from owners and backfills in turn.
 pub async fn run(services: Services, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -42,9 +48,9 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 async fn relay(services: &Services) {
     let poll = Duration::from_millis(services.config.relay_poll_ms);
     let mut trouble = Trouble::new("publish jobs");
-    let mut forgotten = !services.broker.survives_restart();
+    let mut relay = Relay::new(services);
     loop {
-        let pause = match step(services, &mut forgotten).await {
+        let pause = match relay.step(services).await {
             Ok(next_in) => {
                 trouble.over();
                 next_in.unwrap_or(poll).min(poll)
@@ -61,34 +67,84 @@ async fn relay(services: &Services) {
     }
 }
 
-/// Publishes one batch; returns how long until there is more, if that is known. `forgotten` says
-/// that the broker may know nothing of what the store holds for published.
-pub(crate) async fn step(
-    services: &Services,
-    forgotten: &mut bool,
-) -> Result<Option<Duration>, RelayError> {
-    let store = &services.store;
-    if *forgotten {
-        for queue in Queue::all() {
-            while store.unpublish(queue.kind, queue.lane, Duration::ZERO, UNPUBLISH_BATCH).await?
-                > 0
-            {}
+/// What a relay remembers from step to step.
+pub(crate) struct Relay {
+    /// The broker may know nothing of what the store holds for published.
+    forgotten: bool,
+    /// Messages that may still be published to each queue before its depth is asked for again.
+    credit: Vec<(Queue, u32)>,
+}
+
+impl Relay {
+    /// A relay that has published nothing yet.
+    pub fn new(services: &Services) -> Self {
+        let ahead = services.config.publish_ahead;
+        Self {
+            forgotten: !services.broker.survives_restart(),
+            credit: Queue::all().map(|queue| (queue, ahead)).collect(),
         }
-        *forgotten = false;
     }
-    let batch = store.take_unpublished(BATCH, HOLD).await?;
-    if batch.due.is_empty() {
-        return Ok(batch.next_in);
-    }
-    fail_point::hit("relay.taken").await;
-    if let Err(error) = services.broker.publish(&batch.due).await {
-        // Only to save time: they show again after the hold anyway.
-        if let Err(error) = store.return_unpublished(&batch.due).await {
-            tracing::debug!(%error, "could not return unpublished jobs to the outbox");
+
+    /// Publishes one batch; returns how long until there is more, if that is known.
+    pub async fn step(&mut self, services: &Services) -> Result<Option<Duration>, RelayError> {
+        let store = &services.store;
+        if self.forgotten {
+            for queue in Queue::all() {
+                while store
+                    .unpublish(queue.kind, queue.lane, Duration::ZERO, UNPUBLISH_BATCH)
+                    .await?
+                    > 0
+                {}
+            }
+            self.forgotten = false;
         }
-        return Err(error.into());
+        self.ask_for_credit(services).await?;
+        let is_short = self.credit.iter().any(|(_, credit)| *credit == 0);
+        let room = self
+            .credit
+            .iter()
+            .map(|(queue, credit)| (queue.kind, queue.lane, (*credit).min(BATCH)));
+        let batch = store.take_unpublished(&Room(room.collect()), HOLD).await?;
+        let next_in = match batch.next_in {
+            // Whoever drains the queue tells nobody: look again soon.
+            Some(next) if is_short => Some(next.min(CONGESTED)),
+            None if is_short => Some(CONGESTED),
+            next => next,
+        };
+        if batch.due.is_empty() {
+            return Ok(next_in);
+        }
+        fail_point::hit("relay.taken").await;
+        self.spend(&batch.due);
+        if let Err(error) = services.broker.publish(&batch.due).await {
+            // Only to save time: they show again after the hold anyway.
+            if let Err(error) = store.return_unpublished(&batch.due).await {
+                tracing::debug!(%error, "could not return unpublished jobs to the outbox");
+            }
+            return Err(error.into());
+        }
+        fail_point::hit("relay.confirmed").await;
+        store.mark_published(&batch.due).await?;
+        Ok(next_in)
     }
-    fail_point::hit("relay.confirmed").await;
-    store.mark_published(&batch.due).await?;
-    Ok(batch.next_in)
+
+    /// Looks at the queues whose credit is used up: a fresh upload's jobs cost no question.
+    async fn ask_for_credit(&mut self, services: &Services) -> Result<(), RelayError> {
+        let ahead = services.config.publish_ahead;
+        for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
+            let depth = services.broker.depth(*queue).await?;
+            *credit = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
+        }
+        Ok(())
+    }
+
+    fn spend(&mut self, published: &[Doorbell]) {
+        for bell in published {
+            let of =
+                |(queue, _): &&mut (Queue, u32)| (queue.kind, queue.lane) == (bell.kind, bell.lane);
+            if let Some((_, credit)) = self.credit.iter_mut().find(of) {
+                *credit = credit.saturating_sub(1);
+            }
+        }
+    }
 }

@@ -149,7 +149,10 @@ pub(crate) async fn prune_tasks(services: Services) -> Result<(), RescueError> {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::domain::{JobKind, Lane};
+    use safelight_common::{
+        domain::{JobKind, Lane},
+        store::Room,
+    };
 
     use super::*;
     use crate::tests::lab::{Lab, picture};
@@ -160,7 +163,11 @@ mod tests {
         let Services { store, broker, .. } = &lab.services;
         lab.upload(&picture()).await;
         lab.upload(&picture()).await;
-        let due = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        let due = store
+            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .await
+            .expect("take")
+            .due;
         assert_eq!(due.len(), 4);
         broker.publish(&due).await.expect("publish");
         store.mark_published(&due).await.expect("mark");
@@ -177,7 +184,11 @@ mod tests {
         })
         .await;
         rescue_messages(lab.services.clone()).await.expect("rescue");
-        let again = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take").due;
+        let again = store
+            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .await
+            .expect("take")
+            .due;
         assert_eq!(again.len(), 1);
         assert_eq!(again[0].kind, JobKind::Write);
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::http::HeaderMap;
 use safelight_common::{
-    domain::{Failure, ImageId, Job, JobId, JobKind, Status, Task, TaskId},
+    domain::{Failure, ImageId, Job, JobId, JobKind, Lane, Status, Task, TaskId},
     store::{RenditionRequest, Requested, StoreError},
 };
 use tokio::time::Instant;
@@ -103,6 +103,12 @@ async fn find(state: &ApiState, id: ImageId, kind: JobKind) -> Result<Making, St
     };
     match job(&task, kind).map(|job| job.status) {
         Some(Status::Succeeded) if kind == JobKind::Thumbnail => request(state, id).await,
+        // A backfill will come to it, but somebody is waiting now.
+        Some(Status::Queued | Status::Running)
+            if kind == JobKind::Thumbnail && task.lane == Lane::Bulk =>
+        {
+            request(state, id).await
+        }
         _ => Ok(Making::of(&task, kind)),
     }
 }

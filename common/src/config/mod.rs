@@ -49,6 +49,7 @@ pub struct Config {
     pub purge_urls: Vec<HttpUrl>,
 
     pub concurrency: usize,
+    pub interactive_reserve: u32,
     pub max_attempts: u32,
     pub lease_ms: u64,
     pub backoff_base_ms: u64,
@@ -56,6 +57,7 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     pub staged_grace_ms: u64,
     pub relay_poll_ms: u64,
+    pub publish_ahead: u32,
     pub republish_after_ms: u64,
 
     pub task_keep_days: u64,

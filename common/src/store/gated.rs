@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Accepted, Advance, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImageFilter,
     ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
-    OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed, Requested, Settled, Store,
+    OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed, Requested, Room, Settled, Store,
     StoreError, TaskFilter, TaskPage, TaskVersion,
 };
 use crate::domain::{
@@ -99,7 +99,7 @@ gated! {
     fn list_images(page: &PageRequest<ImageId>) -> ImagePage;
     fn last_task_of_image(id: ImageId, kind: JobKind) -> Option<Task>;
     fn existing_images(ids: &[ImageId]) -> Vec<ImageId>;
-    fn take_unpublished(limit: u32, hold: Duration) -> OutboxBatch;
+    fn take_unpublished(room: &Room, hold: Duration) -> OutboxBatch;
     fn mark_published(published: &[Doorbell]) -> ();
     fn return_unpublished(unpublished: &[Doorbell]) -> ();
     fn unpublish(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;

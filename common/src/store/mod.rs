@@ -15,6 +15,7 @@ mod records;
 mod requested;
 mod schema;
 pub mod sqlite;
+mod taken;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +26,7 @@ pub use error::StoreError;
 pub use records::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
     KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, TaskFilter, TaskPage, TaskVersion,
+    Requested, Room, Settled, TaskFilter, TaskPage, TaskVersion,
 };
 
 use crate::{
@@ -107,8 +108,8 @@ pub trait Store: Send + Sync + 'static {
 
     // --- asking for renditions --------------------------------------------------------------
 
-    /// Queues one thumbnail job for renditions that an image lacks, unless there is one under way or
-    /// the last one says that another would not help; however many ask at once, one is queued. The
+    /// Queues one thumbnail job for renditions that an image lacks, unless there is one under way (other
+    /// than a backfill's, which may take long) or the last one says that another would not help; however many ask at once, one is queued. The
     /// job is on the interactive lane, in a task of the kind `rendition` that has the owner of the
     /// image's upload.
     ///
@@ -150,11 +151,15 @@ pub trait Store: Send + Sync + 'static {
 
     // --- the outbox -------------------------------------------------------------------------
 
-    /// Takes up to `limit` due, unpublished jobs, oldest first. They are hidden from other takers
-    /// for `hold`; a taker that dies loses nothing, they show again. Concurrent takers never get
-    /// the same row.
-    async fn take_unpublished(&self, limit: u32, hold: Duration)
-    -> Result<OutboxBatch, StoreError>;
+    /// Takes due, unpublished jobs: of each queue as many as it has room for, from all that share the
+    /// lane (see [`NewUpload`] and [`NewBackfill`]: owners, backfills) in turn, the oldest of each
+    /// first. They are hidden from other takers for `hold`; a taker that dies loses nothing, they
+    /// show again. Concurrent takers never get the same row.
+    async fn take_unpublished(
+        &self,
+        room: &Room,
+        hold: Duration,
+    ) -> Result<OutboxBatch, StoreError>;
 
     /// Removes published jobs from the outbox. Only after the broker has confirmed them.
     async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError>;

@@ -125,13 +125,33 @@ pub struct Doorbell {
     pub generation: u32,
 }
 
+/// How many messages each queue has room for. One that is not named has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Room(pub Vec<(JobKind, Lane, u32)>);
+
+impl Room {
+    /// As much for every queue.
+    pub fn each(places: u32) -> Self {
+        let queues =
+            JobKind::ALL.iter().flat_map(|&kind| Lane::ALL.iter().map(move |&l| (kind, l)));
+        Self(queues.map(|(kind, lane)| (kind, lane, places)).collect())
+    }
+
+    /// The places of a queue.
+    pub fn of(&self, kind: JobKind, lane: Lane) -> u32 {
+        let found = self.0.iter().find(|(k, l, _)| (*k, *l) == (kind, lane));
+        found.map_or(0, |(_, _, places)| *places)
+    }
+}
+
 /// What [`super::Store::take_unpublished`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OutboxBatch {
     /// To be published now.
     pub due: Vec<Doorbell>,
     /// How long until the next row comes due, those just taken included; zero if more may be due
-    /// because the limit was reached; `None` if the outbox is empty.
+    /// because a queue's room was used up; `None` if nothing will. Rows that are due and found no
+    /// room are not counted.
     pub next_in: Option<Duration>,
 }
 

@@ -9,7 +9,9 @@ use safelight_common::{
         ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JobId, JobKind,
         Lane, Placeholder, Rendition, Task, TaskId, WorkerId,
     },
-    store::{self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Settled},
+    store::{
+        self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Room, Settled,
+    },
 };
 use safelight_harness::postgres::Postgres;
 use tempfile::TempDir;
@@ -132,7 +134,7 @@ impl Fixture {
 
     /// Takes everything from the outbox and marks it published.
     pub async fn publish_all(&self) -> Result<Vec<Doorbell>> {
-        let batch = self.take_unpublished(10_000, HOUR).await?;
+        let batch = self.take_unpublished(&Room::each(10_000), HOUR).await?;
         self.mark_published(&batch.due).await?;
         Ok(batch.due)
     }

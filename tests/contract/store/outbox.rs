@@ -5,8 +5,8 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
-    domain::{JobKind, Lane},
-    store::{Doorbell, OutboxBatch, Outcome},
+    domain::{BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, TaskId, TaskKind},
+    store::{Advance, Child, Doorbell, NewBackfill, OutboxBatch, Outcome, Room},
 };
 
 use super::{
@@ -25,21 +25,24 @@ promises!(
     lost_messages_are_put_back,
     only_queued_due_published_jobs_are_put_back,
     a_job_put_back_waits_anew,
+    a_queue_without_room_gets_nothing,
+    owners_are_taken_in_turn,
+    backfills_are_taken_in_turn,
 );
 
 const WRITE: (JobKind, Lane) = (JobKind::Write, Lane::Interactive);
 
 async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Result<()> {
-    assert_eq!(store.take_unpublished(10, HOUR).await?, OutboxBatch::default());
+    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?, OutboxBatch::default());
     let mut expected = Vec::new();
     for _ in 0..5 {
         let upload = store.accepted().await?;
         expected.extend([write_bell(&upload), thumbnail_bell(&upload)]);
     }
-    let first = store.take_unpublished(4, HOUR).await?;
+    let first = store.take_unpublished(&Room::each(2), HOUR).await?;
     assert_eq!(first.due, expected[..4]);
     assert_eq!(first.next_in, Some(NOW));
-    let rest = store.take_unpublished(100, HOUR).await?;
+    let rest = store.take_unpublished(&Room::each(100), HOUR).await?;
     assert_eq!(rest.due, expected[4..]);
     Ok(())
 }
@@ -47,15 +50,15 @@ async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Resu
 async fn taken_jobs_are_hidden_for_the_hold(store: Fixture) -> Result<()> {
     store.accepted().await?;
     // A hold of zero is over at once: as if the taker had died.
-    let taken = store.take_unpublished(10, NOW).await?;
+    let taken = store.take_unpublished(&Room::each(10), NOW).await?;
     assert_eq!(taken.due.len(), 2);
     assert_eq!(store.count_unpublished().await?, 2);
-    let again = store.take_unpublished(10, HOUR).await?;
+    let again = store.take_unpublished(&Room::each(10), HOUR).await?;
     assert_eq!(again.due, taken.due);
     let next_in = again.next_in.context("they show again")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
 
-    let hidden = store.take_unpublished(10, HOUR).await?;
+    let hidden = store.take_unpublished(&Room::each(10), HOUR).await?;
     assert_eq!(hidden.due, []);
     let next_in = hidden.next_in.context("they show again")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
@@ -72,7 +75,7 @@ async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
         let store = if taker.is_multiple_of(2) { &store.store } else { &other };
         let mut taken = Vec::new();
         loop {
-            let batch = store.take_unpublished(3, HOUR).await?;
+            let batch = store.take_unpublished(&Room::each(3), HOUR).await?;
             if batch.due.is_empty() {
                 return Ok(taken);
             }
@@ -90,36 +93,36 @@ async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
 
 async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    store.take_unpublished(10, NOW).await?;
+    store.take_unpublished(&Room::each(10), NOW).await?;
     store.mark_published(&[write_bell(&upload)]).await?;
-    assert_eq!(store.take_unpublished(10, NOW).await?.due, [thumbnail_bell(&upload)]);
+    assert_eq!(store.take_unpublished(&Room::each(10), NOW).await?.due, [thumbnail_bell(&upload)]);
     store.mark_published(&[write_bell(&upload), thumbnail_bell(&upload)]).await?;
     store.mark_published(&[]).await?;
-    assert_eq!(store.take_unpublished(10, NOW).await?, OutboxBatch::default());
+    assert_eq!(store.take_unpublished(&Room::each(10), NOW).await?, OutboxBatch::default());
     Ok(())
 }
 
 /// The job runs, fails and is due again before the relay comes to mark its first message.
 async fn marking_spares_a_later_attempt(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let first = store.take_unpublished(10, HOUR).await?.due;
+    let first = store.take_unpublished(&Room::each(10), HOUR).await?.due;
     let job = store.claimed(&write_bell(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
 
     store.mark_published(&first).await?;
     store.return_unpublished(&first).await?;
 
-    let again = store.take_unpublished(10, HOUR).await?;
+    let again = store.take_unpublished(&Room::each(10), HOUR).await?;
     assert_eq!(again.due, [Doorbell { generation: 1, ..write_bell(&upload) }]);
     Ok(())
 }
 
 async fn returned_jobs_show_again_at_once(store: Fixture) -> Result<()> {
     store.accepted().await?;
-    let taken = store.take_unpublished(10, HOUR).await?.due;
+    let taken = store.take_unpublished(&Room::each(10), HOUR).await?.due;
     store.return_unpublished(&taken[..1]).await?;
     assert_eq!(store.count_unpublished().await?, 1);
-    assert_eq!(store.take_unpublished(10, HOUR).await?.due, taken[..1]);
+    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?.due, taken[..1]);
     Ok(())
 }
 
@@ -129,7 +132,7 @@ async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
     let job = store.claimed(&write_bell(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
 
-    let batch = store.take_unpublished(10, HOUR).await?;
+    let batch = store.take_unpublished(&Room::each(10), HOUR).await?;
     assert_eq!(batch.due, []);
     let next_in = batch.next_in.context("a retry waits")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
@@ -173,7 +176,7 @@ async fn only_queued_due_published_jobs_are_put_back(store: Fixture) -> Result<(
     assert_eq!(store.unpublish(JobKind::Write, Lane::Bulk, NOW, 10).await?, 0);
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 0);
-    assert!(store.take_unpublished(10, HOUR).await?.due.contains(&published[1]));
+    assert!(store.take_unpublished(&Room::each(10), HOUR).await?.due.contains(&published[1]));
 
     store.settled(&running, &written()).await?;
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
@@ -199,5 +202,78 @@ async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
     store.publish_all().await?;
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, Duration::from_mins(1), 10).await?, 0);
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
+    Ok(())
+}
+
+async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let writes = Room(vec![
+        (JobKind::Write, Lane::Interactive, 5),
+        (JobKind::Thumbnail, Lane::Interactive, 0),
+    ]);
+    let batch = store.take_unpublished(&writes, HOUR).await?;
+    assert_eq!(batch.due, [write_bell(&upload)]);
+    let next_in = batch.next_in.context("what was taken shows again")?;
+    assert!(next_in > HOUR / 2, "what finds no room is nothing to look for at once: {next_in:?}");
+    let nowhere = store.take_unpublished(&Room::default(), HOUR).await?;
+    assert_eq!(nowhere.due, []);
+    assert!(nowhere.next_in.is_none_or(|next| next > HOUR / 2), "{:?}", nowhere.next_in);
+    assert_eq!(store.take_unpublished(&Room::each(1), HOUR).await?.due, [thumbnail_bell(&upload)]);
+    Ok(())
+}
+
+async fn owners_are_taken_in_turn(store: Fixture) -> Result<()> {
+    let mut of_ada = Vec::new();
+    for _ in 0..20 {
+        of_ada.push(write_bell(&store.accepted().await?));
+    }
+    store.tamper("update jobs set share = 'ada'").await?;
+    store.tamper("update outbox set share = 'ada'").await?;
+    let mut of_others = Vec::new();
+    for _ in 0..3 {
+        of_others.push(write_bell(&store.accepted().await?));
+    }
+    let room = Room(vec![(JobKind::Write, Lane::Interactive, 4)]);
+    let first = store.take_unpublished(&room, HOUR).await?;
+    assert_eq!(first.next_in, Some(NOW), "more is due");
+    assert_eq!(first.due, [of_ada[0], of_ada[1], of_others[0], of_others[1]]);
+    let second = store.take_unpublished(&room, HOUR).await?;
+    assert_eq!(second.due, [of_ada[2], of_ada[3], of_ada[4], of_others[2]]);
+    Ok(())
+}
+
+/// A backfill that has handed out a job for each of `images`.
+async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<Doorbell>> {
+    let spec = BackfillSpec::new(BackfillKind::Renditions);
+    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec };
+    store.create_backfill(&new).await?;
+    let kind = JobKind::Thumbnail;
+    let child = |&image| {
+        let jobs = vec![(JobId::new(), kind)];
+        Child { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
+    };
+    let work: Vec<Child> = images.iter().map(child).collect();
+    let bell = |job| Doorbell { job, kind, lane: Lane::Bulk, generation: 0 };
+    let bells = work.iter().map(|child| bell(child.jobs[0].0)).collect();
+    let step = Advance { work, max_attempts: 3, ..Advance::of(new.task, None) };
+    assert!(store.advance_backfill(&step).await?);
+    Ok(bells)
+}
+
+async fn backfills_are_taken_in_turn(store: Fixture) -> Result<()> {
+    let image = store.accepted().await?.image;
+    store.publish_all().await?;
+    let large = backfill(&store, &[image; 20]).await?;
+    let small = backfill(&store, &[image; 2]).await?;
+    let room = Room(vec![(JobKind::Thumbnail, Lane::Bulk, 4)]);
+    let taken: HashSet<Doorbell> =
+        store.take_unpublished(&room, NOW).await?.due.into_iter().collect();
+    assert_eq!(taken, HashSet::from([large[0], large[1], small[0], small[1]]));
+
+    // A message that got lost comes back with its share.
+    store.publish_all().await?;
+    store.unpublish(JobKind::Thumbnail, Lane::Bulk, NOW, 100).await?;
+    let taken = store.take_unpublished(&room, HOUR).await?.due;
+    assert_eq!(taken.iter().filter(|bell| small.contains(bell)).count(), 2, "{taken:?}");
     Ok(())
 }

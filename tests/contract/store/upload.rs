@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
     domain::{ImageId, JobKind, Progress, Status, TaskId, TaskKind},
-    store::StoreError,
+    store::{Room, StoreError},
 };
 
 use super::{
@@ -52,7 +52,7 @@ async fn an_accepted_upload_reads_back_whole(store: Fixture) -> Result<()> {
 async fn an_accepted_upload_is_in_the_outbox(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     assert_eq!(store.count_unpublished().await?, 2);
-    let mut due = store.take_unpublished(10, HOUR).await?.due;
+    let mut due = store.take_unpublished(&Room::each(10), HOUR).await?.due;
     due.sort_by_key(|doorbell| doorbell.job);
     assert_eq!(due, [write_bell(&upload), thumbnail_bell(&upload)]);
     Ok(())

@@ -14,7 +14,7 @@ use rustix::{
     process::{getpid, kill_process},
 };
 
-use super::{DecoderLimits, NICENESS, protocol};
+use super::{DecoderLimits, protocol};
 use crate::imaging::Renderer;
 
 /// Begins the line of a decoder that has less of a sandbox than it was told to have.
@@ -27,7 +27,7 @@ const WATCHER_STACK: usize = 64 << 10;
 pub fn run(limits: DecoderLimits) -> io::Result<()> {
     // First: whoever sees its name may rely on it.
     ignore_polite_signals()?;
-    introduce();
+    introduce(limits.niceness);
     limits.confine()?;
     // Before there is a second thread, so that it is shut in as well.
     if limits.sandbox {
@@ -53,8 +53,8 @@ pub fn run(limits: DecoderLimits) -> io::Result<()> {
 
 /// Tells the system what this is: the least important process, and the first to go when the
 /// machine runs out of memory. A system that refuses leaves it as it was.
-fn introduce() {
-    let _ = rustix::process::nice(NICENESS);
+fn introduce(niceness: i32) {
+    let _ = rustix::process::nice(niceness);
     let _ = fs::write("/proc/self/comm", "decoder");
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
 }

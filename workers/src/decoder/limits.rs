@@ -28,6 +28,8 @@ pub struct DecoderLimits {
     pub memory_bytes: u64,
     /// Whether the process gives up all rights that decoding does not need.
     pub sandbox: bool,
+    /// How far the process steps back, in nice levels (0–19).
+    pub niceness: i32,
 }
 
 impl DecoderLimits {

@@ -24,14 +24,13 @@ mod request;
 mod sandbox;
 mod thread;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use bytes::Bytes;
 use safelight_common::{
     config::Config,
-    domain::{ErrorCode, Failure, ImageFacts, Presets},
+    domain::{ErrorCode, Failure, ImageFacts, Lane, Presets},
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 pub use child::run;
@@ -47,11 +46,24 @@ use crate::imaging::{Limits, Renditions};
 /// it while requests want the rest. Receipts go before pictures.
 const NICENESS: i32 = 10;
 
+/// The same for backfills: they get what is left by everybody else.
+const BULK_NICENESS: i32 = 19;
+
+/// How far decoding steps back for a lane.
+const fn niceness(lane: Lane) -> i32 {
+    match lane {
+        Lane::Interactive => NICENESS,
+        Lane::Bulk => BULK_NICENESS,
+    }
+}
+
 /// What one attempt has to do with its decoding.
 pub struct Attempt {
-    /// The right to use one processor. Work that cannot be aborted holds a share of it, so that it
-    /// still counts when it outlives its attempt.
-    pub slot: Arc<OwnedSemaphorePermit>,
+    /// The right to use one processor, whatever it is. Work that cannot be aborted holds a share of it,
+    /// so that it still counts when it outlives its attempt.
+    pub slot: Arc<dyn Any + Send + Sync>,
+    /// Who waits for the result: a backfill's pictures are decoded at a lower priority.
+    pub lane: Lane,
     /// Cancelled once nobody wants the result any more.
     pub stop: CancellationToken,
 }
@@ -60,20 +72,32 @@ pub struct Attempt {
 pub struct Decoder {
     limits: Limits,
     /// `None`: inside this process.
-    pool: Option<Pool>,
+    pool: Option<Pools>,
+}
+
+/// Decoders by lane: one that has stepped back cannot come forward again.
+struct Pools {
+    interactive: Pool,
+    bulk: Pool,
 }
 
 impl Decoder {
     /// For as many pictures at once as there are thumbnail slots.
     pub fn new(config: &Config, slots: usize) -> Self {
-        let limits = DecoderLimits {
-            cpu_seconds: config.decode_cpu_seconds,
-            memory_bytes: config.decode_memory_bytes,
-            sandbox: config.sandbox_decoding,
+        let pool = |lane| {
+            let limits = DecoderLimits {
+                cpu_seconds: config.decode_cpu_seconds,
+                memory_bytes: config.decode_memory_bytes,
+                sandbox: config.sandbox_decoding,
+                niceness: niceness(lane),
+            };
+            Pool::new(limits, slots)
         };
         Self {
             limits: Limits::new(config),
-            pool: config.isolate_decoding.then(|| Pool::new(limits, slots)),
+            pool: config
+                .isolate_decoding
+                .then(|| Pools { interactive: pool(Lane::Interactive), bulk: pool(Lane::Bulk) }),
         }
     }
 
@@ -107,7 +131,10 @@ impl Decoder {
         attempt: &Attempt,
     ) -> Result<Answer, Failure> {
         match &self.pool {
-            Some(pool) => pool.run(&request, bytes).await,
+            Some(pools) => match attempt.lane {
+                Lane::Interactive => pools.interactive.run(&request, bytes).await,
+                Lane::Bulk => pools.bulk.run(&request, bytes).await,
+            },
             None => thread::run(request, bytes, attempt).await,
         }
     }

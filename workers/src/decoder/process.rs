@@ -60,6 +60,7 @@ impl Process {
             .arg("decoder")
             .arg(format!("--cpu-seconds={}", limits.cpu_seconds))
             .arg(format!("--memory-bytes={}", limits.memory_bytes))
+            .arg(format!("--niceness={}", limits.niceness))
             .args(limits.sandbox.then_some("--sandbox"))
             // It decodes what strangers send: no passwords in its environment.
             .env_clear()
@@ -194,7 +195,8 @@ mod tests {
 
     #[test]
     fn a_death_is_told_by_its_signal_and_last_words() {
-        let limits = DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30, sandbox: true };
+        let limits =
+            DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30, sandbox: true, niceness: 10 };
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
         let words = "memory allocation of 16777216 bytes failed\n";
         let polite = "panicked at cicp.rs: TryReserveError { kind: AllocError { … } }";

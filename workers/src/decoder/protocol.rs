@@ -181,7 +181,7 @@ mod tests {
     use crate::imaging::Limits;
 
     const DECODER: DecoderLimits =
-        DecoderLimits { cpu_seconds: 1, memory_bytes: 1000, sandbox: false };
+        DecoderLimits { cpu_seconds: 1, memory_bytes: 1000, sandbox: false, niceness: 0 };
     const LIMITS: Limits = Limits {
         max_pixels: 7,
         max_side: 6,

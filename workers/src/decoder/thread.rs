@@ -10,7 +10,7 @@ use safelight_common::domain::{ErrorCode, Failure};
 use tokio::sync::oneshot;
 
 use super::{
-    Attempt, NICENESS,
+    Attempt, niceness,
     request::{Answer, Request},
 };
 use crate::imaging::Renderer;
@@ -21,11 +21,11 @@ pub(super) async fn run(
     bytes: Bytes,
     attempt: &Attempt,
 ) -> Result<Answer, Failure> {
-    let (slot, stop) = (attempt.slot.clone(), attempt.stop.clone());
+    let (slot, stop, lane) = (attempt.slot.clone(), attempt.stop.clone(), attempt.lane);
     let (result, done) = oneshot::channel();
     let run = move || {
         // A system that refuses leaves it as it was.
-        let _ = rustix::process::nice(NICENESS);
+        let _ = rustix::process::nice(niceness(lane));
         let work = || request.run(&mut Renderer::new()?, &bytes, &|| stop.is_cancelled());
         let outcome = catch_unwind(AssertUnwindSafe(work));
         drop(slot);

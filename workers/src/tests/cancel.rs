@@ -8,7 +8,7 @@ use std::{
 use safelight_common::{
     blobs::{BlobKey, StagedUpload},
     domain::{JobKind, Status, WorkerId},
-    store::{Claim, Doorbell, NewUpload, Outcome, Settled},
+    store::{Claim, Doorbell, NewUpload, Outcome, Room, Settled},
 };
 
 use tokio::{
@@ -165,7 +165,12 @@ async fn what_a_dead_janitor_had_moved_aside_is_removed() {
 async fn a_running_job_is_stopped_and_its_result_discarded() {
     let lab = Lab::new(&[("SAFELIGHT_LEASE_MS", "300")]).await;
     let upload = lab.upload(&picture()).await;
-    let bells = lab.services.store.take_unpublished(9, Duration::from_mins(1)).await.expect("take");
+    let bells = lab
+        .services
+        .store
+        .take_unpublished(&Room::each(9), Duration::from_mins(1))
+        .await
+        .expect("take");
     let held = claim(&lab, &bells.due, JobKind::Thumbnail).await;
     lab.services.store.cancel(upload.task).await.expect("cancel");
     let rendered = Outcome::Rendered { renditions: Vec::new(), placeholder: None };

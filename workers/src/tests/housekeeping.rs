@@ -8,7 +8,7 @@ use std::{
 use safelight_common::{
     blobs::BlobKey,
     domain::{ErrorCode, ImageId, Status, WorkerId},
-    store::{Claim, Doorbell},
+    store::{Claim, Doorbell, Room},
 };
 
 use super::lab::{Lab, facts, picture, within};
@@ -16,7 +16,8 @@ use super::lab::{Lab, facts, picture, within};
 /// Takes everything out of the outbox as if it had been published, and loses it.
 async fn lose_messages(lab: &Lab) -> Vec<Doorbell> {
     let store = &lab.services.store;
-    let due = store.take_unpublished(100, Duration::from_secs(10)).await.expect("take").due;
+    let due =
+        store.take_unpublished(&Room::each(100), Duration::from_secs(10)).await.expect("take").due;
     store.mark_published(&due).await.expect("mark");
     due
 }
@@ -67,7 +68,10 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
         let mut claimed = 0;
         within("both jobs come due", async {
             while claimed < 2 {
-                let batch = store.take_unpublished(9, Duration::from_secs(10)).await.expect("take");
+                let batch = store
+                    .take_unpublished(&Room::each(9), Duration::from_secs(10))
+                    .await
+                    .expect("take");
                 store.mark_published(&batch.due).await.expect("mark");
                 for doorbell in &batch.due {
                     let lease = Duration::from_millis(1);

@@ -61,6 +61,11 @@ impl Lab {
 
     /// Stages and accepts an upload as the API does, without ringing.
     pub async fn upload(&self, bytes: &[u8]) -> NewUpload {
+        self.upload_on(Lane::Interactive, bytes).await
+    }
+
+    /// [`Lab::upload`] on a lane.
+    pub async fn upload_on(&self, lane: Lane, bytes: &[u8]) -> NewUpload {
         let image = ImageId::new();
         let mut staging = self.services.blobs.stage(image).await.expect("stage");
         staging.write(bytes).await.expect("write");
@@ -68,7 +73,7 @@ impl Lab {
         let upload = NewUpload {
             image,
             task: TaskId::new(),
-            lane: Lane::Interactive,
+            lane,
             sha256: staged.sha256,
             bytes: staged.bytes,
             format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),

@@ -4,5 +4,6 @@ mod cancel;
 mod flaky;
 mod housekeeping;
 pub(crate) mod lab;
+mod lanes;
 mod simulation;
 mod work;

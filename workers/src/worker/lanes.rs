@@ -18,11 +18,20 @@ const AHEAD: usize = 4;
 /// taken by an idle worker.
 const BULK_AHEAD: usize = 1;
 
-/// One kind's subscriptions and slots.
+/// One kind's subscriptions and slots. Both lanes share the slots, but bulk leaves some of them to
+/// interactive, and interactive comes first.
 pub(super) struct Lanes {
     interactive: Option<Subscription>,
     bulk: Option<Subscription>,
     slots: Arc<Semaphore>,
+    /// The slots that bulk may take.
+    bulk_slots: Arc<Semaphore>,
+}
+
+/// The right to work on one delivery. Whatever outlives the attempt holds a share of it.
+pub(super) struct Slot {
+    _slot: OwnedSemaphorePermit,
+    _bulk: Option<OwnedSemaphorePermit>,
 }
 
 impl Lanes {
@@ -49,37 +58,68 @@ impl Lanes {
                 }
             }
         };
+        let shared = lanes.contains(&Lane::Interactive);
+        let bulk_slots = bulk_slots(slots, shared, services.config.interactive_reserve);
         Self {
             interactive: subscription(Lane::Interactive, slots + AHEAD).await,
             // A delivery counts as fetched until its job has ended: fewer than the slots would
-            // leave slots empty where there is only bulk work.
-            bulk: subscription(Lane::Bulk, slots + BULK_AHEAD).await,
+            // leave slots empty.
+            bulk: subscription(Lane::Bulk, bulk_slots + BULK_AHEAD).await,
             slots: Arc::new(Semaphore::new(slots)),
+            bulk_slots: Arc::new(Semaphore::new(bulk_slots)),
         }
     }
 
-    /// A slot. Taken before a delivery is, so that a busy worker sits on none.
-    pub async fn slot(&self) -> Arc<OwnedSemaphorePermit> {
-        match self.slots.clone().acquire_owned().await {
-            Ok(slot) => Arc::new(slot),
-            // The semaphore is never closed.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    /// The next delivery: an interactive one if there is any. `None` once the broker is closed.
-    pub async fn next(&mut self) -> Option<Delivery> {
+    /// The next delivery that a slot is free for: an interactive one if there is any. `None` once the
+    /// broker is closed. No delivery is taken before its slot, so that a busy worker sits on none.
+    pub async fn next(&mut self) -> Option<(Delivery, Slot)> {
+        // Neither semaphore is ever closed.
+        let slot = self.slots.clone().acquire_owned().await.ok()?;
+        let bulk = async {
+            let permit = self.bulk_slots.clone().acquire_owned().await.ok()?;
+            Some((next_of(&mut self.bulk).await?, permit))
+        };
         tokio::select! {
             biased;
-            delivery = next_of(&mut self.interactive) => delivery,
-            delivery = next_of(&mut self.bulk) => delivery,
+            delivery = next_of(&mut self.interactive) => {
+                Some((delivery?, Slot { _slot: slot, _bulk: None }))
+            }
+            found = bulk => {
+                let (delivery, permit) = found?;
+                Some((delivery, Slot { _slot: slot, _bulk: Some(permit) }))
+            }
         }
     }
+}
+
+/// How many of `slots` bulk may take. All, if interactive takes none; else all but `reserve` percent,
+/// and at least one slot, but one in any case.
+fn bulk_slots(slots: usize, shared: bool, reserve: u32) -> usize {
+    if !shared {
+        return slots;
+    }
+    let reserved = (slots * reserve as usize).div_ceil(100).max(1);
+    slots.saturating_sub(reserved).max(1)
 }
 
 async fn next_of(subscription: &mut Option<Subscription>) -> Option<Delivery> {
     match subscription {
         Some(subscription) => subscription.next().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulk_leaves_interactive_a_share_and_never_starves_itself() {
+        for (slots, reserve, bulk) in
+            [(1, 25, 1), (2, 25, 1), (4, 25, 3), (8, 25, 6), (9, 25, 6), (8, 0, 7), (8, 100, 1)]
+        {
+            assert_eq!(bulk_slots(slots, true, reserve), bulk, "{slots} slots, {reserve} %");
+            assert_eq!(bulk_slots(slots, false, reserve), slots);
+        }
     }
 }

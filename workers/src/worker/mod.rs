@@ -149,11 +149,10 @@ async fn take(
         let mut lanes = Lanes::subscribe(&worker.services, kind, lanes, slots).await;
         loop {
             // Everything held here goes back by being dropped when `shutdown` ends the loop.
-            let slot = lanes.slot().await;
-            let Some(delivery) = lanes.next().await else { break };
+            let Some((delivery, slot)) = lanes.next().await else { break };
             worker.database.over().await;
             worker.blobs.over().await;
-            attempts.spawn(run_one::run_one(worker.clone(), delivery, slot));
+            attempts.spawn(run_one::run_one(worker.clone(), delivery, Arc::new(slot)));
         }
     };
     tokio::select! {

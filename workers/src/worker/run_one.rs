@@ -10,11 +10,11 @@ use safelight_common::{
     retry::Reconnect,
     store::{Claim, ClaimedJob, Outcome, Settled},
 };
-use tokio::{sync::OwnedSemaphorePermit, task::JoinError, time::Instant};
+use tokio::{task::JoinError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
-use super::{Worker, keeper::HeldLease};
+use super::{Worker, keeper::HeldLease, lanes::Slot};
 use crate::{decoder::Attempt, policy};
 
 /// An attempt that takes longer hangs: its lease would be renewed for ever. Far below the half hour
@@ -28,11 +28,7 @@ enum Answer {
 }
 
 /// Claims the delivery's job, runs and settles it, and answers the broker.
-pub(super) async fn run_one(
-    worker: Arc<Worker>,
-    delivery: Delivery,
-    slot: Arc<OwnedSemaphorePermit>,
-) {
+pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<Slot>) {
     let doorbell = delivery.doorbell;
     let began = Instant::now();
     let store = &worker.services.store;
@@ -66,7 +62,7 @@ pub(super) async fn run_one(
     }
 }
 
-async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<OwnedSemaphorePermit>) -> Answer {
+async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>) -> Answer {
     let held = worker.held.hold(job.lease);
     fail_point::hit("worker.claimed").await;
     let began = Instant::now();
@@ -89,12 +85,12 @@ async fn execute(
     worker: &Worker,
     job: &ClaimedJob,
     held: &HeldLease<'_>,
-    slot: Arc<OwnedSemaphorePermit>,
+    slot: Arc<Slot>,
 ) -> Option<Outcome> {
     let stop = held.lost.child_token();
     // Tells blocking work, which cannot be aborted, that it is done for.
     let _stop_at_end = stop.clone().drop_guard();
-    let handler = (worker.handler)(Attempt { slot, stop }, job.clone());
+    let handler = (worker.handler)(Attempt { slot, lane: job.lane, stop }, job.clone());
     let failure = match supervise(worker, &held.lost, handler).await? {
         Ok(outcome) => return Some(outcome),
         Err(failure) => failure,

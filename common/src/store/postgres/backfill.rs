@@ -222,13 +222,13 @@ const TASKS: &str = "
 
 const JOBS: &str = "
     with job as (
-        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts)
-        select id, task_id, image_id, kind, 'bulk', 'queued', $1
+        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts)
+        select id, task_id, image_id, kind, 'bulk', $6::text, 'queued', $1
         from unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::text[])
              as new (id, task_id, image_id, kind)
-        returning id, kind, lane)
-    insert into outbox (job_id, kind, lane, generation)
-    select id, kind, lane, 0 from job";
+        returning id, kind, lane, share)
+    insert into outbox (job_id, kind, lane, share, generation)
+    select id, kind, lane, share, 0 from job";
 
 pub async fn advance(pool: &PgPool, step: &Advance) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
@@ -316,6 +316,7 @@ async fn make_children(conn: &mut PgConnection, step: &Advance) -> Result<(), St
         .bind(jobs.iter().map(|(child, _)| child.task.0).collect::<Vec<_>>())
         .bind(jobs.iter().map(|(child, _)| child.image.0).collect::<Vec<_>>())
         .bind(jobs.iter().map(|(_, (_, kind))| kind.as_str()).collect::<Vec<_>>())
+        .bind(step.task.to_string())
         .execute(conn)
         .await?;
     Ok(())

@@ -92,10 +92,10 @@ const RETRY: &str = "
         from tasks t left join images i on i.id = t.image_id
         where t.id = any($1) and t.status = 'failed' and i.discarded_at is null
           and j.task_id = t.id and j.status = 'failed'
-        returning j.id, j.task_id, j.kind, j.lane, j.fence),
+        returning j.id, j.task_id, j.kind, j.lane, j.share, j.fence),
     bell as (
-        insert into outbox (job_id, kind, lane, generation)
-        select id, kind, lane, fence from job
+        insert into outbox (job_id, kind, lane, share, generation)
+        select id, kind, lane, share, fence from job
         on conflict (job_id) do update
         set generation = excluded.generation, due_at = excluded.due_at),
     counted as (select task_id, count(*)::int as jobs from job group by task_id)

@@ -108,7 +108,7 @@ macro_rules! settle_statement {
                      note = case $4 when 0 then $8 else note end,
                      lease_until = null, worker_id = null, updated_at = now()
                  where id = $1 and fence = $2 and status = 'running'
-                 returning id, task_id, image_id, kind, lane, fence, status, run_at),
+                 returning id, task_id, image_id, kind, lane, share, fence, status, run_at),
              task as (
                  update tasks t
                  set jobs_succeeded = jobs_succeeded + (job.status = 'succeeded')::int,
@@ -128,8 +128,8 @@ macro_rules! settle_statement {
                          else now() end
                  from job where t.id = job.task_id),
              bell as (
-                 insert into outbox (job_id, kind, lane, generation, due_at)
-                 select id, kind, lane, fence, run_at from job where status = 'queued'
+                 insert into outbox (job_id, kind, lane, share, generation, due_at)
+                 select id, kind, lane, share, fence, run_at from job where status = 'queued'
                  on conflict (job_id) do update
                  set generation = excluded.generation, due_at = excluded.due_at)",
             $effects,

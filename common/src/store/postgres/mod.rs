@@ -25,8 +25,8 @@ use uuid::Uuid;
 use super::{
     Accepted, Advance, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImageFilter, ImagePage, Item,
     JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome,
-    PageRequest, RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter,
-    TaskPage, TaskVersion,
+    PageRequest, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
+    TaskFilter, TaskPage, TaskVersion,
     convert::{self, micros},
     schema,
 };
@@ -227,10 +227,10 @@ impl Store for PostgresStore {
 
     async fn take_unpublished(
         &self,
-        limit: u32,
+        room: &Room,
         hold: Duration,
     ) -> Result<OutboxBatch, StoreError> {
-        within(outbox::take(&self.pool, limit, hold)).await
+        within(outbox::take(&self.pool, room, hold)).await
     }
 
     async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError> {

@@ -10,19 +10,50 @@ use super::{interval, rows};
 use crate::{
     domain::{JobId, JobKind, Lane},
     store::{
-        Doorbell, OutboxBatch, StoreError,
+        Doorbell, OutboxBatch, Room, StoreError,
         convert::{duration, from_sql, to_i64},
+        taken::taken_with,
     },
 };
 
 /// The rows taken, oldest first; then one without a job that tells when the next comes due. Rows
-/// that are due and that others have locked are theirs, and not counted there.
+/// that are due and that others have locked, or that found no room, are not counted there.
+///
+/// `shares` hops from share to share along the index, so that it costs as much as there are shares, not
+/// as there are rows. Of each share only as many rows are looked at as its queue has room for; these
+/// are taken in turns, the first of every share before the second of any.
 const TAKE: &str = "
-    with due as (
-        select job_id, due_at from outbox where due_at <= now()
-        order by due_at, job_id limit $1 for update skip locked),
+    with recursive room as (
+        select * from unnest($1::text[], $2::text[], $3::bigint[]) as room (kind, lane, places)
+        where places > 0),
+    shares as (
+        select kind, lane, places,
+               (select min(share) from outbox o
+                where o.kind = room.kind and o.lane = room.lane) as share
+        from room
+        union all
+        select kind, lane, places,
+               (select min(share) from outbox o
+                where o.kind = s.kind and o.lane = s.lane and o.share > s.share)
+        from shares s where share is not null),
+    first as (
+        select s.kind, s.lane, s.places, f.job_id, f.due_at,
+               row_number() over (partition by s.kind, s.lane, s.share
+                                  order by f.due_at, f.job_id) as turn
+        from shares s cross join lateral (
+            select job_id, due_at from outbox o
+            where o.kind = s.kind and o.lane = s.lane and o.share = s.share and due_at <= now()
+            order by due_at, job_id limit s.places) f),
+    placed as (
+        select job_id, places,
+               row_number() over (partition by kind, lane order by turn, due_at, job_id) as place
+        from first),
+    due as (
+        select o.job_id, o.due_at from outbox o join placed p on p.job_id = o.job_id
+        where p.place <= p.places and o.due_at <= now()
+        order by o.job_id for update of o skip locked),
     taken as (
-        update outbox o set due_at = now() + $2 from due where o.job_id = due.job_id
+        update outbox o set due_at = now() + $4 from due where o.job_id = due.job_id
         returning o.job_id, o.kind, o.lane, o.generation, due.due_at)
     select job_id, kind, lane, generation, due_at, null::bigint as next_in from taken
     union all
@@ -31,19 +62,18 @@ const TAKE: &str = "
             * 1000000)::bigint
     order by due_at nulls last, job_id";
 
-pub async fn take(pool: &PgPool, limit: u32, hold: Duration) -> Result<OutboxBatch, StoreError> {
-    let found =
-        sqlx::query(TAKE).bind(i64::from(limit)).bind(interval(hold)).fetch_all(pool).await?;
+pub async fn take(pool: &PgPool, room: &Room, hold: Duration) -> Result<OutboxBatch, StoreError> {
+    let found = sqlx::query(TAKE)
+        .bind(room.0.iter().map(|(kind, _, _)| kind.as_str()).collect::<Vec<_>>())
+        .bind(room.0.iter().map(|(_, lane, _)| lane.as_str()).collect::<Vec<_>>())
+        .bind(room.0.iter().map(|(_, _, places)| i64::from(*places)).collect::<Vec<_>>())
+        .bind(interval(hold))
+        .fetch_all(pool)
+        .await?;
     let Some((last, taken)) = found.split_last() else { return Ok(OutboxBatch::default()) };
     let due = taken.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
     let next: Option<Duration> = last.try_get::<Option<i64>, _>("next_in")?.map(duration);
-    let next_in = match due.len() {
-        0 => next,
-        taken if taken >= limit as usize => Some(Duration::ZERO),
-        // Those just taken show again, if nobody marks them.
-        _ => Some(next.map_or(hold, |next| next.min(hold))),
-    };
-    Ok(OutboxBatch { due, next_in })
+    Ok(taken_with(room, due, next, hold))
 }
 
 fn columns(doorbells: &[Doorbell]) -> (Vec<Uuid>, Vec<i32>) {
@@ -94,9 +124,9 @@ pub async fn unpublish(
              order by waiting_since limit $4 for update skip locked),
          waiting as (
              update jobs j set waiting_since = now() from lost where j.id = lost.id
-             returning j.id, j.kind, j.lane, j.fence)
-         insert into outbox (job_id, kind, lane, generation)
-         select id, kind, lane, fence from waiting
+             returning j.id, j.kind, j.lane, j.share, j.fence)
+         insert into outbox (job_id, kind, lane, share, generation)
+         select id, kind, lane, share, fence from waiting
          on conflict do nothing",
     )
     .bind(kind.as_str())
@@ -110,8 +140,8 @@ pub async fn unpublish(
 
 pub async fn ring_again(pool: &PgPool, job: JobId, delay: Duration) -> Result<bool, StoreError> {
     let put = sqlx::query(
-        "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, greatest(run_at, now() + $2) from jobs
+        "insert into outbox (job_id, kind, lane, share, generation, due_at)
+         select id, kind, lane, share, fence, greatest(run_at, now() + $2) from jobs
          where id = $1 and status = 'queued'
          on conflict do nothing",
     )

@@ -17,6 +17,7 @@ const LAST_JOB: &str = "
     select t.id, t.kind, j.status, coalesce(t.finished_at > now() - $2, false) as is_recent
     from tasks t join jobs j on j.task_id = t.id
     where t.image_id = $1 and j.kind = 'thumbnail'
+      and not (j.lane = 'bulk' and j.status in ('queued', 'running'))
     order by j.status in ('queued', 'running') desc, j.id desc limit 1";
 
 const QUEUE: &str = "
@@ -25,13 +26,13 @@ const QUEUE: &str = "
         select $2, 'rendition', 'interactive', 'queued', $1, 1,
                coalesce((select owner from tasks where image_id = $1 and kind = 'upload'
                          order by id limit 1), '')
-        returning id, image_id, lane),
+        returning id, image_id, lane, owner),
     job as (
-        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts)
-        select $3, id, image_id, 'thumbnail', lane, 'queued', $4 from task
-        returning id, kind, lane)
-    insert into outbox (job_id, kind, lane, generation)
-    select id, kind, lane, 0 from job";
+        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts)
+        select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4 from task
+        returning id, kind, lane, share)
+    insert into outbox (job_id, kind, lane, share, generation)
+    select id, kind, lane, share, 0 from job";
 
 pub async fn request_rendition(
     pool: &PgPool,

@@ -318,13 +318,13 @@ const CHILD: &str = "
     select $9, $10, 'bulk', 'queued', $1, json_array_length($11), owner, $12, $13, $8, $8
     from tasks where id = $12;
 
-    insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
+    insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at)
-    select unhex(value ->> 0), $9, $1, value ->> 1, 'bulk', 'queued', $14, $8, $8, $8, $8
+    select unhex(value ->> 0), $9, $1, value ->> 1, 'bulk', lower(hex($12)), 'queued', $14, $8, $8, $8, $8
     from json_each($11);
 
-    insert into outbox (job_id, kind, lane, generation, due_at)
-    select id, kind, lane, 0, $8 from jobs where task_id = $9;";
+    insert into outbox (job_id, kind, lane, share, generation, due_at)
+    select id, kind, lane, share, 0, $8 from jobs where task_id = $9;";
 
 async fn make_child(
     conn: &mut SqliteConnection,

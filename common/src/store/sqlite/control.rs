@@ -117,8 +117,8 @@ pub async fn retry(
     .await?;
     let jobs = jobs.iter().map(|row| row.try_get("id")).collect::<Result<Vec<JobId>, _>>()?;
     sqlx::query(
-        "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, run_at from jobs
+        "insert into outbox (job_id, kind, lane, share, generation, due_at)
+         select id, kind, lane, share, fence, run_at from jobs
          where id in (select unhex(value) from json_each($3))
          on conflict (job_id) do update
          set generation = excluded.generation, due_at = excluded.due_at;

@@ -244,8 +244,8 @@ async fn write_placeholder(
 /// Puts a job that is queued again into the outbox, due when it may run.
 async fn ring_again(conn: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
     sqlx::query(
-        "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, run_at from jobs where id = $1
+        "insert into outbox (job_id, kind, lane, share, generation, due_at)
+         select id, kind, lane, share, fence, run_at from jobs where id = $1
          on conflict (job_id) do update
          set generation = excluded.generation, due_at = excluded.due_at",
     )

@@ -38,8 +38,8 @@ use self::writer::Writer;
 use super::{
     Accepted, Advance, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImageFilter, ImagePage, Item,
     JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome,
-    PageRequest, RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter,
-    TaskPage, TaskVersion, convert, schema,
+    PageRequest, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
+    TaskFilter, TaskPage, TaskVersion, convert, schema,
 };
 use crate::domain::{
     Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
@@ -292,10 +292,10 @@ impl Store for SqliteStore {
 
     async fn take_unpublished(
         &self,
-        limit: u32,
+        room: &Room,
         hold: Duration,
     ) -> Result<OutboxBatch, StoreError> {
-        outbox::take(&self.reads, &self.writer, self.clock.now(), limit, hold).await
+        outbox::take(&self.reads, &self.writer, self.clock.now(), room, hold).await
     }
 
     async fn mark_published(&self, published: &[Doorbell]) -> Result<(), StoreError> {

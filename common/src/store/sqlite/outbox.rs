@@ -1,16 +1,17 @@
 //! The outbox: jobs whose doorbell must still be rung. Polled, so nothing is written when there is
 //! nothing to do.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{rows, writer::Writer};
 use crate::{
     domain::{JobId, JobKind, Lane},
     store::{
-        Doorbell, OutboxBatch, StoreError,
+        Doorbell, OutboxBatch, Room, StoreError,
         convert::{duration, from_sql, micros, to_i64},
+        taken::taken_with,
     },
 };
 
@@ -18,7 +19,7 @@ pub async fn take(
     reads: &SqlitePool,
     writer: &Writer,
     now: i64,
-    limit: u32,
+    room: &Room,
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
     let first: Option<i64> =
@@ -28,25 +29,44 @@ pub async fn take(
         Some(first) if first > now => {
             Ok(OutboxBatch { due: Vec::new(), next_in: Some(duration(first - now)) })
         }
-        Some(_) => writer.run(move |conn, now| Box::pin(take_due(conn, now, limit, hold))).await,
+        Some(_) => {
+            let room = room.clone();
+            writer.run(move |conn, now| Box::pin(take_due(conn, now, room, hold))).await
+        }
     }
 }
+
+/// Who has rows in the outbox, by queue: hops along the index, so that it costs as much as there are
+/// shares, not as there are rows.
+const SHARES: &str = "
+    with recursive shares (kind, lane, share) as (
+        select * from (select kind, lane, share from outbox order by kind, lane, share limit 1)
+        union all
+        select next.kind, next.lane, next.share
+        from shares s join outbox next on next.job_id = (
+            select job_id from outbox o
+            where (o.kind, o.lane, o.share) > (s.kind, s.lane, s.share)
+            order by o.kind, o.lane, o.share limit 1))
+    select kind, lane, share from shares";
 
 async fn take_due(
     conn: &mut SqliteConnection,
     now: i64,
-    limit: u32,
+    room: Room,
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
-    let found = sqlx::query(
-        "select job_id, kind, lane, generation from outbox
-         where due_at <= $1 order by due_at, job_id limit $2",
-    )
-    .bind(now)
-    .bind(limit)
-    .fetch_all(&mut *conn)
-    .await?;
-    let due = found.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
+    let mut shares: BTreeMap<(JobKind, Lane), Vec<Vec<Found>>> = BTreeMap::new();
+    for row in sqlx::query(SHARES).fetch_all(&mut *conn).await? {
+        let queue = (rows::name(&row, "kind")?, rows::name(&row, "lane")?);
+        let share = first_of(conn, now, queue, row.try_get("share")?, room.of(queue.0, queue.1));
+        shares.entry(queue).or_default().push(share.await?);
+    }
+    let mut due: Vec<Found> = Vec::new();
+    for ((kind, lane), shares) in shares {
+        due.extend(in_turn(shares).into_iter().take(room.of(kind, lane) as usize));
+    }
+    due.sort_unstable_by_key(|found| (found.due_at, found.bell.job));
+    let due: Vec<Doorbell> = due.into_iter().map(|found| found.bell).collect();
     sqlx::query(
         "update outbox set due_at = $1
          where job_id in (select unhex(value) from json_each($2))",
@@ -55,9 +75,55 @@ async fn take_due(
     .bind(rows::id_list(due.iter().map(|doorbell| doorbell.job.0)))
     .execute(&mut *conn)
     .await?;
-    let next: Option<i64> =
-        sqlx::query_scalar("select min(due_at) from outbox").fetch_one(conn).await?;
-    Ok(OutboxBatch { due, next_in: next.map(|next| duration(next - now)) })
+    let next: Option<i64> = sqlx::query_scalar("select min(due_at) from outbox where due_at > $1")
+        .bind(now)
+        .fetch_one(conn)
+        .await?;
+    Ok(taken_with(&room, due, next.map(|next| duration(next - now)), hold))
+}
+
+struct Found {
+    due_at: i64,
+    bell: Doorbell,
+}
+
+/// The oldest due rows of one share, at most `places`.
+async fn first_of(
+    conn: &mut SqliteConnection,
+    now: i64,
+    (kind, lane): (JobKind, Lane),
+    share: String,
+    places: u32,
+) -> Result<Vec<Found>, StoreError> {
+    if places == 0 {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "select job_id, kind, lane, generation, due_at from outbox
+         where kind = $1 and lane = $2 and share = $3 and due_at <= $4
+         order by due_at, job_id limit $5",
+    )
+    .bind(kind.as_str())
+    .bind(lane.as_str())
+    .bind(share)
+    .bind(now)
+    .bind(places)
+    .fetch_all(conn)
+    .await?;
+    let found = |row| Ok(Found { due_at: row_due(row)?, bell: rows::doorbell(row)? });
+    rows.iter().map(found).collect()
+}
+
+fn row_due(row: &SqliteRow) -> Result<i64, StoreError> {
+    Ok(row.try_get("due_at")?)
+}
+
+/// The first of every share before the second of any.
+fn in_turn(shares: Vec<Vec<Found>>) -> Vec<Found> {
+    let mut turns: Vec<(usize, Found)> =
+        shares.into_iter().flat_map(|share| share.into_iter().enumerate()).collect();
+    turns.sort_by_key(|(turn, found)| (*turn, found.due_at, found.bell.job));
+    turns.into_iter().map(|(_, found)| found).collect()
 }
 
 /// The doorbells as the one parameter that [`EACH_DOORBELL`] takes apart.
@@ -136,8 +202,8 @@ async fn put_back(
 ) -> Result<u64, StoreError> {
     let ids = rows::id_list(lost.iter().map(|id| id.0));
     let put = sqlx::query(
-        "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, $2 from jobs
+        "insert into outbox (job_id, kind, lane, share, generation, due_at)
+         select id, kind, lane, share, fence, $2 from jobs
          where id in (select unhex(value) from json_each($1)) and status = 'queued'
          on conflict do nothing
          returning job_id",
@@ -166,8 +232,8 @@ pub async fn ring_again(
     delay: Duration,
 ) -> Result<bool, StoreError> {
     let put = sqlx::query(
-        "insert into outbox (job_id, kind, lane, generation, due_at)
-         select id, kind, lane, fence, max(run_at, $2) from jobs
+        "insert into outbox (job_id, kind, lane, share, generation, due_at)
+         select id, kind, lane, share, fence, max(run_at, $2) from jobs
          where id = $1 and status = 'queued'
          on conflict do nothing",
     )

@@ -13,6 +13,7 @@ const LAST_JOB: &str = "
     select t.id, t.kind, j.status, coalesce(t.finished_at > $2, false) as is_recent
     from tasks t join jobs j on j.task_id = t.id
     where t.image_id = $1 and j.kind = 'thumbnail'
+      and not (j.lane = 'bulk' and j.status in ('queued', 'running'))
     order by j.status in ('queued', 'running') desc, j.id desc limit 1";
 
 const QUEUE: &str = "
@@ -22,12 +23,13 @@ const QUEUE: &str = "
                       order by id limit 1), ''),
             $5, $5);
 
-    insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
+    insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at)
-    values ($3, $2, $1, 'thumbnail', 'interactive', 'queued', $4, $5, $5, $5, $5);
+    select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5, $5, $5, $5
+    from tasks where id = $2;
 
-    insert into outbox (job_id, kind, lane, generation, due_at)
-    values ($3, 'thumbnail', 'interactive', 0, $5);";
+    insert into outbox (job_id, kind, lane, share, generation, due_at)
+    select id, kind, lane, share, 0, run_at from jobs where id = $3;";
 
 pub async fn request_rendition(
     conn: &mut SqliteConnection,

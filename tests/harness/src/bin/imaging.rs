@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use safelight_common::{
     config::{self, Config},
-    domain::{Failure, ImageFormat, Presets},
+    domain::{Failure, ImageFormat, Lane, Presets},
 };
 use safelight_workers::{
     decoder::{self, Attempt, Decoder, DecoderLimits},
@@ -86,6 +86,7 @@ fn decode(limits: &[&str]) -> Result<()> {
         cpu_seconds: number("--cpu-seconds=")?,
         memory_bytes: number("--memory-bytes=")?,
         sandbox: limits.contains(&"--sandbox"),
+        niceness: i32::try_from(number("--niceness=")?)?,
     };
     Ok(decoder::run(limits)?)
 }
@@ -100,7 +101,7 @@ fn isolation(file: &Path) -> Result<()> {
     let (mut here, mut there) = (Timed::default(), Timed::default());
     runtime.block_on(async {
         let slot = Arc::new(Arc::new(Semaphore::new(1)).acquire_owned().await?);
-        let attempt = Attempt { slot, stop: CancellationToken::new() };
+        let attempt = Attempt { slot, lane: Lane::Interactive, stop: CancellationToken::new() };
         let decoder = Decoder::new(&config, 1);
         for _ in 0..ROUNDS {
             let limits = Limits::new(&config);

@@ -2,14 +2,7 @@
 //! A dead process is one whose tasks nobody lets through any more: like one killed with `kill -9`,
 //! it runs no destructors.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use safelight_common::{
     domain::{ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Lane, Rendition, WorkerId},
@@ -26,7 +19,9 @@ use super::{
     turnstile::{Ending, Spot, Verdict},
 };
 use crate::{
-    WorkerOptions, relay, rescuer,
+    WorkerOptions,
+    relay::Relay,
+    rescuer,
     worker::{self, Worker},
 };
 
@@ -54,12 +49,13 @@ pub(super) struct Process {
     pub shutdown: CancellationToken,
     main: JoinHandle<()>,
     chores: HashMap<Chore, JoinHandle<()>>,
-    forgotten: Arc<AtomicBool>,
+    relay: Arc<tokio::sync::Mutex<Relay>>,
 }
 
 impl Process {
     pub fn start(shared: &Arc<Shared>, number: usize, services: Services) -> Self {
         let alone = !services.broker.survives_restart();
+        let relay = Relay::new(&services);
         let handler = {
             let shared = shared.clone();
             move |held, job| -> futures::future::BoxFuture<'static, _> {
@@ -80,7 +76,7 @@ impl Process {
             shutdown,
             services,
             chores: HashMap::new(),
-            forgotten: Arc::new(AtomicBool::new(alone)),
+            relay: Arc::new(tokio::sync::Mutex::new(relay)),
         }
     }
 
@@ -93,14 +89,12 @@ impl Process {
         if self.chores.get(&chore).is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let (services, forgotten) = (self.services.clone(), self.forgotten.clone());
+        let (services, relay) = (self.services.clone(), self.relay.clone());
         let task = tokio::spawn(async move {
             // A failed step is tried again when the schedule says so.
             match chore {
                 Chore::Relay => {
-                    let mut flag = forgotten.load(Ordering::SeqCst);
-                    let _ = relay::step(&services, &mut flag).await;
-                    forgotten.store(flag, Ordering::SeqCst);
+                    let _ = relay.lock().await.step(&services).await;
                 }
                 Chore::Leases => drop(rescuer::rescue_leases(services).await),
                 Chore::Messages => drop(rescuer::rescue_messages(services).await),
