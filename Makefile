@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate mutants soak fuzz lint audit fleet bench-accept bench-delivery bench-imaging
+.PHONY: help run test simulate mutants soak fuzz lint audit fleet bench-accept bench-delivery bench-imaging bench-queue
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,11 @@ bench-imaging: ## CPU, quality and memory of thumbnails beside sharp and libvips
 	@scripts/setup.sh build bench-imaging
 	cargo build --release --workspace --bins
 	benches/imaging/run $(CORPUS) $(ARGS)
+
+bench-queue: ## jobs without work beside Celery and BullMQ, more workers, uploads beside a backfill; ARGS="--help"
+	@scripts/setup.sh build test bench-queue
+	cargo build --release --workspace --bins
+	benches/queue/run $(ARGS)
 
 mutants: ## break the lines that docs/reliability.md relies on; NAMES="settle claim" says which
 	@scripts/setup.sh build test

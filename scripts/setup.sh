@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# scripts/setup.sh build|test|bench-imaging|bench-delivery|fuzz…   installs what is missing to build
-# Safelight, to test it, to measure its imaging or its delivery, or to fuzz it.
+# scripts/setup.sh build|test|bench-imaging|bench-delivery|bench-queue|fuzz…   installs what is missing to
+# build Safelight, to test it, to measure its imaging, its delivery or its queue, or to fuzz it.
 #
 # Quiet and quick when nothing is missing. Installs Debian packages as root or by passwordless
 # sudo; otherwise says what to install and exits 1. Never starts, stops or changes a service: the
@@ -44,6 +44,11 @@ need_for_bench_imaging() {
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
   need node nodejs
   need npm npm
+}
+
+# The peers that the queue is measured beside come from PyPI and npm.
+need_for_bench_queue() {
+  need_for_bench_imaging
 }
 
 # What delivery is measured beside, and the load generator.
@@ -111,7 +116,7 @@ check_rust() {
 }
 
 usage() {
-  echo "usage: scripts/setup.sh build|test|bench-imaging|bench-delivery|fuzz…" >&2
+  echo "usage: scripts/setup.sh build|test|bench-imaging|bench-delivery|bench-queue|fuzz…" >&2
   exit 2
 }
 
@@ -122,6 +127,7 @@ for what in "$@"; do
     test) need_for_test ;;
     bench-imaging) need_for_bench_imaging ;;
     bench-delivery) need_for_bench_delivery ;;
+    bench-queue) need_for_bench_queue ;;
     fuzz) need_for_fuzz ;;
     *) usage ;;
   esac

@@ -96,6 +96,25 @@ pub async fn run(services: Services, options: WorkerOptions, shutdown: Cancellat
     work(Arc::new(Worker::new(services, options.concurrency.max(1))), options, shutdown).await;
 }
 
+/// [`run`] with jobs that `job` does instead: for measuring the queue without its pictures.
+pub async fn run_with(
+    services: Services,
+    options: WorkerOptions,
+    job: impl Fn(ClaimedJob) -> BoxFuture<'static, Result<Outcome, Failure>> + Send + Sync + 'static,
+    shutdown: CancellationToken,
+) {
+    let handler = move |attempt: Attempt, claimed| -> BoxFuture<'static, _> {
+        let work = job(claimed);
+        Box::pin(async move {
+            // With it goes the slot.
+            let _attempt = attempt;
+            work.await
+        })
+    };
+    let worker = Worker::with_handler(services, Box::new(handler));
+    work(Arc::new(worker), options, shutdown).await;
+}
+
 /// See [`run`].
 pub(crate) async fn work(worker: Arc<Worker>, options: WorkerOptions, shutdown: CancellationToken) {
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");

@@ -1,0 +1,27 @@
+// BullMQ doing nothing: enqueues jobs, starts one worker, prints jobs per second.
+// Usage: node bullmq_noop.mjs COUNT REDIS_PORT
+import { Queue, Worker } from "bullmq";
+
+const [count, port] = process.argv.slice(2).map(Number);
+const connection = { host: "127.0.0.1", port, maxRetriesPerRequest: null };
+const queue = new Queue("noop", { connection });
+for (let added = 0; added < count; added += 1000) {
+  const jobs = Array.from({ length: Math.min(1000, count - added) }, () => ({ name: "noop", data: {} }));
+  await queue.addBulk(jobs);
+}
+let done = 0;
+let begun;
+let before;
+await new Promise((resolve) => {
+  const worker = new Worker("noop", async () => {}, { connection, concurrency: 64 });
+  worker.on("completed", () => {
+    done += 1;
+    if (begun === undefined && done >= count / 20) {
+      begun = performance.now();
+      before = done;
+    }
+    if (done === count) resolve();
+  });
+});
+console.log((count - before) / ((performance.now() - begun) / 1000));
+process.exit(0);
