@@ -9,9 +9,10 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Accepted, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Claim, ClaimedJob, Doorbell, DynStore, Heartbeat, IdempotencyKey, ImagePage,
+    JobCount, KeyState, KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest,
+    RegisteredWorker, RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter,
+    TaskPage, TaskVersion,
 };
 use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
@@ -99,7 +100,7 @@ gated! {
     fn unpublish(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;
     fn ring_again(job: JobId, delay: Duration) -> bool;
     fn count_published(kind: JobKind, lane: Lane) -> u64;
-    fn claim(doorbell: &Doorbell, redelivered: bool, worker: WorkerId, lease: Duration) -> Claim;
+    fn claim(doorbell: &Doorbell, redelivered: bool, worker: WorkerId, lease: Duration, understood: u32) -> Claim;
     fn renew(leases: &[Lease], lease: Duration) -> Renewed;
     fn settle(lease: &Lease, outcome: &Outcome) -> Settled;
     fn expired_leases(limit: u32) -> Vec<ClaimedJob>;
@@ -110,6 +111,10 @@ gated! {
     fn is_blob_wanted(sha256: &ContentHash) -> bool;
     fn forget_blob(sha256: &ContentHash) -> bool;
     fn mark_removed(id: ImageId) -> ();
+    fn heartbeat(beat: &Heartbeat) -> ();
+    fn list_workers(limit: u32) -> Vec<RegisteredWorker>;
+    fn forget_workers(silent: Duration) -> u64;
+    fn leave(worker: WorkerId) -> ();
     fn count_queued(lane: Lane, at_most: u64) -> u64;
     fn job_counts() -> Vec<JobCount>;
     fn count_unpublished() -> u64;

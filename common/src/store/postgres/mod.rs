@@ -9,6 +9,7 @@ mod outbox;
 mod read;
 mod request;
 mod rows;
+mod workers;
 
 use std::{io, str::FromStr, time::Duration};
 
@@ -21,10 +22,10 @@ use sqlx::{
 use tokio::sync::Mutex;
 
 use super::{
-    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert::micros,
-    schema,
+    Accepted, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImagePage, JobCount,
+    KeyState, KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RegisteredWorker,
+    RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter, TaskPage,
+    TaskVersion, convert::micros, schema,
 };
 use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
@@ -258,8 +259,9 @@ impl Store for PostgresStore {
         redelivered: bool,
         worker: WorkerId,
         lease: Duration,
+        understood: u32,
     ) -> Result<Claim, StoreError> {
-        within(jobs::claim(&self.pool, doorbell, redelivered, worker, lease)).await
+        within(jobs::claim(&self.pool, doorbell, redelivered, worker, lease, understood)).await
     }
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
@@ -300,6 +302,22 @@ impl Store for PostgresStore {
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
         within(control::mark_removed(&self.pool, id)).await
+    }
+
+    async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError> {
+        within(workers::heartbeat(&self.pool, beat)).await
+    }
+
+    async fn list_workers(&self, limit: u32) -> Result<Vec<RegisteredWorker>, StoreError> {
+        within(workers::list(&self.pool, limit)).await
+    }
+
+    async fn forget_workers(&self, silent: Duration) -> Result<u64, StoreError> {
+        within(workers::forget(&self.pool, silent)).await
+    }
+
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
+        within(workers::leave(&self.pool, worker)).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

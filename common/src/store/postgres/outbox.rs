@@ -11,7 +11,7 @@ use crate::{
     domain::{JobId, JobKind, Lane},
     store::{
         Doorbell, OutboxBatch, StoreError,
-        convert::{duration, from_sql, to_i64},
+        convert::{duration, from_sql, readable, to_i64},
     },
 };
 
@@ -35,9 +35,9 @@ pub async fn take(pool: &PgPool, limit: u32, hold: Duration) -> Result<OutboxBat
     let found =
         sqlx::query(TAKE).bind(i64::from(limit)).bind(interval(hold)).fetch_all(pool).await?;
     let Some((last, taken)) = found.split_last() else { return Ok(OutboxBatch::default()) };
-    let due = taken.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
+    let due = readable(taken.iter().map(rows::doorbell))?;
     let next: Option<Duration> = last.try_get::<Option<i64>, _>("next_in")?.map(duration);
-    let next_in = match due.len() {
+    let next_in = match taken.len() {
         0 => next,
         taken if taken >= limit as usize => Some(Duration::ZERO),
         // Those just taken show again, if nobody marks them.

@@ -10,6 +10,7 @@ mod outbox;
 mod read;
 mod request;
 mod rows;
+mod workers;
 mod writer;
 
 use std::{
@@ -33,9 +34,10 @@ pub use self::clock::Clock;
 use self::clock::Clock;
 use self::writer::Writer;
 use super::{
-    Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
-    KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
-    Requested, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, schema,
+    Accepted, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImagePage, JobCount,
+    KeyState, KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RegisteredWorker,
+    RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter, TaskPage,
+    TaskVersion, schema,
 };
 use crate::domain::{ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId};
 
@@ -328,11 +330,12 @@ impl Store for SqliteStore {
         redelivered: bool,
         worker: WorkerId,
         lease: Duration,
+        understood: u32,
     ) -> Result<Claim, StoreError> {
         let doorbell = *doorbell;
         self.writer
             .run(move |conn, now| {
-                Box::pin(jobs::claim(conn, now, doorbell, redelivered, worker, lease))
+                Box::pin(jobs::claim(conn, now, doorbell, redelivered, worker, lease, understood))
             })
             .await
     }
@@ -379,6 +382,23 @@ impl Store for SqliteStore {
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
         self.writer.run(move |conn, now| Box::pin(control::mark_removed(conn, now, id))).await
+    }
+
+    async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError> {
+        let beat = beat.clone();
+        self.writer.run(move |conn, now| Box::pin(workers::heartbeat(conn, now, beat))).await
+    }
+
+    async fn list_workers(&self, limit: u32) -> Result<Vec<RegisteredWorker>, StoreError> {
+        workers::list(&self.reads, self.clock.now(), limit).await
+    }
+
+    async fn forget_workers(&self, silent: Duration) -> Result<u64, StoreError> {
+        self.writer.run(move |conn, now| Box::pin(workers::forget(conn, now, silent))).await
+    }
+
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
+        self.writer.run(move |conn, _| Box::pin(workers::leave(conn, worker))).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
