@@ -4,5 +4,7 @@ mod cancel;
 mod flaky;
 mod housekeeping;
 pub(crate) mod lab;
+mod registry;
 mod simulation;
+mod versions;
 mod work;

@@ -20,7 +20,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const FORGET_AFTER: Duration = Duration::from_mins(10);
 
 /// Beats while `work` goes on, as draining once `shutdown` is cancelled; then takes its leave.
-pub(super) async fn during(
+pub(crate) async fn during(
     worker: &Worker,
     options: &WorkerOptions,
     shutdown: &CancellationToken,

@@ -110,6 +110,8 @@ pub async fn run(services: Services, options: WorkerOptions, shutdown: Cancellat
 /// See [`run`]; without the registry.
 pub(crate) async fn work(worker: Arc<Worker>, options: WorkerOptions, shutdown: CancellationToken) {
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
+    // There from the start, so that the first one that is lost shows as a step.
+    metrics::counter!("safelight_leases_lost_total").increment(0);
     let attempts = TaskTracker::new();
     let take = join_all(options.kinds.iter().map(|&kind| {
         let slots = slots(kind, options.concurrency);
