@@ -9,11 +9,14 @@ mod exit;
 mod migrate;
 mod openapi;
 mod process;
+mod queues;
 mod serve;
 mod startup;
+mod table;
 mod tasks;
 mod upload;
 mod worker;
+mod workers;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -56,6 +59,10 @@ enum Command {
     Upload(upload::UploadArgs),
     /// List, show, try again or cancel tasks of a running server
     Tasks(tasks::TasksArgs),
+    /// List the workers of a running server's fleet
+    Workers(workers::WorkersArgs),
+    /// List what waits, and how fast it comes and goes
+    Queues(queues::QueuesArgs),
     /// Print the configuration in force
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
@@ -85,6 +92,8 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Migrate => process::block_on(migrate::run(load()?)),
         Command::Upload(args) => process::block_on(upload::run(args)),
         Command::Tasks(args) => process::block_on(tasks::run(args)),
+        Command::Workers(args) => process::block_on(workers::run(args)),
+        Command::Queues(args) => process::block_on(queues::run(args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
         Command::Decoder(args) => decoder::run(args),

@@ -8,6 +8,7 @@
 //!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
 //!     images    GET  /v1/images…
 //!     delivery  GET  /images…
+//!     fleet     GET  /v1/workers /v1/queues
 //!     probes    GET  /livez /readyz /metrics
 //! ```
 
@@ -23,12 +24,14 @@ mod pages;
 mod prefer;
 mod probes;
 mod problem;
+mod queues;
 mod server;
 mod state;
 mod tasks;
 mod trouble;
 mod uploads;
 mod watch;
+mod workers;
 
 pub use front::Api;
 pub use openapi::openapi;

@@ -20,8 +20,9 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     ApiOptions, delivery, images, probes,
     problem::{self, ProblemCode, ProblemDocument, Retry},
+    queues,
     state::ApiState,
-    tasks, uploads,
+    tasks, uploads, workers,
 };
 
 /// The page may load nothing from elsewhere. Its styles are partly inline.
@@ -41,6 +42,7 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
         (name = "tasks", description = "What became of them"),
         (name = "images", description = "What is known of them"),
         (name = "delivery", description = "Their bytes"),
+        (name = "fleet", description = "Who works, and on how much"),
         (name = "probes", description = "For machines that look after this one"),
     ),
 )]
@@ -72,7 +74,9 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
             .routes(routes!(tasks::events::events))
             .routes(routes!(tasks::control::cancel))
             .routes(routes!(tasks::control::retry))
-            .routes(routes!(tasks::control::retry_many));
+            .routes(routes!(tasks::control::retry_many))
+            .routes(routes!(workers::list))
+            .routes(routes!(queues::list));
     }
     if options.delivery {
         router = router.routes(routes!(delivery::original)).routes(routes!(delivery::rendition));

@@ -4,6 +4,7 @@
 mod commands;
 mod crashes;
 mod delivery;
+mod metrics;
 mod pipeline;
 mod startup;
 
