@@ -1,10 +1,10 @@
 //! `safelight api`: one node of the HTTP side of a fleet.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use safelight_api::{Api, ApiOptions};
-use safelight_common::{config::Config, services::Services, telemetry};
+use safelight_common::{config::Config, services::Services, telemetry::PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -14,9 +14,6 @@ use crate::{
     startup::{self, Role},
     worker::Background,
 };
-
-/// How often recorded samples are folded up.
-const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// Options of `safelight api`.
 #[derive(Args)]
@@ -36,6 +33,7 @@ enum Half {
 pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     process::prepare(&config)?;
     let shutdown = process::shutdown_on_signal()?;
+    let metrics = process::metrics(&shutdown)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
     let options = ApiOptions {
         uploads: args.only != Some(Half::Delivery),
@@ -48,29 +46,19 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     if options.uploads {
         background.relay(&services, &shutdown);
     }
-    serve(&services, listener, options, &shutdown).await?;
+    serve(&services, listener, metrics, options, &shutdown).await?;
     background.finish(&services).await;
     Ok(())
-}
-
-/// Folds recorded samples into their histograms, which otherwise grow until somebody scrapes.
-async fn keep_up(metrics: telemetry::PrometheusHandle, shutdown: CancellationToken) {
-    let mut ticks = tokio::time::interval(METRICS_UPKEEP);
-    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        metrics.run_upkeep();
-    }
 }
 
 /// Answers HTTP until `shutdown`, then finishes the requests in flight.
 pub async fn serve(
     services: &Services,
     listener: TcpListener,
+    metrics: PrometheusHandle,
     options: ApiOptions,
     shutdown: &CancellationToken,
 ) -> Result<(), Exit> {
-    let metrics = telemetry::init_metrics().map_err(Exit::failed)?;
-    let upkeep = metrics.clone();
-    process::supervise("metrics upkeep", shutdown, move |token| keep_up(upkeep.clone(), token));
     let address = listener.local_addr().map_err(Exit::failed)?;
     let api = Api::new(services.clone(), Arc::new(move || metrics.render()), options);
     eprintln!("listening on http://{address}");

@@ -10,11 +10,14 @@ mod exit;
 mod migrate;
 mod openapi;
 mod process;
+mod queues;
 mod serve;
 mod startup;
+mod table;
 mod tasks;
 mod upload;
 mod worker;
+mod workers;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -59,6 +62,10 @@ enum Command {
     Tasks(tasks::TasksArgs),
     /// Work on many images: make renditions, import, verify
     Backfill(backfill::BackfillArgs),
+    /// List the workers of a running server's fleet
+    Workers(workers::WorkersArgs),
+    /// List what waits, and how fast it comes and goes
+    Queues(queues::QueuesArgs),
     /// Print the configuration in force
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
@@ -89,6 +96,8 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Upload(args) => process::block_on(upload::run(args)),
         Command::Tasks(args) => process::block_on(tasks::run(args)),
         Command::Backfill(args) => process::block_on(backfill::run(args)),
+        Command::Workers(args) => process::block_on(workers::run(args)),
+        Command::Queues(args) => process::block_on(queues::run(args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
         Command::Decoder(args) => decoder::run(args),

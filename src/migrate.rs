@@ -10,5 +10,6 @@ pub async fn run(config: Config) -> Result<(), Exit> {
     let store = startup::connect(&config).await?;
     store.migrate().await.map_err(|error| startup::schema_problem(&error))?;
     eprintln!("the schema of {} is up to date", config.database_url);
+    eprintln!("nodes of the release before go on beside it: now restart them one by one");
     Ok(())
 }

@@ -2,7 +2,11 @@
 
 use std::{future::Future, time::Duration};
 
-use safelight_common::{config::Config, retry::Reconnect, telemetry};
+use safelight_common::{
+    config::Config,
+    retry::Reconnect,
+    telemetry::{self, PrometheusHandle},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinHandle,
@@ -10,6 +14,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::Exit;
+
+/// How often recorded samples are folded up.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// Runs a command to its end.
 pub fn block_on(command: impl Future<Output = Result<(), Exit>>) -> Result<(), Exit> {
@@ -33,6 +40,22 @@ pub fn prepare(config: &Config) -> Result<(), Exit> {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     Ok(())
+}
+
+/// Begins to collect metrics, before anything that has some; the handle renders them.
+pub fn metrics(shutdown: &CancellationToken) -> Result<PrometheusHandle, Exit> {
+    let metrics = telemetry::init_metrics().map_err(Exit::failed)?;
+    let upkeep = metrics.clone();
+    supervise("metrics upkeep", shutdown, move |token| keep_up(upkeep.clone(), token));
+    Ok(metrics)
+}
+
+/// Folds recorded samples into their histograms, which otherwise grow until somebody scrapes.
+async fn keep_up(metrics: PrometheusHandle, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(METRICS_UPKEEP);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        metrics.run_upkeep();
+    }
 }
 
 /// A token that the first SIGTERM or Ctrl-C cancels. A second ends the process at once, which

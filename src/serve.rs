@@ -19,6 +19,7 @@ use crate::{
 pub async fn run(config: Config) -> Result<(), Exit> {
     process::prepare(&config)?;
     let shutdown = process::shutdown_on_signal()?;
+    let metrics = process::metrics(&shutdown)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
     let services = startup::open(config, Role::Alone).await?;
 
@@ -28,8 +29,8 @@ pub async fn run(config: Config) -> Result<(), Exit> {
         concurrency: worker::slots(services.config.concurrency),
     };
     let work = worker::start(&services, options, &shutdown);
-    api::serve(&services, listener, ApiOptions { uploads: true, delivery: true }, &shutdown)
-        .await?;
+    let options = ApiOptions { uploads: true, delivery: true };
+    api::serve(&services, listener, metrics, options, &shutdown).await?;
     work.finish(&services).await;
     Ok(())
 }

@@ -40,7 +40,10 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     process::prepare(&config)?;
     let shutdown = process::shutdown_on_signal()?;
     let probes = match config.worker_listen {
-        Some(address) => Some(startup::listen(address, "SAFELIGHT_WORKER_LISTEN").await?),
+        Some(address) => {
+            let listener = startup::listen(address, "SAFELIGHT_WORKER_LISTEN").await?;
+            Some((listener, process::metrics(&shutdown)?))
+        }
         None => None,
     };
     let services = startup::open(config, Role::Fleet { command: "worker", queue: true }).await?;
@@ -55,8 +58,8 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     };
     eprintln!("working with {} slots", options.concurrency);
     let work = start(&services, options, &shutdown);
-    let served = if let Some(listener) = probes {
-        api::serve(&services, listener, PROBES_ONLY, &shutdown).await
+    let served = if let Some((listener, metrics)) = probes {
+        api::serve(&services, listener, metrics, PROBES_ONLY, &shutdown).await
     } else {
         shutdown.cancelled().await;
         Ok(())

@@ -47,6 +47,15 @@ impl Api {
         Self { router: self.router.layer(Extension(draining)), ..self }
     }
 
+    /// Watches the queues, if this node tells of them. Never ends.
+    pub(crate) async fn watch_queues(self) {
+        if self.state.options().uploads {
+            self.state.sampler.keep(&self.state.services.store).await;
+        } else {
+            std::future::pending().await
+        }
+    }
+
     /// Answers a request.
     pub fn answer<B>(
         &self,

@@ -9,6 +9,7 @@
 //!     backfills POST /v1/backfills   a task that walks over many images; its report
 //!     images    GET  /v1/images…
 //!     delivery  GET  /images…
+//!     fleet     GET  /v1/workers /v1/queues
 //!     probes    GET  /livez /readyz /metrics
 //! ```
 
@@ -25,12 +26,14 @@ mod pages;
 mod prefer;
 mod probes;
 mod problem;
+mod queues;
 mod server;
 mod state;
 mod tasks;
 mod trouble;
 mod uploads;
 mod watch;
+mod workers;
 
 pub use front::Api;
 pub use openapi::openapi;

@@ -20,8 +20,9 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     ApiOptions, backfills, delivery, images, probes,
     problem::{self, ProblemCode, ProblemDocument, Retry},
+    queues,
     state::ApiState,
-    tasks, uploads,
+    tasks, uploads, workers,
 };
 
 /// The page may load nothing from elsewhere. Its styles are partly inline.
@@ -42,6 +43,7 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
         (name = "backfills", description = "Work on many images"),
         (name = "images", description = "What is known of them"),
         (name = "delivery", description = "Their bytes"),
+        (name = "fleet", description = "Who works, and on how much"),
         (name = "probes", description = "For machines that look after this one"),
     ),
 )]
@@ -77,7 +79,9 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
             .routes(routes!(backfills::create))
             .routes(routes!(backfills::pause))
             .routes(routes!(backfills::resume))
-            .routes(routes!(backfills::report));
+            .routes(routes!(backfills::report))
+            .routes(routes!(workers::list))
+            .routes(routes!(queues::list));
     }
     if options.delivery {
         router = router.routes(routes!(delivery::original)).routes(routes!(delivery::rendition));

@@ -10,7 +10,7 @@ use axum::{
 };
 use safelight_common::{
     domain::{JobKind, Lane, Status},
-    store::{DynStore, StoreError},
+    store::{DynStore, StoreError, WorkerStatus},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -26,6 +26,7 @@ use crate::{
     problem::{Problem, ProblemCode},
     state::ApiState,
     trouble::Trouble,
+    workers::MAX_WORKERS,
 };
 
 /// How long a part may take to answer before it counts as absent.
@@ -180,6 +181,12 @@ impl Gauges {
 async fn set_gauges(store: &DynStore) -> Result<(), StoreError> {
     let counts = store.job_counts().await?;
     let unpublished = store.count_unpublished().await?;
+    let workers = store.list_workers(MAX_WORKERS).await?;
+    for status in WorkerStatus::ALL {
+        let count = workers.iter().filter(|worker| worker.status() == status).count();
+        metrics::gauge!("safelight_workers", "status" => status.as_str())
+            .set(u32::try_from(count).unwrap_or(u32::MAX));
+    }
     // States without jobs are not in the answer, and must show as zero rather than as they were.
     for (kind, lane) in
         JobKind::ALL.iter().flat_map(|&kind| Lane::ALL.iter().map(move |&lane| (kind, lane)))

@@ -14,7 +14,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_io_timeout::TimeoutStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{front::Api, state::Draining};
 
@@ -45,6 +48,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let api = api.draining(Draining(shutdown.clone()));
+    let _watching = AbortOnDropHandle::new(tokio::spawn(api.clone().watch_queues()));
     let connections = TaskTracker::new();
     // Ends those that are left when the drain is over.
     let abort = CancellationToken::new();

@@ -1,6 +1,6 @@
 //! What every handler is given.
 
-use std::{collections::BTreeMap, ops::Deref, sync::Arc};
+use std::{collections::BTreeMap, ops::Deref, sync::Arc, time::Duration};
 
 use safelight_common::{
     domain::{Formats, Image, ImageFormat, Presets, Rendition},
@@ -9,7 +9,10 @@ use safelight_common::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ApiOptions, backlog::Backlog, delivery::Delivery, probes::Gauges, watch::WatchHub};
+use crate::{
+    ApiOptions, backlog::Backlog, delivery::Delivery, probes::Gauges, queues::Sampler,
+    watch::WatchHub,
+};
 
 /// Gives the process's metrics as Prometheus text.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -42,6 +45,8 @@ pub struct Inner {
     pub render_metrics: RenderMetrics,
     /// Gauges that are read from the store.
     pub gauges: Gauges,
+    /// How fast the queues go.
+    pub sampler: Sampler,
     options: ApiOptions,
 }
 
@@ -63,6 +68,7 @@ impl ApiState {
             presets,
             render_metrics,
             gauges: Gauges::default(),
+            sampler: Sampler::new(Duration::from_millis(services.config.heartbeat_ms)),
             options,
             services,
         }))

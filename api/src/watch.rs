@@ -208,7 +208,9 @@ mod tests {
 
     use safelight_common::{
         config::DatabaseUrl,
-        domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, Status, WorkerId},
+        domain::{
+            ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Lane, Status, WorkerId,
+        },
         store::{self, Claim, Doorbell, NewUpload},
     };
 
@@ -312,7 +314,7 @@ mod tests {
             let (job, kind) = upload.jobs[0];
             let doorbell = Doorbell { job, kind, lane: upload.lane, generation: 0 };
             let lease = Duration::from_secs(30);
-            let claim = store.claim(&doorbell, false, WorkerId::new(), lease).await;
+            let claim = store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await;
             assert!(matches!(claim, Ok(Claim::Run(_))), "{claim:?}");
         }
         for watcher in &mut watchers {

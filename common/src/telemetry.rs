@@ -1,5 +1,7 @@
 //! Logs and metrics.
 
+pub mod names;
+
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_subscriber::EnvFilter;
@@ -33,9 +35,11 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
 
 /// Begins to collect metrics; the handle renders them for Prometheus.
 pub fn init_metrics() -> Result<PrometheusHandle, String> {
-    PrometheusBuilder::new()
+    let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS_BUCKETS)
         .map_err(|error| error.to_string())?
         .install_recorder()
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    names::describe();
+    Ok(handle)
 }

@@ -14,6 +14,7 @@ mod reading;
 mod rendition;
 mod settle;
 mod upload;
+mod workers;
 
 /// Makes a test of each promise for each backend.
 macro_rules! promises {

@@ -18,6 +18,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 on_every_deployment! {
     a_folder_is_uploaded_and_waited_for,
     failed_tasks_are_found_and_tried_again,
+    the_fleet_shows_who_works_and_on_what,
 }
 
 async fn finished(command: Command) -> Result<Finished> {
@@ -134,5 +135,43 @@ async fn failed_tasks_are_found_and_tried_again(at: &Deployment) -> Result<()> {
         let refused = run(wrong).await?;
         assert_eq!(refused.code, Some(2), "{refused:#?}");
     }
+    Ok(())
+}
+
+async fn the_fleet_shows_who_works_and_on_what(at: &Deployment) -> Result<()> {
+    let client = at.client()?;
+    client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
+    let run = async |args: &[&str]| finished(at.command(args)).await?.success();
+    let parsed = |ended: &Finished| -> Result<Vec<Value>> {
+        Ok(ended.stdout.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+
+    let workers = parsed(&run(&["workers", "--json"]).await?)?;
+    let expected = match at {
+        Deployment::Embedded { .. } => 1,
+        Deployment::Fleet(fleet) => fleet.workers.len(),
+    };
+    assert_eq!(workers.len(), expected, "{workers:#?}");
+    for worker in &workers {
+        assert_eq!(worker["status"], "running", "{worker:#}");
+        assert_eq!(worker["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(worker["slots"].as_array().map(Vec::len), Some(4), "{worker:#}");
+    }
+    let table = run(&["workers"]).await?;
+    assert_eq!(table.stdout.lines().count(), expected, "a header only where a person looks");
+    let id = workers[0]["id"].as_str().unwrap_or_default();
+    let line = table.stdout.lines().find(|line| line.starts_with(id));
+    assert!(line.is_some_and(|line| line.contains("write,thumbnail")), "{table:#?}");
+
+    let queues = parsed(&run(&["queues", "--json"]).await?)?;
+    assert_eq!(queues.len(), 4, "each kind on each lane");
+    for queue in &queues {
+        let counts = ["depth", "due", "running", "failed"].map(|key| queue[key].as_u64());
+        assert_eq!(counts, [Some(0); 4], "{queue:#}");
+        assert_eq!(queue["seconds_to_empty"], 0.0, "{queue:#}");
+    }
+    let table = run(&["queues"]).await?;
+    assert_eq!(table.stdout.lines().count(), 4, "{table:#?}");
+    assert!(table.stdout.lines().all(|line| line.contains("0s")), "{table:#?}");
     Ok(())
 }

@@ -6,6 +6,7 @@ mod commands;
 mod crashes;
 mod delivery;
 mod lanes;
+mod metrics;
 mod pipeline;
 mod startup;
 

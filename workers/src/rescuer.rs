@@ -1,4 +1,5 @@
-//! The rescuer: jobs whose worker died, jobs whose message got lost, and old idempotency keys.
+//! The rescuer: jobs whose worker died, jobs whose message got lost, old idempotency keys, and
+//! workers that have long been silent.
 //! Every step is one that any number of rescuers may take at once.
 
 use std::{error::Error, time::Duration};
@@ -11,7 +12,7 @@ use safelight_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{policy, trouble::Trouble};
+use crate::{policy, trouble::Trouble, worker::heartbeat};
 
 /// Rows looked at in one statement.
 const BATCH: u32 = 256;
@@ -26,6 +27,9 @@ const PRUNE_PAUSE: Duration = Duration::from_millis(100);
 /// How often old idempotency keys are forgotten.
 const KEYS_PERIOD: Duration = Duration::from_hours(1);
 
+/// How often silent workers are forgotten.
+const WORKERS_PERIOD: Duration = Duration::from_mins(1);
+
 /// Rescues until `shutdown`.
 pub async fn run(services: Services, shutdown: CancellationToken) {
     let config = &services.config;
@@ -39,6 +43,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
             every(messages, "look for lost messages", &services, rescue_messages),
             every(KEYS_PERIOD, "forget old idempotency keys", &services, expire_keys),
             every(PRUNE_PERIOD, "forget old tasks", &services, prune_tasks),
+            every(WORKERS_PERIOD, "forget silent workers", &services, heartbeat::forget_silent),
         )
     };
     tokio::select! {

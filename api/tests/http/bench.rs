@@ -13,8 +13,8 @@ use safelight_common::{
     broker,
     config::{self, Config},
     domain::{
-        ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JobKind, Lane, Placeholder,
-        Rendition, TaskId, WorkerId,
+        ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobKind, Lane,
+        Placeholder, Rendition, TaskId, WorkerId,
     },
     services::Services,
     store::{self, Claim, Doorbell, DynStore, Lease, Outcome, Settled},
@@ -114,7 +114,8 @@ impl Bench {
         let doorbell =
             Doorbell { job: job.id, kind, lane: Lane::Interactive, generation: job.attempt };
         let lease = Duration::from_secs(30);
-        match self.services.store.claim(&doorbell, false, WorkerId::new(), lease).await {
+        match self.services.store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await
+        {
             Ok(Claim::Run(claimed)) => (claimed.lease, claimed.image),
             other => panic!("not claimed: {other:?}"),
         }

@@ -75,3 +75,16 @@ async fn an_absent_database_is_a_problem_with_a_retry() {
     // Scrapes go on with what is known.
     assert_eq!(bench.get("/metrics").await.status.as_u16(), 200);
 }
+
+#[tokio::test]
+async fn without_the_database_nothing_is_said_of_the_fleet() {
+    let (bench, fault) = flaky().await;
+    fault.store(Fault::Away as u8, Ordering::SeqCst);
+    for path in ["/v1/workers", "/v1/queues"] {
+        bench.get(path).await.assert_problem(503, "database_unavailable");
+    }
+    fault.store(Fault::None as u8, Ordering::SeqCst);
+    for path in ["/v1/workers", "/v1/queues"] {
+        assert_eq!(bench.get(path).await.status.as_u16(), 200, "{path}");
+    }
+}

@@ -6,6 +6,7 @@ mod control;
 mod delivery;
 mod faults;
 mod flaky;
+mod fleet;
 mod idempotency;
 mod probes;
 mod server;

@@ -204,6 +204,7 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("metadata_cache_ms", config.metadata_cache_ms, 0, 3_600_000),
         ("concurrency", config.concurrency as u64, 0, 1_024),
         ("lease_ms", config.lease_ms, 100, 1_200_000),
+        ("heartbeat_ms", config.heartbeat_ms, 50, 120_000),
         ("backoff_base_ms", config.backoff_base_ms, 1, 3_600_000),
         ("backoff_cap_ms", config.backoff_cap_ms, config.backoff_base_ms, 86_400_000),
         ("relay_poll_ms", config.relay_poll_ms, 1, 60_000),

@@ -52,6 +52,7 @@ pub struct Config {
     pub interactive_reserve: u32,
     pub max_attempts: u32,
     pub lease_ms: u64,
+    pub heartbeat_ms: u64,
     pub backoff_base_ms: u64,
     pub backoff_cap_ms: u64,
     pub drain_timeout_ms: u64,

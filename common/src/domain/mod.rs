@@ -15,5 +15,5 @@ pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};
 pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
 pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
-pub use task::{Job, JobKind, Lane, Progress, Status, Task, TaskKind};
+pub use task::{JOB_VERSION, Job, JobKind, Lane, Progress, Status, Task, TaskKind};
 pub use text_enum::UnknownName;

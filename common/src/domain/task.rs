@@ -11,6 +11,11 @@ use chrono::{DateTime, Utc};
 
 use super::{Backfill, Failure, Image, JobId, TaskId, text_enum::text_enum};
 
+/// The newest version of jobs that this release understands. A job's row says which one a worker must
+/// understand to run it. Raise it with a release that queues jobs which earlier ones would run
+/// wrongly; those then leave them to newer workers.
+pub const JOB_VERSION: u32 = 1;
+
 text_enum! {
     /// Where a task or a job stands.
     "status" Status {

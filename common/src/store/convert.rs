@@ -26,6 +26,21 @@ pub fn duration(micros: i64) -> Duration {
     Duration::from_micros(micros.try_into().unwrap_or(0))
 }
 
+/// Those of `rows` that this release can read. A newer one may have put others there; they are its to
+/// deal with, and must not stop the rest.
+pub fn readable<T>(
+    rows: impl Iterator<Item = Result<T, StoreError>>,
+) -> Result<Vec<T>, StoreError> {
+    rows.filter(|row| match row {
+        Err(StoreError::Corrupt(what)) => {
+            tracing::debug!(%what, "left out a row that cannot be read");
+            false
+        }
+        _ => true,
+    })
+    .collect()
+}
+
 /// A number from a row that must fit `T`.
 pub fn from_sql<T, U>(number: T, column: &str) -> Result<U, StoreError>
 where

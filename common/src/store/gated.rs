@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Doorbell, DynStore, IdempotencyKey, ImageFilter,
-    ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
-    OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed, Requested, Room, Settled, Store,
-    StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, Claim, ClaimedJob, Doorbell, DynStore, Heartbeat, IdempotencyKey,
+    ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload,
+    Obstacle, OutboxBatch, Outcome, PageRequest, RegisteredWorker, RenditionRequest, Renewed,
+    Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
 };
 use crate::domain::{
     Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
@@ -105,7 +105,7 @@ gated! {
     fn unpublish(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;
     fn ring_again(job: JobId, delay: Duration) -> bool;
     fn count_published(kind: JobKind, lane: Lane) -> u64;
-    fn claim(doorbell: &Doorbell, redelivered: bool, worker: WorkerId, lease: Duration) -> Claim;
+    fn claim(doorbell: &Doorbell, redelivered: bool, worker: WorkerId, lease: Duration, understood: u32) -> Claim;
     fn renew(leases: &[Lease], lease: Duration) -> Renewed;
     fn settle(lease: &Lease, outcome: &Outcome) -> Settled;
     fn expired_leases(limit: u32) -> Vec<ClaimedJob>;
@@ -129,6 +129,10 @@ gated! {
     fn backfill_of(child: TaskId) -> Option<BackfillSpec>;
     fn backfill_report(id: TaskId, after: Option<Uuid>, limit: u32) -> Vec<Item>;
     fn prune_tasks(age: Duration, limit: u32) -> u64;
+    fn heartbeat(beat: &Heartbeat) -> ();
+    fn list_workers(limit: u32) -> Vec<RegisteredWorker>;
+    fn forget_workers(silent: Duration) -> u64;
+    fn leave(worker: WorkerId) -> ();
     fn count_queued(lane: Lane, at_most: u64) -> u64;
     fn job_counts() -> Vec<JobCount>;
     fn count_unpublished() -> u64;

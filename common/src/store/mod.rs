@@ -12,6 +12,7 @@ mod error;
 pub mod gated;
 pub mod postgres;
 mod records;
+mod registry;
 mod requested;
 mod schema;
 pub mod sqlite;
@@ -28,6 +29,7 @@ pub use records::{
     KeyTicket, Lease, NewUpload, OutboxBatch, Outcome, PageRequest, RenditionRequest, Renewed,
     Requested, Room, Settled, TaskFilter, TaskPage, TaskVersion,
 };
+pub use registry::{Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
 
 use crate::{
     config::DatabaseUrl,
@@ -196,12 +198,17 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Counts the attempt **before** the work. Never gives out more than `max_attempts`. Anything
     /// else is [`Claim::Nothing`], and the message can be dropped.
+    ///
+    /// Gives out no job whose version is above `understood`, the newest that the worker knows how
+    /// to run (see [`JOB_VERSION`](crate::domain::JOB_VERSION)). One that it could have otherwise is
+    /// [`Claim::Newer`]: no attempt is counted, and it needs another message for another worker.
     async fn claim(
         &self,
         doorbell: &Doorbell,
         redelivered: bool,
         worker: WorkerId,
         lease: Duration,
+        understood: u32,
     ) -> Result<Claim, StoreError>;
 
     /// Extends leases in one statement. Says which are still held (also one that ran out, if nobody
@@ -224,7 +231,7 @@ pub trait Store: Send + Sync + 'static {
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError>;
 
     /// Ends what a dead process held: every lease runs out now, every reservation of an idempotency
-    /// key that was not accepted is free. Returns how many leases there were. Only for the one
+    /// key that was not accepted is free, no worker is registered. Returns how many leases there were. Only for the one
     /// process that holds [`Store::lock_for_embedded_queue`], before it begins to work.
     async fn take_over(&self) -> Result<u64, StoreError>;
 
@@ -328,6 +335,21 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets tasks that succeeded or were cancelled longer than `age` ago, with their jobs and report
     /// lines, about `limit` rows at once. Returns how many; zero once there is nothing left to do.
     async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
+
+    // --- the registry of workers ------------------------------------------------------------
+
+    /// Registers a worker, or notes that it lives and what it is at. Its uptime counts the first
+    /// time only.
+    async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError>;
+
+    /// The registered workers, the last heard of first; at most `limit`.
+    async fn list_workers(&self, limit: u32) -> Result<Vec<RegisteredWorker>, StoreError>;
+
+    /// Forgets workers that have not beaten for `silent`. Returns how many.
+    async fn forget_workers(&self, silent: Duration) -> Result<u64, StoreError>;
+
+    /// Forgets a worker that has drained.
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError>;
 
     // --- figures ----------------------------------------------------------------------------
 

@@ -173,6 +173,8 @@ pub enum Claim {
     Run(Box<ClaimedJob>),
     /// There is nothing to run: done, cancelled, not due, held by another, unknown.
     Nothing,
+    /// The job waits for a worker of a newer release.
+    Newer,
 }
 
 /// A job with what its handler needs.
@@ -308,6 +310,8 @@ pub struct JobCount {
     pub status: Status,
     /// How many.
     pub count: u64,
+    /// How many of them are queued and due.
+    pub due: u64,
     /// Seconds since the oldest of them came due; zero where that has no meaning.
     pub oldest_due_seconds: f64,
 }

@@ -98,6 +98,28 @@ async fn what_cannot_be_read_is_dropped() -> Result<()> {
     depth_becomes(&*broker, QUEUE, 0).await
 }
 
+/// A release to come may write messages otherwise, but for the job's id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_newer_release_is_one_of_its_job() -> Result<()> {
+    let (broker, _connection, channel) = tampered().await?;
+    let sent = Doorbell { generation: 0, ..doorbell(QUEUE) };
+    let body = format!(r#"{{"v":2,"job":"{}","epoch":[7]}}"#, sent.job);
+    let (exchange, key) = ("safelight".into(), QUEUE.to_string().into());
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    channel.basic_publish(exchange, key, options, body.as_bytes(), properties).await?.await?;
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    for _ in 0..2 {
+        let delivery = next(&mut subscription).await?;
+        ensure!(delivery.doorbell == sent, "{:?}", delivery.doorbell);
+        // Without the number of its attempt, coming again gives no right to a running one.
+        ensure!(!delivery.redelivered);
+        delivery.requeue().await;
+    }
+    next(&mut subscription).await?.ack().await;
+    drop(subscription);
+    depth_becomes(&*broker, QUEUE, 0).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_always_comes_back_ends_among_the_dead() -> Result<()> {
     let broker = open(&RabbitMq::shared()?.fresh_vhost()?).await?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
-    domain::{JobId, Status, WorkerId},
+    domain::{JOB_VERSION, JobId, Status, WorkerId},
     store::{Claim, Doorbell, IdempotencyKey, KeyState, Lease, Outcome, Settled},
 };
 
@@ -54,7 +54,7 @@ async fn claims_at_once_give_one_lease(store: Fixture) -> Result<()> {
         let bell = write_bell(&upload);
         let claims = join_all((0..8).map(|worker| {
             let store = if worker % 2 == 0 { &store.store } else { &other };
-            store.claim(&bell, worker % 3 == 0, WorkerId::new(), HOUR)
+            store.claim(&bell, worker % 3 == 0, WorkerId::new(), HOUR, JOB_VERSION)
         }));
         let mut leases = Vec::new();
         for claim in claims.await {
@@ -127,7 +127,7 @@ async fn a_redelivered_message_takes_over_its_own_attempt_only(store: Fixture) -
     let bell = write_bell(&upload);
     store.claimed(&bell).await?;
     // The broker took the message of attempt 1 back from a worker that is gone.
-    let claim = store.claim(&bell, true, WorkerId::new(), HOUR).await?;
+    let claim = store.claim(&bell, true, WorkerId::new(), HOUR, JOB_VERSION).await?;
     let Claim::Run(job) = claim else { anyhow::bail!("not taken over") };
     assert_eq!(job.lease.fence, 2);
     // Now attempt 2 runs, which that message did not start.
@@ -141,10 +141,10 @@ async fn nobody_takes_a_running_attempt_over_from_itself(store: Fixture) -> Resu
     let upload = store.accepted().await?;
     let bell = write_bell(&upload);
     let worker = WorkerId::new();
-    let claim = store.claim(&bell, false, worker, HOUR).await?;
+    let claim = store.claim(&bell, false, worker, HOUR, JOB_VERSION).await?;
     let Claim::Run(job) = claim else { anyhow::bail!("not claimed") };
     // A second message of the same job, or the same one over a new connection: the attempt goes on.
-    assert_eq!(store.claim(&bell, true, worker, HOUR).await?, Claim::Nothing);
+    assert_eq!(store.claim(&bell, true, worker, HOUR, JOB_VERSION).await?, Claim::Nothing);
     store.settled(&job, &written()).await
 }
 

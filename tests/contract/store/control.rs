@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
 use safelight_common::{
-    domain::{ErrorCode, Failure, JobKind, Lane, Status, TaskId},
+    domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Status, TaskId},
     store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter},
 };
 
@@ -262,7 +262,8 @@ async fn finish(store: &Fixture, upload: &NewUpload) -> Result<()> {
     for (bell, outcome) in [(write_bell(upload), written()), (thumbnail_bell(upload), rendered())] {
         let job = store.claimed(&bell).await?;
         store.settled(&job, &outcome).await?;
-        let claim = store.claim(&bell, false, safelight_common::domain::WorkerId::new(), HOUR);
+        let claim =
+            store.claim(&bell, false, safelight_common::domain::WorkerId::new(), HOUR, JOB_VERSION);
         assert_eq!(claim.await?, Claim::Nothing);
     }
     Ok(())

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use safelight_common::{
     config::DatabaseUrl,
     domain::{
-        ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JobId, JobKind,
-        Lane, Placeholder, Rendition, Task, TaskId, WorkerId,
+        ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
+        JobKind, Lane, Placeholder, Rendition, Task, TaskId, WorkerId,
     },
     store::{
         self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Room, Settled,
@@ -113,15 +113,15 @@ impl Fixture {
     }
 
     pub async fn claimed_for(&self, doorbell: &Doorbell, lease: Duration) -> Result<ClaimedJob> {
-        match self.claim(doorbell, false, WorkerId::new(), lease).await? {
+        match self.claim(doorbell, false, WorkerId::new(), lease, JOB_VERSION).await? {
             Claim::Run(job) => Ok(*job),
-            Claim::Nothing => bail!("nothing to claim"),
+            Claim::Nothing | Claim::Newer => bail!("nothing to claim"),
         }
     }
 
     /// Checks that a message would find nothing to do.
     pub async fn refused(&self, doorbell: &Doorbell, redelivered: bool) -> Result<()> {
-        let claim = self.claim(doorbell, redelivered, WorkerId::new(), HOUR).await?;
+        let claim = self.claim(doorbell, redelivered, WorkerId::new(), HOUR, JOB_VERSION).await?;
         assert_eq!(claim, Claim::Nothing);
         Ok(())
     }

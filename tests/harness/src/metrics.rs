@@ -19,6 +19,11 @@ impl Metrics {
         Ok(Self(client.get("/metrics").await?.error_for_status()?.text().await?))
     }
 
+    /// All of them, as text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// The sum over all series of `name` that have these labels; 0 if there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let series = self.0.lines().filter_map(|line| {

@@ -7,7 +7,7 @@ use std::{
 
 use safelight_common::{
     blobs::{BlobKey, StagedUpload},
-    domain::{JobKind, Status, WorkerId},
+    domain::{JOB_VERSION, JobKind, Status, WorkerId},
     store::{Claim, Doorbell, NewUpload, Outcome, Room, Settled},
 };
 
@@ -198,7 +198,7 @@ async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
 async fn claim(lab: &Lab, bells: &[Doorbell], kind: JobKind) -> safelight_common::store::Lease {
     let bell = bells.iter().find(|bell| bell.kind == kind).expect("a bell of each kind");
     let lease = Duration::from_millis(300);
-    match lab.services.store.claim(bell, false, WorkerId::new(), lease).await {
+    match lab.services.store.claim(bell, false, WorkerId::new(), lease, JOB_VERSION).await {
         Ok(Claim::Run(job)) => job.lease,
         other => panic!("{other:?}"),
     }

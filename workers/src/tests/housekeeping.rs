@@ -7,7 +7,7 @@ use std::{
 
 use safelight_common::{
     blobs::BlobKey,
-    domain::{ErrorCode, ImageId, Status, WorkerId},
+    domain::{ErrorCode, ImageId, JOB_VERSION, Status, WorkerId},
     store::{Claim, Doorbell, Room},
 };
 
@@ -75,7 +75,8 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
                 store.mark_published(&batch.due).await.expect("mark");
                 for doorbell in &batch.due {
                     let lease = Duration::from_millis(1);
-                    let claim = store.claim(doorbell, false, WorkerId::new(), lease).await;
+                    let claim =
+                        store.claim(doorbell, false, WorkerId::new(), lease, JOB_VERSION).await;
                     let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
                     assert_eq!(job.attempt, attempt);
                     claimed += 1;
@@ -134,7 +135,9 @@ async fn settle_write_job(lab: &Lab, image: ImageId) {
     };
     let store = &lab.services.store;
     for doorbell in lose_messages(lab).await {
-        let claim = store.claim(&doorbell, false, WorkerId::new(), Duration::from_mins(1)).await;
+        let claim = store
+            .claim(&doorbell, false, WorkerId::new(), Duration::from_mins(1), JOB_VERSION)
+            .await;
         let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
         if job.image.id != image || job.kind != JobKind::Write {
             continue;

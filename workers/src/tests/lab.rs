@@ -90,12 +90,7 @@ impl Lab {
     }
 
     pub fn worker(&self) -> JoinHandle<()> {
-        let options = WorkerOptions {
-            kinds: JobKind::ALL.to_vec(),
-            lanes: Lane::ALL.to_vec(),
-            concurrency: 2,
-        };
-        tokio::spawn(worker::run(self.services.clone(), options, self.shutdown.clone()))
+        tokio::spawn(worker::run(self.services.clone(), options(), self.shutdown.clone()))
     }
 
     pub fn relay(&self) -> JoinHandle<()> {
@@ -168,6 +163,11 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// Those of a small worker that takes everything.
+pub(crate) fn options() -> WorkerOptions {
+    WorkerOptions { kinds: JobKind::ALL.to_vec(), lanes: Lane::ALL.to_vec(), concurrency: 2 }
 }
 
 pub(crate) fn job(task: &Task, kind: JobKind) -> &Job {

@@ -42,9 +42,9 @@ impl Workshop {
             }
             .boxed()
         };
-        let worker = Worker::with_handler(lab.services.clone(), Box::new(handler));
         let (kinds, lanes) = (vec![JobKind::Thumbnail], lanes.to_vec());
         let options = WorkerOptions { kinds, lanes, concurrency };
+        let worker = Worker::with_handler(lab.services.clone(), &options, Box::new(handler));
         let work = worker::work(Arc::new(worker), options, lab.shutdown.clone());
         (shop, tokio::spawn(work))
     }

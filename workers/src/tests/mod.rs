@@ -5,5 +5,7 @@ mod flaky;
 mod housekeeping;
 pub(crate) mod lab;
 mod lanes;
+mod registry;
 mod simulation;
+mod versions;
 mod work;

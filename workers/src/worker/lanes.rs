@@ -58,8 +58,7 @@ impl Lanes {
                 }
             }
         };
-        let shared = lanes.contains(&Lane::Interactive);
-        let bulk_slots = bulk_slots(slots, shared, services.config.interactive_reserve);
+        let bulk_slots = self::slots(Lane::Bulk, lanes, slots, services.config.interactive_reserve);
         Self {
             interactive: subscription(Lane::Interactive, slots + AHEAD).await,
             // A delivery counts as fetched until its job has ended: fewer than the slots would
@@ -92,10 +91,10 @@ impl Lanes {
     }
 }
 
-/// How many of `slots` bulk may take. All, if interactive takes none; else all but `reserve` percent,
-/// and at least one slot, but one in any case.
-fn bulk_slots(slots: usize, shared: bool, reserve: u32) -> usize {
-    if !shared {
+/// How many of `slots` a lane of those that a worker serves may take. Bulk, where there is interactive work as
+/// well, all but `reserve` percent and at least one, but one in any case.
+pub(super) fn slots(lane: Lane, served: &[Lane], slots: usize, reserve: u32) -> usize {
+    if lane == Lane::Interactive || !served.contains(&Lane::Interactive) {
         return slots;
     }
     let reserved = (slots * reserve as usize).div_ceil(100).max(1);
@@ -118,8 +117,10 @@ mod tests {
         for (slots, reserve, bulk) in
             [(1, 25, 1), (2, 25, 1), (4, 25, 3), (8, 25, 6), (9, 25, 6), (8, 0, 7), (8, 100, 1)]
         {
-            assert_eq!(bulk_slots(slots, true, reserve), bulk, "{slots} slots, {reserve} %");
-            assert_eq!(bulk_slots(slots, false, reserve), slots);
+            let may = |lane, served: &[Lane]| super::slots(lane, served, slots, reserve);
+            assert_eq!(may(Lane::Bulk, Lane::ALL), bulk, "{slots} slots, {reserve} %");
+            assert_eq!(may(Lane::Interactive, Lane::ALL), slots);
+            assert_eq!(may(Lane::Bulk, &[Lane::Bulk]), slots);
         }
     }
 }

@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! slot ─ delivery ─ claim ─┬─ nothing to do ───────────────────────────▶ ack
+//!                          ├─ of a newer release ─ ring again ───────▶ ack
 //!                          ├─ database away ─────▶ requeue, pause
 //!                          └─ run ─┬─ lease lost ──── discard ─────────▶ ack
 //!                                  └─ settle ─┬─ committed, or stale ──▶ ack
 //!                                             └─ database away too long ▶ requeue
 //! ```
 
+pub(crate) mod heartbeat;
 mod keeper;
 mod lanes;
 mod outage;
 mod run_one;
+mod tally;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +26,7 @@ use safelight_common::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{keeper::Held, lanes::Lanes, outage::Outage};
+use self::{keeper::Held, lanes::Lanes, outage::Outage, tally::Tally};
 use crate::{
     decoder::{Attempt, Decoder},
     handlers::{self, Context},
@@ -57,6 +60,7 @@ pub(crate) struct Worker {
     lease: Duration,
     handler: Box<Handler>,
     held: Held,
+    tally: Tally,
     database: Outage,
     blobs: Outage,
     /// Cancelled when running jobs must be given up to others.
@@ -64,22 +68,27 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn new(services: Services, concurrency: usize) -> Self {
-        let decoder = Arc::new(Decoder::new(&services.config, concurrency));
+    fn new(services: Services, options: &WorkerOptions) -> Self {
+        let decoder = Arc::new(Decoder::new(&services.config, options.concurrency.max(1)));
         let parts = services.clone();
         let handler = move |attempt, job| -> BoxFuture<'static, _> {
             let context = Context { services: parts.clone(), decoder: decoder.clone(), attempt };
             Box::pin(async move { handlers::run(&context, &job).await })
         };
-        Self::with_handler(services, Box::new(handler))
+        Self::with_handler(services, options, Box::new(handler))
     }
 
     /// A worker whose jobs `handler` does.
-    pub fn with_handler(services: Services, handler: Box<Handler>) -> Self {
+    pub fn with_handler(
+        services: Services,
+        options: &WorkerOptions,
+        handler: Box<Handler>,
+    ) -> Self {
         Self {
             id: WorkerId::new(),
             lease: Duration::from_millis(services.config.lease_ms),
             held: Held::default(),
+            tally: Tally::new(options, services.config.interactive_reserve),
             database: Outage::of("database"),
             blobs: Outage::of("blob store"),
             hand_back: CancellationToken::new(),
@@ -91,9 +100,11 @@ impl Worker {
 
 /// Runs jobs until `shutdown` is cancelled. Then takes no more, puts unclaimed deliveries back,
 /// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
-/// does not count), and returns.
+/// does not count), and returns. All the while it is in the registry of workers.
 pub async fn run(services: Services, options: WorkerOptions, shutdown: CancellationToken) {
-    work(Arc::new(Worker::new(services, options.concurrency.max(1))), options, shutdown).await;
+    let worker = Arc::new(Worker::new(services, &options));
+    let work = work(worker.clone(), options.clone(), shutdown.clone());
+    heartbeat::during(&worker, &options, &shutdown, work).await;
 }
 
 /// [`run`] with jobs that `job` does instead: for measuring the queue without its pictures.
@@ -111,13 +122,16 @@ pub async fn run_with(
             work.await
         })
     };
-    let worker = Worker::with_handler(services, Box::new(handler));
-    work(Arc::new(worker), options, shutdown).await;
+    let worker = Arc::new(Worker::with_handler(services, &options, Box::new(handler)));
+    let work = work(worker.clone(), options.clone(), shutdown.clone());
+    heartbeat::during(&worker, &options, &shutdown, work).await;
 }
 
-/// See [`run`].
+/// See [`run`]; without the registry.
 pub(crate) async fn work(worker: Arc<Worker>, options: WorkerOptions, shutdown: CancellationToken) {
     tracing::info!(worker = %worker.id, concurrency = options.concurrency, "the worker begins");
+    // There from the start, so that the first one that is lost shows as a step.
+    metrics::counter!("safelight_leases_lost_total").increment(0);
     let attempts = TaskTracker::new();
     let take = join_all(options.kinds.iter().map(|&kind| {
         let slots = slots(kind, options.concurrency);

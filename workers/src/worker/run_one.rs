@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use metrics::{counter, histogram};
 use safelight_common::{
     broker::Delivery,
-    domain::{ErrorCode, Failure, JobKind},
+    domain::{ErrorCode, Failure, JOB_VERSION, JobId, JobKind},
     fail_point,
     retry::Reconnect,
     store::{Claim, ClaimedJob, Outcome, Settled},
@@ -21,6 +21,9 @@ use crate::{decoder::Attempt, policy};
 /// after which a broker takes a delivery away.
 const ATTEMPT_LIMIT: Duration = Duration::from_mins(10);
 
+/// Before the bell of a job that needs a newer worker is rung again.
+const REST_FOR_NEWER: Duration = Duration::from_secs(1);
+
 /// What to tell the broker.
 enum Answer {
     Ack,
@@ -32,7 +35,8 @@ pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<S
     let doorbell = delivery.doorbell;
     let began = Instant::now();
     let store = &worker.services.store;
-    let claim = store.claim(&doorbell, delivery.redelivered, worker.id, worker.lease).await;
+    let claim =
+        store.claim(&doorbell, delivery.redelivered, worker.id, worker.lease, JOB_VERSION).await;
     stage(doorbell.kind, "claim", began);
     let answer = match claim {
         Ok(Claim::Run(job)) => {
@@ -43,6 +47,7 @@ pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<S
             attempt(&worker, *job, slot).instrument(span).await
         }
         Ok(Claim::Nothing) => Answer::Ack,
+        Ok(Claim::Newer) => leave_to_newer(&worker, doorbell.job).await,
         Err(error) if error.is_unavailable() => {
             worker.database.report(&error);
             Answer::Requeue
@@ -62,7 +67,27 @@ pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<S
     }
 }
 
+/// Has the bell of a job that needs a newer worker rung again after a while. Putting this message
+/// back instead would bring it again at once, and after some such rounds to the dead letters.
+async fn leave_to_newer(worker: &Worker, job: JobId) -> Answer {
+    tracing::debug!(%job, "a job needs a newer worker");
+    match worker.services.store.ring_again(job, REST_FOR_NEWER).await {
+        Ok(_) => Answer::Ack,
+        Err(error) if error.is_unavailable() => {
+            worker.database.report(&error);
+            Answer::Requeue
+        }
+        Err(error) => {
+            // Without its message the rescuer publishes the job anew after a while.
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, %job, "cannot leave a job to a newer worker");
+            Answer::Ack
+        }
+    }
+}
+
 async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>) -> Answer {
+    let _running = worker.tally.begin(job.kind, job.lane);
     let held = worker.held.hold(job.lease);
     fail_point::hit("worker.claimed").await;
     let began = Instant::now();
@@ -132,6 +157,8 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer 
                 policy::note_settled(job, outcome);
                 if matches!(outcome, Outcome::Retry(..) | Outcome::Released) {
                     worker.services.wake.ring();
+                } else {
+                    worker.tally.ended(job.kind, job.lane);
                 }
                 return Answer::Ack;
             }
@@ -178,11 +205,11 @@ fn stage(kind: JobKind, stage: &'static str, began: Instant) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::lab::{Lab, within};
+    use crate::tests::lab::{Lab, options, within};
 
     #[tokio::test]
     async fn a_panic_is_a_failure_that_may_be_tried_again() {
-        let worker = Worker::new(Lab::new(&[]).await.services.clone(), 1);
+        let worker = Worker::new(Lab::new(&[]).await.services.clone(), &options());
         let handler = async { panic!("a codec's bug") };
         let result = supervise(&worker, &CancellationToken::new(), handler).await;
         let failure = result.expect("not lost").expect_err("panicked");
@@ -192,7 +219,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_is_handed_back_when_the_drain_is_over() {
-        let worker = Worker::new(Lab::new(&[]).await.services.clone(), 1);
+        let worker = Worker::new(Lab::new(&[]).await.services.clone(), &options());
         worker.hand_back.cancel();
         let result = supervise(&worker, &CancellationToken::new(), std::future::pending()).await;
         assert_eq!(result, Some(Ok(Outcome::Released)));
@@ -201,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn a_lease_that_the_store_does_not_renew_stops_its_job() {
         let lab = Lab::new(&[("SAFELIGHT_LEASE_MS", "100")]).await;
-        let worker = Worker::new(lab.services.clone(), 1);
+        let worker = Worker::new(lab.services.clone(), &options());
         let lease = safelight_common::store::Lease {
             job: safelight_common::domain::JobId::new(),
             fence: 1,

@@ -19,13 +19,12 @@ use tracing::{debug, info, warn};
 use super::{
     depth, is_not_found,
     link::{Link, within},
-    message::{self, Undecodable},
+    message::{self, Decoded, Undecodable},
     topology,
 };
 use crate::{
     broker::{BrokerError, Delivery, Queue, Settle},
     retry::Reconnect,
-    store::Doorbell,
 };
 
 /// After so long without a delivery a subscription is made anew: see [`End::Silent`].
@@ -56,7 +55,7 @@ impl fmt::Display for Source {
 impl Source {
     /// The doorbell in a message. A dead letter keeps the routing key that it was published with: the
     /// name of the queue that it was for.
-    fn decode(self, message: &Message) -> Result<Doorbell, Undecodable> {
+    fn decode(self, message: &Message) -> Result<Decoded, Undecodable> {
         let queue = match self {
             Self::Work(queue) => queue,
             Self::Dead => message.routing_key.as_str().parse()?,
@@ -208,14 +207,17 @@ impl Feeder {
     /// A message that cannot be read is acknowledged away: the store can rebuild whatever it said,
     /// and putting it back would only bring it again.
     async fn decode(&self, channel: &Arc<Channel>, message: Message) -> Option<Delivery> {
-        let doorbell = self.source.decode(&message);
+        let decoded = self.source.decode(&message);
         let held = Held {
             acker: Some(message.acker),
             channel: Arc::clone(channel),
             closed: self.closed.clone(),
         };
-        match doorbell {
-            Ok(doorbell) => Some(Delivery::new(doorbell, message.redelivered, held)),
+        match decoded {
+            // Without its generation a message that comes again must not end a running attempt.
+            Ok(Decoded { doorbell, whole }) => {
+                Some(Delivery::new(doorbell, message.redelivered && whole, held))
+            }
             Err(error) => {
                 warn!(queue = %self.source, %error, "dropped a message that cannot be read");
                 Box::new(held).ack().await;

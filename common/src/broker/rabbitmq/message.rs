@@ -1,5 +1,7 @@
 //! What a message looks like. Kind and lane are not in it: they are the queue's.
 
+use std::cmp::Ordering;
+
 use lapin::{BasicProperties, options::BasicPublishOptions};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,22 @@ struct Body {
     v: u32,
     job: JobId,
     generation: u32,
+}
+
+/// What a message of any version has, for ever. All else in one of a newer release may be otherwise.
+#[derive(Deserialize)]
+struct Head {
+    v: u32,
+    job: JobId,
+}
+
+/// What a message says to this release.
+#[derive(Debug, PartialEq)]
+pub(super) struct Decoded {
+    pub doorbell: Doorbell,
+    /// Whether that is all that it says. Of one of a newer release only the job is known: enough to
+    /// ask the store, which decides whether this release may run it.
+    pub whole: bool,
 }
 
 /// A body that this version cannot read.
@@ -44,12 +62,15 @@ pub(super) fn encode(doorbell: &Doorbell) -> Result<(Vec<u8>, BasicProperties), 
 }
 
 /// The doorbell that arrived on `queue`.
-pub(super) fn decode(queue: Queue, body: &[u8]) -> Result<Doorbell, Undecodable> {
-    let Body { v, job, generation } = serde_json::from_slice(body)?;
-    if v != VERSION {
-        return Err(Undecodable::Version(v));
-    }
-    Ok(Doorbell { job, kind: queue.kind, lane: queue.lane, generation })
+pub(super) fn decode(queue: Queue, body: &[u8]) -> Result<Decoded, Undecodable> {
+    let Head { v, job } = serde_json::from_slice(body)?;
+    let (generation, whole) = match v.cmp(&VERSION) {
+        Ordering::Less => return Err(Undecodable::Version(v)),
+        Ordering::Equal => (serde_json::from_slice::<Body>(body)?.generation, true),
+        Ordering::Greater => (0, false),
+    };
+    let doorbell = Doorbell { job, kind: queue.kind, lane: queue.lane, generation };
+    Ok(Decoded { doorbell, whole })
 }
 
 /// A message that no queue takes comes back, rather than being dropped with a confirm.
@@ -71,7 +92,8 @@ mod tests {
         let (body, _) = encode(&doorbell).expect("encodes");
         let expected = format!(r#"{{"v":1,"job":"{}","generation":7}}"#, doorbell.job);
         assert_eq!(String::from_utf8_lossy(&body), expected);
-        assert_eq!(decode(QUEUE, &body).expect("decodes"), doorbell);
+        let decoded = decode(QUEUE, &body).expect("decodes");
+        assert_eq!(decoded, Decoded { doorbell, whole: true });
     }
 
     #[test]
@@ -79,7 +101,16 @@ mod tests {
         for body in ["", "{}", "[1]", r#"{"v":1,"job":"x","generation":0}"#] {
             assert!(decode(QUEUE, body.as_bytes()).is_err(), "{body}");
         }
-        let later = format!(r#"{{"v":2,"job":"{}","generation":0}}"#, JobId::new());
-        assert!(matches!(decode(QUEUE, later.as_bytes()), Err(Undecodable::Version(2))));
+        let none = format!(r#"{{"v":0,"job":"{}","generation":0}}"#, JobId::new());
+        assert!(matches!(decode(QUEUE, none.as_bytes()), Err(Undecodable::Version(0))));
+    }
+
+    #[test]
+    fn of_a_newer_message_the_job_is_known() {
+        let job = JobId::new();
+        let body = format!(r#"{{"v":2,"job":"{job}","generation":{{"of":"another kind"}}}}"#);
+        let doorbell = Doorbell { job, kind: QUEUE.kind, lane: QUEUE.lane, generation: 0 };
+        let decoded = decode(QUEUE, body.as_bytes()).expect("decodes");
+        assert_eq!(decoded, Decoded { doorbell, whole: false });
     }
 }

@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use sqlx::{PgPool, Postgres, Row, postgres::PgArguments, query::QueryScalar};
+use sqlx::{
+    PgPool, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::QueryScalar,
+};
 use uuid::Uuid;
 
 use super::{
@@ -11,10 +15,10 @@ use super::{
     rows::{self, blob_joins, claimed_columns, image_columns},
 };
 use crate::{
-    domain::{ImageFacts, Placeholder, Rendition, WorkerId},
+    domain::{ImageFacts, JobId, Placeholder, Rendition, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
-        convert::{from_sql, to_i64},
+        convert::{readable, to_i64},
         ending::Ending,
     },
 };
@@ -30,6 +34,7 @@ pub async fn claim(
     redelivered: bool,
     worker: WorkerId,
     lease: Duration,
+    understood: u32,
 ) -> Result<Claim, StoreError> {
     // Of two that claim at once the second waits for the first's row, and then sees it running.
     let rows = sqlx::query(concat!(
@@ -37,7 +42,7 @@ pub async fn claim(
              update jobs
              set status = 'running', fence = fence + 1, lease_until = now() + $2, worker_id = $3,
                  updated_at = now()
-             where id = $1 and fence - released < max_attempts
+             where id = $1 and fence - released < max_attempts and version <= $6
                and (status = 'queued' and run_at <= now()
                     or status = 'running' and (lease_until <= now()
                         or $4 and fence = $5 + 1 and worker_id is distinct from $3))
@@ -57,10 +62,30 @@ pub async fn claim(
     .bind(worker)
     .bind(redelivered)
     .bind(integer(doorbell.generation))
+    .bind(integer(understood))
     .fetch_all(pool)
     .await?;
-    let job = rows::claimed_jobs(&rows)?.pop();
-    Ok(job.map_or(Claim::Nothing, |job| Claim::Run(Box::new(job))))
+    match rows::claimed_jobs(&rows)?.pop() {
+        Some(job) => Ok(Claim::Run(Box::new(job))),
+        None => unclaimed(pool, doorbell, understood).await,
+    }
+}
+
+/// Why there was nothing to claim.
+async fn unclaimed(
+    pool: &PgPool,
+    doorbell: &Doorbell,
+    understood: u32,
+) -> Result<Claim, StoreError> {
+    let newer: bool = sqlx::query_scalar(
+        "select exists (select from jobs
+                        where id = $1 and status = 'queued' and run_at <= now() and version > $2)",
+    )
+    .bind(doorbell.job)
+    .bind(integer(understood))
+    .fetch_one(pool)
+    .await?;
+    Ok(if newer { Claim::Newer } else { Claim::Nothing })
 }
 
 pub async fn renew(
@@ -261,12 +286,15 @@ pub async fn expired_leases(pool: &PgPool, limit: u32) -> Result<Vec<ClaimedJob>
     .bind(i64::from(limit))
     .fetch_all(pool)
     .await?;
-    rows::claimed_jobs(&rows)
+    let job = |row: &PgRow| row.try_get::<JobId, _>("job_id").ok();
+    let each = rows.chunk_by(|one, next| job(one) == job(next));
+    Ok(readable(each.map(rows::claimed_jobs))?.concat())
 }
 
 pub async fn take_over(pool: &PgPool) -> Result<u64, StoreError> {
     let expired = sqlx::query(
-        "with freed as (delete from idempotency_keys where task_id is null)
+        "with freed as (delete from idempotency_keys where task_id is null),
+         gone as (delete from workers)
          update jobs set lease_until = now() where status = 'running'",
     )
     .execute(pool)
@@ -278,27 +306,27 @@ pub async fn job_counts(pool: &PgPool) -> Result<Vec<JobCount>, StoreError> {
     // One arm per partial index.
     let rows = sqlx::query(
         "select kind, lane, 'queued' as status, count(*) as jobs,
+                count(*) filter (where run_at <= now()) as due,
                 coalesce(extract(epoch from now() - min(run_at) filter (where run_at <= now())),
                          0)::float8 as oldest_due
          from jobs where status = 'queued' group by kind, lane
          union all
-         select kind, lane, 'running', count(*), 0
+         select kind, lane, 'running', count(*), 0, 0
          from jobs where status = 'running' group by kind, lane
          union all
-         select kind, lane, 'failed', count(*), 0
+         select kind, lane, 'failed', count(*), 0, 0
          from jobs where status = 'failed' group by kind, lane",
     )
     .fetch_all(pool)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(JobCount {
-                kind: rows::name(row, "kind")?,
-                lane: rows::name(row, "lane")?,
-                status: rows::name(row, "status")?,
-                count: from_sql(row.try_get::<i64, _>("jobs")?, "jobs")?,
-                oldest_due_seconds: row.try_get("oldest_due")?,
-            })
+    readable(rows.iter().map(|row| {
+        Ok(JobCount {
+            kind: rows::name(row, "kind")?,
+            lane: rows::name(row, "lane")?,
+            status: rows::name(row, "status")?,
+            count: rows::big(row, "jobs")?,
+            due: rows::big(row, "due")?,
+            oldest_due_seconds: row.try_get("oldest_due")?,
         })
-        .collect()
+    }))
 }

@@ -10,6 +10,7 @@ mod outbox;
 mod read;
 mod request;
 mod rows;
+mod workers;
 
 use std::{io, str::FromStr, time::Duration};
 
@@ -23,10 +24,10 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImageFilter, ImagePage, Item,
-    JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome,
-    PageRequest, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
-    TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImageFilter,
+    ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
+    OutboxBatch, Outcome, PageRequest, RegisteredWorker, RenditionRequest, Renewed, Requested,
+    Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
     convert::{self, micros},
     schema,
 };
@@ -265,8 +266,9 @@ impl Store for PostgresStore {
         redelivered: bool,
         worker: WorkerId,
         lease: Duration,
+        understood: u32,
     ) -> Result<Claim, StoreError> {
-        within(jobs::claim(&self.pool, doorbell, redelivered, worker, lease)).await
+        within(jobs::claim(&self.pool, doorbell, redelivered, worker, lease, understood)).await
     }
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
@@ -377,6 +379,22 @@ impl Store for PostgresStore {
 
     async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
         within(backfill::prune(&self.pool, age, convert::id_of_age(age), limit)).await
+    }
+
+    async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError> {
+        within(workers::heartbeat(&self.pool, beat)).await
+    }
+
+    async fn list_workers(&self, limit: u32) -> Result<Vec<RegisteredWorker>, StoreError> {
+        within(workers::list(&self.pool, limit)).await
+    }
+
+    async fn forget_workers(&self, silent: Duration) -> Result<u64, StoreError> {
+        within(workers::forget(&self.pool, silent)).await
+    }
+
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
+        within(workers::leave(&self.pool, worker)).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

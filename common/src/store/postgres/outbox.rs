@@ -11,7 +11,7 @@ use crate::{
     domain::{JobId, JobKind, Lane},
     store::{
         Doorbell, OutboxBatch, Room, StoreError,
-        convert::{duration, from_sql, to_i64},
+        convert::{duration, from_sql, readable, to_i64},
         taken::taken_with,
     },
 };
@@ -71,7 +71,7 @@ pub async fn take(pool: &PgPool, room: &Room, hold: Duration) -> Result<OutboxBa
         .fetch_all(pool)
         .await?;
     let Some((last, taken)) = found.split_last() else { return Ok(OutboxBatch::default()) };
-    let due = taken.iter().map(rows::doorbell).collect::<Result<Vec<_>, _>>()?;
+    let due = readable(taken.iter().map(rows::doorbell))?;
     let next: Option<Duration> = last.try_get::<Option<i64>, _>("next_in")?.map(duration);
     Ok(taken_with(room, due, next, hold))
 }

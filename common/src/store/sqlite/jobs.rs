@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use sqlx::{Row, SqliteConnection, SqlitePool, types::Json};
+use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 
 use super::rows::{self, blob_joins, claimed_columns, image_columns};
 use crate::{
     domain::{ImageFacts, ImageId, JobId, Placeholder, Rendition, TaskId, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
-        convert::{from_sql, micros, to_i64},
+        convert::{from_sql, micros, readable, to_i64},
         ending::Ending,
     },
 };
@@ -21,12 +21,13 @@ pub async fn claim(
     redelivered: bool,
     worker: WorkerId,
     lease: Duration,
+    understood: u32,
 ) -> Result<Claim, StoreError> {
     let claimed = sqlx::query(
         "update jobs
          set status = 'running', fence = fence + 1, lease_until = $2, worker_id = $3,
              updated_at = $4
-         where id = $1 and fence - released < max_attempts
+         where id = $1 and fence - released < max_attempts and version <= $7
            and (status = 'queued' and run_at <= $4
                 or status = 'running' and (lease_until <= $4
                     or $5 and fence = $6 + 1 and worker_id is not $3))",
@@ -37,10 +38,11 @@ pub async fn claim(
     .bind(now)
     .bind(redelivered)
     .bind(doorbell.generation)
+    .bind(understood)
     .execute(&mut *conn)
     .await?;
     if claimed.rows_affected() == 0 {
-        return Ok(Claim::Nothing);
+        return unclaimed(conn, now, doorbell.job, understood).await;
     }
     let rows = sqlx::query(concat!(
         "update tasks set status = 'running', version = version + 1, updated_at = $2
@@ -59,6 +61,25 @@ pub async fn claim(
     let job = rows::claimed_jobs(&rows)?.pop();
     job.map(|job| Claim::Run(Box::new(job)))
         .ok_or_else(|| StoreError::Corrupt(format!("job {} has no image", doorbell.job)))
+}
+
+/// Why there was nothing to claim.
+async fn unclaimed(
+    conn: &mut SqliteConnection,
+    now: i64,
+    job: JobId,
+    understood: u32,
+) -> Result<Claim, StoreError> {
+    let newer: bool = sqlx::query_scalar(
+        "select exists (select 1 from jobs
+                        where id = $1 and status = 'queued' and run_at <= $2 and version > $3)",
+    )
+    .bind(job)
+    .bind(now)
+    .bind(understood)
+    .fetch_one(conn)
+    .await?;
+    Ok(if newer { Claim::Newer } else { Claim::Nothing })
 }
 
 pub async fn renew(
@@ -303,11 +324,18 @@ pub async fn expired_leases(
     .bind(limit)
     .fetch_all(reads)
     .await?;
-    rows::claimed_jobs(&rows)
+    let job = |row: &SqliteRow| row.try_get::<JobId, _>("job_id").ok();
+    let each = rows.chunk_by(|one, next| job(one) == job(next));
+    Ok(readable(each.map(rows::claimed_jobs))?.concat())
 }
 
 pub async fn take_over(conn: &mut SqliteConnection, now: i64) -> Result<u64, StoreError> {
-    sqlx::query("delete from idempotency_keys where task_id is null").execute(&mut *conn).await?;
+    sqlx::query(
+        "delete from idempotency_keys where task_id is null;
+         delete from workers",
+    )
+    .execute(&mut *conn)
+    .await?;
     let expired = sqlx::query("update jobs set lease_until = $1 where status = 'running'")
         .bind(now)
         .execute(conn)
@@ -319,30 +347,29 @@ pub async fn job_counts(reads: &SqlitePool, now: i64) -> Result<Vec<JobCount>, S
     // One arm per partial index.
     let rows = sqlx::query(
         "select kind, lane, 'queued' as status, count(*) as jobs,
+                count(*) filter (where run_at <= $1) as due,
                 min(run_at) filter (where run_at <= $1) as due_since
          from jobs where status = 'queued' group by kind, lane
          union all
-         select kind, lane, 'running', count(*), null
+         select kind, lane, 'running', count(*), 0, null
          from jobs where status = 'running' group by kind, lane
          union all
-         select kind, lane, 'failed', count(*), null
+         select kind, lane, 'failed', count(*), 0, null
          from jobs where status = 'failed' group by kind, lane",
     )
     .bind(now)
     .fetch_all(reads)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let due_since: Option<i64> = row.try_get("due_since")?;
-            let waited = due_since.map_or(0, |since| now.saturating_sub(since));
-            Ok(JobCount {
-                kind: rows::name(row, "kind")?,
-                lane: rows::name(row, "lane")?,
-                status: rows::name(row, "status")?,
-                count: from_sql(row.try_get::<i64, _>("jobs")?, "jobs")?,
-                oldest_due_seconds: Duration::from_micros(waited.try_into().unwrap_or(0))
-                    .as_secs_f64(),
-            })
+    readable(rows.iter().map(|row| {
+        let due_since: Option<i64> = row.try_get("due_since")?;
+        let waited = due_since.map_or(0, |since| now.saturating_sub(since));
+        Ok(JobCount {
+            kind: rows::name(row, "kind")?,
+            lane: rows::name(row, "lane")?,
+            status: rows::name(row, "status")?,
+            count: from_sql(row.try_get::<i64, _>("jobs")?, "jobs")?,
+            due: from_sql(row.try_get::<i64, _>("due")?, "due")?,
+            oldest_due_seconds: Duration::from_micros(waited.try_into().unwrap_or(0)).as_secs_f64(),
         })
-        .collect()
+    }))
 }

@@ -11,6 +11,7 @@ mod outbox;
 mod read;
 mod request;
 mod rows;
+mod workers;
 mod writer;
 
 use std::{
@@ -36,10 +37,10 @@ pub use self::clock::Clock;
 use self::clock::Clock;
 use self::writer::Writer;
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImageFilter, ImagePage, Item,
-    JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome,
-    PageRequest, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
-    TaskFilter, TaskPage, TaskVersion, convert, schema,
+    Accepted, Advance, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImageFilter,
+    ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
+    OutboxBatch, Outcome, PageRequest, RegisteredWorker, RenditionRequest, Renewed, Requested,
+    Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert, schema,
 };
 use crate::domain::{
     Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
@@ -335,11 +336,12 @@ impl Store for SqliteStore {
         redelivered: bool,
         worker: WorkerId,
         lease: Duration,
+        understood: u32,
     ) -> Result<Claim, StoreError> {
         let doorbell = *doorbell;
         self.writer
             .run(move |conn, now| {
-                Box::pin(jobs::claim(conn, now, doorbell, redelivered, worker, lease))
+                Box::pin(jobs::claim(conn, now, doorbell, redelivered, worker, lease, understood))
             })
             .await
     }
@@ -459,6 +461,23 @@ impl Store for SqliteStore {
     async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
         let before = self.clock.now().saturating_sub(convert::micros(age));
         backfill::prune(&self.reads, &self.writer, before, convert::id_of_age(age), limit).await
+    }
+
+    async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError> {
+        let beat = beat.clone();
+        self.writer.run(move |conn, now| Box::pin(workers::heartbeat(conn, now, beat))).await
+    }
+
+    async fn list_workers(&self, limit: u32) -> Result<Vec<RegisteredWorker>, StoreError> {
+        workers::list(&self.reads, self.clock.now(), limit).await
+    }
+
+    async fn forget_workers(&self, silent: Duration) -> Result<u64, StoreError> {
+        self.writer.run(move |conn, now| Box::pin(workers::forget(conn, now, silent))).await
+    }
+
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
+        self.writer.run(move |conn, _| Box::pin(workers::leave(conn, worker))).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

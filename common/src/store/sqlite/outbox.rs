@@ -10,7 +10,7 @@ use crate::{
     domain::{JobId, JobKind, Lane},
     store::{
         Doorbell, OutboxBatch, Room, StoreError,
-        convert::{duration, from_sql, micros, to_i64},
+        convert::{duration, from_sql, micros, readable, to_i64},
         taken::taken_with,
     },
 };
@@ -56,10 +56,10 @@ async fn take_due(
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
     let mut shares: BTreeMap<(JobKind, Lane), Vec<Vec<Found>>> = BTreeMap::new();
-    for row in sqlx::query(SHARES).fetch_all(&mut *conn).await? {
-        let queue = (rows::name(&row, "kind")?, rows::name(&row, "lane")?);
-        let share = first_of(conn, now, queue, row.try_get("share")?, room.of(queue.0, queue.1));
-        shares.entry(queue).or_default().push(share.await?);
+    let rows = sqlx::query(SHARES).fetch_all(&mut *conn).await?;
+    for (queue, share) in readable(rows.iter().map(share))? {
+        let found = first_of(conn, now, queue, share, room.of(queue.0, queue.1)).await?;
+        shares.entry(queue).or_default().push(found);
     }
     let mut due: Vec<Found> = Vec::new();
     for ((kind, lane), shares) in shares {
@@ -80,6 +80,11 @@ async fn take_due(
         .fetch_one(conn)
         .await?;
     Ok(taken_with(&room, due, next.map(|next| duration(next - now)), hold))
+}
+
+/// A share of a queue.
+fn share(row: &SqliteRow) -> Result<((JobKind, Lane), String), StoreError> {
+    Ok(((rows::name(row, "kind")?, rows::name(row, "lane")?), row.try_get("share")?))
 }
 
 struct Found {

@@ -56,6 +56,7 @@ impl Process {
     pub fn start(shared: &Arc<Shared>, number: usize, services: Services) -> Self {
         let alone = !services.broker.survives_restart();
         let relay = Relay::new(&services);
+        let shutdown = CancellationToken::new();
         let handler = {
             let shared = shared.clone();
             move |held, job| -> futures::future::BoxFuture<'static, _> {
@@ -67,12 +68,17 @@ impl Process {
                 })
             }
         };
-        let worker = Arc::new(Worker::with_handler(services.clone(), Box::new(handler)));
-        let shutdown = CancellationToken::new();
+        let options = WorkerOptions {
+            kinds: JobKind::ALL.to_vec(),
+            lanes: Lane::ALL.to_vec(),
+            concurrency: 1,
+        };
+        let worker = Worker::with_handler(services.clone(), &options, Box::new(handler));
+        let (worker, stop) = (Arc::new(worker), shutdown.clone());
         Self {
             life: Life::Running,
             worker: worker.id,
-            main: tokio::spawn(main(worker, services.clone(), alone, shutdown.clone())),
+            main: tokio::spawn(main(worker, options, services.clone(), alone, stop)),
             shutdown,
             services,
             chores: HashMap::new(),
@@ -105,12 +111,16 @@ impl Process {
     }
 }
 
-async fn main(worker: Arc<Worker>, services: Services, alone: bool, shutdown: CancellationToken) {
+async fn main(
+    worker: Arc<Worker>,
+    options: WorkerOptions,
+    services: Services,
+    alone: bool,
+    shutdown: CancellationToken,
+) {
     while alone && services.store.take_over().await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let options =
-        WorkerOptions { kinds: JobKind::ALL.to_vec(), lanes: Lane::ALL.to_vec(), concurrency: 1 };
     worker::work(worker, options, shutdown).await;
 }
 

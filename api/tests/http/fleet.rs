@@ -1,0 +1,113 @@
+//! Workers and queues.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use safelight_common::{
+    domain::{ErrorCode, Failure, JobKind, WorkerId},
+    store::{Heartbeat, Outcome, QueueSlots},
+};
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, picture, task_id, until};
+
+fn beat(id: WorkerId, ended: u64) -> Heartbeat {
+    Heartbeat {
+        id,
+        host: "alder".to_owned(),
+        pid: 4711,
+        version: "0.2.0".to_owned(),
+        draining: false,
+        kinds: vec!["write".to_owned(), "dream".to_owned()],
+        lanes: vec!["interactive".to_owned()],
+        concurrency: 3,
+        slots: vec![QueueSlots {
+            kind: "write".to_owned(),
+            lane: "interactive".to_owned(),
+            slots: 12,
+            busy: 1,
+            ended,
+            run_ms: 99,
+        }],
+        period: Duration::from_mins(1),
+        uptime: Duration::ZERO,
+    }
+}
+
+async fn write_queue(bench: &Bench) -> Value {
+    let answer = bench.get("/v1/queues").await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    let queues = answer.json()["queues"].as_array().expect("a list").clone();
+    assert_eq!(queues.len(), 4, "each kind on each lane");
+    let wanted = |one: &Value| one["kind"] == "write" && one["lane"] == "interactive";
+    queues.into_iter().find(wanted).expect("the queue")
+}
+
+#[tokio::test]
+async fn workers_are_shown_as_they_describe_themselves() {
+    let bench = Bench::new().await;
+    assert_eq!(bench.get("/v1/workers").await.json(), json!({ "workers": [] }));
+    let id = WorkerId::new();
+    let store = &bench.services.store;
+    store.heartbeat(&beat(id, 7)).await.expect("registered");
+    let worker = bench.get("/v1/workers").await.json()["workers"][0].clone();
+    assert!(worker["started_at"].is_string() && worker["last_heartbeat_at"].is_string());
+    let mut known = worker;
+    for time in ["started_at", "last_heartbeat_at"] {
+        known.as_object_mut().expect("an object").remove(time);
+    }
+    let expected = json!({
+        "id": id, "host": "alder", "pid": 4711, "version": "0.2.0", "status": "running",
+        "kinds": ["write", "dream"], "lanes": ["interactive"], "concurrency": 3,
+        "slots": [{
+            "kind": "write", "lane": "interactive", "slots": 12, "busy": 1, "ended": 7,
+        }],
+    });
+    assert_eq!(known, expected);
+    let draining = Heartbeat { draining: true, ..beat(id, 7) };
+    store.heartbeat(&draining).await.expect("registered");
+    assert_eq!(bench.get("/v1/workers").await.json()["workers"][0]["status"], "draining");
+    // Three times nothing is over at once.
+    let silent = Heartbeat { period: Duration::ZERO, ..beat(WorkerId::new(), 0) };
+    store.heartbeat(&silent).await.expect("registered");
+    assert_eq!(bench.get("/v1/workers").await.json()["workers"][0]["status"], "lost");
+    bench.get("/v1/workers?limit=1").await.assert_problem(400, "invalid_query");
+}
+
+#[tokio::test]
+async fn queues_have_depths_and_learn_their_rates() {
+    let bench = Bench::configured(&[("SAFELIGHT_HEARTBEAT_MS", "50")]).await;
+    let empty = write_queue(&bench).await;
+    let expected = json!({
+        "kind": "write", "lane": "interactive", "depth": 0, "due": 0, "running": 0, "failed": 0,
+        "oldest_due_seconds": 0.0, "rate_in": null, "rate_out": null, "seconds_to_empty": 0.0,
+    });
+    assert_eq!(empty, expected);
+
+    let mut tasks = Vec::new();
+    for seed in 0..3 {
+        tasks.push(task_id(&bench.upload(picture(64, seed)).await));
+    }
+    let (running, _) = bench.claim(tasks[0], JobKind::Write).await;
+    let (lease, _) = bench.claim(tasks[1], JobKind::Write).await;
+    let away = Failure::new(ErrorCode::StoreUnavailable, "away");
+    bench.settle(lease, Outcome::Retry(away.clone(), Duration::from_hours(1))).await;
+    until(async || {
+        let queue = write_queue(&bench).await;
+        let counts = ["depth", "due", "running", "failed"].map(|key| queue[key].as_u64());
+        counts == [Some(2), Some(1), Some(1), Some(0)]
+    })
+    .await;
+
+    // A worker that ends what is queued, as far as it says.
+    let worker = WorkerId::new();
+    bench.services.store.heartbeat(&beat(worker, 0)).await.expect("registered");
+    until(async || write_queue(&bench).await["rate_out"].is_number()).await;
+    bench.settle(running, Outcome::Failed(away)).await;
+    bench.services.store.heartbeat(&beat(worker, 1)).await.expect("registered");
+    until(async || write_queue(&bench).await["rate_out"].as_f64() > Some(0.0)).await;
+    let queue = write_queue(&bench).await;
+    assert_eq!((queue["failed"].as_u64(), queue["running"].as_u64()), (Some(1), Some(0)));
+    assert!(queue["rate_in"].is_number() && queue["oldest_due_seconds"].is_number(), "{queue}");
+    bench.get("/v1/queues?kind=write").await.assert_problem(400, "invalid_query");
+}

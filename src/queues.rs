@@ -1,0 +1,68 @@
+//! `safelight queues`: what waits, and how fast it goes.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::{
+    client::{SafelightClient, Server},
+    exit::Exit,
+    table::{self, text},
+};
+
+/// Options of `safelight queues`.
+#[derive(Args)]
+pub struct QueuesArgs {
+    /// Print one JSON object per queue
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+const HEADER: [&str; 10] =
+    ["KIND", "LANE", "DEPTH", "DUE", "RUNNING", "FAILED", "OLDEST", "IN/S", "OUT/S", "EMPTY IN"];
+
+/// Lists the queues.
+pub async fn run(args: QueuesArgs) -> Result<(), Exit> {
+    let client = SafelightClient::new(args.server)?;
+    let answer = client.get("/v1/queues", &[]).await?;
+    table::print(&answer["queues"], args.json, HEADER, row);
+    Ok(())
+}
+
+fn row(queue: &Value) -> [String; 10] {
+    [
+        text(&queue["kind"]),
+        text(&queue["lane"]),
+        text(&queue["depth"]),
+        text(&queue["due"]),
+        text(&queue["running"]),
+        text(&queue["failed"]),
+        seconds(&queue["oldest_due_seconds"]),
+        text(&queue["rate_in"]),
+        text(&queue["rate_out"]),
+        seconds(&queue["seconds_to_empty"]),
+    ]
+}
+
+/// Such as `2h 5m 3s`; a dash if it is not known, or more than a duration can be.
+fn seconds(value: &Value) -> String {
+    let known =
+        value.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds.round()).ok());
+    known.map_or_else(|| "-".to_owned(), |age| humantime::format_duration(age).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ages_are_for_people() {
+        let said = [json!(0.0), json!(7503.4), json!(null), json!(1e300)].map(|age| seconds(&age));
+        assert_eq!(said, ["0s", "2h 5m 3s", "-", "-"]);
+    }
+}

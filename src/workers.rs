@@ -1,0 +1,58 @@
+//! `safelight workers`: who works.
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::{
+    client::{SafelightClient, Server},
+    exit::Exit,
+    table::{self, text},
+};
+
+/// Options of `safelight workers`.
+#[derive(Args)]
+pub struct WorkersArgs {
+    /// Print one JSON object per worker
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+const HEADER: [&str; 9] =
+    ["ID", "HOST", "PID", "VERSION", "STATUS", "KINDS", "LANES", "BUSY", "ENDED"];
+
+/// Lists the workers.
+pub async fn run(args: WorkersArgs) -> Result<(), Exit> {
+    let client = SafelightClient::new(args.server)?;
+    let answer = client.get("/v1/workers", &[]).await?;
+    table::print(&answer["workers"], args.json, HEADER, row);
+    Ok(())
+}
+
+fn row(worker: &Value) -> [String; 9] {
+    [
+        text(&worker["id"]),
+        text(&worker["host"]),
+        text(&worker["pid"]),
+        text(&worker["version"]),
+        text(&worker["status"]),
+        names(&worker["kinds"]),
+        names(&worker["lanes"]),
+        sum(&worker["slots"], "busy"),
+        sum(&worker["slots"], "ended"),
+    ]
+}
+
+fn items(list: &Value) -> &[Value] {
+    list.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn names(list: &Value) -> String {
+    items(list).iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+/// Over all queues of a worker.
+fn sum(slots: &Value, key: &str) -> String {
+    items(slots).iter().filter_map(|one| one[key].as_u64()).sum::<u64>().to_string()
+}

@@ -1,0 +1,155 @@
+//! The registry of workers, and jobs of a newer release.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use safelight_common::{
+    domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId},
+    store::{Claim, Heartbeat, QueueSlots, WorkerStatus},
+};
+
+use super::{
+    fixture::{Fixture, HOUR, NOW, thumbnail_bell, write_bell, written},
+    promises,
+};
+
+promises!(
+    a_worker_is_as_its_last_beat_said,
+    a_silent_worker_is_lost_and_then_forgotten,
+    who_leaves_is_gone,
+    the_dead_are_not_registered,
+    a_newer_job_is_not_given_out,
+    rows_of_a_newer_release_do_not_stop_the_rest,
+);
+
+fn beat() -> Heartbeat {
+    let queue = |kind: &str, slots| QueueSlots {
+        kind: kind.to_owned(),
+        lane: "bulk".to_owned(),
+        slots,
+        busy: 1,
+        ended: 1 << 40,
+        run_ms: 12,
+    };
+    Heartbeat {
+        id: WorkerId::new(),
+        host: "höst".to_owned(),
+        pid: u32::MAX,
+        version: "0.1.0".to_owned(),
+        draining: false,
+        // A newer worker may have kinds that this release does not know.
+        kinds: vec!["thumbnail".to_owned(), "dream".to_owned()],
+        lanes: vec!["bulk".to_owned()],
+        concurrency: 2,
+        slots: vec![queue("thumbnail", 2), queue("dream", 8)],
+        period: Duration::from_mins(1),
+        uptime: HOUR,
+    }
+}
+
+async fn a_worker_is_as_its_last_beat_said(store: Fixture) -> Result<()> {
+    let first = beat();
+    store.heartbeat(&first).await?;
+    let shown = store.list_workers(9).await?;
+    assert_eq!(shown.len(), 1);
+    assert_eq!((&shown[0].beat, shown[0].status()), (&first, WorkerStatus::Running));
+    assert_eq!((shown[0].last_heartbeat_at - shown[0].started_at).to_std()?, HOUR);
+    assert!(shown[0].silent_for < Duration::from_secs(30), "{shown:?}");
+
+    let mut second = Heartbeat { draining: true, uptime: HOUR * 2, ..first };
+    second.slots[0].busy = 0;
+    store.heartbeat(&second).await?;
+    let again = store.list_workers(9).await?;
+    assert_eq!((again.len(), again[0].status()), (1, WorkerStatus::Draining));
+    assert_eq!(again[0].beat.slots, second.slots);
+    assert_eq!(again[0].started_at, shown[0].started_at, "it is told once");
+    assert!(again[0].last_heartbeat_at > shown[0].last_heartbeat_at);
+
+    let other = beat();
+    store.heartbeat(&other).await?;
+    let last_heard = store.list_workers(1).await?;
+    assert_eq!((last_heard.len(), last_heard[0].beat.id), (1, other.id));
+    assert_eq!(store.list_workers(9).await?.len(), 2);
+    Ok(())
+}
+
+async fn a_silent_worker_is_lost_and_then_forgotten(store: Fixture) -> Result<()> {
+    store.heartbeat(&Heartbeat { period: NOW, ..beat() }).await?;
+    store.heartbeat(&beat()).await?;
+    let shown = store.list_workers(9).await?;
+    let status: Vec<_> = shown.iter().map(|worker| worker.status()).collect();
+    assert_eq!(status, [WorkerStatus::Running, WorkerStatus::Lost]);
+    assert_eq!(store.forget_workers(HOUR).await?, 0);
+    assert_eq!(store.forget_workers(NOW).await?, 2);
+    assert_eq!(store.list_workers(9).await?, []);
+    Ok(())
+}
+
+async fn who_leaves_is_gone(store: Fixture) -> Result<()> {
+    let (leaver, other) = (beat(), beat());
+    store.heartbeat(&leaver).await?;
+    store.heartbeat(&other).await?;
+    for _ in 0..2 {
+        store.leave(leaver.id).await?;
+        let shown = store.list_workers(9).await?;
+        assert_eq!((shown.len(), shown[0].beat.id), (1, other.id));
+    }
+    // Who was forgotten and lives after all is back as it was.
+    store.heartbeat(&leaver).await?;
+    assert_eq!(store.list_workers(1).await?[0].beat, leaver);
+    Ok(())
+}
+
+async fn the_dead_are_not_registered(store: Fixture) -> Result<()> {
+    store.heartbeat(&beat()).await?;
+    store.take_over().await?;
+    assert_eq!(store.list_workers(9).await?, []);
+    Ok(())
+}
+
+async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    let bell = write_bell(&upload);
+    store.tamper("update jobs set version = version + 1 where kind = 'write'").await?;
+    let claim = async |redelivered, understood| {
+        store.claim(&bell, redelivered, WorkerId::new(), HOUR, understood).await
+    };
+    for redelivered in [false, true] {
+        assert_eq!(claim(redelivered, JOB_VERSION).await?, Claim::Newer);
+    }
+    let task = store.task_of(&upload).await?;
+    assert_eq!((task.status, task.jobs[0].attempt), (Status::Queued, 0));
+    // The other job is one that it can run.
+    store.claimed(&thumbnail_bell(&upload)).await?;
+
+    let Claim::Run(job) = claim(false, JOB_VERSION + 1).await? else {
+        anyhow::bail!("not given to a newer worker")
+    };
+    assert_eq!(job.attempt, 1);
+    // It runs, or has ended: nothing to be rung for.
+    assert_eq!(claim(true, JOB_VERSION).await?, Claim::Nothing);
+    store.settled(&job, &written()).await?;
+    assert_eq!(claim(false, JOB_VERSION).await?, Claim::Nothing);
+    Ok(())
+}
+
+async fn rows_of_a_newer_release_do_not_stop_the_rest(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    store.tamper("update jobs set kind = 'dream' where kind = 'write'").await?;
+    store.tamper("update outbox set kind = 'dream' where kind = 'write'").await?;
+    let known = upload.jobs[1].0;
+
+    let due: Vec<_> = store.publish_all().await?.iter().map(|bell| bell.job).collect();
+    assert_eq!(due, [known]);
+
+    let counts = store.job_counts().await?;
+    assert_eq!(counts.len(), 1, "{counts:?}");
+    assert_eq!((counts[0].kind, counts[0].lane), (JobKind::Thumbnail, Lane::Interactive));
+    assert_eq!((counts[0].count, counts[0].due), (1, 1));
+
+    store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
+    store.tamper("update jobs set status = 'running', lease_until = created_at").await?;
+    let expired = store.expired_leases(9).await?;
+    assert_eq!(expired.iter().map(|job| job.lease.job).collect::<Vec<_>>(), [known]);
+    Ok(())
+}

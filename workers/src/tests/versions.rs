@@ -1,0 +1,65 @@
+//! A worker beside newer ones.
+
+use std::time::Duration;
+
+use safelight_common::{
+    config::DatabaseUrl,
+    domain::{JobKind, Status},
+    store::Room,
+};
+use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+
+use super::lab::{Lab, job, picture, within};
+
+/// Makes all jobs of a kind such as a worker needs this version for.
+async fn set_version(lab: &Lab, kind: JobKind, version: u32) {
+    let DatabaseUrl::Sqlite(file) = &lab.services.config.database_url else { panic!("no file") };
+    let mut conn = SqliteConnectOptions::new().filename(file).connect().await.expect("open");
+    sqlx::query("update jobs set version = $1 where kind = $2")
+        .bind(version)
+        .bind(kind.as_str())
+        .execute(&mut conn)
+        .await
+        .expect("update");
+}
+
+#[tokio::test]
+async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
+    let lab = Lab::new(&[]).await;
+    let upload = lab.upload(&picture()).await;
+    set_version(&lab, JobKind::Write, 2).await;
+    // By hand, so that nothing rings again before it is looked at.
+    let due = lab
+        .services
+        .store
+        .take_unpublished(&Room::each(9), Duration::from_mins(1))
+        .await
+        .expect("take");
+    lab.services.broker.publish(&due.due).await.expect("publish");
+    lab.services.store.mark_published(&due.due).await.expect("mark");
+    let _worker = lab.worker();
+    let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
+    lab.task_when(upload.task, thumbnail_is_done).await;
+    within("the bell is to ring again", async {
+        while !lab.store.gate.called.lock().expect("not poisoned").contains("ring_again") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let batch = lab
+        .store
+        .inner
+        .take_unpublished(&Room::each(9), Duration::from_mins(1))
+        .await
+        .expect("take");
+    assert_eq!((batch.due.len(), lab.depth().await), (0, 0), "not at once");
+    assert!(batch.next_in.is_some_and(|next| next <= Duration::from_secs(1)), "{batch:?}");
+    let task = lab.task(upload.task).await;
+    let write = job(&task, JobKind::Write);
+    assert_eq!((write.status, write.attempt, &write.error), (Status::Queued, 0, &None));
+    // As good as a newer worker.
+    set_version(&lab, JobKind::Write, 1).await;
+    let _relay = lab.relay();
+    let task = lab.ended(upload.task).await;
+    assert_eq!((task.status, job(&task, JobKind::Write).attempt), (Status::Succeeded, 1));
+}
