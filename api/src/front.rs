@@ -52,7 +52,7 @@ impl Api {
         if self.state.options().uploads {
             self.state.sampler.keep(&self.state.services.store).await;
         } else {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -7,5 +7,6 @@ pub(crate) mod lab;
 mod lanes;
 mod registry;
 mod simulation;
+mod verify;
 mod versions;
 mod work;
