@@ -7,6 +7,7 @@ mod image;
 mod preset;
 mod task;
 mod text_enum;
+mod trace;
 
 pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};
@@ -15,3 +16,4 @@ pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
 pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
 pub use task::{Job, JobKind, Lane, Progress, Status, Task, TaskKind};
 pub use text_enum::UnknownName;
+pub use trace::{InvalidTraceContext, TraceContext};

@@ -5,12 +5,12 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
-    domain::{JobKind, Lane},
-    store::{Doorbell, OutboxBatch, Outcome},
+    domain::{JobKind, Lane, TraceContext},
+    store::{Doorbell, NewUpload, OutboxBatch, Outcome},
 };
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, failure, thumbnail_bell, write_bell, written},
+    fixture::{Fixture, HOUR, NOW, failure, thumbnail_bell, upload, write_bell, written},
     promises,
 };
 
@@ -25,6 +25,7 @@ promises!(
     lost_messages_are_put_back,
     only_queued_due_published_jobs_are_put_back,
     a_job_put_back_waits_anew,
+    a_job_keeps_its_trace,
 );
 
 const WRITE: (JobKind, Lane) = (JobKind::Write, Lane::Interactive);
@@ -199,5 +200,41 @@ async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
     store.publish_all().await?;
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, Duration::from_mins(1), 10).await?, 0);
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
+    Ok(())
+}
+
+/// However often its bell is rung, and for whatever reason.
+async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
+    let trace = TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 };
+    let upload = NewUpload { trace: Some(trace), ..upload() };
+    store.accept_it(&upload).await?;
+    store.accepted().await?;
+    let first = store.take_unpublished(10, HOUR).await?.due;
+    assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[..2], [Some(trace); 2]);
+    assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[2..], [None; 2]);
+    store.mark_published(&first).await?;
+
+    let write = Doorbell { trace: Some(trace), ..write_bell(&upload) };
+    assert!(store.ring_again(write.job, NOW).await?);
+    assert_eq!(store.take_unpublished(10, HOUR).await?.due, [write]);
+    store.mark_published(&[write]).await?;
+
+    let job = store.claimed(&write).await?;
+    store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+    let retried = Doorbell { generation: 1, ..write };
+    assert_eq!(store.take_unpublished(10, HOUR).await?.due, [retried]);
+    store.mark_published(&[retried]).await?;
+
+    let (kind, lane) = WRITE;
+    store.unpublish(kind, lane, NOW, 10).await?;
+    let again = store.take_unpublished(10, HOUR).await?.due;
+    assert!(again.contains(&retried), "{again:?}");
+
+    let job = store.claimed(&retried).await?;
+    store.settled(&job, &Outcome::Failed(failure())).await?;
+    store.mark_published(&again).await?;
+    assert_eq!(store.retry(&[upload.task]).await?, [upload.task]);
+    let by_hand = store.take_unpublished(10, HOUR).await?.due;
+    assert_eq!(by_hand.iter().map(|bell| bell.trace).collect::<Vec<_>>(), [Some(trace)]);
     Ok(())
 }

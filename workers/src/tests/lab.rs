@@ -78,6 +78,7 @@ impl Lab {
             jobs: JobKind::ALL.iter().map(|&kind| (JobId::new(), kind)).collect(),
             max_attempts: self.services.config.max_attempts,
             key: None,
+            trace: None,
         };
         let accepted = self.services.store.accept(&upload).await.expect("accept");
         assert!(matches!(accepted, Accepted::Yes(_)), "{accepted:?}");

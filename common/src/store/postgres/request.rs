@@ -27,8 +27,8 @@ const QUEUE: &str = "
                          order by id limit 1), '')
         returning id, image_id, lane),
     job as (
-        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts)
-        select $3, id, image_id, 'thumbnail', lane, 'queued', $4 from task
+        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, traceparent)
+        select $3, id, image_id, 'thumbnail', lane, 'queued', $4, $5 from task
         returning id, kind, lane)
     insert into outbox (job_id, kind, lane, generation)
     select id, kind, lane, 0 from job";
@@ -57,6 +57,7 @@ pub async fn request_rendition(
         .bind(request.task)
         .bind(request.job)
         .bind(i32::try_from(request.max_attempts).unwrap_or(i32::MAX))
+        .bind(request.trace.map(|trace| trace.to_string()))
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;

@@ -39,7 +39,9 @@ async fn take_due(
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
     let found = sqlx::query(
-        "select job_id, kind, lane, generation from outbox
+        "select job_id, kind, lane, generation,
+                (select traceparent from jobs where id = job_id) as traceparent
+         from outbox
          where due_at <= $1 order by due_at, job_id limit $2",
     )
     .bind(now)

@@ -23,8 +23,8 @@ const QUEUE: &str = "
             $5, $5);
 
     insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
-                      waiting_since, created_at, updated_at)
-    values ($3, $2, $1, 'thumbnail', 'interactive', 'queued', $4, $5, $5, $5, $5);
+                      waiting_since, created_at, updated_at, traceparent)
+    values ($3, $2, $1, 'thumbnail', 'interactive', 'queued', $4, $5, $5, $5, $5, $6);
 
     insert into outbox (job_id, kind, lane, generation, due_at)
     values ($3, 'thumbnail', 'interactive', 0, $5);";
@@ -56,6 +56,7 @@ pub async fn request_rendition(
         .bind(request.job)
         .bind(request.max_attempts)
         .bind(now)
+        .bind(request.trace.map(|trace| trace.to_string()))
         .execute(conn)
         .await?;
     Ok(Requested::Queued(request.task))
