@@ -6,6 +6,7 @@ mod crashes;
 mod delivery;
 mod pipeline;
 mod startup;
+mod traces;
 
 use std::{path::Path, process::Command};
 

@@ -178,3 +178,64 @@ impl Complaint {
 fn count(result: &'static str, spans: u64) {
     counter!("safelight_trace_spans_total", "result" => result).increment(spans);
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Span as _, Tracer, TracerProvider};
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+
+    use super::*;
+
+    /// A queue of `size` with `spans` finished spans put into it.
+    fn filled(size: usize, sampler: Sampler, spans: usize) -> mpsc::Receiver<SpanData> {
+        let (sender, queued) = mpsc::channel(size);
+        let provider = SdkTracerProvider::builder()
+            .with_sampler(sampler)
+            .with_span_processor(Queue(sender))
+            .build();
+        let tracer = provider.tracer("test");
+        for at in 0..spans {
+            tracer.start(at.to_string()).end();
+        }
+        queued
+    }
+
+    #[test]
+    fn a_full_queue_drops_what_comes_and_blocks_nobody() {
+        let mut queued = filled(2, Sampler::AlwaysOn, 5);
+        let names: Vec<_> = std::iter::from_fn(|| queued.try_recv().ok()).map(|s| s.name).collect();
+        assert_eq!(names, ["0", "1"]);
+    }
+
+    #[test]
+    fn what_is_not_recorded_is_not_queued() {
+        assert!(filled(2, Sampler::AlwaysOff, 1).try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_full_or_waits_a_second_or_is_the_last() {
+        let ending = CancellationToken::new();
+        let mut queued = filled(QUEUE, Sampler::AlwaysOn, BATCH + 2);
+        let begun = tokio::time::Instant::now();
+        let mut batch = Vec::new();
+        collect(&mut queued, &mut batch, &ending).await;
+        assert_eq!((batch.len(), begun.elapsed()), (BATCH, Duration::ZERO));
+
+        // The sender is gone, so it is known that no more come.
+        batch.clear();
+        collect(&mut queued, &mut batch, &ending).await;
+        assert_eq!((batch.len(), begun.elapsed()), (2, Duration::ZERO));
+
+        let (sender, mut open) = mpsc::channel(QUEUE);
+        for span in batch.drain(..) {
+            sender.try_send(span).expect("room");
+        }
+        collect(&mut open, &mut batch, &ending).await;
+        assert_eq!((batch.len(), begun.elapsed() >= LINGER), (2, true));
+
+        batch.clear();
+        ending.cancel();
+        collect(&mut open, &mut batch, &ending).await;
+        assert!(batch.is_empty(), "the end");
+    }
+}

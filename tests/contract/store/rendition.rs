@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use safelight_common::{
-    domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind},
+    domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext},
     store::{
         Doorbell, NewUpload, Outcome, PageRequest, RenditionRequest, Requested, Settled, TaskFilter,
     },
@@ -19,6 +19,7 @@ use super::{
 
 promises!(
     a_request_is_a_task_like_any_other,
+    a_request_keeps_its_trace,
     the_same_request_again_queues_nothing_more,
     what_is_under_way_is_not_asked_for_twice,
     what_failed_or_was_cancelled_is_not_tried_again_by_itself,
