@@ -157,23 +157,33 @@ async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
         ("SAFELIGHT_LOG_FORMAT", "json"),
         ("SAFELIGHT_LOG", "info,safelight_api=debug"),
         ("SAFELIGHT_BACKOFF_BASE_MS", "1"),
-        ("SAFELIGHT_MAX_ATTEMPTS", "2"),
     ];
     let server = serve(data.path(), &env).await?;
     let client = Client::new(server.url())?;
     let traceparent = format!("00-{TRACE}-{CLIENT}-01");
-    let body = pictures::disguised_text();
-    let answer = client.post_image(body, &[("traceparent", &traceparent)]).await?;
+    let crashing = pictures::with_comment(&pictures::jpeg(64, 48, 12)?, "SAFELIGHT-FAIL:crash");
+    let answer = client.post_image(crashing, &[("traceparent", &traceparent)]).await?;
     let task = client.finished(&accepted(answer).await?).await?;
     ensure!(task["status"] == "failed", "{task:#}");
     let (_, output) = stop(server).await?;
 
     let spans = collector.trace(TRACE);
-    let process = one(&spans, "process write")?;
+    let request = one(&spans, "POST /v1/images")?;
     let job = &task["jobs"][0];
-    assert!(process.failed, "{process:#?}");
-    assert_eq!(process.attribute("safelight.outcome"), Some("failed"));
-    assert_eq!(process.attribute("error.type"), job["error"]["code"].as_str());
+    let mut attempts: Vec<_> = spans.iter().filter(|span| span.name == "process write").collect();
+    attempts.sort_by_key(|span| span.start);
+    let said: Vec<_> = attempts
+        .iter()
+        .map(|span| (span.attribute("safelight.attempt"), span.attribute("safelight.outcome")))
+        .collect();
+    let expected = [("1", "retry"), ("2", "retry"), ("3", "failed")];
+    assert_eq!(said, expected.map(|(attempt, outcome)| (Some(attempt), Some(outcome))));
+    for span in attempts {
+        assert!(span.failed && span.parent == request.id, "{span:#?}");
+        assert_eq!(span.attribute("error.type"), Some("decoder_crashed"));
+    }
+    assert_eq!(spans.iter().filter(|span| span.name == "publish write").count(), 3);
+    assert!(spans.iter().all(|span| !span.repeats_an_attribute()), "{spans:#?}");
 
     let lines: Vec<Value> =
         output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -188,7 +198,7 @@ async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
         assert_eq!((&line["task"], &line["trace_id"]), (&task["id"], &Value::from(TRACE)));
     }
     assert_eq!(accepted["image"], task["image"]["id"]);
-    assert_eq!((&failed["attempt"], &failed["kind"]), (&Value::from(1), &Value::from("write")));
+    assert_eq!((&failed["attempt"], &failed["kind"]), (&Value::from(3), &Value::from("write")));
     Ok(())
 }
 

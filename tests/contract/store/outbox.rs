@@ -230,11 +230,13 @@ async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     let again = store.take_unpublished(10, HOUR).await?.due;
     assert!(again.contains(&retried), "{again:?}");
 
-    let job = store.claimed(&retried).await?;
-    store.settled(&job, &Outcome::Failed(failure())).await?;
+    for bell in [retried, thumbnail_bell(&upload)] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &Outcome::Failed(failure())).await?;
+    }
     store.mark_published(&again).await?;
     assert_eq!(store.retry(&[upload.task]).await?, [upload.task]);
     let by_hand = store.take_unpublished(10, HOUR).await?.due;
-    assert_eq!(by_hand.iter().map(|bell| bell.trace).collect::<Vec<_>>(), [Some(trace)]);
+    assert_eq!(by_hand.iter().map(|bell| bell.trace).collect::<Vec<_>>(), [Some(trace); 2]);
     Ok(())
 }
