@@ -19,7 +19,7 @@ use tracing_subscriber::{
         FmtContext, FormatEvent, FormattedFields,
         format::{JsonFields, Writer},
     },
-    registry::LookupSpan,
+    registry::{LookupSpan, Scope},
 };
 
 /// Formats an event as said above. A name that is used twice means the innermost: the line before
@@ -37,7 +37,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut line = Map::new();
-        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+        for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
             let extensions = span.extensions();
             let fields = extensions.get::<FormattedFields<JsonFields>>();
             if let Some(Ok(Value::Object(fields))) = fields.map(|f| serde_json::from_str(f)) {
