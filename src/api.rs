@@ -31,7 +31,7 @@ enum Half {
 
 /// Runs until a signal.
 pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
-    process::prepare(&config)?;
+    process::prepare(&config, "api")?;
     let shutdown = process::shutdown_on_signal()?;
     let metrics = process::metrics(&shutdown)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;

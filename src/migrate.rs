@@ -6,7 +6,7 @@ use crate::{exit::Exit, process, startup};
 
 /// Migrates and says so.
 pub async fn run(config: Config) -> Result<(), Exit> {
-    process::prepare(&config)?;
+    process::prepare(&config, "migrate")?;
     let store = startup::connect(&config).await?;
     store.migrate().await.map_err(|error| startup::schema_problem(&error))?;
     eprintln!("the schema of {} is up to date", config.database_url);

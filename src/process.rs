@@ -24,17 +24,26 @@ pub fn block_on(command: impl Future<Output = Result<(), Exit>>) -> Result<(), E
         .enable_all()
         .build()
         .map_err(|error| Exit::failed(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(command);
+    let result = runtime.block_on(async {
+        let result = command.await;
+        telemetry::traces::flush().await;
+        result
+    });
     // Whatever still runs on a blocking thread is not worth waiting for: nothing counts before it
     // is committed.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-/// Logs as configured, and as many open files as the system allows: each client is one.
-pub fn prepare(config: &Config) -> Result<(), Exit> {
-    telemetry::init_logs(&config.log, config.log_format).map_err(|error| {
-        Exit::usage(error).hint("log is a level (info), or levels by target (info,sqlx=warn)")
+/// Logs and traces as configured, and as many open files as the system allows: each client is one.
+/// `role` is the subcommand.
+pub fn prepare(config: &Config, role: &'static str) -> Result<(), Exit> {
+    telemetry::init(config, role).map_err(|error| {
+        let exit = Exit::usage(&error);
+        if error.starts_with("log:") {
+            return exit.hint("log is a level (info), or levels by target (info,sqlx=warn)");
+        }
+        exit.hint("see otlp_endpoint in `safelight config --defaults`, and the OTEL_* variables")
     })?;
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "cannot raise the limit of open files");

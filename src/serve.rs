@@ -17,7 +17,7 @@ use crate::{
 
 /// Runs until a signal.
 pub async fn run(config: Config) -> Result<(), Exit> {
-    process::prepare(&config)?;
+    process::prepare(&config, "serve")?;
     let shutdown = process::shutdown_on_signal()?;
     let metrics = process::metrics(&shutdown)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;

@@ -37,7 +37,7 @@ pub struct WorkerArgs {
 
 /// Runs until a signal.
 pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
-    process::prepare(&config)?;
+    process::prepare(&config, "worker")?;
     let shutdown = process::shutdown_on_signal()?;
     let probes = match config.worker_listen {
         Some(address) => {

@@ -1,14 +1,15 @@
-//! Every request has an id and a span.
+//! Every request has an id and a span, and those to the API one in a trace.
 
 use std::time::Instant;
 
 use axum::{
-    extract::Request,
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    extract::{MatchedPath, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
     response::Response,
 };
-use tracing::Instrument;
+use safelight_common::{domain::TraceContext, telemetry::traces};
+use tracing::{Instrument, Span, field::Empty};
 use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -22,13 +23,16 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!(
         "request",
-        id = id.as_ref().and_then(|id| id.to_str().ok()),
+        request_id = id.as_ref().and_then(|id| id.to_str().ok()),
         method = %request.method(),
         path = request.uri().path(),
+        trace_id = Empty,
     );
+    let traced = traced(&request, &span);
     async move {
         let begun = Instant::now();
         let mut response = next.run(request).await;
+        note_status(response.status());
         let (status, took_ms) = (response.status().as_u16(), begun.elapsed().as_millis());
         if response.status().is_server_error() {
             tracing::info!(status, took_ms, "answered");
@@ -38,15 +42,52 @@ pub async fn observe(request: Request, next: Next) -> Response {
         complete(&mut response, id);
         response
     }
+    // The traced span is the inner one: tasks that a handler starts inherit the innermost.
+    .instrument(traced)
     .instrument(span)
     .await
+}
+
+/// The span of a request to the API in its client's trace, or in one of its own. Requests for bytes
+/// and probes have none. `logged` learns the trace's id.
+fn traced(request: &Request, logged: &Span) -> Span {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let Some(path) = path.filter(|path| traces::are_on() && path.starts_with("/v1/")) else {
+        return Span::none();
+    };
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        parent: logged,
+        "request",
+        otel.name = format!("{} {path}", request.method()),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = request.method().as_str(),
+        http.route = path,
+        http.response.status_code = Empty,
+        safelight.task = Empty,
+    );
+    let sent = request.headers().get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
+    traces::continue_from(&span, sent.and_then(|text| text.parse().ok()));
+    let id = span.in_scope(traces::current_id);
+    logged.record("trace_id", id);
+    span
+}
+
+/// Says in the trace how a request was answered.
+fn note_status(status: StatusCode) {
+    let span = Span::current();
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        span.record("otel.status_code", "error");
+    }
 }
 
 /// The same for a request that was answered on the spot: it has nothing to log but that.
 pub fn note<B>(request: &Request<B>, response: &mut Response) {
     let id = request_id(request.headers());
     tracing::debug!(
-        id = id.as_ref().and_then(|id| id.to_str().ok()),
+        request_id = id.as_ref().and_then(|id| id.to_str().ok()),
         method = %request.method(),
         path = request.uri().path(),
         status = response.status().as_u16(),

@@ -312,7 +312,7 @@ mod tests {
         until(|| calls.load(Ordering::SeqCst) >= 2).await;
         for upload in &uploads {
             let (job, kind) = upload.jobs[0];
-            let doorbell = Doorbell { job, kind, lane: upload.lane, generation: 0 };
+            let doorbell = Doorbell { job, kind, lane: upload.lane, generation: 0, trace: None };
             let lease = Duration::from_secs(30);
             let claim = store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await;
             assert!(matches!(claim, Ok(Claim::Run(_))), "{claim:?}");
@@ -338,6 +338,7 @@ mod tests {
             jobs: vec![(JobId::new(), JobKind::Write)],
             max_attempts: 3,
             key: None,
+            trace: None,
         }
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use safelight_common::{
     broker::{self, Broker, BrokerError, Delivery, DynBroker, Queue, Subscription, embedded},
     config::QueueUrl,
-    domain::{JobId, JobKind, Lane},
+    domain::{JobId, JobKind, Lane, TraceContext},
     store::Doorbell,
 };
 use safelight_harness::rabbitmq::RabbitMq;
@@ -51,6 +51,7 @@ contract! {
     prefetch_bounds_what_is_unsettled,
     competing_consumers_get_each_message_once,
     order_is_kept,
+    a_message_carries_its_trace,
     depth_counts_what_waits,
     a_dropped_subscription_returns_what_it_had_buffered,
     deliveries_outlive_their_subscription,
@@ -257,6 +258,22 @@ async fn concurrent_publishers_are_all_confirmed(broker: DynBroker) -> Result<()
     Ok(())
 }
 
+async fn a_message_carries_its_trace(broker: DynBroker) -> Result<()> {
+    let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 });
+    let sent = [Doorbell { trace, ..doorbell(QUEUE) }, doorbell(QUEUE)];
+    broker.publish(&sent).await?;
+    let mut subscription = broker.subscribe(QUEUE, 1).await?;
+    for doorbell in sent {
+        let delivery = next(&mut subscription).await?;
+        ensure!(delivery.doorbell == doorbell, "{:?} is not {doorbell:?}", delivery.doorbell);
+        delivery.requeue().await;
+        let delivery = next(&mut subscription).await?;
+        ensure!(delivery.doorbell == doorbell, "{:?} is not {doorbell:?}", delivery.doorbell);
+        delivery.ack().await;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_full_in_process_queue_refuses() -> Result<()> {
     let broker = open("embedded:").await?;
@@ -278,7 +295,7 @@ async fn open(url: &str) -> Result<DynBroker> {
 }
 
 fn doorbell(queue: Queue) -> Doorbell {
-    Doorbell { job: JobId::new(), kind: queue.kind, lane: queue.lane, generation: 3 }
+    Doorbell { job: JobId::new(), kind: queue.kind, lane: queue.lane, generation: 3, trace: None }
 }
 
 async fn next(subscription: &mut Subscription) -> Result<Delivery> {

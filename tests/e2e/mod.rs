@@ -9,6 +9,7 @@ mod lanes;
 mod metrics;
 mod pipeline;
 mod startup;
+mod traces;
 
 use std::{path::Path, process::Command};
 

@@ -20,16 +20,21 @@ pub(crate) fn after_failure(job: &ClaimedJob, failure: Failure, config: &Config)
     Outcome::Retry(failure, retry::job_delay(job.attempt, base, cap))
 }
 
-/// Counts and logs an attempt whose end the store has recorded.
-pub(crate) fn note_settled(job: &ClaimedJob, outcome: &Outcome) {
-    let (name, failure) = match outcome {
+/// How traces and metrics call the end of an attempt, with what went wrong.
+pub(crate) fn describe(outcome: &Outcome) -> (&'static str, Option<&Failure>) {
+    match outcome {
         Outcome::Written(_) | Outcome::Rendered { .. } | Outcome::Verified { .. } => {
             ("succeeded", None)
         }
         Outcome::Retry(failure, _) => ("retry", Some(failure)),
         Outcome::Failed(failure) => ("failed", Some(failure)),
         Outcome::Released => ("released", None),
-    };
+    }
+}
+
+/// Counts and logs an attempt whose end the store has recorded.
+pub(crate) fn note_settled(job: &ClaimedJob, outcome: &Outcome) {
+    let (name, failure) = describe(outcome);
     let code = failure.map_or("none", |failure| failure.code.as_str());
     counter!(
         "safelight_attempts_total",

@@ -8,8 +8,10 @@ use safelight_common::{
     fail_point,
     services::Services,
     store::{Doorbell, Room, StoreError},
+    telemetry::traces,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Span, field::Empty};
 
 use crate::trouble::Trouble;
 
@@ -116,13 +118,19 @@ impl Relay {
         }
         fail_point::hit("relay.taken").await;
         self.spend(&batch.due);
+        // They end, and are exported, with the confirms.
+        let spans = spans(services, &batch.due);
         if let Err(error) = services.broker.publish(&batch.due).await {
+            for span in &spans {
+                span.record("otel.status_code", "error");
+            }
             // Only to save time: they show again after the hold anyway.
             if let Err(error) = store.return_unpublished(&batch.due).await {
                 tracing::debug!(%error, "could not return unpublished jobs to the outbox");
             }
             return Err(error.into());
         }
+        drop(spans);
         fail_point::hit("relay.confirmed").await;
         store.mark_published(&batch.due).await?;
         Ok(next_in)
@@ -147,4 +155,31 @@ impl Relay {
             }
         }
     }
+}
+
+/// One span for each message that belongs to a trace, in that trace.
+fn spans(services: &Services, due: &[Doorbell]) -> Vec<Span> {
+    if !traces::are_on() {
+        return Vec::new();
+    }
+    let traced = due.iter().filter(|doorbell| doorbell.trace.is_some());
+    traced.map(|doorbell| span(services, doorbell)).collect()
+}
+
+fn span(services: &Services, doorbell: &Doorbell) -> Span {
+    let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        "publish",
+        otel.name = format!("publish {}", doorbell.kind),
+        otel.kind = "producer",
+        otel.status_code = Empty,
+        messaging.system = services.config.queue_url.system(),
+        messaging.operation.name = "publish",
+        messaging.destination.name = %queue,
+        messaging.message.id = %doorbell.job,
+        safelight.job = %doorbell.job,
+    );
+    traces::continue_from(&span, doorbell.trace);
+    span
 }

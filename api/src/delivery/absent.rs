@@ -6,6 +6,7 @@ use axum::http::HeaderMap;
 use safelight_common::{
     domain::{Failure, ImageId, Job, JobId, JobKind, Lane, Status, Task, TaskId},
     store::{RenditionRequest, Requested, StoreError},
+    telemetry::traces,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -121,6 +122,7 @@ async fn request(state: &ApiState, image: ImageId) -> Result<Making, StoreError>
         job: JobId::new(),
         max_attempts: state.services.config.max_attempts,
         again_after: AGAIN_AFTER,
+        trace: traces::current(),
     };
     let task = match state.services.store.request_rendition(&request).await? {
         Requested::Queued(task) => {

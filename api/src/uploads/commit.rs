@@ -11,8 +11,10 @@ use safelight_common::{
     },
     fail_point,
     store::{Accepted, NewUpload, StoreError},
+    telemetry::traces,
 };
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     digest,
@@ -45,6 +47,8 @@ pub struct Received {
 /// hangs up now cannot cut it in the middle.
 pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem> {
     let Received { image, intake, form, expected, key, place } = received;
+    // The request's, if it is traced: its jobs are to be children of that.
+    let trace = traces::current();
     let begun = Moment::now();
     let content = intake.finish().await?;
     fail_point::hit("upload.staged").await;
@@ -52,11 +56,12 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
         discard(&state, image).await;
         return Err(problem);
     }
-    let upload = new_upload(&state, image, &content, form, key.as_ref());
-    still_there(&state, &upload, begun).await?;
-    let at = accept(&state, &upload).await?;
-    still_there(&state, &upload, begun).await?;
-    fail_point::hit("upload.accepted").await;
+    let upload = NewUpload { trace, ..new_upload(&state, image, &content, form, key.as_ref()) };
+    let (task, bytes) = (upload.task, upload.bytes);
+    Span::current().record("safelight.task", tracing::field::display(task));
+    let logged = tracing::info_span!("upload", %task, %image);
+    let at = record(&state, &upload, begun).instrument(logged.clone()).await?;
+    logged.in_scope(|| tracing::debug!(bytes, "accepted"));
     drop(place);
     state.backlog.count(upload.jobs.len());
     if let Some(key) = key {
@@ -64,6 +69,26 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
     }
     state.services.wake.ring();
     Ok(receipt(upload, at))
+}
+
+/// Records an upload whose bytes are durable. Answers when it was.
+async fn record(
+    state: &ApiState,
+    upload: &NewUpload,
+    begun: Moment,
+) -> Result<DateTime<Utc>, Problem> {
+    still_there(state, upload, begun).await?;
+    let span = tracing::info_span!(
+        target: traces::TARGET, "accept", safelight.task = %upload.task, "error.type" = Empty,
+        otel.status_code = Empty,
+    );
+    let at = accept(state, upload).instrument(span.clone()).await.inspect_err(|problem| {
+        span.record("error.type", problem.code().as_str());
+        span.record("otel.status_code", "error");
+    })?;
+    still_there(state, upload, begun).await?;
+    fail_point::hit("upload.accepted").await;
+    Ok(at)
 }
 
 /// Why bytes that arrived whole are not kept, if they are not what the client meant to send.
@@ -94,6 +119,7 @@ fn new_upload(
         jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
         max_attempts: state.services.config.max_attempts,
         key: key.and_then(HeldKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
+        trace: None,
     }
 }
 

@@ -111,8 +111,13 @@ impl Bench {
     pub async fn claim(&self, task: TaskId, kind: JobKind) -> (Lease, Image) {
         let jobs = self.services.store.task(task).await.expect("a task").expect("some").jobs;
         let job = jobs.iter().find(|job| job.kind == kind).expect("a job of the kind");
-        let doorbell =
-            Doorbell { job: job.id, kind, lane: Lane::Interactive, generation: job.attempt };
+        let doorbell = Doorbell {
+            job: job.id,
+            kind,
+            lane: Lane::Interactive,
+            generation: job.attempt,
+            trace: None,
+        };
         let lease = Duration::from_secs(30);
         match self.services.store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await
         {

@@ -90,6 +90,8 @@ pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
     ] {
         table.insert(key.to_owned(), Value::String(shown));
     }
+    let collector = config.otlp_endpoint.map_or_else(String::new, |url| url.to_string());
+    table.insert("otlp_endpoint".to_owned(), Value::String(collector));
     let purged = config.purge_urls.iter().map(|url| Value::String(url.to_string())).collect();
     table.insert("purge_urls".to_owned(), Value::Array(purged));
     toml::to_string(&table).map_err(|error| ConfigError::Invalid(error.to_string()))
@@ -171,10 +173,20 @@ fn parse_variable(variable: &str, text: &str, default: &Value) -> Result<Value, 
     let parsed = toml::from_str::<Table>(&format!("value = {text}"))
         .ok()
         .and_then(|mut table| table.remove("value"))
+        .map(|value| as_float(value, default))
         .filter(|value| value.same_type(default));
     parsed.ok_or_else(|| {
         ConfigError::Invalid(format!("{variable} is `{text}`, which is no {}", default.type_str()))
     })
+}
+
+/// A whole number where a fraction may stand is one: `1` for `1.0`.
+fn as_float(value: Value, default: &Value) -> Value {
+    match value {
+        #[allow(clippy::cast_precision_loss)] // no such key has numbers that large
+        Value::Integer(whole) if default.is_float() => Value::Float(whole as f64),
+        other => other,
+    }
 }
 
 fn unknown(key: &str, origin: String, known: &[String]) -> ConfigError {
@@ -224,6 +236,12 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         if !(low..=high).contains(&value) {
             return Err(ConfigError::Invalid(format!("{key} is {value}, must be {low} to {high}")));
         }
+    }
+    if !(0.0..=1.0).contains(&config.trace_sample_ratio) {
+        return Err(ConfigError::Invalid(format!(
+            "trace_sample_ratio is {}, must be 0 to 1",
+            config.trace_sample_ratio
+        )));
     }
     for (name, preset) in &config.presets {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
@@ -313,6 +331,10 @@ mod tests {
             (("SAFELIGHT_SHARED_CACHE_URL", "redis://a,b"), "shared_cache_url: expected redis:"),
             (("SAFELIGHT_PURGE_URLS", "[\"varnish:80/x\"]"), "purge_urls"),
             (("SAFELIGHT_PURGE_URLS", "http://varnish"), "which is no array"),
+            (("SAFELIGHT_OTLP_ENDPOINT", "collector:4318"), "otlp_endpoint: expected http://"),
+            (("SAFELIGHT_TRACE_SAMPLE_RATIO", "2"), "trace_sample_ratio is 2, must be 0 to 1"),
+            (("SAFELIGHT_TRACE_SAMPLE_RATIO", "nan"), "trace_sample_ratio is NaN, must be 0 to 1"),
+            (("SAFELIGHT_TRACE_SAMPLE_RATIO", "all"), "which is no float"),
             (("SAFELIGHT_DELIVERY_WAIT_MS", "60001"), "delivery_wait_ms is 60001, must be 0 to"),
         ];
         for (pair, expected) in cases {
@@ -322,6 +344,17 @@ mod tests {
         }
         let hint = env(&[("SAFELIGHT_LISTN", "x")]).expect_err("typo").hint();
         assert_eq!(hint, "did you mean `SAFELIGHT_LISTEN`?");
+    }
+
+    #[test]
+    fn tracing_is_off_unless_it_has_an_endpoint() {
+        let config = env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")]).expect("config");
+        assert_eq!(config.otlp_endpoint, None);
+        let set =
+            [("SAFELIGHT_OTLP_ENDPOINT", "http://c:4318"), ("SAFELIGHT_TRACE_SAMPLE_RATIO", "1")];
+        let config = env(&set).expect("config");
+        assert_eq!(config.otlp_endpoint.expect("an endpoint").as_str(), "http://c:4318");
+        assert!((config.trace_sample_ratio - 1.0).abs() < f64::EPSILON);
     }
 
     #[test]

@@ -80,10 +80,20 @@ pub struct Config {
 
     pub log: String,
     pub log_format: LogFormat,
+
+    #[serde(deserialize_with = "url_or_none")]
+    pub otlp_endpoint: Option<HttpUrl>,
+    pub trace_sample_ratio: f64,
 }
 
 /// An address, or nothing for an empty string: TOML has no null.
 fn address_or_none<'de, D: Deserializer<'de>>(text: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(text)?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
+}
+
+/// The address of an HTTP server, or nothing for an empty string.
+fn url_or_none<'de, D: Deserializer<'de>>(text: D) -> Result<Option<HttpUrl>, D::Error> {
     let text = String::deserialize(text)?;
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
 }

@@ -68,6 +68,16 @@ pub enum BlobUrl {
     },
 }
 
+impl QueueUrl {
+    /// The system's name as traces have it (`messaging.system`).
+    pub const fn system(&self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Amqp(_) => "rabbitmq",
+        }
+    }
+}
+
 impl FromStr for DatabaseUrl {
     type Err = InvalidUrl;
 

@@ -8,6 +8,7 @@ mod image;
 mod preset;
 mod task;
 mod text_enum;
+mod trace;
 
 pub use backfill::{Backfill, BackfillKind, BackfillSpec, BackfillState, ItemOutcome};
 pub use failure::{ErrorCode, Failure, Retries};
@@ -17,3 +18,4 @@ pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
 pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
 pub use task::{JOB_VERSION, Job, JobKind, Lane, Progress, Status, Task, TaskKind};
 pub use text_enum::UnknownName;
+pub use trace::{InvalidTraceContext, TraceContext};

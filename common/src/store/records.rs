@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::domain::{
     ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane,
-    Placeholder, Rendition, Status, Task, TaskId, TaskKind,
+    Placeholder, Rendition, Status, Task, TaskId, TaskKind, TraceContext,
 };
 
 /// A client's key for one logical upload, unique per owner.
@@ -70,6 +70,8 @@ pub struct NewUpload {
     pub max_attempts: u32,
     /// The reservation and the payload's fingerprint, for an upload with an idempotency key.
     pub key: Option<(KeyTicket, ContentHash)>,
+    /// Where in a trace it is made; its jobs keep it. `None` if that is not traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// What became of [`super::Store::accept`].
@@ -95,6 +97,8 @@ pub struct RenditionRequest {
     /// How long after such a task has succeeded none is made again. If a rendition is missing all the
     /// same, another would most likely not make it either: the workers have other presets.
     pub again_after: Duration,
+    /// Where in a trace it is asked for; the job keeps it. `None` if that is not traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// What became of [`super::Store::request_rendition`].
@@ -123,6 +127,8 @@ pub struct Doorbell {
     /// The job's attempt number when the message was made; an earlier attempt's message that comes
     /// late is told by it.
     pub generation: u32,
+    /// Where in a trace the job was made. Only for showing: `None` costs nothing but that.
+    pub trace: Option<TraceContext>,
 }
 
 /// How many messages each queue has room for. One that is not named has none.

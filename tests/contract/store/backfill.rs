@@ -106,7 +106,7 @@ async fn handed_out(store: &Fixture, task: TaskId, images: &[ImageId]) -> Result
 
 fn bell(child: &Child) -> Doorbell {
     let (job, kind) = child.jobs[0];
-    Doorbell { job, kind, lane: Lane::Bulk, generation: 0 }
+    Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None }
 }
 
 async fn ended(store: &Fixture, child: &Child, outcome: &Outcome) -> Result<()> {
@@ -316,7 +316,7 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
     assert_eq!((made.filename, made.stored_at), (None, None));
     for (index, outcome) in [written(), rendered()].iter().enumerate() {
         let (job, kind) = child.jobs[index];
-        let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0 };
+        let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
         let job = store.claimed(&bell).await?;
         store.settled(&job, outcome).await?;
     }

@@ -156,6 +156,7 @@ pub fn upload() -> NewUpload {
         jobs: vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)],
         max_attempts: 3,
         key: None,
+        trace: None,
     }
 }
 
@@ -171,7 +172,7 @@ pub fn thumbnail_bell(upload: &NewUpload) -> Doorbell {
 
 fn bell(upload: &NewUpload, index: usize) -> Doorbell {
     let (job, kind) = upload.jobs[index];
-    Doorbell { job, kind, lane: upload.lane, generation: 0 }
+    Doorbell { job, kind, lane: upload.lane, generation: 0, trace: None }
 }
 
 pub fn facts() -> ImageFacts {

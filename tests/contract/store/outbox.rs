@@ -5,12 +5,14 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
-    domain::{BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, TaskId, TaskKind},
-    store::{Advance, Child, Doorbell, NewBackfill, OutboxBatch, Outcome, Room},
+    domain::{
+        BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, TaskId, TaskKind, TraceContext,
+    },
+    store::{Advance, Child, Doorbell, NewBackfill, NewUpload, OutboxBatch, Outcome, Room},
 };
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, failure, thumbnail_bell, write_bell, written},
+    fixture::{Fixture, HOUR, NOW, failure, thumbnail_bell, upload, write_bell, written},
     promises,
 };
 
@@ -28,6 +30,7 @@ promises!(
     a_queue_without_room_gets_nothing,
     owners_are_taken_in_turn,
     backfills_are_taken_in_turn,
+    a_job_keeps_its_trace,
 );
 
 const WRITE: (JobKind, Lane) = (JobKind::Write, Lane::Interactive);
@@ -253,7 +256,7 @@ async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<Doorbell>> 
         Child { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
     };
     let work: Vec<Child> = images.iter().map(child).collect();
-    let bell = |job| Doorbell { job, kind, lane: Lane::Bulk, generation: 0 };
+    let bell = |job| Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
     let bells = work.iter().map(|child| bell(child.jobs[0].0)).collect();
     let step = Advance { work, max_attempts: 3, ..Advance::of(new.task, None) };
     assert!(store.advance_backfill(&step).await?);
@@ -275,5 +278,43 @@ async fn backfills_are_taken_in_turn(store: Fixture) -> Result<()> {
     store.unpublish(JobKind::Thumbnail, Lane::Bulk, NOW, 100).await?;
     let taken = store.take_unpublished(&room, HOUR).await?.due;
     assert_eq!(taken.iter().filter(|bell| small.contains(bell)).count(), 2, "{taken:?}");
+    Ok(())
+}
+
+/// However often its bell is rung, and for whatever reason.
+async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
+    let trace = TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 };
+    let upload = NewUpload { trace: Some(trace), ..upload() };
+    store.accept_it(&upload).await?;
+    store.accepted().await?;
+    let first = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[..2], [Some(trace); 2]);
+    assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[2..], [None; 2]);
+    store.mark_published(&first).await?;
+
+    let write = Doorbell { trace: Some(trace), ..write_bell(&upload) };
+    assert!(store.ring_again(write.job, NOW).await?);
+    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?.due, [write]);
+    store.mark_published(&[write]).await?;
+
+    let job = store.claimed(&write).await?;
+    store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+    let retried = Doorbell { generation: 1, ..write };
+    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?.due, [retried]);
+    store.mark_published(&[retried]).await?;
+
+    let (kind, lane) = WRITE;
+    store.unpublish(kind, lane, NOW, 10).await?;
+    let again = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    assert!(again.contains(&retried), "{again:?}");
+
+    for bell in [retried, thumbnail_bell(&upload)] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &Outcome::Failed(failure())).await?;
+    }
+    store.mark_published(&again).await?;
+    assert_eq!(store.retry(&[upload.task]).await?, [upload.task]);
+    let by_hand = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    assert_eq!(by_hand.iter().map(|bell| bell.trace).collect::<Vec<_>>(), [Some(trace); 2]);
     Ok(())
 }

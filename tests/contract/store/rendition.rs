@@ -3,9 +3,10 @@
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use safelight_common::{
-    domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind},
+    domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext},
     store::{
-        Doorbell, NewUpload, Outcome, PageRequest, RenditionRequest, Requested, Settled, TaskFilter,
+        Doorbell, NewUpload, Outcome, PageRequest, RenditionRequest, Requested, Room, Settled,
+        TaskFilter,
     },
 };
 
@@ -19,6 +20,7 @@ use super::{
 
 promises!(
     a_request_is_a_task_like_any_other,
+    a_request_keeps_its_trace,
     the_same_request_again_queues_nothing_more,
     what_is_under_way_is_not_asked_for_twice,
     what_failed_or_was_cancelled_is_not_tried_again_by_itself,
@@ -40,12 +42,13 @@ fn request(image: ImageId) -> RenditionRequest {
         job: JobId::new(),
         max_attempts: 3,
         again_after: HOUR,
+        trace: None,
     }
 }
 
 fn bell(request: &RenditionRequest) -> Doorbell {
     let (kind, lane) = (JobKind::Thumbnail, Lane::Interactive);
-    Doorbell { job: request.job, kind, lane, generation: 0 }
+    Doorbell { job: request.job, kind, lane, generation: 0, trace: None }
 }
 
 /// An upload whose jobs have succeeded, and whose messages are gone.
@@ -65,6 +68,16 @@ async fn queued(store: &Fixture, image: ImageId) -> Result<RenditionRequest> {
     let request = request(image);
     assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
     Ok(request)
+}
+
+async fn a_request_keeps_its_trace(store: Fixture) -> Result<()> {
+    let upload = made(&store).await?;
+    let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 0 });
+    let request = RenditionRequest { trace, ..request(upload.image) };
+    assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
+    let due = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    assert_eq!(due, [Doorbell { trace, ..bell(&request) }]);
+    Ok(())
 }
 
 async fn a_request_is_a_task_like_any_other(store: Fixture) -> Result<()> {

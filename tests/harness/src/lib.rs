@@ -10,6 +10,7 @@ pub mod herd;
 pub mod load;
 pub mod metrics;
 pub mod nginx;
+pub mod otlp;
 pub mod pictures;
 pub mod postgres;
 pub mod process;

@@ -30,7 +30,7 @@ pub fn built(said: Option<&Path>) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// `binary` with `args`, and with no Safelight or AWS variables but those in `env`: the
+/// `binary` with `args`, and with no Safelight, AWS or OpenTelemetry variables but those in `env`: the
 /// surroundings of a test must not change what it tests.
 pub fn safelight<A: AsRef<std::ffi::OsStr>>(
     binary: &Path,
@@ -40,7 +40,7 @@ pub fn safelight<A: AsRef<std::ffi::OsStr>>(
     let mut command = Command::new(binary);
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
-        if name.starts_with("SAFELIGHT_") || name.starts_with("AWS_") {
+        if ["SAFELIGHT_", "AWS_", "OTEL_"].iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(&key);
         }
     }

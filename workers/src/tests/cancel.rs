@@ -188,7 +188,7 @@ async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
     let staged = StagedUpload { image, sha256, bytes: upload.bytes };
     lab.services.blobs.promote(&staged).await.expect("promote");
     let (id, kind) = upload.jobs[0];
-    let bell = Doorbell { job: id, kind, lane: upload.lane, generation: 0 };
+    let bell = Doorbell { job: id, kind, lane: upload.lane, generation: 0, trace: None };
     let lease = claim(lab, &[bell], JobKind::Write).await;
     let settled = lab.services.store.settle(&lease, &Outcome::Written(facts())).await;
     assert_eq!(settled.expect("settle"), Settled::Applied);

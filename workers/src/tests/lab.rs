@@ -83,6 +83,7 @@ impl Lab {
             jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
             max_attempts: self.services.config.max_attempts,
             key: None,
+            trace: None,
         };
         let accepted = self.services.store.accept(&upload).await.expect("accept");
         assert!(matches!(accepted, Accepted::Yes(_)), "{accepted:?}");

@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, histogram};
 use safelight_common::{
-    broker::Delivery,
+    broker::{Delivery, Queue},
     domain::{ErrorCode, Failure, JOB_VERSION, JobId, JobKind},
     fail_point,
     retry::Reconnect,
-    store::{Claim, ClaimedJob, Outcome, Settled},
+    store::{Claim, ClaimedJob, Doorbell, Outcome, Settled},
+    telemetry::traces,
 };
 use tokio::{task::JoinError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::Instrument;
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{Worker, keeper::HeldLease, lanes::Slot};
 use crate::{decoder::Attempt, policy};
@@ -32,24 +33,91 @@ enum Answer {
 
 /// Claims the delivery's job, runs and settles it, and answers the broker.
 pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<Slot>) {
+    let traced = process_span(&worker, &delivery.doorbell);
+    let answer = process(&worker, &delivery, slot, &traced).instrument(traced.clone()).await;
+    drop(traced);
+    fail_point::hit("worker.settled").await;
+    match answer {
+        Answer::Ack => delivery.ack().await,
+        Answer::Requeue => delivery.requeue().await,
+    }
+}
+
+/// An attempt in the trace of whatever made its job. Every attempt is a child of that, however the
+/// attempts before it ended.
+fn process_span(worker: &Worker, doorbell: &Doorbell) -> Span {
+    if !traces::are_on() {
+        return Span::none();
+    }
+    let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        "process",
+        otel.name = format!("process {}", doorbell.kind),
+        otel.kind = "consumer",
+        otel.status_code = Empty,
+        "error.type" = Empty,
+        messaging.system = worker.services.config.queue_url.system(),
+        messaging.operation.name = "process",
+        messaging.destination.name = %queue,
+        messaging.message.id = %doorbell.job,
+        safelight.task = Empty,
+        safelight.job = %doorbell.job,
+        safelight.kind = doorbell.kind.as_str(),
+        safelight.lane = doorbell.lane.as_str(),
+        safelight.attempt = Empty,
+        safelight.outcome = Empty,
+    );
+    traces::continue_from(&span, doorbell.trace);
+    span
+}
+
+/// Says in the trace how an attempt ended. Once: attributes that are said twice are there twice.
+fn note_end(traced: &Span, outcome: &'static str, error: Option<&'static str>) {
+    traced.record("safelight.outcome", outcome);
+    if let Some(error) = error {
+        traced.record("error.type", error);
+        traced.record("otel.status_code", "error");
+    }
+}
+
+/// [`note_end`] of an attempt whose end is recorded.
+fn note_outcome(traced: &Span, outcome: &Outcome) {
+    let (name, failure) = policy::describe(outcome);
+    note_end(traced, name, failure.map(|failure| failure.code.as_str()));
+}
+
+async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: &Span) -> Answer {
     let doorbell = delivery.doorbell;
     let began = Instant::now();
-    let store = &worker.services.store;
-    let claim =
-        store.claim(&doorbell, delivery.redelivered, worker.id, worker.lease, JOB_VERSION).await;
+    let claim = worker
+        .services
+        .store
+        .claim(&doorbell, delivery.redelivered, worker.id, worker.lease, JOB_VERSION)
+        .instrument(tracing::info_span!(target: traces::TARGET, "claim"))
+        .await;
     stage(doorbell.kind, "claim", began);
-    let answer = match claim {
+    match claim {
         Ok(Claim::Run(job)) => {
+            traced.record("safelight.task", tracing::field::display(job.task));
+            traced.record("safelight.attempt", job.attempt);
             let span = tracing::info_span!(
                 "job", task = %job.task, job = %job.lease.job, attempt = job.attempt,
-                kind = %job.kind,
+                kind = %job.kind, trace_id = traces::current_id(),
             );
-            attempt(&worker, *job, slot).instrument(span).await
+            attempt(worker, *job, slot, traced).instrument(span).await
         }
-        Ok(Claim::Nothing) => Answer::Ack,
-        Ok(Claim::Newer) => leave_to_newer(&worker, doorbell.job).await,
+        Ok(Claim::Nothing) => {
+            note_end(traced, "nothing to do", None);
+            Answer::Ack
+        }
+        Ok(Claim::Newer) => {
+            note_end(traced, "left to a newer worker", None);
+            leave_to_newer(worker, doorbell.job).await
+        }
         Err(error) if error.is_unavailable() => {
             worker.database.report(&error);
+            note_end(traced, "requeued", Some("database_unavailable"));
             Answer::Requeue
         }
         Err(error) => {
@@ -57,13 +125,9 @@ pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<S
             // publishes the job anew after a while.
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, job = %doorbell.job, "cannot claim a job");
+            note_end(traced, "not claimed", Some("database_failed"));
             Answer::Ack
         }
-    };
-    fail_point::hit("worker.settled").await;
-    match answer {
-        Answer::Ack => delivery.ack().await,
-        Answer::Requeue => delivery.requeue().await,
     }
 }
 
@@ -86,21 +150,23 @@ async fn leave_to_newer(worker: &Worker, job: JobId) -> Answer {
     }
 }
 
-async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>) -> Answer {
+async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>, traced: &Span) -> Answer {
     let _running = worker.tally.begin(job.kind, job.lane);
     let held = worker.held.hold(job.lease);
     fail_point::hit("worker.claimed").await;
     let began = Instant::now();
-    let outcome = execute(worker, &job, &held, slot).await;
+    let run = tracing::info_span!(target: traces::TARGET, "run");
+    let outcome = execute(worker, &job, &held, slot).instrument(run).await;
     stage(job.kind, "run", began);
     let Some(outcome) = outcome else {
-        note_lost();
+        note_lost(traced);
         return Answer::Ack;
     };
     fail_point::hit("worker.worked").await;
     held.settling();
     let began = Instant::now();
-    let answer = settle(worker, &job, &outcome).await;
+    let settling = tracing::info_span!(target: traces::TARGET, "settle");
+    let answer = settle(worker, &job, &outcome, traced).instrument(settling).await;
     stage(job.kind, "settle", began);
     answer
 }
@@ -147,7 +213,7 @@ async fn supervise(
 }
 
 /// Records the outcome; while the database is away, tries for as long as the lease could last.
-async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer {
+async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &Span) -> Answer {
     let give_up_at = Instant::now() + worker.lease;
     let mut reconnect = Reconnect::default();
     let mut tried = false;
@@ -155,6 +221,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer 
         match worker.services.store.settle(&job.lease, outcome).await {
             Ok(Settled::Applied) => {
                 policy::note_settled(job, outcome);
+                note_outcome(traced, outcome);
                 if matches!(outcome, Outcome::Retry(..) | Outcome::Released) {
                     worker.services.wake.ring();
                 } else {
@@ -164,14 +231,17 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer 
             }
             Ok(Settled::Stale) => {
                 // Unless it is stale because an earlier try got through and its answer did not.
-                if !tried {
-                    note_lost();
+                if tried {
+                    note_outcome(traced, outcome);
+                } else {
+                    note_lost(traced);
                 }
                 return Answer::Ack;
             }
             Err(error) if error.is_unavailable() => {
                 worker.database.report(&error);
                 if Instant::now() >= give_up_at {
+                    note_end(traced, "requeued", Some("database_unavailable"));
                     return Answer::Requeue;
                 }
                 tried = true;
@@ -181,6 +251,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome) -> Answer 
                 // Left to the rescuer: it fails the attempt when the lease runs out.
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(error, "cannot record the end of an attempt");
+                note_end(traced, "not recorded", Some("database_failed"));
                 return Answer::Ack;
             }
         }
@@ -192,7 +263,8 @@ fn panicked(error: &JoinError) -> Failure {
     Failure::new(ErrorCode::WorkerPanicked, "the worker's code failed on this picture")
 }
 
-fn note_lost() {
+fn note_lost(traced: &Span) {
+    note_end(traced, "lost", Some(ErrorCode::LeaseLost.as_str()));
     tracing::warn!("the lease was lost or the job cancelled; its result is discarded");
     counter!("safelight_leases_lost_total").increment(1);
 }

@@ -60,7 +60,7 @@ impl Source {
             Self::Work(queue) => queue,
             Self::Dead => message.routing_key.as_str().parse()?,
         };
-        message::decode(queue, &message.data)
+        message::decode(queue, &message.data, &message.properties)
     }
 }
 

@@ -1,13 +1,18 @@
-//! What a message looks like. Kind and lane are not in it: they are the queue's.
+//! What a message looks like. Kind and lane are not in it: they are the queue's. The trace that it
+//! belongs to is in the header `traceparent`, where every tracer looks for it.
 
 use std::cmp::Ordering;
 
-use lapin::{BasicProperties, options::BasicPublishOptions};
+use lapin::{
+    BasicProperties,
+    options::BasicPublishOptions,
+    types::{AMQPValue, FieldTable},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     broker::{Queue, UnknownQueue},
-    domain::JobId,
+    domain::{JobId, TraceContext},
     store::Doorbell,
 };
 
@@ -52,25 +57,46 @@ pub(super) enum Undecodable {
 /// The body and the properties of a doorbell's message.
 pub(super) fn encode(doorbell: &Doorbell) -> Result<(Vec<u8>, BasicProperties), serde_json::Error> {
     let body = Body { v: VERSION, job: doorbell.job, generation: doorbell.generation };
-    let properties = BasicProperties::default()
+    let mut properties = BasicProperties::default()
         .with_content_type("application/json".into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(doorbell.job.to_string().into())
         .with_type("doorbell".into())
         .with_app_id("safelight".into());
+    if let Some(trace) = doorbell.trace {
+        let mut headers = FieldTable::default();
+        headers
+            .insert(TraceContext::HEADER.into(), AMQPValue::LongString(trace.to_string().into()));
+        properties = properties.with_headers(headers);
+    }
     Ok((serde_json::to_vec(&body)?, properties))
 }
 
 /// The doorbell that arrived on `queue`.
-pub(super) fn decode(queue: Queue, body: &[u8]) -> Result<Decoded, Undecodable> {
+pub(super) fn decode(
+    queue: Queue,
+    body: &[u8],
+    properties: &BasicProperties,
+) -> Result<Decoded, Undecodable> {
     let Head { v, job } = serde_json::from_slice(body)?;
     let (generation, whole) = match v.cmp(&VERSION) {
         Ordering::Less => return Err(Undecodable::Version(v)),
         Ordering::Equal => (serde_json::from_slice::<Body>(body)?.generation, true),
         Ordering::Greater => (0, false),
     };
-    let doorbell = Doorbell { job, kind: queue.kind, lane: queue.lane, generation };
+    let trace = properties.headers().as_ref().and_then(trace);
+    let doorbell = Doorbell { job, kind: queue.kind, lane: queue.lane, generation, trace };
     Ok(Decoded { doorbell, whole })
+}
+
+/// The trace that the headers name; `None` also if what they say cannot be read.
+fn trace(headers: &FieldTable) -> Option<TraceContext> {
+    let text = match headers.inner().get(TraceContext::HEADER)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?,
+        AMQPValue::ShortString(text) => text.as_str(),
+        _ => return None,
+    };
+    text.parse().ok()
 }
 
 /// A message that no queue takes comes back, rather than being dropped with a confirm.
@@ -85,32 +111,63 @@ mod tests {
 
     const QUEUE: Queue = Queue { kind: JobKind::Write, lane: Lane::Bulk };
 
+    fn doorbell(trace: Option<TraceContext>) -> Doorbell {
+        Doorbell { job: JobId::new(), kind: QUEUE.kind, lane: QUEUE.lane, generation: 7, trace }
+    }
+
     #[test]
     fn what_is_encoded_decodes() {
-        let doorbell =
-            Doorbell { job: JobId::new(), kind: QUEUE.kind, lane: QUEUE.lane, generation: 7 };
-        let (body, _) = encode(&doorbell).expect("encodes");
+        let doorbell = doorbell(None);
+        let (body, properties) = encode(&doorbell).expect("encodes");
+        assert!(properties.headers().is_none());
         let expected = format!(r#"{{"v":1,"job":"{}","generation":7}}"#, doorbell.job);
         assert_eq!(String::from_utf8_lossy(&body), expected);
-        let decoded = decode(QUEUE, &body).expect("decodes");
+        let decoded = decode(QUEUE, &body, &properties).expect("decodes");
         assert_eq!(decoded, Decoded { doorbell, whole: true });
+    }
+
+    #[test]
+    fn a_trace_is_carried_in_a_header_and_a_malformed_one_is_none() {
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let doorbell = doorbell(text.parse().ok());
+        let (body, properties) = encode(&doorbell).expect("encodes");
+        let carried = properties.headers().as_ref().and_then(|h| h.inner().get("traceparent"));
+        assert_eq!(carried, Some(&AMQPValue::LongString(text.into())));
+        let decoded = decode(QUEUE, &body, &properties).expect("decodes");
+        assert_eq!(decoded, Decoded { doorbell, whole: true });
+
+        for value in [
+            AMQPValue::LongString("00-zz".into()),
+            AMQPValue::LongString(vec![0xff; 55].into()),
+            AMQPValue::LongUInt(7),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert("traceparent".into(), value);
+            let properties = BasicProperties::default().with_headers(headers);
+            let read = decode(QUEUE, &body, &properties).expect("decodes");
+            assert_eq!(read.doorbell, Doorbell { trace: None, ..doorbell });
+        }
     }
 
     #[test]
     fn what_is_not_ours_is_told() {
         for body in ["", "{}", "[1]", r#"{"v":1,"job":"x","generation":0}"#] {
-            assert!(decode(QUEUE, body.as_bytes()).is_err(), "{body}");
+            assert!(decode(QUEUE, body.as_bytes(), &BasicProperties::default()).is_err(), "{body}");
         }
         let none = format!(r#"{{"v":0,"job":"{}","generation":0}}"#, JobId::new());
-        assert!(matches!(decode(QUEUE, none.as_bytes()), Err(Undecodable::Version(0))));
+        assert!(matches!(
+            decode(QUEUE, none.as_bytes(), &BasicProperties::default()),
+            Err(Undecodable::Version(0))
+        ));
     }
 
     #[test]
     fn of_a_newer_message_the_job_is_known() {
         let job = JobId::new();
         let body = format!(r#"{{"v":2,"job":"{job}","generation":{{"of":"another kind"}}}}"#);
-        let doorbell = Doorbell { job, kind: QUEUE.kind, lane: QUEUE.lane, generation: 0 };
-        let decoded = decode(QUEUE, body.as_bytes()).expect("decodes");
+        let doorbell =
+            Doorbell { job, kind: QUEUE.kind, lane: QUEUE.lane, generation: 0, trace: None };
+        let decoded = decode(QUEUE, body.as_bytes(), &BasicProperties::default()).expect("decodes");
         assert_eq!(decoded, Decoded { doorbell, whole: false });
     }
 }

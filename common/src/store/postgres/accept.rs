@@ -124,8 +124,8 @@ const ACCEPT: &str = "
         select $8, 'upload', $9, 'queued', image.id, cardinality($10::uuid[]) from image
         returning id, image_id),
     job as (
-        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts)
-        select new.id, task.id, task.image_id, new.kind, $9, 'queued', $12
+        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, traceparent)
+        select new.id, task.id, task.image_id, new.kind, $9, 'queued', $12, $17
         from task, unnest($10::uuid[], $11::text[]) as new (id, kind)
         returning id, kind, lane),
     bell as (
@@ -152,6 +152,7 @@ pub async fn accept(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, Store
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(key.map(|(ticket, _)| ticket.token))
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
+        .bind(upload.trace.map(|trace| trace.to_string()))
         .fetch_optional(pool)
         .await;
     match accepted {

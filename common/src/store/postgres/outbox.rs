@@ -55,9 +55,12 @@ const TAKE: &str = "
     taken as (
         update outbox o set due_at = now() + $4 from due where o.job_id = due.job_id
         returning o.job_id, o.kind, o.lane, o.generation, due.due_at)
-    select job_id, kind, lane, generation, due_at, null::bigint as next_in from taken
+    select job_id, kind, lane, generation, due_at,
+           (select traceparent from jobs where id = job_id) as traceparent,
+           null::bigint as next_in
+    from taken
     union all
-    select null, null, null, null, null,
+    select null, null, null, null, null, null,
            (extract(epoch from (select min(due_at) from outbox where due_at > now()) - now())
             * 1000000)::bigint
     order by due_at nulls last, job_id";

@@ -28,8 +28,9 @@ const QUEUE: &str = "
                          order by id limit 1), '')
         returning id, image_id, lane, owner),
     job as (
-        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts)
-        select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4 from task
+        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts,
+                          traceparent)
+        select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5 from task
         returning id, kind, lane, share)
     insert into outbox (job_id, kind, lane, share, generation)
     select id, kind, lane, share, 0 from job";
@@ -58,6 +59,7 @@ pub async fn request_rendition(
         .bind(request.task)
         .bind(request.job)
         .bind(i32::try_from(request.max_attempts).unwrap_or(i32::MAX))
+        .bind(request.trace.map(|trace| trace.to_string()))
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;

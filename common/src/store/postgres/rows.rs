@@ -76,13 +76,15 @@ pub fn big<T: TryFrom<i64>>(row: &PgRow, column: &str) -> Result<T, StoreError> 
     from_sql(row.try_get::<i64, _>(column)?, column)
 }
 
-/// A doorbell from columns `job_id`, `kind`, `lane`, `generation`.
+/// A doorbell from columns `job_id`, `kind`, `lane`, `generation`, `traceparent`.
 pub fn doorbell(row: &PgRow) -> Result<Doorbell, StoreError> {
     Ok(Doorbell {
         job: row.try_get("job_id")?,
         kind: name(row, "kind")?,
         lane: name(row, "lane")?,
         generation: number(row, "generation")?,
+        // A text that this version cannot read costs a trace its continuation, not a job its bell.
+        trace: row.try_get::<Option<&str>, _>("traceparent")?.and_then(|text| text.parse().ok()),
     })
 }
 

@@ -129,8 +129,8 @@ const ACCEPT: &str = "
     values ($9, 'upload', $10, 'queued', $1, json_array_length($11), $8, $8);
 
     insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
-                      waiting_since, created_at, updated_at)
-    select unhex(value ->> 0), $9, $1, value ->> 1, $10, 'queued', $12, $8, $8, $8, $8
+                      waiting_since, created_at, updated_at, traceparent)
+    select unhex(value ->> 0), $9, $1, value ->> 1, $10, 'queued', $12, $8, $8, $8, $8, $16
     from json_each($11);
 
     insert into outbox (job_id, kind, lane, generation, due_at)
@@ -167,6 +167,7 @@ pub async fn accept(
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
         .bind(key.map(|(ticket, _)| ticket.key.owner.as_str()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
+        .bind(upload.trace.map(|trace| trace.to_string()))
         .execute(&mut *conn)
         .await;
     match inserted {

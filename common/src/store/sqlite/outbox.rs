@@ -104,7 +104,9 @@ async fn first_of(
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
-        "select job_id, kind, lane, generation, due_at from outbox
+        "select job_id, kind, lane, generation, due_at,
+                (select traceparent from jobs where id = job_id) as traceparent
+         from outbox
          where kind = $1 and lane = $2 and share = $3 and due_at <= $4
          order by due_at, job_id limit $5",
     )

@@ -24,8 +24,8 @@ const QUEUE: &str = "
             $5, $5);
 
     insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
-                      waiting_since, created_at, updated_at)
-    select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5, $5, $5, $5
+                      waiting_since, created_at, updated_at, traceparent)
+    select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5, $5, $5, $5, $6
     from tasks where id = $2;
 
     insert into outbox (job_id, kind, lane, share, generation, due_at)
@@ -58,6 +58,7 @@ pub async fn request_rendition(
         .bind(request.job)
         .bind(request.max_attempts)
         .bind(now)
+        .bind(request.trace.map(|trace| trace.to_string()))
         .execute(conn)
         .await?;
     Ok(Requested::Queued(request.task))

@@ -91,5 +91,6 @@ fn new_upload(plan: &Plan, ticket: Option<KeyTicket>) -> NewUpload {
         filename: None,
         max_attempts: plan.max_attempts,
         key: ticket.map(|ticket| (ticket, sha256)),
+        trace: None,
     }
 }

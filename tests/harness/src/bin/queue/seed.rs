@@ -29,6 +29,7 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
                 filename: None,
                 jobs: vec![(JobId::new(), JobKind::Thumbnail)],
                 max_attempts: 8,
+                trace: None,
                 key: None,
             };
             store.accept(&upload).await.map(drop)

@@ -1,0 +1,262 @@
+//! Traces: one from the upload to the last settle, and none of anybody's business while there is no
+//! collector.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use safelight_harness::{
+    client::{Client, accepted},
+    fleet::Plan,
+    otlp::{Collector, Span},
+    pictures,
+    server::{Server, safelight},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{io::AsyncReadExt, net::TcpListener};
+
+use super::{binary, embedded_env, fleet};
+use crate::wait::{LIMIT, eventually};
+
+/// The client's trace, and its own span.
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CLIENT: &str = "00f067aa0ba902b7";
+
+/// How long the end may take beside the flush of two seconds, on a busy machine.
+const SOON: Duration = Duration::from_secs(10);
+
+async fn serve(data: &Path, env: &[(&str, &str)]) -> Result<Server> {
+    let mut variables = embedded_env(data);
+    variables.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    let command = safelight(binary(), ["serve"], &variables);
+    tokio::task::spawn_blocking(move || Server::start(command)).await?
+}
+
+/// Ends a server as SIGTERM does; answers how long that took.
+async fn stop(mut server: Server) -> Result<(Duration, String)> {
+    tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        server.signal("TERM")?;
+        let status = server.wait(LIMIT)?;
+        ensure!(status.success(), "{status}\n{}", server.output());
+        Ok((begun.elapsed(), server.output()))
+    })
+    .await?
+}
+
+/// Uploads a picture in the client's trace, and waits until its task has succeeded.
+async fn upload(client: &Client, sampled: bool) -> Result<Value> {
+    let traceparent = format!("00-{TRACE}-{CLIENT}-0{}", u8::from(sampled));
+    let picture = pictures::jpeg(320, 240, 11)?;
+    let answer = client.post_image(picture, &[("traceparent", &traceparent)]).await?;
+    let task = client.finished(&accepted(answer).await?).await?;
+    ensure!(task["status"] == "succeeded", "{task:#}");
+    Ok(task)
+}
+
+/// The one span of this name.
+fn one<'a>(spans: &'a [Span], name: &str) -> Result<&'a Span> {
+    let mut found = spans.iter().filter(|span| span.name == name);
+    let span = found.next().with_context(|| format!("no span `{name}` in {spans:#?}"))?;
+    ensure!(found.next().is_none(), "more than one span `{name}` in {spans:#?}");
+    Ok(span)
+}
+
+/// The trace is whole: every span is there, below the right one, and says what it is about.
+fn assert_whole(spans: &[Span], task: &Value, system: &str) -> Result<()> {
+    let request = one(spans, "POST /v1/images")?;
+    assert_eq!(request.parent, CLIENT);
+    assert_eq!(request.attribute("http.response.status_code"), Some("202"));
+    assert_eq!(request.attribute("safelight.task"), task["id"].as_str());
+    assert_eq!(one(spans, "accept")?.parent, request.id);
+
+    let jobs = task["jobs"].as_array().context("jobs")?;
+    let jobs: BTreeMap<_, _> =
+        jobs.iter().filter_map(|job| Some((job["kind"].as_str()?, job["id"].as_str()?))).collect();
+    assert_eq!(jobs.len(), 2);
+    for (kind, job) in jobs {
+        let queue = format!("safelight.{kind}.interactive.v1");
+        for name in ["publish", "process"] {
+            let span = one(spans, &format!("{name} {kind}"))?;
+            assert_eq!(span.parent, request.id, "{span:#?}");
+            assert_eq!(span.attribute("messaging.system"), Some(system));
+            assert_eq!(span.attribute("messaging.destination.name"), Some(queue.as_str()));
+            assert_eq!(span.attribute("messaging.message.id"), Some(job));
+        }
+        let process = one(spans, &format!("process {kind}"))?;
+        for (key, value) in [
+            ("safelight.task", task["id"].as_str()),
+            ("safelight.job", Some(job)),
+            ("safelight.kind", Some(kind)),
+            ("safelight.lane", Some("interactive")),
+            ("safelight.attempt", Some("1")),
+            ("safelight.outcome", Some("succeeded")),
+            ("error.type", None),
+        ] {
+            assert_eq!(process.attribute(key), value, "{key} of {process:#?}");
+        }
+        let mut last = process.start;
+        for name in ["claim", "run", "settle"] {
+            let within: Vec<_> =
+                spans.iter().filter(|s| s.name == name && s.parent == process.id).collect();
+            assert_eq!(within.len(), 1, "{name} of {process:#?}");
+            assert!(within[0].start >= last && within[0].end <= process.end, "{spans:#?}");
+            last = within[0].end;
+        }
+    }
+    assert_eq!(spans.len(), 12, "nothing but these: {spans:#?}");
+    assert!(spans.iter().all(|span| !span.failed && !span.repeats_an_attribute()), "{spans:#?}");
+    assert!(spans.iter().all(|span| span.resource("service.name") == Some("safelight")));
+    assert!(spans.iter().all(|span| span.resource("service.version").is_some()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_trace_leads_from_an_upload_to_its_last_settle() -> Result<()> {
+    let (collector, data) = (Collector::start().await?, TempDir::new()?);
+    let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", collector.url())]).await?;
+    let task = upload(&Client::new(server.url())?, true).await?;
+    // What was not sent yet is sent at the end.
+    stop(server).await?;
+    let spans = collector.trace(TRACE);
+    assert_whole(&spans, &task, "embedded")?;
+    assert!(spans.iter().all(|span| span.resource("safelight.role") == Some("serve")));
+    // The client's polls are traces of their own.
+    let polls: HashSet<_> = collector.spans().into_iter().map(|span| span.trace).collect();
+    assert!(polls.len() > 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_trace_leads_through_every_process_of_a_fleet() -> Result<()> {
+    let collector = Collector::start().await?;
+    let env = vec![("SAFELIGHT_OTLP_ENDPOINT".to_owned(), collector.url().to_owned())];
+    let fleet = fleet(Plan { apis: 1, workers: 1, env }).await?;
+    let task = upload(&Client::new(&fleet.url())?, true).await?;
+    eventually("all spans have come", async || Ok(collector.trace(TRACE).len() == 12)).await?;
+    let spans = collector.trace(TRACE);
+    assert_whole(&spans, &task, "rabbitmq")?;
+    for (name, role) in [("POST /v1/images", "api"), ("process write", "worker")] {
+        assert_eq!(one(&spans, name)?.resource("safelight.role"), Some(role));
+    }
+    let instances: HashSet<_> =
+        spans.iter().filter_map(|span| span.resource("service.instance.id")).collect();
+    assert_eq!(instances.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
+    let (collector, data) = (Collector::start().await?, TempDir::new()?);
+    let env = [
+        ("SAFELIGHT_OTLP_ENDPOINT", collector.url()),
+        ("SAFELIGHT_LOG_FORMAT", "json"),
+        ("SAFELIGHT_LOG", "info,safelight_api=debug"),
+        ("SAFELIGHT_BACKOFF_BASE_MS", "1"),
+    ];
+    let server = serve(data.path(), &env).await?;
+    let client = Client::new(server.url())?;
+    let traceparent = format!("00-{TRACE}-{CLIENT}-01");
+    let crashing = pictures::with_comment(&pictures::jpeg(64, 48, 12)?, "SAFELIGHT-FAIL:crash");
+    let answer = client.post_image(crashing, &[("traceparent", &traceparent)]).await?;
+    let task = client.finished(&accepted(answer).await?).await?;
+    ensure!(task["status"] == "failed", "{task:#}");
+    let (_, output) = stop(server).await?;
+
+    let spans = collector.trace(TRACE);
+    let request = one(&spans, "POST /v1/images")?;
+    let job = &task["jobs"][0];
+    let mut attempts: Vec<_> = spans.iter().filter(|span| span.name == "process write").collect();
+    attempts.sort_by_key(|span| span.start);
+    let said: Vec<_> = attempts
+        .iter()
+        .map(|span| (span.attribute("safelight.attempt"), span.attribute("safelight.outcome")))
+        .collect();
+    let expected = [("1", "retry"), ("2", "retry"), ("3", "failed")];
+    assert_eq!(said, expected.map(|(attempt, outcome)| (Some(attempt), Some(outcome))));
+    for span in attempts {
+        assert!(span.failed && span.parent == request.id, "{span:#?}");
+        assert_eq!(span.attribute("error.type"), Some("decoder_crashed"));
+    }
+    assert_eq!(spans.iter().filter(|span| span.name == "publish write").count(), 3);
+    assert!(spans.iter().all(|span| !span.repeats_an_attribute()), "{spans:#?}");
+
+    let lines: Vec<Value> =
+        output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let line = |message: &str, job: &Value| {
+        let is =
+            |line: &&Value| line["message"] == message && (job.is_null() || line["job"] == *job);
+        lines.iter().find(is).with_context(|| format!("no `{message}` in {output}"))
+    };
+    let accepted = line("accepted", &Value::Null)?;
+    let failed = line("the job failed for good", &job["id"])?;
+    for line in [accepted, failed] {
+        assert_eq!((&line["task"], &line["trace_id"]), (&task["id"], &Value::from(TRACE)));
+    }
+    assert_eq!(accepted["image"], task["image"]["id"]);
+    assert_eq!((&failed["attempt"], &failed["kind"]), (&Value::from(3), &Value::from("write")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_sender_does_not_record_is_not_recorded() -> Result<()> {
+    let (collector, data) = (Collector::start().await?, TempDir::new()?);
+    let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", collector.url())]).await?;
+    upload(&Client::new(server.url())?, false).await?;
+    stop(server).await?;
+    assert!(collector.trace(TRACE).is_empty());
+    let begun_anew: Vec<_> =
+        collector.spans().into_iter().filter(|span| span.name.starts_with("process")).collect();
+    assert!(begun_anew.is_empty(), "{begun_anew:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_or_hangs_holds_nobody_up() -> Result<()> {
+    // It takes connections and requests, and never answers.
+    let hanging = TcpListener::bind("127.0.0.1:0").await?;
+    let hangs_at = format!("http://{}", hanging.local_addr()?);
+    let (asked, mut was_asked) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut stream, _)) = hanging.accept().await {
+            let mut byte = [0];
+            if stream.read_exact(&mut byte).await.is_ok() {
+                asked.send_replace(true);
+            }
+            held.push(stream);
+        }
+    });
+    // Nobody listens there: only root could.
+    for endpoint in ["http://127.0.0.1:1", &hangs_at] {
+        let data = TempDir::new()?;
+        let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", endpoint)]).await?;
+        let client = Client::new(server.url())?;
+        upload(&client, true).await?;
+        if endpoint == hangs_at {
+            was_asked.wait_for(|asked| *asked).await?;
+            // A request hangs just now.
+            upload(&client, true).await?;
+        }
+        let (took, output) = stop(server).await?;
+        assert!(took < SOON, "{took:?}\n{output}");
+        assert!(output.contains("the collector "), "{output}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_an_endpoint_nothing_is_sent() -> Result<()> {
+    let (collector, data) = (Collector::start().await?, TempDir::new()?);
+    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()), ("SAFELIGHT_LOG_FORMAT", "json")];
+    let server = serve(data.path(), &env).await?;
+    upload(&Client::new(server.url())?, true).await?;
+    let (_, output) = stop(server).await?;
+    assert!(collector.spans().is_empty() && collector.connections() == 0);
+    assert!(!output.contains("trace_id"), "{output}");
+    Ok(())
+}
