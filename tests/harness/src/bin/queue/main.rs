@@ -1,5 +1,5 @@
-//! `make bench-queue`: what a job costs beside its work, beside Celery and BullMQ doing nothing in the same
-//! run; whether more workers do more; whether uploads notice a backfill; what a backfill over a million
+//! `make bench-queue`: what a job costs beside its work, beside Celery and `BullMQ` doing nothing in
+//! the same run; whether more workers do more; whether uploads notice a backfill; what a backfill over a million
 //! images takes.
 //!
 //! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
@@ -51,7 +51,7 @@ struct Options {
     /// Measurements of each; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// A Python that has Celery, and a folder in which npm installed BullMQ; see `benches/queue/run`
+    /// A Python that has Celery, and a folder in which npm installed `BullMQ`; see `benches/queue/run`
     #[arg(long, env = "BENCH_CELERY_PYTHON")]
     celery: Option<PathBuf>,
     #[arg(long, env = "BENCH_BULLMQ_FOLDER")]
@@ -71,7 +71,7 @@ enum Part {
     Noop,
     /// The same with a million rows in the jobs table
     Rows,
-    /// Celery and BullMQ, doing nothing
+    /// Celery and `BullMQ`, doing nothing
     Peers,
     /// One, two and four workers of one slot, each job waiting for 40 ms
     Padded,

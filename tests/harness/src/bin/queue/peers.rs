@@ -1,4 +1,4 @@
-//! Celery and BullMQ doing nothing, on private engines, drained by one worker each.
+//! Celery and `BullMQ` doing nothing, on private engines, drained by one worker each.
 
 use std::{
     fs,

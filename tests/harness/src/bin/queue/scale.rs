@@ -74,10 +74,10 @@ pub async fn cores(binary: &Path) -> Result<()> {
         let uploads = (0..PHOTOGRAPHS)
             .map(|number| client.upload(pictures::with_comment(&photo, &number.to_string())));
         let tasks: Vec<_> = stream::iter(uploads).buffer_unordered(8).try_collect().await?;
-        let begin = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
+        let start = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
         let begun = Instant::now();
         let team = tokio::task::block_in_place(|| {
-            (0..workers).map(|_| begin()).collect::<Result<Vec<_>>>()
+            (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()
         })?;
         for task in &tasks {
             client.finished(task).await?;
