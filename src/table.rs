@@ -14,14 +14,18 @@ pub fn print<const N: usize>(
 ) {
     let documents = documents.as_array().map(Vec::as_slice).unwrap_or_default();
     if as_json {
-        documents.iter().for_each(|document| println!("{document}"));
+        for document in documents {
+            println!("{document}");
+        }
         return;
     }
     let mut rows: Vec<[String; N]> = documents.iter().map(row).collect();
     if io::stdout().is_terminal() {
         rows.insert(0, header.map(str::to_owned));
     }
-    aligned(&rows).iter().for_each(|line| println!("{line}"));
+    for line in aligned(&rows) {
+        println!("{line}");
+    }
 }
 
 /// A value in a cell; a dash for nothing.

@@ -21,5 +21,6 @@ create table workers (
     last_heartbeat_at integer not null
 );
 
--- What a worker must understand to run the job; older workers leave it to newer ones.
-alter table jobs add column version integer not null default 1;
+-- What a worker must understand to run the job; older workers leave it to newer ones. (Not `version`: the
+-- statements of the release before have that of the task in the same scope.)
+alter table jobs add column needs_version integer not null default 1;

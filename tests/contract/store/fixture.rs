@@ -115,7 +115,7 @@ impl Fixture {
     pub async fn claimed_for(&self, doorbell: &Doorbell, lease: Duration) -> Result<ClaimedJob> {
         match self.claim(doorbell, false, WorkerId::new(), lease, JOB_VERSION).await? {
             Claim::Run(job) => Ok(*job),
-            Claim::Nothing | Claim::Newer => bail!("nothing to claim"),
+            claim @ (Claim::Nothing | Claim::Newer) => bail!("not to be claimed: {claim:?}"),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use safelight_common::{
     domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId},
-    store::{Claim, Heartbeat, QueueSlots, WorkerStatus},
+    store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus},
 };
 
 use super::{
@@ -77,7 +77,7 @@ async fn a_silent_worker_is_lost_and_then_forgotten(store: Fixture) -> Result<()
     store.heartbeat(&Heartbeat { period: NOW, ..beat() }).await?;
     store.heartbeat(&beat()).await?;
     let shown = store.list_workers(9).await?;
-    let status: Vec<_> = shown.iter().map(|worker| worker.status()).collect();
+    let status: Vec<_> = shown.iter().map(RegisteredWorker::status).collect();
     assert_eq!(status, [WorkerStatus::Running, WorkerStatus::Lost]);
     assert_eq!(store.forget_workers(HOUR).await?, 0);
     assert_eq!(store.forget_workers(NOW).await?, 2);
@@ -110,7 +110,7 @@ async fn the_dead_are_not_registered(store: Fixture) -> Result<()> {
 async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     let bell = write_bell(&upload);
-    store.tamper("update jobs set version = version + 1 where kind = 'write'").await?;
+    store.tamper("update jobs set needs_version = needs_version + 1 where kind = 'write'").await?;
     let claim = async |redelivered, understood| {
         store.claim(&bell, redelivered, WorkerId::new(), HOUR, understood).await
     };

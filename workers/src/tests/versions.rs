@@ -15,7 +15,7 @@ use super::lab::{Lab, job, picture, within};
 async fn set_version(lab: &Lab, kind: JobKind, version: u32) {
     let DatabaseUrl::Sqlite(file) = &lab.services.config.database_url else { panic!("no file") };
     let mut conn = SqliteConnectOptions::new().filename(file).connect().await.expect("open");
-    sqlx::query("update jobs set version = $1 where kind = $2")
+    sqlx::query("update jobs set needs_version = $1 where kind = $2")
         .bind(version)
         .bind(kind.as_str())
         .execute(&mut conn)

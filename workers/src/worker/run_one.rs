@@ -131,23 +131,13 @@ async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: 
     }
 }
 
-/// Has the bell of a job that needs a newer worker rung again after a while. Putting this message
-/// back instead would bring it again at once, and after some such rounds to the dead letters.
-async fn leave_to_newer(worker: &Worker, job: JobId) -> Answer {
+/// Has the bell of a job that needs a newer worker rung again after a while; for this one there is nothing
+/// to do. Putting its message back instead would bring it again at once, and after some such rounds to
+/// the dead letters.
+async fn leave_to_newer(worker: &Worker, job: JobId) -> Result<Claim, StoreError> {
     tracing::debug!(%job, "a job needs a newer worker");
-    match worker.services.store.ring_again(job, REST_FOR_NEWER).await {
-        Ok(_) => Answer::Ack,
-        Err(error) if error.is_unavailable() => {
-            worker.database.report(&error);
-            Answer::Requeue
-        }
-        Err(error) => {
-            // Without its message the rescuer publishes the job anew after a while.
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, %job, "cannot leave a job to a newer worker");
-            Answer::Ack
-        }
-    }
+    worker.services.store.ring_again(job, REST_FOR_NEWER).await?;
+    Ok(Claim::Nothing)
 }
 
 async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>, traced: &Span) -> Answer {

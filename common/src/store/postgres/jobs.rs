@@ -42,13 +42,13 @@ pub async fn claim(
              update jobs
              set status = 'running', fence = fence + 1, lease_until = now() + $2, worker_id = $3,
                  updated_at = now()
-             where id = $1 and fence - released < max_attempts and version <= $6
+             where id = $1 and fence - released < max_attempts and needs_version <= $6
                and (status = 'queued' and run_at <= now()
                     or status = 'running' and (lease_until <= now()
                         or $4 and fence = $5 + 1 and worker_id is distinct from $3))
              returning *),
          task as (
-             update tasks t set status = 'running', version = version + 1, updated_at = now()
+             update tasks t set status = 'running', version = t.version + 1, updated_at = now()
              from claimed where t.id = claimed.task_id)
          select",
         claimed_columns!(),
@@ -79,7 +79,7 @@ async fn unclaimed(
 ) -> Result<Claim, StoreError> {
     let newer: bool = sqlx::query_scalar(
         "select exists (select from jobs
-                        where id = $1 and status = 'queued' and run_at <= now() and version > $2)",
+                        where id = $1 and status = 'queued' and run_at <= now() and needs_version > $2)",
     )
     .bind(doorbell.job)
     .bind(integer(understood))

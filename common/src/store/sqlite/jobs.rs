@@ -27,7 +27,7 @@ pub async fn claim(
         "update jobs
          set status = 'running', fence = fence + 1, lease_until = $2, worker_id = $3,
              updated_at = $4
-         where id = $1 and fence - released < max_attempts and version <= $7
+         where id = $1 and fence - released < max_attempts and needs_version <= $7
            and (status = 'queued' and run_at <= $4
                 or status = 'running' and (lease_until <= $4
                     or $5 and fence = $6 + 1 and worker_id is not $3))",
@@ -72,7 +72,7 @@ async fn unclaimed(
 ) -> Result<Claim, StoreError> {
     let newer: bool = sqlx::query_scalar(
         "select exists (select 1 from jobs
-                        where id = $1 and status = 'queued' and run_at <= $2 and version > $3)",
+                        where id = $1 and status = 'queued' and run_at <= $2 and needs_version > $3)",
     )
     .bind(job)
     .bind(now)
