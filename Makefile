@@ -24,7 +24,7 @@ fuzz: ## arbitrary bytes to the imaging code, for SECONDS each target; needs a n
 	@scripts/setup.sh build fuzz
 	@scripts/fuzz.sh $(or $(SECONDS),60)
 
-lint: ## format, lints, dependency audit, shell scripts, container files
+lint: ## format, lints, dependency audit, shell scripts, container files, manifests, dashboard
 	@scripts/setup.sh build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings

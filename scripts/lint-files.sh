@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, the configurations of
-# HAProxy and Varnish. None of it needs a Docker engine. Says so in one line where a check was not made.
+# Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, the Kubernetes manifests,
+# alert rules and dashboard, the configurations of HAProxy and Varnish. None of it needs a Docker engine
+# or a cluster. Says so in one line where a check was not made.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tools=$PWD/target/tools/python
+crds=$PWD/target/tools/crd-schemas
 wanted=scripts/lint-requirements.txt
 status=0
 
@@ -17,6 +19,19 @@ install_tools() {
     "$tools/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
       --only-binary :all: --no-deps -r "$wanted" &&
     cp "$wanted" "$tools/requirements.txt"
+}
+
+# The schemas of KEDA's and the Prometheus operator's objects come from npm. Installed anew when the list
+# changes.
+install_crds() {
+  cmp -s scripts/crd-schemas/package-lock.json "$crds/installed.json" && cp scripts/crd-schemas/validate.mjs "$crds" && return
+  command -v node >/dev/null && command -v npm >/dev/null || return
+  echo "installing: the schemas of KEDA and the Prometheus operator (into target/tools)" >&2
+  rm -rf "$crds"
+  mkdir -p "$crds" &&
+    cp scripts/crd-schemas/* "$crds" &&
+    npm ci --prefix "$crds" --silent --ignore-scripts --no-audit --no-fund >&2 &&
+    cp scripts/crd-schemas/package-lock.json "$crds/installed.json"
 }
 
 # Validated with secrets as an operator makes them, in a copy: none are left here.
@@ -43,9 +58,21 @@ if install_tools; then
   check "shell scripts" "$tools/bin/shellcheck" "${scripts[@]}"
   check "Dockerfile" "$tools/bin/hadolint" Dockerfile
   check "compose.yaml" check_compose
+  custom=(--crds "$crds")
+  if ! install_crds; then
+    custom=()
+    echo "keda.yaml, podmonitor.yaml NOT CHECKED against their schemas: these could not be installed from npm"
+  fi
+  check "Kubernetes, alerts, dashboard" "$tools/bin/python" scripts/check-deploy.py --self-test "${custom[@]}"
 else
   rm -rf "$tools"
-  echo "shell scripts, Dockerfile, compose.yaml NOT CHECKED: their linters could not be installed"
+  echo "shell scripts, Dockerfile, compose.yaml, Kubernetes, dashboard NOT CHECKED: their linters could not be installed"
+fi
+
+if promtool=$(command -v promtool); then
+  check "alerts' tests" "$promtool" test rules deploy/prometheus/alerts.test.yaml
+else
+  echo "alerts' tests NOT RUN: no promtool on this machine (Debian: prometheus)"
 fi
 
 if haproxy=$(PATH="$PATH:/usr/sbin" command -v haproxy); then

@@ -1,0 +1,45 @@
+// validate.mjs < OBJECTS   checks a JSON array of custom resources; prints a JSON array of problems for each.
+//
+// The compiled schemas let unknown fields pass, as a cluster does (it drops them): a misspelt field would
+// not be noticed. So each object is handed over behind proxies that note which fields the validator never
+// looked at: the schema does not know those.
+import { readFileSync } from "node:fs";
+
+const KEDA = "@kubernetes-models/keda/_schemas/ComGithubKedacoreKedaV2ApisKedaV1alpha1";
+const MONITORING =
+  "@kubernetes-models/prometheus-operator/_schemas/ComGithubPrometheusOperatorPrometheusOperatorPkgApisMonitoringV1";
+const SCHEMAS = {
+  "keda.sh/v1alpha1 ScaledObject": `${KEDA}ScaledObject`,
+  "keda.sh/v1alpha1 TriggerAuthentication": `${KEDA}TriggerAuthentication`,
+  "monitoring.coreos.com/v1 PodMonitor": `${MONITORING}PodMonitor`,
+  "monitoring.coreos.com/v1 PrometheusRule": `${MONITORING}PrometheusRule`,
+};
+
+/** `value`, whose fields are in `unread` until somebody reads them. */
+function watched(value, path, unread) {
+  if (value === null || typeof value !== "object") return value;
+  const fields = new Map();
+  for (const name of Object.keys(value)) unread.add(`${path}/${name}`);
+  return new Proxy(value, {
+    get(target, name) {
+      if (!Object.hasOwn(target, name) || typeof name !== "string") return target[name];
+      unread.delete(`${path}/${name}`);
+      if (!fields.has(name)) fields.set(name, watched(target[name], `${path}/${name}`, unread));
+      return fields.get(name);
+    },
+  });
+}
+
+async function problems(object) {
+  const schema = SCHEMAS[`${object.apiVersion} ${object.kind}`];
+  if (!schema) return ["no schema for this kind"];
+  // Not among the package's exports, so by its place.
+  const { validate } = await import(new URL(`node_modules/${schema}.js`, import.meta.url));
+  const unread = new Set();
+  if (!validate(watched(object, "", unread)))
+    return validate.errors.map((error) => `${error.instancePath}: must match ${error.keyword} ${JSON.stringify(error.params)}`);
+  return [...unread].map((path) => `${path}: unknown field`);
+}
+
+const objects = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(await Promise.all(objects.map(problems))));
