@@ -8,7 +8,7 @@ use safelight_common::{
     domain::{ErrorCode, Failure, JOB_VERSION, JobId, JobKind},
     fail_point,
     retry::Reconnect,
-    store::{Claim, ClaimedJob, Doorbell, Outcome, Settled},
+    store::{Claim, ClaimedJob, Doorbell, Outcome, Settled, StoreError},
     telemetry::traces,
 };
 use tokio::{task::JoinError, time::Instant};
@@ -97,6 +97,10 @@ async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: 
         .instrument(tracing::info_span!(target: traces::TARGET, "claim"))
         .await;
     stage(doorbell.kind, "claim", began);
+    let claim = match claim {
+        Ok(Claim::Newer) => leave_to_newer(worker, doorbell.job).await,
+        other => other,
+    };
     match claim {
         Ok(Claim::Run(job)) => {
             traced.record("safelight.task", tracing::field::display(job.task));
@@ -107,13 +111,9 @@ async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: 
             );
             attempt(worker, *job, slot, traced).instrument(span).await
         }
-        Ok(Claim::Nothing) => {
+        Ok(Claim::Nothing | Claim::Newer) => {
             note_end(traced, "nothing to do", None);
             Answer::Ack
-        }
-        Ok(Claim::Newer) => {
-            note_end(traced, "left to a newer worker", None);
-            leave_to_newer(worker, doorbell.job).await
         }
         Err(error) if error.is_unavailable() => {
             worker.database.report(&error);
