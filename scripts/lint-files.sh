@@ -54,7 +54,7 @@ check() {
 }
 
 if install_tools; then
-  mapfile -t scripts < <(git ls-files '*.sh' .ci/run benches/imaging/run)
+  mapfile -t scripts < <(git ls-files '*.sh' .ci/run benches/imaging/run benches/queue/run)
   check "shell scripts" "$tools/bin/shellcheck" "${scripts[@]}"
   check "Dockerfile" "$tools/bin/hadolint" Dockerfile
   check "compose.yaml" check_compose
