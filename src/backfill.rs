@@ -236,7 +236,7 @@ async fn follow(id: &str, output: &Output, dry_run: bool) -> Result<(), Exit> {
     }
     print(&task, output.json);
     if dry_run && !output.json {
-        print_plan(&task);
+        print_plan(&task, &client.get("/v1/workers", &[]).await?);
     }
     let images = &task["backfill"]["images"];
     match task["status"].as_str() {
@@ -353,8 +353,8 @@ impl Done {
     }
 }
 
-/// What a dry run has found.
-fn print_plan(task: &Value) {
+/// What a dry run has found, and about how long the work would take.
+fn print_plan(task: &Value, workers: &Value) {
     let backfill = &task["backfill"];
     let images = &backfill["images"];
     println!("  to look at  {}", images["walked"]);
@@ -363,6 +363,37 @@ fn print_plan(task: &Value) {
         println!("  {reason:<10}  {count}");
     }
     println!("  unreadable  {}", images["failed"]);
+    match estimate(backfill, workers) {
+        Some(time) => println!("  would take  about {}", humantime::format_duration(time)),
+        None => println!("  would take  unknown: the workers have not done such jobs yet"),
+    }
+}
+
+/// How long the work would take on the workers there are, by what such jobs have taken so far, and by the
+/// rate that was asked for. `None` if no worker has done any.
+fn estimate(backfill: &Value, workers: &Value) -> Option<Duration> {
+    let kind = if backfill["kind"] == "verify" { "verify" } else { "thumbnail" };
+    let running = workers["workers"].as_array()?.iter().filter(|w| w["status"] == "running");
+    let (mut places, mut ended, mut run_ms) = (0, 0, 0);
+    for slots in running.flat_map(|worker| worker["slots"].as_array().into_iter().flatten()) {
+        let number = |name: &str| slots[name].as_u64().unwrap_or(0);
+        if slots["kind"] == kind {
+            ended += number("ended");
+            run_ms += number("run_ms");
+            places += if slots["lane"] == "bulk" { number("slots") } else { 0 };
+        }
+    }
+    let places = backfill["request"]["concurrency"].as_u64().map_or(places, |n| n.min(places));
+    let planned = backfill["images"]["planned"].as_u64()?;
+    if planned > 0 && (ended == 0 || places == 0) {
+        return None;
+    }
+    #[allow(clippy::cast_precision_loss)] // for people
+    let (planned, each) = (planned as f64, run_ms as f64 / 1e3 / ended.max(1) as f64);
+    #[allow(clippy::cast_precision_loss)]
+    let by_slots = planned * each / places.max(1) as f64;
+    let by_rate = backfill["request"]["rate"].as_f64().map_or(0.0, |rate| planned / rate);
+    Duration::try_from_secs_f64(by_slots.max(by_rate).round()).ok()
 }
 
 fn report_path(id: &str) -> String {
@@ -407,6 +438,24 @@ fn print(task: &Value, as_json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_is_estimated_by_what_such_jobs_took() {
+        let slots = |lane: &str, slots: u32, ended: u32, run_ms: u32| json!({ "kind": "thumbnail", "lane": lane, "slots": slots, "ended": ended, "run_ms": run_ms });
+        let workers = |ended| {
+            let slots = [slots("interactive", 4, ended, 50 * ended), slots("bulk", 3, 0, 0)];
+            json!({ "workers": [{ "status": "running", "slots": slots }, { "status": "lost" }] })
+        };
+        let plan = |planned: u32, rate: Value| {
+            let request = json!({ "rate": rate, "concurrency": null });
+            json!({ "kind": "renditions", "images": { "planned": planned }, "request": request })
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(estimate(&plan(6000, json!(null)), &workers(10)), Some(seconds(100)));
+        assert_eq!(estimate(&plan(6000, json!(20.0)), &workers(10)), Some(seconds(300)));
+        assert_eq!(estimate(&plan(6000, json!(null)), &workers(0)), None);
+        assert_eq!(estimate(&plan(0, json!(null)), &workers(0)), Some(seconds(0)));
+    }
 
     #[test]
     fn rates_and_times_are_read_as_people_write_them() {

@@ -66,6 +66,8 @@ pub struct SlotsDocument {
     pub busy: u32,
     /// Jobs that ended here since the worker started, well or not.
     pub ended: u64,
+    /// Milliseconds that attempts here took since then, all added up.
+    pub run_ms: u64,
 }
 
 fn status_schema() -> utoipa::openapi::Object {
@@ -96,8 +98,8 @@ impl From<RegisteredWorker> for WorkerDocument {
 }
 
 impl From<QueueSlots> for SlotsDocument {
-    fn from(QueueSlots { kind, lane, slots, busy, ended, .. }: QueueSlots) -> Self {
-        Self { kind, lane, slots, busy, ended }
+    fn from(QueueSlots { kind, lane, slots, busy, ended, run_ms }: QueueSlots) -> Self {
+        Self { kind, lane, slots, busy, ended, run_ms }
     }
 }
 
