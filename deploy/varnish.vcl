@@ -80,9 +80,10 @@ sub vcl_recv {
   if (req.url !~ "^/images/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[a-z0-9_-]{1,32})?$") {
     return (pass);
   }
-  # Varnish serves one range from its copy, but refuses several: the nodes know how.
+  # Varnish serves one range from its copy, but can neither cut out several nor pass on an answer that
+  # has them: who asks for several gets the whole, which a server may always give (RFC 9110, 14.2).
   if (req.http.Range ~ ",") {
-    return (pass);
+    unset req.http.Range;
   }
   # What is asked for with credentials is its asker's.
   if (req.http.Authorization) {

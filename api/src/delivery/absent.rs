@@ -103,7 +103,9 @@ async fn find(state: &ApiState, id: ImageId, kind: JobKind) -> Result<Making, St
         return if kind == JobKind::Write { Ok(Making::NotMade) } else { request(state, id).await };
     };
     match job(&task, kind).map(|job| job.status) {
-        Some(Status::Succeeded) if kind == JobKind::Thumbnail => request(state, id).await,
+        Some(Status::Succeeded | Status::Cancelled) if kind == JobKind::Thumbnail => {
+            request(state, id).await
+        }
         // A backfill will come to it, but somebody is waiting now.
         Some(Status::Queued | Status::Running)
             if kind == JobKind::Thumbnail && task.lane == Lane::Bulk =>

@@ -212,6 +212,10 @@ impl Request<'_> {
         is_there: impl Fn(&Entry) -> bool,
     ) -> Result<Answer, Problem> {
         let Self { state, id, draining, uri, headers } = self;
+        // A cache in front would take another spelling for another picture, and no purge would reach it.
+        if uri.path().contains('%') {
+            return Err(ImageId::not_found(uri.path().escape_debug()));
+        }
         let answer = state.delivery.catalog.look_up(*id).await?;
         if is_there(answer.image(*id)?) {
             return Ok(answer);

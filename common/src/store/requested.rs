@@ -21,7 +21,12 @@ pub fn answer(last: Option<&LastJob>, request: &RenditionRequest) -> Option<Requ
     match last.status {
         Status::Queued | Status::Running => Some(Requested::Pending(last.task)),
         // Only a person may try it again: the requests for a picture that cannot be made never end.
-        Status::Failed | Status::Cancelled => Some(Requested::Recent(last.task)),
+        Status::Failed => Some(Requested::Recent(last.task)),
+        // Whoever cancelled it meant what was asked for then, and not all that is asked for later.
+        Status::Cancelled => {
+            let stays = last.kind != TaskKind::Rendition || last.is_recent;
+            stays.then_some(Requested::Recent(last.task))
+        }
         // An upload's job has made what was configured then; that may have been less.
         Status::Succeeded => {
             let is_recent = last.kind == TaskKind::Rendition && last.is_recent;

@@ -23,7 +23,8 @@ promises!(
     a_request_keeps_its_trace,
     the_same_request_again_queues_nothing_more,
     what_is_under_way_is_not_asked_for_twice,
-    what_failed_or_was_cancelled_is_not_tried_again_by_itself,
+    what_failed_is_not_tried_again_by_itself,
+    what_was_cancelled_is_not_tried_again_at_once,
     what_has_just_been_made_is_not_made_again,
     a_picture_that_is_gone_has_no_renditions,
     many_requests_at_once_queue_one_job,
@@ -136,25 +137,30 @@ async fn what_is_under_way_is_not_asked_for_twice(store: Fixture) -> Result<()> 
     Ok(())
 }
 
-async fn what_failed_or_was_cancelled_is_not_tried_again_by_itself(store: Fixture) -> Result<()> {
+async fn what_failed_is_not_tried_again_by_itself(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     let job = store.claimed(&thumbnail_bell(&upload)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
     assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(upload.task));
 
-    for cancel in [true, false] {
-        let upload = made(&store).await?;
-        let first = queued(&store, upload.image).await?;
-        if cancel {
-            assert!(store.cancel(first.task).await?);
-        } else {
-            let job = store.claimed(&bell(&first)).await?;
-            store.settled(&job, &Outcome::Failed(failure())).await?;
-        }
-        let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
-        assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(first.task));
-    }
+    let upload = made(&store).await?;
+    let first = queued(&store, upload.image).await?;
+    let job = store.claimed(&bell(&first)).await?;
+    store.settled(&job, &Outcome::Failed(failure())).await?;
+    let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
+    assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(first.task));
+    Ok(())
+}
+
+async fn what_was_cancelled_is_not_tried_again_at_once(store: Fixture) -> Result<()> {
+    let upload = made(&store).await?;
+    let first = queued(&store, upload.image).await?;
+    assert!(store.cancel(first.task).await?);
+    let at_once = request(upload.image);
+    assert_eq!(store.request_rendition(&at_once).await?, Requested::Recent(first.task));
+    let later = RenditionRequest { again_after: NOW, ..request(upload.image) };
+    assert_eq!(store.request_rendition(&later).await?, Requested::Queued(later.task));
     Ok(())
 }
 

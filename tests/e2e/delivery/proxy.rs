@@ -34,6 +34,10 @@ async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() 
     let range = client.http().get(client.url(path)).header(RANGE, "bytes=10-19").send().await?;
     assert_eq!(range.status(), StatusCode::PARTIAL_CONTENT);
     assert_eq!(range.bytes().await?, content.slice(10..20));
+    let several =
+        client.http().get(client.url(path)).header(RANGE, "bytes=0-9,20-29").send().await?;
+    assert_eq!(several.status(), StatusCode::OK);
+    assert_eq!(several.bytes().await?, content);
     // Accept does not matter where there is one format; the query never does.
     for (path, accept) in
         [(path.clone(), "image/avif,image/webp,*/*"), (format!("{path}?query"), "image/webp;q=0")]
