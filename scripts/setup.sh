@@ -31,6 +31,7 @@ need_for_test() {
   need rabbitmq-server rabbitmq-server
   need redis-server redis-server
   need varnishd varnish
+  need nginx nginx-light
   need curl curl
   need faketime faketime
   need unshare util-linux

@@ -100,7 +100,7 @@ impl Relay {
             }
             self.forgotten = false;
         }
-        self.ask_for_credit(services).await?;
+        let asked = self.ask_for_credit(services).await;
         let is_short = self.credit.iter().any(|(_, credit)| *credit == 0);
         let room = self
             .credit
@@ -114,7 +114,7 @@ impl Relay {
             next => next,
         };
         if batch.due.is_empty() {
-            return Ok(next_in);
+            return asked.map(|()| next_in);
         }
         fail_point::hit("relay.taken").await;
         self.spend(&batch.due);
@@ -133,17 +133,23 @@ impl Relay {
         drop(spans);
         fail_point::hit("relay.confirmed").await;
         store.mark_published(&batch.due).await?;
-        Ok(next_in)
+        asked.map(|()| next_in)
     }
 
     /// Looks at the queues whose credit is used up: a fresh upload's jobs cost no question.
     async fn ask_for_credit(&mut self, services: &Services) -> Result<(), RelayError> {
         let ahead = services.config.publish_ahead;
+        let mut failure = None;
         for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
-            let depth = services.broker.depth(*queue).await?;
-            *credit = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
+            match services.broker.depth(*queue).await {
+                Ok(depth) => {
+                    *credit = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
+                }
+                // It gets nothing, and the other queues are served all the same.
+                Err(error) => failure = Some(error),
+            }
         }
-        Ok(())
+        failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
     fn spend(&mut self, published: &[Doorbell]) {

@@ -29,6 +29,7 @@ promises!(
     a_job_put_back_waits_anew,
     a_queue_without_room_gets_nothing,
     owners_are_taken_in_turn,
+    an_old_backlog_does_not_always_come_first,
     backfills_are_taken_in_turn,
     a_job_keeps_its_trace,
 );
@@ -243,6 +244,24 @@ async fn owners_are_taken_in_turn(store: Fixture) -> Result<()> {
     let second = store.take_unpublished(&room, HOUR).await?;
     assert_eq!(second.due, [of_ada[2], of_ada[3], of_ada[4], of_others[2]]);
     Ok(())
+}
+
+async fn an_old_backlog_does_not_always_come_first(store: Fixture) -> Result<()> {
+    for _ in 0..100 {
+        store.accepted().await?;
+    }
+    store.tamper("update jobs set share = 'ada'").await?;
+    store.tamper("update outbox set share = 'ada'").await?;
+    let late = write_bell(&store.accepted().await?);
+    // A single place at a time, as when a queue is nearly full. That the late one never comes would take
+    // a hundred tosses of a coin that all fall alike.
+    let room = Room(vec![(JobKind::Write, Lane::Interactive, 1)]);
+    for _ in 0..100 {
+        if store.take_unpublished(&room, HOUR).await?.due == [late] {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the oldest backlog always came first")
 }
 
 /// A backfill that has handed out a job for each of `images`.

@@ -16,7 +16,7 @@ use std::{io, str::FromStr, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool,
+    ConnectOptions, Connection, Executor, PgConnection, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions, types::PgInterval},
 };
@@ -70,6 +70,10 @@ impl PostgresStore {
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
+            .after_connect(|conn, _| {
+                // Statements are short and many; compiling one costs more than running it.
+                Box::pin(async move { conn.execute("set jit = off").await.map(drop) })
+            })
             .before_acquire(|conn, meta| {
                 Box::pin(async move {
                     if meta.idle_for > TRUSTED_FOR {

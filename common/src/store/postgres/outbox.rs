@@ -21,7 +21,11 @@ use crate::{
 ///
 /// `shares` hops from share to share along the index, so that it costs as much as there are shares, not
 /// as there are rows. Of each share only as many rows are looked at as its queue has room for; these
-/// are taken in turns, the first of every share before the second of any.
+/// are taken in turns, the first of every share before the second of any; where there is not room for the
+/// first of every share, chance decides, or those with the oldest backlog would always come first.
+///
+/// Ordered by all columns of the index, and looked up by arrays, because statistics of an outbox that was
+/// empty or full a moment ago make the planner scan it whole: a second for 100,000 rows instead of 10 ms.
 const TAKE: &str = "
     with recursive room as (
         select * from unnest($1::text[], $2::text[], $3::bigint[]) as room (kind, lane, places)
@@ -43,17 +47,19 @@ const TAKE: &str = "
         from shares s cross join lateral (
             select job_id, due_at from outbox o
             where o.kind = s.kind and o.lane = s.lane and o.share = s.share and due_at <= now()
-            order by due_at, job_id limit s.places) f),
+            order by kind, lane, share, due_at, job_id limit s.places) f),
     placed as (
         select job_id, places,
-               row_number() over (partition by kind, lane order by turn, due_at, job_id) as place
+               row_number() over (partition by kind, lane order by turn, random()) as place
         from first),
     due as (
-        select o.job_id, o.due_at from outbox o join placed p on p.job_id = o.job_id
-        where p.place <= p.places and o.due_at <= now()
-        order by o.job_id for update of o skip locked),
+        select job_id, due_at from outbox
+        where job_id = any(array(select job_id from placed where place <= places))
+          and due_at <= now()
+        order by job_id for update skip locked),
     taken as (
-        update outbox o set due_at = now() + $4 from due where o.job_id = due.job_id
+        update outbox o set due_at = now() + $4 from due
+        where o.job_id = any(array(select job_id from due)) and o.job_id = due.job_id
         returning o.job_id, o.kind, o.lane, o.generation, due.due_at)
     select job_id, kind, lane, generation, due_at,
            (select traceparent from jobs where id = job_id) as traceparent,

@@ -125,11 +125,15 @@ fn row_due(row: &SqliteRow) -> Result<i64, StoreError> {
     Ok(row.try_get("due_at")?)
 }
 
-/// The first of every share before the second of any.
-fn in_turn(shares: Vec<Vec<Found>>) -> Vec<Found> {
+/// The first of every share before the second of any, and chance between the shares: or those with the
+/// oldest backlog would always come first.
+fn in_turn(mut shares: Vec<Vec<Found>>) -> Vec<Found> {
+    if shares.len() > 1 {
+        fastrand::shuffle(&mut shares);
+    }
     let mut turns: Vec<(usize, Found)> =
         shares.into_iter().flat_map(|share| share.into_iter().enumerate()).collect();
-    turns.sort_by_key(|(turn, found)| (*turn, found.due_at, found.bell.job));
+    turns.sort_by_key(|(turn, _)| *turn);
     turns.into_iter().map(|(_, found)| found).collect()
 }
 
