@@ -4,6 +4,7 @@
 pub mod books;
 pub mod chaos;
 pub mod client;
+pub mod figures;
 pub mod fleet;
 pub mod haproxy;
 pub mod herd;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     BackfillError, reason,
-    source::{ByteStream, Entry, Source, SourceError},
+    source::{Entry, Source, SourceError},
 };
 
 /// Entries read in one step: few, so that a step is soon over.
@@ -116,7 +116,6 @@ impl Import<'_> {
                 }
             }
         }
-        drop::<ByteStream>(bytes);
         if let Some((code, why)) = intake.judge(self, image).await? {
             return Ok(not_taken(&entry, code, why));
         }

@@ -6,7 +6,9 @@ use anyhow::Result;
 use safelight_harness::{client::Client, redis::Redis};
 use tokio::task::block_in_place;
 
-use crate::{Node, Setup, figures::percentile_ms, pictures};
+use safelight_harness::figures::percentile_ms;
+
+use crate::{Node, Setup, pictures};
 
 /// Prints one row for each tier.
 pub async fn run(setup: &Setup) -> Result<()> {

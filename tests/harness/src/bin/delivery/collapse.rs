@@ -9,7 +9,9 @@ use safelight_harness::{
 };
 use tokio::task::block_in_place;
 
-use crate::{Node, Setup, figures::percentile_ms, pictures};
+use safelight_harness::figures::percentile_ms;
+
+use crate::{Node, Setup, pictures};
 
 /// Measures one process, and two that share a tier.
 pub async fn run(setup: &Setup) -> Result<()> {

@@ -6,7 +6,6 @@
 
 mod cold;
 mod collapse;
-mod figures;
 mod memory;
 mod pictures;
 mod statics;

@@ -14,10 +14,10 @@ use safelight_harness::{
 };
 use tempfile::TempDir;
 
+use safelight_harness::figures::median;
+
 use crate::{
-    Part, Setup,
-    figures::median,
-    pictures,
+    Part, Setup, pictures,
     wrk::{Load, Run},
 };
 

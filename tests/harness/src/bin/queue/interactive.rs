@@ -9,14 +9,13 @@ use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_harness::{
     client::Client,
+    figures::percentile_ms,
     fleet::{Engines, Fleet, Plan},
     pictures,
     server::{Server, safelight},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::figures::percentile_ms;
 
 /// Uploads that are waited for, one at a time.
 const UPLOADS: usize = 60;

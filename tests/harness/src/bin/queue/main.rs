@@ -5,7 +5,6 @@
 //! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
 
 mod ceiling;
-mod figures;
 mod interactive;
 mod noop;
 mod peers;

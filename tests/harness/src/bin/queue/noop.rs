@@ -7,12 +7,12 @@ use safelight_common::{
     config::{self, DatabaseUrl},
     store::{self, DynStore},
 };
-use safelight_harness::{fleet::Engines, process::peak_mib, server::Server};
+use safelight_harness::{figures::median, fleet::Engines, process::peak_mib, server::Server};
 use safelight_workers::relay;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Options, ceiling, figures::median, seed, workman};
+use crate::{Options, ceiling, seed, workman};
 
 /// Jobs at once in a worker: they wait for the database, not for a processor.
 const CONCURRENCY: usize = 64;

@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{postgres::Postgres, rabbitmq::RabbitMq, redis::Redis};
+use safelight_harness::{figures::median, postgres::Postgres, rabbitmq::RabbitMq, redis::Redis};
 
-use crate::{Options, figures::median};
+use crate::Options;
 
 const CELERY: &str = include_str!("../../../../../benches/queue/celery_noop.py");
 const BULLMQ: &str = include_str!("../../../../../benches/queue/bullmq_noop.mjs");

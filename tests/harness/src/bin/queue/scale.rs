@@ -6,11 +6,12 @@ use anyhow::Result;
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_harness::{
     client::Client,
+    figures::median,
     fleet::{Engines, Fleet, Plan},
     pictures,
 };
 
-use crate::{Options, figures::median, noop, seed};
+use crate::{Options, noop, seed};
 
 /// Milliseconds that a padded job waits: the machine has too few processors to work in.
 const PAD_MS: &str = "40";
