@@ -274,7 +274,8 @@ pub trait Store: Send + Sync + 'static {
     async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError>;
 
     /// Takes, or keeps, for `hold` the lead of backfills that have not ended and that no other foreman
-    /// leads; answers with those it leads now, oldest first, at most `limit`.
+    /// leads; answers with those it leads now, oldest first, at most `limit`. A lead is renewed only when
+    /// a third of its time is over, so that asking often costs no writes.
     async fn lead_backfills(
         &self,
         foreman: WorkerId,

@@ -25,6 +25,7 @@ promises!(
     a_backfill_is_a_task_that_shows_how_it_stands,
     beginning_again_changes_nothing,
     one_foreman_leads_until_it_is_silent,
+    a_lead_is_renewed_only_when_it_must_be,
     a_walk_sees_each_image_of_its_time_once,
     a_walk_can_be_narrowed,
     a_step_makes_tasks_and_report_lines,
@@ -142,6 +143,19 @@ async fn beginning_again_changes_nothing(store: Fixture) -> Result<()> {
     let other = NewBackfill { spec: BackfillSpec::new(BackfillKind::Verify), ..new.clone() };
     store.create_backfill(&other).await?;
     assert_eq!(store.task(new.task).await?, before);
+    Ok(())
+}
+
+async fn a_lead_is_renewed_only_when_it_must_be(store: Fixture) -> Result<()> {
+    let foreman = FOREMAN();
+    begun(&store, spec()).await?;
+    let led = store.lead_backfills(foreman, HOUR, 9).await?;
+    store.tamper("create table before as select foreman_until from backfills").await?;
+    let same = "select count(*) from backfills natural join before";
+    assert_eq!(store.lead_backfills(foreman, HOUR, 9).await?, led);
+    assert_eq!(store.count(same).await?, 1, "nothing was written");
+    assert_eq!(store.lead_backfills(foreman, 2 * HOUR, 9).await?, led);
+    assert_eq!(store.count(same).await?, 0, "less than it wants was left");
     Ok(())
 }
 

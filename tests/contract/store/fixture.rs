@@ -89,6 +89,21 @@ impl Fixture {
         Ok(())
     }
 
+    /// The number that a query gives which no store would ask.
+    pub async fn count(&self, sql: &'static str) -> Result<i64> {
+        use sqlx::{ConnectOptions, Connection};
+        Ok(match &self.url {
+            DatabaseUrl::Sqlite(path) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                sqlx::query_scalar(sql).fetch_one(&mut options.connect().await?).await?
+            }
+            DatabaseUrl::Postgres(url) => {
+                let mut conn = sqlx::PgConnection::connect(url).await?;
+                sqlx::query_scalar(sql).fetch_one(&mut conn).await?
+            }
+        })
+    }
+
     /// Accepts a new upload.
     pub async fn accepted(&self) -> Result<NewUpload> {
         let upload = upload();

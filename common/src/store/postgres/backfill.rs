@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, postgres::PgRow, t
 use uuid::Uuid;
 
 use super::{
-    interval,
+    interval, prune,
     rows::{self, big, blob_joins, image_columns},
 };
 use crate::{
@@ -55,11 +55,24 @@ pub async fn lead(
         "with mine as (
              select task_id from backfills
              where state <> 'ended' and (foreman = $1 or foreman is null or foreman_until <= now())
-             order by task_id limit $3 for update skip locked)
-         update backfills b set foreman = $1, foreman_until = now() + $2
-         from mine, tasks t where b.task_id = mine.task_id and t.id = b.task_id
-         returning",
+             order by task_id limit $3),
+         due as (
+             select task_id from backfills
+             where task_id = any(array(select task_id from mine))
+               and (foreman is null or foreman_until <= now()
+                    or foreman = $1
+                       and foreman_until not between now() + $2 * 0.67 and now() + $2)
+             for update skip locked),
+         renewed as (
+             update backfills b set foreman = $1, foreman_until = now() + $2
+             from due where b.task_id = due.task_id
+             returning b.task_id)
+         select",
         backfill_columns!(),
+        "from backfills b join tasks t on t.id = b.task_id
+         where b.task_id = any(array(select task_id from mine))
+           and (b.foreman = $1 or b.task_id in (select task_id from renewed))
+         order by b.task_id"
     ))
     .bind(foreman)
     .bind(interval(hold))
@@ -364,12 +377,6 @@ const ENDED: &str = "
     where t.backfill_id = $1 and not t.tallied and t.status in ('succeeded', 'failed', 'cancelled')
     order by t.id limit $2 for update of t";
 
-/// Forgets children that nobody will ask for again.
-const FORGET: &str = "
-    with gone as (select id from jobs where task_id = any($1)),
-    bells as (delete from outbox o using gone where o.job_id = gone.id)
-    delete from jobs j using gone where j.id = gone.id";
-
 const END: &str = "
     with done as (
         update backfills set state = 'ended', foreman = null
@@ -449,12 +456,7 @@ impl Ended {
             .bind(&self.failed)
             .execute(&mut *conn)
             .await?;
-        sqlx::query(FORGET).bind(&self.others).execute(&mut *conn).await?;
-        sqlx::query("delete from tasks where id = any($1)")
-            .bind(&self.others)
-            .execute(conn)
-            .await?;
-        Ok(())
+        prune::forget(conn, &self.others).await
     }
 }
 
@@ -604,57 +606,4 @@ pub async fn report(
             })
         })
         .collect()
-}
-
-/// Ended tasks that may be forgotten. Those that failed stay: they say why, and can be tried again.
-const OLD: &str = "
-    select id from tasks t
-    where status = any($1) and id < $2 and finished_at <= now() - $3
-      and not exists (select from idempotency_keys k where k.task_id = t.id)
-      and not exists (select from tasks c where c.backfill_id = t.id)
-      and not exists (select from images i
-                      where i.id = t.image_id and i.discarded_at is not null
-                        and i.removed_at is null)
-    order by id limit $4 for update skip locked";
-
-pub async fn prune(
-    pool: &PgPool,
-    age: Duration,
-    born_before: Uuid,
-    limit: u32,
-) -> Result<u64, StoreError> {
-    let mut transaction = pool.begin().await?;
-    let old: Vec<Uuid> = sqlx::query_scalar(OLD)
-        .bind(["succeeded", "cancelled"].as_slice())
-        .bind(born_before)
-        .bind(interval(age))
-        .bind(i64::from(limit))
-        .fetch_all(&mut *transaction)
-        .await?;
-    if old.is_empty() {
-        return Ok(0);
-    }
-    // A backfill's lines may be many: those go first, as many at once as tasks do.
-    let lines = sqlx::query(
-        "delete from backfill_items where (task_id, item) in (
-             select task_id, item from backfill_items where task_id = any($1) limit $2)",
-    )
-    .bind(&old)
-    .bind(i64::from(limit))
-    .execute(&mut *transaction)
-    .await?
-    .rows_affected();
-    if lines == 0 {
-        sqlx::query("delete from backfills where task_id = any($1)")
-            .bind(&old)
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query(FORGET).bind(&old).execute(&mut *transaction).await?;
-        sqlx::query("delete from tasks where id = any($1)")
-            .bind(&old)
-            .execute(&mut *transaction)
-            .await?;
-    }
-    transaction.commit().await?;
-    Ok(lines.max(old.len() as u64))
 }

@@ -7,6 +7,7 @@ mod control;
 mod filter;
 mod jobs;
 mod outbox;
+mod prune;
 mod read;
 mod request;
 mod rows;
@@ -382,7 +383,7 @@ impl Store for PostgresStore {
     }
 
     async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
-        within(backfill::prune(&self.pool, age, convert::id_of_age(age), limit)).await
+        within(prune::prune(&self.pool, age, convert::id_of_age(age), limit)).await
     }
 
     async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError> {

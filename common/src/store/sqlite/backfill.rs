@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::{
-    QueryBuilder, Row, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json,
+    QueryBuilder, Row, Sqlite, SqliteConnection, SqliteExecutor, SqlitePool, sqlite::SqliteRow,
+    types::Json,
 };
 use uuid::Uuid;
 
 use super::{
+    prune,
     rows::{self, blob_joins, image_columns, number},
     writer::Writer,
 };
@@ -52,42 +54,68 @@ pub async fn create(
     Ok(())
 }
 
+/// Of the backfills that foreman `$1` leads or may lead at the time `$2`, `$4` at most, those that he does
+/// not lead until about `$3`.
+macro_rules! renewable {
+    () => {
+        "select task_id from backfills
+         where task_id in (
+             select task_id from backfills
+             where state <> 'ended' and (foreman = $1 or foreman is null or foreman_until <= $2)
+             order by task_id limit $4)
+           and (foreman is not $1 or foreman_until not between $3 - ($3 - $2) / 3 and $3)"
+    };
+}
+
 pub async fn lead(
     reads: &SqlitePool,
     writer: &Writer,
+    now: i64,
     foreman: WorkerId,
     hold: Duration,
     limit: u32,
 ) -> Result<Vec<Backfill>, StoreError> {
-    let open = sqlx::query("select 1 from backfills where state <> 'ended' limit 1")
-        .fetch_optional(reads)
+    // Most looks change nothing, and need no place in the writer's queue.
+    let keeps = sqlx::query_scalar(concat!("select not exists (", renewable!(), ")"))
+        .bind(foreman)
+        .bind(now)
+        .bind(now + micros(hold))
+        .bind(limit)
+        .fetch_one(reads)
         .await?;
-    if open.is_none() {
-        return Ok(Vec::new());
+    if keeps {
+        return led(reads, now, foreman).await;
     }
-    writer.run(move |conn, now| Box::pin(lead_open(conn, now, foreman, hold, limit))).await
+    writer.run(move |conn, now| Box::pin(renew(conn, now, foreman, hold, limit))).await
 }
 
-async fn lead_open(
+async fn renew(
     conn: &mut SqliteConnection,
     now: i64,
     foreman: WorkerId,
     hold: Duration,
     limit: u32,
 ) -> Result<Vec<Backfill>, StoreError> {
-    sqlx::query(
-        "update backfills set foreman = $1, foreman_until = $2
-         where task_id in (
-             select task_id from backfills
-             where state <> 'ended' and (foreman = $1 or foreman is null or foreman_until <= $3)
-             order by task_id limit $4)",
-    )
+    sqlx::query(concat!(
+        "update backfills set foreman = $1, foreman_until = $3 where task_id in (",
+        renewable!(),
+        ")"
+    ))
     .bind(foreman)
-    .bind(now + micros(hold))
     .bind(now)
+    .bind(now + micros(hold))
     .bind(limit)
     .execute(&mut *conn)
     .await?;
+    led(conn, now, foreman).await
+}
+
+/// The backfills that a foreman leads.
+async fn led(
+    conn: impl SqliteExecutor<'_>,
+    now: i64,
+    foreman: WorkerId,
+) -> Result<Vec<Backfill>, StoreError> {
     let rows = sqlx::query(concat!(
         "select",
         backfill_columns!(),
@@ -390,13 +418,6 @@ const ENDED: &str = "
     where t.backfill_id = $1 and not t.tallied and t.status in ('succeeded', 'failed', 'cancelled')
     order by t.id limit $2";
 
-/// Forgets tasks, and their jobs, that nobody will ask for again.
-const FORGET: &str = "
-    delete from outbox where job_id in (
-        select id from jobs where task_id in (select unhex(value) from json_each($1)));
-    delete from jobs where task_id in (select unhex(value) from json_each($1));
-    delete from tasks where id in (select unhex(value) from json_each($1))";
-
 pub async fn tally(
     reads: &SqlitePool,
     writer: &Writer,
@@ -439,10 +460,7 @@ async fn tally_ended(
         .bind(rows::id_list(ended.failed.iter().copied()))
         .execute(&mut *conn)
         .await?;
-        sqlx::query(FORGET)
-            .bind(rows::id_list(ended.others.iter().copied()))
-            .execute(&mut *conn)
-            .await?;
+        prune::forget(conn, ended.others.iter().copied()).await?;
         let count = |outcome| to_i64(ended.items.iter().filter(|i| i.outcome == outcome).count());
         sqlx::query(
             "update backfills set succeeded = succeeded + $2, failed = failed + $3,
@@ -690,60 +708,4 @@ pub async fn report(
             })
         })
         .collect()
-}
-
-/// Ended tasks that may be forgotten. Those that failed stay: they say why, and can be tried again.
-const OLD: &str = "
-    select id from tasks t
-    where status in ('succeeded', 'cancelled') and id < $1 and finished_at <= $2
-      and not exists (select 1 from idempotency_keys k where k.task_id = t.id)
-      and not exists (select 1 from tasks c where c.backfill_id = t.id)
-      and not exists (select 1 from images i
-                      where i.id = t.image_id and i.discarded_at is not null
-                        and i.removed_at is null)
-    order by id limit $3";
-
-pub async fn prune(
-    reads: &SqlitePool,
-    writer: &Writer,
-    before: i64,
-    born_before: Uuid,
-    limit: u32,
-) -> Result<u64, StoreError> {
-    let old: Vec<TaskId> =
-        sqlx::query_scalar(OLD).bind(born_before).bind(before).bind(limit).fetch_all(reads).await?;
-    if old.is_empty() {
-        return Ok(0);
-    }
-    // What has ended well begins no more: nothing changes about these meanwhile.
-    writer.run(move |conn, _| Box::pin(forget(conn, old, limit))).await
-}
-
-async fn forget(
-    conn: &mut SqliteConnection,
-    old: Vec<TaskId>,
-    limit: u32,
-) -> Result<u64, StoreError> {
-    let ids = rows::id_list(old.iter().map(|id| id.0));
-    // A backfill's lines may be many: those go first, as many at once as tasks do.
-    let lines = sqlx::query(
-        "delete from backfill_items where (task_id, item) in (
-             select task_id, item from backfill_items
-             where task_id in (select unhex(value) from json_each($1)) limit $2)",
-    )
-    .bind(ids.clone())
-    .bind(limit)
-    .execute(&mut *conn)
-    .await?
-    .rows_affected();
-    if lines == 0 {
-        sqlx::query(
-            "delete from backfills where task_id in (select unhex(value) from json_each($1))",
-        )
-        .bind(ids.clone())
-        .execute(&mut *conn)
-        .await?;
-        sqlx::query(FORGET).bind(ids).execute(conn).await?;
-    }
-    Ok(lines.max(old.len() as u64))
 }

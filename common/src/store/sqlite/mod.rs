@@ -8,6 +8,7 @@ mod control;
 mod filter;
 mod jobs;
 mod outbox;
+mod prune;
 mod read;
 mod request;
 mod rows;
@@ -401,7 +402,8 @@ impl Store for SqliteStore {
         hold: Duration,
         limit: u32,
     ) -> Result<Vec<Backfill>, StoreError> {
-        backfill::lead(&self.reads, &self.writer, foreman, hold, limit).await
+        let now = self.clock.now();
+        backfill::lead(&self.reads, &self.writer, now, foreman, hold, limit).await
     }
 
     async fn count_images(&self, filter: &ImageFilter) -> Result<u64, StoreError> {
@@ -460,7 +462,7 @@ impl Store for SqliteStore {
 
     async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError> {
         let before = self.clock.now().saturating_sub(convert::micros(age));
-        backfill::prune(&self.reads, &self.writer, before, convert::id_of_age(age), limit).await
+        prune::prune(&self.reads, &self.writer, before, convert::id_of_age(age), limit).await
     }
 
     async fn heartbeat(&self, beat: &Heartbeat) -> Result<(), StoreError> {
