@@ -13,6 +13,7 @@ mod outbox;
 mod reading;
 mod rendition;
 mod settle;
+mod together;
 mod upload;
 mod workers;
 

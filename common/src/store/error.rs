@@ -1,5 +1,7 @@
 //! What can go wrong with the database, in terms that callers act on.
 
+use std::{io, sync::Arc};
+
 use crate::domain::UnknownName;
 
 /// A failed store call. The text of a database error is for the log, never for a client.
@@ -46,6 +48,12 @@ impl StoreError {
         matches!(self, Self::Unavailable(_))
     }
 
+    /// The same failure for one more caller.
+    pub(super) fn copy_of(error: &Arc<sqlx::Error>) -> Self {
+        let copy = sqlx::Error::Io(io::Error::other(error.clone()));
+        if is_unavailable(error) { Self::Unavailable(copy) } else { Self::Database(copy) }
+    }
+
     /// Whether the database has no space left.
     pub fn is_full(&self) -> bool {
         let (Self::Unavailable(error) | Self::Database(error)) = self else { return false };
@@ -70,7 +78,7 @@ impl From<UnknownName> for StoreError {
 }
 
 /// Whether an error means that the database is out of reach or overloaded, not that it objects.
-pub(super) fn is_unavailable(error: &sqlx::Error) -> bool {
+fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)

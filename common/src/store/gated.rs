@@ -17,8 +17,7 @@ use super::{
     Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
 };
 use crate::domain::{
-    Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
-    WorkerId,
+    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId,
 };
 
 /// One call of a method of [`Store`].
@@ -126,7 +125,6 @@ gated! {
     fn tally_backfill(id: TaskId, limit: u32) -> u64;
     fn retry_backfill(id: TaskId, limit: u32) -> u64;
     fn pause_backfill(id: TaskId, paused: bool) -> bool;
-    fn backfill_of(child: TaskId) -> Option<BackfillSpec>;
     fn backfill_report(id: TaskId, after: Option<Uuid>, limit: u32) -> Vec<Item>;
     fn prune_tasks(age: Duration, limit: u32) -> u64;
     fn heartbeat(beat: &Heartbeat) -> ();

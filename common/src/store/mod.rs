@@ -33,10 +33,7 @@ pub use registry::{Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
 
 use crate::{
     config::DatabaseUrl,
-    domain::{
-        Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
-        WorkerId,
-    },
+    domain::{Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId},
 };
 use uuid::Uuid;
 
@@ -202,6 +199,9 @@ pub trait Store: Send + Sync + 'static {
     /// Gives out no job whose version is above `understood`, the newest that the worker knows how
     /// to run (see [`JOB_VERSION`](crate::domain::JOB_VERSION)). One that it could have otherwise is
     /// [`Claim::Newer`]: no attempt is counted, and it needs another message for another worker.
+    ///
+    /// Calls that are made at the same time may be carried out together, as those of [`Store::settle`]
+    /// may be; each has its own answer, and its effects, as if it had been alone.
     async fn claim(
         &self,
         doorbell: &Doorbell,
@@ -320,9 +320,6 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes a backfill hand out nothing, or go on. `false` if it has ended or was cancelled.
     async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError>;
-
-    /// What the backfill that made this task was asked to do; `None` of other tasks.
-    async fn backfill_of(&self, child: TaskId) -> Result<Option<BackfillSpec>, StoreError>;
 
     /// The report of a backfill by the ids of its lines, from after the one given; at most `limit`.
     /// What is still under way has no line yet.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::domain::{
-    ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane,
-    Placeholder, Rendition, Status, Task, TaskId, TaskKind, TraceContext,
+    BackfillSpec, ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId,
+    JobKind, Lane, Placeholder, Rendition, Status, Task, TaskId, TaskKind, TraceContext,
 };
 
 /// A client's key for one logical upload, unique per owner.
@@ -200,6 +200,8 @@ pub struct ClaimedJob {
     pub max_attempts: u32,
     /// The image to work on, with the renditions that its blob already has.
     pub image: Image,
+    /// What the backfill that made its task was asked to do; `None` for all other tasks.
+    pub backfill: Option<BackfillSpec>,
 }
 
 /// How an attempt ended.

@@ -40,7 +40,7 @@ promises!(
     failed_images_are_handed_out_again,
     one_failed_image_tried_again_reopens_its_backfill,
     a_cancelled_backfill_ends_with_what_it_handed_out,
-    a_child_knows_what_its_backfill_wants,
+    a_claim_knows_what_its_backfill_wants,
     a_verified_image_keeps_what_was_repaired,
     a_report_is_read_in_pages,
     old_tasks_are_forgotten_and_failed_ones_kept,
@@ -488,14 +488,15 @@ async fn a_cancelled_backfill_ends_with_what_it_handed_out(store: Fixture) -> Re
     Ok(())
 }
 
-async fn a_child_knows_what_its_backfill_wants(store: Fixture) -> Result<()> {
-    let upload = stored(&store).await?;
+async fn a_claim_knows_what_its_backfill_wants(store: Fixture) -> Result<()> {
+    let (upload, other) = (stored(&store).await?, store.accepted().await?);
     let mut spec = spec();
     spec.all = true;
     let id = begun(&store, spec.clone()).await?;
     let work = handed_out(&store, id, &[upload.image]).await?;
-    assert_eq!(store.backfill_of(work[0].task).await?, Some(spec));
-    assert_eq!(store.backfill_of(upload.task).await?, None);
+    assert_eq!(store.claimed_for(&bell(&work[0]), NOW).await?.backfill, Some(spec.clone()));
+    assert_eq!(store.expired_leases(9).await?[0].backfill, Some(spec));
+    assert_eq!(store.claimed(&write_bell(&other)).await?.backfill, None);
     Ok(())
 }
 

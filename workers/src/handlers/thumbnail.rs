@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use safelight_common::{
     blobs::BlobKey,
-    domain::{ErrorCode, Failure, Image, Lane, Placeholder, Presets, Rendition},
+    domain::{ErrorCode, Failure, Image, Placeholder, Presets, Rendition},
     fail_point,
     store::{ClaimedJob, Outcome},
 };
@@ -21,7 +21,7 @@ pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, 
         // made now would be left over.
         return Err(Failure::new(ErrorCode::BlobMissing, "the image was discarded"));
     }
-    let presets = wanted(context, job).await?;
+    let presets = wanted(context, job);
     if presets.is_empty() {
         return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });
     }
@@ -51,22 +51,14 @@ pub(super) async fn make(
 }
 
 /// The presets to render: those that the image lacks, or what its backfill asks for.
-async fn wanted(context: &Context, job: &ClaimedJob) -> Result<Presets, Failure> {
-    let services = &context.services;
-    let presets = &services.config.presets;
-    if job.lane != Lane::Bulk {
-        return Ok(missing_presets(presets, &job.image));
-    }
-    let spec = services.store.backfill_of(job.task).await.map_err(|error| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot look a backfill up");
-        Failure::new(ErrorCode::DatabaseUnavailable, "the database did not answer")
-    })?;
-    let mut wanted = match &spec {
+fn wanted(context: &Context, job: &ClaimedJob) -> Presets {
+    let presets = &context.services.config.presets;
+    let mut wanted = match &job.backfill {
         Some(spec) if spec.all => presets.clone(),
         _ => missing_presets(presets, &job.image),
     };
-    wanted.retain(|name, _| spec.as_ref().is_none_or(|spec| spec.wants(name)));
-    Ok(wanted)
+    wanted.retain(|name, _| job.backfill.as_ref().is_none_or(|spec| spec.wants(name)));
+    wanted
 }
 
 /// The presets of which there is not a rendition in each of their formats yet. Renditions belong to the

@@ -120,16 +120,6 @@ fn backfill(row: &PgRow) -> Result<Backfill, StoreError> {
     })
 }
 
-pub async fn spec_of(pool: &PgPool, child: TaskId) -> Result<Option<BackfillSpec>, StoreError> {
-    let spec: Option<Json<BackfillSpec>> = sqlx::query_scalar(
-        "select b.spec from tasks t join backfills b on b.task_id = t.backfill_id where t.id = $1",
-    )
-    .bind(child)
-    .fetch_optional(pool)
-    .await?;
-    Ok(spec.map(|Json(spec)| spec))
-}
-
 fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &ImageFilter) {
     query.push(" where discarded_at is null and id <= ").push_bind(filter.until);
     if let Some(after) = filter.created_after {

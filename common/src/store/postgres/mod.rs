@@ -3,14 +3,17 @@
 
 mod accept;
 mod backfill;
+mod claim;
 mod control;
 mod filter;
+mod gather;
 mod jobs;
 mod outbox;
 mod prune;
 mod read;
 mod request;
 mod rows;
+mod settle;
 mod workers;
 
 use std::{io, str::FromStr, time::Duration};
@@ -24,6 +27,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use self::{claim::Claiming, gather::Gathered, settle::Settling};
 use super::{
     Accepted, Advance, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImageFilter,
     ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
@@ -33,8 +37,7 @@ use super::{
     schema,
 };
 use crate::domain::{
-    Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
-    WorkerId,
+    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -56,6 +59,8 @@ const EMBEDDED_QUEUE_LOCK: i64 = 0x5afe_1194_0001;
 /// The PostgreSQL backend.
 pub struct PostgresStore {
     pool: PgPool,
+    claims: Gathered<Claiming>,
+    settles: Gathered<Settling>,
     options: PgConnectOptions,
     /// The connection that holds the advisory lock. The lock goes with it: after a database that
     /// was restarted, [`Store::lock_for_embedded_queue`] takes it again.
@@ -87,13 +92,24 @@ impl PostgresStore {
         // The pool would try until its time-out and then not say why it could not.
         let first = async { Ok(options.connect().await?.close().await?) };
         within(first).await?;
-        Ok(Self { pool, options, lock: Mutex::new(None) })
+        Ok(Self {
+            claims: Gathered::start(pool.clone()),
+            settles: Gathered::start(pool.clone()),
+            pool,
+            options,
+            lock: Mutex::new(None),
+        })
     }
 }
 
 /// A duration as an SQL interval.
 fn interval(duration: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: micros(duration) }
+}
+
+/// For counts and pixels, which never come near the limit.
+fn integer(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
 }
 
 /// Runs a call within [`CALL_TIMEOUT`]. The pool closes a connection whose call was cut short, if
@@ -273,7 +289,9 @@ impl Store for PostgresStore {
         lease: Duration,
         understood: u32,
     ) -> Result<Claim, StoreError> {
-        within(jobs::claim(&self.pool, doorbell, redelivered, worker, lease, understood)).await
+        let doorbell = *doorbell;
+        let call = Claiming { doorbell, redelivered, worker, lease, understood };
+        within(self.claims.call(call)).await
     }
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
@@ -281,7 +299,8 @@ impl Store for PostgresStore {
     }
 
     async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError> {
-        within(jobs::settle(&self.pool, lease, outcome)).await
+        let call = Settling { lease: *lease, outcome: outcome.clone() };
+        within(self.settles.call(call)).await
     }
 
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
@@ -367,10 +386,6 @@ impl Store for PostgresStore {
 
     async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError> {
         within(backfill::pause(&self.pool, id, paused)).await
-    }
-
-    async fn backfill_of(&self, child: TaskId) -> Result<Option<BackfillSpec>, StoreError> {
-        within(backfill::spec_of(&self.pool, child)).await
     }
 
     async fn backfill_report(

@@ -32,10 +32,19 @@ macro_rules! blob_joins {
     };
 }
 
-/// A job `j` as its worker needs it.
+/// A job `j` as its worker needs it, with what `backfill_joins!` finds.
 macro_rules! claimed_columns {
     () => {
-        " j.id as job_id, j.fence, j.released, j.task_id, j.kind, j.lane, j.max_attempts, "
+        " j.id as job_id, j.fence, j.released, j.task_id, j.kind, j.lane, j.max_attempts,
+          b.spec as backfill, "
+    };
+}
+
+/// The backfill that made the task of a job `j`, for `claimed_columns!`.
+macro_rules! backfill_joins {
+    () => {
+        " left join tasks t on t.id = j.task_id
+          left join backfills b on b.task_id = t.backfill_id "
     };
 }
 
@@ -50,7 +59,7 @@ macro_rules! task_columns {
     };
 }
 
-pub(super) use {blob_joins, claimed_columns, image_columns, task_columns};
+pub(super) use {backfill_joins, blob_joins, claimed_columns, image_columns, task_columns};
 
 /// An enum by its stored name.
 pub fn name<T: std::str::FromStr<Err = UnknownName>>(
@@ -86,6 +95,11 @@ pub fn doorbell(row: &PgRow) -> Result<Doorbell, StoreError> {
         // A text that this version cannot read costs a trace its continuation, not a job its bell.
         trace: row.try_get::<Option<&str>, _>("traceparent")?.and_then(|text| text.parse().ok()),
     })
+}
+
+/// The index of what a column `place` counts from 1.
+pub fn place(row: &PgRow) -> Result<usize, StoreError> {
+    Ok(big::<usize>(row, "place")?.saturating_sub(1))
 }
 
 fn image(row: &PgRow) -> Result<Image, StoreError> {
@@ -152,6 +166,7 @@ fn claimed_job(row: &PgRow) -> Result<ClaimedJob, StoreError> {
         attempt: fence.saturating_sub(number(row, "released")?),
         max_attempts: number(row, "max_attempts")?,
         image: image(row)?,
+        backfill: row.try_get::<Option<Json<_>>, _>("backfill")?.map(|Json(spec)| spec),
     })
 }
 

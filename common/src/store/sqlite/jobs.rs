@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 
-use super::rows::{self, blob_joins, claimed_columns, image_columns};
+use super::rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns};
 use crate::{
     domain::{ImageFacts, ImageId, JobId, Placeholder, Rendition, TaskId, WorkerId},
     store::{
@@ -51,6 +51,7 @@ pub async fn claim(
         claimed_columns!(),
         image_columns!(),
         "from jobs j join images i on i.id = j.image_id",
+        backfill_joins!(),
         blob_joins!(),
         "where j.id = $1 order by r.preset, r.fingerprint, r.format"
     ))
@@ -317,6 +318,7 @@ pub async fn expired_leases(
         claimed_columns!(),
         image_columns!(),
         "from expired j join images i on i.id = j.image_id",
+        backfill_joins!(),
         blob_joins!(),
         "order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
     ))

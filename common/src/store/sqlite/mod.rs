@@ -44,8 +44,7 @@ use super::{
     Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert, schema,
 };
 use crate::domain::{
-    Backfill, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId,
-    WorkerId,
+    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -445,10 +444,6 @@ impl Store for SqliteStore {
 
     async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError> {
         self.writer.run(move |conn, now| Box::pin(backfill::pause(conn, now, id, paused))).await
-    }
-
-    async fn backfill_of(&self, child: TaskId) -> Result<Option<BackfillSpec>, StoreError> {
-        backfill::spec_of(&self.reads, child).await
     }
 
     async fn backfill_report(

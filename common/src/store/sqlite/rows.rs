@@ -33,10 +33,19 @@ macro_rules! blob_joins {
     };
 }
 
-/// A job `j` as its worker needs it.
+/// A job `j` as its worker needs it, with what `backfill_joins!` finds.
 macro_rules! claimed_columns {
     () => {
-        " j.id as job_id, j.fence, j.released, j.task_id, j.kind, j.lane, j.max_attempts, "
+        " j.id as job_id, j.fence, j.released, j.task_id, j.kind, j.lane, j.max_attempts,
+          b.spec as backfill, "
+    };
+}
+
+/// The backfill that made the task of a job `j`, for `claimed_columns!`.
+macro_rules! backfill_joins {
+    () => {
+        " left join tasks t on t.id = j.task_id
+          left join backfills b on b.task_id = t.backfill_id "
     };
 }
 
@@ -51,7 +60,7 @@ macro_rules! task_columns {
     };
 }
 
-pub(super) use {blob_joins, claimed_columns, image_columns, task_columns};
+pub(super) use {backfill_joins, blob_joins, claimed_columns, image_columns, task_columns};
 
 /// Ids as the one JSON parameter that `json_each` takes apart again; `unhex(value)` gives the id.
 pub fn id_list(ids: impl IntoIterator<Item = Uuid>) -> Json<Vec<String>> {
@@ -163,6 +172,7 @@ fn claimed_job(row: &SqliteRow) -> Result<ClaimedJob, StoreError> {
         attempt: fence.saturating_sub(number(row, "released")?),
         max_attempts: number(row, "max_attempts")?,
         image: image(row)?,
+        backfill: row.try_get::<Option<Json<_>>, _>("backfill")?.map(|Json(spec)| spec),
     })
 }
 

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot};
 
 use super::clock::Clock;
-use crate::store::{StoreError, error::is_unavailable};
+use crate::store::StoreError;
 
 /// Requests in one transaction at most: bounds what one failed commit fails, and how long a reader
 /// of its own write waits.
@@ -121,7 +121,7 @@ async fn serve(
                 // Each caller is told, and says what it means to it.
                 tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
                 let error = Arc::new(error);
-                group.drain(..).for_each(|work| work.answer(Some(copy_of(&error))));
+                group.drain(..).for_each(|work| work.answer(Some(StoreError::copy_of(&error))));
             }
         }
     }
@@ -159,10 +159,4 @@ async fn commit(
     }
     transaction.commit().await?;
     Ok(conn)
-}
-
-/// The same failure for one more caller.
-fn copy_of(error: &Arc<sqlx::Error>) -> StoreError {
-    let copy = sqlx::Error::Io(std::io::Error::other(error.clone()));
-    if is_unavailable(error) { StoreError::Unavailable(copy) } else { StoreError::Database(copy) }
 }
