@@ -136,14 +136,17 @@ impl Relay {
         asked.map(|()| next_in)
     }
 
-    /// Looks at the queues whose credit is used up: a fresh upload's jobs cost no question.
+    /// Looks at the queues whose credit is used up: a fresh upload's jobs cost no question. A queue that
+    /// is still more than half full gets nothing yet: by a few messages at a time a backlog costs a
+    /// statement and a publish for each few.
     async fn ask_for_credit(&mut self, services: &Services) -> Result<(), RelayError> {
         let ahead = services.config.publish_ahead;
         let mut failure = None;
         for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
             match services.broker.depth(*queue).await {
                 Ok(depth) => {
-                    *credit = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
+                    let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
+                    *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
                 }
                 // It gets nothing, and the other queues are served all the same.
                 Err(error) => failure = Some(error),
