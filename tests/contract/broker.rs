@@ -5,6 +5,7 @@ mod faults;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use futures::future::join_all;
 use safelight_common::{
     broker::{self, Broker, BrokerError, Delivery, DynBroker, Queue, Subscription, embedded},
     config::QueueUrl,
@@ -46,6 +47,7 @@ macro_rules! contract {
 contract! {
     messages_arrive_on_the_queue_of_their_kind_and_lane,
     an_acknowledged_message_is_gone,
+    acknowledging_some_at_once_leaves_the_rest,
     a_requeued_message_comes_again_as_redelivered,
     a_dropped_delivery_comes_again_as_redelivered,
     prefetch_bounds_what_is_unsettled,
@@ -83,6 +85,28 @@ async fn an_acknowledged_message_is_gone(broker: DynBroker) -> Result<()> {
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     // Perhaps redelivered: the first subscription may have been given it as it ended.
     ensure!(next(&mut subscription).await?.doorbell == second);
+    Ok(())
+}
+
+async fn acknowledging_some_at_once_leaves_the_rest(broker: DynBroker) -> Result<()> {
+    for kept in [[0, 4], [2, 3], [5, 7]] {
+        let sent: Vec<_> = (0..8).map(|_| doorbell(QUEUE)).collect();
+        broker.publish(&sent).await?;
+        let mut subscription = broker.subscribe(QUEUE, 8).await?;
+        let (mut done, mut left) = (Vec::new(), Vec::new());
+        for place in 0..8 {
+            let delivery = next(&mut subscription).await?;
+            if kept.contains(&place) { &mut left } else { &mut done }.push(delivery);
+        }
+        let expected: HashSet<_> = left.iter().map(|delivery| delivery.doorbell).collect();
+        join_all(done.into_iter().rev().map(Delivery::ack)).await;
+        drop((left, subscription));
+        let mut subscription = broker.subscribe(QUEUE, 8).await?;
+        let again = [next(&mut subscription).await?, next(&mut subscription).await?];
+        ensure!(again.iter().map(|one| one.doorbell).collect::<HashSet<_>>() == expected);
+        ensure!(nothing_comes(&mut subscription).await, "an acknowledged message came again");
+        join_all(again.into_iter().map(Delivery::ack)).await;
+    }
     Ok(())
 }
 

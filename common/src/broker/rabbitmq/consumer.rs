@@ -7,9 +7,7 @@ use futures::StreamExt;
 use lapin::{
     Acker, Channel, Connection, Consumer,
     message::Delivery as Message,
-    options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    },
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
 use tokio::{runtime::Handle, sync::mpsc, time::timeout};
@@ -17,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
+    acks::Acks,
     depth, is_not_found,
     link::{Link, within},
     message::{self, Decoded, Undecodable},
@@ -30,7 +29,7 @@ use crate::{
 /// After so long without a delivery a subscription is made anew: see [`End::Silent`].
 const SILENCE: Duration = Duration::from_secs(10);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For one acknowledgement. Written or not, nothing is lost: an unsettled message comes again.
+/// For putting one message back. Written or not, nothing is lost: an unsettled message comes again.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where deliveries come from.
@@ -157,13 +156,14 @@ impl Feeder {
         mut consumer: Consumer,
         reconnect: &mut Reconnect,
     ) -> Result<End, BrokerError> {
+        let acks = Acks::start();
         loop {
             let message = tokio::select! {
                 () = self.unwanted() => break,
                 message = timeout(SILENCE, consumer.next()) => message,
             };
             let Ok(message) = message else {
-                if self.may_be_deaf(connection, channel).await? {
+                if self.may_be_deaf(connection, &acks).await? {
                     hand_back(channel, consumer).await;
                     return Ok(End::Silent);
                 }
@@ -172,7 +172,7 @@ impl Feeder {
             // The stream ends when the broker cancels the consumer, the channel still looking well.
             let message = message.ok_or(BrokerError::Disconnected)??;
             reconnect.reset();
-            let Some(delivery) = self.decode(channel, message).await else { continue };
+            let Some(delivery) = self.decode(channel, &acks, message).await else { continue };
             let sent = tokio::select! {
                 () = self.closed.cancelled() => break,
                 sent = self.sender.send(delivery) => sent,
@@ -187,13 +187,8 @@ impl Feeder {
 
     /// Whether a silent consumer should be replaced: one without deliveries in hand, and one with
     /// fewer than it may have while more are waiting.
-    async fn may_be_deaf(
-        &self,
-        connection: &Connection,
-        channel: &Arc<Channel>,
-    ) -> Result<bool, BrokerError> {
-        // Each delivery in hand holds the channel, beside this task.
-        let in_hand = Arc::strong_count(channel) - 1;
+    async fn may_be_deaf(&self, connection: &Connection, acks: &Acks) -> Result<bool, BrokerError> {
+        let in_hand = acks.in_hand();
         if in_hand == 0 || in_hand >= usize::from(self.prefetch) {
             return Ok(in_hand == 0);
         }
@@ -206,10 +201,18 @@ impl Feeder {
 
     /// A message that cannot be read is acknowledged away: the store can rebuild whatever it said,
     /// and putting it back would only bring it again.
-    async fn decode(&self, channel: &Arc<Channel>, message: Message) -> Option<Delivery> {
+    async fn decode(
+        &self,
+        channel: &Arc<Channel>,
+        acks: &Acks,
+        message: Message,
+    ) -> Option<Delivery> {
         let decoded = self.source.decode(&message);
+        acks.hold(message.delivery_tag);
         let held = Held {
+            tag: message.delivery_tag,
             acker: Some(message.acker),
+            acks: acks.clone(),
             channel: Arc::clone(channel),
             closed: self.closed.clone(),
         };
@@ -245,8 +248,10 @@ async fn hand_back(channel: &Channel, mut consumer: Consumer) {
 
 /// One message in hand. Dropped without an answer it is put back.
 struct Held {
+    tag: u64,
     /// Taken by the answer.
     acker: Option<Acker>,
+    acks: Acks,
     /// Dropping the last handle closes the channel, and with it every delivery.
     channel: Arc<Channel>,
     /// The broker's. A message may outlive the connection in lapin's eyes by a moment.
@@ -257,17 +262,13 @@ struct Held {
 impl Settle for Held {
     async fn ack(mut self: Box<Self>) {
         if let Some(acker) = self.acker.take() {
-            let answer = timeout(SETTLE_TIMEOUT, acker.ack(BasicAckOptions::default())).await;
-            // `Ok(false)`: the channel was gone already.
-            if !matches!(answer, Ok(Ok(true))) {
-                debug!(?answer, "a message could not be acknowledged and will come again");
-            }
+            self.acks.ack(self.tag, acker).await;
         }
     }
 
     async fn requeue(mut self: Box<Self>) {
         if let Some(acker) = self.acker.take() {
-            put_back(&acker).await;
+            put_back(&acker, &self.acks, self.tag).await;
         }
     }
 
@@ -281,9 +282,9 @@ impl Drop for Held {
         let Some(acker) = self.acker.take().filter(Acker::usable) else { return };
         // Without a runtime the connection is ending, which puts the message back as well.
         if let Ok(runtime) = Handle::try_current() {
-            let channel = Arc::clone(&self.channel);
+            let (channel, acks, tag) = (Arc::clone(&self.channel), self.acks.clone(), self.tag);
             runtime.spawn(async move {
-                put_back(&acker).await;
+                put_back(&acker, &acks, tag).await;
                 drop(channel);
             });
         }
@@ -294,9 +295,11 @@ fn requeue_options() -> BasicNackOptions {
     BasicNackOptions { requeue: true, multiple: false }
 }
 
-async fn put_back(acker: &Acker) {
+async fn put_back(acker: &Acker, acks: &Acks, tag: u64) {
     let answer = timeout(SETTLE_TIMEOUT, acker.nack(requeue_options())).await;
-    if !matches!(answer, Ok(Ok(true))) {
+    if matches!(answer, Ok(Ok(true))) {
+        acks.let_go(tag);
+    } else {
         debug!(?answer, "a message could not be put back and will come back with its channel");
     }
 }

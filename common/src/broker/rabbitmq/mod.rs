@@ -3,6 +3,7 @@
 //!
 //! The client library's own recovery is off: it has been seen to stall after a broker's crash.
 
+mod acks;
 mod consumer;
 mod link;
 mod message;
