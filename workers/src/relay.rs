@@ -7,7 +7,7 @@ use safelight_common::{
     broker::{BrokerError, Queue},
     fail_point,
     services::Services,
-    store::{Doorbell, Room, StoreError},
+    store::{Doorbell, OutboxBatch, Room, StoreError},
     telemetry::traces,
 };
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ const BATCH: u32 = 256;
 /// How long taken rows stay hidden from other relays. Publishing waits at most this long too.
 const HOLD: Duration = Duration::from_secs(10);
 
-/// How soon a queue that is full is looked at again.
-const CONGESTED: Duration = Duration::from_millis(25);
+/// How often a queue that is full is looked at: whoever drains it tells nobody.
+const CONGESTED: Duration = Duration::from_millis(10);
 
 /// Jobs put back into the outbox in one statement.
 const UNPUBLISH_BATCH: u32 = 1_000;
@@ -64,7 +64,11 @@ async fn relay(services: &Services) {
             }
         };
         if !pause.is_zero() {
-            let _ = tokio::time::timeout(pause, services.wake.heard()).await;
+            tokio::select! {
+                () = services.wake.heard() => {}
+                () = tokio::time::sleep(pause) => {}
+                () = relay.room(services) => {}
+            }
         }
     }
 }
@@ -101,20 +105,13 @@ impl Relay {
             self.forgotten = false;
         }
         let asked = self.ask_for_credit(services).await;
-        let is_short = self.credit.iter().any(|(_, credit)| *credit == 0);
         let room = self
             .credit
             .iter()
             .map(|(queue, credit)| (queue.kind, queue.lane, (*credit).min(BATCH)));
         let batch = store.take_unpublished(&Room(room.collect()), HOLD).await?;
-        let next_in = match batch.next_in {
-            // Whoever drains the queue tells nobody: look again soon.
-            Some(next) if is_short => Some(next.min(CONGESTED)),
-            None if is_short => Some(CONGESTED),
-            next => next,
-        };
         if batch.due.is_empty() {
-            return asked.map(|()| next_in);
+            return asked.map(|()| batch.next_in);
         }
         fail_point::hit("relay.taken").await;
         self.spend(&batch.due);
@@ -133,7 +130,31 @@ impl Relay {
         drop(spans);
         fail_point::hit("relay.confirmed").await;
         store.mark_published(&batch.due).await?;
-        asked.map(|()| next_in)
+        asked.map(|()| self.next_in(&batch))
+    }
+
+    /// How long until more can be published, if that is known. Rows that wait for room in a full queue
+    /// hurry nobody.
+    fn next_in(&self, batch: &OutboxBatch) -> Option<Duration> {
+        let of = |queue: &Queue| batch.due.iter().filter(|bell| Queue::of(bell) == *queue).count();
+        let has_more = |(queue, credit): &(Queue, u32)| *credit > 0 && of(queue) >= BATCH as usize;
+        batch.next_in.filter(|next| !next.is_zero() || self.credit.iter().any(has_more))
+    }
+
+    /// Returns when a queue that was full has room again; never if none is full.
+    async fn room(&mut self, services: &Services) {
+        let full = |relay: &Self| relay.credit.iter().filter(|(_, credit)| *credit == 0).count();
+        let before = full(self);
+        if before == 0 {
+            return std::future::pending().await;
+        }
+        while full(self) == before {
+            tokio::time::sleep(CONGESTED).await;
+            // An error is met again, and told, by the next step.
+            if self.ask_for_credit(services).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Looks at the queues whose credit is used up: a fresh upload's jobs cost no question. A queue that
@@ -157,9 +178,8 @@ impl Relay {
 
     fn spend(&mut self, published: &[Doorbell]) {
         for bell in published {
-            let of =
-                |(queue, _): &&mut (Queue, u32)| (queue.kind, queue.lane) == (bell.kind, bell.lane);
-            if let Some((_, credit)) = self.credit.iter_mut().find(of) {
+            let found = self.credit.iter_mut().find(|(queue, _)| *queue == Queue::of(bell));
+            if let Some((_, credit)) = found {
                 *credit = credit.saturating_sub(1);
             }
         }
@@ -176,7 +196,7 @@ fn spans(services: &Services, due: &[Doorbell]) -> Vec<Span> {
 }
 
 fn span(services: &Services, doorbell: &Doorbell) -> Span {
-    let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
+    let queue = Queue::of(doorbell);
     let span = tracing::info_span!(
         target: traces::TARGET,
         "publish",

@@ -55,8 +55,7 @@ impl Broker for EmbeddedBroker {
     async fn publish(&self, doorbells: &[Doorbell]) -> Result<(), BrokerError> {
         self.ensure_open()?;
         for doorbell in doorbells {
-            let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
-            self.line(queue)?.append(*doorbell)?;
+            self.line(Queue::of(doorbell))?.append(*doorbell)?;
         }
         Ok(())
     }

@@ -43,6 +43,11 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// The queue of a message.
+    pub fn of(doorbell: &Doorbell) -> Self {
+        Self { kind: doorbell.kind, lane: doorbell.lane }
+    }
+
     /// Every queue there is.
     pub fn all() -> impl Iterator<Item = Self> {
         JobKind::ALL.iter().flat_map(|&kind| Lane::ALL.iter().map(move |&lane| Self { kind, lane }))

@@ -49,7 +49,7 @@ fn process_span(worker: &Worker, doorbell: &Doorbell) -> Span {
     if !traces::are_on() {
         return Span::none();
     }
-    let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
+    let queue = Queue::of(doorbell);
     let span = tracing::info_span!(
         target: traces::TARGET,
         "process",

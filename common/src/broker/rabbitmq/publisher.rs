@@ -219,7 +219,7 @@ async fn publish_one(
     channel: &Channel,
     doorbell: &Doorbell,
 ) -> Result<PublisherConfirm, BrokerError> {
-    let queue = Queue { kind: doorbell.kind, lane: doorbell.lane };
+    let queue = Queue::of(doorbell);
     let (body, properties) = message::encode(doorbell)
         .map_err(|error| BrokerError::Refused(format!("{}: {error}", doorbell.job)))?;
     let (exchange, key) = (topology::EXCHANGE.into(), queue.to_string().into());

@@ -66,7 +66,7 @@ impl State {
     pub fn deliverable(&self, alive: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
         for (at, message) in self.messages.iter().enumerate() {
-            let queue = Queue { kind: message.doorbell.kind, lane: message.doorbell.lane };
+            let queue = Queue::of(&message.doorbell);
             for (number, consumer) in self.consumers.iter().enumerate() {
                 let held = self.unsettled.values().filter(|one| one.consumer == number).count();
                 let room = held < consumer.prefetch && consumer.deliveries.capacity() > 0;
