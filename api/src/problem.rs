@@ -263,6 +263,7 @@ impl From<&BlobError> for Problem {
             BlobError::NotFound
             | BlobError::TooLarge { .. }
             | BlobError::Store(_)
+            | BlobError::Late
             | BlobError::Spool(_) => Self::new(
                 ProblemCode::BlobsUnavailable,
                 "The blob store cannot be used at the moment.",

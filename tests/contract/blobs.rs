@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use safelight_common::{
@@ -14,7 +14,10 @@ use safelight_common::{
     config::BlobUrl,
     domain::{ContentHash, ImageId},
 };
-use safelight_harness::s3::S3;
+use safelight_harness::{
+    chaos::{Chaos, Link},
+    s3::S3,
+};
 use tempfile::TempDir;
 
 /// Less than a part, and more than two parts of a multipart upload.
@@ -162,6 +165,33 @@ async fn what_is_missing_is_told_from_what_is_broken(bench: Bench) -> Result<()>
     assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::Store(_))));
     s3.resume()?;
     blobs.check().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
+    let (folder, s3) = (TempDir::new()?, S3::start("images")?);
+    let endpoint = s3.endpoint();
+    let (_, port) = endpoint.rsplit_once(':').context("a port")?;
+    let chaos = Chaos::start(port.parse()?)?;
+    let mut env = s3.env();
+    env.push(("AWS_ENDPOINT".to_owned(), format!("http://127.0.0.1:{}", chaos.port())));
+    let url = BlobUrl::S3 { bucket: "images".to_owned(), prefix: String::new() };
+    let blobs = Blobs::open_from(&url, folder.path(), env)?;
+    let key = BlobKey::Blob(ContentHash::of(b"name"));
+    blobs.put(&key, Bytes::from_static(b"bytes")).await?;
+    assert_eq!(blobs.read(&key, 100).await?, "bytes");
+
+    chaos.set(Link::BlackHole);
+    let begun = Instant::now();
+    let (check, read, ranged) =
+        tokio::join!(blobs.check(), blobs.read(&key, 100), blobs.stream_range(&key, 0..1));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(matches!(check, Err(BlobError::Late)), "{check:?}");
+    assert!(matches!(read, Err(BlobError::Late)), "{read:?}");
+    assert!(matches!(ranged.err(), Some(BlobError::Late)));
+    chaos.set(Link::Up);
+    assert_eq!(blobs.read(&key, 100).await?, "bytes");
     Ok(())
 }
 

@@ -22,6 +22,9 @@ pub enum BlobError {
     /// The store did not answer, or refused.
     #[error("the blob store failed: {0}")]
     Store(#[source] object_store::Error),
+    /// The store let a read wait for too long.
+    #[error("the blob store does not answer")]
+    Late,
     /// The local spool failed.
     #[error("the spool folder failed: {0}")]
     Spool(#[source] std::io::Error),
@@ -37,7 +40,7 @@ impl BlobError {
             Self::NotFound => true,
             Self::Store(error) => causes(error)
                 .any(|error| ANSWERS.iter().any(|answer| error.to_string().contains(answer))),
-            Self::Full | Self::TooLarge { .. } | Self::Spool(_) => false,
+            Self::Full | Self::TooLarge { .. } | Self::Late | Self::Spool(_) => false,
         }
     }
 }

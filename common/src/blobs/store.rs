@@ -4,12 +4,16 @@ use std::{ffi::OsString, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
-use object_store::{
-    ClientOptions, GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt, PutPayload,
-    RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path, prefix::PrefixStore,
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
 };
-use tokio::sync::Semaphore;
+use object_store::{
+    ClientOptions, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
+    PutPayload, RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
+    prefix::PrefixStore,
+};
+use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use super::{BlobError, BlobKey, StagedUpload, Staging};
@@ -23,8 +27,19 @@ use crate::{
 /// process: bounds memory however many uploads there are.
 const PARTS_IN_MEMORY: usize = 4;
 
+/// How long a store may take until it begins to answer a read, tries again included. An object store at its
+/// slowest needs a second or two; whoever waits for longer waits for one that hangs.
+const FIRST_BYTE: Duration = Duration::from_secs(5);
+
+/// How long a read that has begun may stand still. How long it takes in all does not matter.
+const STANDSTILL: Duration = Duration::from_secs(10);
+
+/// How long one write may take, or one part of a large one.
+const WRITE: Duration = Duration::from_mins(1);
+
 /// Enough to find out that a disk is full, little enough to be sent now and then.
 const PROBE_BYTES: usize = 1 << 20;
+
 /// The object whose age tells a store's time.
 const CLOCK: &str = "clock";
 
@@ -33,6 +48,8 @@ const CLOCK: &str = "clock";
 #[derive(Clone)]
 pub struct Blobs {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// The same for reads, which may take any time as long as something comes.
+    reads: Arc<dyn ObjectStore>,
     /// Where bodies wait for a remote store; `None` for a local directory, which needs no detour.
     spool: Option<Spool>,
     /// The folder of staged files, for a local directory.
@@ -93,7 +110,8 @@ impl Blobs {
                 let incoming = folder.join(BlobKey::INCOMING);
                 std::fs::create_dir_all(&incoming)?;
                 let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-                Ok(Self { store: Arc::new(store), spool: None, incoming: Some(incoming) })
+                let store: Arc<dyn ObjectStore> = Arc::new(store);
+                Ok(Self { reads: store.clone(), store, spool: None, incoming: Some(incoming) })
             }
             BlobUrl::S3 { bucket, prefix } => {
                 std::fs::create_dir_all(spool)?;
@@ -103,18 +121,17 @@ impl Blobs {
                     retry_timeout: Duration::from_secs(10),
                     ..RetryConfig::default()
                 };
-                let s3 = s3_from(env)
-                    .with_bucket_name(bucket)
-                    .with_retry(retry)
-                    .with_client_options(
-                        ClientOptions::new()
-                            .with_allow_http(true)
-                            .with_connect_timeout(Duration::from_secs(3))
-                            .with_timeout(Duration::from_mins(1)),
-                    )
-                    .build()?;
+                let client = ClientOptions::new()
+                    .with_allow_http(true)
+                    .with_connect_timeout(Duration::from_secs(3));
+                let s3 = s3_from(env).with_bucket_name(bucket).with_retry(retry);
+                let reached = |client: ClientOptions| -> Result<Arc<dyn ObjectStore>, BlobError> {
+                    let s3 = s3.clone().with_client_options(client).build()?;
+                    Ok(Arc::new(PrefixStore::new(s3, prefix.as_str())))
+                };
                 Ok(Self {
-                    store: Arc::new(PrefixStore::new(s3, prefix.as_str())),
+                    store: reached(client.clone().with_timeout(WRITE))?,
+                    reads: reached(client.with_timeout_disabled())?,
                     spool: Some(Spool {
                         folder: spool.to_owned(),
                         parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
@@ -128,7 +145,8 @@ impl Blobs {
     /// Answers if the store can be reached and lets us look: a look-up of an object that cannot
     /// exist must say so.
     pub async fn check(&self) -> Result<(), BlobError> {
-        match self.store.head(&Path::from("incoming/check")).await.map_err(BlobError::from) {
+        let probe = Path::from("incoming/check");
+        match in_time(FIRST_BYTE, self.store.head(&probe)).await {
             Ok(_) | Err(BlobError::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
@@ -191,13 +209,11 @@ impl Blobs {
 
     /// Opens an object.
     pub async fn open_blob(&self, key: &BlobKey) -> Result<OpenBlob, BlobError> {
-        let result = self.store.get(&key.path()).await?;
+        let result = self.get(key, None).await?;
         let bytes = result.meta.size;
         let content = match result.payload {
             GetResultPayload::File(file, _) => BlobContent::File(file),
-            GetResultPayload::Stream(stream) => {
-                BlobContent::Stream(stream.map_err(BlobError::from).boxed())
-            }
+            GetResultPayload::Stream(stream) => BlobContent::Stream(moving(stream)),
         };
         Ok(OpenBlob { bytes, content })
     }
@@ -208,37 +224,39 @@ impl Blobs {
         key: &BlobKey,
         range: Range<u64>,
     ) -> Result<BlobStream, BlobError> {
-        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
-        let result = self.store.get_opts(&key.path(), options).await?;
-        Ok(result.into_stream().map_err(BlobError::from).boxed())
+        Ok(moving(self.get(key, Some(range.into())).await?.into_stream()))
     }
 
     /// Reads a whole object of at most `limit` bytes.
     pub async fn read(&self, key: &BlobKey, limit: u64) -> Result<Bytes, BlobError> {
-        let result = self.store.get(&key.path()).await?;
+        let result = self.get(key, None).await?;
         let bytes = result.meta.size;
         if bytes > limit {
             return Err(BlobError::TooLarge { bytes, limit });
         }
-        Ok(result.bytes().await?)
+        whole(result).await
     }
 
     /// Reads an object's first `count` bytes, or all if it has fewer.
     pub async fn read_head(&self, key: &BlobKey, count: u64) -> Result<Bytes, BlobError> {
-        let range =
-            GetOptions { range: Some(GetRange::Bounded(0..count)), ..GetOptions::default() };
-        Ok(self.store.get_opts(&key.path(), range).await?.bytes().await?)
+        whole(self.get(key, Some(GetRange::Bounded(0..count))).await?).await
     }
 
     /// Reads an object to its end; answers with the hash of its bytes and how many there are.
     pub async fn hash(&self, key: &BlobKey) -> Result<(ContentHash, u64), BlobError> {
-        let mut bytes = self.store.get(&key.path()).await?.into_stream();
+        let mut bytes = moving(self.get(key, None).await?.into_stream());
         let (mut hasher, mut count) = (ContentHasher::default(), 0);
         while let Some(chunk) = bytes.try_next().await? {
             hasher.update(&chunk);
             count += chunk.len() as u64;
         }
         Ok((hasher.finish(), count))
+    }
+
+    /// Begins to read an object.
+    async fn get(&self, key: &BlobKey, range: Option<GetRange>) -> Result<GetResult, BlobError> {
+        let options = GetOptions { range, ..GetOptions::default() };
+        in_time(FIRST_BYTE, self.reads.get_opts(&key.path(), options)).await
     }
 
     /// Writes an object, replacing what is there.
@@ -293,6 +311,30 @@ impl Blobs {
                 Ok(image.map(|image| Incoming { image, modified: object.last_modified }))
             })
     }
+}
+
+/// The answer, if it comes in time.
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, object_store::Error>>,
+) -> Result<T, BlobError> {
+    Ok(timeout(limit, answer).await.map_err(|_| BlobError::Late)??)
+}
+
+/// What a read brings, in one piece.
+async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
+    // A megabyte a second is as good as standing still.
+    let limit = STANDSTILL + Duration::from_secs((result.range.end - result.range.start) >> 20);
+    in_time(limit, result.bytes()).await
+}
+
+/// What a read brings, for as long as it moves.
+fn moving(stream: BoxStream<'static, object_store::Result<Bytes>>) -> BlobStream {
+    let next = async |mut stream: BoxStream<'static, object_store::Result<Bytes>>| {
+        let next = in_time(STANDSTILL, stream.try_next()).await?;
+        Ok(next.map(|bytes| (bytes, stream)))
+    };
+    stream::try_unfold(stream, next).boxed()
 }
 
 /// This process's variables. One that is not UTF-8 cannot be one that we know.

@@ -60,7 +60,7 @@ pub(super) fn failure(error: BlobError) -> Failure {
         BlobError::Full => {
             Failure::new(ErrorCode::StoreUnavailable, "the blob store has no space left")
         }
-        BlobError::Store(_) | BlobError::Spool(_) => {
+        BlobError::Store(_) | BlobError::Late | BlobError::Spool(_) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the blob store failed");
             Failure::new(ErrorCode::StoreUnavailable, "the blob store did not answer or refused")
         }
