@@ -40,7 +40,7 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
         delivery: args.only != Some(Half::Uploads),
     };
     let role = Role::Fleet { command: "api", queue: options.uploads };
-    let services = startup::open(config, role).await?;
+    let services = startup::open_behind(&listener, config, role).await?;
 
     let mut background = Background::default();
     if options.uploads {

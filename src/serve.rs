@@ -21,7 +21,7 @@ pub async fn run(config: Config) -> Result<(), Exit> {
     let shutdown = process::shutdown_on_signal()?;
     let metrics = process::metrics(&shutdown)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
-    let services = startup::open(config, Role::Alone).await?;
+    let services = startup::open_behind(&listener, config, Role::Alone).await?;
 
     let options = WorkerOptions {
         kinds: JobKind::ALL.to_vec(),

@@ -50,6 +50,17 @@ pub async fn open(config: Config, role: Role) -> Result<Services, Exit> {
     Ok(Services { config: Arc::new(config), store, broker, blobs, wake: Wake::default() })
 }
 
+/// [`open`], while whoever asks on `listener` learns that the process lives.
+pub async fn open_behind(
+    listener: &TcpListener,
+    config: Config,
+    role: Role,
+) -> Result<Services, Exit> {
+    let about = config.clone();
+    let opening = Box::pin(open(config, role));
+    safelight_api::while_starting(listener, &about, opening).await
+}
+
 /// Connects to the database, without a look at its schema.
 pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
     store::connect(&config.database_url, config.database_connections).await.map_err(|error| {

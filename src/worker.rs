@@ -46,7 +46,11 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
         }
         None => None,
     };
-    let services = startup::open(config, Role::Fleet { command: "worker", queue: true }).await?;
+    let role = Role::Fleet { command: "worker", queue: true };
+    let services = match &probes {
+        Some((listener, _)) => startup::open_behind(listener, config, role).await?,
+        None => startup::open(config, role).await?,
+    };
     let all_if_empty =
         |kinds: Vec<JobKind>| if kinds.is_empty() { JobKind::ALL.to_vec() } else { kinds };
     let options = WorkerOptions {

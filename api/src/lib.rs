@@ -26,6 +26,7 @@ mod pages;
 mod prefer;
 mod probes;
 mod problem;
+mod pulse;
 mod queues;
 mod server;
 mod state;
@@ -37,7 +38,7 @@ mod workers;
 
 pub use front::Api;
 pub use openapi::openapi;
-pub use server::serve;
+pub use server::{serve, while_starting};
 pub use state::RenderMetrics;
 
 /// Which parts of the API a node serves. Probes and the API's description are served everywhere.

@@ -3,10 +3,12 @@
 use std::{future::Future, time::Duration};
 
 use axum::{
-    Json,
+    Json, Router,
     extract::State,
     http::{HeaderValue, header},
+    middleware::from_fn,
     response::{IntoResponse, Response},
+    routing::get,
 };
 use safelight_common::{
     domain::{JobKind, Lane, Status},
@@ -23,7 +25,7 @@ use utoipa::ToSchema;
 use crate::{
     ApiOptions,
     openapi::{InternalProblems, ReadyProblems},
-    problem::{Problem, ProblemCode},
+    problem::{self, Problem, ProblemCode},
     state::ApiState,
     trouble::Trouble,
     workers::MAX_WORKERS,
@@ -88,6 +90,12 @@ pub enum PartState {
 )]
 pub async fn livez() -> &'static str {
     "ok\n"
+}
+
+/// What a node answers that is still connecting to its parts.
+pub fn starting() -> Router {
+    let starting = || async { Problem::new(ProblemCode::NotReady, "This node is starting.") };
+    Router::new().route("/livez", get(livez)).fallback(starting).layer(from_fn(problem::complete))
 }
 
 /// Whether this node can serve.

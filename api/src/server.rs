@@ -1,8 +1,9 @@
 //! Connections: HTTP/1.1 and HTTP/2 without TLS on one port, bounded in number, time and memory.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, io, sync::Arc, time::Duration};
 
-use hyper::{Request, body::Incoming, service::service_fn};
+use axum::response::Response;
+use hyper::{Request, Version, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -18,8 +19,14 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
+use tower::Service;
 
-use crate::{front::Api, state::Draining};
+use crate::{
+    front::Api,
+    probes,
+    pulse::{Pulse, Working},
+    state::Draining,
+};
 
 /// Connections at once. Past it new ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32_768;
@@ -33,8 +40,21 @@ const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// What an HTTP/2 client may send ahead on one connection.
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
+/// Requests of one HTTP/2 connection at once. Bounds what a client that takes nothing can pin.
+const HTTP2_STREAMS: u32 = 100;
+
+/// How long an HTTP/2 client that is asked to leave has for it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Pauses between two looks for the rest of a preface: the first, and the longest.
+const PREFACE_PAUSE: Duration = Duration::from_millis(5);
+const PREFACE_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How long a start may take before anybody is answered.
+const QUIET_START: Duration = Duration::from_secs(1);
 
 /// Pause after an `accept` that failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -58,7 +78,7 @@ pub async fn serve(
         let (api, shutdown, abort) = (api.clone(), shutdown.clone(), abort.clone());
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, api, idle, shutdown) => {}
+                () = connection(stream, |request| api.answer(request), idle, shutdown) => {}
                 () = abort.cancelled() => {}
             }
             drop(place);
@@ -72,6 +92,36 @@ pub async fn serve(
         connections.wait().await;
     }
     Ok(())
+}
+
+/// Does `work`, without which nothing can be served. If that takes a while, connections to `listener` are taken
+/// meanwhile: whoever asks `/livez` learns that the process lives, everybody else to come again.
+pub async fn while_starting<T>(
+    listener: &TcpListener,
+    config: &Config,
+    work: impl Future<Output = T>,
+) -> T {
+    let started = CancellationToken::new();
+    let _ended = started.clone().drop_guard();
+    let idle = Duration::from_millis(config.client_idle_timeout_ms);
+    let answering = async {
+        // Most starts are sooner done than a client is sent away and comes again.
+        tokio::time::sleep(QUIET_START).await;
+        let (router, places) = (probes::starting(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+        while let Some((stream, place)) = accept(listener, &places, &started).await {
+            let (router, started) = (router.clone(), started.clone());
+            tokio::spawn(async move {
+                let answer = |request| router.clone().call(request);
+                connection(stream, answer, idle, started).await;
+                drop(place);
+            });
+        }
+        pending().await
+    };
+    tokio::select! {
+        done = work => done,
+        never = answering => never,
+    }
 }
 
 /// The next connection; `None` at shutdown.
@@ -102,14 +152,23 @@ async fn accept(
 
 /// Serves one connection to its end. `idle` is how long the client may take for a request's head, lie
 /// idle, or take nothing of an answer.
-async fn connection(stream: TcpStream, api: Api, idle: Duration, shutdown: CancellationToken) {
+async fn connection<F>(
+    stream: TcpStream,
+    answer: impl Fn(Request<Incoming>) -> F,
+    idle: Duration,
+    shutdown: CancellationToken,
+) where
+    F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+{
     // Small answers must not wait for acknowledgements. An error means that the peer is gone.
     let _ = stream.set_nodelay(true);
-    let spoke = async { timeout(idle, protocol_shown(&stream)).await };
-    tokio::select! {
-        spoke = spoke => if !matches!(spoke, Ok(Ok(()))) { return },
+    let http2 = tokio::select! {
+        spoke = timeout(idle, speaks_http2(&stream)) => match spoke {
+            Ok(Ok(http2)) => http2,
+            _ => return,
+        },
         () = shutdown.cancelled() => return,
-    }
+    };
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -121,18 +180,34 @@ async fn connection(stream: TcpStream, api: Api, idle: Duration, shutdown: Cance
         .timer(TokioTimer::new())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(HTTP2_STREAMS)
         .keep_alive_interval(idle);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(idle));
     let io = TokioIo::new(Box::pin(stream));
-    let service = service_fn(|request: Request<Incoming>| api.answer(request));
+    let pulse = Pulse::new();
+    let service = service_fn(|request: Request<Incoming>| {
+        let working = (request.version() == Version::HTTP_2).then(|| Working::new(&pulse));
+        show_taking(answer(request), working)
+    });
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
+    // HTTP/1 has time-outs for each of its states; of HTTP/2 hyper only knows whether the peer is there.
+    let left = async { if http2 { pulse.stopped(idle).await } else { pending().await } };
+    let served = async {
+        let mut connection = connection.as_mut();
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = shutdown.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        ended = served => ended,
+        () = left => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
@@ -140,20 +215,36 @@ async fn connection(stream: TcpStream, api: Api, idle: Duration, shutdown: Cance
     }
 }
 
-/// Returns when the first bytes tell HTTP/1 from HTTP/2. hyper-util waits for them without a
+/// An answer that shows whether the client takes it, if it matters: if it is being `working` on.
+async fn show_taking(
+    answer: impl Future<Output = Result<Response, Infallible>>,
+    working: Option<Working>,
+) -> Result<Response, Infallible> {
+    let response = answer.await?;
+    Ok(match working {
+        Some(working) => response.map(|body| working.hand_over(body)),
+        None => response,
+    })
+}
+
+/// Whether the client begins as one of HTTP/2. hyper-util waits for the first bytes without a
 /// limit, so a silent client would hold its connection for ever.
-async fn protocol_shown(stream: &TcpStream) -> io::Result<()> {
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut head = [0; HTTP2_PREFACE.len()];
+    let mut pause = PREFACE_PAUSE;
     loop {
         stream.readable().await?;
         let count = stream.peek(&mut head).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if count == head.len() || !HTTP2_PREFACE.starts_with(&head[..count]) {
-            return Ok(());
+        let begins = HTTP2_PREFACE.starts_with(&head[..count]);
+        if count == head.len() || !begins {
+            return Ok(begins);
         }
-        // The rest of a preface that came in pieces; peeking does not wait for more.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // The rest of a preface that came in pieces; peeking does not wait for more. Longer each
+        // time: many clients that never go on must not keep a processor busy.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PREFACE_PAUSE_MAX);
     }
 }

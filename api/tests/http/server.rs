@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use safelight_api::serve;
+use axum::http::{Request, StatusCode};
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use safelight_api::{serve, while_starting};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -145,6 +148,34 @@ async fn http2_is_spoken_on_the_same_port() {
 }
 
 #[tokio::test]
+async fn a_start_that_takes_long_shows_that_the_process_lives() {
+    let bench = Bench::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let ask = async |path: &str| {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let get = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(get.as_bytes()).await.expect("sent");
+        read_answer(&mut stream).await
+    };
+    let connecting = async {
+        let alive = ask("/livez").await;
+        assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+        let refused = ask("/images/x").await;
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+        assert!(refused.contains("retry-after") && refused.contains("not_ready"), "{refused}");
+        "connected"
+    };
+    assert_eq!(while_starting(&listener, &bench.services.config, connecting).await, "connected");
+    // Then the port is the node's own.
+    let (api, config) = (bench.api.clone(), bench.services.config.clone());
+    let serving =
+        tokio::spawn(async move { serve(listener, api, &config, CancellationToken::new()).await });
+    assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
+    serving.abort();
+}
+
+#[tokio::test]
 async fn shutdown_ends_waits_and_finishes_uploads() {
     let served = Served::new(&[]).await;
     let task = task_id(&served.bench.upload(picture(500, 1)).await);
@@ -225,6 +256,66 @@ async fn clients_that_dawdle_are_disconnected() {
     // Ends in order or with a reset.
     let _ = deaf.read_to_end(&mut answer).await;
     assert!(answer.len() < size, "{} bytes", answer.len());
+}
+
+#[tokio::test]
+async fn an_http2_client_that_only_answers_pings_is_disconnected() {
+    let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
+    let document = served.bench.upload(picture(50_000, 1)).await;
+    served.bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    // One lies idle after an answer, one takes nothing of it.
+    for (path, window) in [("/livez", 65_535), (&*path, 0)] {
+        let mut client = Http2::new(&served, window).await;
+        let response = client.get(path, "").await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK);
+        let ended = tokio::time::timeout(Duration::from_secs(20), client.ended).await;
+        let _ = ended.expect("it is disconnected").expect("no panic");
+    }
+}
+
+#[tokio::test]
+async fn an_http2_client_may_wait_and_read_slowly() {
+    let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "1000")]).await;
+    let whole = picture(120_000, 1);
+    let document = served.bench.upload(whole.clone()).await;
+    let task = task_id(&document);
+    let mut client = Http2::new(&served, 20_000).await;
+    let held = client.get(&format!("/v1/tasks/{task}"), "wait=2").await.expect("an answer");
+    assert_eq!(held.status(), StatusCode::OK, "waiting is not idling");
+    served.bench.write(task).await;
+    let path = format!("/images/{}", image_id(&document));
+    let mut body = client.get(&path, "").await.expect("an answer").into_body();
+    let mut read = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.expect("it is not broken off");
+        read.extend_from_slice(&piece);
+        // In all longer than the time-out.
+        tokio::time::sleep(Duration::from_micros(15 * piece.len() as u64)).await;
+        body.flow_control().release_capacity(piece.len()).expect("released");
+    }
+    assert_eq!(read, whole);
+}
+
+/// A connection that grants each answer a window of so many bytes until it is read.
+struct Http2 {
+    requests: SendRequest<Bytes>,
+    ended: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Http2 {
+    async fn new(served: &Served, window: u32) -> Self {
+        let mut builder = h2::client::Builder::new();
+        let handshake = builder.initial_window_size(window).handshake(served.connect().await);
+        let (requests, connection) = handshake.await.expect("HTTP/2");
+        Self { requests, ended: tokio::spawn(connection) }
+    }
+
+    fn get(&mut self, path: &str, prefer: &str) -> ResponseFuture {
+        let request = Request::get(format!("http://x{path}")).header("prefer", prefer);
+        let request = request.body(()).expect("a request");
+        self.requests.send_request(request, true).expect("sent").0
+    }
 }
 
 /// A request for an original that no socket's buffers hold, and its size.

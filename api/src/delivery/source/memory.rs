@@ -19,6 +19,9 @@ const RECENT_SHARE: u64 = 8;
 /// taken up, objects are streamed.
 const TRANSIT_SHARE: u64 = 5;
 
+/// Beyond the bound, what small objects may take that many clients are slow to fetch.
+const RESERVE: u64 = 64 << 20;
+
 /// What an entry costs beside its bytes.
 const ENTRY_BYTES: u64 = 256;
 
@@ -62,11 +65,11 @@ impl Memory {
 
     /// Whether an object of this size is to be read into memory as a whole, rather than streamed.
     pub fn takes(&self, bytes: u64) -> bool {
-        let is_room = || self.live.load(Ordering::Relaxed) + bytes <= self.bound;
-        bytes <= Self::small() || (bytes <= self.largest() && is_room())
+        let bound = if bytes <= Self::small() { self.bound + RESERVE } else { self.bound };
+        bytes <= self.largest() && self.live() + bytes <= bound
     }
 
-    /// Up to here an object is held in memory in any case, like any buffer.
+    /// Up to here an object is held in memory like any buffer, unless very many are.
     pub const fn small() -> u64 {
         64 << 10
     }
@@ -201,5 +204,18 @@ mod tests {
         assert!(!memory.takes(1 << 20), "what is being read counts as well");
         drop(coming);
         assert!(memory.takes(1 << 20));
+    }
+
+    #[test]
+    fn clients_that_take_nothing_pin_a_bounded_number_of_small_objects() {
+        let memory = Memory::new(0);
+        let small = 16 * KIB as u64;
+        let mut slow = Vec::new();
+        while memory.takes(small) {
+            slow.push(keep(&memory, object(u32::try_from(slow.len()).expect("few"))));
+            assert!(memory.live() <= RESERVE, "{} bytes", memory.live());
+        }
+        drop(slow);
+        assert!(memory.takes(small));
     }
 }
