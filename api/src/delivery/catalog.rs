@@ -105,10 +105,18 @@ impl Catalog {
         let fallback =
             known.filter(|known| known.entry.is_some() && age.is_some_and(|age| age < STALE));
         let Some(fallback) = fallback else { return self.read(id).await };
-        if self.0.health.is_usable()
-            && let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, self.read(id)).await
-        {
-            return Ok(answer);
+        if self.0.health.is_usable() {
+            match tokio::time::timeout(PATIENCE, self.read(id)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                // Counted and noted where it came up.
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    self.0.counters.errors.increment(1);
+                    self.0.health.failed(&"it does not answer");
+                }
+            }
+        } else {
+            self.0.counters.skipped.increment(1);
         }
         Ok(Answer { entry: fallback.entry, freshness: Freshness::Stale })
     }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -22,6 +23,8 @@ pub enum Fault {
     None,
     /// No call is answered.
     Away,
+    /// Calls wait until this is over.
+    Hangs,
     /// The next upload is recorded, but the connection breaks before the answer.
     AcceptUnheard,
     /// Uploads are not recorded, and the database says so.
@@ -40,6 +43,9 @@ impl Flaky {
 #[async_trait]
 impl Gate for Flaky {
     async fn enter(&self, call: Call<'_>) -> Result<(), StoreError> {
+        while self.has(Fault::Hangs) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         if self.has(Fault::Away) {
             return Err(unreachable());
         }
