@@ -47,13 +47,13 @@ impl Wanted {
         }
     }
 
-    /// How many bytes of an object of `bytes` bytes are to be fetched for it. Several parts come out
-    /// of the whole: one read of the store rather than one for each.
-    pub fn fetched(&self, bytes: u64) -> u64 {
+    /// What of an object of `bytes` bytes is to be fetched for it. Several parts come out of the whole: one
+    /// read of the store rather than one for each.
+    pub fn fetched(&self, bytes: u64) -> Range<u64> {
         match self {
-            Self::Whole | Self::Several(_) => bytes,
-            Self::One(span) => span.end - span.start,
-            Self::Nothing => 0,
+            Self::Whole | Self::Several(_) => 0..bytes,
+            Self::One(span) => span.clone(),
+            Self::Nothing => 0..0,
         }
     }
 }

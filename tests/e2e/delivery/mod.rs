@@ -1,6 +1,7 @@
 //! Reads over several delivery nodes: behind a load balancer, behind a caching proxy, over the tiers
 //! of the cache, while any of these is away.
 
+mod away;
 mod balancer;
 mod proxy;
 mod tiers;

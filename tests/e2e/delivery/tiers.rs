@@ -3,14 +3,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
+use safelight_common::domain::ContentHash;
 use safelight_harness::{
     chaos::Link,
     client::Client,
     herd,
+    metrics::CACHE_REQUESTS,
     reads::Reads,
     redis::{Redis, RedisCluster},
     server::Server,
@@ -85,6 +89,113 @@ async fn a_shared_tier_that_freezes_or_dies_fails_no_read_and_is_used_again() ->
     is_used(&node).await?;
     reads.stop().await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
+    let site = Site::start(1).await?;
+    let expected = site.upload(1).await?;
+    let (chaos, endpoint) = site.link(Link::Up)?;
+    let redis = block_in_place(Redis::start)?;
+    let url = redis.url();
+    let env = [("AWS_ENDPOINT", &*endpoint), ("SAFELIGHT_SHARED_CACHE_URL", &*url)];
+    let folders = [folder()?, folder()?];
+    let nodes = [site.node(folders[0].path(), &env)?, site.node(folders[1].path(), &env)?];
+    // Longer than a turn lasts that is not renewed.
+    chaos.set(Link::Slow(Duration::from_millis(3500)));
+    let (path, content) = &expected[0];
+    let answers = herd::get(&[nodes[0].url(), nodes[1].url()], path).await?;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
+    let reads = blob_reads(&[&nodes[0], &nodes[1]]).await?;
+    assert!(same(reads, 1.0), "{reads} reads of the store");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dies_in_its_turn_holds_nobody_up_for_long() -> Result<()> {
+    let site = Site::start(1).await?;
+    let expected = site.upload(1).await?;
+    let (chaos, endpoint) = site.link(Link::Up)?;
+    let redis = block_in_place(Redis::start)?;
+    let url = redis.url();
+    let shared = ("SAFELIGHT_SHARED_CACHE_URL", &*url);
+    let folders = [folder()?, folder()?];
+    let mut dying = site.node(folders[0].path(), &[("AWS_ENDPOINT", &*endpoint), shared])?;
+    let other = site.node(folders[1].path(), &[shared])?;
+    chaos.set(Link::BlackHole);
+    let (path, content) = &expected[0];
+    let (client, asked) = (Client::new(dying.url())?, path.clone());
+    let unanswered = tokio::spawn(async move { client.get(&asked).await });
+    let turn = format!("EXISTS safelight:{{{}}}:turn", ContentHash::of(content));
+    eventually("it has the turn", async || Ok(redis.ask(&turn)? == "1")).await?;
+    block_in_place(|| dying.kill())?;
+    assert!(unanswered.await?.is_err());
+
+    let begun = Instant::now();
+    assert_eq!(Client::new(other.url())?.bytes(path).await?, *content);
+    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert_eq!(redis.ask(&turn)?, "0", "the turn was ended by whoever had it");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_odd_key_in_the_shared_tier_is_no_failure_of_it() -> Result<()> {
+    let site = Site::start(1).await?;
+    let expected = site.upload(1).await?;
+    let redis = block_in_place(Redis::start)?;
+    let url = redis.url();
+    let data = folder()?;
+    let node =
+        site.node(data.path(), &[("SAFELIGHT_SHARED_CACHE_URL", &*url), NO_MEMORY, NO_DISK])?;
+    for (_, content) in &expected {
+        redis.ask(&format!("LPUSH safelight:{{{}}}:bytes odd", ContentHash::of(content)))?;
+    }
+    read_all(&node, &expected).await?;
+    assert!(same(errors(&node, "shared").await?, 0.0), "the tier was taken for broken");
+    read_all(&node, &expected).await?;
+    let reads = blob_reads(&[&node]).await?;
+    assert!(
+        same(reads, f64::from(u32::try_from(expected.len())?)),
+        "{reads} reads: the odd keys were not replaced"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_tier_that_hangs_fails_no_read_and_is_used_again() -> Result<()> {
+    let site = Site::start(1).await?;
+    let expected = site.upload(1).await?;
+    let data = folder()?;
+    let node = site.node(data.path(), &[NO_MEMORY])?;
+    is_on_disk(&node, data.path(), &expected).await?;
+    let mut files = Vec::new();
+    for (_, content) in &expected {
+        files.extend(files_with(data.path(), content)?);
+    }
+    for file in &files {
+        fs::remove_file(file)?;
+        // Whoever opens it waits for a writer, who never comes.
+        ensure!(Command::new("mkfifo").arg(file).status()?.success(), "mkfifo");
+    }
+    let begun = Instant::now();
+    read_all(&node, &expected).await?;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(errors(&node, "disk").await? > 0.5, "it was never asked");
+    for file in &files {
+        fs::remove_file(file)?;
+    }
+    let before = metrics(&node).await?.hits("disk");
+    eventually("the disk tier is used again", async || {
+        read_all(&node, &expected).await?;
+        Ok(metrics(&node).await?.hits("disk") > before + 0.5)
+    })
+    .await
+}
+
+/// How often a tier has failed.
+async fn errors(node: &Server, tier: &str) -> Result<f64> {
+    let labels = [("tier", tier), ("result", "error")];
+    Ok(metrics(node).await?.sum(CACHE_REQUESTS, &labels))
 }
 
 /// Waits until the shared tier has had something that it was asked for from now on.

@@ -1,25 +1,28 @@
 //! Large objects of a remote store: fetched once into a local file, which all who want them read
 //! while it grows.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use safelight_common::{
     blobs::{BlobError, BlobStream},
-    blocking::blocking,
     domain::{ContentHash, ContentHasher},
 };
 use tokio::sync::watch;
 
 use super::{
-    Content, Inner, counters,
-    disk::{Disk, Unfinished},
+    Content, Inner, Tier, counters,
+    disk::Unfinished,
+    errands::patience,
     file::{Arrived, Local},
 };
 
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// How long one write may take. Others wait for it already, so it is given longer than a question.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often a store that breaks off is asked for the rest.
 const RESUMES: u32 = 3;
@@ -27,7 +30,7 @@ const RESUMES: u32 = 3;
 /// Where an object arrives.
 enum Place {
     /// In the disk cache, which keeps it.
-    Kept(Arc<Disk>, Unfinished),
+    Kept(Unfinished),
     /// In a file without a name, which goes with the last who reads it.
     Passing,
 }
@@ -43,21 +46,30 @@ struct Arrival {
     written: u64,
 }
 
-/// Begins to fetch an object; its first bytes can be read as soon as they have come.
+/// Why an object does not come any further.
+enum Stopped {
+    /// The store broke off, and may be asked for the rest.
+    Store(BlobError),
+    /// It cannot be written down.
+    Disk(io::Error),
+}
+
+/// Begins to fetch an object; its first bytes can be read as soon as they have come. An error if there is no
+/// place for it.
 pub(super) async fn begin(
     inner: &Arc<Inner>,
     content: &Content,
     stream: BlobStream,
-) -> io::Result<Local> {
-    let (file, place) = if let Some(kept) = kept(inner, content).await {
-        kept
+) -> io::Result<(Local, Tier)> {
+    let (file, place, tier) = if let Some((file, new)) = kept(inner, content).await {
+        (file, Place::Kept(new), Tier::Store)
     } else {
         let spool = inner.spool.clone();
-        let passing = blocking(move || {
+        let passing = move || {
             std::fs::create_dir_all(&spool)?;
             tempfile::tempfile_in(spool)
-        });
-        (passing.await?, Place::Passing)
+        };
+        (inner.errands.run(patience(0), passing).await?, Place::Passing, Tier::Direct)
     };
     let (progress, arriving) = watch::channel(Arrived::Until(0));
     let local = Local::arriving(file.try_clone()?, arriving);
@@ -71,20 +83,18 @@ pub(super) async fn begin(
         written: 0,
     };
     tokio::spawn(arrival.run(stream));
-    Ok(local)
+    Ok((local, tier))
 }
 
 /// A file of the disk cache to write to, if that takes the object.
-async fn kept(inner: &Inner, content: &Content) -> Option<(File, Place)> {
+async fn kept(inner: &Inner, content: &Content) -> Option<(File, Unfinished)> {
     let side = inner.disk.as_ref().filter(|side| side.tier.takes(content.bytes))?;
     let disk = side.usable()?.clone();
-    let begun = disk.clone();
-    let made = blocking(move || {
-        let new = begun.begin()?;
+    let make = move || {
+        let new = disk.begin()?;
         Ok((new.create()?, new))
-    });
-    let (file, new) = side.heard(made.await)?;
-    Some((file, Place::Kept(disk, new)))
+    };
+    side.heard(inner.errands.run(patience(0), make).await)
 }
 
 impl Arrival {
@@ -96,7 +106,13 @@ impl Arrival {
                 Ok(()) => {
                     tracing::warn!(path = %self.content.key.path(), "a read of a blob broke off");
                 }
-                Err(error) => tracing::warn!(%error, "a read of a blob broke off"),
+                Err(Stopped::Store(error)) => {
+                    tracing::warn!(%error, "a read of a blob broke off");
+                }
+                Err(Stopped::Disk(error)) => {
+                    self.cannot_be_kept(&error);
+                    break;
+                }
             }
             if attempt == RESUMES {
                 break;
@@ -109,6 +125,13 @@ impl Arrival {
             }
         }
         self.progress.send_replace(Arrived::Never);
+        // Which removes a file, from a disk that may hang.
+        let place = self.place;
+        let remove = move || {
+            drop(place);
+            Ok(())
+        };
+        let _ = self.inner.errands.run(patience(0), remove).await;
     }
 
     /// Whether nobody reads what nobody will keep.
@@ -117,9 +140,9 @@ impl Arrival {
     }
 
     /// Writes what comes, until it ends or is not wanted any more.
-    async fn take(&mut self, mut stream: BlobStream) -> Result<(), BlobError> {
+    async fn take(&mut self, mut stream: BlobStream) -> Result<(), Stopped> {
         let mut buffer = BytesMut::new();
-        while let Some(chunk) = stream.try_next().await? {
+        while let Some(chunk) = stream.try_next().await.map_err(Stopped::Store)? {
             buffer.extend_from_slice(&chunk);
             if buffer.len() >= WRITE_BYTES {
                 self.write(buffer.split().freeze()).await?;
@@ -128,24 +151,34 @@ impl Arrival {
                 return Ok(());
             }
         }
-        Ok(self.write(buffer.freeze()).await?)
+        self.write(buffer.freeze()).await
     }
 
-    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), Stopped> {
         let (count, file, at) = (bytes.len() as u64, self.file.clone(), self.written);
         let mut hasher = self.hasher.clone();
-        self.hasher = blocking(move || {
+        let write = move || {
             hasher.update(&bytes);
             file.write_all_at(&bytes, at)?;
             Ok(hasher)
-        })
-        .await?;
+        };
+        let written = self.inner.errands.run(WRITE_PATIENCE, write).await;
+        self.hasher = written.map_err(Stopped::Disk)?;
         self.written += count;
         // The last bytes are held back until all of them are known to be right: whoever reads a
         // damaged object gets a broken connection, never a whole answer.
         let safe = self.written.min(self.content.bytes.saturating_sub(1));
         self.progress.send_replace(Arrived::Until(safe));
         Ok(())
+    }
+
+    /// The disk cache is full or broken; or the folder for what passes is, which is no tier.
+    fn cannot_be_kept(&self, error: &io::Error) {
+        if let (Place::Kept(_), Some(side)) = (&self.place, &self.inner.disk) {
+            side.failed(error);
+        } else {
+            tracing::warn!(%error, "a large object cannot be written down on its way");
+        }
     }
 
     async fn finish(self) {
@@ -155,9 +188,10 @@ impl Arrival {
             self.progress.send_replace(Arrived::Never);
             return;
         }
-        if let (Place::Kept(disk, new), Some(side)) = (self.place, &self.inner.disk) {
-            let bytes = self.content.bytes;
-            side.heard(blocking(move || disk.finish(&hash, bytes, &new)).await);
+        if let (Place::Kept(new), Some(side)) = (self.place, &self.inner.disk) {
+            let (disk, bytes) = (side.tier.clone(), self.content.bytes);
+            let finish = move || disk.finish(&hash, bytes, &new);
+            side.heard(self.inner.errands.run(patience(0), finish).await);
         }
         self.progress.send_replace(Arrived::Until(self.content.bytes));
     }

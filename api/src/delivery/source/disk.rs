@@ -1,10 +1,12 @@
 //! The second tier: files beside this process, in front of a remote store.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read},
+    fs::{self, File, Metadata, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,19 +22,36 @@ const LARGEST_SHARE: u64 = 4;
 
 /// Objects as files named by the hash of their content, `<2 hex>/<64 hex>` in one folder.
 ///
-/// Nothing is synced, and nothing is believed: a file that this process did not write is hashed before
-/// it is used, and a damaged one removed.
+/// Nothing is synced, and nothing is believed: a file is hashed before it is used, unless it is still as
+/// this process wrote or hashed it, and a damaged one is removed.
 pub struct Disk {
     folder: PathBuf,
     bound: u64,
-    /// Whether each file is known to hold what its name says.
+    /// What is known of each file.
     index: Cache<ContentHash, Kept>,
 }
 
 #[derive(Clone, Copy)]
 struct Kept {
     bytes: u64,
-    verified: bool,
+    /// How the file was when it held what its name says.
+    right: Option<Stamp>,
+}
+
+/// What changes when somebody writes to a file, or puts another in its place. A disk that gives back other
+/// bytes than were written changes none of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(meta: &Metadata) -> Self {
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Self { inode: meta.ino(), bytes: meta.len(), modified }
+    }
 }
 
 impl Disk {
@@ -79,7 +98,7 @@ impl Disk {
                     };
                     // Another process over the same folder may have removed it.
                     let Ok(meta) = entry.metadata() else { continue };
-                    let kept = Kept { bytes: meta.len(), verified: false };
+                    let kept = Kept { bytes: meta.len(), right: None };
                     self.index.entry(hash).or_insert(kept);
                 }
             }
@@ -88,14 +107,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes what a crash left unfinished: nothing takes an hour to arrive.
+    /// Removes what a crash left unfinished. Another process over the same folder may still be writing it:
+    /// then it has the file locked. Where there are no locks, age tells: nothing takes an hour to arrive.
     fn remove_abandoned(entry: &fs::DirEntry) -> io::Result<()> {
-        let age = entry.metadata().and_then(|meta| meta.modified())?.elapsed().unwrap_or_default();
-        if age > std::time::Duration::from_hours(1) {
-            fs::remove_file(entry.path())
-        } else {
-            Ok(())
-        }
+        // It may have got its name meanwhile.
+        let Ok(file) = File::open(entry.path()) else { return Ok(()) };
+        let abandoned = match file.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Error(_)) => {
+                let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+                age > Duration::from_hours(1)
+            }
+        };
+        if abandoned { fs::remove_file(entry.path()) } else { Ok(()) }
     }
 
     /// Whether an object of this size may be kept.
@@ -115,25 +140,25 @@ impl Disk {
         Ok(Some(content.into()))
     }
 
-    /// Opens an object's file, checked if this process did not write it. `None` if it is not here.
-    /// Blocks.
+    /// Opens an object's file, checked unless it is known to be right. `None` if it is not here. Blocks.
     pub fn open_file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<File>> {
-        let Some((file, verified)) = self.file(hash, bytes)? else { return Ok(None) };
-        if !verified {
+        let Some((file, known)) = self.file(hash, bytes)? else { return Ok(None) };
+        let now = Stamp::of(&file.metadata()?);
+        if known.right != Some(now) {
             let (mut hasher, mut reader) = (Hashing(ContentHasher::default()), &file);
             io::copy(&mut reader, &mut hasher)?;
             if hasher.0.finish() != *hash {
                 self.drop_damaged(hash);
                 return Ok(None);
             }
-            self.index.insert(*hash, Kept { bytes, verified: true });
+            self.index.insert(*hash, Kept { bytes, right: Some(now) });
         }
         Ok(Some(file))
     }
 
-    /// The file, and whether its content is known to be right. The folder decides, not the index:
-    /// another process may have written or removed it.
-    fn file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<(File, bool)>> {
+    /// The file, and what is known of it. The folder decides, not the index: another process may have
+    /// written or removed it.
+    fn file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<(File, Kept)>> {
         // Also counts the use.
         let known = self.index.get(hash);
         let file = match File::open(path(&self.folder, hash)) {
@@ -150,10 +175,11 @@ impl Disk {
             self.drop_damaged(hash);
             return Ok(None);
         }
+        let unknown = Kept { bytes, right: None };
         if known.is_none() {
-            self.index.insert(*hash, Kept { bytes, verified: false });
+            self.index.insert(*hash, unknown);
         }
-        Ok(Some((file, known.is_some_and(|kept| kept.verified))))
+        Ok(Some((file, known.unwrap_or(unknown))))
     }
 
     fn drop_damaged(&self, hash: &ContentHash) {
@@ -165,7 +191,8 @@ impl Disk {
     /// Keeps an object. Blocks.
     pub fn keep(&self, hash: &ContentHash, content: &[u8]) -> io::Result<()> {
         let new = self.begin()?;
-        fs::write(&new.0, content)?;
+        let mut file = new.create()?;
+        file.write_all(content)?;
         self.finish(hash, content.len() as u64, &new)
     }
 
@@ -181,8 +208,9 @@ impl Disk {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
+        let right = Some(Stamp::of(&fs::metadata(&new.0)?));
         fs::rename(&new.0, path)?;
-        self.index.insert(*hash, Kept { bytes, verified: true });
+        self.index.insert(*hash, Kept { bytes, right });
         Ok(())
     }
 }
@@ -191,9 +219,12 @@ impl Disk {
 pub struct Unfinished(PathBuf);
 
 impl Unfinished {
-    /// Makes the file, to be written and read.
+    /// Makes the file, to be written and read. As long as it is open nobody takes it for abandoned.
     pub fn create(&self) -> io::Result<File> {
-        File::options().read(true).write(true).create_new(true).open(&self.0)
+        let file = File::options().read(true).write(true).create_new(true).open(&self.0)?;
+        // Not every file system has locks.
+        let _ = file.try_lock();
+        Ok(file)
     }
 }
 
@@ -272,12 +303,49 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_changed_is_hashed_before_it_is_opened_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
+        let (hash, content) = object(7);
+        let place = path(folder.path(), &hash);
+        let replace = |content: &[u8]| {
+            let other = folder.path().join("other");
+            fs::write(&other, content).expect("written");
+            fs::rename(other, &place).expect("put in its place");
+        };
+        disk.keep(&hash, &content).expect("kept");
+        replace(&content);
+        assert!(disk.open_file(&hash, 1000).expect("a file").is_some(), "another, just as good");
+        replace(&[0; 1000]);
+        assert!(disk.open_file(&hash, 1000).expect("no file").is_none());
+        assert!(!place.exists());
+
+        disk.keep(&hash, &content).expect("kept");
+        let file = File::options().write(true).open(&place).expect("a file");
+        (&file).write_all(b"damage").expect("written");
+        let written = std::time::SystemTime::now() + Duration::from_secs(1);
+        file.set_modified(written).expect("as if the clock were that coarse");
+        assert!(disk.open_file(&hash, 1000).expect("no file").is_none());
+    }
+
+    #[test]
     fn what_is_not_finished_leaves_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
+        let files = || fs::read_dir(folder.path()).expect("a folder").count();
         let new = disk.begin().expect("a name");
         new.create().expect("a file");
         drop(new);
-        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
+        assert_eq!(files(), 0);
+
+        // As a process that is killed leaves it, and one that runs has it.
+        let (killed, running) = (disk.begin().expect("a name"), disk.begin().expect("a name"));
+        drop(killed.create().expect("a file"));
+        let written = running.create().expect("a file");
+        std::mem::forget(killed);
+        disk.find().expect("looked through");
+        assert_eq!(files(), 1);
+        drop((written, running));
+        assert_eq!(files(), 0);
     }
 }

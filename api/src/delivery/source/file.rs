@@ -1,14 +1,21 @@
 //! Local files, streamed with constant memory: whole ones, and those that are still arriving.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
 use safelight_common::blocking::blocking;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
-/// Bytes read at once: few system calls, and little memory for a slow client.
+/// Bytes read at first: all that a client gets which takes nothing.
+const FIRST_CHUNK_BYTES: u64 = 16 << 10;
+
+/// Bytes read at once for a client that takes what it gets: few system calls, and little memory.
 const CHUNK_BYTES: u64 = 256 << 10;
+
+/// How long a disk may take until it gives a chunk. A client learns more from a broken answer than from one
+/// that stands still.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A file that any number of requests read at their own pace.
 pub struct Local {
@@ -37,19 +44,25 @@ impl Local {
         Self { file, arriving: Some(arriving) }
     }
 
+    /// Whether nobody has to wait for these bytes.
+    pub fn has(&self, span: &Range<u64>) -> bool {
+        let Some(arriving) = &self.arriving else { return true };
+        matches!(*arriving.borrow(), Arrived::Until(until) if span.end <= until)
+    }
+
     /// The bytes of `span`, as they come.
     pub fn stream(
         self: Arc<Self>,
         span: Range<u64>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-        stream::try_unfold((self, span), async |(local, span)| {
+        stream::try_unfold((self, span, FIRST_CHUNK_BYTES), async |(local, span, most)| {
             if span.is_empty() {
                 return Ok(None);
             }
             let until = local.until(span.start).await?.min(span.end);
-            let chunk = local.read(span.start..until.min(span.start + CHUNK_BYTES)).await?;
+            let chunk = local.read(span.start..until.min(span.start + most)).await?;
             let next = span.start + chunk.len() as u64;
-            Ok(Some((chunk, (local, next..span.end))))
+            Ok(Some((chunk, (local, next..span.end, (most * 2).min(CHUNK_BYTES)))))
         })
     }
 
@@ -77,7 +90,8 @@ impl Local {
             local.file.read_exact_at(&mut buffer, span.start)?;
             Ok(Bytes::from(buffer))
         };
-        blocking(read).await
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer");
+        timeout(READ_PATIENCE, blocking(read)).await.map_err(late)?
     }
 }
 
@@ -114,6 +128,7 @@ mod tests {
             progress.send_replace(Arrived::Until(((at as u64 + 1) * 150_000).min(690_000)));
             tokio::task::yield_now().await;
         }
+        assert!(local.has(&(0..690_000)) && !local.has(&(690_000..690_001)));
         let read = reader.await.expect("no panic").expect("bytes");
         assert_eq!(read.concat(), content[100..600_000]);
         progress.send_replace(Arrived::Never);

@@ -13,6 +13,7 @@
 mod arrival;
 mod counters;
 mod disk;
+mod errands;
 mod file;
 mod flight;
 mod health;
@@ -22,19 +23,22 @@ mod shared;
 use std::{
     collections::HashMap,
     fs::File,
+    io,
     ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use axum::{body::Body, http::HeaderValue};
+use axum::{BoxError, body::Body, http::HeaderValue};
 use bytes::Bytes;
-use futures::{TryStreamExt, stream};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use safelight_common::{
-    blobs::{BlobContent, BlobError, BlobKey, Blobs, OpenBlob},
-    blocking::blocking,
+    blobs::{BlobContent, BlobError, BlobKey, BlobStream, Blobs, OpenBlob},
     config::Config,
-    domain::ContentHash,
+    domain::{ContentHash, ContentHasher},
 };
 
 pub use counters::TierCounters;
@@ -42,6 +46,7 @@ pub use flight::{Flights, Landed};
 pub use health::{Health, PATIENCE};
 
 use disk::Disk;
+use errands::{Errands, patience};
 use file::Local;
 use memory::{Memory, Room};
 use shared::{Shared, Turn};
@@ -117,8 +122,8 @@ pub enum Held {
     Whole(Bytes),
     /// In a local file, or on its way into one.
     File(Arc<Local>),
-    /// In the store only, to be read part by part.
-    Remote(Blobs, BlobKey),
+    /// In the store only, to be read by each client for itself.
+    Remote(Blobs, Content),
 }
 
 impl Held {
@@ -127,18 +132,46 @@ impl Held {
         match self {
             Self::Whole(bytes) => slice(bytes, &span).map_or_else(Body::empty, Body::from),
             Self::File(local) => Body::from_stream(local.clone().stream(span)),
-            Self::Remote(blobs, key) => {
-                let (blobs, key) = (blobs.clone(), key.clone());
-                Body::from_stream(
-                    stream::once(async move {
-                        counters::store_read();
-                        blobs.stream_range(&key, span).await
-                    })
-                    .try_flatten(),
-                )
+            Self::Remote(blobs, content) => {
+                let (blobs, content) = (blobs.clone(), content.clone());
+                Body::from_stream(stream::once(remote(blobs, content, span)).try_flatten())
             }
         }
     }
+}
+
+type Pieces = BoxStream<'static, Result<Bytes, BoxError>>;
+
+/// What the store has in `span`, read for one client.
+async fn remote(blobs: Blobs, content: Content, span: Range<u64>) -> Result<Pieces, BoxError> {
+    counters::store_read();
+    let whole = span == (0..content.bytes);
+    let stream = blobs.stream_range(&content.key, span).await?;
+    Ok(if whole { checked(stream, content) } else { stream.map_err(BoxError::from).boxed() })
+}
+
+/// All of an object, as long as it is right: the last that comes is held back until that is known.
+fn checked(stream: BlobStream, content: Content) -> Pieces {
+    let begin = (stream, ContentHasher::default(), None::<Bytes>);
+    let next =
+        move |(mut stream, mut hasher, mut held): (BlobStream, ContentHasher, Option<Bytes>)| {
+            let content = content.clone();
+            async move {
+                while let Some(next) = stream.try_next().await? {
+                    hasher.update(&next);
+                    if let Some(sent) = held.replace(next) {
+                        return Ok(Some((sent, (stream, hasher, held))));
+                    }
+                }
+                let Some(last) = held else { return Ok(None) };
+                if hasher.clone().finish() != content.sha256 {
+                    content.damaged("damaged");
+                    return Err("the object is damaged".into());
+                }
+                Ok(Some((last, (stream, hasher, None))))
+            }
+        };
+    stream::try_unfold(begin, next).boxed()
 }
 
 fn slice(bytes: &Bytes, span: &Range<u64>) -> Option<Bytes> {
@@ -161,9 +194,11 @@ struct Inner {
     /// Small objects on their way into memory.
     loads: Flights<ContentHash, Result<(Bytes, Tier), ReadError>>,
     /// Large objects being opened.
-    opens: Flights<ContentHash, Result<(Arc<Local>, Tier), ReadError>>,
-    /// Files that somebody reads just now.
-    open: Mutex<HashMap<ContentHash, Weak<Local>>>,
+    opens: Flights<ContentHash, Result<(Held, Provenance), ReadError>>,
+    /// Files that somebody reads just now, and where they were found.
+    open: Mutex<HashMap<ContentHash, (Weak<Local>, Tier)>>,
+    /// What there is to do on this machine's disk.
+    errands: Errands,
 }
 
 /// A tier that reads can do without.
@@ -195,11 +230,16 @@ impl<T> Side<T> {
                 Some(answer)
             }
             Err(error) => {
-                self.counters.errors.increment(1);
-                self.health.failed(&error);
+                self.failed(&error);
                 None
             }
         }
+    }
+
+    /// Notes a failure.
+    fn failed(&self, error: &dyn std::fmt::Display) {
+        self.counters.errors.increment(1);
+        self.health.failed(error);
     }
 }
 
@@ -229,11 +269,11 @@ impl Tiers {
         Self(Arc::new(Inner::bare(config, blobs)))
     }
 
-    /// Brings an object to hand, of which `wanted` bytes will be read.
+    /// Brings an object to hand, of which no more than `wanted` will be read.
     pub async fn open(
         &self,
         content: &Content,
-        wanted: u64,
+        wanted: Range<u64>,
     ) -> Result<(Held, Provenance), ReadError> {
         if let Some(found) = self.at_hand(content) {
             return Ok(found);
@@ -271,19 +311,24 @@ impl Tiers {
     }
 
     /// A large object: one open file for all who read it at the same time.
-    async fn large(&self, content: &Content, wanted: u64) -> Result<(Held, Provenance), ReadError> {
-        if !self.0.blobs.is_local() && wanted < content.bytes / SMALL_PART {
-            let (held, tier) = if let Some((local, tier)) = self.0.near(content).await {
-                (Held::File(local), tier)
-            } else {
-                (Held::Remote(self.0.blobs.clone(), content.key.clone()), Tier::Direct)
-            };
-            return Ok((held, Provenance { tier, collapsed: false }));
+    async fn large(
+        &self,
+        content: &Content,
+        wanted: Range<u64>,
+    ) -> Result<(Held, Provenance), ReadError> {
+        let small = wanted.end - wanted.start < content.bytes / SMALL_PART;
+        if small && !self.0.blobs.is_local() {
+            return Ok(match self.0.near(content).await {
+                // The end of a file that has only begun to arrive is sooner had from the store.
+                Some((local, provenance)) if local.has(&wanted) => (Held::File(local), provenance),
+                _ => self.0.remote(content),
+            });
         }
         let (inner, wanted) = (self.0.clone(), content.clone());
         let landed = self.0.opens.join(content.sha256, || async move { inner.open(&wanted).await });
-        let (local, provenance) = unpack(landed.await)?;
-        Ok((Held::File(local), provenance))
+        let Landed { value, collapsed } = landed.await;
+        let (held, found) = value.ok_or(ReadError::Panicked)??;
+        Ok((held, Provenance { collapsed: collapsed || found.collapsed, ..found }))
     }
 }
 
@@ -304,6 +349,7 @@ impl Inner {
             loads: Flights::default(),
             opens: Flights::default(),
             open: Mutex::default(),
+            errands: Errands::default(),
         }
     }
 
@@ -327,26 +373,40 @@ impl Inner {
             self.keep_on_disk(hash, &bytes).await;
             return Ok((bytes, Tier::Shared));
         }
-        let ours = matches!(turn, Some(Turn::Ours));
-        let read = self.read_store(content).await;
-        if let (true, Some(side)) = (ours, &self.shared) {
-            let told = match &read {
-                Ok(bytes) => side.tier.give(&hash, bytes).await,
-                Err(_) => side.tier.end_turn(&hash).await,
-            };
-            side.heard(told);
-        }
+        let read = match (turn, &self.shared) {
+            (Some(Turn::Ours(token)), Some(side)) => {
+                let read = side.tier.in_turn(&hash, &token, self.read_store(content)).await;
+                side.heard(match &read {
+                    Ok(bytes) => side.tier.give(&hash, bytes, &token).await,
+                    Err(_) => side.tier.end_turn(&hash, &token).await,
+                });
+                read
+            }
+            _ => self.read_store(content).await,
+        };
         let bytes = self.memory.keep(hash, read?, room);
         self.keep_on_disk(hash, &bytes).await;
         Ok((bytes, Tier::Store))
     }
 
     async fn read_disk(&self, content: &Content) -> Option<Bytes> {
-        let side = self.disk.as_ref()?;
-        let (disk, hash, bytes) = (side.usable()?.clone(), content.sha256, content.bytes);
-        let found = side.heard(blocking(move || disk.read(&hash, bytes)).await)?;
+        let (hash, bytes) = (content.sha256, content.bytes);
+        let (side, found) = self.ask_disk(bytes, move |disk| disk.read(&hash, bytes)).await?;
         side.counters.count(found.is_some());
         found
+    }
+
+    /// What the disk tier says to `question`; nothing if it is left out, fails, or takes longer than it may
+    /// for `bytes` bytes.
+    async fn ask_disk<T: Send + 'static>(
+        &self,
+        bytes: u64,
+        question: impl FnOnce(&Disk) -> io::Result<T> + Send + 'static,
+    ) -> Option<(&Side<Arc<Disk>>, T)> {
+        let side = self.disk.as_ref().filter(|side| side.tier.takes(bytes))?;
+        let disk = side.usable()?.clone();
+        let answer = self.errands.run(patience(bytes), move || question(&disk)).await;
+        Some((side, side.heard(answer)?))
     }
 
     async fn look_shared(&self, content: &Content) -> Option<Turn> {
@@ -368,41 +428,45 @@ impl Inner {
     /// Keeps what was read, for after a restart. Part of the flight, so that writes are as few as
     /// reads; a disk that is slow holds up those who wait for this object, no others.
     async fn keep_on_disk(&self, hash: ContentHash, bytes: &Bytes) {
-        let Some(side) = &self.disk else { return };
-        let Some(disk) = side.usable().filter(|disk| disk.takes(bytes.len() as u64)) else {
-            return;
-        };
-        let (disk, bytes) = (disk.clone(), bytes.clone());
-        side.heard(blocking(move || disk.keep(&hash, &bytes)).await);
+        let kept = bytes.clone();
+        self.ask_disk(bytes.len() as u64, move |disk| disk.keep(&hash, &kept)).await;
     }
 
-    /// A large object that is read just now, or on the disk.
-    async fn near(&self, content: &Content) -> Option<(Arc<Local>, Tier)> {
-        if let Some(local) = self.opened(&content.sha256) {
-            return Some((local, Tier::Direct));
+    /// A large object that somebody reads just now, or that is on the disk.
+    async fn near(&self, content: &Content) -> Option<(Arc<Local>, Provenance)> {
+        if let Some((local, tier)) = self.opened(&content.sha256) {
+            // What is on the disk would have been found there all the same.
+            return Some((local, Provenance { tier, collapsed: tier != Tier::Disk }));
         }
-        let file = self.file_on_disk(content).await?;
-        Some((self.remember(content, Local::whole(file)), Tier::Disk))
+        let local = Arc::new(Local::whole(self.file_on_disk(content).await?));
+        self.remember(content, &local, Tier::Disk);
+        Some((local, Provenance { tier: Tier::Disk, collapsed: false }))
+    }
+
+    /// A large object in the store, to be read as it is sent.
+    fn remote(&self, content: &Content) -> (Held, Provenance) {
+        let held = Held::Remote(self.blobs.clone(), content.clone());
+        (held, Provenance { tier: Tier::Direct, collapsed: false })
     }
 
     /// Lets others read a file for as long as anybody does.
-    fn remember(&self, content: &Content, local: Local) -> Arc<Local> {
-        let local = Arc::new(local);
+    fn remember(&self, content: &Content, local: &Arc<Local>, tier: Tier) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, local| local.strong_count() > 0);
-        open.insert(content.sha256, Arc::downgrade(&local));
-        local
+        open.retain(|_, (local, _)| local.strong_count() > 0);
+        open.insert(content.sha256, (Arc::downgrade(local), tier));
     }
 
-    /// A file that somebody reads just now.
-    fn opened(&self, hash: &ContentHash) -> Option<Arc<Local>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(hash)?.upgrade()
+    /// A file that somebody reads just now, and where it was found.
+    fn opened(&self, hash: &ContentHash) -> Option<(Arc<Local>, Tier)> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (local, tier) = open.get(hash)?;
+        Some((local.upgrade()?, *tier))
     }
 
     /// Opens a large object.
-    async fn open(self: &Arc<Self>, content: &Content) -> Result<(Arc<Local>, Tier), ReadError> {
-        if let Some(near) = self.near(content).await {
-            return Ok(near);
+    async fn open(self: &Arc<Self>, content: &Content) -> Result<(Held, Provenance), ReadError> {
+        if let Some((local, provenance)) = self.near(content).await {
+            return Ok((Held::File(local), provenance));
         }
         counters::store_read();
         let opened = self.blobs.open_blob(&content.key).await;
@@ -412,20 +476,22 @@ impl Inner {
         }
         let (local, tier) = match source {
             BlobContent::File(file) => (Local::whole(file), Tier::Direct),
-            BlobContent::Stream(stream) => {
-                let local = arrival::begin(self, content, stream).await;
-                let local = local.map_err(|error| content.failed(error.into()))?;
-                let kept = self.disk.as_ref().is_some_and(|side| side.tier.takes(bytes));
-                (local, if kept { Tier::Store } else { Tier::Direct })
-            }
+            BlobContent::Stream(stream) => match arrival::begin(self, content, stream).await {
+                Ok(begun) => begun,
+                Err(error) => {
+                    tracing::warn!(%error, "no place for a large object, which is sent as it comes");
+                    return Ok(self.remote(content));
+                }
+            },
         };
-        Ok((self.remember(content, local), tier))
+        let local = Arc::new(local);
+        self.remember(content, &local, tier);
+        Ok((Held::File(local), Provenance { tier, collapsed: false }))
     }
 
     async fn file_on_disk(&self, content: &Content) -> Option<File> {
-        let side = self.disk.as_ref().filter(|side| side.tier.takes(content.bytes))?;
-        let (disk, hash, bytes) = (side.usable()?.clone(), content.sha256, content.bytes);
-        let found = side.heard(blocking(move || disk.open_file(&hash, bytes)).await)?;
+        let (hash, bytes) = (content.sha256, content.bytes);
+        let (side, found) = self.ask_disk(bytes, move |disk| disk.open_file(&hash, bytes)).await?;
         side.counters.count(found.is_some());
         found
     }

@@ -14,6 +14,7 @@ use redis::{
     cluster_async::ClusterConnection,
 };
 use safelight_common::{config::SharedCacheUrl, domain::ContentHash};
+use uuid::Uuid;
 
 use super::health::PATIENCE;
 
@@ -23,11 +24,24 @@ const MAX_OBJECT_BYTES: u64 = 1 << 20;
 /// How long an object stays at most. How many there are is the engine's to bound.
 const KEEP: Duration = Duration::from_hours(24);
 
-/// How long one node may take to read an object for all, before another tries.
-const TURN: Duration = Duration::from_secs(5);
+/// How long a turn to read an object for all lasts after a sign of life: what a node that dies costs the
+/// others.
+const TURN: Duration = Duration::from_secs(1);
 
-/// How long to wait for the node whose turn it is, before reading oneself.
-const WAIT_FOR_TURN: Duration = Duration::from_secs(3);
+/// How often a node that reads gives one. Two may be lost.
+const RENEW: Duration = Duration::from_millis(300);
+
+/// How long to wait for the node whose turn it is, before reading oneself: longer than any read of an object
+/// of this size that comes to a good end.
+const WAIT_FOR_TURN: Duration = Duration::from_secs(8);
+
+/// Renews a turn, if it is still the one that was given. `ARGV`: its token, milliseconds.
+const RENEW_SCRIPT: &str = "\
+if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0";
+
+/// Ends a turn, if it is still the one that was given. `ARGV`: its token.
+const END_SCRIPT: &str = "\
+if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0";
 
 /// Between two looks for what another node is reading.
 const LOOK: Duration = Duration::from_millis(10);
@@ -52,10 +66,13 @@ pub enum Turn {
     /// Here it is.
     Found(Bytes),
     /// It is not here, and this node is the one to read it.
-    Ours,
+    Ours(Token),
     /// Another node took too long.
     Without,
 }
+
+/// By what a turn is known from the next one, which another node may have.
+pub struct Token(String);
 
 impl Shared {
     /// The engine at `url`; `None` for none. Connects when it is first used.
@@ -76,17 +93,17 @@ impl Shared {
             if let Some(found) = self.get(hash).await? {
                 return Ok(Turn::Found(found));
             }
-            let milliseconds = u64::try_from(TURN.as_millis()).unwrap_or(u64::MAX);
+            let token = Token(Uuid::new_v4().simple().to_string());
             let mut lock = redis::cmd("SET");
-            lock.arg(turn_key(hash)).arg(1).arg("NX").arg("PX").arg(milliseconds);
+            lock.arg(turn_key(hash)).arg(&token.0).arg("NX").arg("PX").arg(milliseconds(TURN));
             if self.run::<Option<()>>(&lock).await?.is_some() {
                 // Whoever had the turn before may have ended it between our two questions.
                 return Ok(match self.get(hash).await? {
                     Some(found) => {
-                        self.end_turn(hash).await?;
+                        self.end_turn(hash, &token).await?;
                         Turn::Found(found)
                     }
-                    None => Turn::Ours,
+                    None => Turn::Ours(token),
                 });
             }
             if Instant::now() > deadline {
@@ -96,24 +113,56 @@ impl Shared {
         }
     }
 
+    /// Does `work` in this node's turn, which lasts for as long as that takes.
+    pub async fn in_turn<T>(
+        &self,
+        hash: &ContentHash,
+        token: &Token,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let renew = async {
+            loop {
+                tokio::time::sleep(RENEW).await;
+                let mut renew = redis::cmd("EVAL");
+                renew.arg(RENEW_SCRIPT).arg(1).arg(turn_key(hash)).arg(&token.0);
+                // Without it the turn runs out, and another node reads as well: nothing worse.
+                let _ = self.run::<()>(renew.arg(milliseconds(TURN))).await;
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            never = renew => never,
+        }
+    }
+
     /// Gives everybody what this node has read in its turn.
-    pub async fn give(&self, hash: &ContentHash, content: &Bytes) -> RedisResult<()> {
+    pub async fn give(
+        &self,
+        hash: &ContentHash,
+        content: &Bytes,
+        token: &Token,
+    ) -> RedisResult<()> {
         let mut set = redis::cmd("SET");
         set.arg(object_key(hash)).arg(content.as_ref()).arg("EX").arg(KEEP.as_secs());
         let given = self.run::<()>(&set).await;
-        self.end_turn(hash).await?;
+        self.end_turn(hash, token).await?;
         given
     }
 
     /// Lets another node try.
-    pub async fn end_turn(&self, hash: &ContentHash) -> RedisResult<()> {
-        self.run(redis::cmd("DEL").arg(turn_key(hash))).await
+    pub async fn end_turn(&self, hash: &ContentHash, token: &Token) -> RedisResult<()> {
+        let mut end = redis::cmd("EVAL");
+        self.run(end.arg(END_SCRIPT).arg(1).arg(turn_key(hash)).arg(&token.0)).await
     }
 
     /// What is there under the object's name, if it is right.
     async fn get(&self, hash: &ContentHash) -> RedisResult<Option<Bytes>> {
-        let found: Option<Vec<u8>> = self.run(redis::cmd("GET").arg(object_key(hash))).await?;
-        let right = found.filter(|content| ContentHash::of(content) == *hash);
+        let found = match self.run(redis::cmd("GET").arg(object_key(hash))).await {
+            // Somebody else's. It says nothing of the engine, and gives way to the object.
+            Err(error) if error.code() == Some("WRONGTYPE") => None,
+            found => found?,
+        };
+        let right = found.filter(|content: &Vec<u8>| ContentHash::of(content) == *hash);
         Ok(right.map(Bytes::from))
     }
 
@@ -155,6 +204,10 @@ impl Shared {
         };
         Ok(self.connection.get_or_init(|| made).clone())
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Both keys of an object lie in the same slot of a cluster.

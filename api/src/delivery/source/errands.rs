@@ -1,0 +1,81 @@
+//! Work on this machine's disk, which may hang: done on threads of its own, never by more than so many, and
+//! not waited for any longer than it may take.
+
+use std::{io, sync::Arc, time::Duration};
+
+use safelight_common::blocking::blocking;
+use tokio::{sync::Semaphore, time::timeout};
+
+/// Threads that may wait for the disk at once. All that a disk can hold up that never answers.
+const AT_ONCE: usize = 32;
+
+/// How long a disk may take for anything. It is asked before anybody else is, so not much longer than a
+/// store would take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes per second of a disk that is too slow to be of use.
+const SLOWEST: u64 = 16 << 20;
+
+/// How long a disk may take over `bytes` bytes.
+pub fn patience(bytes: u64) -> Duration {
+    PATIENCE + Duration::from_millis(bytes * 1000 / SLOWEST)
+}
+
+/// The threads. Clones share them.
+#[derive(Clone)]
+pub struct Errands(Arc<Semaphore>);
+
+impl Default for Errands {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Errands {
+    /// Does `work`, which blocks. An error if it takes longer than `limit`; it is then done all the same,
+    /// if ever.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let done = async {
+            let place = self.0.clone().acquire_owned().await.map_err(io::Error::other)?;
+            blocking(move || {
+                let _place = place;
+                work()
+            })
+            .await
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer");
+        timeout(limit, done).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_so_many_threads_and_nobody_for_long() {
+        let errands = Errands::default();
+        let (end, ended) = mpsc::channel::<()>();
+        let ended = Arc::new(std::sync::Mutex::new(ended));
+        for _ in 0..AT_ONCE {
+            let ended = ended.clone();
+            let hang = move || {
+                drop(ended.lock().map(|ended| ended.recv()));
+                Ok(())
+            };
+            let late = errands.run(Duration::from_millis(1), hang).await.expect_err("it hangs");
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        }
+        let soon = Duration::from_millis(20);
+        let refused = errands.run(soon, || -> io::Result<()> { panic!("one too many") }).await;
+        assert_eq!(refused.expect_err("no place").kind(), io::ErrorKind::TimedOut);
+        drop(end);
+        errands.run(Duration::from_secs(20), || Ok(())).await.expect("it works again");
+    }
+}
