@@ -85,8 +85,9 @@ sub vcl_recv {
   if (req.http.Range ~ ",") {
     unset req.http.Range;
   }
-  # What is asked for with credentials is its asker's.
-  if (req.http.Authorization) {
+  # What is asked for with credentials is its asker's. And of conditions Varnish knows only those of a
+  # client that has a copy.
+  if (req.http.Authorization || req.http.If-Match || req.http.If-Unmodified-Since) {
     return (pass);
   }
   unset req.http.Cookie;
@@ -176,6 +177,10 @@ sub vcl_backend_error {
 }
 
 sub vcl_deliver {
+  # Whatever the client has, it is good (RFC 9110, 13.1.2). Varnish compares tags only.
+  if (req.http.If-None-Match == "*" && resp.http.ETag) {
+    set req.http.If-None-Match = resp.http.ETag;
+  }
   # RFC 9211: the nodes' members stay as they were when it was stored, ours comes last.
   if (req.url ~ "^/images/" && !resp.http.X-Varnish-Cache) {
     if (req.http.X-Varnish-Cache == "fwd=miss" && !obj.uncacheable) {

@@ -28,7 +28,14 @@ impl ETag {
             .get_all(header::IF_NONE_MATCH)
             .iter()
             .filter_map(|value| value.to_str().ok())
-            .any(|list| list.trim() == "*" || tags(list).any(|tag| tag == self.0))
+            .any(|list| list.trim() == "*" || tags(list).any(|(_, tag)| tag == self.0))
+    }
+
+    /// Whether `If-Match` names this tag, by the strong comparison that it asks for.
+    fn is_expected_by(&self, headers: &HeaderMap) -> bool {
+        headers.get_all(header::IF_MATCH).iter().filter_map(|value| value.to_str().ok()).any(
+            |list| list.trim() == "*" || tags(list).any(|tag| tag == (Strength::Strong, &self.0)),
+        )
     }
 }
 
@@ -46,6 +53,16 @@ impl Validators {
     pub fn last_modified(&self) -> HeaderValue {
         let text = httpdate::fmt_http_date(self.modified.into());
         HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// Whether it is what the client expects: as `If-Match` says, and only where that is absent
+    /// `If-Unmodified-Since`.
+    pub fn are_expected_by(&self, headers: &HeaderMap) -> bool {
+        if headers.contains_key(header::IF_MATCH) {
+            return self.tag.is_expected_by(headers);
+        }
+        let since = headers.get(header::IF_UNMODIFIED_SINCE).and_then(date);
+        since.is_none_or(|since| self.modified.trunc_subsecs(0) <= since)
     }
 
     /// Whether the client has it: `If-None-Match`, and only where that is absent
@@ -73,16 +90,28 @@ fn date(value: &HeaderValue) -> Option<DateTime<Utc>> {
     Some(time.into())
 }
 
+/// Whether equal tags stand for equal bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strength {
+    /// They do.
+    Strong,
+    /// Only for bytes that are as good: `W/`.
+    Weak,
+}
+
 /// The tags of a list, without `W/`. A tag may hold commas, so quotes decide where one ends.
-fn tags(list: &str) -> impl Iterator<Item = &str> {
+fn tags(list: &str) -> impl Iterator<Item = (Strength, &str)> {
     let mut rest = list;
     std::iter::from_fn(move || {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        rest = rest.strip_prefix("W/").unwrap_or(rest);
-        let end = rest.strip_prefix('"')?.find('"')? + 2;
-        let (tag, after) = rest.split_at(end);
+        let (strength, tagged) = match rest.strip_prefix("W/") {
+            Some(tagged) => (Strength::Weak, tagged),
+            None => (Strength::Strong, rest),
+        };
+        let end = tagged.strip_prefix('"')?.find('"')? + 2;
+        let (tag, after) = tagged.split_at(end);
         rest = after;
-        Some(tag)
+        Some((strength, tag))
     })
 }
 
@@ -105,6 +134,19 @@ mod tests {
         assert!(!validators.is_known_to(&with(&[(since.clone(), "yesterday")])));
         let both = with(&[(since, same), (header::IF_NONE_MATCH, "\"b\"")]);
         assert!(!validators.is_known_to(&both), "the tag is the better witness");
+        let expects =
+            |name: header::HeaderName, value| validators.are_expected_by(&with(&[(name, value)]));
+        let (matches, unmodified) = (header::IF_MATCH, header::IF_UNMODIFIED_SINCE);
+        for right in ["\"a\"", "\"b\", \"a\"", "*"] {
+            assert!(expects(matches.clone(), right), "{right}");
+        }
+        for wrong in ["\"b\"", "W/\"a\"", "a", ""] {
+            assert!(!expects(matches.clone(), wrong), "{wrong}");
+        }
+        assert!(expects(unmodified.clone(), same) && expects(unmodified.clone(), "yesterday"));
+        assert!(!expects(unmodified.clone(), before));
+        let both = with(&[(unmodified, before), (matches, "\"a\"")]);
+        assert!(validators.are_expected_by(&both), "the tag is the better witness");
         let allows = |value| validators.allows_range(&with(&[(header::IF_RANGE, value)]));
         assert!(validators.allows_range(&HeaderMap::new()));
         assert!(allows("\"a\"") && allows(same));

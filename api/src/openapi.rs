@@ -138,7 +138,7 @@ answers! {
     ImageProblems: ImageNotFound, ImageCancelled, DatabaseUnavailable;
     /// Of reading bytes.
     DeliveryProblems: InvalidQuery, InvalidHeader, ImageNotFound, PresetNotFound, RenditionNotMade,
-        ImageFailed, ImageCancelled, RangeNotSatisfiable, BlobDamaged, ImageNotReady, TooManyWaiting,
+        ImageFailed, ImageCancelled, PreconditionFailed, RangeNotSatisfiable, BlobDamaged, ImageNotReady, TooManyWaiting,
         DatabaseUnavailable, BlobsUnavailable;
     /// Of the readiness probe.
     ReadyProblems: NotReady;

@@ -10,7 +10,7 @@ use crate::problem::{Problem, ProblemCode};
 const MAX_WAIT_SECONDS: u64 = 60;
 
 /// The header that asks.
-const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// The header that says that we did.
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");

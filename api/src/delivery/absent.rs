@@ -15,7 +15,7 @@ use super::{catalog::Answer, entry::Entry, source::Flights};
 use crate::{
     extract::invalid_query,
     images::gone,
-    prefer::Wait,
+    prefer::{PREFER, Wait},
     problem::{Problem, ProblemCode},
     state::ApiState,
 };
@@ -78,15 +78,23 @@ pub fn patience(
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Duration, Problem> {
-    // Other parameters are for whoever added them: links are often decorated.
-    let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("wait="));
-    if let Some(text) = asked {
+    if let Some(text) = asked(query) {
         let wait = Wait::parse(text).map_err(|why| invalid_query("wait", why))?;
         return Ok(wait.duration());
     }
     let preferred = Wait::from_headers(headers)?;
     let configured = Duration::from_millis(state.services.config.delivery_wait_ms);
     Ok(preferred.map_or(configured, Wait::duration))
+}
+
+/// Whether the request itself says it, well or not.
+pub fn says_how_long(query: Option<&str>, headers: &HeaderMap) -> bool {
+    asked(query).is_some() || headers.contains_key(PREFER)
+}
+
+/// The parameter's value. Other parameters are for whoever added them: links are often decorated.
+fn asked(query: Option<&str>) -> Option<&str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("wait="))
 }
 
 /// Where the making stands; what nobody makes is asked for.

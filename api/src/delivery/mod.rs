@@ -85,6 +85,9 @@ impl Delivery {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return None;
         }
+        if absent::says_how_long(request.uri().query(), headers) {
+            return None;
+        }
         let path = request.uri().path().strip_prefix("/images/")?;
         let (id, preset) = path.split_once('/').map_or((path, None), |(id, p)| (id, Some(p)));
         let entry = self.catalog.at_hand(parse_id(id).ok()?)?;
@@ -111,6 +114,9 @@ impl Delivery {
     params(
         ("id" = ImageId, Path, description = "The image's id"),
         ("wait" = Option<u32>, Query, description = "Seconds to hold the request while the image is being processed", minimum = 0, maximum = 60),
+        ("prefer" = Option<String>, Header, description = "`wait=` and seconds: the same as the parameter, which counts for more", example = "wait=10"),
+        ("if-match" = Option<String>, Header, description = "The `ETag` of the bytes without which the client wants none"),
+        ("if-unmodified-since" = Option<String>, Header, description = "The same by `Last-Modified`"),
         ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
         ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the bytes that the client has"),
         ("range" = Option<String>, Header, description = "The parts that the client wants", example = "bytes=0-1023"),
@@ -156,6 +162,9 @@ pub async fn original(
         ("preset" = String, Path, description = "The preset's name", example = "small"),
         ("wait" = Option<u32>, Query, description = "Seconds to hold the request while the image is being processed", minimum = 0, maximum = 60),
         ("accept" = Option<String>, Header, description = "Chooses among the formats of a preset that has several", example = "image/avif,image/webp,*/*"),
+        ("prefer" = Option<String>, Header, description = "`wait=` and seconds: the same as the parameter, which counts for more", example = "wait=10"),
+        ("if-match" = Option<String>, Header, description = "The `ETag` of the bytes without which the client wants none"),
+        ("if-unmodified-since" = Option<String>, Header, description = "The same by `Last-Modified`"),
         ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
         ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the bytes that the client has"),
         ("range" = Option<String>, Header, description = "The parts that the client wants", example = "bytes=0-1023"),
@@ -216,11 +225,12 @@ impl Request<'_> {
         if uri.path().contains('%') {
             return Err(ImageId::not_found(uri.path().escape_debug()));
         }
+        // Also where there is nothing to wait for: what is wrong does not come and go.
+        let wait = absent::patience(state, uri.query(), headers)?;
         let answer = state.delivery.catalog.look_up(*id).await?;
         if is_there(answer.image(*id)?) {
             return Ok(answer);
         }
-        let wait = absent::patience(state, uri.query(), headers)?;
         let draining = draining.as_ref().map(|draining| draining.0.0.clone()).unwrap_or_default();
         absent::wait_for(state, *id, kind, wait, &draining, is_there).await
     }

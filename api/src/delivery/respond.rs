@@ -28,6 +28,7 @@ pub async fn respond(
     request: &HeaderMap,
 ) -> Result<Response, Problem> {
     let mut response = match Plan::of(shown, method, request) {
+        Plan::Unexpected => return Err(unexpected()),
         Plan::NotModified => head(StatusCode::NOT_MODIFIED, &shown.known, freshness),
         Plan::Head => head(StatusCode::OK, &shown.whole, freshness),
         Plan::Bytes(Wanted::Nothing) => return Err(unsatisfiable(shown.content.bytes)),
@@ -53,7 +54,7 @@ pub fn at_hand(
     match Plan::of(shown, method, request) {
         Plan::NotModified => Some(head(StatusCode::NOT_MODIFIED, &shown.known, Freshness::Cached)),
         Plan::Head => Some(head(StatusCode::OK, &shown.whole, Freshness::Cached)),
-        Plan::Bytes(Wanted::Nothing) => None,
+        Plan::Unexpected | Plan::Bytes(Wanted::Nothing) => None,
         Plan::Bytes(wanted) => {
             let (held, provenance) = tiers.at_hand(&shown.content)?;
             Some(bytes(shown, wanted, &held, provenance))
@@ -63,6 +64,8 @@ pub fn at_hand(
 
 /// What a request comes to.
 enum Plan {
+    /// The client wants something else.
+    Unexpected,
     /// The client has it.
     NotModified,
     /// The client wants to know what it would get.
@@ -72,8 +75,11 @@ enum Plan {
 }
 
 impl Plan {
+    /// In the order of RFC 9110, section 13.2.2.
     fn of(shown: &Representation, method: &Method, request: &HeaderMap) -> Self {
-        if shown.validators.is_known_to(request) {
+        if !shown.validators.are_expected_by(request) {
+            Self::Unexpected
+        } else if shown.validators.is_known_to(request) {
             Self::NotModified
         } else if *method == Method::HEAD {
             Self::Head
@@ -126,6 +132,13 @@ fn bytes(shown: &Representation, wanted: Wanted, held: &Held, provenance: Proven
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+fn unexpected() -> Problem {
+    Problem::new(
+        ProblemCode::PreconditionFailed,
+        "The bytes are not those that If-Match or If-Unmodified-Since asks for.",
+    )
 }
 
 fn unsatisfiable(size: u64) -> Problem {

@@ -1,8 +1,11 @@
 //! The bytes.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -332,6 +335,84 @@ async fn what_is_known_is_served_while_the_database_is_away() {
     unknown.assert_problem(503, "database_unavailable");
     fault.store(Fault::None as u8, Ordering::SeqCst);
     until(async || bench.get(&path).await.header("cache-control").contains("immutable")).await;
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_is_waited_for_by_one_of_many() {
+    let fault = Arc::new(AtomicU8::new(Fault::None as u8));
+    let handle = fault.clone();
+    let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
+    let bench = Bench::with(&keys, ApiOptions::default(), move |inner| {
+        Arc::new(Gated { inner, gate: Flaky(handle) })
+    })
+    .await;
+    let document = bench.upload(picture(5_000, 1)).await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
+    fault.store(Fault::Hangs as u8, Ordering::SeqCst);
+    let begun = Instant::now();
+    for _ in 0..40 {
+        let stale = bench.get(&path).await;
+        assert_eq!((stale.status.as_u16(), stale.header("cache-control")), (200, "no-store"));
+    }
+    // Each of them for itself would have waited for a quarter of a second.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    fault.store(Fault::None as u8, Ordering::SeqCst);
+    until(async || bench.get(&path).await.header("cache-control").contains("immutable")).await;
+}
+
+#[tokio::test]
+async fn requests_that_share_the_reading_of_a_large_object_say_so() {
+    let bench = Bench::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
+    let document = bench.upload(picture(3_000_000, 1)).await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    let ask = async || {
+        let request = Request::get(&path).body(Body::empty()).expect("a request");
+        bench.api.answer(request).await.expect("an answer")
+    };
+    let (first, second) = (ask().await, ask().await);
+    assert_eq!(first.headers()["cache-status"], "safelight; fwd=uri-miss; detail=store");
+    let shared = "safelight; fwd=uri-miss; collapsed; detail=store";
+    assert_eq!(second.headers()["cache-status"], shared);
+    drop((first, second));
+    assert_eq!(ask().await.headers()["cache-status"], "safelight; fwd=uri-miss; detail=store");
+}
+
+#[tokio::test]
+async fn clients_get_the_bytes_that_they_expect_or_none() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(5_000, 1)).await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    let tag = bench.get(&path).await.header("etag").to_owned();
+    let ask = |headers: [(&str, &str); 2]| {
+        let request = Request::get(&path);
+        bench.send(headers.iter().fold(request, |r, (name, value)| r.header(*name, *value)), "")
+    };
+    let known = ask([("if-match", &tag), ("if-none-match", &tag)]).await;
+    assert_eq!(known.status.as_u16(), 304);
+    // The first condition decides before the second is looked at.
+    let other = ask([("if-match", "\"other\""), ("if-none-match", &tag)]).await;
+    other.assert_problem(412, "precondition_failed");
+    let long_ago = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let changed = ask([("if-unmodified-since", long_ago), ("range", "bytes=0-0")]).await;
+    changed.assert_problem(412, "precondition_failed");
+}
+
+#[tokio::test]
+async fn a_wait_that_cannot_be_read_is_refused_whether_it_is_needed_or_not() {
+    let bench = Bench::new().await;
+    let document = bench.upload(picture(500, 1)).await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
+    // In memory from now on.
+    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
+    bench.get(&format!("{path}?wait=x")).await.assert_problem(400, "invalid_query");
+    let preferred = bench.send(Request::get(&path).header("prefer", "wait=x"), "").await;
+    preferred.assert_problem(400, "invalid_header");
+    assert_eq!(bench.get(&format!("{path}?v=x&wait=3")).await.status.as_u16(), 200);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use reqwest::{
     StatusCode,
-    header::{ACCEPT, RANGE},
+    header::{ACCEPT, IF_MATCH, IF_NONE_MATCH, RANGE},
 };
 use safelight_harness::{client::Client, herd, pictures, varnish::Varnish};
 use tokio::task::block_in_place;
@@ -38,6 +38,13 @@ async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() 
         client.http().get(client.url(path)).header(RANGE, "bytes=0-9,20-29").send().await?;
     assert_eq!(several.status(), StatusCode::OK);
     assert_eq!(several.bytes().await?, content);
+    for (condition, value, status) in [
+        (IF_NONE_MATCH, "*", StatusCode::NOT_MODIFIED),
+        (IF_MATCH, "\"other\"", StatusCode::PRECONDITION_FAILED),
+    ] {
+        let answer = client.http().get(client.url(path)).header(condition, value).send().await?;
+        assert_eq!(answer.status(), status);
+    }
     // Accept does not matter where there is one format; the query never does.
     for (path, accept) in
         [(path.clone(), "image/avif,image/webp,*/*"), (format!("{path}?query"), "image/webp;q=0")]
