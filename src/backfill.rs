@@ -64,6 +64,11 @@ enum BackfillCommand {
         #[command(flatten)]
         begin: Begin,
     },
+    /// Collect garbage: remove stored blobs and renditions that nobody refers to
+    Gc {
+        #[command(flatten)]
+        begin: Begin,
+    },
     /// Follow a backfill until it has ended
     Follow {
         /// The backfill's id
@@ -169,6 +174,7 @@ pub async fn run(args: BackfillArgs) -> Result<(), Exit> {
         BackfillCommand::Import { source, begin } => {
             start(json!({ "kind": "import", "source": absolute(&source)? }), begin).await
         }
+        BackfillCommand::Gc { begin } => start(json!({ "kind": "gc" }), begin).await,
         BackfillCommand::Follow { id, output } => follow(&id.to_string(), &output, false).await,
         BackfillCommand::Pause { id, output } => switch(id, "pause", &output).await,
         BackfillCommand::Resume { id, output } => switch(id, "resume", &output).await,
@@ -361,6 +367,13 @@ fn print_plan(task: &Value, workers: &Value) {
     println!("  to work on  {}", images["planned"]);
     for (reason, count) in backfill["skipped"].as_object().into_iter().flatten() {
         println!("  {reason:<10}  {count}");
+    }
+    if backfill["kind"] == "gc" {
+        println!(
+            "  which they are: safelight backfill report {}",
+            task["id"].as_str().unwrap_or("ID")
+        );
+        return;
     }
     println!("  unreadable  {}", images["failed"]);
     match estimate(backfill, workers) {

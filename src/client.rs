@@ -56,6 +56,11 @@ impl SafelightClient {
         self.call(reqwest::Method::POST, path, query).await
     }
 
+    /// Has something deleted. Called again after an answer that was lost.
+    pub async fn delete(&self, path: &str) -> Result<Value, CallError> {
+        self.call(reqwest::Method::DELETE, path, &[]).await
+    }
+
     /// Asks for something to be done that takes a document. Called again after an answer that was lost:
     /// the document must make that harmless.
     pub async fn post_json(&self, path: &str, document: &Value) -> Result<Value, CallError> {

@@ -7,6 +7,7 @@ mod client;
 mod config;
 mod decoder;
 mod exit;
+mod images;
 mod migrate;
 mod openapi;
 mod process;
@@ -60,7 +61,9 @@ enum Command {
     Upload(upload::UploadArgs),
     /// List, show, try again or cancel tasks of a running server
     Tasks(tasks::TasksArgs),
-    /// Work on many images: make renditions, import, verify
+    /// Delete images of a running server
+    Images(images::ImagesArgs),
+    /// Work on many images: make renditions, import, verify, collect garbage
     Backfill(backfill::BackfillArgs),
     /// List the workers of a running server's fleet
     Workers(workers::WorkersArgs),
@@ -95,6 +98,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Migrate => process::block_on(migrate::run(load()?)),
         Command::Upload(args) => process::block_on(upload::run(args)),
         Command::Tasks(args) => process::block_on(tasks::run(args)),
+        Command::Images(args) => process::block_on(images::run(args)),
         Command::Backfill(args) => process::block_on(backfill::run(args)),
         Command::Workers(args) => process::block_on(workers::run(args)),
         Command::Queues(args) => process::block_on(queues::run(args)),

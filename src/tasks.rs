@@ -1,6 +1,6 @@
 //! `safelight tasks`: look at tasks, try failed ones again, cancel.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use clap::{Args, Subcommand};
 use safelight_common::domain::{ErrorCode, JobKind, Status, TaskId, TaskKind};
@@ -85,8 +85,8 @@ struct Filter {
     /// Only tasks in this state: queued, running, succeeded, failed, cancelled
     #[arg(long)]
     status: Option<Status>,
-    /// Only tasks of this kind (upload, rendition, backfill), or with a job of this kind (write,
-    /// thumbnail)
+    /// Only tasks of this kind (upload, rendition, backfill, delete), or with a job of this kind
+    /// (write, thumbnail)
     #[arg(long, value_parser = kind)]
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code, such as `store_unavailable`
@@ -200,7 +200,7 @@ async fn show(id: TaskId, wait: bool, output: &Output) -> Result<(), Exit> {
 
 async fn retry_each(ids: &[TaskId], dry_run: bool, output: &Output) -> Result<(), Exit> {
     let client = SafelightClient::new(output.server.clone())?;
-    each(ids, "can be tried again", output, async |id| {
+    each(ids, "tasks can be tried again", output.json, async |id| {
         if dry_run {
             let task = client.get(&format!("/v1/tasks/{id}"), &[]).await?;
             return match task["status"].as_str() {
@@ -215,26 +215,27 @@ async fn retry_each(ids: &[TaskId], dry_run: bool, output: &Output) -> Result<()
 
 async fn cancel(ids: &[TaskId], output: &Output) -> Result<(), Exit> {
     let client = SafelightClient::new(output.server.clone())?;
-    each(ids, "could be cancelled", output, async |id| {
+    each(ids, "tasks could be cancelled", output.json, async |id| {
         client.post(&format!("/v1/tasks/{id}/cancel"), &[]).await
     })
     .await
 }
 
-/// Does `call` to each task; fails if any failed, after all were tried.
-async fn each(
-    ids: &[TaskId],
+/// Makes a call for each id, and prints the task that it answers with; fails if any failed, after all were
+/// tried.
+pub async fn each<Id: Display>(
+    ids: &[Id],
     done: &str,
-    output: &Output,
-    call: impl AsyncFn(&TaskId) -> Result<Value, CallError>,
+    as_json: bool,
+    call: impl AsyncFn(&Id) -> Result<Value, CallError>,
 ) -> Result<(), Exit> {
     let mut failed = 0;
     for id in ids {
         match call(id).await {
-            Ok(task) => print_line(&task, output.json),
-            Err(error) if output.json => {
+            Ok(task) => print_line(&task, as_json),
+            Err(error) if as_json => {
                 failed += 1;
-                println!("{}", json!({ "id": id, "error": error.to_string() }));
+                println!("{}", json!({ "id": id.to_string(), "error": error.to_string() }));
             }
             Err(error) => {
                 failed += 1;
@@ -245,7 +246,7 @@ async fn each(
     if failed == 0 {
         return Ok(());
     }
-    Err(Exit::failed(format!("{} of {} tasks {done}", ids.len() - failed, ids.len())))
+    Err(Exit::failed(format!("{} of {} {done}", ids.len() - failed, ids.len())))
 }
 
 async fn retry_many(filter: &Filter, dry_run: bool, output: &Output) -> Result<(), Exit> {

@@ -24,7 +24,7 @@ const PROBES_ONLY: ApiOptions = ApiOptions { uploads: false, delivery: false };
 /// Options of `safelight worker`.
 #[derive(Args)]
 pub struct WorkerArgs {
-    /// Job kinds to run, separated by commas: write, thumbnail, verify [default: all]
+    /// Job kinds to run, separated by commas: write, thumbnail, verify, delete [default: all]
     #[arg(long, value_delimiter = ',', value_name = "KIND")]
     kinds: Vec<JobKind>,
     /// Lanes to serve, separated by commas: interactive, bulk [default: all]

@@ -1,18 +1,35 @@
-//! Metadata of images.
+//! Metadata of images, and their deletion.
 
-use axum::{Json, extract::State, http::HeaderMap, response::Response};
-use safelight_common::domain::{Image, ImageId};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use safelight_common::{
+    domain::{Image, ImageId, JobId, Status, Task, TaskId},
+    store::{Deletion, DeletionRequest, StoreError},
+    telemetry::traces,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
     extract::{Id, Params, PathId},
-    openapi::{ImageProblems, ListProblems},
+    openapi::{DeleteProblems, ImageProblems, ListProblems},
     pages::{Cursor, page},
+    prefer::Wait,
     problem::{Problem, ProblemCode},
-    state::ApiState,
-    tasks::document::{ImageDocument, conditional},
+    state::{ApiState, Draining},
+    tasks::{
+        self, add_progress_headers,
+        document::{ImageDocument, TaskDocument, conditional},
+        wait_until_final,
+    },
 };
+
+/// Attempts of a deletion: it is tried until it is done, with at most `backoff_cap_ms` in between.
+const ATTEMPTS: u32 = 1_000_000;
 
 /// A page of images.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,17 +69,108 @@ pub async fn show(
 pub async fn load(state: &ApiState, id: ImageId) -> Result<Image, Problem> {
     let image = state.services.store.image(id).await?.ok_or_else(|| ImageId::not_found(id))?;
     if image.discarded {
-        return Err(gone());
+        return Err(gone(image.deleted));
     }
     Ok(image)
 }
 
-/// The image was there once.
-pub fn gone() -> Problem {
+/// The image was there once; whether it was deleted, or its upload cancelled.
+pub fn gone(deleted: bool) -> Problem {
+    if deleted {
+        return Problem::new(ProblemCode::ImageDeleted, "The image was deleted.");
+    }
     Problem::new(
         ProblemCode::ImageCancelled,
         "The upload of this image was cancelled; its bytes are gone.",
     )
+}
+
+/// Delete an image.
+///
+/// From now on it is gone: reads answer 410, and what is known of the picture (title, tags, file name,
+/// position, time) is forgotten. A task removes the rest: original, renditions, copies in caches, and at
+/// caching proxies. Its document is the receipt. It cannot be cancelled, and is tried until it is done.
+/// Asked again, the answer is the same task, tried again at once if it had failed.
+#[utoipa::path(
+    delete, path = "/v1/images/{id}", operation_id = "delete_image", tag = "images",
+    params(
+        ("id" = ImageId, Path, description = "The image's id"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until everything is removed, at most N seconds (0–60)", example = "wait=10"),
+    ),
+    responses(
+        (status = 202, description = "The image is gone, and this task removes what was stored of it", body = TaskDocument, headers(
+            ("Location" = String, description = "The task"),
+            ("Retry-After" = u32, description = "Seconds until polling makes sense; absent if the task is final already"),
+            ("Preference-Applied" = String, description = "`wait=N` if the answer was held on request"),
+        )),
+        DeleteProblems,
+    ),
+)]
+pub async fn delete(
+    State(state): State<ApiState>,
+    draining: Option<Extension<Draining>>,
+    Id(id): Id<ImageId>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wait = Wait::from_headers(&headers)?;
+    let task = begin_deletion(&state, id).await?;
+    let task = match wait {
+        // The image is gone: a wait that cannot be had is no reason to say anything else.
+        Some(wait) => match wait_until_final(&state, task.clone(), wait, draining).await {
+            Ok(task) => task,
+            Err(_) => task,
+        },
+        None => task,
+    };
+    accepted(&state, &task, wait)
+}
+
+/// Has an image deleted, unless it is; answers with the task that does it.
+async fn begin_deletion(state: &ApiState, image: ImageId) -> Result<Task, Problem> {
+    let store = &state.services.store;
+    let request = deletion_of(state, image);
+    let deletion = match store.delete_image(&request).await {
+        // The connection may have been lost after the commit: then this finds it deleted before.
+        Err(StoreError::Unavailable(_)) => store.delete_image(&request).await,
+        answered => answered,
+    };
+    let id = match deletion? {
+        Deletion::Unknown => return Err(ImageId::not_found(image)),
+        Deletion::Forgotten => return Err(gone(true)),
+        Deletion::Accepted(task) | Deletion::Before(task) => task,
+    };
+    state.delivery.bury(image);
+    state.services.wake.ring();
+    let task = tasks::load(state, id).await?;
+    if task.status != Status::Failed {
+        return Ok(task);
+    }
+    store.retry(&[id]).await?;
+    tasks::load(state, id).await
+}
+
+fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
+    let config = &state.services.config;
+    let presets = config.presets.iter();
+    DeletionRequest {
+        image,
+        task: TaskId::new(),
+        job: JobId::new(),
+        max_attempts: ATTEMPTS,
+        after: config.unknown_after(),
+        presets: presets.map(|(name, preset)| (name.clone(), preset.fingerprint())).collect(),
+        trace: traces::current(),
+    }
+}
+
+fn accepted(state: &ApiState, task: &Task, wait: Option<Wait>) -> Result<Response, Problem> {
+    let location = HeaderValue::try_from(format!("/v1/tasks/{}", task.id))
+        .map_err(|error| Problem::internal(&error))?;
+    let document = Json(TaskDocument::new(task, &state.presets));
+    let mut response =
+        (StatusCode::ACCEPTED, [(header::LOCATION, location)], document).into_response();
+    add_progress_headers(&mut response, task, wait);
+    Ok(response)
 }
 
 /// Images, newest first.

@@ -69,7 +69,7 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
     if options.uploads {
         router = router
             .routes(routes!(uploads::upload, images::list))
-            .routes(routes!(images::show))
+            .routes(routes!(images::show, images::delete))
             .routes(routes!(tasks::list::list))
             .routes(routes!(tasks::show))
             .routes(routes!(tasks::events::events))
@@ -121,7 +121,9 @@ answers! {
     /// Of reading a task.
     TaskProblems: InvalidHeader, TaskNotFound, TooManyWaiting, DatabaseUnavailable;
     /// Of cancelling a task.
-    CancelProblems: TaskNotFound, TaskEnded, DatabaseUnavailable;
+    CancelProblems: TaskNotFound, TaskEnded, NotCancellable, DatabaseUnavailable;
+    /// Of deleting an image.
+    DeleteProblems: InvalidHeader, ImageNotFound, ImageDeleted, DatabaseUnavailable;
     /// Of trying a task again.
     RetryProblems: TaskNotFound, TaskNotFailed, TaskDiscarded, DatabaseUnavailable;
     /// Of beginning a backfill.
@@ -135,11 +137,11 @@ answers! {
     /// Of a list.
     ListProblems: InvalidQuery, DatabaseUnavailable;
     /// Of reading an image's metadata.
-    ImageProblems: ImageNotFound, ImageCancelled, DatabaseUnavailable;
+    ImageProblems: ImageNotFound, ImageCancelled, ImageDeleted, DatabaseUnavailable;
     /// Of reading bytes.
     DeliveryProblems: InvalidQuery, InvalidHeader, ImageNotFound, PresetNotFound, RenditionNotMade,
-        ImageFailed, ImageCancelled, PreconditionFailed, RangeNotSatisfiable, BlobDamaged, ImageNotReady, TooManyWaiting,
-        DatabaseUnavailable, BlobsUnavailable;
+        ImageFailed, ImageCancelled, ImageDeleted, PreconditionFailed, RangeNotSatisfiable, BlobDamaged,
+        ImageNotReady, TooManyWaiting, DatabaseUnavailable, BlobsUnavailable;
     /// Of the readiness probe.
     ReadyProblems: NotReady;
     /// Of calls that nothing can go wrong with.

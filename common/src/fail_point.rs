@@ -10,6 +10,7 @@
 //! | `stop` | SIGSTOP to the process itself; somebody else sends SIGCONT |
 //! | `hang` | nothing ever goes on from here |
 //! | `panic` | a panic |
+//! | `until FILE` | goes on once there is that file |
 
 #[cfg(feature = "fail-points")]
 mod armed {
@@ -39,6 +40,12 @@ mod armed {
         Some((name.trim().to_owned(), Armed { times, action: action.trim().to_owned() }))
     }
 
+    async fn until(file: &std::path::Path) {
+        while !file.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
     /// See [`super::hit`].
     #[allow(clippy::missing_panics_doc)] // where a test asks for it
     pub async fn hit(name: &str) {
@@ -59,7 +66,10 @@ mod armed {
             }
             "hang" => std::future::pending().await,
             "panic" => panic!("fail point {name}"),
-            unknown => panic!("fail point {name}: no action `{unknown}`"),
+            other => match other.strip_prefix("until ") {
+                Some(file) => until(std::path::Path::new(file)).await,
+                None => panic!("fail point {name}: no action `{other}`"),
+            },
         }
     }
 }

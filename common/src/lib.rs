@@ -13,6 +13,7 @@ pub mod fail_point;
 pub mod retry;
 pub mod roots;
 pub mod services;
+pub mod shared_cache;
 pub mod store;
 pub mod telemetry;
 pub mod wake;

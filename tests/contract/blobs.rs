@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 use safelight_common::{
     blobs::{BlobContent, BlobError, BlobKey, Blobs, OpenBlob, StagedUpload},
     config::BlobUrl,
-    domain::{ContentHash, ImageId},
+    domain::{ContentHash, ImageFormat, ImageId},
 };
 use safelight_harness::{
     chaos::{Chaos, Link},
@@ -67,6 +67,7 @@ on_both! {
     objects_are_replaced_and_removed,
     what_is_missing_is_told_from_what_is_broken,
     the_clock_is_that_which_dates_staged_bytes,
+    a_walk_finds_every_blob_and_rendition_once_page_by_page,
 }
 
 async fn the_clock_is_that_which_dates_staged_bytes(bench: Bench) -> Result<()> {
@@ -107,6 +108,47 @@ async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()
         assert_eq!(part.concat(), bytes[usize::try_from(from)?..usize::try_from(to)?]);
         let refused = blobs.read(&key, limit - 1).await;
         assert!(matches!(refused, Err(BlobError::TooLarge { .. })), "{refused:?}");
+    }
+    Ok(())
+}
+
+/// However small the pages, and whatever else is stored.
+async fn a_walk_finds_every_blob_and_rendition_once_page_by_page(bench: Bench) -> Result<()> {
+    let blobs = &bench.blobs;
+    stage(blobs, b"staged").await?;
+    let mut keys: Vec<BlobKey> = (0..40_u8).map(|n| BlobKey::Blob(ContentHash::of(&[n]))).collect();
+    for n in 0..20_u8 {
+        keys.push(BlobKey::Rendition {
+            of: ContentHash::of(&[n % 3]),
+            preset: format!("p{n}"),
+            fingerprint: "0123456789ab".to_owned(),
+            format: ImageFormat::Webp,
+        });
+    }
+    for (size, key) in keys.iter().enumerate() {
+        blobs.put(key, vec![7; size].into()).await?;
+    }
+    let now = blobs.clock().await? + chrono::TimeDelta::seconds(2);
+    for page in [1, 7, 1000] {
+        let (mut found, mut cursor, mut pages) = (Vec::new(), None::<String>, 0);
+        loop {
+            let walked = blobs.walk(cursor.as_deref(), page).await?;
+            assert!(walked.objects.len() <= page);
+            found.extend(walked.objects);
+            pages += 1;
+            cursor = walked.next;
+            if cursor.is_none() {
+                break;
+            }
+            assert!(pages < 1000, "it never ends");
+        }
+        assert!(found.is_sorted_by_key(|object| object.path.clone()));
+        assert!(found.iter().all(|object| object.modified < now));
+        let sizes: Vec<_> = found.into_iter().map(|object| (object.key, object.bytes)).collect();
+        assert_eq!(sizes.len(), keys.len());
+        for (size, key) in (0..).zip(&keys) {
+            assert!(sizes.contains(&(Some(key.clone()), size)), "{key:?}");
+        }
     }
     Ok(())
 }

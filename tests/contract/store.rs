@@ -6,6 +6,7 @@
 mod backfill;
 mod claim;
 mod control;
+mod deletion;
 mod fixture;
 mod keys;
 mod lifecycle;

@@ -6,6 +6,7 @@ mod broker;
 mod cancel;
 mod clock;
 mod database;
+mod delete;
 mod disk;
 mod drain;
 mod links;

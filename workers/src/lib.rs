@@ -13,6 +13,7 @@ pub mod imaging;
 pub mod janitor;
 mod policy;
 pub mod relay;
+mod removal;
 pub mod rescuer;
 mod trouble;
 pub mod worker;

@@ -19,10 +19,10 @@ pub struct BackfillDocument {
     pub paused: bool,
     /// Whether it only counts.
     pub dry_run: bool,
-    /// Counts of images; of an import, of what was found in its source.
+    /// Counts of images; of an import, of what was found in its source; of `gc`, of stored objects.
     pub images: BackfillImages,
     /// Those that need nothing, by reason: `up_to_date`, `failed_before`, `in_progress`, `duplicate`,
-    /// `not_an_image`, `not_a_file`.
+    /// `not_an_image`, `not_a_file`; of `gc` `in_use`, `too_young`, `unknown_name`.
     pub skipped: BTreeMap<String, u64>,
     /// What was asked for.
     pub request: BackfillRequested,

@@ -30,8 +30,8 @@ const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 /// Begin a backfill.
 ///
-/// It makes renditions of stored images, takes existing pictures in, or reads everything back and
-/// compares. Poll its task; `backfill` in the document says how far it is.
+/// It makes renditions of stored images, takes existing pictures in, reads everything back and
+/// compares, or removes stored objects that nobody refers to. Poll its task; `backfill` in the document says how far it is.
 #[utoipa::path(
     post, path = "/v1/backfills", operation_id = "create_backfill", tag = "backfills",
     request_body = BackfillRequest,

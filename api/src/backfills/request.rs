@@ -58,10 +58,10 @@ pub struct BackfillRequest {
     /// Only count, change nothing.
     #[serde(default)]
     pub dry_run: bool,
-    /// Images handed out per second at most.
+    /// Images handed out per second at most; `gc`: objects removed.
     #[schema(minimum = 0.001, maximum = 1_000_000.0)]
     pub rate: Option<f64>,
-    /// Images under way at once at most; never more than the server's `backfill_window`.
+    /// All but `gc`: images under way at once at most; never more than the server's `backfill_window`.
     #[schema(minimum = 1)]
     pub concurrency: Option<u32>,
     /// `renditions`, `verify`: also images that failed for good before.
@@ -121,13 +121,15 @@ impl BackfillRequest {
     fn check_belonging(&self) -> Result<(), Problem> {
         let (renditions, import) =
             (self.kind == BackfillKind::Renditions, self.kind == BackfillKind::Import);
+        let images = renditions || self.kind == BackfillKind::Verify;
         for (field, given, belongs) in [
             ("presets", !self.presets.is_empty(), renditions),
             ("scope", self.scope.is_some(), renditions),
-            ("created_after", self.created_after.is_some(), !import),
-            ("format", self.format.is_some(), !import),
-            ("retry_failed", self.retry_failed, !import),
+            ("created_after", self.created_after.is_some(), images),
+            ("format", self.format.is_some(), images),
+            ("retry_failed", self.retry_failed, images),
             ("source", self.source.is_some(), import),
+            ("concurrency", self.concurrency.is_some(), images || import),
         ] {
             if given && !belongs {
                 return Err(invalid(field, &format!("has no meaning for `{}`", self.kind)));

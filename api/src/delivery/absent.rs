@@ -180,7 +180,7 @@ impl Making {
                 "The image was processed, and this was not made of it.",
             )
             .hint("are all workers configured with the same presets as this node?"),
-            Self::Gone => gone(),
+            Self::Gone => gone(false),
         }
     }
 }

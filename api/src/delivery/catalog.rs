@@ -39,7 +39,7 @@ impl Answer {
     /// The image; a problem if `id` is none, or none any more.
     pub fn image(&self, id: ImageId) -> Result<&Entry, Problem> {
         let entry = self.entry.as_deref().ok_or_else(|| ImageId::not_found(id))?;
-        if entry.discarded { Err(gone()) } else { Ok(entry) }
+        if entry.discarded { Err(gone(entry.deleted)) } else { Ok(entry) }
     }
 }
 
@@ -141,6 +141,12 @@ impl Catalog {
         Ok(Answer { entry, freshness: Freshness::Read })
     }
 
+    /// Learns that an image was deleted.
+    pub fn bury(&self, id: ImageId) {
+        let deleted = Known { entry: Some(Arc::new(Entry::deleted())), at: Instant::now() };
+        self.0.known.insert(id, deleted);
+    }
+
     /// Forgets an image: it has changed.
     pub fn forget(&self, id: ImageId) {
         self.0.known.invalidate(&id);
@@ -153,6 +159,17 @@ impl Inner {
         if known.entry.is_some() { self.good_for } else { NEGATIVE.min(self.good_for) }
     }
 
+    /// Keeps what was read; answers with what is known now. An image that is gone does not come back: who
+    /// says so was asked before it went.
+    fn learn(&self, id: ImageId, read: Known) -> Option<Arc<Entry>> {
+        let is_gone = |known: &Known| known.entry.as_ref().is_some_and(|entry| entry.discarded);
+        let kept = self.known.entry(id).and_upsert_with(|before| match before {
+            Some(before) if is_gone(before.value()) && !is_gone(&read) => before.into_value(),
+            _ => read,
+        });
+        kept.into_value().entry
+    }
+
     async fn read(&self, id: ImageId) -> Result<Option<Arc<Entry>>, Arc<StoreError>> {
         // From before the question: what changes meanwhile is then older than the answer says.
         let at = Instant::now();
@@ -160,8 +177,7 @@ impl Inner {
             Ok(image) => {
                 self.health.works();
                 let entry = image.map(|image| Arc::new(Entry::new(&image, &self.presets)));
-                self.known.insert(id, Known { entry: entry.clone(), at });
-                Ok(entry)
+                Ok(self.learn(id, Known { entry, at }))
             }
             Err(error) => {
                 self.counters.errors.increment(1);

@@ -33,8 +33,10 @@ const ATTR_CHAR: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
 /// One image, as far as delivery goes.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its upload was cancelled.
+    /// Its upload was cancelled, or it was deleted.
     pub discarded: bool,
+    /// It was deleted.
+    pub deleted: bool,
     /// The original; `None` until it is stored.
     pub original: Option<Arc<Representation>>,
     /// What there is of the presets as they are configured now, those of one preset side by side,
@@ -89,7 +91,17 @@ impl Entry {
                 .collect();
             (!made.is_empty()).then(|| (preset.into(), made))
         });
-        Self { discarded: image.discarded, original, renditions: renditions.collect() }
+        Self {
+            discarded: image.discarded,
+            deleted: image.deleted,
+            original,
+            renditions: renditions.collect(),
+        }
+    }
+
+    /// What is left of an image that was deleted.
+    pub fn deleted() -> Self {
+        Self { discarded: true, deleted: true, original: None, renditions: Vec::new() }
     }
 
     /// The representations of a preset, its base first; none if there is none.

@@ -71,6 +71,11 @@ impl Delivery {
         }
     }
 
+    /// Notes that an image was deleted, so that this node answers so at once.
+    pub fn bury(&self, image: ImageId) {
+        self.catalog.bury(image);
+    }
+
     /// Forgets what is known of a task's image: it was changed through this node.
     pub fn forget_image_of(&self, task: &Task) {
         if let Some(image) = &task.image {
@@ -247,7 +252,7 @@ impl Request<'_> {
             Err(problem) if problem.code() == ProblemCode::BlobDamaged => {
                 let now = catalog.read(self.id).await?;
                 match now.entry {
-                    Some(entry) if entry.discarded => Err(gone()),
+                    Some(entry) if entry.discarded => Err(gone(entry.deleted)),
                     _ => Err(problem),
                 }
             }

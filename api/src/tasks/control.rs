@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use safelight_common::{
-    domain::{Status, Task, TaskId},
+    domain::{Status, Task, TaskId, TaskKind},
     store::TaskFilter,
 };
 use serde::Serialize;
@@ -47,6 +47,12 @@ pub async fn cancel(
     let task = load(&state, id).await?;
     state.delivery.forget_image_of(&task);
     // Asked again, perhaps because the answer was lost, it is as the client wants it.
+    if task.kind == TaskKind::Delete && !task.status.is_final() {
+        return Err(Problem::new(
+            ProblemCode::NotCancellable,
+            "The image is deleted, and what is left of it is being removed.",
+        ));
+    }
     if !cancelled && task.status != Status::Cancelled {
         return Err(Problem::new(
             ProblemCode::TaskEnded,
@@ -77,12 +83,16 @@ pub async fn retry(State(state): State<ApiState>, Id(id): Id<TaskId>) -> Result<
     Ok(accepted(&state, &task))
 }
 
+/// Whether a task is about an image that was discarded, and not its deletion.
+fn is_discarded(task: &Task) -> bool {
+    task.kind != TaskKind::Delete && task.image.as_ref().is_some_and(|image| image.discarded)
+}
+
 fn not_retried(task: &Task) -> Problem {
-    let discarded = task.image.as_ref().is_some_and(|image| image.discarded);
-    if discarded {
+    if is_discarded(task) {
         return Problem::new(
             ProblemCode::TaskDiscarded,
-            "The upload was cancelled and its bytes are gone; upload the picture again.",
+            "The image was cancelled or deleted, its bytes are gone; upload the picture again.",
         );
     }
     if task.status == Status::Failed {
@@ -145,7 +155,7 @@ pub async fn retry_many(
     params.finish()?;
     let store = &state.services.store;
     let page = store.list_tasks(&filter, &request).await?;
-    let has_bytes = |task: &&Task| task.image.as_ref().is_none_or(|image| !image.discarded);
+    let has_bytes = |task: &&Task| !is_discarded(task);
     let mut tasks: Vec<TaskId> = page.tasks.iter().filter(has_bytes).map(|task| task.id).collect();
     if !dry_run {
         let retried = store.retry(&tasks).await?;

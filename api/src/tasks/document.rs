@@ -11,7 +11,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use safelight_common::domain::{
     Backfill, ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind,
-    Lane, Placeholder, Progress, Rendition, Status, Task, TaskId, TaskKind,
+    Lane, Placeholder, Progress, Receipt, RemovedRendition, Rendition, Status, Task, TaskId,
+    TaskKind,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -43,11 +44,14 @@ pub struct TaskDocument {
     pub progress: ProgressDocument,
     /// Its jobs, in the order they were made; none of a backfill, whose images have tasks of their own.
     pub jobs: Vec<JobDocument>,
-    /// The image of an upload, or that lacks renditions.
+    /// The image of an upload, that lacks renditions, or that is deleted.
     pub image: Option<ImageDocument>,
     /// How a backfill stands; only of a backfill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backfill: Option<BackfillDocument>,
+    /// What is removed; only of a deletion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<ReceiptDocument>,
     /// Why it failed: the first failed job's error.
     pub error: Option<ErrorDocument>,
 }
@@ -116,8 +120,8 @@ pub struct ImageDocument {
     pub format: ImageFormat,
     /// The size of the original, in bytes.
     pub bytes: u64,
-    /// The SHA-256 of the original, in hex.
-    pub sha256: String,
+    /// The SHA-256 of the original, in hex; null of a deleted image.
+    pub sha256: Option<String>,
     /// The client's title.
     pub title: Option<String>,
     /// The client's tags.
@@ -178,6 +182,54 @@ pub struct PlaceholderDocument {
     pub dominant_color: String,
 }
 
+/// What a deletion removes of its image. Bytes that somebody else has stored as well stay theirs; nothing
+/// here tells of that.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Receipt)]
+pub struct ReceiptDocument {
+    /// The size of the original, in bytes.
+    pub original_bytes: u64,
+    /// Its renditions.
+    pub renditions: Vec<RemovedRenditionDocument>,
+    /// The size of the original and its renditions, in bytes.
+    pub bytes: u64,
+    /// How many caching proxies have confirmed that they have it no more; null until all have.
+    pub proxies: Option<u32>,
+    /// When everything was removed; null until then.
+    pub removed_at: Option<DateTime<Utc>>,
+}
+
+/// A rendition in a receipt.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RemovedRendition)]
+pub struct RemovedRenditionDocument {
+    /// The preset's name.
+    pub preset: String,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Its size, in bytes.
+    pub bytes: u64,
+}
+
+impl ReceiptDocument {
+    fn new(task: &Task, receipt: &Receipt) -> Self {
+        let renditions = receipt.renditions.iter();
+        Self {
+            original_bytes: receipt.bytes,
+            bytes: receipt.bytes + renditions.clone().map(|made| made.bytes).sum::<u64>(),
+            renditions: renditions.map(RemovedRenditionDocument::new).collect(),
+            proxies: receipt.proxies,
+            removed_at: task.finished_at.filter(|_| task.status == Status::Succeeded),
+        }
+    }
+}
+
+impl RemovedRenditionDocument {
+    fn new(made: &RemovedRendition) -> Self {
+        Self { preset: made.preset.clone(), format: made.format, bytes: made.bytes }
+    }
+}
+
 impl TaskDocument {
     /// What a client sees of `task`.
     pub fn new(task: &Task, presets: &CurrentPresets) -> Self {
@@ -196,6 +248,7 @@ impl TaskDocument {
             jobs: task.jobs.iter().map(JobDocument::new).collect(),
             image: task.image.as_ref().map(|image| ImageDocument::new(image, presets)),
             backfill: task.backfill.as_deref().map(BackfillDocument::new),
+            receipt: task.receipt.as_deref().map(|receipt| ReceiptDocument::new(task, receipt)),
             error: error.filter(|_| task.status == Status::Failed).map(ErrorDocument::new),
         }
     }
@@ -258,6 +311,7 @@ impl ImageDocument {
     pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
         let facts = image.facts.as_ref();
         let renditions = presets.renditions(image);
+        let placeholder = image.placeholder.as_ref().filter(|_| !image.deleted);
         Self {
             id: image.id,
             url: format!("/images/{}", image.id),
@@ -265,7 +319,7 @@ impl ImageDocument {
             height: facts.map(|facts| facts.height),
             format: facts.map_or(image.format, |facts| facts.format),
             bytes: image.bytes,
-            sha256: image.sha256.to_string(),
+            sha256: (!image.deleted).then(|| image.sha256.to_string()),
             title: image.title.clone(),
             tags: image.tags.clone(),
             filename: image.filename.clone(),
@@ -280,7 +334,7 @@ impl ImageDocument {
                     (preset.to_owned(), RenditionDocument::new(image.id, preset, made))
                 })
                 .collect(),
-            placeholder: image.placeholder.as_ref().map(PlaceholderDocument::new),
+            placeholder: placeholder.map(PlaceholderDocument::new),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 pub struct FilterParams {
     /// Only tasks in this state
     status: Option<Status>,
-    /// Only tasks of this kind (`upload`, `rendition`, `backfill`); or with a job of this kind
+    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `delete`); or with a job of this kind
     /// (`write`, `thumbnail`) that is itself in the state `status`, if that is given too
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
@@ -55,7 +55,7 @@ fn time(params: &mut Params, name: &str) -> Result<Option<DateTime<Utc>>, Proble
     text.parse().map(Some).map_err(no_time)
 }
 
-/// A kind of task or a kind of job: no name is both.
+/// A kind of task or a kind of job. What has both names has one job in each task of that kind.
 fn kinds(name: &str) -> Result<(Option<TaskKind>, Option<JobKind>), Problem> {
     match (name.parse(), name.parse()) {
         (Ok(kind), _) => Ok((Some(kind), None)),

@@ -231,9 +231,11 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
             created_at: at,
             stored_at: None,
             discarded: false,
+            deleted: false,
             renditions: Vec::new(),
             placeholder: None,
         }),
         backfill: None,
+        receipt: None,
     }
 }

@@ -109,6 +109,10 @@ impl Bench {
 
     /// Claims a job of a task as a worker would.
     pub async fn claim(&self, task: TaskId, kind: JobKind) -> (Lease, Image) {
+        self.try_claim(task, kind).await.expect("a job to claim")
+    }
+
+    async fn try_claim(&self, task: TaskId, kind: JobKind) -> Option<(Lease, Image)> {
         let jobs = self.services.store.task(task).await.expect("a task").expect("some").jobs;
         let job = jobs.iter().find(|job| job.kind == kind).expect("a job of the kind");
         let doorbell = Doorbell {
@@ -121,7 +125,8 @@ impl Bench {
         let lease = Duration::from_secs(30);
         match self.services.store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await
         {
-            Ok(Claim::Run(claimed)) => (claimed.lease, claimed.image),
+            Ok(Claim::Run(claimed)) => Some((claimed.lease, claimed.image)),
+            Ok(Claim::Nothing) => None,
             other => panic!("not claimed: {other:?}"),
         }
     }
@@ -177,6 +182,17 @@ impl Bench {
             sha256: ContentHash::of(bytes),
             made_at: None,
         }
+    }
+
+    /// Does what the delete job does, once it is due, as far as the database goes.
+    pub async fn remove(&self, task: TaskId) {
+        let mut lease = None;
+        until(async || {
+            lease = self.try_claim(task, JobKind::Delete).await.map(|(lease, _)| lease);
+            lease.is_some()
+        })
+        .await;
+        self.settle(lease.expect("claimed"), Outcome::Deleted { proxies: 2 }).await;
     }
 
     /// Fails a job for good.

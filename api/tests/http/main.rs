@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod control;
+mod deletion;
 mod delivery;
 mod faults;
 mod flaky;

@@ -4,7 +4,7 @@
 //! incoming/<image>                                bytes of an upload, until its write job
 //! blobs/<2 hex>/<sha256>                          bytes under their content's name
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
-//! trash/<image>=<token>=<path>                    what was moved aside for a discarded image
+//! trash/blob=<token>=<path>                       what was moved aside of a blob that may go
 //! probe/<token>                                   for a moment, to find out whether writing works
 //! clock                                           empty; its age tells the store's time
 //! ```
@@ -15,6 +15,7 @@ mod key;
 mod staging;
 mod store;
 mod trash;
+mod walk;
 
 pub use bucket::Bucket;
 pub use error::BlobError;
@@ -22,3 +23,4 @@ pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobContent, BlobStream, Blobs, Incoming, OpenBlob};
 pub use trash::Aside;
+pub use walk::{Stored, Walked};

@@ -12,7 +12,7 @@ use object_store::{ObjectStoreExt, path::Path};
 use uuid::Uuid;
 
 use super::{BlobError, BlobKey, Blobs};
-use crate::domain::ImageId;
+use crate::domain::ContentHash;
 
 /// The folder of what was moved aside.
 const TRASH: &str = "trash";
@@ -20,34 +20,36 @@ const TRASH: &str = "trash";
 /// Stands for the `/` of an object's path: trash is a flat folder, which leaves no folders behind.
 const SEPARATOR: &str = "=";
 
-/// Objects that were moved aside for one image by some moment.
+/// Objects that were moved aside by some moment.
 pub struct Aside(Vec<Path>);
 
 impl Blobs {
-    /// Moves objects aside on behalf of a discarded image. Those that are not there are left out.
-    pub async fn move_aside(&self, image: ImageId, keys: &[BlobKey]) -> Result<(), BlobError> {
+    /// Moves blobs and renditions aside. Those that are not there are left out.
+    pub async fn move_aside(&self, keys: &[BlobKey]) -> Result<Aside, BlobError> {
+        let mut moved = Vec::new();
         for key in keys {
-            let from = key.path();
-            self.rename(&from, &aside(image, &from)).await?;
+            let (from, to) = (key.path(), aside(&key.path()));
+            if self.rename(&from, &to).await? {
+                moved.push(to);
+            }
         }
-        Ok(())
+        Ok(Aside(moved))
     }
 
-    /// What has been moved aside for `image` until now, by whomever.
-    pub async fn aside_for(&self, image: ImageId) -> Result<Aside, BlobError> {
-        let image = image.to_string();
+    /// What of a blob has been moved aside until now, by whomever.
+    pub async fn aside_of(&self, blob: &ContentHash) -> Result<Aside, BlobError> {
         let mut paths = self.list_aside().await?;
-        paths.retain(|path| parts(path).is_some_and(|(of, _)| of == image));
+        paths.retain(|path| origin(path).is_some_and(|(of, _)| of == *blob));
         Ok(Aside(paths))
     }
 
     /// Puts what was moved aside back where it was, unless it has been stored anew.
     pub async fn put_back(&self, aside: Aside) -> Result<(), BlobError> {
         for path in aside.0 {
-            let Some(original) = original(&path) else { continue };
+            let Some((_, original)) = origin(&path) else { continue };
             match self.store.head(&original).await.map_err(BlobError::from) {
                 Ok(_) => self.delete_path(&path).await?,
-                Err(BlobError::NotFound) => self.rename(&path, &original).await?,
+                Err(BlobError::NotFound) => drop(self.rename(&path, &original).await?),
                 Err(error) => return Err(error),
             }
         }
@@ -62,17 +64,13 @@ impl Blobs {
         Ok(())
     }
 
-    /// The images for which anything was moved aside.
-    pub async fn images_aside(&self) -> Result<Vec<ImageId>, BlobError> {
-        let mut images: Vec<ImageId> = self
-            .list_aside()
-            .await?
-            .iter()
-            .filter_map(|path| parts(path)?.0.parse().ok())
-            .collect();
-        images.sort_unstable();
-        images.dedup();
-        Ok(images)
+    /// The blobs of which anything was moved aside.
+    pub async fn blobs_aside(&self) -> Result<Vec<ContentHash>, BlobError> {
+        let aside = self.list_aside().await?;
+        let mut blobs: Vec<_> = aside.iter().filter_map(|path| Some(origin(path)?.0)).collect();
+        blobs.sort_unstable();
+        blobs.dedup();
+        Ok(blobs)
     }
 
     /// Everything in the trash: nearly always nothing.
@@ -81,45 +79,60 @@ impl Blobs {
         Ok(objects.map_ok(|object| object.location).try_collect().await?)
     }
 
-    async fn rename(&self, from: &Path, to: &Path) -> Result<(), BlobError> {
+    /// `false` if there was nothing.
+    async fn rename(&self, from: &Path, to: &Path) -> Result<bool, BlobError> {
         match self.store.rename(from, to).await.map_err(BlobError::from) {
-            Err(BlobError::NotFound) => Ok(()),
-            other => other,
+            Ok(()) => Ok(true),
+            Err(BlobError::NotFound) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }
 
-/// A name that no other move has: `<image>=<token>=<path>`.
-fn aside(image: ImageId, path: &Path) -> Path {
+/// A name that no other move has: `blob=<token>=<path>`.
+fn aside(path: &Path) -> Path {
     let (token, flat) = (Uuid::new_v4().simple(), path.as_ref().replace('/', SEPARATOR));
-    Path::from_iter([TRASH, &format!("{image}{SEPARATOR}{token}{SEPARATOR}{flat}")])
+    Path::from_iter([TRASH, &format!("blob{SEPARATOR}{token}{SEPARATOR}{flat}")])
 }
 
-/// The image for whom, and the path from which it was moved.
-fn parts(path: &Path) -> Option<(&str, &str)> {
-    let (image, rest) = path.filename()?.split_once(SEPARATOR)?;
-    Some((image, rest.split_once(SEPARATOR)?.1))
-}
-
-fn original(path: &Path) -> Option<Path> {
-    let (_, flat) = parts(path)?;
-    Path::parse(flat.replace(SEPARATOR, "/")).ok()
+/// The blob to which something in the trash belongs, and the path from which it was moved. Both are told
+/// by that path alone: an earlier release wrote an image before the token.
+fn origin(path: &Path) -> Option<(ContentHash, Path)> {
+    let flat = path.filename()?.splitn(3, SEPARATOR).nth(2)?;
+    let original = Path::parse(flat.replace(SEPARATOR, "/")).ok()?;
+    let blob = original.parts().nth(2)?.as_ref().parse().ok()?;
+    Some((blob, original))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ContentHash;
+    use crate::domain::ImageFormat;
 
     #[test]
     fn what_was_moved_aside_knows_where_it_was() {
-        let image = ImageId::new();
-        for key in [BlobKey::Blob(ContentHash::of(b"x")), BlobKey::Incoming(image)] {
-            let path = aside(image, &key.path());
+        let blob = ContentHash::of(b"x");
+        let rendition = BlobKey::Rendition {
+            of: blob,
+            preset: "small".to_owned(),
+            fingerprint: "0123456789ab".to_owned(),
+            format: ImageFormat::Webp,
+        };
+        for key in [BlobKey::Blob(blob), rendition] {
+            let path = aside(&key.path());
             assert_eq!(path.parts().count(), 2, "{path} is flat");
-            assert_eq!(original(&path), Some(key.path()));
-            assert_eq!(parts(&path).map(|(of, _)| of.to_owned()), Some(image.to_string()));
-            assert_ne!(path, aside(image, &key.path()), "each move has a name of its own");
+            assert_eq!(origin(&path), Some((blob, key.path())));
+            assert_ne!(path, aside(&key.path()), "each move has a name of its own");
         }
+    }
+
+    #[test]
+    fn what_an_earlier_release_moved_is_known_too() {
+        let key = BlobKey::Blob(ContentHash::of(b"x"));
+        let flat = key.path().as_ref().replace('/', "=");
+        let image = "0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10";
+        let path = Path::from(format!("trash/{image}=67e5504410b1426f9247bb680e5fe0c8={flat}"));
+        assert_eq!(origin(&path), Some((ContentHash::of(b"x"), key.path())));
+        assert_eq!(origin(&Path::from("trash/whatever")), None);
     }
 }

@@ -6,7 +6,7 @@
 mod load;
 mod urls;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de::Error};
 
@@ -84,6 +84,17 @@ pub struct Config {
     #[serde(deserialize_with = "url_or_none")]
     pub otlp_endpoint: Option<HttpUrl>,
     pub trace_sample_ratio: f64,
+}
+
+/// How much longer than nodes remember an image it is taken that they do, for their clocks.
+const MARGIN: Duration = Duration::from_secs(1);
+
+impl Config {
+    /// How long after an image is gone in the database no delivery node serves it out of its memory any
+    /// more, as long as it reaches the database.
+    pub fn unknown_after(&self) -> Duration {
+        Duration::from_millis(self.metadata_cache_ms) + MARGIN
+    }
 }
 
 /// An address, or nothing for an empty string: TOML has no null.

@@ -22,6 +22,8 @@ text_enum! {
         Import = "import",
         /// Reads everything back and compares it with its hash.
         Verify = "verify",
+        /// Collects garbage: removes stored objects that nobody refers to.
+        Gc = "gc",
     }
 }
 
@@ -48,6 +50,8 @@ text_enum! {
         Skipped = "skipped",
         /// Somebody cancelled it.
         Cancelled = "cancelled",
+        /// It would be worked on: of a dry run that says so line by line.
+        Planned = "planned",
     }
 }
 
@@ -112,7 +116,8 @@ impl BackfillSpec {
     }
 }
 
-/// A backfill as it stands. Counts are of images; of an import, of what was found in its source.
+/// A backfill as it stands. Counts are of images; of an import, of what was found in its source; of a
+/// collection of garbage, of stored objects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backfill {
     /// Its task.

@@ -32,6 +32,10 @@ text_enum! {
         BackfillIncomplete = "backfill_incomplete",
         /// The blob store did not answer or refused.
         StoreUnavailable = "store_unavailable",
+        /// A caching proxy did not confirm that it has a deleted image no more.
+        ProxyUnavailable = "proxy_unavailable",
+        /// The shared cache did not answer.
+        CacheUnavailable = "cache_unavailable",
         /// The database did not answer.
         DatabaseUnavailable = "database_unavailable",
         /// The worker stopped renewing its lease: it crashed, hung or lost its network.
@@ -91,6 +95,8 @@ impl ErrorCode {
             Self::BlobMissing
             | Self::BackfillIncomplete
             | Self::StoreUnavailable
+            | Self::ProxyUnavailable
+            | Self::CacheUnavailable
             | Self::DatabaseUnavailable
             | Self::LeaseLost
             | Self::WorkerPanicked => Retries::All,

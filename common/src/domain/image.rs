@@ -129,8 +129,11 @@ pub struct Image {
     pub created_at: DateTime<Utc>,
     /// When the write job had stored it under its content's name.
     pub stored_at: Option<DateTime<Utc>>,
-    /// Its upload was cancelled: the bytes are gone or going.
+    /// Its upload was cancelled, or it was deleted: the bytes are gone or going.
     pub discarded: bool,
+    /// It was deleted: what was known of the picture is gone as well, and once its bytes are,
+    /// [`Image::sha256`] is all zeros.
+    pub deleted: bool,
     /// The renditions of its blob, of whatever preset and fingerprint.
     pub renditions: Vec<Rendition>,
     /// What to show until a rendition is loaded; `None` until its blob was rendered.

@@ -1,6 +1,7 @@
 //! The words of the design as types: ids, hashes, images, tasks, jobs, presets.
 
 mod backfill;
+mod deletion;
 mod failure;
 mod hash;
 mod ids;
@@ -11,6 +12,7 @@ mod text_enum;
 mod trace;
 
 pub use backfill::{Backfill, BackfillKind, BackfillSpec, BackfillState, ItemOutcome};
+pub use deletion::{Receipt, Removal, RemovedRendition};
 pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};

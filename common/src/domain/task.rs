@@ -9,7 +9,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Backfill, Failure, Image, JobId, TaskId, text_enum::text_enum};
+use super::{Backfill, Failure, Image, JobId, Receipt, TaskId, text_enum::text_enum};
 
 /// The newest version of jobs that this release understands. A job's row says which one a worker must
 /// understand to run it. Raise it with a release that queues jobs which earlier ones would run
@@ -48,6 +48,8 @@ text_enum! {
         Thumbnail = "thumbnail",
         /// Read an image's bytes and renditions back, compare, repair.
         Verify = "verify",
+        /// Remove all that is stored of an image.
+        Delete = "delete",
     }
 }
 
@@ -72,6 +74,8 @@ text_enum! {
         Backfill = "backfill",
         /// A backfill's look at one image's bytes.
         Verify = "verify",
+        /// One image's deletion.
+        Delete = "delete",
     }
 }
 
@@ -111,10 +115,12 @@ pub struct Task {
     pub progress: Progress,
     /// Its jobs in the order they were made.
     pub jobs: Vec<Job>,
-    /// The image of an upload, or that lacks renditions.
+    /// The image of an upload, that lacks renditions, or that is deleted.
     pub image: Option<Image>,
     /// How a backfill stands; only of a backfill.
     pub backfill: Option<Box<Backfill>>,
+    /// What is removed; only of a deletion.
+    pub receipt: Option<Box<Receipt>>,
 }
 
 /// One unit of work.

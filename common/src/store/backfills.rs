@@ -60,6 +60,11 @@ pub struct Advance {
     pub max_attempts: u32,
     /// Images, or sources of an import, that come to nothing.
     pub settled: Vec<Item>,
+    /// What the step has done itself, or of a dry run would have: counted as work that has ended well, with
+    /// a line each.
+    pub done: Vec<Item>,
+    /// What needs nothing and no line, by reason.
+    pub passed: BTreeMap<String, u64>,
     /// Seconds' worth of the backfill's rate that the step uses up.
     pub paced_seconds: f64,
     /// The walk has come to its end.
@@ -128,6 +133,8 @@ impl Advance {
             work: Vec::new(),
             max_attempts: 1,
             settled: Vec::new(),
+            done: Vec::new(),
+            passed: BTreeMap::new(),
             paced_seconds: 0.0,
             is_last: false,
             problem: None,
@@ -136,6 +143,9 @@ impl Advance {
 
     /// Adds what was skipped to the counts by reason; answers how many could not be taken in.
     pub(super) fn count(&self, skipped: &mut BTreeMap<String, u64>) -> u64 {
+        for (reason, count) in &self.passed {
+            *skipped.entry(reason.clone()).or_default() += count;
+        }
         let mut refused = 0;
         for item in &self.settled {
             if item.outcome == ItemOutcome::Skipped {

@@ -23,9 +23,10 @@ pub struct Ending<'a> {
 impl<'a> Ending<'a> {
     pub fn of(outcome: &'a Outcome) -> Self {
         let (status, delay, released, failure) = match outcome {
-            Outcome::Written(_) | Outcome::Rendered { .. } | Outcome::Verified { .. } => {
-                (Status::Succeeded, Duration::ZERO, 0, None)
-            }
+            Outcome::Written(_)
+            | Outcome::Rendered { .. }
+            | Outcome::Verified { .. }
+            | Outcome::Deleted { .. } => (Status::Succeeded, Duration::ZERO, 0, None),
             Outcome::Retry(failure, delay) => (Status::Queued, *delay, 0, Some(failure)),
             Outcome::Failed(failure) => (Status::Failed, Duration::ZERO, 0, Some(failure)),
             Outcome::Released => (Status::Queued, Duration::ZERO, 1, None),

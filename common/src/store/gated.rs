@@ -11,13 +11,14 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Doorbell, DynStore, Heartbeat, IdempotencyKey,
-    ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload,
-    Obstacle, OutboxBatch, Outcome, PageRequest, RegisteredWorker, RenditionRequest, Renewed,
-    Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, DynStore, Heartbeat,
+    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease,
+    NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference,
+    RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
+    TaskFilter, TaskPage, TaskVersion,
 };
 use crate::domain::{
-    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId,
+    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
 };
 
 /// One call of a method of [`Store`].
@@ -115,6 +116,9 @@ gated! {
     fn is_blob_wanted(sha256: &ContentHash) -> bool;
     fn forget_blob(sha256: &ContentHash) -> bool;
     fn mark_removed(id: ImageId) -> ();
+    fn delete_image(request: &DeletionRequest) -> Deletion;
+    fn removal(task: TaskId) -> Option<Removal>;
+    fn references(hashes: &[ContentHash]) -> Vec<Reference>;
     fn create_backfill(new: &NewBackfill) -> ();
     fn lead_backfills(foreman: WorkerId, hold: Duration, limit: u32) -> Vec<Backfill>;
     fn count_images(filter: &ImageFilter) -> u64;

@@ -6,6 +6,7 @@
 
 mod backfills;
 mod convert;
+mod deletions;
 mod ending;
 mod error;
 #[cfg(feature = "testing")]
@@ -23,6 +24,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 pub use backfills::{Advance, Child, ImageFilter, Imported, Item, NewBackfill, Obstacle};
+pub use deletions::{Deletion, DeletionRequest, Reference};
 pub use error::StoreError;
 pub use records::{
     Accepted, Claim, ClaimedJob, Doorbell, IdempotencyKey, ImagePage, JobCount, KeyState,
@@ -33,7 +35,9 @@ pub use registry::{Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
 
 use crate::{
     config::DatabaseUrl,
-    domain::{Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId},
+    domain::{
+        Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
+    },
 };
 use uuid::Uuid;
 
@@ -238,7 +242,7 @@ pub trait Store: Send + Sync + 'static {
     // --- by hand ----------------------------------------------------------------------------
 
     /// Cancels all jobs of a task that have not ended, and with them the task, also if others have
-    /// failed before. `false`, and no effect, if there is no such job. A worker that is running one
+    /// failed before. `false`, and no effect, if there is no such job, or the task is a deletion. A worker that is running one
     /// learns of it when it renews its lease; its settling is stale from now on.
     ///
     /// With an upload its image is discarded (see [`Store::discarded`]), and what else is under way
@@ -247,14 +251,15 @@ pub trait Store: Send + Sync + 'static {
     async fn cancel(&self, id: TaskId) -> Result<bool, StoreError>;
 
     /// Queues the failed jobs of those of `ids` that have failed, with all their attempts anew;
-    /// answers which these are. Not those whose image was discarded: their bytes are gone. Of a
+    /// answers which these are. Not those whose image was discarded, unless they are its deletion: their
+    /// bytes are gone. Of a
     /// backfill, its failed images are handed out anew ([`Store::retry_backfill`]), if there are any.
     async fn retry(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError>;
 
     // --- discarded images -------------------------------------------------------------------
 
     /// Images discarded at least `age` ago whose bytes are still to be removed, oldest first, with
-    /// their renditions; at most `limit`. Only those that no worker can be writing for any more: all
+    /// their renditions; at most `limit`. None that were deleted, which have a job, and only those that no worker can be writing for any more: all
     /// leases on their cancelled jobs have run out.
     async fn discarded(&self, limit: u32, age: Duration) -> Result<Vec<Image>, StoreError>;
 
@@ -267,6 +272,23 @@ pub trait Store: Send + Sync + 'static {
 
     /// Notes that all bytes of a discarded image are gone.
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError>;
+
+    // --- deletion ---------------------------------------------------------------------------
+
+    /// Deletes an image. From then on it is discarded, whatever it was before; what is open of its
+    /// tasks is cancelled; what its row says of the picture, the hash of its bytes excepted, is forgotten.
+    /// A task with one job is queued on the interactive lane, with the owner of the image's upload. The
+    /// job is due once no worker can be writing for the image any more (the leases on what was
+    /// cancelled have run out), and [`DeletionRequest::after`] has gone by.
+    ///
+    /// Deleting it again changes nothing, and answers with the same task for as long as there is one.
+    async fn delete_image(&self, request: &DeletionRequest) -> Result<Deletion, StoreError>;
+
+    /// What the deletion `task` has to remove; `None` if it is none, or done.
+    async fn removal(&self, task: TaskId) -> Result<Option<Removal>, StoreError>;
+
+    /// Those of `hashes` that an image has whose bytes were not removed, discarded or not.
+    async fn references(&self, hashes: &[ContentHash]) -> Result<Vec<Reference>, StoreError>;
 
     // --- backfills --------------------------------------------------------------------------
 
@@ -304,8 +326,8 @@ pub trait Store: Send + Sync + 'static {
     /// one obstacle each, what is under way before what has failed.
     async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError>;
 
-    /// Records one step of a walk, in one transaction: counts, report lines, and a task with its jobs
-    /// (bulk lane, due at once) for each image to work on. `false`, and no effect, if the walk stands
+    /// Records one step of a walk, in one transaction: counts, report lines (of a dry run only those of
+    /// [`Advance::done`]), and a task with its jobs (bulk lane, due at once) for each image to work on. `false`, and no effect, if the walk stands
     /// elsewhere by now, or was paused or cancelled: another foreman may have taken it over.
     async fn advance_backfill(&self, step: &Advance) -> Result<bool, StoreError>;
 

@@ -225,6 +225,12 @@ pub enum Outcome {
         /// What was found, for people; `None` if all was well.
         note: Option<String>,
     },
+    /// A delete job has removed all that was stored of its image, as far as it was its alone. What the row
+    /// still knew of it is forgotten, and what the job knew.
+    Deleted {
+        /// The caching proxies that have confirmed.
+        proxies: u32,
+    },
     /// It failed; the next attempt, if there is one left, is due after the delay.
     Retry(Failure, Duration),
     /// It failed for good.

@@ -23,6 +23,7 @@ use super::{
 
 promises!(
     a_backfill_is_a_task_that_shows_how_it_stands,
+    what_a_step_has_done_itself_is_counted_and_has_lines,
     beginning_again_changes_nothing,
     one_foreman_leads_until_it_is_silent,
     a_lead_is_renewed_only_when_it_must_be,
@@ -133,6 +134,41 @@ async fn a_backfill_is_a_task_that_shows_how_it_stands(store: Fixture) -> Result
     assert_eq!((stands.spec, stands.owner.as_str()), (spec, "ada"));
     assert_eq!((stands.state, stands.paused), (BackfillState::Walking, false));
     assert_eq!((stands.expected, stands.planned), (None, 0));
+    Ok(())
+}
+
+async fn what_a_step_has_done_itself_is_counted_and_has_lines(store: Fixture) -> Result<()> {
+    let line = |outcome| Item { outcome, ..skipped(Uuid::now_v7()) };
+    let step = |id, outcome, from: Option<&str>, to: &str, is_last| Advance {
+        to: Some(to.to_owned()),
+        done: vec![line(outcome), line(outcome)],
+        passed: [("in_use".to_owned(), 40)].into(),
+        settled: vec![skipped(Uuid::now_v7())],
+        is_last,
+        ..Advance::of(id, from.map(str::to_owned))
+    };
+    for (dry_run, outcome) in [(false, ItemOutcome::Succeeded), (true, ItemOutcome::Planned)] {
+        let id =
+            begun(&store, BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) }).await?;
+        let first = step(id, outcome, None, "a", false);
+        assert!(store.advance_backfill(&first).await?);
+        assert!(!store.advance_backfill(&first).await?, "it stands elsewhere now");
+        assert!(store.advance_backfill(&step(id, outcome, Some("a"), "b", true)).await?);
+        store.tally_backfill(id, 9).await?;
+        let stands = backfill(&store, id).await?;
+        assert_eq!((stands.state, stands.planned), (BackfillState::Ended, 4));
+        assert_eq!(stands.succeeded, if dry_run { 0 } else { 4 });
+        assert_eq!(
+            stands.skipped,
+            [("in_use".to_owned(), 80), ("up_to_date".to_owned(), 2)].into()
+        );
+        assert_eq!(stands.walked(), 86);
+        let lines = store.backfill_report(id, None, 99).await?;
+        assert_eq!(lines.iter().filter(|line| line.outcome == outcome).count(), 4);
+        assert_eq!(lines.len(), if dry_run { 4 } else { 6 }, "what passed has none");
+        let task = store.task(id).await?.context("no task")?;
+        assert_eq!(task.status, Status::Succeeded);
+    }
     Ok(())
 }
 

@@ -5,7 +5,12 @@ use reqwest::{
     StatusCode,
     header::{ACCEPT, IF_MATCH, IF_NONE_MATCH, RANGE},
 };
-use safelight_harness::{client::Client, herd, pictures, varnish::Varnish};
+use safelight_harness::{
+    client::{Client, accepted},
+    herd, pictures,
+    redis::Redis,
+    varnish::Varnish,
+};
 use tokio::task::block_in_place;
 
 use super::{Site, eventually, folder, status, text};
@@ -104,4 +109,41 @@ async fn a_cancelled_image_is_gone_from_varnish_too() -> Result<()> {
     assert_eq!(cancelled.status(), StatusCode::ACCEPTED);
     eventually("it is gone", async || Ok(status(&varnish.url(), path).await? == StatusCode::GONE))
         .await
+}
+
+/// When the receipt says so, it is gone everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_image_is_gone_from_varnish_and_from_the_shared_cache() -> Result<()> {
+    let site = Site::start(0).await?;
+    let (data, redis) = (folder()?, block_in_place(Redis::start)?);
+    let (hasty, cache) = (("SAFELIGHT_METADATA_CACHE_MS", "200"), redis.url());
+    let shared = ("SAFELIGHT_SHARED_CACHE_URL", &*cache);
+    let node = site.node(data.path(), &[hasty, shared])?;
+    let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
+    let purge = format!("[{:?}]", varnish.url());
+    let env = [hasty, shared, ("SAFELIGHT_PURGE_URLS", &*purge)];
+    let _worker = block_in_place(|| site.fleet.start_node(&["worker"], &env))?;
+
+    let (client, front) = (site.client()?, Client::new(&varnish.url())?);
+    let task = client.finished(&client.upload(pictures::jpeg(320, 240, 1)?).await?).await?;
+    let image = &task["image"];
+    let renditions = image["renditions"].as_object().context("renditions")?;
+    let paths: Vec<&str> =
+        renditions.values().chain([image]).map(|one| text(&one["url"])).collect::<Result<_>>()?;
+    for path in &paths {
+        front.bytes(path).await?;
+    }
+    eventually("all of it is shared", async || Ok(redis.keys()? >= 2)).await?;
+
+    let path = client.url(&format!("/v1/images/{}", text(&image["id"])?));
+    let deletion = accepted(client.http().delete(path).send().await?).await?;
+    let done = client.finished(&deletion).await?;
+    assert_eq!(done["status"], "succeeded", "{done:#}");
+    assert_eq!(done["receipt"]["proxies"], 1, "{done:#}");
+    for path in paths {
+        assert_eq!(status(&varnish.url(), path).await?, StatusCode::GONE, "{path}");
+        assert_eq!(status(node.url(), path).await?, StatusCode::GONE, "{path}");
+    }
+    assert_eq!(redis.keys()?, 0, "of nothing else there was any");
+    Ok(())
 }

@@ -11,6 +11,7 @@
 //! Each step is one transaction that counts only if the walk stands where the step began: a foreman
 //! may die anywhere, and two may work on the same backfill.
 
+mod garbage;
 mod images;
 mod import;
 mod source;
@@ -27,7 +28,7 @@ use safelight_common::{
 use tokio_util::sync::CancellationToken;
 
 use self::source::SourceError;
-use crate::trouble::Trouble;
+use crate::{removal::RemovalError, trouble::Trouble};
 
 /// How long a foreman that died keeps its backfills from others.
 const HOLD: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ pub(crate) enum BackfillError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Blobs(#[from] BlobError),
+    #[error(transparent)]
+    Removal(#[from] RemovalError),
     #[error(transparent)]
     Source(#[from] SourceError),
 }
@@ -128,6 +131,7 @@ async fn walk(services: &Services, backfill: &Backfill, room: u32) -> Result<boo
         BackfillKind::Renditions | BackfillKind::Verify => {
             images::step(services, backfill, room).await?
         }
+        BackfillKind::Gc => garbage::step(services, backfill, room).await?,
         BackfillKind::Import => match import::step(services, backfill, room).await {
             // What is not there will not come: the backfill ends with what it has.
             Err(BackfillError::Source(SourceError::Unusable(problem))) => Advance {
@@ -140,7 +144,7 @@ async fn walk(services: &Services, backfill: &Backfill, room: u32) -> Result<boo
     };
     let paced = backfill.spec.rate.filter(|_| !backfill.spec.dry_run);
     #[allow(clippy::cast_precision_loss)] // at most a window
-    let paced_seconds = paced.map_or(0.0, |rate| step.work.len() as f64 / rate);
+    let paced_seconds = paced.map_or(0.0, |rate| (step.work.len() + step.done.len()) as f64 / rate);
     let step = Advance { paced_seconds, max_attempts: services.config.max_attempts, ..step };
     if services.store.advance_backfill(&step).await? {
         return Ok(true);

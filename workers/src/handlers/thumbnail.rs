@@ -5,22 +5,17 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use safelight_common::{
     blobs::BlobKey,
-    domain::{ErrorCode, Failure, Image, Placeholder, Presets, Rendition},
+    domain::{Failure, Image, Placeholder, Presets, Rendition},
     fail_point,
     store::{ClaimedJob, Outcome},
 };
 
-use super::{Context, source};
+use super::{Context, database_away, source};
 use crate::imaging::{Rendered, Renditions};
 
 pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
     let image = &job.image;
     let blobs = &context.services.blobs;
-    if image.discarded {
-        // Tried again by hand while its upload was being cancelled: the bytes are going, and what was
-        // made now would be left over.
-        return Err(Failure::new(ErrorCode::BlobMissing, "the image was discarded"));
-    }
     let presets = wanted(context, job);
     if presets.is_empty() {
         return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });

@@ -1,8 +1,6 @@
 //! The janitor: bytes that nobody owns. Uploads that died between storing their bytes and recording
 //! them leave some ([`staged`]), and so do cancelled ones ([`discarded`]).
 
-pub(crate) mod discarded;
-mod purge;
 mod staged;
 
 use std::time::Duration;
@@ -10,7 +8,10 @@ use std::time::Duration;
 use safelight_common::{blobs::BlobError, services::Services, store::StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::rescuer::every;
+use crate::{
+    removal::{self, discarded},
+    rescuer::every,
+};
 
 /// How often it looks for abandoned staged bytes, a listing of all that are there; unless the grace
 /// time is so short that it must look more often.
@@ -28,8 +29,6 @@ pub(crate) enum JanitorError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Blobs(#[from] BlobError),
-    #[error(transparent)]
-    Purge(#[from] purge::PurgeError),
 }
 
 /// Cleans up until `shutdown`.
@@ -39,7 +38,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
     let work = async {
         tokio::join!(
             every(period, "clean up staged bytes", &services, staged::sweep),
-            every(period, "empty the trash", &services, discarded::resume),
+            every(period, "empty the trash", &services, removal::resume),
             every(DISCARDED_PERIOD, "remove cancelled images", &services, discarded::remove),
         )
     };

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::lab::{Lab, facts, job, picture, within};
-use crate::janitor::discarded;
+use crate::removal::{self, discarded};
 
 #[tokio::test]
 async fn a_cancelled_upload_leaves_no_bytes() {
@@ -41,7 +41,7 @@ async fn a_cancelled_upload_leaves_no_bytes() {
 }
 
 /// A proxy that answers every request with the status that it is told, and notes what it was asked.
-async fn proxy() -> (String, watch::Sender<u16>, Arc<Mutex<Vec<String>>>) {
+pub(super) async fn proxy() -> (String, watch::Sender<u16>, Arc<Mutex<Vec<String>>>) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -118,11 +118,11 @@ async fn an_equal_upload_at_the_worst_moment_keeps_its_bytes() {
     let late = written(&lab, b"the same").await;
     // …and only now the janitor moves the bytes aside, and dies.
     let keys = [BlobKey::Blob(first.sha256)];
-    lab.services.blobs.move_aside(first.image, &keys).await.expect("move");
+    lab.services.blobs.move_aside(&keys).await.expect("move");
     lab.services.store.mark_removed(first.image).await.expect("another had finished it");
     assert_eq!(lab.trash(), 1);
 
-    discarded::resume(lab.services.clone()).await.expect("resume");
+    removal::resume(lab.services.clone()).await.expect("resume");
     assert_eq!(read(&lab, &late).await, b"the same");
     assert_eq!(lab.trash(), 0);
 }
@@ -136,14 +136,14 @@ async fn what_one_janitor_moves_another_does_not_remove() {
     let first = written(&lab, b"the same").await;
     lab.services.store.cancel(first.task).await.expect("cancel");
     let keys = [BlobKey::Blob(first.sha256)];
-    blobs.move_aside(first.image, &keys).await.expect("move");
-    let decided = blobs.aside_for(first.image).await.expect("list");
+    blobs.move_aside(&keys).await.expect("move");
+    let decided = blobs.aside_of(&first.sha256).await.expect("list");
     assert!(lab.services.store.forget_blob(&first.sha256).await.expect("forget"));
 
     let late = written(&lab, b"the same").await;
-    blobs.move_aside(first.image, &keys).await.expect("the other moves");
+    blobs.move_aside(&keys).await.expect("the other moves");
     blobs.remove_aside(decided).await.expect("the sleeper removes");
-    discarded::resume(lab.services.clone()).await.expect("the other decides");
+    removal::resume(lab.services.clone()).await.expect("the other decides");
     assert_eq!(read(&lab, &late).await, b"the same");
     assert_eq!(lab.trash(), 0);
 }
@@ -154,7 +154,7 @@ async fn what_a_dead_janitor_had_moved_aside_is_removed() {
     let upload = written(&lab, b"bytes").await;
     lab.services.store.cancel(upload.task).await.expect("cancel");
     let keys = [BlobKey::Blob(upload.sha256), BlobKey::Incoming(upload.image)];
-    lab.services.blobs.move_aside(upload.image, &keys).await.expect("move");
+    lab.services.blobs.move_aside(&keys).await.expect("move");
     assert_eq!(lab.trash(), 1, "what is not there cannot be moved");
     discarded::remove(lab.services.clone()).await.expect("remove");
     assert_eq!(lab.trash(), 0);
@@ -182,7 +182,7 @@ async fn a_running_job_is_stopped_and_its_result_discarded() {
 }
 
 /// An upload whose write job is done, so that its bytes have their content's name.
-async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
+pub(super) async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
     let upload = lab.upload(bytes).await;
     let (image, sha256) = (upload.image, upload.sha256);
     let staged = StagedUpload { image, sha256, bytes: upload.bytes };
@@ -204,7 +204,7 @@ async fn claim(lab: &Lab, bells: &[Doorbell], kind: JobKind) -> safelight_common
     }
 }
 
-async fn read(lab: &Lab, upload: &NewUpload) -> Vec<u8> {
+pub(super) async fn read(lab: &Lab, upload: &NewUpload) -> Vec<u8> {
     let key = BlobKey::Blob(upload.sha256);
     lab.services.blobs.read(&key, 1000).await.expect("the bytes are there").to_vec()
 }

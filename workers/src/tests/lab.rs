@@ -1,15 +1,26 @@
 //! A Safelight without HTTP in a temporary folder.
 
-use std::{io::Cursor, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::Cursor,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use image::{DynamicImage, RgbImage};
 use safelight_common::{
     blobs::{BlobKey, Blobs},
     broker::{self, Queue},
     config::{self, DatabaseUrl, QueueUrl},
-    domain::{ImageFacts, ImageFormat, ImageId, Job, JobId, JobKind, Lane, Task, TaskId},
+    domain::{
+        BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId,
+        JobKind, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
+    },
     services::Services,
-    store::{self, Accepted, NewUpload, gated::Gated},
+    store::{
+        self, Accepted, Advance, Child, Claim, Doorbell, NewBackfill, NewUpload, Outcome,
+        gated::Gated,
+    },
     wake::Wake,
 };
 use tokio::task::JoinHandle;
@@ -149,6 +160,31 @@ impl Lab {
         std::fs::read_dir(self.folder.path().join("blobs/trash")).map_or(0, Iterator::count)
     }
 
+    /// Records a rendition of an upload that is done, as a verify job does that has made it anew.
+    pub async fn record_rendition(&self, upload: &NewUpload, made: &Rendition) {
+        let spec = BackfillSpec::new(BackfillKind::Verify);
+        let (backfill, job) = (TaskId::new(), JobId::new());
+        let new = NewBackfill { task: backfill, owner: String::new(), spec };
+        self.store.inner.create_backfill(&new).await.expect("begin");
+        let work = Child {
+            task: TaskId::new(),
+            kind: TaskKind::Rendition,
+            image: upload.image,
+            jobs: vec![(job, JobKind::Verify)],
+            import: None,
+        };
+        let step = Advance { work: vec![work], max_attempts: 1, ..Advance::of(backfill, None) };
+        assert!(self.store.inner.advance_backfill(&step).await.expect("a step"));
+        let bell =
+            Doorbell { job, kind: JobKind::Verify, lane: Lane::Bulk, generation: 0, trace: None };
+        let (worker, lease) = (WorkerId::new(), Duration::from_mins(1));
+        let claim = self.store.inner.claim(&bell, false, worker, lease, JOB_VERSION).await;
+        let Ok(Claim::Run(claimed)) = claim else { panic!("{claim:?}") };
+        let outcome =
+            Outcome::Verified { repaired: vec![made.clone()], forgotten: Vec::new(), note: None };
+        self.store.inner.settle(&claimed.lease, &outcome).await.expect("settle");
+    }
+
     /// The folder of the probes of [`Blobs::check_writable`].
     pub fn probes(&self) -> PathBuf {
         self.folder.path().join("blobs/probe")
@@ -164,6 +200,13 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// How many files a folder holds, however deep.
+pub(crate) fn files(folder: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
 }
 
 /// Those of a small worker that takes everything.

@@ -1,7 +1,9 @@
 //! The parts together, on a real SQLite file, the in-process queue and a local directory.
 
 mod cancel;
+mod delete;
 mod flaky;
+mod garbage;
 mod housekeeping;
 pub(crate) mod lab;
 mod lanes;

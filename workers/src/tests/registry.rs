@@ -49,7 +49,7 @@ async fn a_worker_is_registered_with_what_it_did_until_it_has_drained() {
     assert_eq!(shown.status(), WorkerStatus::Running);
     let beat = &shown.beat;
     assert_eq!((beat.pid, beat.concurrency), (std::process::id(), 2));
-    assert_eq!((beat.kinds.len(), beat.lanes.len(), beat.slots.len()), (3, 2, 6));
+    assert_eq!((beat.kinds.len(), beat.lanes.len(), beat.slots.len()), (4, 2, 8));
     assert!(!beat.host.is_empty() && !beat.version.is_empty());
     assert!(beat.slots.iter().all(|one| one.busy == 0 && one.slots > 0), "{beat:?}");
     lab.shutdown.cancel();

@@ -35,7 +35,7 @@ use crate::{
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
 
-/// Write jobs wait for disks and networks, so a processor serves several.
+/// Write and delete jobs wait for disks and networks, so a processor serves several.
 const WRITE_SLOTS_PER_THUMBNAIL_SLOT: usize = 4;
 
 /// What a worker works on.
@@ -45,7 +45,7 @@ pub struct WorkerOptions {
     pub kinds: Vec<JobKind>,
     /// The lanes that it takes them from.
     pub lanes: Vec<Lane>,
-    /// Thumbnail jobs at once, at least 1; write jobs get four times as many slots of their own.
+    /// Thumbnail jobs at once, at least 1; write and delete jobs get four times as many slots of their own.
     pub concurrency: usize,
 }
 
@@ -164,7 +164,7 @@ fn blobs_are_writable(services: &Services) -> BoxFuture<'static, bool> {
 
 fn slots(kind: JobKind, concurrency: usize) -> usize {
     match kind {
-        JobKind::Write => concurrency.max(1) * WRITE_SLOTS_PER_THUMBNAIL_SLOT,
+        JobKind::Write | JobKind::Delete => concurrency.max(1) * WRITE_SLOTS_PER_THUMBNAIL_SLOT,
         JobKind::Thumbnail | JobKind::Verify => concurrency.max(1),
     }
 }

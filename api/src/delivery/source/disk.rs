@@ -20,6 +20,10 @@ const UNFINISHED: &str = "new-";
 /// Of the bound, the part that one object may take at most.
 const LARGEST_SHARE: u64 = 4;
 
+/// How long a file stays at most; one that a process finds at its start, as long again. What was deleted
+/// goes with it.
+const KEEP: Duration = Duration::from_hours(24);
+
 /// Objects as files named by the hash of their content, `<2 hex>/<64 hex>` in one folder.
 ///
 /// Nothing is synced, and nothing is believed: a file is hashed before it is used, unless it is still as
@@ -71,6 +75,7 @@ impl Disk {
         let index = Cache::builder()
             .max_capacity(bound)
             .weigher(|_, kept: &Kept| u32::try_from(kept.bytes).unwrap_or(u32::MAX))
+            .time_to_live(KEEP)
             .eviction_listener(evicted)
             .build();
         let disk = Arc::new(Self { folder: folder.to_owned(), bound, index });
@@ -98,6 +103,11 @@ impl Disk {
                     };
                     // Another process over the same folder may have removed it.
                     let Ok(meta) = entry.metadata() else { continue };
+                    let age = meta.modified().and_then(|at| at.elapsed().map_err(io::Error::other));
+                    if age.is_ok_and(|age| age > KEEP) {
+                        let _ = fs::remove_file(entry.path());
+                        continue;
+                    }
                     let kept = Kept { bytes: meta.len(), right: None };
                     self.index.entry(hash).or_insert(kept);
                 }
@@ -300,6 +310,28 @@ mod tests {
             assert!(later.read(&hash, 1000).expect("no file").is_none());
             assert!(disk.read(&hash, 1000).expect("no file").is_none(), "nor by who wrote it");
         }
+    }
+
+    #[test]
+    fn what_has_been_there_for_long_is_not_taken_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
+        let objects = [object(1), object(2)];
+        for (hash, content) in &objects {
+            disk.keep(hash, content).expect("kept");
+        }
+        let old = path(folder.path(), &objects[0].0);
+        let then = std::time::SystemTime::now() - KEEP - Duration::from_mins(1);
+        File::options()
+            .append(true)
+            .open(&old)
+            .expect("a file")
+            .set_modified(then)
+            .expect("a time");
+        Disk { folder: folder.path().to_owned(), bound: 1 << 20, index: Cache::new(1 << 20) }
+            .find()
+            .expect("looked through");
+        assert!(!old.exists() && path(folder.path(), &objects[1].0).exists());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use redis::{
     cluster::{ClusterClient, ClusterConfig},
     cluster_async::ClusterConnection,
 };
-use safelight_common::{config::SharedCacheUrl, domain::ContentHash};
+use safelight_common::{config::SharedCacheUrl, domain::ContentHash, shared_cache::object_key};
 use uuid::Uuid;
 
 use super::health::PATIENCE;
@@ -208,11 +208,6 @@ impl Shared {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Both keys of an object lie in the same slot of a cluster.
-fn object_key(hash: &ContentHash) -> String {
-    format!("safelight:{{{hash}}}:bytes")
 }
 
 fn turn_key(hash: &ContentHash) -> String {

@@ -204,7 +204,7 @@ fn failure(row: &PgRow) -> Result<Option<Failure>, StoreError> {
 const ADVANCE: &str = "
     update backfills b
     set cursor = $3, expected = coalesce($4, expected), planned = planned + $5,
-        refused = refused + $6, skipped = $7, problem = $9,
+        succeeded = succeeded + $11, refused = refused + $6, skipped = $7, problem = $9,
         state = case when $8 then 'walked' else state end,
         fed_at = case when $5 = 0 then fed_at
                       else greatest(coalesce(fed_at, now()) + $10, now() - interval '1 second') end
@@ -248,12 +248,13 @@ pub async fn advance(pool: &PgPool, step: &Advance) -> Result<bool, StoreError> 
         .bind(&step.from)
         .bind(&step.to)
         .bind(step.expected.map(to_i64))
-        .bind(to_i64(step.work.len()))
+        .bind(to_i64(step.work.len() + step.done.len()))
         .bind(to_i64(refused))
         .bind(Json(&skipped))
         .bind(step.is_last)
         .bind(&step.problem)
         .bind(interval(Duration::try_from_secs_f64(step.paced_seconds).unwrap_or_default()))
+        .bind(if dry_run { 0 } else { to_i64(step.done.len()) })
         .execute(&mut *transaction)
         .await?;
     if advanced.rows_affected() == 0 {
@@ -263,6 +264,7 @@ pub async fn advance(pool: &PgPool, step: &Advance) -> Result<bool, StoreError> 
         make_children(&mut transaction, step).await?;
         write_items(&mut transaction, step.task, &step.settled).await?;
     }
+    write_items(&mut transaction, step.task, &step.done).await?;
     touch(&mut transaction, step.task).await?;
     transaction.commit().await?;
     Ok(true)

@@ -15,10 +15,12 @@ use crate::{
 };
 
 /// The jobs are locked before their task and in one order, as everywhere. Whoever settles one of
-/// them meanwhile comes first: it is no longer open then, and the counters show it.
+/// them meanwhile comes first: it is no longer open then, and the counters show it. What is being deleted
+/// stays so.
 const CANCEL: &str = "
     with open as (
-        select id from jobs where task_id = $1 and status in ('queued', 'running')
+        select id from jobs
+        where task_id = $1 and status in ('queued', 'running') and kind <> 'delete'
         order by id for update),
     job as (
         update jobs j set status = 'cancelled', updated_at = now()
@@ -70,17 +72,22 @@ async fn cancel_one(conn: &mut PgConnection, id: TaskId) -> Result<bool, StoreEr
     .await?;
     if let Some(image) = discarded {
         // From now on nobody asks for its renditions; whoever did holding the image's row is seen.
-        let others: Vec<TaskId> =
-            sqlx::query_scalar("select id from tasks where image_id = $1 and id <> $2 order by id")
-                .bind(image)
-                .bind(id)
-                .fetch_all(&mut *conn)
-                .await?;
-        for other in others {
-            sqlx::query(CANCEL).bind(other).execute(&mut *conn).await?;
-        }
+        cancel_all_of(conn, image).await?;
     }
     Ok(true)
+}
+
+/// Cancels what is open of an image's tasks.
+pub async fn cancel_all_of(conn: &mut PgConnection, image: ImageId) -> Result<(), StoreError> {
+    let tasks: Vec<TaskId> =
+        sqlx::query_scalar("select id from tasks where image_id = $1 order by id")
+            .bind(image)
+            .fetch_all(&mut *conn)
+            .await?;
+    for task in tasks {
+        sqlx::query(CANCEL).bind(task).execute(&mut *conn).await?;
+    }
+    Ok(())
 }
 
 /// The fence goes on growing; the attempts begin anew because all earlier ones count as handed back.
@@ -90,7 +97,8 @@ const RETRY: &str = "
         set status = 'queued', released = j.fence, run_at = now(), waiting_since = now(),
             error_code = null, error_message = null, updated_at = now()
         from tasks t left join images i on i.id = t.image_id
-        where t.id = any($1) and t.status = 'failed' and i.discarded_at is null
+        where t.id = any($1) and t.status = 'failed'
+          and (i.discarded_at is null or t.kind = 'delete')
           and j.task_id = t.id and j.status = 'failed'
         returning j.id, j.task_id, j.kind, j.lane, j.share, j.fence),
     bell as (
@@ -108,6 +116,14 @@ const RETRY: &str = "
 pub async fn retry(pool: &PgPool, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let mut transaction = pool.begin().await?;
+    // Whoever deletes one of the images meanwhile waits, and then cancels what is queued here.
+    sqlx::query(
+        "select 1 from images where id in (select image_id from tasks where id = any($1))
+         order by id for key share",
+    )
+    .bind(&ids)
+    .execute(&mut *transaction)
+    .await?;
     let mut retried = backfill::reopen(&mut transaction, &ids).await?;
     backfill::uncount(&mut transaction, &ids).await?;
     let others: Vec<TaskId> =
@@ -135,7 +151,7 @@ pub async fn discarded(pool: &PgPool, limit: u32, age: Duration) -> Result<Vec<I
     let rows = sqlx::query(concat!(
         "with page as (
              select * from images i
-             where discarded_at <= now() - $2 and removed_at is null
+             where discarded_at <= now() - $2 and removed_at is null and deleted_at is null
                and not exists (select from jobs j join tasks t on t.id = j.task_id
                                where t.image_id = i.id and j.lease_until > now())
              order by discarded_at limit $1)

@@ -5,6 +5,7 @@ mod accept;
 mod backfill;
 mod claim;
 mod control;
+mod deletion;
 mod filter;
 mod gather;
 mod jobs;
@@ -29,15 +30,16 @@ use uuid::Uuid;
 
 use self::{claim::Claiming, gather::Gathered, settle::Settling};
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImageFilter,
-    ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
-    OutboxBatch, Outcome, PageRequest, RegisteredWorker, RenditionRequest, Renewed, Requested,
-    Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat,
+    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease,
+    NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference,
+    RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
+    TaskFilter, TaskPage, TaskVersion,
     convert::{self, micros},
     schema,
 };
 use crate::domain::{
-    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId,
+    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -333,6 +335,18 @@ impl Store for PostgresStore {
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
         within(control::mark_removed(&self.pool, id)).await
+    }
+
+    async fn delete_image(&self, request: &DeletionRequest) -> Result<Deletion, StoreError> {
+        within(deletion::delete_image(&self.pool, request)).await
+    }
+
+    async fn removal(&self, task: TaskId) -> Result<Option<Removal>, StoreError> {
+        within(deletion::removal(&self.pool, task)).await
+    }
+
+    async fn references(&self, hashes: &[ContentHash]) -> Result<Vec<Reference>, StoreError> {
+        within(deletion::references(&self.pool, hashes)).await
     }
 
     async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError> {

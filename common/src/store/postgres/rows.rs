@@ -17,7 +17,7 @@ macro_rules! image_columns {
         " i.id as image_id, i.sha256, i.bytes, i.format, i.title, i.tags, i.filename, i.width,
           i.height, i.orientation, i.taken_at, i.latitude, i.longitude,
           i.created_at as image_created_at, i.stored_at,
-          i.discarded_at is not null as discarded,
+          i.discarded_at is not null as discarded, i.deleted_at is not null as deleted,
           r.preset, r.fingerprint, r.format as r_format, r.width as r_width, r.height as r_height,
           r.bytes as r_bytes, r.rendition_sha256, r.created_at as made_at,
           p.thumbhash, p.dominant_color "
@@ -116,6 +116,7 @@ fn image(row: &PgRow) -> Result<Image, StoreError> {
         created_at: row.try_get("image_created_at")?,
         stored_at,
         discarded: row.try_get("discarded")?,
+        deleted: row.try_get("deleted")?,
         renditions: Vec::new(),
         placeholder: placeholder(row)?,
     })
@@ -134,7 +135,8 @@ fn facts(row: &PgRow) -> Result<ImageFacts, StoreError> {
     })
 }
 
-fn rendition(row: &PgRow) -> Result<Option<Rendition>, StoreError> {
+/// The rendition `r` of a row; `None` if it has none.
+pub fn rendition(row: &PgRow) -> Result<Option<Rendition>, StoreError> {
     let Some(preset) = row.try_get::<Option<String>, _>("preset")? else { return Ok(None) };
     Ok(Some(Rendition {
         preset,
@@ -237,6 +239,7 @@ fn task(row: &PgRow) -> Result<Task, StoreError> {
         jobs: Vec::new(),
         image: None,
         backfill: None,
+        receipt: None,
     })
 }
 

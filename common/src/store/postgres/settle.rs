@@ -131,7 +131,18 @@ macro_rules! settle_statement {
                  join unnest($28::bigint[], $29::text[], $30::text[], $31::text[])
                      as f (place, preset, fingerprint, format) on f.place = job.place
                  where r.sha256 = i.sha256 and r.preset = f.preset
-                   and r.fingerprint = f.fingerprint and r.format = f.format)
+                   and r.fingerprint = f.fingerprint and r.format = f.format),
+             gone as (
+                 select job.image_id, job.task_id, g.proxies
+                 from job join unnest($32::bigint[], $33::int[]) as g (place, proxies)
+                     on g.place = job.place),
+             redacted as (
+                 -- Nothing is left of the picture, not even the hash of its bytes.
+                 update images i set sha256 = decode(repeat('00', 32), 'hex'), removed_at = now()
+                 from gone where i.id = gone.image_id),
+             receipt as (
+                 update deletions d set proxies = gone.proxies, removal = null
+                 from gone where d.task_id = gone.task_id)
              select place, held from found"
         )
     };
@@ -191,6 +202,8 @@ struct Effects<'q> {
     made: Vec<(i64, &'q Rendition)>,
     placeholders: Vec<(i64, &'q Placeholder)>,
     forgotten: Vec<(i64, &'q Rendition)>,
+    /// Proxies that have confirmed a deletion.
+    deleted: Vec<(i64, &'q u32)>,
 }
 
 impl<'q> Effects<'q> {
@@ -207,15 +220,16 @@ impl<'q> Effects<'q> {
                     effects.made.extend(repaired.iter().map(|one| (place, one)));
                     effects.forgotten.extend(forgotten.iter().map(|one| (place, one)));
                 }
+                Outcome::Deleted { proxies } => effects.deleted.push((place, proxies)),
                 Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {}
             }
         }
         effects
     }
 
-    /// Binds `$9` to `$31`.
+    /// Binds `$9` to `$33`.
     fn bind(&self, query: Statement<'q>) -> Statement<'q> {
-        let Self { facts, made, placeholders, forgotten } = self;
+        let Self { facts, made, placeholders, forgotten, deleted } = self;
         query
             .bind(places(facts))
             .bind(column(facts, |one| one.format.as_str()))
@@ -240,6 +254,8 @@ impl<'q> Effects<'q> {
             .bind(column(forgotten, |one| one.preset.as_str()))
             .bind(column(forgotten, |one| one.fingerprint.as_str()))
             .bind(column(forgotten, |one| one.format.as_str()))
+            .bind(places(deleted))
+            .bind(column(deleted, |proxies| integer(*proxies)))
     }
 }
 

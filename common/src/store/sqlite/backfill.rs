@@ -261,7 +261,7 @@ fn failure(row: &SqliteRow) -> Result<Option<Failure>, StoreError> {
 const ADVANCE: &str = "
     update backfills
     set cursor = $3, expected = coalesce($4, expected), planned = planned + $5,
-        refused = refused + $6, skipped = $7, problem = $9,
+        succeeded = succeeded + $12, refused = refused + $6, skipped = $7, problem = $9,
         state = case when $8 then 'walked' else state end,
         fed_at = case when $5 = 0 then fed_at
                       else max(coalesce(fed_at, $11) + $10, $11 - 1000000) end
@@ -286,13 +286,14 @@ pub async fn advance(
         .bind(&step.from)
         .bind(&step.to)
         .bind(step.expected.map(to_i64))
-        .bind(to_i64(step.work.len()))
+        .bind(to_i64(step.work.len() + step.done.len()))
         .bind(to_i64(refused))
         .bind(Json(&skipped))
         .bind(step.is_last)
         .bind(&step.problem)
         .bind(micros(paced))
         .bind(now)
+        .bind(if dry_run { 0 } else { to_i64(step.done.len()) })
         .execute(&mut *conn)
         .await?;
     if advanced.rows_affected() == 0 {
@@ -304,6 +305,7 @@ pub async fn advance(
         }
         write_items(conn, step.task, &step.settled).await?;
     }
+    write_items(conn, step.task, &step.done).await?;
     touch(conn, now, step.task).await?;
     Ok(true)
 }

@@ -39,20 +39,28 @@ async fn cancel_one(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result
     .fetch_optional(&mut *conn)
     .await?;
     if let Some(image) = discarded {
-        let others: Vec<TaskId> =
-            sqlx::query_scalar("select id from tasks where image_id = $1 and id <> $2")
-                .bind(image)
-                .bind(id)
-                .fetch_all(&mut *conn)
-                .await?;
-        for other in others {
-            cancel_jobs(conn, now, other).await?;
-        }
+        cancel_all_of(conn, now, image).await?;
     }
     Ok(true)
 }
 
-/// Cancels what is open of one task. `false` if nothing was.
+/// Cancels what is open of an image's tasks.
+pub async fn cancel_all_of(
+    conn: &mut SqliteConnection,
+    now: i64,
+    image: ImageId,
+) -> Result<(), StoreError> {
+    let tasks: Vec<TaskId> = sqlx::query_scalar("select id from tasks where image_id = $1")
+        .bind(image)
+        .fetch_all(&mut *conn)
+        .await?;
+    for task in tasks {
+        cancel_jobs(conn, now, task).await?;
+    }
+    Ok(())
+}
+
+/// Cancels what is open of one task. `false` if nothing was. What is being deleted stays so.
 async fn cancel_jobs(
     conn: &mut SqliteConnection,
     now: i64,
@@ -60,7 +68,7 @@ async fn cancel_jobs(
 ) -> Result<bool, StoreError> {
     let jobs: Vec<JobId> = sqlx::query_scalar(
         "update jobs set status = 'cancelled', updated_at = $2
-         where task_id = $1 and status in ('queued', 'running') returning id",
+         where task_id = $1 and status in ('queued', 'running') and kind <> 'delete' returning id",
     )
     .bind(id)
     .bind(now)
@@ -95,7 +103,7 @@ pub async fn retry(
     let tasks: Vec<TaskId> = sqlx::query_scalar(
         "select t.id from tasks t left join images i on i.id = t.image_id
          where t.id in (select unhex(value) from json_each($1)) and t.status = 'failed'
-           and i.discarded_at is null
+           and (i.discarded_at is null or t.kind = 'delete')
            and exists (select 1 from jobs j where j.task_id = t.id and j.status = 'failed')",
     )
     .bind(rows::id_list(ids.iter().map(|id| id.0)))
@@ -167,7 +175,7 @@ pub async fn discarded(
     let rows = sqlx::query(concat!(
         "with page as (
              select * from images i
-             where discarded_at <= $3 and removed_at is null
+             where discarded_at <= $3 and removed_at is null and deleted_at is null
                and not exists (select 1 from jobs j join tasks t on t.id = j.task_id
                                where t.image_id = i.id and j.lease_until > $1)
              order by discarded_at limit $2)

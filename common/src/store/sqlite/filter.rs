@@ -15,6 +15,7 @@ pub fn push(query: &mut QueryBuilder<Sqlite>, filter: &TaskFilter) {
         Some(TaskKind::Rendition) => query.push(" and kind = 'rendition'"),
         Some(TaskKind::Backfill) => query.push(" and kind = 'backfill'"),
         Some(TaskKind::Verify) => query.push(" and kind = 'verify'"),
+        Some(TaskKind::Delete) => query.push(" and kind = 'delete'"),
         None => &mut *query,
     };
     if let Some(owner) = &filter.owner {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 
-use super::rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns};
+use super::{
+    deletion,
+    rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
+};
 use crate::{
     domain::{ImageFacts, ImageId, JobId, Placeholder, Rendition, TaskId, WorkerId},
     store::{
@@ -150,6 +153,7 @@ pub async fn settle(
             write_renditions(conn, image, repaired, now).await?;
             forget_renditions(conn, image, forgotten).await?;
         }
+        Outcome::Deleted { proxies } => deletion::finish(conn, now, image, *proxies).await?,
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {}
     }
     let status: String = job.try_get("status")?;

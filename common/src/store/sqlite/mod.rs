@@ -5,6 +5,7 @@ mod accept;
 mod backfill;
 mod clock;
 mod control;
+mod deletion;
 mod filter;
 mod jobs;
 mod outbox;
@@ -38,13 +39,14 @@ pub use self::clock::Clock;
 use self::clock::Clock;
 use self::writer::Writer;
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Doorbell, Heartbeat, IdempotencyKey, ImageFilter,
-    ImagePage, Item, JobCount, KeyState, KeyTicket, Lease, NewBackfill, NewUpload, Obstacle,
-    OutboxBatch, Outcome, PageRequest, RegisteredWorker, RenditionRequest, Renewed, Requested,
-    Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert, schema,
+    Accepted, Advance, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat,
+    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease,
+    NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference,
+    RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
+    TaskFilter, TaskPage, TaskVersion, convert, schema,
 };
 use crate::domain::{
-    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Task, TaskId, WorkerId,
+    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -388,6 +390,19 @@ impl Store for SqliteStore {
 
     async fn mark_removed(&self, id: ImageId) -> Result<(), StoreError> {
         self.writer.run(move |conn, now| Box::pin(control::mark_removed(conn, now, id))).await
+    }
+
+    async fn delete_image(&self, request: &DeletionRequest) -> Result<Deletion, StoreError> {
+        let request = request.clone();
+        self.writer.run(move |conn, now| Box::pin(deletion::delete_image(conn, now, request))).await
+    }
+
+    async fn removal(&self, task: TaskId) -> Result<Option<Removal>, StoreError> {
+        deletion::removal(&self.reads, task).await
+    }
+
+    async fn references(&self, hashes: &[ContentHash]) -> Result<Vec<Reference>, StoreError> {
+        deletion::references(&self.reads, hashes).await
     }
 
     async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use uuid::Uuid;
 
 use super::{
-    backfill, filter,
+    backfill, deletion, filter,
     rows::{self, blob_joins, image_columns, task_columns},
 };
 use crate::{
@@ -96,24 +96,34 @@ pub async fn list_tasks(
     Ok(TaskPage { tasks, next })
 }
 
-/// Reads the tasks' images and backfills, each all in one query. That comes after the tasks', so that a task that says
+/// Reads the tasks' images, backfills and receipts, each all in one query. That comes after the tasks', so that a task that says
 /// `succeeded` never lacks its renditions.
 async fn with_details(
     reads: &SqlitePool,
     found: Vec<(Task, Option<ImageId>)>,
 ) -> Result<Vec<Task>, StoreError> {
     let mut tasks = with_images(reads, found).await?;
-    let ids: Vec<TaskId> =
-        tasks.iter().filter(|task| task.kind == TaskKind::Backfill).map(|task| task.id).collect();
-    if ids.is_empty() {
-        return Ok(tasks);
+    let backfills = of_kind(&tasks, TaskKind::Backfill);
+    if !backfills.is_empty() {
+        for stands in backfill::of_tasks(reads, &backfills).await? {
+            if let Some(task) = tasks.iter_mut().find(|task| task.id == stands.id) {
+                task.backfill = Some(Box::new(stands));
+            }
+        }
     }
-    for stands in backfill::of_tasks(reads, &ids).await? {
-        if let Some(task) = tasks.iter_mut().find(|task| task.id == stands.id) {
-            task.backfill = Some(Box::new(stands));
+    let deletions = of_kind(&tasks, TaskKind::Delete);
+    if !deletions.is_empty() {
+        for (id, receipt) in deletion::receipts(reads, &deletions).await? {
+            if let Some(task) = tasks.iter_mut().find(|task| task.id == id) {
+                task.receipt = Some(Box::new(receipt));
+            }
         }
     }
     Ok(tasks)
+}
+
+fn of_kind(tasks: &[Task], kind: TaskKind) -> Vec<TaskId> {
+    tasks.iter().filter(|task| task.kind == kind).map(|task| task.id).collect()
 }
 
 async fn with_images(

@@ -18,7 +18,7 @@ macro_rules! image_columns {
         " i.id as image_id, i.sha256, i.bytes, i.format, i.title, i.tags, i.filename, i.width,
           i.height, i.orientation, i.taken_at, i.latitude, i.longitude,
           i.created_at as image_created_at, i.stored_at,
-          i.discarded_at is not null as discarded,
+          i.discarded_at is not null as discarded, i.deleted_at is not null as deleted,
           r.preset, r.fingerprint, r.format as r_format, r.width as r_width, r.height as r_height,
           r.bytes as r_bytes, r.rendition_sha256, r.created_at as made_at,
           p.thumbhash, p.dominant_color "
@@ -122,6 +122,7 @@ fn image(row: &SqliteRow) -> Result<Image, StoreError> {
         created_at: time(row.try_get("image_created_at")?)?,
         stored_at,
         discarded: row.try_get("discarded")?,
+        deleted: row.try_get("deleted")?,
         renditions: Vec::new(),
         placeholder: placeholder(row)?,
     })
@@ -140,7 +141,8 @@ fn facts(row: &SqliteRow) -> Result<ImageFacts, StoreError> {
     })
 }
 
-fn rendition(row: &SqliteRow) -> Result<Option<Rendition>, StoreError> {
+/// The rendition `r` of a row; `None` if it has none.
+pub fn rendition(row: &SqliteRow) -> Result<Option<Rendition>, StoreError> {
     let Some(preset) = row.try_get::<Option<String>, _>("preset")? else { return Ok(None) };
     Ok(Some(Rendition {
         preset,
@@ -243,6 +245,7 @@ fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         jobs: Vec::new(),
         image: None,
         backfill: None,
+        receipt: None,
     })
 }
 

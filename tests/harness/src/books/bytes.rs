@@ -23,6 +23,11 @@ pub(super) fn staged(root: &Path) -> Result<Vec<String>> {
     Ok(children(&root.join("incoming"))?.iter().map(|path| name(path)).collect())
 }
 
+/// The names of what was moved aside.
+pub(super) fn trash(root: &Path) -> Result<Vec<String>> {
+    Ok(children(&root.join("trash"))?.iter().map(|path| name(path)).collect())
+}
+
 /// The hash of each blob's content, by its name. More than one where there are several files.
 pub(super) fn originals(root: &Path) -> Result<HashMap<String, Vec<String>>> {
     let mut found: HashMap<String, Vec<String>> = HashMap::new();

@@ -46,8 +46,10 @@ pub(super) struct Image {
     pub id: String,
     pub sha256: String,
     pub bytes: u64,
-    /// Whether its write job is done.
+    /// Whether its write job is done, and it was not discarded since.
     pub stored: bool,
+    /// Whether it was deleted: then nothing is recorded of its bytes.
+    pub deleted: bool,
 }
 
 /// A rendition as it is recorded.
@@ -75,7 +77,7 @@ impl Rendition {
 }
 
 impl Database {
-    /// One line for each task, job or message that has not come to its end.
+    /// One line for each task, job, message or discarded image that has not come to its end.
     pub(super) async fn under_way(&self) -> Result<Vec<String>> {
         self.texts(&format!(
             "select 'task ' || {} || ' is ' || status from tasks
@@ -84,10 +86,14 @@ impl Database {
              select 'job ' || {} || ' is ' || status from jobs
              where status not in ('succeeded', 'failed', 'cancelled')
              union all
-             select 'outbox ' || {} from outbox",
+             select 'outbox ' || {} from outbox
+             union all
+             select 'image ' || {} || ' is to be removed' from images
+             where discarded_at is not null and removed_at is null",
             self.id("id"),
             self.id("id"),
             self.id("job_id"),
+            self.id("id"),
         ))
         .await
     }
@@ -164,12 +170,14 @@ impl Database {
     pub(super) async fn images(&self) -> Result<Vec<Image>> {
         let sql = format!(
             "select {} || '|' || {} || '|' || bytes || '|'
-                    || case when stored_at is null then 0 else 1 end from images",
+                    || case when stored_at is null or discarded_at is not null then 0 else 1 end
+                    || '|' || case when deleted_at is null then 0 else 1 end from images",
             self.id("id"),
             self.hash("sha256")
         );
-        let image = |[id, sha256, bytes, stored]: [String; 4]| {
-            Ok(Image { id, sha256, bytes: bytes.parse()?, stored: stored == "1" })
+        let image = |[id, sha256, bytes, stored, deleted]: [String; 5]| {
+            let (bytes, stored, deleted) = (bytes.parse()?, stored == "1", deleted == "1");
+            Ok(Image { id, sha256, bytes, stored, deleted })
         };
         self.rows(&sql).await?.into_iter().map(image).collect()
     }

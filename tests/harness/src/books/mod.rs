@@ -65,6 +65,7 @@ impl Books<'_> {
         loop {
             let mut left = self.database.under_way().await.unwrap_or_else(|e| vec![e.to_string()]);
             left.extend(bytes::staged(&self.blobs)?.iter().map(|name| format!("staged {name}")));
+            left.extend(bytes::trash(&self.blobs)?.iter().map(|name| format!("trash {name}")));
             // Asking the broker takes a second, so last.
             if left.is_empty() {
                 left.extend(self.held_messages()?);
@@ -115,6 +116,7 @@ impl Books<'_> {
             entries.iter().map(|entry| (&entry.image, (&entry.sha256, entry.bytes))).collect();
         for image in self.database.images().await? {
             if let Some(&(sha256, bytes)) = promised.get(&image.id)
+                && !image.deleted
                 && (sha256, bytes) != (&image.sha256, image.bytes)
             {
                 report.lost.push(format!("image {} is recorded as other bytes", image.id));

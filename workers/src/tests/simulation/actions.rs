@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use safelight_common::domain::{JobId, Lane};
+use safelight_common::{
+    domain::{ImageId, JobId, Lane, TaskId},
+    store::DeletionRequest,
+};
 use uuid::Uuid;
 
 use super::{
@@ -40,11 +43,12 @@ pub(super) enum Action {
     Cancel,
     Retry,
     RingAgain,
+    Delete,
 }
 
 impl Action {
     /// Every action, with its usual weight.
-    pub const ALL: [(Self, u32); 20] = [
+    pub const ALL: [(Self, u32); 21] = [
         (Self::Upload, 4),
         (Self::Relay, 8),
         (Self::RescueLeases, 4),
@@ -65,6 +69,7 @@ impl Action {
         (Self::Cancel, 1),
         (Self::Retry, 3),
         (Self::RingAgain, 1),
+        (Self::Delete, 1),
     ];
 
     /// Whether a system in which nothing fails would never see it.
@@ -80,6 +85,7 @@ impl Action {
                 | Self::Terminate
                 | Self::SetClockForward
                 | Self::Cancel
+                | Self::Delete
         )
     }
 
@@ -117,6 +123,7 @@ impl Action {
             Self::Cancel => by_hand(world, ByHand::Cancel),
             Self::Retry => by_hand(world, ByHand::Retry),
             Self::RingAgain => by_hand(world, ByHand::RingAgain),
+            Self::Delete => by_hand(world, ByHand::Delete),
         }
     }
 }
@@ -228,6 +235,7 @@ enum ByHand {
     Cancel,
     Retry,
     RingAgain,
+    Delete,
 }
 
 fn by_hand(world: &mut World, what: ByHand) {
@@ -236,14 +244,25 @@ fn by_hand(world: &mut World, what: ByHand) {
     let Some(&task) = world.rng.choice(&accepted) else { return };
     world.note(&super::text::short(&format!("{what:?} {task:?} at process {process}")));
     let store = world.processes[process].services.store.clone();
-    // The number after a task's is that of its first job.
-    let job = JobId(Uuid::from_u128(task.0.as_u128() + 1));
+    // The numbers after a task's are those of its jobs, of its image, and of whatever deletes that.
+    let number = |after: u128| Uuid::from_u128(task.0.as_u128() + after);
+    let job = JobId(number(1));
+    let deletion = DeletionRequest {
+        image: ImageId(number(3)),
+        task: TaskId(number(4)),
+        job: JobId(number(5)),
+        max_attempts: world.config.max_attempts,
+        after: Duration::from_secs(2),
+        presets: Vec::new(),
+        trace: None,
+    };
     tokio::spawn(async move {
         // Whoever gets no answer asks again when the schedule says so.
         match what {
             ByHand::Cancel => drop(store.cancel(task).await),
             ByHand::Retry => drop(store.retry(&[task]).await),
             ByHand::RingAgain => drop(store.ring_again(job, Duration::from_secs(5)).await),
+            ByHand::Delete => drop(store.delete_image(&deletion).await),
         }
     });
 }

@@ -169,9 +169,12 @@ impl Books {
 
     /// Each success left the effect of its own attempt, and nothing else left any.
     async fn effects(&mut self) -> Verified {
-        let widths = sqlx::query("select id, width from images").fetch_all(&mut self.conn).await;
+        let images = sqlx::query("select id, width, sha256 = zeroblob(32) from images");
+        let images = images.fetch_all(&mut self.conn).await.expect("images");
         let widths: BTreeMap<Uuid, Option<u32>> =
-            widths.expect("images").iter().map(|row| (row.get(0), row.get(1))).collect();
+            images.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let forgotten: BTreeMap<Uuid, bool> =
+            images.iter().map(|row| (row.get(0), row.get(2))).collect();
         let mut made: Vec<String> = sqlx::query_scalar("select fingerprint from renditions")
             .fetch_all(&mut self.conn)
             .await
@@ -183,6 +186,10 @@ impl Books {
             if job.kind == "write" {
                 must(widths.get(&job.image) == Some(&fence), || {
                     format!("{} left {:?}, not {fence:?}", name(id), widths.get(&job.image))
+                })?;
+            } else if job.kind == "delete" {
+                must(forgotten.get(&job.image) == Some(&fence.is_some()), || {
+                    format!("{} left its image as {:?}", name(id), forgotten.get(&job.image))
                 })?;
             } else if let Some(fence) = fence {
                 wanted.push(fingerprint(JobId(*id), fence));
@@ -255,7 +262,9 @@ fn change(method: &str, label: &str, id: &Uuid, old: &Job, new: &Job) -> Verifie
         let anew = new.status == "queued" && (new.fence, new.released) == (old.fence, old.fence);
         return must(anew && new.bell == Some((new.fence, new.run_at)), || wrong("is not anew"));
     }
-    if method == "cancel" && !is_final(&old.status) {
+    let cancels = method == "cancel" || method == "delete_image" && old.kind != "delete";
+    if cancels && !is_final(&old.status) {
+        must(old.kind != "delete", || wrong("is a deletion, and was cancelled"))?;
         let ended = Job { status: "cancelled".to_owned(), bell: None, ..old.clone() };
         return must(*new == ended, || wrong("is not just cancelled"));
     }

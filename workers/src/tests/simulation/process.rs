@@ -170,5 +170,6 @@ fn effect(job: &ClaimedJob) -> Outcome {
         JobKind::Verify => {
             Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None }
         }
+        JobKind::Delete => Outcome::Deleted { proxies: 0 },
     }
 }

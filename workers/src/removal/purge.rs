@@ -7,7 +7,7 @@ use metrics::counter;
 use reqwest::{Client, Method, StatusCode, redirect::Policy};
 use safelight_common::{
     config::{Config, HttpUrl},
-    domain::Image,
+    domain::ImageId,
 };
 
 /// How long a proxy has to answer.
@@ -15,9 +15,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests for one image at once.
 const AT_ONCE: usize = 16;
-
-/// How much longer than delivery nodes remember an image it is left alone, for their clocks.
-const MARGIN: Duration = Duration::from_secs(1);
 
 /// A proxy that may still serve a deleted image.
 #[derive(Debug, thiserror::Error)]
@@ -31,29 +28,31 @@ pub(crate) enum PurgeError {
 }
 
 /// How long an image must have been discarded before it is purged. A delivery node may serve it out
-/// of its metadata cache for `metadata_cache_ms`, and a proxy that asked within that time would hold
-/// it again, after the purge. Without proxies, no time at all.
+/// of its metadata cache, and a proxy that asked within that time would hold it again, after the purge.
+/// Without proxies, no time at all.
 pub(super) fn age(config: &Config) -> Duration {
-    if config.purge_urls.is_empty() {
-        return Duration::ZERO;
-    }
-    Duration::from_millis(config.metadata_cache_ms) + MARGIN
+    if config.purge_urls.is_empty() { Duration::ZERO } else { config.unknown_after() }
 }
 
 /// A client that proxies answer.
-pub(super) fn client() -> Result<Client, PurgeError> {
+fn client() -> Result<Client, PurgeError> {
     let client = Client::builder().timeout(TIMEOUT).redirect(Policy::none()).build();
     client.map_err(PurgeError::NoClient)
 }
 
-/// Purges an image and all its renditions from every proxy: `PURGE /images/…`, a method that Varnish
-/// and others know. A proxy that does not have it may say so with 404.
-pub(super) async fn everywhere(
-    client: &Client,
-    config: &Config,
-    image: &Image,
+/// Purges an image and all its renditions, of `presets` and of those that are configured, from every proxy:
+/// `PURGE /images/…`, a method that Varnish and others know. A proxy that does not have it may say so
+/// with 404.
+pub(crate) async fn everywhere<'a>(
+    config: &'a Config,
+    image: ImageId,
+    presets: impl Iterator<Item = &'a str>,
 ) -> Result<(), PurgeError> {
-    let paths = paths(config, image);
+    if config.purge_urls.is_empty() {
+        return Ok(());
+    }
+    let client = client()?;
+    let paths = paths(config, image, presets);
     let mut requests = Vec::new();
     for proxy in &config.purge_urls {
         requests.extend(paths.iter().map(|path| send(client.clone(), proxy.clone(), path.clone())));
@@ -62,11 +61,14 @@ pub(super) async fn everywhere(
 }
 
 /// Where the image is, or ever was as far as we know.
-fn paths(config: &Config, image: &Image) -> Vec<String> {
+fn paths<'a>(
+    config: &'a Config,
+    image: ImageId,
+    presets: impl Iterator<Item = &'a str>,
+) -> Vec<String> {
     let configured = config.presets.keys().map(String::as_str);
-    let made = image.renditions.iter().map(|made| made.preset.as_str());
-    let presets: BTreeSet<&str> = configured.chain(made).collect();
-    let original = format!("/images/{}", image.id);
+    let presets: BTreeSet<&str> = configured.chain(presets).collect();
+    let original = format!("/images/{image}");
     let renditions = presets.iter().map(|preset| format!("{original}/{preset}"));
     renditions.chain([original.clone()]).collect()
 }

@@ -1,0 +1,79 @@
+//! The delete job: removes what is stored of one image. It is due once nobody can be writing for the image
+//! any more and no delivery node knows it, so what is removed now does not come back.
+
+use std::time::Duration;
+
+use safelight_common::{
+    domain::{ContentHash, ErrorCode, Failure, Removal},
+    fail_point,
+    services::Services,
+    shared_cache,
+    store::{ClaimedJob, Outcome},
+};
+use tokio::time::Instant;
+
+use super::{Context, database_away, source};
+use crate::removal::{self, RemovalError, purge};
+
+/// A job takes a whole number of these, so that its time does not tell whether somebody else has the
+/// same bytes, which are then left where they are.
+const GRAIN: Duration = Duration::from_millis(250);
+
+pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
+    let (services, begun) = (&context.services, Instant::now());
+    let found = services.store.removal(job.task).await.map_err(|error| database_away(&error))?;
+    // Only of a job that is done, and that another attempt ended: this one's end does not count.
+    let Some(Removal { presets, objects }) = found else {
+        return Err(Failure::new(ErrorCode::LeaseLost, "the image was removed by another attempt"));
+    };
+    fail_point::hit("delete.begun").await;
+    removal::remove_bytes(services, &job.image).await.map_err(failure)?;
+    fail_point::hit("delete.removed").await;
+    // Also what others have as well: a cache that is away would tell it from what they have not.
+    forget_cached(services, &objects).await?;
+    let presets = presets.iter().map(String::as_str);
+    let purged = purge::everywhere(&services.config, job.image.id, presets).await;
+    purged.map_err(|error| failure(error.into()))?;
+    fail_point::hit("delete.purged").await;
+    tokio::time::sleep_until(begun + whole_grains(begun.elapsed())).await;
+    let proxies = u32::try_from(services.config.purge_urls.len()).unwrap_or(u32::MAX);
+    tracing::info!(image = %job.image.id, "removed a deleted image");
+    Ok(Outcome::Deleted { proxies })
+}
+
+fn whole_grains(elapsed: Duration) -> Duration {
+    let grains = elapsed.as_millis() / GRAIN.as_millis() + 1;
+    GRAIN * u32::try_from(grains).unwrap_or(u32::MAX)
+}
+
+async fn forget_cached(services: &Services, objects: &[ContentHash]) -> Result<(), Failure> {
+    shared_cache::forget(&services.config.shared_cache_url, objects).await.map_err(|error| {
+        tracing::warn!(%error, "the shared cache does not forget a deleted image");
+        Failure::new(ErrorCode::CacheUnavailable, "the shared cache did not answer")
+    })
+}
+
+/// As a job's failure; where proxies are, and what engines say, goes to the log only.
+fn failure(error: RemovalError) -> Failure {
+    match error {
+        RemovalError::Store(error) => database_away(&error),
+        RemovalError::Blobs(error) => source::failure(error),
+        RemovalError::Purge(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot purge a proxy");
+            let message = "a caching proxy did not confirm that it has the image no more";
+            Failure::new(ErrorCode::ProxyUnavailable, message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_removal_takes_as_long_as_none() {
+        let took = |ms| whole_grains(Duration::from_millis(ms)).as_millis();
+        assert_eq!([took(0), took(40), took(249)], [250; 3]);
+        assert_eq!([took(250), took(499), took(500)], [500, 500, 750]);
+    }
+}

@@ -1,0 +1,170 @@
+//! What nobody refers to is collected, and nothing else.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use safelight_common::{
+    blobs::BlobKey,
+    domain::{
+        Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
+        ImageFormat, ItemOutcome, JOB_VERSION, JobKind, TaskId, WorkerId,
+    },
+    store::{Claim, Doorbell, Item, Lease, NewBackfill, NewUpload, Outcome},
+};
+
+use super::{
+    cancel::written,
+    delete::image,
+    lab::{Lab, picture, within},
+};
+use crate::backfill;
+
+/// Collects garbage; answers with how it ended, and its report.
+async fn collect(lab: &Lab, dry_run: bool) -> (Backfill, Vec<Item>) {
+    let store = &lab.services.store;
+    let spec = BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) };
+    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec };
+    store.create_backfill(&new).await.expect("begin");
+    let foreman = WorkerId::new();
+    within("the backfill ends", async {
+        loop {
+            backfill::step(&lab.services, foreman).await.expect("a step");
+            let task = store.task(new.task).await.expect("read").expect("a task");
+            let stands = *task.backfill.expect("a backfill");
+            if stands.state == BackfillState::Ended {
+                return (stands, store.backfill_report(new.task, None, 999).await.expect("report"));
+            }
+        }
+    })
+    .await
+}
+
+/// As if it had been written two hours ago.
+fn age(path: &Path) {
+    let then = SystemTime::now() - Duration::from_hours(2);
+    let file = fs::File::options().append(true).open(path).expect("a file");
+    file.set_modified(then).expect("a time");
+}
+
+fn rendition_of(of: ContentHash) -> BlobKey {
+    BlobKey::Rendition {
+        of,
+        preset: "small".to_owned(),
+        fingerprint: "0123456789ab".to_owned(),
+        format: ImageFormat::Jpeg,
+    }
+}
+
+/// Stores an old object that no row refers to.
+async fn orphan(lab: &Lab, key: &BlobKey) {
+    lab.services.blobs.put(key, "left over".into()).await.expect("put");
+    age(&lab.path(key));
+}
+
+fn count(backfill: &Backfill, reason: &str) -> u64 {
+    backfill.skipped.get(reason).copied().unwrap_or(0)
+}
+
+#[tokio::test]
+async fn garbage_is_shown_and_then_removed_and_nothing_else_is() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let upload = lab.upload(&picture()).await;
+    lab.ended(upload.task).await;
+    let live = image(&lab, &upload).await;
+    let renditions = live.renditions.iter().map(|made| BlobKey::rendition(live.sha256, made));
+    let kept: Vec<BlobKey> = renditions.chain([BlobKey::Blob(live.sha256)]).collect();
+    for key in &kept {
+        age(&lab.path(key));
+    }
+    let nobody = ContentHash::of(b"left over");
+    let garbage = [BlobKey::Blob(nobody), rendition_of(nobody), rendition_of(live.sha256)];
+    for key in &garbage {
+        orphan(&lab, key).await;
+    }
+    let young = BlobKey::Blob(ContentHash::of(b"young"));
+    lab.services.blobs.put(&young, "young".into()).await.expect("put");
+    let foreign = lab.path(&BlobKey::Blob(nobody)).with_file_name("notes.txt");
+    fs::write(&foreign, "not ours").expect("write");
+    age(&foreign);
+
+    let (plan, lines) = collect(&lab, true).await;
+    assert_eq!((plan.planned, plan.succeeded, plan.expected), (3, 0, Some(9)));
+    assert!(lines.iter().all(|line| line.outcome == ItemOutcome::Planned), "{lines:?}");
+    let mut named: Vec<_> = lines.iter().filter_map(|line| line.source.clone()).collect();
+    named.sort();
+    let mut expected = garbage.each_ref().map(|key| key.path().to_string());
+    expected.sort();
+    assert_eq!(named, expected);
+    assert!(garbage.iter().all(|key| lab.path(key).exists()), "only shown");
+
+    let (done, lines) = collect(&lab, false).await;
+    assert_eq!((done.planned, done.succeeded, done.expected), (3, 3, Some(9)));
+    assert_eq!((count(&done, "in_use"), count(&done, "too_young")), (4, 1));
+    let removed = lines.iter().filter(|line| line.outcome == ItemOutcome::Succeeded);
+    assert!(removed.clone().all(|line| line.detail.as_deref() == Some("9 bytes")));
+    assert_eq!((removed.count(), count(&done, "unknown_name")), (3, 1));
+    assert!(garbage.iter().all(|key| !lab.path(key).exists()));
+    assert!(kept.iter().chain([&young]).all(|key| lab.path(key).exists()) && foreign.exists());
+    assert_eq!(image(&lab, &upload).await, live);
+    assert_eq!(lab.trash(), 0);
+    assert_eq!(collect(&lab, false).await.0.planned, 0, "nothing is left");
+}
+
+/// More than a step removes and a page holds.
+#[tokio::test]
+async fn much_garbage_is_collected_step_by_step() {
+    let lab = Lab::new(&[]).await;
+    let keys: Vec<_> =
+        (0..600_u32).map(|n| BlobKey::Blob(ContentHash::of(&n.to_le_bytes()))).collect();
+    for key in &keys {
+        let path = lab.path(key);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(&path, "left over").expect("write");
+        age(&path);
+    }
+    let (done, lines) = collect(&lab, false).await;
+    assert_eq!((done.succeeded, lines.len()), (600, 600));
+    assert!(keys.iter().all(|key| !lab.path(key).exists()));
+}
+
+#[tokio::test]
+async fn bytes_of_a_cancelled_upload_are_the_janitors() {
+    let lab = Lab::new(&[]).await;
+    let upload = written(&lab, b"going").await;
+    age(&lab.path(&BlobKey::Blob(upload.sha256)));
+    lab.services.store.cancel(upload.task).await.expect("cancel");
+    assert_eq!(count(&collect(&lab, false).await.0, "in_use"), 1);
+    lab.services.store.mark_removed(upload.image).await.expect("another said so, and was wrong");
+    assert_eq!(collect(&lab, false).await.0.succeeded, 1);
+}
+
+/// A job has stored a rendition, and takes long until it records it.
+#[tokio::test]
+async fn what_a_job_has_yet_to_record_is_no_garbage() {
+    let lab = Lab::new(&[]).await;
+    let upload = written(&lab, &picture()).await;
+    let lease = claim(&lab, &upload).await;
+    let made = rendition_of(upload.sha256);
+    orphan(&lab, &made).await;
+    assert_eq!(count(&collect(&lab, false).await.0, "in_use"), 2);
+    assert!(lab.path(&made).exists());
+    let failed = Outcome::Failed(Failure::new(ErrorCode::CorruptImage, "as told"));
+    lab.services.store.settle(&lease, &failed).await.expect("settle");
+    assert_eq!(collect(&lab, false).await.0.succeeded, 1, "nobody will record it");
+    assert!(!lab.path(&made).exists() && lab.path(&BlobKey::Blob(upload.sha256)).exists());
+}
+
+async fn claim(lab: &Lab, upload: &NewUpload) -> Lease {
+    let (job, kind) = upload.jobs[1];
+    assert_eq!(kind, JobKind::Thumbnail);
+    let bell = Doorbell { job, kind, lane: upload.lane, generation: 0, trace: None };
+    let (worker, lease) = (WorkerId::new(), Duration::from_hours(1));
+    match lab.services.store.claim(&bell, false, worker, lease, JOB_VERSION).await {
+        Ok(Claim::Run(job)) => job.lease,
+        other => panic!("{other:?}"),
+    }
+}
