@@ -41,6 +41,7 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     };
     let role = Role::Fleet { command: "api", queue: options.uploads };
     let services = startup::open_behind(&listener, config, role).await?;
+    startup::refuse_open_door(&services.config, &services.store).await?;
 
     let mut background = Background::default();
     if options.uploads {

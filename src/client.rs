@@ -22,6 +22,9 @@ pub struct Server {
     /// Access key
     #[arg(long, env = "SAFELIGHT_KEY", hide_env_values = true)]
     key: Option<String>,
+    /// Act for this owner, or for all with `*`; needs a key with the scope admin
+    #[arg(long, env = "SAFELIGHT_OWNER", value_name = "NAME")]
+    on_behalf: Option<String>,
 }
 
 /// Calls of the HTTP API, tried again where the server says that this can help.
@@ -141,8 +144,12 @@ impl SafelightClient {
     fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
         let url = format!("{}{path}", self.server.url.trim_end_matches('/'));
         let request = self.http.request(method, url);
-        match &self.server.key {
+        let request = match &self.server.key {
             Some(key) => request.bearer_auth(key),
+            None => request,
+        };
+        match &self.server.on_behalf {
+            Some(owner) => request.header("safelight-owner", owner),
             None => request,
         }
     }

@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod exit;
 mod images;
+mod keys;
 mod migrate;
 mod openapi;
 mod process;
@@ -69,6 +70,8 @@ enum Command {
     Workers(workers::WorkersArgs),
     /// List what waits, and how fast it comes and goes
     Queues(queues::QueuesArgs),
+    /// Make, list and revoke keys
+    Keys(keys::KeysArgs),
     /// Print the configuration in force
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
@@ -102,6 +105,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Backfill(args) => process::block_on(backfill::run(args)),
         Command::Workers(args) => process::block_on(workers::run(args)),
         Command::Queues(args) => process::block_on(queues::run(args)),
+        Command::Keys(args) => process::block_on(keys::run(load()?, args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
         Command::Decoder(args) => decoder::run(args),

@@ -22,6 +22,7 @@ pub async fn run(config: Config) -> Result<(), Exit> {
     let metrics = process::metrics(&shutdown)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
     let services = startup::open_behind(&listener, config, Role::Alone).await?;
+    startup::refuse_open_door(&services.config, &services.store).await?;
 
     let options = WorkerOptions {
         kinds: JobKind::ALL.to_vec(),

@@ -75,6 +75,21 @@ pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
     })
 }
 
+/// Refuses to be reached from other machines while nobody has a key: everything would be everybody's.
+pub async fn refuse_open_door(config: &Config, store: &DynStore) -> Result<(), Exit> {
+    if config.listen.ip().is_loopback() || store.has_api_keys().await.map_err(Exit::failed)? {
+        return Ok(());
+    }
+    Err(Exit::usage(format!(
+        "listening on {} without any key would let everybody in",
+        config.listen
+    ))
+    .hint(
+        "make one with `safelight keys create --owner NAME --scopes upload,read,admin`, or listen on \
+         127.0.0.1",
+    ))
+}
+
 /// Binds an HTTP address; `variable` is where it can be changed.
 pub async fn listen(address: SocketAddr, variable: &str) -> Result<TcpListener, Exit> {
     TcpListener::bind(address).await.map_err(|error| {

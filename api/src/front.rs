@@ -14,7 +14,7 @@ use tower::Service;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    ApiOptions, observe, openapi, problem,
+    ApiOptions, access, observe, openapi, problem,
     state::{ApiState, Draining, RenderMetrics},
 };
 
@@ -29,9 +29,12 @@ impl Api {
     /// The API over `services`. `metrics` gives the text that `/metrics` serves.
     pub fn new(services: Services, metrics: RenderMetrics, options: ApiOptions) -> Self {
         let state = ApiState::new(services, metrics, options);
-        let (described, document) =
+        let (described, mut document) =
             openapi::routes(options).with_state(state.clone()).split_for_parts();
+        access::document(&mut document);
+        let guard = middleware::from_fn_with_state(state.clone(), access::guard);
         let router = described
+            .route_layer(guard)
             .merge(openapi::description(document))
             .fallback(problem::no_such_path)
             .method_not_allowed_fallback(problem::no_such_method)

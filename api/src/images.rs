@@ -15,6 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
+    access::Caller,
     extract::{Id, Params, PathId},
     openapi::{DeleteProblems, ImageProblems, ListProblems},
     pages::{Cursor, page},
@@ -58,20 +59,24 @@ pub struct ImageListDocument {
 )]
 pub async fn show(
     State(state): State<ApiState>,
+    caller: Caller,
     Id(id): Id<ImageId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let image = load(&state, id).await?;
+    let image = load(&state, &caller, id).await?;
     conditional(&ImageDocument::new(&image, &state.presets), &headers)
 }
 
-/// The image, or the problem that there is none, or none any more.
-pub async fn load(state: &ApiState, id: ImageId) -> Result<Image, Problem> {
-    let image = state.services.store.image(id).await?.ok_or_else(|| ImageId::not_found(id))?;
-    if image.discarded {
-        return Err(gone(image.deleted));
-    }
-    Ok(image)
+/// The image, or the problem that there is none for this caller, or none any more.
+pub async fn load(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, Problem> {
+    let image = find(state, caller, id).await?;
+    if image.discarded { Err(gone(image.deleted)) } else { Ok(image) }
+}
+
+/// The image, gone or not; the problem that there never was one for this caller.
+async fn find(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, Problem> {
+    let image = state.services.store.image(id).await?.filter(|image| caller.may_see(&image.owner));
+    image.ok_or_else(|| ImageId::not_found(id))
 }
 
 /// The image was there once; whether it was deleted, or its upload cancelled.
@@ -108,12 +113,14 @@ pub fn gone(deleted: bool) -> Problem {
 )]
 pub async fn delete(
     State(state): State<ApiState>,
+    caller: Caller,
     draining: Option<Extension<Draining>>,
     Id(id): Id<ImageId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = Wait::from_headers(&headers)?;
-    let task = begin_deletion(&state, id).await?;
+    let image = find(&state, &caller, id).await?;
+    let task = begin_deletion(&state, &image).await?;
     let task = match wait {
         // The image is gone: a wait that cannot be had is no reason to say anything else.
         Some(wait) => match wait_until_final(&state, task.clone(), wait, draining).await {
@@ -126,27 +133,27 @@ pub async fn delete(
 }
 
 /// Has an image deleted, unless it is; answers with the task that does it.
-async fn begin_deletion(state: &ApiState, image: ImageId) -> Result<Task, Problem> {
+async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem> {
     let store = &state.services.store;
-    let request = deletion_of(state, image);
+    let request = deletion_of(state, image.id);
     let deletion = match store.delete_image(&request).await {
         // The connection may have been lost after the commit: then this finds it deleted before.
         Err(StoreError::Unavailable(_)) => store.delete_image(&request).await,
         answered => answered,
     };
     let id = match deletion? {
-        Deletion::Unknown => return Err(ImageId::not_found(image)),
+        Deletion::Unknown => return Err(ImageId::not_found(image.id)),
         Deletion::Forgotten => return Err(gone(true)),
         Deletion::Accepted(task) | Deletion::Before(task) => task,
     };
     state.delivery.bury(image);
     state.services.wake.ring();
-    let task = tasks::load(state, id).await?;
+    let task = tasks::reload(state, id).await?;
     if task.status != Status::Failed {
         return Ok(task);
     }
     store.retry(&[id]).await?;
-    tasks::load(state, id).await
+    tasks::reload(state, id).await
 }
 
 fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
@@ -187,11 +194,12 @@ fn accepted(state: &ApiState, task: &Task, wait: Option<Wait>) -> Result<Respons
 )]
 pub async fn list(
     State(state): State<ApiState>,
+    caller: Caller,
     mut params: Params,
 ) -> Result<Json<ImageListDocument>, Problem> {
     let request = page::<ImageId>(&mut params)?;
     params.finish()?;
-    let page = state.services.store.list_images(&request).await?;
+    let page = state.services.store.list_images(caller.sees(), &request).await?;
     Ok(Json(ImageListDocument {
         images: page.images.iter().map(|image| ImageDocument::new(image, &state.presets)).collect(),
         next_cursor: page.next.map(Cursor::encode),

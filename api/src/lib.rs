@@ -4,6 +4,7 @@
 //! server ─ connections, time-outs, drain
 //!   front ─ pictures at hand are answered on the spot; for the rest, the router:
 //!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ catch panic
+//!   access  ─ who asks, and whether they may; limits ─ how often
 //!     uploads   POST /v1/images
 //!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
 //!     backfills POST /v1/backfills   a task that walks over many images; its report
@@ -13,13 +14,16 @@
 //!     probes    GET  /livez /readyz /metrics
 //! ```
 
+mod access;
 mod backfills;
 mod backlog;
 mod conditional;
 mod delivery;
+mod engine;
 mod extract;
 mod front;
 mod images;
+mod limits;
 mod observe;
 mod openapi;
 mod pages;

@@ -18,7 +18,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
-    ApiOptions, backfills, delivery, images, probes,
+    ApiOptions,
+    access::{self, admin, signed},
+    backfills, delivery, images, limits, probes,
     problem::{self, ProblemCode, ProblemDocument, Retry},
     queues,
     state::ApiState,
@@ -43,6 +45,7 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
         (name = "backfills", description = "Work on many images"),
         (name = "images", description = "What is known of them"),
         (name = "delivery", description = "Their bytes"),
+        (name = "keys", description = "Who may do what, and what operators did"),
         (name = "fleet", description = "Who works, and on how much"),
         (name = "probes", description = "For machines that look after this one"),
     ),
@@ -57,7 +60,9 @@ pub struct Picture(Vec<u8>);
 
 /// The description of the whole API.
 pub fn openapi() -> OpenApi {
-    routes(ApiOptions::default()).into_openapi()
+    let mut document = routes(ApiOptions::default()).into_openapi();
+    access::document(&mut document);
+    document
 }
 
 /// The routes of a node, each with its description.
@@ -81,7 +86,12 @@ pub fn routes(options: ApiOptions) -> OpenApiRouter<ApiState> {
             .routes(routes!(backfills::resume))
             .routes(routes!(backfills::report))
             .routes(routes!(workers::list))
-            .routes(routes!(queues::list));
+            .routes(routes!(queues::list))
+            .routes(routes!(signed::sign))
+            .routes(routes!(limits::show))
+            .routes(routes!(admin::create, admin::list))
+            .routes(routes!(admin::revoke))
+            .routes(routes!(admin::audit));
     }
     if options.delivery {
         router = router.routes(routes!(delivery::original)).routes(routes!(delivery::rendition));
@@ -117,7 +127,7 @@ answers! {
     UploadProblems: InvalidRequest, InvalidQuery, InvalidHeader, InvalidMultipart, InvalidField,
         InvalidIdempotencyKey, InvalidDigest, UnsupportedDigest, DigestMismatch, EmptyBody,
         BrokenBody, UploadTimeout, KeyInFlight, UploadTooLarge, UnsupportedMediaType, KeyReused,
-        TooManyUploads, TooManyJobs, DatabaseUnavailable, BlobsUnavailable, StorageFull;
+        OverQuota, TooManyUploads, TooManyJobs, DatabaseUnavailable, BlobsUnavailable, StorageFull;
     /// Of reading a task.
     TaskProblems: InvalidHeader, TaskNotFound, TooManyWaiting, DatabaseUnavailable;
     /// Of cancelling a task.
@@ -139,9 +149,19 @@ answers! {
     /// Of reading an image's metadata.
     ImageProblems: ImageNotFound, ImageCancelled, ImageDeleted, DatabaseUnavailable;
     /// Of reading bytes.
-    DeliveryProblems: InvalidQuery, InvalidHeader, ImageNotFound, PresetNotFound, RenditionNotMade,
+    DeliveryProblems: InvalidQuery, InvalidHeader, KeyMissing, InvalidKey, ScopeMissing,
+        InvalidSignature, SignatureExpired, ImageNotFound, PresetNotFound, RenditionNotMade,
         ImageFailed, ImageCancelled, ImageDeleted, PreconditionFailed, RangeNotSatisfiable, BlobDamaged,
         ImageNotReady, TooManyWaiting, DatabaseUnavailable, BlobsUnavailable;
+    /// Of signing a URL.
+    SignProblems: InvalidBody, NotJson, BodyTooLarge, ImageNotFound, PresetNotFound, ImageCancelled,
+        ImageDeleted;
+    /// Of the limits.
+    LimitProblems: ;
+    /// Of making a key.
+    NewKeyProblems: InvalidBody, NotJson, BodyTooLarge;
+    /// Of a key.
+    KeyProblems: KeyNotFound;
     /// Of the readiness probe.
     ReadyProblems: NotReady;
     /// Of calls that nothing can go wrong with.
@@ -149,7 +169,7 @@ answers! {
 }
 
 /// One response per status, with an example per kind of problem.
-fn described(codes: &[ProblemCode]) -> BTreeMap<String, RefOr<Response>> {
+pub fn described(codes: &[ProblemCode]) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status: BTreeMap<String, Vec<ProblemCode>> = BTreeMap::new();
     for &code in codes {
         by_status.entry(code.status().as_str().to_owned()).or_default().push(code);

@@ -83,6 +83,16 @@ pub fn page<Id: Cursor>(params: &mut Params) -> Result<PageRequest<Id>, Problem>
     Ok(PageRequest { before, limit })
 }
 
+/// The cursor after `rows`, which one page gave; `None` if it was not full and so was the last.
+pub fn next_cursor<Row, Id: Cursor>(
+    request: &PageRequest<Uuid>,
+    rows: &[Row],
+    id: impl Fn(&Row) -> Id,
+) -> Option<String> {
+    let is_full = rows.len() >= request.limit as usize;
+    rows.last().filter(|_| is_full).map(|row| id(row).encode())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,7 +85,14 @@ problems! {
     DigestMismatch = 400 "digest_mismatch" "The body is not what Content-Digest says" later,
     EmptyBody = 400 "empty_body" "The upload has no bytes" never,
     BrokenBody = 400 "broken_body" "The body broke off" later,
+    KeyMissing = 401 "key_missing" "A key is needed" never,
+    InvalidKey = 401 "invalid_key" "The key is not valid" never,
+    ScopeMissing = 403 "scope_missing" "The key may not do this" never,
+    InvalidSignature = 403 "invalid_signature" "The URL's signature is not valid" never,
+    SignatureExpired = 403 "signature_expired" "The signed URL has expired" never,
+    OverQuota = 403 "over_quota" "The owner's quota is used up" never,
     SourceForbidden = 403 "source_forbidden" "The source may not be read" never,
+    KeyNotFound = 404 "key_not_found" "No such key" never,
     TaskNotFound = 404 "task_not_found" "No such task" never,
     ImageNotFound = 404 "image_not_found" "No such image" never,
     PresetNotFound = 404 "preset_not_found" "No such preset" never,
@@ -107,6 +114,7 @@ problems! {
     NotJson = 415 "not_json" "The body is not declared as JSON" never,
     UnsupportedMediaType = 415 "unsupported_media_type" "No picture that Safelight reads" never,
     KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
+    RateLimited = 429 "rate_limited" "Too many requests" 1,
     Internal = 500 "internal" "The server failed" later,
     BlobDamaged = 500 "blob_damaged" "The stored bytes are missing or damaged" never,
     TooManyUploads = 503 "too_many_uploads" "Too many uploads at once" 1,
@@ -314,7 +322,9 @@ fn render(problem: Problem, instance: String, head: bool, response: Response) ->
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     // A cache that kept an error would outlive its cause.
     parts.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Retry::After(seconds) = retry {
+    if let Retry::After(seconds) = retry
+        && !parts.headers.contains_key(header::RETRY_AFTER)
+    {
         parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     let (json, body) = Json(problem.document(instance)).into_response().into_parts();

@@ -10,7 +10,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ApiOptions, backlog::Backlog, delivery::Delivery, probes::Gauges, queues::Sampler,
+    ApiOptions,
+    access::{Door, KeyUses},
+    backlog::Backlog,
+    delivery::Delivery,
+    limits::Rates,
+    probes::Gauges,
+    queues::Sampler,
     watch::WatchHub,
 };
 
@@ -47,6 +53,12 @@ pub struct Inner {
     pub gauges: Gauges,
     /// How fast the queues go.
     pub sampler: Sampler,
+    /// Whether one may come in without a key.
+    pub door: Door,
+    /// When keys were used.
+    pub key_uses: KeyUses,
+    /// How often owners have asked.
+    pub rates: Rates,
     options: ApiOptions,
 }
 
@@ -69,6 +81,9 @@ impl ApiState {
             render_metrics,
             gauges: Gauges::default(),
             sampler: Sampler::new(Duration::from_millis(services.config.heartbeat_ms)),
+            door: Door::new(services.config.listen),
+            key_uses: KeyUses::default(),
+            rates: Rates::new(&services.config),
             options,
             services,
         }))

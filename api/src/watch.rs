@@ -326,6 +326,9 @@ mod tests {
 
     fn upload() -> NewUpload {
         NewUpload {
+            owner: safelight_common::domain::Owner::local(),
+            visibility: safelight_common::domain::Visibility::Public,
+            quota: safelight_common::domain::Quota::default(),
             image: ImageId::new(),
             task: TaskId::new(),
             lane: Lane::Interactive,

@@ -12,6 +12,7 @@ pub mod domain;
 pub mod fail_point;
 pub mod retry;
 pub mod roots;
+pub mod secrets;
 pub mod services;
 pub mod shared_cache;
 pub mod store;

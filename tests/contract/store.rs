@@ -3,6 +3,7 @@
 //! One function per promise; the test's name ends with the backend that it ran on. Where time
 //! matters the tests use durations of zero, which are over at once, and of an hour, which never are.
 
+mod access;
 mod backfill;
 mod claim;
 mod control;

@@ -19,6 +19,7 @@ use safelight_common::{
 
 use self::request::BackfillRequest;
 use crate::{
+    access::Caller,
     extract::{Id, JsonBody},
     openapi::{BackfillProblems, PauseProblems, ReportProblems},
     problem::{Problem, ProblemCode},
@@ -45,14 +46,15 @@ const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 )]
 pub async fn create(
     State(state): State<ApiState>,
+    caller: Caller,
     JsonBody(request): JsonBody<BackfillRequest>,
 ) -> Result<Response, Problem> {
     let task = request.id.unwrap_or_else(TaskId::new);
     let spec = request.check(&state)?;
-    let new = NewBackfill { task, owner: String::new(), spec };
+    let new = NewBackfill { task, owner: caller.owner.clone(), spec };
     state.services.store.create_backfill(&new).await?;
     tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");
-    let mut response = answer(&state, new.task).await?;
+    let mut response = answer(&state, &caller, new.task).await?;
     let location = HeaderValue::try_from(format!("/v1/tasks/{}", new.task));
     response.headers_mut().extend(location.ok().map(|place| (header::LOCATION, place)));
     Ok(response)
@@ -66,8 +68,12 @@ pub async fn create(
     params(("id" = TaskId, Path, description = "The backfill's id")),
     responses((status = 202, description = "The task, paused", body = TaskDocument), PauseProblems),
 )]
-pub async fn pause(State(state): State<ApiState>, Id(id): Id<TaskId>) -> Result<Response, Problem> {
-    set_paused(&state, id, true).await
+pub async fn pause(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Id(id): Id<TaskId>,
+) -> Result<Response, Problem> {
+    set_paused(&state, &caller, id, true).await
 }
 
 /// Resume a paused backfill.
@@ -78,16 +84,22 @@ pub async fn pause(State(state): State<ApiState>, Id(id): Id<TaskId>) -> Result<
 )]
 pub async fn resume(
     State(state): State<ApiState>,
+    caller: Caller,
     Id(id): Id<TaskId>,
 ) -> Result<Response, Problem> {
-    set_paused(&state, id, false).await
+    set_paused(&state, &caller, id, false).await
 }
 
-async fn set_paused(state: &ApiState, id: TaskId, paused: bool) -> Result<Response, Problem> {
+async fn set_paused(
+    state: &ApiState,
+    caller: &Caller,
+    id: TaskId,
+    paused: bool,
+) -> Result<Response, Problem> {
+    let task = backfill(state, caller, id).await?;
     if state.services.store.pause_backfill(id, paused).await? {
-        return answer(state, id).await;
+        return answer(state, caller, id).await;
     }
-    let task = backfill(state, id).await?;
     Err(Problem::new(
         ProblemCode::TaskEnded,
         format!("The backfill is `{}`: it cannot be paused or resumed.", task.status),
@@ -112,12 +124,13 @@ async fn set_paused(state: &ApiState, id: TaskId, paused: bool) -> Result<Respon
 )]
 pub async fn report(
     State(state): State<ApiState>,
+    caller: Caller,
     Id(id): Id<TaskId>,
     mut params: crate::extract::Params,
 ) -> Result<Response, Problem> {
     let after = params.parse("after")?;
     params.finish()?;
-    backfill(&state, id).await?;
+    backfill(&state, &caller, id).await?;
     let lines = report::lines(state.services.store.clone(), id, after).await?;
     let headers: [(HeaderName, HeaderValue); 2] = [
         (header::CONTENT_TYPE, NDJSON),
@@ -127,8 +140,8 @@ pub async fn report(
 }
 
 /// The task, if it is a backfill.
-async fn backfill(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
-    let task = load(state, id).await?;
+async fn backfill(state: &ApiState, caller: &Caller, id: TaskId) -> Result<Task, Problem> {
+    let task = load(state, caller, id).await?;
     if task.kind == TaskKind::Backfill {
         return Ok(task);
     }
@@ -138,8 +151,8 @@ async fn backfill(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
     ))
 }
 
-async fn answer(state: &ApiState, id: TaskId) -> Result<Response, Problem> {
-    let task = load(state, id).await?;
+async fn answer(state: &ApiState, caller: &Caller, id: TaskId) -> Result<Response, Problem> {
+    let task = load(state, caller, id).await?;
     let document = Json(TaskDocument::new(&task, &state.presets));
     let mut response = (StatusCode::ACCEPTED, document).into_response();
     add_progress_headers(&mut response, &task, None);

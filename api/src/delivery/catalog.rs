@@ -7,7 +7,7 @@ use std::{
 
 use moka::sync::Cache;
 use safelight_common::{
-    domain::ImageId,
+    domain::{Image, ImageId},
     store::{DynStore, StoreError},
 };
 
@@ -142,9 +142,9 @@ impl Catalog {
     }
 
     /// Learns that an image was deleted.
-    pub fn bury(&self, id: ImageId) {
-        let deleted = Known { entry: Some(Arc::new(Entry::deleted())), at: Instant::now() };
-        self.0.known.insert(id, deleted);
+    pub fn bury(&self, image: &Image) {
+        let deleted = Known { entry: Some(Arc::new(Entry::deleted(image))), at: Instant::now() };
+        self.0.known.insert(image.id, deleted);
     }
 
     /// Forgets an image: it has changed.

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use safelight_common::{
     blobs::BlobKey,
-    domain::{Image, ImageFormat},
+    domain::{Image, ImageFormat, Owner, Visibility},
 };
 
 use super::source::Content;
@@ -19,6 +19,10 @@ use crate::{
 /// What is under a path never changes: an id is never given out twice, and a preset that changes
 /// makes renditions anew.
 pub const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// What not everybody may read is kept by nobody but who asked, and shown again only after asking whether
+/// that still holds: a key may be revoked, a signature expire.
+const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// A picture is shown, and whatever else might be in it does nothing.
 const CONTENT_SECURITY_POLICY: HeaderValue =
@@ -37,6 +41,8 @@ pub struct Entry {
     pub discarded: bool,
     /// It was deleted.
     pub deleted: bool,
+    /// Whose it is, if not everybody may read it.
+    pub private_to: Option<Owner>,
     /// The original; `None` until it is stored.
     pub original: Option<Arc<Representation>>,
     /// What there is of the presets as they are configured now, those of one preset side by side,
@@ -64,6 +70,7 @@ impl Entry {
     /// What there is of `image`.
     pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
         let format = image.facts.as_ref().map_or(image.format, |facts| facts.format);
+        let private = image.visibility == Visibility::Private;
         let original = image.stored_at.filter(|_| !image.discarded).map(|stored| {
             let content = Content {
                 key: BlobKey::Blob(image.sha256),
@@ -71,7 +78,10 @@ impl Entry {
                 bytes: image.bytes,
             };
             let name = image.filename.clone();
-            Arc::new(Representation::new(content, format, stored, name.as_deref(), false))
+            Arc::new(
+                Representation::new(content, format, stored, name.as_deref(), false)
+                    .kept_by(private),
+            )
         });
         let renditions = presets.names().filter_map(|preset| {
             let varies = presets.varies(preset);
@@ -83,10 +93,14 @@ impl Entry {
                         sha256: made.sha256,
                         bytes: made.bytes,
                     };
-                    let at = made.made_at.unwrap_or(image.created_at);
+                    // An equal picture of somebody else's may have been there before.
+                    let at = made.made_at.map_or(image.created_at, |at| at.max(image.created_at));
                     let name = image.filename.as_deref().map(|name| renamed(name, made.format));
                     let name = name.as_deref();
-                    Arc::new(Representation::new(content, made.format, at, name, varies))
+                    Arc::new(
+                        Representation::new(content, made.format, at, name, varies)
+                            .kept_by(private),
+                    )
                 })
                 .collect();
             (!made.is_empty()).then(|| (preset.into(), made))
@@ -94,14 +108,21 @@ impl Entry {
         Self {
             discarded: image.discarded,
             deleted: image.deleted,
+            private_to: private_to(image),
             original,
             renditions: renditions.collect(),
         }
     }
 
     /// What is left of an image that was deleted.
-    pub fn deleted() -> Self {
-        Self { discarded: true, deleted: true, original: None, renditions: Vec::new() }
+    pub fn deleted(image: &Image) -> Self {
+        Self {
+            discarded: true,
+            deleted: true,
+            private_to: private_to(image),
+            original: None,
+            renditions: Vec::new(),
+        }
     }
 
     /// The representations of a preset, its base first; none if there is none.
@@ -142,6 +163,22 @@ impl Representation {
         whole.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
         whole.insert(header::CONTENT_LENGTH, HeaderValue::from(content.bytes));
         Self { content, format, validators, known, whole }
+    }
+}
+
+/// Whose an image is, if not everybody may read it.
+fn private_to(image: &Image) -> Option<Owner> {
+    (image.visibility == Visibility::Private).then(|| image.owner.clone())
+}
+
+impl Representation {
+    /// The same, for everybody's caches or, if it is `private`, for none that is shared.
+    fn kept_by(mut self, private: bool) -> Self {
+        let policy = if private { PRIVATE } else { IMMUTABLE };
+        for headers in [&mut self.known, &mut self.whole] {
+            headers.insert(header::CACHE_CONTROL, policy.clone());
+        }
+        self
     }
 }
 

@@ -28,12 +28,13 @@ use axum::{
     response::Response,
 };
 use safelight_common::{
-    domain::{ImageId, JobKind, Task},
+    domain::{Image, ImageId, JobKind, Task},
     services::Services,
     store::StoreError,
 };
 
 use crate::{
+    access::signed,
     extract::{Id, PathId, parse_id},
     images::gone,
     openapi::{DeliveryProblems, Picture},
@@ -72,7 +73,7 @@ impl Delivery {
     }
 
     /// Notes that an image was deleted, so that this node answers so at once.
-    pub fn bury(&self, image: ImageId) {
+    pub fn bury(&self, image: &Image) {
         self.catalog.bury(image);
     }
 
@@ -96,6 +97,9 @@ impl Delivery {
         let path = request.uri().path().strip_prefix("/images/")?;
         let (id, preset) = path.split_once('/').map_or((path, None), |(id, p)| (id, Some(p)));
         let entry = self.catalog.at_hand(parse_id(id).ok()?)?;
+        if entry.private_to.is_some() {
+            return None;
+        }
         let shown = match preset {
             None => entry.original.as_ref()?,
             Some(preset) => negotiate::choose(entry.renditions(preset), headers)?,
@@ -122,6 +126,9 @@ impl Delivery {
         ("prefer" = Option<String>, Header, description = "`wait=` and seconds: the same as the parameter, which counts for more", example = "wait=10"),
         ("if-match" = Option<String>, Header, description = "The `ETag` of the bytes without which the client wants none"),
         ("if-unmodified-since" = Option<String>, Header, description = "The same by `Last-Modified`"),
+        ("expires" = Option<i64>, Query, description = "Of a signed URL: until when it is good, in Unix seconds"),
+        ("key_id" = Option<String>, Query, description = "Of a signed URL: the key it was signed with"),
+        ("signature" = Option<String>, Query, description = "Of a signed URL: its signature"),
         ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
         ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the bytes that the client has"),
         ("range" = Option<String>, Header, description = "The parts that the client wants", example = "bytes=0-1023"),
@@ -166,6 +173,9 @@ pub async fn original(
         ("id" = ImageId, Path, description = "The image's id"),
         ("preset" = String, Path, description = "The preset's name", example = "small"),
         ("wait" = Option<u32>, Query, description = "Seconds to hold the request while the image is being processed", minimum = 0, maximum = 60),
+        ("expires" = Option<i64>, Query, description = "Of a signed URL: until when it is good, in Unix seconds"),
+        ("key_id" = Option<String>, Query, description = "Of a signed URL: the key it was signed with"),
+        ("signature" = Option<String>, Query, description = "Of a signed URL: its signature"),
         ("accept" = Option<String>, Header, description = "Chooses among the formats of a preset that has several", example = "image/avif,image/webp,*/*"),
         ("prefer" = Option<String>, Header, description = "`wait=` and seconds: the same as the parameter, which counts for more", example = "wait=10"),
         ("if-match" = Option<String>, Header, description = "The `ETag` of the bytes without which the client wants none"),
@@ -233,6 +243,10 @@ impl Request<'_> {
         // Also where there is nothing to wait for: what is wrong does not come and go.
         let wait = absent::patience(state, uri.query(), headers)?;
         let answer = state.delivery.catalog.look_up(*id).await?;
+        let private_to = answer.entry.as_ref().and_then(|entry| entry.private_to.as_ref());
+        if let Some(owner) = private_to {
+            signed::check(state, *id, owner, uri, headers).await?;
+        }
         if is_there(answer.image(*id)?) {
             return Ok(answer);
         }
@@ -261,7 +275,7 @@ impl Request<'_> {
     }
 }
 
-fn no_such_preset(state: &ApiState, preset: &str) -> Problem {
+pub fn no_such_preset(state: &ApiState, preset: &str) -> Problem {
     let names: Vec<_> = state.presets.names().collect();
     let preset = preset.escape_debug();
     Problem::new(ProblemCode::PresetNotFound, format!("There is no preset `{preset}`."))

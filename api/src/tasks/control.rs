@@ -17,9 +17,10 @@ use super::{
     add_progress_headers,
     document::TaskDocument,
     filter::{self, FilterParams},
-    load,
+    load, reload,
 };
 use crate::{
+    access::Caller,
     extract::{Id, Params, invalid_query},
     openapi::{CancelProblems, ListProblems, RetryProblems},
     pages::{Cursor, page},
@@ -41,10 +42,12 @@ use crate::{
 )]
 pub async fn cancel(
     State(state): State<ApiState>,
+    caller: Caller,
     Id(id): Id<TaskId>,
 ) -> Result<Response, Problem> {
+    load(&state, &caller, id).await?;
     let cancelled = state.services.store.cancel(id).await?;
-    let task = load(&state, id).await?;
+    let task = reload(&state, id).await?;
     state.delivery.forget_image_of(&task);
     // Asked again, perhaps because the answer was lost, it is as the client wants it.
     if task.kind == TaskKind::Delete && !task.status.is_final() {
@@ -73,10 +76,15 @@ pub async fn cancel(
         RetryProblems,
     ),
 )]
-pub async fn retry(State(state): State<ApiState>, Id(id): Id<TaskId>) -> Result<Response, Problem> {
+pub async fn retry(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Id(id): Id<TaskId>,
+) -> Result<Response, Problem> {
+    load(&state, &caller, id).await?;
     let retried = state.services.store.retry(&[id]).await?;
     state.services.wake.ring();
-    let task = load(&state, id).await?;
+    let task = reload(&state, id).await?;
     if retried.is_empty() {
         return Err(not_retried(&task));
     }
@@ -139,11 +147,13 @@ pub struct RetriedDocument {
 )]
 pub async fn retry_many(
     State(state): State<ApiState>,
+    caller: Caller,
     mut params: Params,
 ) -> Result<Json<RetriedDocument>, Problem> {
-    let mut filter = filter::from_params(&mut params)?;
+    let mut filter = filter::from_params(&caller, &mut params)?;
     let all = params.parse("all")?.unwrap_or(false);
-    if filter == TaskFilter::default() && !all {
+    let of_all = TaskFilter { owner: caller.sees().cloned(), ..TaskFilter::default() };
+    if filter == of_all && !all {
         return Err(invalid_query("all", "must be true where there is no filter"));
     }
     if filter.status.is_some_and(|status| status != Status::Failed) {

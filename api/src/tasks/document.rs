@@ -11,8 +11,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use safelight_common::domain::{
     Backfill, ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind,
-    Lane, Placeholder, Progress, Receipt, RemovedRendition, Rendition, Status, Task, TaskId,
-    TaskKind,
+    Lane, Owner, Placeholder, Progress, Receipt, RemovedRendition, Rendition, Status, Task, TaskId,
+    TaskKind, Visibility,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -34,6 +34,9 @@ pub struct TaskDocument {
     pub lane: Lane,
     /// Where it stands.
     pub status: Status,
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub owner: Owner,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
@@ -109,6 +112,11 @@ pub struct ErrorDocument {
 pub struct ImageDocument {
     /// Its id.
     pub id: ImageId,
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub owner: Owner,
+    /// Who may read its bytes.
+    pub visibility: Visibility,
     /// Where the original is served.
     #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10")]
     pub url: String,
@@ -241,6 +249,7 @@ impl TaskDocument {
             kind: task.kind,
             lane: task.lane,
             status: task.status,
+            owner: task.owner.clone(),
             created_at: task.created_at,
             updated_at: task.updated_at,
             finished_at: task.finished_at,
@@ -314,6 +323,8 @@ impl ImageDocument {
         let placeholder = image.placeholder.as_ref().filter(|_| !image.deleted);
         Self {
             id: image.id,
+            owner: image.owner.clone(),
+            visibility: image.visibility,
             url: format!("/images/{}", image.id),
             width: facts.map(|facts| facts.width),
             height: facts.map(|facts| facts.height),

@@ -19,6 +19,7 @@ use safelight_common::{
 
 use super::{document::TaskDocument, load};
 use crate::{
+    access::Caller,
     extract::Id,
     openapi::EventProblems,
     problem::Problem,
@@ -50,13 +51,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 )]
 pub async fn events(
     State(state): State<ApiState>,
+    caller: Caller,
     draining: Option<Extension<Draining>>,
     Id(id): Id<TaskId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // An id that we did not make is no reason to refuse: the client then gets the whole story.
     let seen = headers.get(LAST_EVENT_ID).and_then(|v| v.to_str().ok()?.parse::<i64>().ok());
-    let task = load(&state, id).await?;
+    let task = load(&state, &caller, id).await?;
     if seen == Some(task.version) && task.status.is_final() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }

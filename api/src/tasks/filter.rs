@@ -2,14 +2,15 @@
 
 use chrono::{DateTime, Utc};
 use safelight_common::{
-    domain::{ErrorCode, JobKind, Status, TaskKind},
+    domain::{ErrorCode, JobKind, Owner, Status, TaskKind},
     store::TaskFilter,
 };
 use utoipa::IntoParams;
 
 use crate::{
+    access::Caller,
     extract::{Params, invalid_query},
-    problem::Problem,
+    problem::{Problem, ProblemCode},
 };
 
 /// The parameters that [`from_params`] takes. For the API's description only.
@@ -24,7 +25,7 @@ pub struct FilterParams {
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
     code: Option<ErrorCode>,
-    /// Only tasks of this owner
+    /// Only tasks of this owner; another's than one's own needs `Safelight-Owner` too
     owner: Option<String>,
     /// Only tasks accepted before this time (RFC 3339)
     created_before: Option<DateTime<Utc>>,
@@ -32,8 +33,8 @@ pub struct FilterParams {
     created_after: Option<DateTime<Utc>>,
 }
 
-/// Takes the filter out of a query.
-pub fn from_params(params: &mut Params) -> Result<TaskFilter, Problem> {
+/// Takes the filter out of a query, narrowed to what the caller may see.
+pub fn from_params(caller: &Caller, params: &mut Params) -> Result<TaskFilter, Problem> {
     let (kind, job_kind) = match params.take("kind")? {
         None => (None, None),
         Some(name) => kinds(&name)?,
@@ -43,10 +44,20 @@ pub fn from_params(params: &mut Params) -> Result<TaskFilter, Problem> {
         kind,
         job_kind,
         code: params.parse("code")?,
-        owner: params.take("owner")?,
+        owner: owner(caller, params)?,
         created_before: time(params, "created_before")?,
         created_after: time(params, "created_after")?,
     })
+}
+
+fn owner(caller: &Caller, params: &mut Params) -> Result<Option<Owner>, Problem> {
+    let Some(name) = params.take("owner")? else { return Ok(caller.sees().cloned()) };
+    let owner: Owner = name.parse().map_err(|error| invalid_query("owner", error))?;
+    if caller.may_see(&owner) {
+        return Ok(Some(owner));
+    }
+    Err(Problem::new(ProblemCode::ScopeMissing, "The key is another owner's.")
+        .hint("an admin names an owner with the header `Safelight-Owner`"))
 }
 
 fn time(params: &mut Params, name: &str) -> Result<Option<DateTime<Utc>>, Problem> {

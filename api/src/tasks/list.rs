@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::{document::TaskDocument, filter};
 use crate::{
+    access::Caller,
     extract::Params,
     openapi::ListProblems,
     pages::{Cursor, page},
@@ -39,9 +40,10 @@ pub struct TaskListDocument {
 )]
 pub async fn list(
     State(state): State<ApiState>,
+    caller: Caller,
     mut params: Params,
 ) -> Result<Json<TaskListDocument>, Problem> {
-    let filter = filter::from_params(&mut params)?;
+    let filter = filter::from_params(&caller, &mut params)?;
     let request = page::<TaskId>(&mut params)?;
     params.finish()?;
     let page = state.services.store.list_tasks(&filter, &request).await?;

@@ -15,6 +15,7 @@ use axum::{
 use safelight_common::domain::{Task, TaskId};
 
 use crate::{
+    access::Caller,
     extract::{Id, PathId},
     openapi::TaskProblems,
     prefer::{PREFERENCE_APPLIED, Wait},
@@ -49,12 +50,13 @@ const POLL_SECONDS: HeaderValue = HeaderValue::from_static("1");
 )]
 pub async fn show(
     State(state): State<ApiState>,
+    caller: Caller,
     draining: Option<Extension<Draining>>,
     Id(id): Id<TaskId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = Wait::from_headers(&headers)?;
-    let mut task = load(&state, id).await?;
+    let mut task = load(&state, &caller, id).await?;
     if let Some(wait) = wait {
         task = wait_until_final(&state, task, wait, draining).await?;
     }
@@ -63,8 +65,14 @@ pub async fn show(
     Ok(response)
 }
 
-/// The task, or the problem that there is none.
-pub async fn load(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
+/// The task, or the problem that there is none for this caller.
+pub async fn load(state: &ApiState, caller: &Caller, id: TaskId) -> Result<Task, Problem> {
+    let task = state.services.store.task(id).await?.filter(|task| caller.may_see(&task.owner));
+    task.ok_or_else(|| TaskId::not_found(id))
+}
+
+/// A task again, of which the caller has seen that it may.
+pub async fn reload(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
     state.services.store.task(id).await?.ok_or_else(|| TaskId::not_found(id))
 }
 
@@ -90,7 +98,7 @@ pub async fn wait_until_final(
         () = draining.cancelled() => {}
     }
     drop(watcher);
-    load(state, id).await
+    reload(state, id).await
 }
 
 /// `Retry-After` until the task is final, `Preference-Applied` if the client asked to wait.

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use safelight_common::{
     blobs::BlobKey,
     domain::{
-        ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Progress, Status, Task, TaskId,
-        TaskKind,
+        ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Status, Task,
+        TaskId, TaskKind,
     },
     fail_point,
     store::{Accepted, NewUpload, StoreError},
@@ -23,6 +23,7 @@ use super::{
     intake::{Content, Intake},
 };
 use crate::{
+    limits,
     problem::{Problem, ProblemCode},
     state::ApiState,
 };
@@ -31,6 +32,8 @@ use crate::{
 pub struct Received {
     /// The image that it becomes.
     pub image: ImageId,
+    /// Whose it is.
+    pub owner: Owner,
     /// Its bytes.
     pub intake: Intake,
     /// What came beside them.
@@ -46,7 +49,7 @@ pub struct Received {
 /// Makes the upload durable and records it. Runs in a task of its own, so that a client which
 /// hangs up now cannot cut it in the middle.
 pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem> {
-    let Received { image, intake, form, expected, key, place } = received;
+    let Received { image, owner, intake, form, expected, key, place } = received;
     // The request's, if it is traced: its jobs are to be children of that.
     let trace = traces::current();
     let begun = Moment::now();
@@ -56,7 +59,8 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
         discard(&state, image).await;
         return Err(problem);
     }
-    let upload = NewUpload { trace, ..new_upload(&state, image, &content, form, key.as_ref()) };
+    let upload =
+        NewUpload { trace, ..new_upload(&state, (image, owner), &content, form, key.as_ref()) };
     let (task, bytes) = (upload.task, upload.bytes);
     Span::current().record("safelight.task", tracing::field::display(task));
     let logged = tracing::info_span!("upload", %task, %image);
@@ -100,7 +104,7 @@ pub fn refusal(content: &Content, expected: Option<ContentHash>) -> Option<Probl
 
 fn new_upload(
     state: &ApiState,
-    image: ImageId,
+    (image, owner): (ImageId, Owner),
     content: &Content,
     form: Form,
     key: Option<&HeldKey>,
@@ -109,6 +113,9 @@ fn new_upload(
     NewUpload {
         image,
         task: TaskId::new(),
+        quota: limits::quota(&state.services.config, &owner),
+        owner,
+        visibility: form.visibility.unwrap_or(state.services.config.default_visibility),
         lane: Lane::Interactive,
         sha256: content.sha256,
         bytes: content.bytes,
@@ -133,6 +140,10 @@ async fn accept(state: &ApiState, upload: &NewUpload) -> Result<DateTime<Utc>, P
     };
     match accepted {
         Ok(Accepted::Yes(at)) => Ok(at),
+        Ok(Accepted::OverQuota(used)) => {
+            discard(state, upload.image).await;
+            Err(limits::over_quota(upload.quota, used))
+        }
         Ok(Accepted::KeyLost) => {
             discard(state, upload.image).await;
             Err(idempotency::in_flight())
@@ -210,6 +221,7 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
         kind: TaskKind::Upload,
         lane: upload.lane,
         status: Status::Queued,
+        owner: upload.owner.clone(),
         version: 1,
         created_at: at,
         updated_at: at,
@@ -232,6 +244,8 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
             stored_at: None,
             discarded: false,
             deleted: false,
+            owner: upload.owner,
+            visibility: upload.visibility,
             renditions: Vec::new(),
             placeholder: None,
         }),

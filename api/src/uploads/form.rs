@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
-use safelight_common::domain::{ContentHash, ContentHasher};
+use safelight_common::domain::{ContentHash, ContentHasher, Visibility};
 
 use crate::problem::{Problem, ProblemCode};
 
@@ -27,6 +27,8 @@ pub struct Form {
     pub tags: Vec<String>,
     /// The file's name, without folders.
     pub filename: Option<String>,
+    /// Who may read the bytes.
+    pub visibility: Option<Visibility>,
 }
 
 impl Form {
@@ -52,6 +54,13 @@ impl Form {
         Ok(())
     }
 
+    /// Takes who may read the bytes; may be done once.
+    pub fn set_visibility(&mut self, name: &str) -> Result<(), Problem> {
+        let names = |_| invalid("visibility", "must be `public` or `private`");
+        self.visibility = Some(name.trim().parse().map_err(names)?);
+        Ok(())
+    }
+
     /// Takes the file's name, made harmless.
     pub fn set_filename(&mut self, name: &str) {
         self.filename = harmless(name);
@@ -70,6 +79,10 @@ impl Form {
         add(self.title.as_deref());
         add(self.filename.as_deref());
         self.tags.iter().for_each(|tag| add(Some(tag)));
+        if let Some(visibility) = self.visibility {
+            add(None);
+            add(Some(visibility.as_str()));
+        }
         hasher.finish()
     }
 }
@@ -217,6 +230,7 @@ mod tests {
                 title: title.map(str::to_owned),
                 tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
                 filename: filename.map(str::to_owned),
+                visibility: None,
             }
             .fingerprint(content)
         };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName};
 use safelight_common::{
-    domain::{ContentHash, TaskId},
+    domain::{ContentHash, Owner, TaskId},
     retry::Reconnect,
     store::{DynStore, IdempotencyKey, KeyState, KeyTicket},
 };
@@ -22,7 +22,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_KEY_CHARS: usize = 255;
 
 /// The key that a request carries.
-pub fn from_headers(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
+pub fn from_headers(headers: &HeaderMap, owner: &Owner) -> Result<Option<IdempotencyKey>, Problem> {
     let code = ProblemCode::InvalidIdempotencyKey;
     let Some(key) = single_header(headers, &IDEMPOTENCY_KEY, code)? else { return Ok(None) };
     if key.is_empty() || key.len() > MAX_KEY_CHARS || !key.bytes().all(|b| b.is_ascii_graphic()) {
@@ -31,7 +31,7 @@ pub fn from_headers(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Probl
             format!("`Idempotency-Key` must be 1 to {MAX_KEY_CHARS} visible ASCII characters."),
         ));
     }
-    Ok(Some(IdempotencyKey { owner: String::new(), key: key.to_owned() }))
+    Ok(Some(IdempotencyKey { owner: owner.clone(), key: key.to_owned() }))
 }
 
 /// What an upload with a key may do.
@@ -158,7 +158,7 @@ mod tests {
                 let value = HeaderValue::from_bytes(value).expect("a header value");
                 headers.append(IDEMPOTENCY_KEY, value);
             }
-            from_headers(&headers)
+            from_headers(&headers, &Owner::local())
         };
         assert!(read(&[]).expect("none").is_none());
         assert_eq!(read(&[b"a-1"]).expect("key").expect("some").key, "a-1");

@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use axum::{
     Extension, Json,
+    body::Body,
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use safelight_common::{
-    domain::{ContentHash, ImageId, Task},
+    domain::{ContentHash, ImageId, Owner, Task, Visibility},
     fail_point,
     store::IdempotencyKey,
 };
@@ -30,12 +31,14 @@ use tracing::Instrument;
 use utoipa::ToSchema;
 
 use crate::{
+    access::Caller,
     extract::Params,
+    limits,
     openapi::{Picture, UploadProblems},
     prefer::Wait,
     problem::{Problem, ProblemCode},
     state::{ApiState, Draining},
-    tasks::{add_progress_headers, document::TaskDocument, load, wait_until_final},
+    tasks::{add_progress_headers, document::TaskDocument, reload, wait_until_final},
 };
 use body::{BodyLimits, BodyReader, too_large};
 use commit::Received;
@@ -54,6 +57,8 @@ pub struct UploadForm {
     title: Option<String>,
     /// Tags, separated by commas or in a part each; 32 at most of 64 characters at most.
     tags: Option<Vec<String>>,
+    /// Who may read the bytes: `public` or `private`.
+    visibility: Option<Visibility>,
 }
 
 /// Upload an image.
@@ -66,6 +71,7 @@ pub struct UploadForm {
     params(
         ("title" = Option<String>, Query, description = "Title of a raw upload"),
         ("tags" = Option<Vec<String>>, Query, description = "Tags of a raw upload, repeated or separated by commas"),
+        ("visibility" = Option<Visibility>, Query, description = "Who may read the bytes of a raw upload; as the server is configured unless said"),
         ("content-disposition" = Option<String>, Header, description = "File name of a raw upload", example = "attachment; filename=\"cat.jpg\""),
         ("idempotency-key" = Option<String>, Header, description = "1–255 visible ASCII characters. The same key with the same payload gives the same task again", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
         ("content-digest" = Option<String>, Header, description = "The content must have this digest (RFC 9530); for multipart the whole body or the file", example = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:"),
@@ -86,12 +92,13 @@ pub struct UploadForm {
 )]
 pub async fn upload(
     State(state): State<ApiState>,
+    caller: Caller,
     draining: Option<Extension<Draining>>,
     params: Params,
     request: Request,
 ) -> Result<Response, Problem> {
     let mut tally = Tally("aborted");
-    let outcome = accept(&state, params, request).await;
+    let outcome = accept(&state, caller.owner, params, request).await;
     let (task, wait, replayed) = match outcome {
         Ok(accepted) => accepted,
         Err(problem) => {
@@ -115,6 +122,8 @@ impl Drop for Tally {
 
 /// What a request asks for beside its bytes.
 struct Terms {
+    /// Whose the image will be.
+    owner: Owner,
     /// The fields of a raw upload; `None` for multipart.
     raw: Option<Form>,
     key: Option<IdempotencyKey>,
@@ -126,6 +135,7 @@ struct Terms {
 /// is one that was accepted before.
 async fn accept(
     state: &ApiState,
+    owner: Owner,
     params: Params,
     request: Request,
 ) -> Result<(Task, Option<Wait>, bool), Problem> {
@@ -142,12 +152,15 @@ async fn accept(
     let hash_whole = multipart && parts.headers.contains_key("content-digest");
     // From here on a refusal leaves the rest of the body to the reader's end.
     let body = BodyReader::new(body, &parts.headers, limits, hash_whole);
-    let terms = terms(&parts.headers, params, multipart)?;
-    if declared_bytes(&parts.headers).is_some_and(|declared| declared > limit) {
+    let terms = terms(owner, &parts.headers, params, multipart)?;
+    let declared = declared_bytes(&parts.headers);
+    if declared.is_some_and(|declared| declared > limit) {
         return Err(too_large(config.max_upload_bytes));
     }
     let place = take_place(state)?;
     state.backlog.admit(&state.services.store).await?;
+    // Of a multipart body the picture is a part.
+    limits::admit(state, &terms.owner, declared.filter(|_| !multipart)).await?;
     let hold = Duration::from_millis(config.idempotency_hold_ms);
     let reservation = match &terms.key {
         Some(key) => Some(idempotency::reserve(&state.services.store, key, hold).await?),
@@ -164,7 +177,7 @@ async fn accept(
             if form.fingerprint(content.sha256) != fingerprint {
                 return Err(idempotency::reused());
             }
-            Ok((load(state, task).await?, terms.wait, true))
+            Ok((reload(state, task).await?, terms.wait, true))
         }
         Some(Reservation::Held(key)) => {
             let task = fresh(state, &parts.headers, &body, &terms, Some(key), place).await?;
@@ -175,6 +188,17 @@ async fn accept(
             Ok((task, terms.wait, false))
         }
     }
+}
+
+/// Leaves a refused request's body unread: the rest is read and thrown away in the background, within
+/// bounds, so that a client which is still sending gets its answer.
+pub fn leave_unread(state: &ApiState, headers: &HeaderMap, body: Body) {
+    let limits = BodyLimits {
+        bytes: u64::MAX,
+        idle: Duration::from_millis(state.services.config.upload_idle_timeout_ms),
+        lingering: state.lingering.clone(),
+    };
+    drop(BodyReader::new(body, headers, limits, false));
 }
 
 /// Receives an upload that was not accepted before.
@@ -191,7 +215,8 @@ async fn fresh(
     let intake = Intake::staging(state.services.blobs.clone(), image, limit);
     let (intake, form, expected) = receive(headers, body, intake, terms).await?;
     fail_point::hit("upload.received").await;
-    let received = Received { image, intake, form, expected, key, place };
+    let owner = terms.owner.clone();
+    let received = Received { image, owner, intake, form, expected, key, place };
     let commit = commit::commit(state.clone(), received).in_current_span();
     tokio::spawn(commit).await.map_err(|error| Problem::internal(&error))?
 }
@@ -219,11 +244,19 @@ async fn receive(
 }
 
 /// Reads all that stands beside the body.
-fn terms(headers: &HeaderMap, mut params: Params, multipart: bool) -> Result<Terms, Problem> {
+fn terms(
+    owner: Owner,
+    headers: &HeaderMap,
+    mut params: Params,
+    multipart: bool,
+) -> Result<Terms, Problem> {
     let raw = if multipart {
         None
     } else {
         let mut form = Form::default();
+        if let Some(visibility) = params.take("visibility")? {
+            form.set_visibility(&visibility)?;
+        }
         if let Some(title) = params.take("title")? {
             form.set_title(&title)?;
         }
@@ -239,7 +272,8 @@ fn terms(headers: &HeaderMap, mut params: Params, multipart: bool) -> Result<Ter
     plain_encoding(headers)?;
     Ok(Terms {
         raw,
-        key: idempotency::from_headers(headers)?,
+        key: idempotency::from_headers(headers, &owner)?,
+        owner,
         digest: digest::from_headers(headers)?,
         wait: Wait::from_headers(headers)?,
     })

@@ -1,4 +1,5 @@
-//! `multipart/form-data` (RFC 7578): one `file`, and optionally `title` and `tags`, in any order.
+//! `multipart/form-data` (RFC 7578): one `file`, and optionally `title`, `tags` and `visibility`, in any
+//! order.
 
 use std::{
     sync::{
@@ -87,6 +88,10 @@ async fn parse(
                 title = true;
                 form.set_title(&part.text().await?)?;
             }
+            Some("visibility") if form.visibility.is_some() => {
+                return Err(invalid("there is more than one `visibility`"));
+            }
+            Some("visibility") => form.set_visibility(&part.text().await?)?,
             Some("tags") => form.add_tags(&part.text().await?)?,
             Some(other) => {
                 let other = other.escape_debug();
@@ -165,5 +170,5 @@ fn malformed(error: &MultipartError) -> Problem {
 
 fn invalid(why: &str) -> Problem {
     Problem::new(ProblemCode::InvalidMultipart, format!("The multipart body is not valid: {why}."))
-        .hint("send one part `file`, and optionally `title` and `tags`")
+        .hint("send one part `file`, and optionally `title`, `tags` and `visibility`")
 }

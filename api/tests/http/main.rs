@@ -1,5 +1,6 @@
 //! The API over the real SQLite store, a local blob folder and the in-process queue.
 
+mod access;
 mod bad_input;
 mod bench;
 mod control;

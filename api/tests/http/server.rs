@@ -74,7 +74,7 @@ async fn read_answer(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-const POST: &str = "POST /v1/images HTTP/1.1\r\nHost: x\r\n";
+const POST: &str = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\n";
 
 #[tokio::test]
 async fn a_client_that_hangs_up_leaves_nothing() {
@@ -180,10 +180,11 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
     let served = Served::new(&[]).await;
     let task = task_id(&served.bench.upload(picture(500, 1)).await);
     let mut waiting = served.connect().await;
-    let ask = format!("GET /v1/tasks/{task} HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\r\n");
+    let ask =
+        format!("GET /v1/tasks/{task} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n");
     waiting.write_all(ask.as_bytes()).await.expect("sent");
     let mut following = served.connect().await;
-    let ask = format!("GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: x\r\n\r\n");
+    let ask = format!("GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     following.write_all(ask.as_bytes()).await.expect("sent");
     let mut first = [0; 15];
     following.read_exact(&mut first).await.expect("the stream has begun");
@@ -243,7 +244,7 @@ async fn clients_that_dawdle_are_disconnected() {
     let mut slow = served.connect().await;
     slow.write_all(b"GET /livez HTTP/1.1\r\nHost:").await.expect("sent");
     let mut idle = served.connect().await;
-    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     for stream in [&mut silent, &mut slow, &mut idle] {
         read_to_end(stream).await;
     }
@@ -324,5 +325,5 @@ async fn large_original(served: &Served) -> (String, usize) {
     let document = served.bench.upload(whole.clone()).await;
     served.bench.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    (format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"), whole.len())
+    (format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"), whole.len())
 }

@@ -14,6 +14,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "SAFELIGHT_CONFIG",
     "SAFELIGHT_URL",
     "SAFELIGHT_KEY",
+    "SAFELIGHT_OWNER",
     // A program without fail points does not know their variable, and refuses it.
     #[cfg(feature = "fail-points")]
     "SAFELIGHT_FAIL_POINTS",
@@ -210,6 +211,8 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("idempotency_hold_ms", config.idempotency_hold_ms, 100, 3_600_000),
         ("upload_idle_timeout_ms", config.upload_idle_timeout_ms, 10, 3_600_000),
         ("client_idle_timeout_ms", config.client_idle_timeout_ms, 10, 3_600_000),
+        ("quota_images", config.quota_images, 0, 1 << 50),
+        ("quota_bytes", config.quota_bytes, 0, 1 << 60),
         ("delivery_wait_ms", config.delivery_wait_ms, 0, 60_000),
         ("memory_cache_bytes", config.memory_cache_bytes, 0, 1 << 44),
         ("disk_cache_bytes", config.disk_cache_bytes, 0, 1 << 50),

@@ -4,6 +4,7 @@
 //! the variable `SAFELIGHT_MAX_PIXELS`; what holds for one holds for all.
 
 mod load;
+mod owners;
 mod urls;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -11,9 +12,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Deserializer, de::Error};
 
 pub use load::{ConfigError, effective, load, load_from};
+pub use owners::{OwnerLimits, OwnerOverrides, Owners};
 pub use urls::{BlobUrl, DatabaseUrl, HttpUrl, InvalidUrl, QueueUrl, SharedCacheUrl};
 
-use crate::domain::Presets;
+use crate::domain::{Presets, Visibility};
 
 /// Every key with its default and its meaning, as TOML.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
@@ -39,6 +41,13 @@ pub struct Config {
     pub upload_idle_timeout_ms: u64,
     pub idempotency_hold_ms: u64,
     pub idempotency_keep_hours: u64,
+
+    pub quota_images: u64,
+    pub quota_bytes: u64,
+    pub requests_per_minute: u32,
+    pub uploads_per_minute: u32,
+    pub default_visibility: Visibility,
+    pub owners: Owners,
 
     pub client_idle_timeout_ms: u64,
     pub delivery_wait_ms: u64,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ImageFormat, TaskId, text_enum::text_enum};
+use super::{ImageFormat, Owner, TaskId, text_enum::text_enum};
 
 text_enum! {
     /// What a backfill does.
@@ -122,8 +122,8 @@ impl BackfillSpec {
 pub struct Backfill {
     /// Its task.
     pub id: TaskId,
-    /// Whose task it is; empty where there are no accounts.
-    pub owner: String,
+    /// Whose task it is.
+    pub owner: Owner,
     /// What it was asked to do.
     pub spec: BackfillSpec,
     /// How far it has come.

@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::{ContentHash, ImageId, text_enum::text_enum};
+use super::{ContentHash, ImageId, Owner, Visibility, text_enum::text_enum};
 
 text_enum! {
     /// A picture format by its bytes, never by a file name or a client's word.
@@ -134,6 +134,10 @@ pub struct Image {
     /// It was deleted: what was known of the picture is gone as well, and once its bytes are,
     /// [`Image::sha256`] is all zeros.
     pub deleted: bool,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Who may read its bytes.
+    pub visibility: Visibility,
     /// The renditions of its blob, of whatever preset and fingerprint.
     pub renditions: Vec<Rendition>,
     /// What to show until a rendition is loaded; `None` until its blob was rendered.

@@ -1,22 +1,26 @@
 //! The words of the design as types: ids, hashes, images, tasks, jobs, presets.
 
+mod access;
 mod backfill;
 mod deletion;
 mod failure;
 mod hash;
 mod ids;
 mod image;
+mod owner;
 mod preset;
 mod task;
 mod text_enum;
 mod trace;
 
+pub use access::{ApiKey, Quota, Scope, Scopes, SigningKey, Usage, Visibility};
 pub use backfill::{Backfill, BackfillKind, BackfillSpec, BackfillState, ItemOutcome};
 pub use deletion::{Receipt, Removal, RemovedRendition};
 pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};
 pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
+pub use owner::{InvalidOwner, Owner};
 pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
 pub use task::{JOB_VERSION, Job, JobKind, Lane, Progress, Status, Task, TaskKind};
 pub use text_enum::UnknownName;

@@ -9,7 +9,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Backfill, Failure, Image, JobId, Receipt, TaskId, text_enum::text_enum};
+use super::{Backfill, Failure, Image, JobId, Owner, Receipt, TaskId, text_enum::text_enum};
 
 /// The newest version of jobs that this release understands. A job's row says which one a worker must
 /// understand to run it. Raise it with a release that queues jobs which earlier ones would run
@@ -103,6 +103,8 @@ pub struct Task {
     pub lane: Lane,
     /// Where it stands.
     pub status: Status,
+    /// Whose it is.
+    pub owner: Owner,
     /// Grows with every change of the task or of one of its jobs.
     pub version: i64,
     /// When it was accepted.

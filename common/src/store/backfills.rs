@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::domain::{
-    BackfillSpec, ContentHash, Failure, ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Status,
-    TaskId, TaskKind,
+    BackfillSpec, ContentHash, Failure, ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Owner,
+    Status, TaskId, TaskKind,
 };
 
 /// A backfill to begin.
@@ -15,8 +15,8 @@ use crate::domain::{
 pub struct NewBackfill {
     /// Its task. Images with later ids than this are not its business.
     pub task: TaskId,
-    /// Whose task it is; empty where there are no accounts.
-    pub owner: String,
+    /// Whose task it is, and whose images an import makes.
+    pub owner: Owner,
     /// What to do.
     pub spec: BackfillSpec,
 }

@@ -11,14 +11,15 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, DynStore, Heartbeat,
-    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease,
-    NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference,
-    RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
-    TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, DynStore, Heartbeat,
+    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, KnownApiKey,
+    Lease, LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle, OutboxBatch,
+    Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled,
+    Store, StoreError, TaskFilter, TaskPage, TaskVersion,
 };
 use crate::domain::{
-    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
+    ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,
+    SigningKey, Task, TaskId, Usage, WorkerId,
 };
 
 /// One call of a method of [`Store`].
@@ -96,7 +97,7 @@ gated! {
     fn task_versions(ids: &[TaskId]) -> Vec<TaskVersion>;
     fn list_tasks(filter: &TaskFilter, page: &PageRequest<TaskId>) -> TaskPage;
     fn image(id: ImageId) -> Option<Image>;
-    fn list_images(page: &PageRequest<ImageId>) -> ImagePage;
+    fn list_images(owner: Option<&Owner>, page: &PageRequest<ImageId>) -> ImagePage;
     fn last_task_of_image(id: ImageId, kind: JobKind) -> Option<Task>;
     fn existing_images(ids: &[ImageId]) -> Vec<ImageId>;
     fn take_unpublished(room: &Room, hold: Duration) -> OutboxBatch;
@@ -123,7 +124,7 @@ gated! {
     fn lead_backfills(foreman: WorkerId, hold: Duration, limit: u32) -> Vec<Backfill>;
     fn count_images(filter: &ImageFilter) -> u64;
     fn walk_images(filter: &ImageFilter, after: Option<ImageId>, limit: u32) -> Vec<Image>;
-    fn images_with_blobs(hashes: &[ContentHash]) -> Vec<(ContentHash, ImageId)>;
+    fn images_with_blobs(owner: &Owner, hashes: &[ContentHash]) -> Vec<(ContentHash, ImageId)>;
     fn obstacles(images: &[ImageId]) -> Vec<Obstacle>;
     fn advance_backfill(step: &Advance) -> bool;
     fn tally_backfill(id: TaskId, limit: u32) -> u64;
@@ -135,6 +136,20 @@ gated! {
     fn list_workers(limit: u32) -> Vec<RegisteredWorker>;
     fn forget_workers(silent: Duration) -> u64;
     fn leave(worker: WorkerId) -> ();
+    fn create_api_key(new: &NewApiKey) -> ();
+    fn api_key(prefix: &str) -> Option<KnownApiKey>;
+    fn has_api_keys() -> bool;
+    fn list_api_keys(owner: Option<&Owner>, page: &PageRequest<Uuid>) -> Vec<ApiKey>;
+    fn revoke_api_key(id: Uuid) -> Option<ApiKey>;
+    fn note_key_use(id: Uuid) -> ();
+    fn create_signing_key(new: &NewSigningKey, at_most: u32) -> bool;
+    fn signing_key(id: &str) -> Option<LiveSigningKey>;
+    fn newest_signing_key(owner: &Owner) -> Option<LiveSigningKey>;
+    fn list_signing_keys(owner: Option<&Owner>) -> Vec<SigningKey>;
+    fn revoke_signing_key(id: &str) -> Option<SigningKey>;
+    fn usage(owner: &Owner) -> Usage;
+    fn audit(entry: &AuditEntry) -> ();
+    fn list_audit(page: &PageRequest<Uuid>) -> Vec<AuditEntry>;
     fn count_queued(lane: Lane, at_most: u64) -> u64;
     fn job_counts() -> Vec<JobCount>;
     fn count_unpublished() -> u64;

@@ -4,6 +4,7 @@
 //! Times that processes must agree on (due times, leases) are always the database's clock; callers
 //! pass durations, never instants.
 
+mod access;
 mod backfills;
 mod convert;
 mod deletions;
@@ -23,6 +24,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use access::{AuditEntry, KnownApiKey, LiveSigningKey, NewApiKey, NewSigningKey};
 pub use backfills::{Advance, Child, ImageFilter, Imported, Item, NewBackfill, Obstacle};
 pub use deletions::{Deletion, DeletionRequest, Reference};
 pub use error::StoreError;
@@ -36,7 +38,8 @@ pub use registry::{Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
 use crate::{
     config::DatabaseUrl,
     domain::{
-        Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
+        ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,
+        SigningKey, Task, TaskId, Usage, WorkerId,
     },
 };
 use uuid::Uuid;
@@ -98,7 +101,8 @@ pub trait Store: Send + Sync + 'static {
     /// rows, and the idempotency key if there is one. [`Accepted::KeyLost`], and no effect at all,
     /// if the upload carried a key whose reservation another has taken since. Accepting the same
     /// upload again, after an answer that was lost, changes nothing and is [`Accepted::Yes`]
-    /// with the time of the first.
+    /// with the time of the first. [`Accepted::OverQuota`], and no effect at all, if the owner's quota has
+    /// no room for it, however many uploads are accepted at the same time.
     async fn accept(&self, upload: &NewUpload) -> Result<Accepted, StoreError>;
 
     /// Holds a reservation for `hold` more from now, for an upload that takes long. No effect unless
@@ -138,8 +142,12 @@ pub trait Store: Send + Sync + 'static {
     /// An image with its renditions and placeholder.
     async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError>;
 
-    /// Images, newest first, without those that were discarded.
-    async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError>;
+    /// Images of one owner, or of all, newest first, without those that were discarded.
+    async fn list_images(
+        &self,
+        owner: Option<&Owner>,
+        page: &PageRequest<ImageId>,
+    ) -> Result<ImagePage, StoreError>;
 
     /// The last task of this image, an upload or one for renditions, that has a job of this kind:
     /// for the reason why what such a job makes is not there.
@@ -316,9 +324,10 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Image>, StoreError>;
 
-    /// For each of `hashes` the oldest image that has these bytes and was not discarded, if any.
+    /// For each of `hashes` the owner's oldest image that has these bytes and was not discarded, if any.
     async fn images_with_blobs(
         &self,
+        owner: &Owner,
         hashes: &[ContentHash],
     ) -> Result<Vec<(ContentHash, ImageId)>, StoreError>;
 
@@ -370,6 +379,61 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets a worker that has drained.
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError>;
+
+    // --- keys, usage, audit -----------------------------------------------------------------
+
+    /// Records a key. Doing it again changes nothing.
+    async fn create_api_key(&self, new: &NewApiKey) -> Result<(), StoreError>;
+
+    /// The key whose secret begins like this.
+    async fn api_key(&self, prefix: &str) -> Result<Option<KnownApiKey>, StoreError>;
+
+    /// Whether there is any key, or ever was: revoked and expired ones count.
+    async fn has_api_keys(&self) -> Result<bool, StoreError>;
+
+    /// Keys of one owner, or of all, newest first.
+    async fn list_api_keys(
+        &self,
+        owner: Option<&Owner>,
+        page: &PageRequest<Uuid>,
+    ) -> Result<Vec<ApiKey>, StoreError>;
+
+    /// Ends a key at once; one that has ended stays as it is. `None` if there is none of this id.
+    async fn revoke_api_key(&self, id: Uuid) -> Result<Option<ApiKey>, StoreError>;
+
+    /// Notes that a key was used now.
+    async fn note_key_use(&self, id: Uuid) -> Result<(), StoreError>;
+
+    /// Records a key for signed URLs, unless its owner has `at_most` that are live. Doing it again
+    /// changes nothing.
+    async fn create_signing_key(
+        &self,
+        new: &NewSigningKey,
+        at_most: u32,
+    ) -> Result<bool, StoreError>;
+
+    /// The live key of this id.
+    async fn signing_key(&self, id: &str) -> Result<Option<LiveSigningKey>, StoreError>;
+
+    /// The live key of an owner that was made last.
+    async fn newest_signing_key(&self, owner: &Owner)
+    -> Result<Option<LiveSigningKey>, StoreError>;
+
+    /// Keys for signed URLs of one owner, or of all, newest first.
+    async fn list_signing_keys(&self, owner: Option<&Owner>)
+    -> Result<Vec<SigningKey>, StoreError>;
+
+    /// Ends a key for signed URLs at once. `None` if there is none of this id.
+    async fn revoke_signing_key(&self, id: &str) -> Result<Option<SigningKey>, StoreError>;
+
+    /// What an owner has stored.
+    async fn usage(&self, owner: &Owner) -> Result<Usage, StoreError>;
+
+    /// Notes what an admin did.
+    async fn audit(&self, entry: &AuditEntry) -> Result<(), StoreError>;
+
+    /// What admins did, newest first.
+    async fn list_audit(&self, page: &PageRequest<Uuid>) -> Result<Vec<AuditEntry>, StoreError>;
 
     // --- figures ----------------------------------------------------------------------------
 

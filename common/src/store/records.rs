@@ -5,15 +5,16 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::domain::{
-    BackfillSpec, ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId,
-    JobKind, Lane, Placeholder, Rendition, Status, Task, TaskId, TaskKind, TraceContext,
+    BackfillSpec, ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane,
+    Owner, Placeholder, Quota, Rendition, Status, Task, TaskId, TaskKind, TraceContext, Usage,
+    Visibility,
 };
 
 /// A client's key for one logical upload, unique per owner.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey {
-    /// Whose key it is; empty where there are no accounts.
-    pub owner: String,
+    /// Whose key it is.
+    pub owner: Owner,
     /// The key as sent, 1–255 characters.
     pub key: String,
 }
@@ -50,6 +51,12 @@ pub struct NewUpload {
     pub image: ImageId,
     /// The task to make.
     pub task: TaskId,
+    /// Whose it becomes.
+    pub owner: Owner,
+    /// Who may read its bytes.
+    pub visibility: Visibility,
+    /// What its owner may store at most, this upload included.
+    pub quota: Quota,
     /// Which lane its jobs take.
     pub lane: Lane,
     /// The hash of the bytes.
@@ -81,6 +88,8 @@ pub enum Accepted {
     Yes(DateTime<Utc>),
     /// The idempotency key's reservation was lost; nothing was recorded.
     KeyLost,
+    /// The owner has stored this much, and the upload does not fit beside it; nothing was recorded.
+    OverQuota(Usage),
 }
 
 /// Somebody asks for renditions that an image lacks.
@@ -279,7 +288,7 @@ pub struct TaskFilter {
     /// Only tasks with a job whose last failure has this code.
     pub code: Option<ErrorCode>,
     /// Only tasks of this owner.
-    pub owner: Option<String>,
+    pub owner: Option<Owner>,
     /// Only tasks accepted before this time.
     pub created_before: Option<DateTime<Utc>>,
     /// Only tasks accepted at this time or later.
@@ -293,6 +302,13 @@ pub struct PageRequest<Id> {
     pub before: Option<Id>,
     /// Rows at most, 1–500.
     pub limit: u32,
+}
+
+impl<Id> PageRequest<Id> {
+    /// The same page by ids of another type.
+    pub fn map<Other>(self, id: impl FnOnce(Id) -> Other) -> PageRequest<Other> {
+        PageRequest { before: self.before.map(id), limit: self.limit }
+    }
 }
 
 /// A page of tasks.

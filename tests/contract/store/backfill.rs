@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use safelight_common::{
     domain::{
         Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
-        ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Status, TaskId, TaskKind,
+        ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Owner, Status, TaskId, TaskKind,
         WorkerId,
     },
     store::{
@@ -55,7 +55,7 @@ fn spec() -> BackfillSpec {
 }
 
 async fn begun(store: &Fixture, spec: BackfillSpec) -> Result<TaskId> {
-    let new = NewBackfill { task: TaskId::new(), owner: "ada".to_owned(), spec };
+    let new = NewBackfill { task: TaskId::new(), owner: "ada".parse()?, spec };
     store.create_backfill(&new).await?;
     Ok(new.task)
 }
@@ -131,7 +131,7 @@ async fn a_backfill_is_a_task_that_shows_how_it_stands(store: Fixture) -> Result
         (TaskKind::Backfill, Lane::Bulk, Status::Queued)
     );
     let stands = task.backfill.context("no backfill")?;
-    assert_eq!((stands.spec, stands.owner.as_str()), (spec, "ada"));
+    assert_eq!((stands.spec, stands.owner), (spec, "ada".parse()?));
     assert_eq!((stands.state, stands.paused), (BackfillState::Walking, false));
     assert_eq!((stands.expected, stands.planned), (None, 0));
     Ok(())
@@ -173,7 +173,7 @@ async fn what_a_step_has_done_itself_is_counted_and_has_lines(store: Fixture) ->
 }
 
 async fn beginning_again_changes_nothing(store: Fixture) -> Result<()> {
-    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec: spec() };
+    let new = NewBackfill { task: TaskId::new(), owner: Owner::local(), spec: spec() };
     store.create_backfill(&new).await?;
     let before = store.task(new.task).await?;
     let other = NewBackfill { spec: BackfillSpec::new(BackfillKind::Verify), ..new.clone() };
@@ -384,10 +384,12 @@ async fn equal_bytes_are_found(store: Fixture) -> Result<()> {
     let second = NewUpload { sha256: first.sha256, ..super::fixture::upload() };
     store.accept_it(&second).await?;
     let unknown = ContentHash::of(b"nobody has these");
-    let found = store.images_with_blobs(&[unknown, first.sha256]).await?;
+    let found = store.images_with_blobs(&Owner::local(), &[unknown, first.sha256]).await?;
     assert_eq!(found, [(first.sha256, first.image)]);
     store.cancel(first.task).await?;
-    let found = store.images_with_blobs(&[first.sha256]).await?;
+    let of_ada = store.images_with_blobs(&"ada".parse()?, &[first.sha256]).await?;
+    assert_eq!(of_ada, [], "she has none");
+    let found = store.images_with_blobs(&Owner::local(), &[first.sha256]).await?;
     assert_eq!(found, [(first.sha256, second.image)], "what was discarded counts no more");
     Ok(())
 }

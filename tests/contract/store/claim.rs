@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
-    domain::{JOB_VERSION, JobId, Status, WorkerId},
+    domain::{JOB_VERSION, JobId, Owner, Status, WorkerId},
     store::{Claim, Doorbell, IdempotencyKey, KeyState, Lease, Outcome, Settled},
 };
 
@@ -233,7 +233,7 @@ async fn leases_that_ran_out_are_found_oldest_first(store: Fixture) -> Result<()
 }
 
 async fn what_the_dead_held_is_free_at_once(store: Fixture) -> Result<()> {
-    let key = IdempotencyKey { owner: String::new(), key: "in flight".to_owned() };
+    let key = IdempotencyKey { owner: Owner::local(), key: "in flight".to_owned() };
     store.reserve_key(&key, HOUR).await?;
     let upload = store.accepted().await?;
     let held = store.claimed(&write_bell(&upload)).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
 use safelight_common::{
-    domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Status, TaskId},
+    domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Owner, Status, TaskId},
     store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter},
 };
 
@@ -149,7 +149,7 @@ async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<
     assert!(store.discarded(9, NOW).await?.is_empty());
     store.tamper("update jobs set lease_until = null").await?;
     assert_eq!(store.discarded(9, NOW).await?[0].id, busy.image);
-    let listed = store.list_images(&PageRequest { before: None, limit: 9 }).await?.images;
+    let listed = store.list_images(None, &PageRequest { before: None, limit: 9 }).await?.images;
     assert!(listed.is_empty(), "{listed:?}");
     Ok(())
 }
@@ -230,8 +230,8 @@ async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
     assert_eq!(find(failed_write.clone()).await?, [unhappy.task]);
     let failed_thumbnail = TaskFilter { job_kind: Some(JobKind::Thumbnail), ..failed_write };
     assert!(find(failed_thumbnail).await?.is_empty());
-    assert_eq!(find(TaskFilter { owner: Some(String::new()), ..any.clone() }).await?.len(), 3);
-    assert!(find(TaskFilter { owner: Some("bob".to_owned()), ..any.clone() }).await?.is_empty());
+    assert_eq!(find(TaskFilter { owner: Some(Owner::local()), ..any.clone() }).await?.len(), 3);
+    assert!(find(TaskFilter { owner: Some("bob".parse()?), ..any.clone() }).await?.is_empty());
     let soon = Some(Utc::now() + TimeDelta::hours(1));
     assert_eq!(find(TaskFilter { created_before: soon, ..any.clone() }).await?.len(), 3);
     assert!(find(TaskFilter { created_after: soon, ..any }).await?.is_empty());
@@ -240,7 +240,7 @@ async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
 
 async fn a_reservation_is_held_for_as_long_as_it_is_extended(store: Fixture) -> Result<()> {
     use safelight_common::store::{IdempotencyKey, KeyState};
-    let key = IdempotencyKey { owner: String::new(), key: "holiday".to_owned() };
+    let key = IdempotencyKey { owner: Owner::local(), key: "holiday".to_owned() };
     let KeyState::Reserved(first) = store.reserve_key(&key, NOW).await? else {
         anyhow::bail!("a free key")
     };

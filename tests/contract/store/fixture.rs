@@ -7,7 +7,7 @@ use safelight_common::{
     config::DatabaseUrl,
     domain::{
         ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
-        JobKind, Lane, Placeholder, Rendition, Task, TaskId, WorkerId,
+        JobKind, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility, WorkerId,
     },
     store::{
         self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Room, Settled,
@@ -159,6 +159,9 @@ impl Fixture {
 pub fn upload() -> NewUpload {
     let image = ImageId::new();
     NewUpload {
+        owner: Owner::local(),
+        visibility: Visibility::Public,
+        quota: Quota::default(),
         image,
         task: TaskId::new(),
         lane: Lane::Interactive,

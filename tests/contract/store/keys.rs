@@ -24,7 +24,7 @@ promises!(
 );
 
 fn key(owner: &str, key: &str) -> IdempotencyKey {
-    IdempotencyKey { owner: owner.to_owned(), key: key.to_owned() }
+    IdempotencyKey { owner: owner.parse().expect("an owner"), key: key.to_owned() }
 }
 
 fn ticket(state: KeyState) -> Result<KeyTicket> {

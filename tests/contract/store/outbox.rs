@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
     domain::{
-        BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, TaskId, TaskKind, TraceContext,
+        BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, Owner, TaskId, TaskKind,
+        TraceContext,
     },
     store::{Advance, Child, Doorbell, NewBackfill, NewUpload, OutboxBatch, Outcome, Room},
 };
@@ -267,7 +268,7 @@ async fn an_old_backlog_does_not_always_come_first(store: Fixture) -> Result<()>
 /// A backfill that has handed out a job for each of `images`.
 async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<Doorbell>> {
     let spec = BackfillSpec::new(BackfillKind::Renditions);
-    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec };
+    let new = NewBackfill { task: TaskId::new(), owner: Owner::local(), spec };
     store.create_backfill(&new).await?;
     let kind = JobKind::Thumbnail;
     let child = |&image| {

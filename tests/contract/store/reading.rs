@@ -80,7 +80,7 @@ async fn image_pages_are_complete_and_newest_first(store: Fixture) -> Result<()>
     for limit in [1, 5, 6, 500] {
         let (mut seen, mut before) = (Vec::new(), None);
         loop {
-            let page = store.list_images(&PageRequest { before, limit }).await?;
+            let page = store.list_images(None, &PageRequest { before, limit }).await?;
             for image in &page.images {
                 assert_eq!(store.image(image.id).await?.as_ref(), Some(image));
             }

@@ -83,17 +83,17 @@ async fn a_request_keeps_its_trace(store: Fixture) -> Result<()> {
 
 async fn a_request_is_a_task_like_any_other(store: Fixture) -> Result<()> {
     let upload = made(&store).await?;
-    store.tamper("update tasks set owner = 'ada'").await?;
+    store.tamper("update images set owner = 'ada'").await?;
     let request = queued(&store, upload.image).await?;
 
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!((task.kind, task.lane), (TaskKind::Rendition, Lane::Interactive));
     assert_eq!((task.status, task.progress.total, task.jobs.len()), (Status::Queued, 1, 1));
     assert_eq!(task.jobs[0].max_attempts, 3);
-    let of_ada = TaskFilter { owner: Some("ada".to_owned()), ..TaskFilter::default() };
+    let of_ada = TaskFilter { owner: Some("ada".parse()?), ..TaskFilter::default() };
     let of_ada = TaskFilter { kind: Some(TaskKind::Rendition), ..of_ada };
     let page = store.list_tasks(&of_ada, &PageRequest { before: None, limit: 9 }).await?;
-    assert_eq!(page.tasks, std::slice::from_ref(&task), "it has the owner of the upload");
+    assert_eq!(page.tasks, std::slice::from_ref(&task), "it has the owner of the image");
     assert_eq!(task.image.context("no image")?.id, upload.image);
     assert_eq!(store.publish_all().await?, [bell(&request)], "due at once");
 

@@ -129,7 +129,7 @@ async fn a_placeholder_is_the_blobs_and_the_last_one_made(store: Fixture) -> Res
     store.settled(&job, &made(9)).await?;
     assert_eq!(seen(&first).await?, Some(placeholder(9)), "the later one");
 
-    let page = store.list_images(&PageRequest { before: None, limit: 10 }).await?;
+    let page = store.list_images(None, &PageRequest { before: None, limit: 10 }).await?;
     let listed: Vec<_> = page.images.into_iter().map(|image| image.placeholder).collect();
     assert_eq!(listed, [Some(placeholder(9)), None, Some(placeholder(9))]);
     Ok(())

@@ -132,7 +132,7 @@ impl Import<'_> {
         let (Some(format), Some(sha256)) = (intake.format, intake.hash()) else {
             return Ok(not_taken(&entry, ErrorCode::NotAnImage, String::new()));
         };
-        let known = self.services.store.images_with_blobs(&[sha256]).await?;
+        let known = self.services.store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
         let detail = match known.first() {
             Some((_, id)) => Some(format!("equal to image {id}")),
             None if !self.first(sha256) => Some("equal to another one of this import".to_owned()),

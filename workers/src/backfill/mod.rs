@@ -197,7 +197,7 @@ mod tests {
         spec.rate = rate;
         Backfill {
             id: TaskId::new(),
-            owner: String::new(),
+            owner: safelight_common::domain::Owner::local(),
             spec,
             state: BackfillState::Walking,
             paused: false,

@@ -82,6 +82,9 @@ impl Lab {
         staging.write(bytes).await.expect("write");
         let staged = staging.finish().await.expect("finish");
         let upload = NewUpload {
+            owner: safelight_common::domain::Owner::local(),
+            visibility: safelight_common::domain::Visibility::Public,
+            quota: safelight_common::domain::Quota::default(),
             image,
             task: TaskId::new(),
             lane,

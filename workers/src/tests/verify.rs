@@ -17,7 +17,8 @@ use crate::backfill;
 async fn verified(lab: &Lab) -> (Status, Vec<Item>) {
     let store = &lab.services.store;
     let spec = BackfillSpec::new(BackfillKind::Verify);
-    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec };
+    let new =
+        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let foreman = WorkerId::new();
     within("the backfill ends", async {

@@ -1,22 +1,14 @@
 //! The third tier: a Redis or Valkey that all nodes share, and by which one of them reads the store
 //! for all.
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redis::{
-    Cmd, FromRedisValue, RedisResult,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-    cluster::{ClusterClient, ClusterConfig},
-    cluster_async::ClusterConnection,
-};
+use redis::{Cmd, FromRedisValue, RedisResult};
 use safelight_common::{config::SharedCacheUrl, domain::ContentHash, shared_cache::object_key};
 use uuid::Uuid;
 
-use super::health::PATIENCE;
+use crate::engine::Engine;
 
 /// The largest object that is shared: larger ones cost the engine more than the store.
 const MAX_OBJECT_BYTES: u64 = 1 << 20;
@@ -46,19 +38,9 @@ if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) 
 /// Between two looks for what another node is reading.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(1);
-
 /// The engine.
 pub struct Shared {
-    url: SharedCacheUrl,
-    connection: OnceLock<Connection>,
-}
-
-#[derive(Clone)]
-enum Connection {
-    Single(ConnectionManager),
-    Cluster(ClusterConnection),
+    engine: Engine,
 }
 
 /// What the engine says of an object that is wanted.
@@ -77,8 +59,7 @@ pub struct Token(String);
 impl Shared {
     /// The engine at `url`; `None` for none. Connects when it is first used.
     pub fn new(url: &SharedCacheUrl) -> Option<Self> {
-        let used = *url != SharedCacheUrl::Off;
-        used.then(|| Self { url: url.clone(), connection: OnceLock::new() })
+        Engine::new(url).map(|engine| Self { engine })
     }
 
     /// Whether an object of this size is shared.
@@ -167,42 +148,7 @@ impl Shared {
     }
 
     async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        let answer = async {
-            match self.connection()? {
-                Connection::Single(mut connection) => command.query_async(&mut connection).await,
-                Connection::Cluster(mut connection) => command.query_async(&mut connection).await,
-            }
-        };
-        let late = |_| redis::RedisError::from((redis::ErrorKind::Io, "it does not answer"));
-        tokio::time::timeout(PATIENCE, answer).await.map_err(late)?
-    }
-
-    /// A handle to the connection, which is made, and made again, in the background.
-    fn connection(&self) -> RedisResult<Connection> {
-        if let Some(connection) = self.connection.get() {
-            return Ok(connection.clone());
-        }
-        let made = match &self.url {
-            SharedCacheUrl::Cluster(nodes) => {
-                let config = ClusterConfig::new()
-                    .set_response_timeout(PATIENCE)
-                    .set_connection_timeout(CONNECT);
-                let client = ClusterClient::new(nodes.iter().map(String::as_str))?;
-                Connection::Cluster(client.get_pending_async_connection_with_config(config))
-            }
-            SharedCacheUrl::Single(url) => {
-                let config = ConnectionManagerConfig::new()
-                    .set_response_timeout(Some(PATIENCE))
-                    .set_connection_timeout(Some(CONNECT))
-                    .set_number_of_retries(0);
-                let client = redis::Client::open(url.as_str())?;
-                Connection::Single(ConnectionManager::new_lazy_with_config(client, config)?)
-            }
-            SharedCacheUrl::Off => {
-                return Err((redis::ErrorKind::InvalidClientConfig, "there is none").into());
-            }
-        };
-        Ok(self.connection.get_or_init(|| made).clone())
+        self.engine.run(command).await
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Row, types::Json};
+use sqlx::{PgExecutor, PgPool, Row, types::Json};
 use uuid::Uuid;
 
-use super::interval;
+use super::{access, interval};
 use crate::{
     domain::ContentHash,
     store::{
@@ -115,27 +115,66 @@ const ACCEPT: &str = "
         where owner = $13 and key = $14 and token = $15 and (task_id is null or task_id = $8)
         returning 1),
     image as (
-        insert into images (id, sha256, bytes, format, title, tags, filename)
-        select $1, $2, $3, $4, $5, $6, $7
+        insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility)
+        select $1, $2, $3, $4, $5, $6, $7, $18, $19
         where $13::text is null or exists (select from keyed)
         returning id, created_at),
     task as (
-        insert into tasks (id, kind, lane, status, image_id, jobs_total)
-        select $8, 'upload', $9, 'queued', image.id, cardinality($10::uuid[]) from image
+        insert into tasks (id, kind, lane, status, image_id, jobs_total, owner)
+        select $8, 'upload', $9, 'queued', image.id, cardinality($10::uuid[]), $18 from image
         returning id, image_id),
     job as (
-        insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, traceparent)
-        select new.id, task.id, task.image_id, new.kind, $9, 'queued', $12, $17
+        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, traceparent)
+        select new.id, task.id, task.image_id, new.kind, $9, $18, 'queued', $12, $17
         from task, unnest($10::uuid[], $11::text[]) as new (id, kind)
-        returning id, kind, lane),
+        returning id, kind, lane, share),
     bell as (
-        insert into outbox (job_id, kind, lane, generation)
-        select id, kind, lane, 0 from job)
+        insert into outbox (job_id, kind, lane, share, generation)
+        select id, kind, lane, share, 0 from job)
     select created_at from image";
 
+/// Uploads of one owner that has a quota are accepted one after the other. The next statement sees what
+/// those before have added.
+const LOCK_QUOTA: &str = "select pg_advisory_xact_lock(hashtextextended('quota of ' || $1, 0))";
+
 pub async fn accept(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, StoreError> {
+    let accepted = if upload.quota.is_unlimited() {
+        insert(pool, upload).await
+    } else {
+        accept_within_quota(pool, upload).await
+    };
+    match accepted {
+        // Called again after an answer that was lost: the first call had recorded it all.
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            match recorded(pool, upload).await? {
+                Some(at) => Ok(Accepted::Yes(at)),
+                None => Err(sqlx::Error::Database(error).into()),
+            }
+        }
+        other => Ok(other?),
+    }
+}
+
+async fn accept_within_quota(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query(LOCK_QUOTA).bind(&upload.owner).execute(&mut *transaction).await?;
+    let used = access::usage(&mut *transaction, &upload.owner).await?;
+    if !upload.quota.has_room(used, upload.bytes) {
+        // It may be this very upload that fills it.
+        let before = recorded(&mut *transaction, upload).await?;
+        return Ok(before.map_or(Accepted::OverQuota(used), Accepted::Yes));
+    }
+    let accepted = insert(&mut *transaction, upload).await?;
+    transaction.commit().await?;
+    Ok(accepted)
+}
+
+async fn insert(
+    executor: impl PgExecutor<'_>,
+    upload: &NewUpload,
+) -> Result<Accepted, sqlx::Error> {
     let key = upload.key.as_ref();
-    let accepted = sqlx::query_scalar(ACCEPT)
+    let accepted: Option<DateTime<Utc>> = sqlx::query_scalar(ACCEPT)
         .bind(upload.image)
         .bind(upload.sha256.as_bytes())
         .bind(to_i64(upload.bytes))
@@ -148,33 +187,26 @@ pub async fn accept(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, Store
         .bind(upload.jobs.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
         .bind(upload.jobs.iter().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>())
         .bind(i32::try_from(upload.max_attempts).unwrap_or(i32::MAX))
-        .bind(key.map(|(ticket, _)| ticket.key.owner.as_str()))
+        .bind(key.map(|(ticket, _)| ticket.key.owner.stored()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(key.map(|(ticket, _)| ticket.token))
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
         .bind(upload.trace.map(|trace| trace.to_string()))
-        .fetch_optional(pool)
-        .await;
-    match accepted {
-        Ok(None) => Ok(Accepted::KeyLost),
-        Ok(Some(at)) => Ok(Accepted::Yes(at)),
-        // Called again after an answer that was lost: the first call had recorded it all.
-        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-            match recorded(pool, upload).await? {
-                Some(at) => Ok(Accepted::Yes(at)),
-                None => Err(sqlx::Error::Database(error).into()),
-            }
-        }
-        Err(error) => Err(error.into()),
-    }
+        .bind(&upload.owner)
+        .bind(upload.visibility.as_str())
+        .fetch_optional(executor)
+        .await?;
+    Ok(accepted.map_or(Accepted::KeyLost, Accepted::Yes))
 }
 
 /// When this very upload was accepted before, if it was.
-async fn recorded(pool: &PgPool, upload: &NewUpload) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let found = sqlx::query_scalar("select created_at from tasks where id = $1 and image_id = $2")
+async fn recorded(
+    executor: impl PgExecutor<'_>,
+    upload: &NewUpload,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar("select created_at from tasks where id = $1 and image_id = $2")
         .bind(upload.task)
         .bind(upload.image)
-        .fetch_optional(pool)
-        .await?;
-    Ok(found)
+        .fetch_optional(executor)
+        .await
 }

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, TaskId, WorkerId,
+        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, Owner, TaskId,
+        WorkerId,
     },
     store::{
         Advance, Child, ImageFilter, Item, NewBackfill, Obstacle, StoreError, convert::to_i64,
@@ -158,13 +159,15 @@ pub async fn walk_images(
 
 pub async fn images_with_blobs(
     pool: &PgPool,
+    owner: &Owner,
     hashes: &[ContentHash],
 ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
     let rows = sqlx::query(
         "select distinct on (sha256) sha256, id from images
-         where sha256 = any($1) and discarded_at is null order by sha256, id",
+         where sha256 = any($1) and owner = $2 and discarded_at is null order by sha256, id",
     )
     .bind(hashes.iter().map(ContentHash::as_bytes).collect::<Vec<_>>())
+    .bind(owner)
     .fetch_all(pool)
     .await?;
     rows.iter().map(|row| Ok((rows::hash(row, "sha256")?, row.try_get("id")?))).collect()
@@ -211,17 +214,17 @@ const ADVANCE: &str = "
     where task_id = $1 and cursor is not distinct from $2 and state = 'walking' and not paused";
 
 const IMAGES: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename)
-    select * from unnest($1::uuid[], $2::bytea[], $3::bigint[], $4::text[], $5::text[], $6::jsonb[],
-                         $7::text[])";
+    insert into images (id, sha256, bytes, format, title, tags, filename, owner)
+    select new.*, (select owner from tasks where id = $8)
+    from unnest($1::uuid[], $2::bytea[], $3::bigint[], $4::text[], $5::text[], $6::jsonb[],
+                $7::text[]) as new";
 
 const TASKS: &str = "
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id, source)
-    select new.id, new.kind, 'bulk', 'queued', new.image_id, new.jobs, b.owner, b.id, new.source
-    from tasks b,
-         unnest($2::uuid[], $3::text[], $4::uuid[], $5::int[], $6::text[])
+    select new.id, new.kind, 'bulk', 'queued', i.id, new.jobs, i.owner, $1, new.source
+    from unnest($2::uuid[], $3::text[], $4::uuid[], $5::int[], $6::text[])
          as new (id, kind, image_id, jobs, source)
-    where b.id = $1";
+    join images i on i.id = new.image_id";
 
 const JOBS: &str = "
     with job as (
@@ -300,6 +303,7 @@ async fn make_children(conn: &mut PgConnection, step: &Advance) -> Result<(), St
             .bind(imported.iter().map(|(_, new)| new.title.clone()).collect::<Vec<_>>())
             .bind(imported.iter().map(|(_, new)| Json(&new.tags)).collect::<Vec<_>>())
             .bind(imported.iter().map(|(_, new)| new.filename.clone()).collect::<Vec<_>>())
+            .bind(step.task)
             .execute(&mut *conn)
             .await?;
     }

@@ -28,8 +28,7 @@ const QUEUE: &str = "
     with task as (
         insert into tasks (id, kind, lane, status, image_id, jobs_total, owner)
         select $2, 'delete', 'interactive', 'queued', $1, 1,
-               coalesce((select owner from tasks where image_id = $1 and kind = 'upload'
-                         order by id limit 1), '')
+               (select owner from images where id = $1)
         returning id, image_id, lane, owner),
     deletion as (
         insert into deletions (task_id, image_id, receipt, removal)

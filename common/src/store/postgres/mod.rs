@@ -2,6 +2,7 @@
 //! came before a lock, one short transaction; `now()`, the database's clock, decides all times.
 
 mod accept;
+mod access;
 mod backfill;
 mod claim;
 mod control;
@@ -30,16 +31,17 @@ use uuid::Uuid;
 
 use self::{claim::Claiming, gather::Gathered, settle::Settling};
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat,
-    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease,
-    NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference,
-    RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
-    TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat, IdempotencyKey,
+    ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, KnownApiKey, Lease,
+    LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle, OutboxBatch,
+    Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled,
+    Store, StoreError, TaskFilter, TaskPage, TaskVersion,
     convert::{self, micros},
     schema,
 };
 use crate::domain::{
-    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
+    ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,
+    SigningKey, Task, TaskId, Usage, WorkerId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -233,8 +235,12 @@ impl Store for PostgresStore {
         within(read::image(&self.pool, id)).await
     }
 
-    async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError> {
-        within(read::list_images(&self.pool, page)).await
+    async fn list_images(
+        &self,
+        owner: Option<&Owner>,
+        page: &PageRequest<ImageId>,
+    ) -> Result<ImagePage, StoreError> {
+        within(read::list_images(&self.pool, owner, page)).await
     }
 
     async fn last_task_of_image(
@@ -377,9 +383,10 @@ impl Store for PostgresStore {
 
     async fn images_with_blobs(
         &self,
+        owner: &Owner,
         hashes: &[ContentHash],
     ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
-        within(backfill::images_with_blobs(&self.pool, hashes)).await
+        within(backfill::images_with_blobs(&self.pool, owner, hashes)).await
     }
 
     async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError> {
@@ -429,6 +436,76 @@ impl Store for PostgresStore {
 
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
         within(workers::leave(&self.pool, worker)).await
+    }
+
+    async fn create_api_key(&self, new: &NewApiKey) -> Result<(), StoreError> {
+        within(access::create_key(&self.pool, new)).await
+    }
+
+    async fn api_key(&self, prefix: &str) -> Result<Option<KnownApiKey>, StoreError> {
+        within(access::key(&self.pool, prefix)).await
+    }
+
+    async fn has_api_keys(&self) -> Result<bool, StoreError> {
+        within(access::has_keys(&self.pool)).await
+    }
+
+    async fn list_api_keys(
+        &self,
+        owner: Option<&Owner>,
+        page: &PageRequest<Uuid>,
+    ) -> Result<Vec<ApiKey>, StoreError> {
+        within(access::list_keys(&self.pool, owner, page)).await
+    }
+
+    async fn revoke_api_key(&self, id: Uuid) -> Result<Option<ApiKey>, StoreError> {
+        within(access::revoke_key(&self.pool, id)).await
+    }
+
+    async fn note_key_use(&self, id: Uuid) -> Result<(), StoreError> {
+        within(access::note_key_use(&self.pool, id)).await
+    }
+
+    async fn create_signing_key(
+        &self,
+        new: &NewSigningKey,
+        at_most: u32,
+    ) -> Result<bool, StoreError> {
+        within(access::create_signing_key(&self.pool, new, at_most)).await
+    }
+
+    async fn signing_key(&self, id: &str) -> Result<Option<LiveSigningKey>, StoreError> {
+        within(access::signing_key(&self.pool, id)).await
+    }
+
+    async fn newest_signing_key(
+        &self,
+        owner: &Owner,
+    ) -> Result<Option<LiveSigningKey>, StoreError> {
+        within(access::newest_signing_key(&self.pool, owner)).await
+    }
+
+    async fn list_signing_keys(
+        &self,
+        owner: Option<&Owner>,
+    ) -> Result<Vec<SigningKey>, StoreError> {
+        within(access::list_signing_keys(&self.pool, owner)).await
+    }
+
+    async fn revoke_signing_key(&self, id: &str) -> Result<Option<SigningKey>, StoreError> {
+        within(access::revoke_signing_key(&self.pool, id)).await
+    }
+
+    async fn usage(&self, owner: &Owner) -> Result<Usage, StoreError> {
+        within(async { Ok(access::usage(&self.pool, owner).await?) }).await
+    }
+
+    async fn audit(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+        within(access::audit(&self.pool, entry)).await
+    }
+
+    async fn list_audit(&self, page: &PageRequest<Uuid>) -> Result<Vec<AuditEntry>, StoreError> {
+        within(access::list_audit(&self.pool, page)).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

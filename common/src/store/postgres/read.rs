@@ -10,7 +10,7 @@ use super::{
     rows::{self, blob_joins, image_columns, task_columns},
 };
 use crate::{
-    domain::{Image, ImageId, JobKind, Task, TaskId, TaskKind},
+    domain::{Image, ImageId, JobKind, Owner, Task, TaskId, TaskKind},
     store::{ImagePage, PageRequest, StoreError, TaskFilter, TaskPage, TaskVersion},
 };
 
@@ -167,11 +167,13 @@ pub async fn image(pool: &PgPool, id: ImageId) -> Result<Option<Image>, StoreErr
 
 pub async fn list_images(
     pool: &PgPool,
+    owner: Option<&Owner>,
     page: &PageRequest<ImageId>,
 ) -> Result<ImagePage, StoreError> {
     let rows = sqlx::query(concat!(
         "with page as (
-             select * from images where id < $1 and discarded_at is null
+             select * from images
+             where id < $1 and discarded_at is null and ($3::text is null or owner = $3)
              order by id desc limit $2)
          select",
         image_columns!(),
@@ -181,6 +183,7 @@ pub async fn list_images(
     ))
     .bind(page.before.unwrap_or(ImageId(Uuid::max())))
     .bind(i64::from(page.limit) + 1)
+    .bind(owner)
     .fetch_all(pool)
     .await?;
     let mut images = rows::images(&rows)?;

@@ -24,8 +24,7 @@ const QUEUE: &str = "
     with task as (
         insert into tasks (id, kind, lane, status, image_id, jobs_total, owner)
         select $2, 'rendition', 'interactive', 'queued', $1, 1,
-               coalesce((select owner from tasks where image_id = $1 and kind = 'upload'
-                         order by id limit 1), '')
+               (select owner from images where id = $1)
         returning id, image_id, lane, owner),
     job as (
         insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{Row, SqliteConnection, SqlitePool, types::Json};
 use uuid::Uuid;
 
-use super::{rows, writer::Writer};
+use super::{access, rows, writer::Writer};
 use crate::{
     domain::{ContentHash, JobKind},
     store::{
@@ -122,19 +122,19 @@ pub async fn expire_keys(
 /// which works with `$1`, not with `?1`: of the latter, sqlx miscounts those that a statement leaves
 /// out. Without a key, the last statement finds no row.
 const ACCEPT: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, created_at)
-    values ($1, $2, $3, $4, $5, $6, $7, $8);
+    insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility, created_at)
+    values ($1, $2, $3, $4, $5, $6, $7, $17, $18, $8);
 
-    insert into tasks (id, kind, lane, status, image_id, jobs_total, created_at, updated_at)
-    values ($9, 'upload', $10, 'queued', $1, json_array_length($11), $8, $8);
+    insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, created_at, updated_at)
+    values ($9, 'upload', $10, 'queued', $1, json_array_length($11), $17, $8, $8);
 
-    insert into jobs (id, task_id, image_id, kind, lane, status, max_attempts, run_at,
+    insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at, traceparent)
-    select unhex(value ->> 0), $9, $1, value ->> 1, $10, 'queued', $12, $8, $8, $8, $8, $16
+    select unhex(value ->> 0), $9, $1, value ->> 1, $10, $17, 'queued', $12, $8, $8, $8, $8, $16
     from json_each($11);
 
-    insert into outbox (job_id, kind, lane, generation, due_at)
-    select id, kind, lane, 0, $8 from jobs where task_id = $9;
+    insert into outbox (job_id, kind, lane, share, generation, due_at)
+    select id, kind, lane, share, 0, $8 from jobs where task_id = $9;
 
     update idempotency_keys set task_id = $9, fingerprint = $13 where owner = $14 and key = $15;";
 
@@ -147,6 +147,14 @@ pub async fn accept(
         && !holds_key(conn, ticket, &upload).await?
     {
         return Ok(Accepted::KeyLost);
+    }
+    if !upload.quota.is_unlimited() {
+        let used = access::usage(&mut *conn, &upload.owner).await?;
+        if !upload.quota.has_room(used, upload.bytes) {
+            // It may be this very upload that fills it.
+            let before = recorded(conn, &upload).await?.map(rows::time).transpose()?;
+            return Ok(before.map_or(Accepted::OverQuota(used), Accepted::Yes));
+        }
     }
     let key = upload.key.as_ref();
     let jobs: Vec<(String, JobKind)> =
@@ -165,9 +173,11 @@ pub async fn accept(
         .bind(Json(jobs))
         .bind(upload.max_attempts)
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
-        .bind(key.map(|(ticket, _)| ticket.key.owner.as_str()))
+        .bind(key.map(|(ticket, _)| ticket.key.owner.stored()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(upload.trace.map(|trace| trace.to_string()))
+        .bind(&upload.owner)
+        .bind(upload.visibility.as_str())
         .execute(&mut *conn)
         .await;
     match inserted {

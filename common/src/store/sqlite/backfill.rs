@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, TaskId, WorkerId,
+        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, Owner, TaskId,
+        WorkerId,
     },
     store::{
         Advance, Child, ImageFilter, Item, NewBackfill, Obstacle, StoreError,
@@ -207,15 +208,18 @@ pub async fn walk_images(
 
 pub async fn images_with_blobs(
     reads: &SqlitePool,
+    owner: &Owner,
     hashes: &[ContentHash],
 ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
     let hashes: Vec<String> = hashes.iter().map(ToString::to_string).collect();
     let rows = sqlx::query(
         "select sha256, min(id) as id from images
-         where sha256 in (select unhex(value) from json_each($1)) and discarded_at is null
+         where sha256 in (select unhex(value) from json_each($1)) and owner = $2
+           and discarded_at is null
          group by sha256",
     )
     .bind(Json(hashes))
+    .bind(owner)
     .fetch_all(reads)
     .await?;
     rows.iter().map(|row| Ok((rows::hash(row, "sha256")?, row.try_get("id")?))).collect()
@@ -327,13 +331,13 @@ async fn touch(conn: &mut SqliteConnection, now: i64, task: TaskId) -> Result<()
 
 /// One script, as accepting an upload is.
 const CHILD: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, created_at)
-    select $1, $2, $3, $4, $5, $6, $7, $8 where $2 is not null;
+    insert into images (id, sha256, bytes, format, title, tags, filename, created_at, owner)
+    select $1, $2, $3, $4, $5, $6, $7, $8, owner from tasks where id = $12 and $2 is not null;
 
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id, source,
                        created_at, updated_at)
     select $9, $10, 'bulk', 'queued', $1, json_array_length($11), owner, $12, $13, $8, $8
-    from tasks where id = $12;
+    from images where id = $1;
 
     insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at)

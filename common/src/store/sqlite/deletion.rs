@@ -24,9 +24,7 @@ const REDACT: &str = "
 const QUEUE: &str = "
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, created_at, updated_at)
     values ($2, 'delete', 'interactive', 'queued', $1, 1,
-            coalesce((select owner from tasks where image_id = $1 and kind = 'upload'
-                      order by id limit 1), ''),
-            $6, $6);
+            (select owner from images where id = $1), $6, $6);
 
     insert into deletions (task_id, image_id, receipt, removal) values ($2, $1, $8, $9);
 

@@ -2,6 +2,7 @@
 //! it (WAL).
 
 mod accept;
+mod access;
 mod backfill;
 mod clock;
 mod control;
@@ -39,14 +40,15 @@ pub use self::clock::Clock;
 use self::clock::Clock;
 use self::writer::Writer;
 use super::{
-    Accepted, Advance, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat,
-    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, Lease,
-    NewBackfill, NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference,
-    RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError,
-    TaskFilter, TaskPage, TaskVersion, convert, schema,
+    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat, IdempotencyKey,
+    ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, KnownApiKey, Lease,
+    LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle, OutboxBatch,
+    Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled,
+    Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert, schema,
 };
 use crate::domain::{
-    Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Removal, Task, TaskId, WorkerId,
+    ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,
+    SigningKey, Task, TaskId, Usage, WorkerId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -277,8 +279,12 @@ impl Store for SqliteStore {
         read::image(&self.reads, id).await
     }
 
-    async fn list_images(&self, page: &PageRequest<ImageId>) -> Result<ImagePage, StoreError> {
-        read::list_images(&self.reads, page).await
+    async fn list_images(
+        &self,
+        owner: Option<&Owner>,
+        page: &PageRequest<ImageId>,
+    ) -> Result<ImagePage, StoreError> {
+        read::list_images(&self.reads, owner, page).await
     }
 
     async fn last_task_of_image(
@@ -435,9 +441,10 @@ impl Store for SqliteStore {
 
     async fn images_with_blobs(
         &self,
+        owner: &Owner,
         hashes: &[ContentHash],
     ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
-        backfill::images_with_blobs(&self.reads, hashes).await
+        backfill::images_with_blobs(&self.reads, owner, hashes).await
     }
 
     async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError> {
@@ -490,6 +497,82 @@ impl Store for SqliteStore {
 
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
         self.writer.run(move |conn, _| Box::pin(workers::leave(conn, worker))).await
+    }
+
+    async fn create_api_key(&self, new: &NewApiKey) -> Result<(), StoreError> {
+        let new = new.clone();
+        self.writer.run(move |conn, now| Box::pin(access::create_key(conn, now, new))).await
+    }
+
+    async fn api_key(&self, prefix: &str) -> Result<Option<KnownApiKey>, StoreError> {
+        access::key(&self.reads, self.clock.now(), prefix).await
+    }
+
+    async fn has_api_keys(&self) -> Result<bool, StoreError> {
+        access::has_keys(&self.reads).await
+    }
+
+    async fn list_api_keys(
+        &self,
+        owner: Option<&Owner>,
+        page: &PageRequest<Uuid>,
+    ) -> Result<Vec<ApiKey>, StoreError> {
+        access::list_keys(&self.reads, owner, page).await
+    }
+
+    async fn revoke_api_key(&self, id: Uuid) -> Result<Option<ApiKey>, StoreError> {
+        self.writer.run(move |conn, now| Box::pin(access::revoke_key(conn, now, id))).await
+    }
+
+    async fn note_key_use(&self, id: Uuid) -> Result<(), StoreError> {
+        self.writer.run(move |conn, now| Box::pin(access::note_key_use(conn, now, id))).await
+    }
+
+    async fn create_signing_key(
+        &self,
+        new: &NewSigningKey,
+        at_most: u32,
+    ) -> Result<bool, StoreError> {
+        let new = new.clone();
+        self.writer
+            .run(move |conn, now| Box::pin(access::create_signing_key(conn, now, new, at_most)))
+            .await
+    }
+
+    async fn signing_key(&self, id: &str) -> Result<Option<LiveSigningKey>, StoreError> {
+        access::signing_key(&self.reads, id).await
+    }
+
+    async fn newest_signing_key(
+        &self,
+        owner: &Owner,
+    ) -> Result<Option<LiveSigningKey>, StoreError> {
+        access::newest_signing_key(&self.reads, owner).await
+    }
+
+    async fn list_signing_keys(
+        &self,
+        owner: Option<&Owner>,
+    ) -> Result<Vec<SigningKey>, StoreError> {
+        access::list_signing_keys(&self.reads, owner).await
+    }
+
+    async fn revoke_signing_key(&self, id: &str) -> Result<Option<SigningKey>, StoreError> {
+        let id = id.to_owned();
+        self.writer.run(move |conn, now| Box::pin(access::revoke_signing_key(conn, now, id))).await
+    }
+
+    async fn usage(&self, owner: &Owner) -> Result<Usage, StoreError> {
+        Ok(access::usage(&self.reads, owner).await?)
+    }
+
+    async fn audit(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let entry = entry.clone();
+        self.writer.run(move |conn, now| Box::pin(access::audit(conn, now, entry))).await
+    }
+
+    async fn list_audit(&self, page: &PageRequest<Uuid>) -> Result<Vec<AuditEntry>, StoreError> {
+        access::list_audit(&self.reads, page).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {

@@ -19,9 +19,7 @@ const LAST_JOB: &str = "
 const QUEUE: &str = "
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, created_at, updated_at)
     values ($2, 'rendition', 'interactive', 'queued', $1, 1,
-            coalesce((select owner from tasks where image_id = $1 and kind = 'upload'
-                      order by id limit 1), ''),
-            $5, $5);
+            (select owner from images where id = $1), $5, $5);
 
     insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
                       waiting_since, created_at, updated_at, traceparent)

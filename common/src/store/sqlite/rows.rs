@@ -19,6 +19,7 @@ macro_rules! image_columns {
           i.height, i.orientation, i.taken_at, i.latitude, i.longitude,
           i.created_at as image_created_at, i.stored_at,
           i.discarded_at is not null as discarded, i.deleted_at is not null as deleted,
+          i.owner as image_owner, i.visibility,
           r.preset, r.fingerprint, r.format as r_format, r.width as r_width, r.height as r_height,
           r.bytes as r_bytes, r.rendition_sha256, r.created_at as made_at,
           p.thumbhash, p.dominant_color "
@@ -52,7 +53,7 @@ macro_rules! backfill_joins {
 /// A task `t` with one job `j`, or none.
 macro_rules! task_columns {
     () => {
-        " t.id, t.kind, t.lane, t.status, t.version, t.image_id, t.jobs_total, t.jobs_succeeded,
+        " t.id, t.kind, t.lane, t.status, t.owner, t.version, t.image_id, t.jobs_total, t.jobs_succeeded,
           t.jobs_failed, t.jobs_cancelled, t.created_at, t.updated_at, t.finished_at,
           j.id as job_id, j.kind as job_kind, j.status as job_status,
           j.fence - j.released as attempt, j.max_attempts, j.run_at, j.error_code,
@@ -73,7 +74,8 @@ pub fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
         .ok_or_else(|| StoreError::Corrupt(format!("time {micros}")))
 }
 
-fn optional_time(micros: Option<i64>) -> Result<Option<DateTime<Utc>>, StoreError> {
+/// A time that may be missing.
+pub fn optional_time(micros: Option<i64>) -> Result<Option<DateTime<Utc>>, StoreError> {
     micros.map(time).transpose()
 }
 
@@ -123,6 +125,8 @@ fn image(row: &SqliteRow) -> Result<Image, StoreError> {
         stored_at,
         discarded: row.try_get("discarded")?,
         deleted: row.try_get("deleted")?,
+        owner: row.try_get("image_owner")?,
+        visibility: name(row, "visibility")?,
         renditions: Vec::new(),
         placeholder: placeholder(row)?,
     })
@@ -232,6 +236,7 @@ fn task(row: &SqliteRow) -> Result<Task, StoreError> {
         kind: name(row, "kind")?,
         lane: name(row, "lane")?,
         status: name(row, "status")?,
+        owner: row.try_get("owner")?,
         version: row.try_get("version")?,
         created_at: time(row.try_get("created_at")?)?,
         updated_at: time(row.try_get("updated_at")?)?,

@@ -51,7 +51,8 @@ pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: Plan) {
 
 /// The right to upload under the key; `None` if the client is answered without an upload.
 async fn reserve(shared: &Shared, store: &DynStore, key: &str) -> Option<KeyTicket> {
-    let wanted = IdempotencyKey { owner: String::new(), key: key.to_owned() };
+    let wanted =
+        IdempotencyKey { owner: safelight_common::domain::Owner::local(), key: key.to_owned() };
     match store.reserve_key(&wanted, HOLD).await {
         Ok(KeyState::Reserved(ticket)) => return Some(ticket),
         Ok(KeyState::Used { task, .. }) => {
@@ -79,6 +80,9 @@ fn new_upload(plan: &Plan, ticket: Option<KeyTicket>) -> NewUpload {
     };
     let sha256 = ContentHash::of(&[plan.content]);
     NewUpload {
+        owner: safelight_common::domain::Owner::local(),
+        visibility: safelight_common::domain::Visibility::Public,
+        quota: safelight_common::domain::Quota::default(),
         task: TaskId(id()),
         jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId(id()), kind)).to_vec(),
         image: ImageId(id()),

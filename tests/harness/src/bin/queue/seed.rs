@@ -18,6 +18,9 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
         .map(|_| async {
             let image = ImageId::new();
             let upload = NewUpload {
+                owner: safelight_common::domain::Owner::local(),
+                visibility: safelight_common::domain::Visibility::Public,
+                quota: safelight_common::domain::Quota::default(),
                 image,
                 task: TaskId::new(),
                 lane: Lane::Interactive,

@@ -1,0 +1,279 @@
+//! What only operators do: keys, and a look at what other operators did.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use safelight_common::{
+    domain::{ApiKey, Owner, Scope, Scopes},
+    secrets::ApiSecret,
+    store::{AuditEntry, NewApiKey},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    extract::{Id, JsonBody, Params, PathId, invalid_query},
+    openapi::{KeyProblems, ListProblems, NewKeyProblems},
+    pages::{Cursor, next_cursor, page},
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+};
+
+/// A key's id.
+#[derive(Clone, Copy)]
+pub struct KeyId(Uuid);
+
+/// An entry of the audit log.
+#[derive(Clone, Copy)]
+struct AuditId(Uuid);
+
+macro_rules! cursor {
+    ($id:ident, $mark:literal) => {
+        impl Cursor for $id {
+            const MARK: u8 = $mark;
+
+            fn from_uuid(id: Uuid) -> Self {
+                Self(id)
+            }
+
+            fn uuid(self) -> Uuid {
+                self.0
+            }
+        }
+    };
+}
+
+cursor!(KeyId, b'k');
+cursor!(AuditId, b'a');
+
+impl std::str::FromStr for KeyId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        Uuid::parse_str(text).map(Self)
+    }
+}
+
+impl PathId for KeyId {
+    const NOT_FOUND: ProblemCode = ProblemCode::KeyNotFound;
+}
+
+/// A key to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewKey)]
+pub struct KeyRequest {
+    /// Whose it is to be.
+    #[schema(value_type = String, example = "ada", min_length = 1, max_length = 64)]
+    owner: Owner,
+    /// What it may be used for, at least one.
+    #[schema(value_type = Vec<Scope>)]
+    scopes: Scopes,
+    /// Seconds after which it is not accepted any more; never unless said.
+    #[schema(minimum = 1)]
+    expires_in: Option<u64>,
+}
+
+/// A key, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Key)]
+pub struct KeyDocument {
+    /// Its id.
+    pub id: Uuid,
+    /// How its secret begins.
+    pub prefix: String,
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub owner: Owner,
+    /// What it may be used for.
+    #[schema(value_type = Vec<Scope>)]
+    pub scopes: Scopes,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// From when on it is not accepted any more.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When it was revoked.
+    pub revoked_at: Option<DateTime<Utc>>,
+    /// When it was last used, a minute or so behind.
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+impl From<ApiKey> for KeyDocument {
+    fn from(key: ApiKey) -> Self {
+        let ApiKey { id, prefix, owner, scopes, created_at, expires_at, revoked_at, last_used_at } =
+            key;
+        Self { id, prefix, owner, scopes, created_at, expires_at, revoked_at, last_used_at }
+    }
+}
+
+/// A key that was just made.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MadeKey)]
+pub struct MadeKeyDocument {
+    /// Its id.
+    pub id: Uuid,
+    /// How its secret begins.
+    pub prefix: String,
+    /// The secret. It is shown this once and not kept.
+    pub secret: String,
+}
+
+/// Make a key.
+#[utoipa::path(
+    post, path = "/v1/keys", operation_id = "create_key", tag = "keys",
+    request_body = KeyRequest,
+    responses(
+        (status = 201, description = "The key with its secret, which is shown this once", body = MadeKeyDocument, headers(
+            ("Location" = String, description = "The key"),
+        )),
+        NewKeyProblems,
+    ),
+)]
+pub async fn create(
+    State(state): State<ApiState>,
+    JsonBody(request): JsonBody<KeyRequest>,
+) -> Result<Response, Problem> {
+    if request.scopes.iter().next().is_none() || request.expires_in == Some(0) {
+        let detail = "A key needs at least one scope, and a second to live.";
+        return Err(Problem::new(ProblemCode::InvalidBody, detail));
+    }
+    let secret = ApiSecret::new().map_err(|error| Problem::internal(&error))?;
+    let new = NewApiKey {
+        id: Uuid::now_v7(),
+        prefix: secret.prefix().to_owned(),
+        owner: request.owner,
+        scopes: request.scopes,
+        secret_sha256: secret.hash(),
+        lifetime: request.expires_in.map(Duration::from_secs),
+    };
+    state.services.store.create_api_key(&new).await?;
+    let location = HeaderValue::from_str(&format!("/v1/keys/{}", new.id))
+        .map_err(|error| Problem::internal(&error))?;
+    let made =
+        MadeKeyDocument { id: new.id, prefix: new.prefix, secret: secret.reveal().to_owned() };
+    let headers = [
+        (header::LOCATION, location),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((StatusCode::CREATED, headers, Json(made)).into_response())
+}
+
+/// A page of keys.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = KeyList)]
+pub struct KeyListDocument {
+    /// The keys, newest first.
+    pub keys: Vec<KeyDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Keys, newest first.
+#[utoipa::path(
+    get, path = "/v1/keys", operation_id = "list_keys", tag = "keys",
+    params(
+        ("owner" = Option<String>, Query, description = "Only keys of this owner"),
+        ("limit" = Option<u32>, Query, description = "Keys at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, description = "A page of keys", body = KeyListDocument), ListProblems),
+)]
+pub async fn list(
+    State(state): State<ApiState>,
+    mut params: Params,
+) -> Result<Json<KeyListDocument>, Problem> {
+    let owner = owner(&mut params)?;
+    let request = page::<KeyId>(&mut params)?.map(|id| id.0);
+    params.finish()?;
+    let keys = state.services.store.list_api_keys(owner.as_ref(), &request).await?;
+    let next_cursor = next_cursor(&request, &keys, |key| KeyId(key.id));
+    Ok(Json(KeyListDocument { keys: keys.into_iter().map(Into::into).collect(), next_cursor }))
+}
+
+/// Revoke a key.
+///
+/// It is refused from the next request on, by every node. A key that was revoked before stays so.
+#[utoipa::path(
+    delete, path = "/v1/keys/{id}", operation_id = "revoke_key", tag = "keys",
+    params(("id" = Uuid, Path, description = "The key's id")),
+    responses((status = 200, description = "The key, revoked", body = KeyDocument), KeyProblems),
+)]
+pub async fn revoke(
+    State(state): State<ApiState>,
+    Id(id): Id<KeyId>,
+) -> Result<Json<KeyDocument>, Problem> {
+    let revoked = state.services.store.revoke_api_key(id.0).await?;
+    Ok(Json(revoked.ok_or_else(|| KeyId::not_found(id.0))?.into()))
+}
+
+/// Something that an admin did.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditEntry)]
+pub struct AuditDocument {
+    /// Its id.
+    pub id: Uuid,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The prefix of the key that was used; null for somebody on the machine itself.
+    pub key: Option<String>,
+    /// Whose key, or for whom the admin acted.
+    #[schema(value_type = String)]
+    pub owner: Owner,
+    /// What was done.
+    #[schema(example = "POST")]
+    pub action: String,
+    /// To what.
+    #[schema(example = "/v1/keys/0193f5e7-0000-7000-8000-000000000000")]
+    pub target: String,
+}
+
+impl From<AuditEntry> for AuditDocument {
+    fn from(entry: AuditEntry) -> Self {
+        let AuditEntry { id, at, key, owner, action, target } = entry;
+        Self { id, at, key, owner, action, target }
+    }
+}
+
+/// A page of the audit log.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditLog)]
+pub struct AuditListDocument {
+    /// The entries, newest first.
+    pub entries: Vec<AuditDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// What admins did, newest first.
+#[utoipa::path(
+    get, path = "/v1/audit", operation_id = "list_audit", tag = "keys",
+    params(
+        ("limit" = Option<u32>, Query, description = "Entries at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, description = "A page of the log", body = AuditListDocument), ListProblems),
+)]
+pub async fn audit(
+    State(state): State<ApiState>,
+    mut params: Params,
+) -> Result<Json<AuditListDocument>, Problem> {
+    let request = page::<AuditId>(&mut params)?.map(|id| id.0);
+    params.finish()?;
+    let entries = state.services.store.list_audit(&request).await?;
+    let next_cursor = next_cursor(&request, &entries, |entry| AuditId(entry.id));
+    let entries = entries.into_iter().map(Into::into).collect();
+    Ok(Json(AuditListDocument { entries, next_cursor }))
+}
+
+/// The owner that a query names.
+fn owner(params: &mut Params) -> Result<Option<Owner>, Problem> {
+    let Some(name) = params.take("owner")? else { return Ok(None) };
+    name.parse().map(Some).map_err(|error| invalid_query("owner", error))
+}

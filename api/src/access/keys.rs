@@ -1,0 +1,73 @@
+//! Keys that requests present.
+
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use axum::http::{HeaderMap, header};
+use safelight_common::{domain::ApiKey, secrets::ApiSecret, store::DynStore};
+use uuid::Uuid;
+
+use super::{Caller, invalid_key};
+use crate::{
+    extract::single_header,
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+};
+
+/// How often a node notes that a key is used.
+const NOTED_EVERY: Duration = Duration::from_mins(1);
+
+/// Who holds the key that a request presents. Each time the database is asked, so that a key which is
+/// revoked is refused by every node from the next request on.
+pub async fn holder(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Problem> {
+    let secret = presented(headers)?;
+    let store = &state.services.store;
+    let known = store.api_key(secret.prefix()).await?;
+    let known = known.filter(|known| secret.is(&known.secret_sha256) && known.is_live);
+    let key = known.ok_or_else(invalid_key)?.key;
+    state.key_uses.note(store, &key);
+    Ok(Caller {
+        sees: Some(key.owner.clone()),
+        owner: key.owner,
+        scopes: key.scopes,
+        key: Some(key.prefix),
+    })
+}
+
+/// The secret in `Authorization: Bearer …` (RFC 6750, section 2.1).
+fn presented(headers: &HeaderMap) -> Result<ApiSecret, Problem> {
+    let text = single_header(headers, &header::AUTHORIZATION, ProblemCode::InvalidHeader)?;
+    let (scheme, secret) = text.and_then(|text| text.split_once(' ')).ok_or_else(invalid_key)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(invalid_key().hint("the only scheme is `Bearer`"));
+    }
+    ApiSecret::parse(secret.trim()).ok_or_else(invalid_key)
+}
+
+/// When the uses of keys were last noted.
+#[derive(Default)]
+pub struct KeyUses(Mutex<HashMap<Uuid, Instant>>);
+
+impl KeyUses {
+    /// Notes in the background that a key is used, unless that was done a moment ago.
+    fn note(&self, store: &DynStore, key: &ApiKey) {
+        let mut noted = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        if noted.get(&key.id).is_some_and(|at| now.duration_since(*at) < NOTED_EVERY) {
+            return;
+        }
+        // Keys come and go; those of the last minute are enough.
+        noted.retain(|_, at| now.duration_since(*at) < NOTED_EVERY);
+        noted.insert(key.id, now);
+        drop(noted);
+        let (store, id) = (store.clone(), key.id);
+        tokio::spawn(async move {
+            if let Err(error) = store.note_key_use(id).await {
+                tracing::debug!(%error, "cannot note that a key was used");
+            }
+        });
+    }
+}

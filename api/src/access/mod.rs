@@ -1,0 +1,224 @@
+//! Who asks, and whether they may: one place, before any handler.
+//!
+//! ```text
+//! request ─▶ guard ─ rules: what does the route ask for?
+//!              ├─ nothing (probes, pictures) ──────────────────────────▶ handler
+//!              ├─ Bearer key ─ known, live, right secret, scope ─┐
+//!              └─ no key ─ is this the local machine, and were ──┴─▶ Caller ─▶ handler
+//!                 there never any keys?
+//! ```
+//!
+//! Handlers get a [`Caller`] and look only at what it [may see](Caller::may_see). Pictures are the
+//! exception: most are public, so delivery asks by itself once it knows that one is not.
+
+mod door;
+mod keys;
+mod rules;
+pub mod signed;
+
+pub mod admin;
+
+use axum::{
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use safelight_common::{
+    domain::{Owner, Scope, Scopes},
+    store::AuditEntry,
+};
+use uuid::Uuid;
+
+pub use door::Door;
+pub use keys::KeyUses;
+pub use rules::{Need, document};
+
+use crate::{
+    limits::Counted,
+    problem::{Problem, ProblemCode},
+    state::ApiState,
+    uploads,
+};
+
+/// For whom an admin acts: an owner's name, or `*` for all.
+pub const ON_BEHALF: HeaderName = HeaderName::from_static("safelight-owner");
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Whose what it makes will be.
+    pub owner: Owner,
+    /// Whose things it sees; `None` for everybody's.
+    sees: Option<Owner>,
+    /// What it may do.
+    scopes: Scopes,
+    /// The prefix of its key; `None` if it has none and needs none.
+    key: Option<String>,
+}
+
+impl Caller {
+    /// Somebody on this machine, where there are no keys: everything is theirs.
+    fn local() -> Self {
+        Self { owner: Owner::local(), sees: None, scopes: Scopes::all(), key: None }
+    }
+
+    /// Whether what belongs to `owner` is there for this caller.
+    pub fn may_see(&self, owner: &Owner) -> bool {
+        self.sees.as_ref().is_none_or(|seen| seen == owner)
+    }
+
+    /// The owner that lists are narrowed to; `None` for everybody's.
+    pub fn sees(&self) -> Option<&Owner> {
+        self.sees.as_ref()
+    }
+
+    /// Whether it may do what a scope allows.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.scopes.allow(scope)
+    }
+
+    /// The same caller, acting for whom the request says.
+    fn on_behalf(self, headers: &HeaderMap) -> Result<Self, Problem> {
+        let code = ProblemCode::InvalidHeader;
+        let Some(name) = crate::extract::single_header(headers, &ON_BEHALF, code)? else {
+            return Ok(self);
+        };
+        if !self.has(Scope::Admin) {
+            return Err(scope_missing(Scope::Admin));
+        }
+        if name == "*" {
+            return Ok(Self { sees: None, ..self });
+        }
+        let owner: Owner = name.parse().map_err(|error| {
+            Problem::new(code, format!("`Safelight-Owner`: {error}; `*` stands for all."))
+        })?;
+        Ok(Self { owner: owner.clone(), sees: Some(owner), ..self })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Problem::internal(&"a route without a rule asks who calls"))
+    }
+}
+
+/// Middleware of every route: lets through who may, and tells handlers who it is.
+pub async fn guard(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let need = rules::need(request.method(), path.unwrap_or_default());
+    let Need::Scope(scope) = need else { return next.run(request).await };
+    let (mut parts, body) = request.into_parts();
+    let (caller, rate) = match admit(&state, &parts, scope).await {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            // A client that is still sending would not see an answer that comes with a reset.
+            uploads::leave_unread(&state, &parts.headers, body);
+            return problem.into_response();
+        }
+    };
+    let deed = deed(scope, &caller, &parts);
+    parts.extensions.insert(caller);
+    let mut response = next.run(Request::from_parts(parts, body)).await;
+    response.headers_mut().extend(rate);
+    if let Some(mut entry) = deed.filter(|_| response.status().as_u16() < 400) {
+        let made = response.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
+        entry.target = made.map_or(entry.target, str::to_owned);
+        note_deed(&state, &entry).await;
+    }
+    response
+}
+
+/// The caller, if it may do what the route asks for, and how often it has asked.
+async fn admit(
+    state: &ApiState,
+    request: &Parts,
+    scope: Scope,
+) -> Result<(Caller, HeaderMap), Problem> {
+    let headers = &request.headers;
+    let authority = request.uri.authority().map(Authority::as_str);
+    let caller = identify(state, headers, authority).await?.ok_or_else(key_missing)?;
+    if !caller.has(scope) {
+        return Err(scope_missing(scope));
+    }
+    let caller = caller.on_behalf(headers)?;
+    let config = &state.services.config;
+    let counted = |counted| state.rates.count(config, &caller.owner, counted);
+    let mut rate = counted(Counted::Requests).await?;
+    if is_upload(request) {
+        for (name, value) in &counted(Counted::Uploads).await? {
+            rate.append(name, value.clone());
+        }
+    }
+    Ok((caller, rate))
+}
+
+fn is_upload(request: &Parts) -> bool {
+    request.method == Method::POST && request.uri.path() == "/v1/images"
+}
+
+/// Who sent a request with these headers to this `authority` (of an HTTP/2 request); `None` if it does not
+/// say so and must.
+pub async fn identify(
+    state: &ApiState,
+    headers: &HeaderMap,
+    authority: Option<&str>,
+) -> Result<Option<Caller>, Problem> {
+    if headers.contains_key(header::AUTHORIZATION) {
+        return keys::holder(state, headers).await.map(Some);
+    }
+    let is_open = state.door.is_open(&state.services.store, headers, authority).await?;
+    Ok(is_open.then(Caller::local))
+}
+
+/// What the audit log will say of a request, if it changes something with an admin's rights.
+fn deed(scope: Scope, caller: &Caller, request: &Parts) -> Option<AuditEntry> {
+    let is_admins = scope == Scope::Admin || request.headers.contains_key(&ON_BEHALF);
+    if !is_admins || matches!(request.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    Some(AuditEntry {
+        id: Uuid::now_v7(),
+        at: chrono::Utc::now(),
+        key: caller.key.clone(),
+        owner: caller.owner.clone(),
+        action: request.method.to_string(),
+        target: request.uri.path().to_owned(),
+    })
+}
+
+async fn note_deed(state: &ApiState, entry: &AuditEntry) {
+    tracing::info!(
+        target: "safelight_audit", key = entry.key, owner = %entry.owner, action = entry.action,
+        on = entry.target, "an admin did this"
+    );
+    if let Err(error) = state.services.store.audit(entry).await {
+        tracing::error!(%error, "the audit log could not be written; see the line before");
+    }
+}
+
+/// The request needs a key.
+pub fn key_missing() -> Problem {
+    challenge(Problem::new(ProblemCode::KeyMissing, "This needs a key."))
+        .hint("send `Authorization: Bearer sl_…`; `safelight keys create` makes a key")
+}
+
+/// The key is none, or none any more. Which of these is nobody's business.
+fn invalid_key() -> Problem {
+    let detail = "The key is unknown, revoked or expired.";
+    challenge(Problem::new(ProblemCode::InvalidKey, detail))
+}
+
+/// What every 401 carries (RFC 9110, section 11.6.1).
+fn challenge(problem: Problem) -> Problem {
+    let scheme = HeaderValue::from_static("Bearer realm=\"safelight\"");
+    problem.header(header::WWW_AUTHENTICATE, scheme)
+}
+
+fn scope_missing(scope: Scope) -> Problem {
+    Problem::new(ProblemCode::ScopeMissing, format!("The key lacks the scope `{scope}`."))
+        .with("scope", scope.as_str())
+}

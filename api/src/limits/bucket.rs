@@ -1,0 +1,130 @@
+//! Token buckets, as the generic cell rate algorithm keeps them (ITU-T I.371, annex A): one time for each
+//! bucket, when it will be full again.
+
+use std::{sync::Arc, time::Duration};
+
+use moka::sync::Cache;
+use redis::{Cmd, RedisResult};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::engine::Engine;
+
+/// How many tokens a bucket holds, and how long it takes to fill an empty one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Tokens of a full bucket; not zero.
+    pub tokens: u32,
+    /// The time in which as many come.
+    pub window: Duration,
+}
+
+/// What taking a token came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Whether there was one.
+    pub allowed: bool,
+    /// Tokens that are left.
+    pub remaining: u32,
+    /// How long until the bucket is full; where none was left, until there is one.
+    pub wait: Duration,
+}
+
+impl Rate {
+    /// Takes a token `now` from a bucket that will be full `full_in` from now. Answers what came of it, and
+    /// in how long the bucket will then be full. (Microseconds, so that a script of the engine can do the
+    /// same.)
+    fn take(self, full_in: u64) -> (Taken, u64) {
+        let window = u64::try_from(self.window.as_micros()).unwrap_or(u64::MAX);
+        let tokens = u64::from(self.tokens.max(1));
+        let each = (window / tokens).max(1);
+        let after = full_in.saturating_add(each);
+        let whole = each.saturating_mul(tokens);
+        if after > whole {
+            let wait = Duration::from_micros(after - whole);
+            return (Taken { allowed: false, remaining: 0, wait }, full_in);
+        }
+        let remaining = u32::try_from((whole - after) / each).unwrap_or(u32::MAX);
+        (Taken { allowed: true, remaining, wait: Duration::from_micros(after) }, after)
+    }
+}
+
+/// The buckets of everybody: in the shared engine if there is one, so that all nodes take from the same; else,
+/// or while it is away, in this process.
+pub struct Buckets {
+    engine: Option<Engine>,
+    own: Cache<String, Arc<Mutex<Instant>>>,
+}
+
+/// Buckets that a process keeps at most. One that nobody has taken from for long is full.
+const MAX_OWN: u64 = 100_000;
+
+/// The same as [`Rate::take`], by the engine's clock. A bucket that is full is not there.
+const SCRIPT: &str = "
+    local now = redis.call('TIME')
+    now = now[1] * 1000000 + now[2]
+    local window, tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
+    local each = math.max(math.floor(window / tokens), 1)
+    local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now)
+    local after = full_at - now + each
+    if after > each * tokens then return {0, 0, after - each * tokens} end
+    redis.call('SET', KEYS[1], string.format('%.0f', now + after), 'PX', math.ceil(after / 1000) + 1)
+    return {1, math.floor((each * tokens - after) / each), after}";
+
+impl Buckets {
+    /// Full ones.
+    pub fn new(engine: Option<Engine>, longest_window: Duration) -> Self {
+        let own = Cache::builder().max_capacity(MAX_OWN).time_to_idle(longest_window).build();
+        Self { engine, own }
+    }
+
+    /// Takes a token from the bucket called `name`.
+    pub async fn take(&self, name: &str, rate: Rate) -> Taken {
+        if let Some(engine) = &self.engine {
+            match shared(engine, name, rate).await {
+                Ok(taken) => return taken,
+                Err(error) => tracing::debug!(%error, "rates are kept by this node alone"),
+            }
+        }
+        let bucket = self.own.get_with_by_ref(name, || Arc::new(Mutex::new(Instant::now())));
+        let mut full_at = bucket.lock().await;
+        let now = Instant::now();
+        let full_in = full_at.saturating_duration_since(now).as_micros();
+        let (taken, after) = rate.take(u64::try_from(full_in).unwrap_or(u64::MAX));
+        *full_at = now + Duration::from_micros(after);
+        taken
+    }
+}
+
+async fn shared(engine: &Engine, name: &str, rate: Rate) -> RedisResult<Taken> {
+    let mut command = Cmd::new();
+    command.arg("EVAL").arg(SCRIPT).arg(1).arg(format!("safelight:{{{name}}}:rate"));
+    command.arg(u64::try_from(rate.window.as_micros()).unwrap_or(u64::MAX)).arg(rate.tokens);
+    let (allowed, remaining, wait): (u8, u32, u64) = engine.run(&command).await?;
+    Ok(Taken { allowed: allowed == 1, remaining, wait: Duration::from_micros(wait) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_gives_what_it_holds_and_then_as_much_as_comes() {
+        let rate = Rate { tokens: 3, window: Duration::from_secs(30) };
+        let buckets = Buckets::new(None, rate.window);
+        for left in [2, 1, 0] {
+            let taken = buckets.take("a", rate).await;
+            assert!(taken.allowed);
+            assert_eq!(taken.remaining, left);
+        }
+        let refused = buckets.take("a", rate).await;
+        assert!(!refused.allowed);
+        assert!(refused.wait <= Duration::from_secs(10) && refused.wait > Duration::from_secs(9));
+        assert!(buckets.take("b", rate).await.allowed, "everybody has a bucket of their own");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(buckets.take("a", rate).await.allowed);
+        assert!(!buckets.take("a", rate).await.allowed);
+        tokio::time::advance(Duration::from_secs(300)).await;
+        assert_eq!(buckets.take("a", rate).await.remaining, 2, "it holds no more than that");
+    }
+}

@@ -1,0 +1,425 @@
+//! Who may do what: every route, with every scope, on one's own, another's, and nobody's things.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{Request, request::Builder},
+};
+use safelight_common::{
+    domain::{Owner, Scope},
+    secrets::ApiSecret,
+    store::NewApiKey,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::bench::{Answer, Bench, image_id, picture, task_id};
+
+impl Bench {
+    /// Makes a key.
+    async fn key(&self, owner: &str, scopes: &str) -> Key {
+        let secret = ApiSecret::new().expect("random bytes");
+        let id = Uuid::now_v7();
+        let new = NewApiKey {
+            id,
+            prefix: secret.prefix().to_owned(),
+            owner: owner.parse().expect("an owner"),
+            scopes: scopes.parse().expect("scopes"),
+            secret_sha256: secret.hash(),
+            lifetime: None,
+        };
+        self.services.store.create_api_key(&new).await.expect("a key");
+        Key { id, bearer: format!("Bearer {}", secret.reveal()) }
+    }
+}
+
+struct Key {
+    id: Uuid,
+    bearer: String,
+}
+
+impl Key {
+    fn on(&self, request: Builder) -> Builder {
+        request.header("authorization", &self.bearer)
+    }
+
+    async fn get(&self, bench: &Bench, path: &str) -> Answer {
+        bench.send(self.on(Request::get(path)), Body::empty()).await
+    }
+
+    async fn upload(&self, bench: &Bench, query: &str) -> Value {
+        let request = Request::post(format!("/v1/images{query}"));
+        let answer = bench.send(self.on(request), picture(100, 1)).await;
+        assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
+        answer.json()
+    }
+}
+
+/// What each route wants, written down once more: by hand, from the documentation.
+const ROUTES: &[(&str, &str, Option<Scope>)] = &[
+    ("GET", "/livez", None),
+    ("GET", "/readyz", None),
+    ("GET", "/metrics", Some(Scope::Metrics)),
+    ("GET", "/images/{image}", None),
+    ("GET", "/images/{image}/{preset}", None),
+    ("POST", "/v1/images", Some(Scope::Upload)),
+    ("GET", "/v1/images", Some(Scope::Read)),
+    ("GET", "/v1/images/{image}", Some(Scope::Read)),
+    ("DELETE", "/v1/images/{image}", Some(Scope::Upload)),
+    ("POST", "/v1/images/{image}/signed-url", Some(Scope::Read)),
+    ("GET", "/v1/tasks", Some(Scope::Read)),
+    ("GET", "/v1/tasks/{task}", Some(Scope::Read)),
+    ("GET", "/v1/tasks/{task}/events", Some(Scope::Read)),
+    ("POST", "/v1/tasks/{task}/cancel", Some(Scope::Upload)),
+    ("POST", "/v1/tasks/{task}/retry", Some(Scope::Upload)),
+    ("POST", "/v1/tasks/retry", Some(Scope::Upload)),
+    ("GET", "/v1/limits", Some(Scope::Read)),
+    ("POST", "/v1/backfills", Some(Scope::Admin)),
+    ("POST", "/v1/tasks/{task}/pause", Some(Scope::Admin)),
+    ("POST", "/v1/tasks/{task}/resume", Some(Scope::Admin)),
+    ("GET", "/v1/tasks/{task}/report", Some(Scope::Admin)),
+    ("GET", "/v1/workers", Some(Scope::Admin)),
+    ("GET", "/v1/queues", Some(Scope::Admin)),
+    ("GET", "/v1/keys", Some(Scope::Admin)),
+    ("POST", "/v1/keys", Some(Scope::Admin)),
+    ("DELETE", "/v1/keys/{key}", Some(Scope::Admin)),
+    ("GET", "/v1/audit", Some(Scope::Admin)),
+];
+
+/// A request of a route for these things.
+fn request(method: &str, route: &str, upload: &Value) -> Builder {
+    let path = route
+        .replace("{image}", &image_id(upload).to_string())
+        .replace("{task}", &task_id(upload).to_string())
+        .replace("{preset}", "small?wait=0")
+        .replace("{key}", &Uuid::now_v7().to_string());
+    Request::builder().method(method).uri(path).header("content-type", "application/json")
+}
+
+#[test]
+fn every_route_is_in_the_table() {
+    let document = json!(safelight_api::openapi());
+    let mut described = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for method in item.as_object().expect("methods").keys() {
+            described.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    let known = |method: &str, route: &str| {
+        let id = |name: &str| route.replace(&format!("{{{name}}}"), "{id}");
+        let spellings = [id("image"), id("task"), id("key")];
+        described.iter().any(|(m, p)| m == method && spellings.contains(p))
+    };
+    for (method, route, _) in ROUTES {
+        assert!(known(method, route), "{method} {route} is not described");
+    }
+    assert_eq!(described.len(), ROUTES.len(), "{described:?}");
+}
+
+#[tokio::test]
+async fn every_route_asks_for_its_scope() {
+    let bench = Bench::new().await;
+    let both = bench.key("ada", "upload,read").await;
+    for (method, route, needed) in ROUTES {
+        let upload = both.upload(&bench, "").await;
+        let send = async |key: Option<&Key>| {
+            let request = request(method, route, &upload);
+            let request = match key {
+                Some(key) => key.on(request),
+                None => request,
+            };
+            bench.send(request, Body::empty()).await
+        };
+        let Some(needed) = needed else {
+            let answer = send(None).await;
+            assert!(!matches!(answer.status.as_u16(), 401 | 403), "{method} {route}");
+            continue;
+        };
+        let answer = send(None).await;
+        answer.assert_problem(401, "key_missing");
+        assert!(answer.header("www-authenticate").starts_with("Bearer"), "{method} {route}");
+        for scope in Scope::ALL {
+            let key = bench.key("ada", scope.as_str()).await;
+            // An event stream has no end while its task has none.
+            if route.ends_with("/events") && scope == needed {
+                continue;
+            }
+            let answer = send(Some(&key)).await;
+            let allowed = scope == needed || (*needed == Scope::Metrics && *scope == Scope::Admin);
+            if allowed {
+                let refused = matches!(answer.status.as_u16(), 401 | 403);
+                assert!(!refused, "{method} {route} with {scope}: {}", answer.text());
+            } else {
+                answer.assert_problem(403, "scope_missing");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_anothers_is_not_there() {
+    let bench = Bench::new().await;
+    let ada = bench.key("ada", "upload,read").await;
+    let bob = bench.key("bob", "upload,read,admin").await;
+    for (method, route, _) in ROUTES {
+        if !route.contains("{image}") && !route.contains("{task}") || !route.starts_with("/v1/") {
+            continue;
+        }
+        let upload = ada.upload(&bench, "").await;
+        let unknown = json!({ "id": Uuid::now_v7(), "image": { "id": Uuid::now_v7() } });
+        let mut answers = Vec::new();
+        for thing in [&upload, &unknown] {
+            let request = bob.on(request(method, route, thing));
+            let answer = bench.send(request, "{}").await;
+            assert_eq!(answer.status.as_u16(), 404, "{method} {route}: {}", answer.text());
+            // But for the id that was asked for, the same.
+            let text = answer.text();
+            let text = text.replace(&image_id(thing).to_string(), "");
+            answers.push(text.replace(&task_id(thing).to_string(), ""));
+        }
+        assert_eq!(answers[0], answers[1], "{method} {route}");
+        let status = ada.get(&bench, &format!("/v1/tasks/{}", task_id(&upload))).await.json();
+        assert_eq!(status["status"], "queued", "{method} {route} has changed it");
+    }
+    let images = bob.get(&bench, "/v1/images").await.json();
+    assert_eq!(images["images"], json!([]));
+    let tasks = bob.get(&bench, "/v1/tasks").await.json();
+    assert_eq!(tasks["tasks"], json!([]));
+    bob.get(&bench, "/v1/tasks?owner=ada").await.assert_problem(403, "scope_missing");
+    // A cursor of hers is a place in his list, which is empty.
+    let page = ada.get(&bench, "/v1/images?limit=1").await.json();
+    let cursor = page["next_cursor"].as_str().expect("a cursor");
+    let next = bob.get(&bench, &format!("/v1/images?cursor={cursor}")).await.json();
+    assert_eq!(next, json!({ "images": [], "next_cursor": null }));
+    // Trying all failed tasks again finds none of hers.
+    let retry = bob.on(Request::post("/v1/tasks/retry?all=true&dry_run=true"));
+    assert_eq!(bench.send(retry, Body::empty()).await.json()["tasks"], json!([]));
+}
+
+#[tokio::test]
+async fn an_idempotency_key_is_its_owners() {
+    let bench = Bench::new().await;
+    let keys = [bench.key("ada", "upload").await, bench.key("bob", "upload").await];
+    let mut tasks = Vec::new();
+    for key in [&keys[0], &keys[1], &keys[0]] {
+        let request = key.on(Request::post("/v1/images")).header("idempotency-key", "same");
+        let answer = bench.send(request, picture(100, 1)).await;
+        assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
+        tasks.push(answer.json()["id"].clone());
+    }
+    assert_ne!(tasks[0], tasks[1]);
+    assert_eq!(tasks[0], tasks[2]);
+}
+
+#[tokio::test]
+async fn an_admin_acts_for_others_only_by_name() {
+    let bench = Bench::new().await;
+    let ada = bench.key("ada", "upload,read").await;
+    let admin = bench.key("ops", "upload,read,admin").await;
+    let upload = ada.upload(&bench, "").await;
+    let path = format!("/v1/tasks/{}", task_id(&upload));
+    admin.get(&bench, &path).await.assert_problem(404, "task_not_found");
+    for owner in ["ada", "*"] {
+        let request = admin.on(Request::get(&path)).header("safelight-owner", owner);
+        assert_eq!(bench.send(request, Body::empty()).await.status.as_u16(), 200);
+    }
+    let request = ada.on(Request::get(&path)).header("safelight-owner", "ada");
+    bench.send(request, Body::empty()).await.assert_problem(403, "scope_missing");
+    let request = admin.on(Request::get(&path)).header("safelight-owner", "a/b");
+    bench.send(request, Body::empty()).await.assert_problem(400, "invalid_header");
+
+    let cancel = Request::post(format!("{path}/cancel"));
+    let request = admin.on(cancel).header("safelight-owner", "ada");
+    assert_eq!(bench.send(request, Body::empty()).await.status.as_u16(), 202);
+    let log = admin.get(&bench, "/v1/audit").await.json();
+    assert_eq!(log["entries"].as_array().expect("entries").len(), 1, "reading is no deed: {log}");
+    assert_eq!(log["entries"][0]["target"], format!("{path}/cancel"));
+    assert_eq!(log["entries"][0]["owner"], "ada");
+}
+
+#[tokio::test]
+async fn keys_are_made_used_listed_and_revoked() {
+    let bench = Bench::new().await;
+    let admin = bench.key("ops", "admin").await;
+    let make = |body: Value| {
+        let request = admin.on(Request::post("/v1/keys"));
+        bench.send(request.header("content-type", "application/json"), body.to_string())
+    };
+    let made = make(json!({ "owner": "ada", "scopes": ["read"], "expires_in": 60 })).await;
+    assert_eq!(made.status.as_u16(), 201, "{}", made.text());
+    assert_eq!(made.header("cache-control"), "no-store");
+    let made = made.json();
+    let secret = made["secret"].as_str().expect("a secret");
+    assert!(secret.starts_with(made["prefix"].as_str().expect("a prefix")));
+    let hers = Key {
+        id: made["id"].as_str().expect("an id").parse().expect("a UUID"),
+        bearer: format!("bearer {secret}"),
+    };
+    assert_eq!(hers.get(&bench, "/v1/images").await.status.as_u16(), 200);
+    let list = admin.get(&bench, "/v1/keys?owner=ada").await;
+    assert!(!list.text().contains(&secret[14..]), "the secret is nowhere");
+    assert_eq!(list.json()["keys"][0]["scopes"], json!(["read"]));
+
+    let revoke = admin.on(Request::delete(format!("/v1/keys/{}", hers.id)));
+    assert_eq!(bench.send(revoke, Body::empty()).await.status.as_u16(), 200);
+    hers.get(&bench, "/v1/images").await.assert_problem(401, "invalid_key");
+    let unknown = admin.on(Request::delete(format!("/v1/keys/{}", Uuid::now_v7())));
+    bench.send(unknown, Body::empty()).await.assert_problem(404, "key_not_found");
+    for bad in [
+        json!({ "owner": "a b", "scopes": ["read"] }),
+        json!({ "owner": "ada", "scopes": [] }),
+        json!({ "owner": "ada", "scopes": ["all"] }),
+        json!({ "owner": "ada", "scopes": ["read"], "expires_in": 0 }),
+        json!({ "owner": "ada" }),
+    ] {
+        make(bad).await.assert_problem(400, "invalid_body");
+    }
+}
+
+#[tokio::test]
+async fn without_keys_this_machine_is_let_in_and_nobody_else() {
+    let bench = Bench::new().await;
+    let list = || Request::get("/v1/images");
+    let status = async |request: Builder| bench.send(request, Body::empty()).await.status.as_u16();
+    assert_eq!(status(list().header("host", "127.0.0.1:8080")).await, 200);
+    assert_eq!(status(list().header("host", "photos.example")).await, 401);
+    assert_eq!(status(list().header("x-forwarded-for", "127.0.0.1")).await, 401);
+    assert_eq!(status(list().header("authorization", "Bearer nonsense")).await, 401);
+    bench.key("ada", "read").await;
+    crate::bench::until(async || status(list()).await == 401).await;
+
+    let elsewhere = Bench::configured(&[("SAFELIGHT_LISTEN", "0.0.0.0:8080")]).await;
+    elsewhere.get("/v1/images").await.assert_problem(401, "key_missing");
+}
+
+#[tokio::test]
+async fn a_private_image_needs_its_owners_key_or_a_signature() {
+    let bench = Bench::new().await;
+    let ada = bench.key("ada", "upload,read").await;
+    let uploads_only = bench.key("ada", "upload").await;
+    let bob = bench.key("bob", "upload,read,admin").await;
+    let upload = ada.upload(&bench, "?visibility=private").await;
+    assert_eq!(upload["image"]["visibility"], "private");
+    let id = image_id(&upload);
+    bench.write(task_id(&upload)).await;
+    bench.render(task_id(&upload), b"rendered").await;
+
+    for path in [format!("/images/{id}"), format!("/images/{id}/small")] {
+        // The second time from memory.
+        for _ in 0..2 {
+            let answer = ada.get(&bench, &path).await;
+            assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+            assert_eq!(answer.header("cache-control"), "private, no-cache");
+            bench.get(&path).await.assert_problem(401, "key_missing");
+            uploads_only.get(&bench, &path).await.assert_problem(403, "scope_missing");
+            bob.get(&bench, &path).await.assert_problem(404, "image_not_found");
+        }
+    }
+
+    let sign = async |key: &Key, body: Value| {
+        let request = key.on(Request::post(format!("/v1/images/{id}/signed-url")));
+        bench.send(request.header("content-type", "application/json"), body.to_string()).await
+    };
+    let signed = sign(&ada, json!({ "preset": "small", "expires_in": 60 })).await;
+    assert_eq!(signed.status.as_u16(), 200, "{}", signed.text());
+    let signed = signed.json();
+    let url = signed["url"].as_str().expect("a URL");
+    let answer = bench.get(url).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"rendered"[..]));
+    assert_eq!(answer.header("cache-control"), "private, no-cache");
+    for other in [
+        url.replace("/small", "/large"),
+        url.replace("/small", ""),
+        url.replace("expires=", "expires=1"),
+        url.replace("key_id=sk_", "key_id=sk_x"),
+        format!("{url}x"),
+    ] {
+        bench.get(&other).await.assert_problem(403, "invalid_signature");
+    }
+    sign(&bob, json!({})).await.assert_problem(404, "image_not_found");
+    sign(&ada, json!({ "preset": "huge" })).await.assert_problem(404, "preset_not_found");
+    sign(&ada, json!({ "expires_in": 0 })).await.assert_problem(400, "invalid_body");
+
+    let key = signed["key_id"].as_str().expect("a key");
+    bench.services.store.revoke_signing_key(key).await.expect("revoked");
+    bench.get(url).await.assert_problem(403, "invalid_signature");
+
+    let short = sign(&ada, json!({ "expires_in": 1 })).await.json();
+    let url = short["url"].as_str().expect("a URL").to_owned();
+    crate::bench::until(async || bench.get(&url).await.status.as_u16() == 403).await;
+    bench.get(&url).await.assert_problem(403, "signature_expired");
+}
+
+#[tokio::test]
+async fn a_public_image_needs_nothing_and_is_kept_by_everybody() {
+    let bench = Bench::new().await;
+    let ada = bench.key("ada", "upload,read").await;
+    let upload = ada.upload(&bench, "").await;
+    bench.write(task_id(&upload)).await;
+    let answer = bench.get(&format!("/images/{}", image_id(&upload))).await;
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert!(answer.header("cache-control").starts_with("public"));
+}
+
+#[tokio::test]
+async fn a_quota_refuses_uploads_and_cancelling_makes_room() {
+    let bench = Bench::configured(&[("SAFELIGHT_OWNERS", "{ ada = { quota_images = 1 } }")]).await;
+    let ada = bench.key("ada", "upload,read").await;
+    let upload = ada.upload(&bench, "").await;
+    let again = async || bench.send(ada.on(Request::post("/v1/images")), picture(9, 2)).await;
+    let refused = again().await.assert_problem(403, "over_quota");
+    assert_eq!((&refused["used_images"], &refused["quota_images"]), (&json!(1), &json!(1)));
+    let limits = ada.get(&bench, "/v1/limits").await.json();
+    assert_eq!(limits["owner"], "ada");
+    assert_eq!(limits["quota"]["used_bytes"], 100);
+    let others = bench.key("bob", "upload").await;
+    others.upload(&bench, "").await;
+
+    let cancel = ada.on(Request::post(format!("/v1/tasks/{}/cancel", task_id(&upload))));
+    bench.send(cancel, Body::empty()).await;
+    assert_eq!(again().await.status.as_u16(), 202);
+}
+
+#[tokio::test]
+async fn rates_are_told_and_held() {
+    let keys = [("SAFELIGHT_REQUESTS_PER_MINUTE", "5"), ("SAFELIGHT_UPLOADS_PER_MINUTE", "2")];
+    let bench = Bench::configured(&keys).await;
+    let ada = bench.key("ada", "upload,read").await;
+    for left in [1, 0] {
+        let request = ada.on(Request::post("/v1/images"));
+        let answer = bench.send(request, picture(100, 1)).await;
+        assert_eq!(answer.status.as_u16(), 202);
+        let told: Vec<_> = answer.headers.get_all("ratelimit").iter().collect();
+        assert_eq!(told.len(), 2);
+        let uploads = told[1].to_str().expect("text");
+        assert!(uploads.starts_with(&format!("\"uploads\";r={left};t=")), "{uploads}");
+    }
+    let refused = bench.send(ada.on(Request::post("/v1/images")), picture(100, 1)).await;
+    assert_eq!(refused.status.as_u16(), 429, "{}", refused.text());
+    let wait: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((29..=30).contains(&wait), "{wait}");
+    assert_eq!(refused.header("ratelimit-policy"), "\"uploads\";q=2;w=60");
+    for _ in 0..2 {
+        assert_eq!(ada.get(&bench, "/v1/images").await.status.as_u16(), 200);
+    }
+    assert_eq!(ada.get(&bench, "/v1/images").await.status.as_u16(), 429);
+    let bob = bench.key("bob", "read").await;
+    assert_eq!(bob.get(&bench, "/v1/images").await.status.as_u16(), 200, "each has their own");
+}
+
+#[tokio::test]
+async fn the_use_of_a_key_is_noted() {
+    let bench = Bench::new().await;
+    let ada = bench.key("ada", "read").await;
+    ada.get(&bench, "/v1/images").await;
+    let owner: Owner = "ada".parse().expect("an owner");
+    let page = safelight_common::store::PageRequest { before: None, limit: 1 };
+    crate::bench::until(async || {
+        let keys = bench.services.store.list_api_keys(Some(&owner), &page).await.expect("keys");
+        keys[0].last_used_at.is_some_and(|at| {
+            (chrono::Utc::now() - at).to_std().is_ok_and(|ago| ago < Duration::from_mins(1))
+        })
+    })
+    .await;
+}

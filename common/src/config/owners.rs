@@ -1,0 +1,48 @@
+//! What each owner may.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::Config;
+use crate::domain::Owner;
+
+/// How much an owner may store and how often it may ask; 0 is any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnerLimits {
+    /// Images stored.
+    pub quota_images: u64,
+    /// Bytes of originals stored.
+    pub quota_bytes: u64,
+    /// Calls of the API per minute.
+    pub requests_per_minute: u32,
+    /// Uploads per minute.
+    pub uploads_per_minute: u32,
+}
+
+/// What is said of one owner; the rest is as for all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // as those of all owners
+pub struct OwnerOverrides {
+    pub quota_images: Option<u64>,
+    pub quota_bytes: Option<u64>,
+    pub requests_per_minute: Option<u32>,
+    pub uploads_per_minute: Option<u32>,
+}
+
+/// The owners of whom something is said.
+pub type Owners = BTreeMap<Owner, OwnerOverrides>;
+
+impl Config {
+    /// What an owner may.
+    pub fn limits_of(&self, owner: &Owner) -> OwnerLimits {
+        let own = self.owners.get(owner).copied().unwrap_or_default();
+        OwnerLimits {
+            quota_images: own.quota_images.unwrap_or(self.quota_images),
+            quota_bytes: own.quota_bytes.unwrap_or(self.quota_bytes),
+            requests_per_minute: own.requests_per_minute.unwrap_or(self.requests_per_minute),
+            uploads_per_minute: own.uploads_per_minute.unwrap_or(self.uploads_per_minute),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Keys, quotas, and what belongs to whom.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::future::join_all;
+use safelight_common::{
+    domain::{Owner, Quota, Scope, Usage, Visibility},
+    secrets::{self, ApiSecret},
+    store::{Accepted, AuditEntry, NewApiKey, NewSigningKey, NewUpload, PageRequest, TaskFilter},
+};
+use uuid::Uuid;
+
+use super::{
+    fixture::{Fixture, HOUR, NOW, upload},
+    promises,
+};
+
+promises!(
+    a_key_is_found_by_its_prefix_and_ends_when_it_is_revoked,
+    a_key_expires_by_the_databases_clock,
+    keys_are_listed_by_owner_in_pages,
+    there_were_keys_even_if_all_are_revoked,
+    an_owner_has_two_signing_keys_at_most,
+    uploads_belong_to_their_owner,
+    usage_follows_accepting_and_discarding,
+    no_race_passes_a_quota,
+    an_upload_that_fills_the_quota_may_be_accepted_again,
+    the_audit_log_is_newest_first,
+);
+
+fn ada() -> Owner {
+    "ada".parse().expect("an owner")
+}
+
+fn new_key(owner: &Owner, lifetime: Option<Duration>) -> (ApiSecret, NewApiKey) {
+    let secret = ApiSecret::new().expect("random bytes");
+    let new = NewApiKey {
+        id: Uuid::now_v7(),
+        prefix: secret.prefix().to_owned(),
+        owner: owner.clone(),
+        scopes: "upload,read".parse().expect("scopes"),
+        secret_sha256: secret.hash(),
+        lifetime,
+    };
+    (secret, new)
+}
+
+async fn a_key_is_found_by_its_prefix_and_ends_when_it_is_revoked(store: Fixture) -> Result<()> {
+    let (secret, new) = new_key(&ada(), None);
+    store.create_api_key(&new).await?;
+    store.create_api_key(&new).await?;
+    let known = store.api_key(secret.prefix()).await?.context("no key")?;
+    assert!(known.is_live && secret.is(&known.secret_sha256));
+    assert_eq!((known.key.id, &known.key.owner), (new.id, &ada()));
+    assert!(known.key.scopes.allow(Scope::Upload) && !known.key.scopes.allow(Scope::Admin));
+    assert_eq!((known.key.expires_at, known.key.last_used_at), (None, None));
+    store.note_key_use(new.id).await?;
+
+    let revoked = store.revoke_api_key(new.id).await?.context("no key")?;
+    assert!(revoked.last_used_at.is_some());
+    let again = store.revoke_api_key(new.id).await?.context("no key")?;
+    assert_eq!(again.revoked_at, revoked.revoked_at);
+    assert!(!store.api_key(secret.prefix()).await?.context("no key")?.is_live);
+    assert_eq!(store.revoke_api_key(Uuid::now_v7()).await?, None);
+    assert_eq!(store.api_key("sl_unknown").await?, None);
+    Ok(())
+}
+
+async fn a_key_expires_by_the_databases_clock(store: Fixture) -> Result<()> {
+    let (over, new) = new_key(&ada(), Some(NOW));
+    store.create_api_key(&new).await?;
+    assert!(!store.api_key(over.prefix()).await?.context("no key")?.is_live);
+    let (good, new) = new_key(&ada(), Some(HOUR));
+    store.create_api_key(&new).await?;
+    assert!(store.api_key(good.prefix()).await?.context("no key")?.is_live);
+    Ok(())
+}
+
+async fn keys_are_listed_by_owner_in_pages(store: Fixture) -> Result<()> {
+    let mut ids = Vec::new();
+    for owner in [ada(), Owner::local(), ada(), ada()] {
+        let (_, new) = new_key(&owner, None);
+        store.create_api_key(&new).await?;
+        ids.push(new.id);
+    }
+    ids.reverse();
+    let list = async |owner: Option<&Owner>, before| -> Result<Vec<Uuid>> {
+        let keys = store.list_api_keys(owner, &PageRequest { before, limit: 2 }).await?;
+        Ok(keys.iter().map(|key| key.id).collect())
+    };
+    assert_eq!(list(None, None).await?, ids[..2]);
+    assert_eq!(list(None, Some(ids[1])).await?, ids[2..]);
+    assert_eq!(list(Some(&ada()), Some(ids[0])).await?, [ids[1], ids[3]]);
+    Ok(())
+}
+
+async fn there_were_keys_even_if_all_are_revoked(store: Fixture) -> Result<()> {
+    assert!(!store.has_api_keys().await?);
+    let (_, new) = new_key(&ada(), Some(NOW));
+    store.create_api_key(&new).await?;
+    store.revoke_api_key(new.id).await?;
+    assert!(store.has_api_keys().await?);
+    Ok(())
+}
+
+async fn an_owner_has_two_signing_keys_at_most(store: Fixture) -> Result<()> {
+    let new = |owner: Owner| {
+        let (id, secret) = secrets::new_signing_key().expect("random bytes");
+        NewSigningKey { id, owner, secret }
+    };
+    let keys: Vec<_> = (0..6).map(|_| new(ada())).collect();
+    let made = join_all(keys.iter().map(|key| store.create_signing_key(key, 2))).await;
+    let made = made.into_iter().collect::<Result<Vec<_>, _>>()?;
+    assert_eq!(made.iter().filter(|made| **made).count(), 2, "however many ask at once");
+    assert!(store.create_signing_key(&new(Owner::local()), 2).await?, "others have their own");
+
+    let (first, _) = keys.iter().zip(&made).find(|(_, made)| **made).context("none")?;
+    assert!(store.create_signing_key(first, 2).await?, "doing it again changes nothing");
+    let live = store.signing_key(&first.id).await?.context("no key")?;
+    assert_eq!((live.key.owner, &live.secret), (ada(), &first.secret));
+    assert!(store.newest_signing_key(&ada()).await?.is_some());
+    store.revoke_signing_key(&first.id).await?.context("no key")?;
+    assert_eq!(store.signing_key(&first.id).await?, None);
+    assert!(store.create_signing_key(&new(ada()), 2).await?, "there is room for the next");
+    assert_eq!(store.list_signing_keys(Some(&ada())).await?.len(), 3);
+    assert_eq!(store.list_signing_keys(None).await?.len(), 4);
+    Ok(())
+}
+
+fn of_ada() -> NewUpload {
+    NewUpload { owner: ada(), visibility: Visibility::Private, ..upload() }
+}
+
+async fn uploads_belong_to_their_owner(store: Fixture) -> Result<()> {
+    let (hers, other) = (of_ada(), store.accepted().await?);
+    store.accept_it(&hers).await?;
+    let task = store.task_of(&hers).await?;
+    let image = task.image.context("no image")?;
+    assert_eq!((task.owner, image.owner, image.visibility), (ada(), ada(), Visibility::Private));
+
+    let page = PageRequest { before: None, limit: 9 };
+    let ids = |images: Vec<safelight_common::domain::Image>| {
+        images.into_iter().map(|image| image.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(store.list_images(Some(&ada()), &page).await?.images), [hers.image]);
+    assert_eq!(ids(store.list_images(None, &page).await?.images), [hers.image, other.image]);
+    let filter = TaskFilter { owner: Some(ada()), ..TaskFilter::default() };
+    let page = PageRequest { before: None, limit: 9 };
+    let tasks = store.list_tasks(&filter, &page).await?.tasks;
+    assert_eq!(tasks.iter().map(|task| task.id).collect::<Vec<_>>(), [hers.task]);
+    Ok(())
+}
+
+async fn usage_follows_accepting_and_discarding(store: Fixture) -> Result<()> {
+    assert_eq!(store.usage(&ada()).await?, Usage::default());
+    let first = of_ada();
+    // Equal bytes count again: whether somebody shares them is nobody's business.
+    let second = NewUpload { sha256: first.sha256, ..of_ada() };
+    for upload in [&first, &second, &first] {
+        store.accept_it(upload).await?;
+    }
+    store.accepted().await?;
+    let used = Usage { images: 2, bytes: first.bytes + second.bytes };
+    assert_eq!(store.usage(&ada()).await?, used);
+    assert!(store.cancel(first.task).await?);
+    assert!(!store.cancel(first.task).await?);
+    assert_eq!(store.usage(&ada()).await?, Usage { images: 1, bytes: second.bytes });
+    Ok(())
+}
+
+async fn no_race_passes_a_quota(store: Fixture) -> Result<()> {
+    let quota = Quota { images: Some(5), bytes: None };
+    let uploads: Vec<_> = (0..20).map(|_| NewUpload { quota, ..of_ada() }).collect();
+    let others = [store.another().await?, store.another().await?];
+    let accepted = join_all(
+        uploads.iter().enumerate().map(|(at, upload)| others[at % others.len()].accept(upload)),
+    );
+    let (mut yes, mut over) = (0, 0);
+    for accepted in accepted.await {
+        match accepted? {
+            Accepted::Yes(_) => yes += 1,
+            Accepted::OverQuota(used) => {
+                assert_eq!(used.images, 5);
+                over += 1;
+            }
+            Accepted::KeyLost => unreachable!("there was no key"),
+        }
+    }
+    assert_eq!((yes, over), (5, 15));
+    assert_eq!(store.usage(&ada()).await?.images, 5);
+    let bytes = store.usage(&ada()).await?.bytes;
+    let exact = Quota { images: None, bytes: Some(bytes + uploads[0].bytes) };
+    let fits = NewUpload { quota: exact, ..of_ada() };
+    assert!(matches!(store.accept(&fits).await?, Accepted::Yes(_)));
+    let too_much = NewUpload { quota: exact, ..of_ada() };
+    assert!(matches!(store.accept(&too_much).await?, Accepted::OverQuota(_)));
+    Ok(())
+}
+
+async fn an_upload_that_fills_the_quota_may_be_accepted_again(store: Fixture) -> Result<()> {
+    let upload = NewUpload { quota: Quota { images: Some(1), bytes: None }, ..of_ada() };
+    let first = store.accept(&upload).await?;
+    assert!(matches!(first, Accepted::Yes(_)));
+    assert_eq!(store.accept(&upload).await?, first);
+    Ok(())
+}
+
+async fn the_audit_log_is_newest_first(store: Fixture) -> Result<()> {
+    let entry = |action: &str| AuditEntry {
+        id: Uuid::now_v7(),
+        at: chrono::Utc::now(),
+        key: Some("sl_abc".to_owned()),
+        owner: ada(),
+        action: action.to_owned(),
+        target: "/v1/keys".to_owned(),
+    };
+    let entries = [entry("POST"), entry("DELETE")];
+    for entry in [&entries[0], &entries[1], &entries[1]] {
+        store.audit(entry).await?;
+    }
+    let listed = store.list_audit(&PageRequest { before: None, limit: 9 }).await?;
+    let actions: Vec<_> = listed.iter().map(|entry| entry.action.as_str()).collect();
+    assert_eq!(actions, ["DELETE", "POST"]);
+    assert_eq!((&listed[0].key, &listed[0].owner), (&entries[1].key, &ada()));
+    let rest = store.list_audit(&PageRequest { before: Some(listed[0].id), limit: 9 }).await?;
+    assert_eq!(rest.len(), 1);
+    Ok(())
+}
