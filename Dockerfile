@@ -1,6 +1,13 @@
 # syntax=docker/dockerfile:1
 
-FROM rust:1.95-slim-bookworm AS build
+# The same sources make the same program: pinned bases and Cargo.lock, no paths of the machine in it, and
+# times that are SOURCE_DATE_EPOCH (`docker buildx build --build-arg SOURCE_DATE_EPOCH=… --output
+# type=image,rewrite-timestamp=true`). Debian's packages are those of the day.
+ARG RUST=rust:1.95.0-slim-bookworm
+ARG DEBIAN=debian:12.12-slim
+
+FROM ${RUST} AS build
+ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 # SQLite, libjpeg-turbo, libwebp, ring and jemalloc are built from sources in their crates; cmake
 # for libjpeg-turbo, nasm for its inner loops and those of the AV1 codecs.
@@ -9,20 +16,23 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends cmake gcc libc6-dev make nasm \
  && rm -rf /var/lib/apt/lists/*
 COPY . .
+ENV CARGO_INCREMENTAL=0 \
+    RUSTFLAGS="--remap-path-prefix=/src=safelight --remap-path-prefix=/usr/local/cargo=cargo" \
+    CFLAGS="-ffile-prefix-map=/src=safelight -ffile-prefix-map=/usr/local/cargo=cargo"
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --package safelight --bin safelight \
  && install -D target/release/safelight /out/safelight
 
-FROM debian:bookworm-slim
+FROM ${DEBIAN}
 # The object store's client trusts the system's certificates.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \
- && rm -rf /var/lib/apt/lists/* \
- && install -d -o 65532 -g 65532 /var/lib/safelight
-COPY --from=build /out/safelight /usr/local/bin/safelight
-COPY deploy/probe.sh /usr/local/bin/probe
+ && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf /var/cache/ldconfig \
+ && install -d -o 65532 -g 65532 -m 700 /var/lib/safelight
+COPY --from=build --chmod=755 /out/safelight /usr/local/bin/safelight
+COPY --chmod=755 deploy/probe.sh /usr/local/bin/probe
 USER 65532:65532
 # The only place that is written to; the rest of the file system may be read-only.
 VOLUME /var/lib/safelight

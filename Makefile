@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test simulate mutants soak fuzz lint audit fleet bench-accept bench-delivery bench-imaging bench-queue
+.PHONY: help run test test-api simulate mutants soak fuzz lint audit fleet bench-accept bench-delivery bench-imaging bench-queue
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,10 @@ run: ## build and start Safelight on embedded parts; installs what the build nee
 test: ## the whole suite; installs the engines that it runs against
 	@scripts/setup.sh build test
 	cargo test --workspace
+
+test-api: ## what the OpenAPI document says against what a running server does, by schemathesis
+	@scripts/setup.sh build test-api
+	cargo test --workspace --test e2e -- e2e::openapi --nocapture
 
 simulate: ## seeded schedules of faults; SEEDS=20000 says how many, FROM=0 where to begin
 	@scripts/setup.sh build

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, the Kubernetes manifests,
-# alert rules and dashboard, the configurations of HAProxy and Varnish. None of it needs a Docker engine
+# alert rules and dashboard, the configurations of HAProxy and Varnish, the systemd unit. None of it needs a Docker engine
 # or a cluster. Says so in one line where a check was not made.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -75,8 +75,41 @@ else
   echo "alerts' tests NOT RUN: no promtool on this machine (Debian: prometheus)"
 fi
 
+# As it is rated: 2 is the most that a service without rights may have.
+# shellcheck disable=SC2329 # called by check
+check_service() {
+  local folder
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064 # expanded now: the name is local
+  trap "rm -rf '$folder'" RETURN
+  sed 's#^ExecStart=/usr/local/bin/safelight#ExecStart=/bin/true#' \
+    deploy/systemd/safelight.service >"$folder/safelight.service"
+  "$analyze" verify "$folder/safelight.service" &&
+    "$analyze" security --offline=true --threshold=20 --no-pager "$folder/safelight.service" >/dev/null
+}
+
+# Its certificate is made for the occasion.
+# shellcheck disable=SC2329 # called by check
+check_public_haproxy() {
+  local identity
+  identity=$(mktemp)
+  # shellcheck disable=SC2064 # expanded now: the name is local
+  trap "rm -f '$identity'" RETURN
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost \
+    -keyout - 2>/dev/null >"$identity" || return
+  "$haproxy" -c -q -f <(sed "s#/etc/haproxy/safelight.pem#$identity#" deploy/haproxy-public.cfg)
+}
+
+if analyze=$(command -v systemd-analyze); then
+  # The program need not be there: any will do.
+  check "safelight.service" check_service
+else
+  echo "safelight.service NOT CHECKED: no systemd-analyze on this machine"
+fi
+
 if haproxy=$(PATH="$PATH:/usr/sbin" command -v haproxy); then
   # The nodes' names resolve in the compose network only.
+  check "haproxy-public.cfg" check_public_haproxy
   check "haproxy.cfg" "$haproxy" -c -q -f <(sed 's/ api-[12]:8080$/ 127.0.0.1:8080/' deploy/haproxy.cfg)
 else
   echo "haproxy.cfg NOT CHECKED: no haproxy on this machine"

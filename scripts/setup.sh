@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# scripts/setup.sh build|test|bench-imaging|bench-delivery|bench-queue|fuzz…   installs what is missing to
-# build Safelight, to test it, to measure its imaging, its delivery or its queue, or to fuzz it.
+# scripts/setup.sh build|test|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…   installs what is
+# missing to build Safelight, to test it (or its API alone), to measure its imaging, its delivery or its
+# queue, or to fuzz it.
 #
 # Quiet and quick when nothing is missing. Installs Debian packages as root or by passwordless
 # sudo; otherwise says what to install and exits 1. Never starts, stops or changes a service: the
@@ -9,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 missing=()
+schemathesis=
 
 # need COMMAND PACKAGE: the package is wanted unless the command is there. Servers live in sbin,
 # which an ordinary user's path may lack.
@@ -37,6 +39,26 @@ need_for_test() {
   need unshare util-linux
   need mount mount
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+  need_for_test_api
+}
+
+# Schemathesis comes from PyPI.
+need_for_test_api() {
+  need python3 python3
+  python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+  schemathesis=wanted
+}
+
+# Into target/tools/schemathesis; anew when the list changes.
+install_schemathesis() {
+  local wanted=scripts/test-api-requirements.txt folder=target/tools/schemathesis
+  cmp -s "$wanted" "$folder/requirements.txt" && return
+  echo "installing: $(grep -o '^schemathesis==[0-9.]*' "$wanted") (into $folder)" >&2
+  rm -rf "$folder"
+  python3 -m venv "$folder"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+    --no-deps -r "$wanted"
+  cp "$wanted" "$folder/requirements.txt"
 }
 
 # The peers that imaging is measured beside come from npm and PyPI.
@@ -117,7 +139,7 @@ check_rust() {
 }
 
 usage() {
-  echo "usage: scripts/setup.sh build|test|bench-imaging|bench-delivery|bench-queue|fuzz…" >&2
+  echo "usage: scripts/setup.sh build|test|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…" >&2
   exit 2
 }
 
@@ -126,6 +148,7 @@ for what in "$@"; do
   case $what in
     build) need_for_build ;;
     test) need_for_test ;;
+    test-api) need_for_test_api ;;
     bench-imaging) need_for_bench_imaging ;;
     bench-delivery) need_for_bench_delivery ;;
     bench-queue) need_for_bench_queue ;;
@@ -134,4 +157,5 @@ for what in "$@"; do
   esac
 done
 install_missing
+[[ -z $schemathesis ]] || install_schemathesis
 check_rust

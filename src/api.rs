@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use safelight_api::{Api, ApiOptions};
+use safelight_api::{Api, ApiOptions, Tls};
 use safelight_common::{config::Config, services::Services, telemetry::PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +12,7 @@ use crate::{
     exit::Exit,
     process,
     startup::{self, Role},
+    tls,
     worker::Background,
 };
 
@@ -34,20 +35,21 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     process::prepare(&config, "api")?;
     let shutdown = process::shutdown_on_signal()?;
     let metrics = process::metrics(&shutdown)?;
+    let tls = tls::load(&config)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
     let options = ApiOptions {
         uploads: args.only != Some(Half::Delivery),
         delivery: args.only != Some(Half::Uploads),
     };
     let role = Role::Fleet { command: "api", queue: options.uploads };
-    let services = startup::open_behind(&listener, config, role).await?;
+    let services = startup::open_behind(&listener, tls.as_ref(), config, role).await?;
     startup::refuse_open_door(&services.config, &services.store).await?;
 
     let mut background = Background::default();
     if options.uploads {
         background.relay(&services, &shutdown);
     }
-    serve(&services, listener, metrics, options, &shutdown).await?;
+    serve(&services, listener, tls, metrics, options, &shutdown).await?;
     background.finish(&services).await;
     Ok(())
 }
@@ -56,17 +58,22 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
 pub async fn serve(
     services: &Services,
     listener: TcpListener,
+    tls: Option<Tls>,
     metrics: PrometheusHandle,
     options: ApiOptions,
     shutdown: &CancellationToken,
 ) -> Result<(), Exit> {
     let address = listener.local_addr().map_err(Exit::failed)?;
     let api = Api::new(services.clone(), Arc::new(move || metrics.render()), options);
-    eprintln!("listening on http://{address}");
-    if options.uploads {
-        eprintln!("try: curl --data-binary @photo.jpg http://{address}/v1/images");
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    if let Some(tls) = &tls {
+        tls::keep_current(tls, shutdown)?;
     }
-    safelight_api::serve(listener, api, &services.config, shutdown.clone())
+    eprintln!("listening on {scheme}://{address}");
+    if options.uploads {
+        eprintln!("try: curl --data-binary @photo.jpg {scheme}://{address}/v1/images");
+    }
+    safelight_api::serve(listener, api, tls, &services.config, shutdown.clone())
         .await
         .map_err(|error| Exit::failed(format!("the HTTP server failed: {error}")))
 }

@@ -17,6 +17,7 @@ mod serve;
 mod startup;
 mod table;
 mod tasks;
+mod tls;
 mod upload;
 mod worker;
 mod workers;

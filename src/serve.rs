@@ -12,7 +12,7 @@ use crate::{
     exit::Exit,
     process,
     startup::{self, Role},
-    worker,
+    tls, worker,
 };
 
 /// Runs until a signal.
@@ -20,8 +20,9 @@ pub async fn run(config: Config) -> Result<(), Exit> {
     process::prepare(&config, "serve")?;
     let shutdown = process::shutdown_on_signal()?;
     let metrics = process::metrics(&shutdown)?;
+    let tls = tls::load(&config)?;
     let listener = startup::listen(config.listen, "SAFELIGHT_LISTEN").await?;
-    let services = startup::open_behind(&listener, config, Role::Alone).await?;
+    let services = startup::open_behind(&listener, tls.as_ref(), config, Role::Alone).await?;
     startup::refuse_open_door(&services.config, &services.store).await?;
 
     let options = WorkerOptions {
@@ -31,7 +32,7 @@ pub async fn run(config: Config) -> Result<(), Exit> {
     };
     let work = worker::start(&services, options, &shutdown);
     let options = ApiOptions { uploads: true, delivery: true };
-    api::serve(&services, listener, metrics, options, &shutdown).await?;
+    api::serve(&services, listener, tls, metrics, options, &shutdown).await?;
     work.finish(&services).await;
     Ok(())
 }

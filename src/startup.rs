@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use safelight_api::Tls;
 use safelight_common::{
     blobs::Blobs,
     broker::{self, DynBroker},
@@ -53,12 +54,13 @@ pub async fn open(config: Config, role: Role) -> Result<Services, Exit> {
 /// [`open`], while whoever asks on `listener` learns that the process lives.
 pub async fn open_behind(
     listener: &TcpListener,
+    tls: Option<&Tls>,
     config: Config,
     role: Role,
 ) -> Result<Services, Exit> {
     let about = config.clone();
     let opening = Box::pin(open(config, role));
-    safelight_api::while_starting(listener, &about, opening).await
+    safelight_api::while_starting(listener, tls, &about, opening).await
 }
 
 /// Connects to the database, without a look at its schema.
@@ -77,12 +79,13 @@ pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
 
 /// Refuses to be reached from other machines while nobody has a key: everything would be everybody's.
 pub async fn refuse_open_door(config: &Config, store: &DynStore) -> Result<(), Exit> {
-    if config.listen.ip().is_loopback() || store.has_api_keys().await.map_err(Exit::failed)? {
+    if config.is_for_this_machine() || store.has_api_keys().await.map_err(Exit::failed)? {
         return Ok(());
     }
     Err(Exit::usage(format!(
-        "listening on {} without any key would let everybody in",
-        config.listen
+        "listening on {}{} without any key would let everybody in",
+        config.listen,
+        if config.behind_tls { " behind a proxy" } else { "" },
     ))
     .hint(
         "make one with `safelight keys create --owner NAME --scopes upload,read,admin`, or listen on \

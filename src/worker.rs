@@ -48,7 +48,7 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     };
     let role = Role::Fleet { command: "worker", queue: true };
     let services = match &probes {
-        Some((listener, _)) => startup::open_behind(listener, config, role).await?,
+        Some((listener, _)) => startup::open_behind(listener, None, config, role).await?,
         None => startup::open(config, role).await?,
     };
     let all_if_empty =
@@ -63,7 +63,8 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     eprintln!("working with {} slots", options.concurrency);
     let work = start(&services, options, &shutdown);
     let served = if let Some((listener, metrics)) = probes {
-        api::serve(&services, listener, metrics, PROBES_ONLY, &shutdown).await
+        // Without TLS: it is not for clients.
+        api::serve(&services, listener, None, metrics, PROBES_ONLY, &shutdown).await
     } else {
         shutdown.cancelled().await;
         Ok(())

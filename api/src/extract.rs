@@ -1,6 +1,6 @@
 //! Paths, queries and headers as types; what does not fit is a problem document.
 
-use std::{error::Error, fmt::Display, str::FromStr};
+use std::{error::Error, fmt::Display, str::FromStr, time::Duration};
 
 use axum::{
     Json,
@@ -9,8 +9,12 @@ use axum::{
 };
 use safelight_common::domain::{ImageId, TaskId};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::problem::{Problem, ProblemCode};
+
+/// How long a JSON document may be on its way.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// An id in a path, and the problem if there is nothing of that id.
 pub trait PathId: FromStr {
@@ -63,7 +67,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        match Json::<T>::from_request(request, state).await {
+        let received = timeout(BODY_TIME, Json::<T>::from_request(request, state));
+        let received = received.await.map_err(|_| {
+            Problem::new(ProblemCode::UploadTimeout, "The body was not complete in time.")
+        })?;
+        match received {
             Ok(Json(value)) => Ok(Self(value)),
             Err(JsonRejection::MissingJsonContentType(_)) => Err(Problem::new(
                 ProblemCode::NotJson,
@@ -166,6 +174,17 @@ mod tests {
             let problem = parse_id::<TaskId>(text).expect_err(text);
             assert_eq!(problem.code(), ProblemCode::TaskNotFound);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_document_that_never_ends_is_not_waited_for() {
+        let never = futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+        let request = Request::post("/")
+            .header("content-type", "application/json")
+            .body(axum::body::Body::from_stream(never))
+            .expect("a request");
+        let received = JsonBody::<serde_json::Value>::from_request(request, &()).await;
+        assert_eq!(received.err().map(|p| p.code()), Some(ProblemCode::UploadTimeout));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! HTTP: uploads, tasks, images, delivery, probes, and the document that describes them.
 //!
 //! ```text
-//! server ─ connections, time-outs, drain
-//!   front ─ pictures at hand are answered on the spot; for the rest, the router:
-//!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ catch panic
+//! server ─ connections, TLS, time-outs, drain
+//!   front ─ headers of every answer ─ CORS ─ pictures at hand are answered on the spot; for the rest,
+//!     the router:
+//!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ head ─ catch panic
 //!   access  ─ who asks, and whether they may; limits ─ how often
 //!     uploads   POST /v1/images
 //!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
@@ -18,10 +19,14 @@ mod access;
 mod backfills;
 mod backlog;
 mod conditional;
+mod connections;
+mod cors;
 mod delivery;
 mod engine;
 mod extract;
 mod front;
+mod head;
+mod headers;
 mod images;
 mod limits;
 mod observe;
@@ -35,6 +40,7 @@ mod queues;
 mod server;
 mod state;
 mod tasks;
+mod tls;
 mod trouble;
 mod uploads;
 mod watch;
@@ -44,6 +50,7 @@ pub use front::Api;
 pub use openapi::openapi;
 pub use server::{serve, while_starting};
 pub use state::RenderMetrics;
+pub use tls::{Tls, TlsError};
 
 /// Which parts of the API a node serves. Probes and the API's description are served everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

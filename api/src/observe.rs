@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{
     extract::{MatchedPath, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
     middleware::Next,
     response::Response,
 };
@@ -17,8 +17,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Characters of a request id that we take over at most.
 const MAX_ID_CHARS: usize = 128;
 
-/// Middleware: gives the request an id (the sender's, if it is sane), logs how it ended, and sets
-/// the headers that every answer has.
+/// Middleware: gives the request an id (the sender's, if it is sane), and logs how it ended.
 pub async fn observe(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!(
@@ -107,9 +106,7 @@ fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 fn complete(response: &mut Response, id: Option<HeaderValue>) {
-    let headers = response.headers_mut();
-    headers.extend(id.map(|id| (REQUEST_ID, id)));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.headers_mut().extend(id.map(|id| (REQUEST_ID, id)));
 }
 
 /// Whether an id can go into logs and headers as it is.

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::{
-    Router,
-    http::{HeaderValue, header},
-};
+use axum::{Router, http::header};
 use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::{
     IntoResponses, OpenApi as _,
@@ -20,17 +17,14 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     ApiOptions,
     access::{self, admin, signed},
-    backfills, delivery, images, limits, probes,
+    backfills, delivery,
+    headers::DOCS_POLICY,
+    images, limits, probes,
     problem::{self, ProblemCode, ProblemDocument, Retry},
     queues,
     state::ApiState,
     tasks, uploads, workers,
 };
-
-/// The page may load nothing from elsewhere. Its styles are partly inline.
-const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
-);
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -137,7 +131,7 @@ answers! {
     /// Of trying a task again.
     RetryProblems: TaskNotFound, TaskNotFailed, TaskDiscarded, DatabaseUnavailable;
     /// Of beginning a backfill.
-    BackfillProblems: InvalidBody, SourceForbidden, BodyTooLarge, NotJson, DatabaseUnavailable;
+    BackfillProblems: InvalidBody, UploadTimeout, SourceForbidden, BodyTooLarge, NotJson, DatabaseUnavailable;
     /// Of pausing and resuming a backfill.
     PauseProblems: TaskNotFound, TaskEnded, NotABackfill, DatabaseUnavailable;
     /// Of a backfill's report.

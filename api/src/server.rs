@@ -1,6 +1,6 @@
-//! Connections: HTTP/1.1 and HTTP/2 without TLS on one port, bounded in number, time and memory.
+//! Connections: HTTP/1.1 and HTTP/2, with or without TLS, on one port; bounded in number, time and memory.
 
-use std::{convert::Infallible, future::pending, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, io, time::Duration};
 
 use axum::response::Response;
 use hyper::{Request, Version, body::Incoming, service::service_fn};
@@ -10,8 +10,9 @@ use hyper_util::{
 };
 use safelight_common::config::Config;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::OwnedSemaphorePermit,
     time::timeout,
 };
 use tokio_io_timeout::TimeoutStream;
@@ -22,14 +23,13 @@ use tokio_util::{
 use tower::Service;
 
 use crate::{
+    connections::Places,
     front::Api,
     probes,
     pulse::{Pulse, Working},
     state::Draining,
+    tls::{self, Tls},
 };
-
-/// Connections at once. Past it new ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 32_768;
 
 /// Read buffer of an HTTP/1 connection. Bounds the memory of many slow uploads.
 const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
@@ -64,6 +64,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(
     listener: TcpListener,
     api: Api,
+    tls: Option<Tls>,
     config: &Config,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
@@ -72,13 +73,14 @@ pub async fn serve(
     let connections = TaskTracker::new();
     // Ends those that are left when the drain is over.
     let abort = CancellationToken::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(config.max_connections);
     let idle = Duration::from_millis(config.client_idle_timeout_ms);
     while let Some((stream, place)) = accept(&listener, &places, &shutdown).await {
-        let (api, shutdown, abort) = (api.clone(), shutdown.clone(), abort.clone());
+        let (api, tls) = (api.clone(), tls.clone());
+        let (shutdown, abort) = (shutdown.clone(), abort.clone());
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, |request| api.answer(request), idle, shutdown) => {}
+                () = connection(stream, tls, |request| api.answer(request), idle, shutdown) => {}
                 () = abort.cancelled() => {}
             }
             drop(place);
@@ -98,6 +100,7 @@ pub async fn serve(
 /// meanwhile: whoever asks `/livez` learns that the process lives, everybody else to come again.
 pub async fn while_starting<T>(
     listener: &TcpListener,
+    tls: Option<&Tls>,
     config: &Config,
     work: impl Future<Output = T>,
 ) -> T {
@@ -107,12 +110,12 @@ pub async fn while_starting<T>(
     let answering = async {
         // Most starts are sooner done than a client is sent away and comes again.
         tokio::time::sleep(QUIET_START).await;
-        let (router, places) = (probes::starting(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+        let (router, places) = (probes::starting(), Places::new(config.max_connections));
         while let Some((stream, place)) = accept(listener, &places, &started).await {
-            let (router, started) = (router.clone(), started.clone());
+            let (router, tls, started) = (router.clone(), tls.cloned(), started.clone());
             tokio::spawn(async move {
                 let answer = |request| router.clone().call(request);
-                connection(stream, answer, idle, started).await;
+                connection(stream, tls, answer, idle, started).await;
                 drop(place);
             });
         }
@@ -124,17 +127,20 @@ pub async fn while_starting<T>(
     }
 }
 
-/// The next connection; `None` at shutdown.
+/// The next connection that there is a place for; `None` at shutdown.
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    places: &Places,
     shutdown: &CancellationToken,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let next = async {
-        let place = places.clone().acquire_owned().await.ok()?;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((stream, place)),
+                Ok((stream, _)) => {
+                    if let Some(place) = places.take() {
+                        return Some((stream, place));
+                    }
+                }
                 // The client is gone already, or we are out of descriptors: neither ends us.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -154,6 +160,7 @@ async fn accept(
 /// idle, or take nothing of an answer.
 async fn connection<F>(
     stream: TcpStream,
+    tls: Option<Tls>,
     answer: impl Fn(Request<Incoming>) -> F,
     idle: Duration,
     shutdown: CancellationToken,
@@ -162,14 +169,32 @@ async fn connection<F>(
 {
     // Small answers must not wait for acknowledgements. An error means that the peer is gone.
     let _ = stream.set_nodelay(true);
-    let http2 = tokio::select! {
-        spoke = timeout(idle, speaks_http2(&stream)) => match spoke {
-            Ok(Ok(http2)) => http2,
-            _ => return,
-        },
-        () = shutdown.cancelled() => return,
+    let Some(tls) = tls else {
+        let spoke = timeout(idle, speaks_http2(&stream));
+        if let Some(Ok(Ok(http2))) = shutdown.run_until_cancelled(spoke).await {
+            http(stream, http2, answer, idle, shutdown).await;
+        }
+        return;
     };
-    let mut builder = Builder::new(TokioExecutor::new());
+    let shaken = timeout(idle, tls.accept(stream));
+    if let Some(Ok(Ok(stream))) = shutdown.run_until_cancelled(shaken).await {
+        let http2 = tls::is_http2(&stream);
+        http(stream, http2, answer, idle, shutdown).await;
+    }
+}
+
+/// Speaks HTTP on one connection to its end.
+async fn http<F>(
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    http2: bool,
+    answer: impl Fn(Request<Incoming>) -> F,
+    idle: Duration,
+    shutdown: CancellationToken,
+) where
+    F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+{
+    let builder = Builder::new(TokioExecutor::new());
+    let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
     builder
         .http1()
         .timer(TokioTimer::new())

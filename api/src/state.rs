@@ -81,7 +81,7 @@ impl ApiState {
             render_metrics,
             gauges: Gauges::default(),
             sampler: Sampler::new(Duration::from_millis(services.config.heartbeat_ms)),
-            door: Door::new(services.config.listen),
+            door: Door::new(services.config.is_for_this_machine()),
             key_uses: KeyUses::default(),
             rates: Rates::new(&services.config),
             options,

@@ -82,6 +82,26 @@ async fn the_printed_defaults_are_a_configuration() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_configuration_is_shown_without_its_passwords() -> Result<()> {
+    let folder = TempDir::new()?;
+    let database = folder.path().join("database-url");
+    fs::write(&database, "postgres://me:hidden@db/safelight?password=hidden")?;
+    let set = |key: &str, value: &str| (format!("SAFELIGHT_{key}"), value.to_owned());
+    let env = [
+        set("DATABASE_URL_FILE", &database.to_string_lossy()),
+        set("QUEUE_URL", "amqp://me:hidden@rabbit/%2f"),
+        set("SHARED_CACHE_URL", "redis-cluster://:hidden@a:1,:hidden@b:1"),
+        set("PURGE_URLS", "[\"http://me:hidden@varnish:6081\"]"),
+        set("OTLP_ENDPOINT", "https://me:hidden@collector:4318"),
+        ("AWS_SECRET_ACCESS_KEY".to_owned(), "hidden".to_owned()),
+    ];
+    let shown = finished(safelight(binary(), ["config"], &env)).await?.success()?;
+    assert!(shown.stdout.contains("me:***@db"), "{shown:#?}");
+    assert!(!shown.stdout.contains("hidden") && !shown.stderr.contains("hidden"), "{shown:#?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_api_describes_itself() -> Result<()> {
     let printed = finished(safelight(binary(), ["openapi"], &[])).await?.success()?;
     let document: Value = serde_json::from_str(&printed.stdout)?;

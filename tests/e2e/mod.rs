@@ -7,8 +7,11 @@ mod crashes;
 mod delivery;
 mod lanes;
 mod metrics;
+mod openapi;
 mod pipeline;
+mod public;
 mod startup;
+mod tls;
 mod traces;
 
 use std::{path::Path, process::Command};

@@ -64,6 +64,18 @@ async fn a_port_in_use_is_named() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_certificate_that_cannot_be_used_is_named() -> Result<()> {
+    let data = TempDir::new()?;
+    let lone = [("SAFELIGHT_TLS_KEY", "/nowhere/key.pem")];
+    let ended = start(&["serve"], data.path(), &lone).await?;
+    assert_refused(&ended, USAGE, "belong together");
+    let both = [lone[0], ("SAFELIGHT_TLS_CERTIFICATE", "/nowhere/certificate.pem")];
+    let ended = start(&["serve"], data.path(), &both).await?;
+    assert_refused(&ended, FAILED, "cannot read /nowhere/certificate.pem");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_data_folder_that_cannot_be_written_is_named() -> Result<()> {
     let folder = TempDir::new()?;
     // A file where a folder should be stops even root.

@@ -1,7 +1,7 @@
 //! Whether somebody without a key may come in: on a machine of one's own, before there are any keys.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -35,9 +35,9 @@ enum Seen {
 }
 
 impl Door {
-    /// That of a server which listens on `address`.
-    pub fn new(address: SocketAddr) -> Self {
-        Self { is_local: address.ip().is_loopback(), seen: Mutex::new(Seen::Nothing) }
+    /// That of a server which is `local`: for its own machine alone.
+    pub fn new(is_local: bool) -> Self {
+        Self { is_local, seen: Mutex::new(Seen::Nothing) }
     }
 
     /// Whether a request without a key may come in: it is for this machine by name, has not come through a

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use safelight_common::{
@@ -13,6 +13,7 @@ use safelight_common::{
 use super::source::Content;
 use crate::{
     conditional::{ETag, Validators},
+    headers,
     state::CurrentPresets,
 };
 
@@ -23,13 +24,6 @@ pub const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=315
 /// What not everybody may read is kept by nobody but who asked, and shown again only after asking whether
 /// that still holds: a key may be revoked, a signature expire.
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
-
-/// A picture is shown, and whatever else might be in it does nothing.
-const CONTENT_SECURITY_POLICY: HeaderValue =
-    HeaderValue::from_static("default-src 'none'; sandbox");
-
-const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
-    HeaderName::from_static("cross-origin-resource-policy");
 
 /// Characters that stand for themselves in an RFC 8187 value.
 const ATTR_CHAR: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -151,14 +145,13 @@ impl Representation {
         known.extend(validators.tag.value().map(|tag| (header::ETAG, tag)));
         known.insert(header::LAST_MODIFIED, validators.last_modified());
         known.insert(header::CACHE_CONTROL, IMMUTABLE);
+        headers::of_a_picture(&mut known);
         if varies {
             known.insert(header::VARY, HeaderValue::from_static("accept"));
         }
         let mut whole = HeaderMap::with_capacity(16);
         whole.clone_from(&known);
         whole.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        whole.insert(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY);
-        whole.insert(CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
         whole.extend(inline(filename).map(|value| (header::CONTENT_DISPOSITION, value)));
         whole.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
         whole.insert(header::CONTENT_LENGTH, HeaderValue::from(content.bytes));

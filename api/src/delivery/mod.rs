@@ -23,7 +23,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, Method, Uri},
     response::Response,
 };
@@ -202,11 +202,12 @@ pub async fn original(
 pub async fn rendition(
     State(state): State<ApiState>,
     draining: Option<Extension<Draining>>,
-    Path((id, preset)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let Path((id, preset)) = path.map_err(|_| ImageId::not_found("(unreadable)"))?;
     let id = parse_id::<ImageId>(&id)?;
     if !state.presets.has(&preset) {
         return Err(no_such_preset(&state, &preset));

@@ -16,6 +16,7 @@ use safelight_common::{
     domain::{Task, TaskId},
     retry::Reconnect,
 };
+use utoipa::ToSchema;
 
 use super::{document::TaskDocument, load};
 use crate::{
@@ -32,6 +33,20 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Time between comments that keep proxies from closing a silent stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// One event, as it is described: it is never written like this, but as lines.
+#[derive(ToSchema)]
+#[schema(as = TaskEvent)]
+#[allow(dead_code)] // read by the derive alone
+struct TaskEventDocument {
+    /// `task`.
+    #[schema(example = "task")]
+    event: String,
+    /// The task's version.
+    id: String,
+    /// The task document, as JSON.
+    data: String,
+}
+
 /// Where a task stands, as it changes.
 ///
 /// Each event is named `task`, its `id` is the task's version, its data the task document. The
@@ -44,7 +59,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
         ("last-event-id" = Option<String>, Header, description = "The last version that the client has seen"),
     ),
     responses(
-        (status = 200, description = "Events named `task`, each with the task document as its data", body = TaskDocument, content_type = "text/event-stream"),
+        (status = 200, description = "Events named `task`, each with the task document as its data", body = TaskEventDocument, content_type = "text/event-stream"),
         (status = 204, description = "The client has seen the final document"),
         EventProblems,
     ),

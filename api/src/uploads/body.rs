@@ -48,7 +48,7 @@ impl From<BodyFault> for Problem {
             BodyFault::TooLarge(limit) => too_large(limit),
             BodyFault::Idle => Self::new(
                 ProblemCode::UploadTimeout,
-                "The upload was broken off because it sent nothing for too long.",
+                "The upload was broken off because nothing, or too little, came for too long.",
             ),
             BodyFault::Broken => {
                 Self::new(ProblemCode::BrokenBody, "The body ended before it was complete.")
@@ -69,6 +69,9 @@ pub struct BodyLimits {
     pub bytes: u64,
     /// The longest silence.
     pub idle: Duration,
+    /// The fewest bytes for each second that we wait for the client, over the whole body; 0 for no
+    /// bound. Without it, a byte now and then would hold a place among the uploads for ever.
+    pub bytes_per_second: u64,
     /// Permits for reading refused bodies to their end.
     pub lingering: Arc<Semaphore>,
 }
@@ -81,8 +84,12 @@ pub struct BodyReader(Arc<Mutex<Reading>>);
 struct Reading {
     body: BodyDataStream,
     limits: BodyLimits,
-    /// Fires when nothing has come for too long.
+    /// Fires when nothing, or too little, has come for too long.
     silence: Pin<Box<Sleep>>,
+    /// Since when we wait for the client.
+    waiting: Option<Instant>,
+    /// How long we have waited for it before.
+    waited: Duration,
     bytes: u64,
     hasher: Option<ContentHasher>,
     /// The client waits for `100 Continue` before it sends: an untouched body is not on its way.
@@ -99,6 +106,8 @@ impl BodyReader {
             body: body.into_data_stream(),
             silence: Box::pin(sleep(limits.idle)),
             limits,
+            waiting: None,
+            waited: Duration::ZERO,
             bytes: 0,
             hasher: hash.then(ContentHasher::default),
             expects_continue: headers.contains_key(header::EXPECT),
@@ -167,11 +176,13 @@ impl Reading {
         let fault = match self.body.poll_next_unpin(context) {
             Poll::Ready(Some(Ok(chunk))) => {
                 self.bytes += chunk.len() as u64;
+                self.waited += self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
                 if self.bytes <= self.limits.bytes {
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update(&chunk);
                     }
-                    self.silence.as_mut().reset(Instant::now() + self.limits.idle);
+                    let patience = self.patience();
+                    self.silence.as_mut().reset(Instant::now() + patience);
                     return Poll::Ready(Ok(Some(chunk)));
                 }
                 BodyFault::TooLarge(self.limits.bytes)
@@ -182,12 +193,24 @@ impl Reading {
             }
             Poll::Ready(Some(Err(_))) => BodyFault::Broken,
             Poll::Pending => {
+                self.waiting.get_or_insert_with(Instant::now);
                 ready!(self.silence.as_mut().poll(context));
                 BodyFault::Idle
             }
         };
         self.fault = Some(fault);
         Poll::Ready(Err(fault))
+    }
+
+    /// How long the next bytes may take: the longest silence, less what the client has lagged behind.
+    fn patience(&self) -> Duration {
+        let BodyLimits { idle, bytes_per_second, .. } = self.limits;
+        match self.bytes.checked_div(bytes_per_second) {
+            Some(earned) => {
+                (idle + Duration::from_secs(earned)).saturating_sub(self.waited).min(idle)
+            }
+            None => idle,
+        }
     }
 }
 
@@ -224,7 +247,8 @@ mod tests {
     use super::*;
 
     fn limits(bytes: u64) -> BodyLimits {
-        BodyLimits { bytes, idle: Duration::from_secs(30), lingering: Arc::new(Semaphore::new(1)) }
+        let lingering = Arc::new(Semaphore::new(1));
+        BodyLimits { bytes, idle: Duration::from_secs(30), bytes_per_second: 0, lingering }
     }
 
     fn body(chunks: &[&'static [u8]]) -> Body {
@@ -250,6 +274,26 @@ mod tests {
         let limits = BodyLimits { idle: Duration::from_millis(10), ..limits(3) };
         let reader = BodyReader::new(silent, &HeaderMap::new(), limits, false);
         assert_eq!(reader.chunk().await, Err(BodyFault::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_now_and_then_is_not_enough() {
+        let drip = |bytes: usize| {
+            let chunks = stream::unfold((), move |()| async move {
+                sleep(Duration::from_secs(20)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; bytes])), ()))
+            });
+            let limits = BodyLimits { bytes_per_second: 10, ..limits(100_000) };
+            BodyReader::new(Body::from_stream(chunks), &HeaderMap::new(), limits, false)
+        };
+        // Never silent for 30 seconds, but with one byte where 200 are due.
+        let slow = drip(1);
+        assert!(slow.chunk().await.is_ok());
+        assert_eq!(slow.chunk().await, Err(BodyFault::Idle));
+        let steady = drip(200);
+        for _ in 0..100 {
+            assert!(steady.chunk().await.is_ok());
+        }
     }
 
     #[tokio::test]

@@ -146,6 +146,7 @@ async fn accept(
     let limits = BodyLimits {
         bytes: config.max_upload_bytes.saturating_add(overhead),
         idle: Duration::from_millis(config.upload_idle_timeout_ms),
+        bytes_per_second: config.upload_min_bytes_per_second,
         lingering: state.lingering.clone(),
     };
     let limit = limits.bytes;

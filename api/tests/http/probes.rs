@@ -37,7 +37,11 @@ async fn the_description_and_its_page_need_no_other_host() {
     assert_eq!(bench.get("/docs").await.header("location"), "/docs/");
     let page = bench.get("/docs/").await;
     assert_eq!(page.status.as_u16(), 200);
-    assert!(page.header("content-security-policy").starts_with("default-src 'self'"));
+    let policy = page.header("content-security-policy");
+    for rule in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
+        assert!(policy.split("; ").any(|found| found == rule), "{rule}: {policy}");
+    }
+    assert!(!page.text().contains("<script>"), "a script in the page would not run");
     let script = bench.get("/docs/swagger-initializer.js").await;
     for text in [page.text(), script.text()] {
         assert!(!text.contains("http://") && !text.contains("https://"), "{text}");

@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr, time::Duration};
 use axum::http::{Request, StatusCode};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use safelight_api::{serve, while_starting};
+use safelight_api::{Tls, serve, while_starting};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
@@ -16,38 +16,42 @@ use tokio_util::sync::CancellationToken;
 use crate::bench::{Bench, image_id, picture, task_id, until};
 
 /// A node that listens.
-struct Served {
-    bench: Bench,
-    address: SocketAddr,
+pub struct Served {
+    pub bench: Bench,
+    pub address: SocketAddr,
     shutdown: CancellationToken,
     ended: JoinHandle<io::Result<()>>,
 }
 
 impl Served {
-    async fn new(keys: &[(&str, &str)]) -> Self {
+    pub async fn new(keys: &[(&str, &str)]) -> Self {
+        Self::with_tls(keys, None).await
+    }
+
+    pub async fn with_tls(keys: &[(&str, &str)], tls: Option<Tls>) -> Self {
         let bench = Bench::configured(keys).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
         let (api, config) = (bench.api.clone(), bench.services.config.clone());
         let token = shutdown.clone();
-        let ended = tokio::spawn(async move { serve(listener, api, &config, token).await });
+        let ended = tokio::spawn(async move { serve(listener, api, tls, &config, token).await });
         Self { bench, address, shutdown, ended }
     }
 
-    async fn connect(&self) -> TcpStream {
+    pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.expect("a connection")
     }
 
     /// Sends raw bytes on a connection of their own and reads to its end.
-    async fn exchange(&self, request: &str) -> String {
+    pub async fn exchange(&self, request: &str) -> String {
         let mut stream = self.connect().await;
         stream.write_all(request.as_bytes()).await.expect("sent");
         read_to_end(&mut stream).await
     }
 }
 
-async fn read_to_end(stream: &mut TcpStream) -> String {
+pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
     let read = tokio::time::timeout(Duration::from_secs(20), read).await.expect("in time");
@@ -56,7 +60,7 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
 }
 
 /// Reads until the head and `Content-Length` bytes have come.
-async fn read_answer(stream: &mut TcpStream) -> String {
+pub async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
     let read = async {
         loop {
@@ -166,7 +170,7 @@ async fn a_start_that_takes_long_shows_that_the_process_lives() {
         assert!(refused.contains("retry-after") && refused.contains("not_ready"), "{refused}");
         "connected"
     };
-    assert_eq!(while_starting(&listener, &bench.services.config, connecting).await, "connected");
+    assert_eq!(while_starting(&listener, None, &bench.services.config, connecting).await, "connected");
     // Then the port is the node's own.
     let (api, config) = (bench.api.clone(), bench.services.config.clone());
     let serving =

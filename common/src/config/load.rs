@@ -20,6 +20,9 @@ const OTHER_VARIABLES: &[&str] = &[
     "SAFELIGHT_FAIL_POINTS",
 ];
 
+/// Ends a variable that names a file with the value, as secrets come into containers.
+const FROM_FILE: &str = "_file";
+
 /// A configuration that cannot be used, with what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -28,6 +31,14 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file that a variable names cannot be read.
+    #[error("cannot read the file that {variable} names: {source}")]
+    UnreadableVariable {
+        /// The variable.
+        variable: String,
         /// Why not.
         source: std::io::Error,
     },
@@ -128,18 +139,31 @@ fn merged(
     }
     // Sorted, so that of two mistakes the same one is always reported.
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
-    for (variable, text) in environment {
+    for (variable, text) in &environment {
         let Some(suffix) = variable.strip_prefix("SAFELIGHT_") else { continue };
         if OTHER_VARIABLES.contains(&variable.as_str()) {
             continue;
         }
         let key = suffix.to_ascii_lowercase();
+        if let Some(key) = key.strip_suffix(FROM_FILE).filter(|key| table.contains_key(*key)) {
+            if environment.contains_key(&format!("SAFELIGHT_{}", key.to_ascii_uppercase())) {
+                return Err(ConfigError::Invalid(format!(
+                    "{variable} and the variable without _FILE are both set: which one counts?"
+                )));
+            }
+            let content = std::fs::read_to_string(text).map_err(|source| {
+                ConfigError::UnreadableVariable { variable: variable.clone(), source }
+            })?;
+            let value = parse_variable(variable, content.trim_end(), &table[key])?;
+            table.insert(key.to_owned(), value);
+            continue;
+        }
         let Some(default) = table.get(&key) else {
             let variables: Vec<_> =
                 known.iter().map(|key| format!("SAFELIGHT_{}", key.to_ascii_uppercase())).collect();
-            return Err(unknown(&variable, "the environment".to_owned(), &variables));
+            return Err(unknown(variable, "the environment".to_owned(), &variables));
         };
-        let value = parse_variable(&variable, &text, default)?;
+        let value = parse_variable(variable, text, default)?;
         table.insert(key, value);
     }
     Ok(table)
@@ -177,7 +201,10 @@ fn parse_variable(variable: &str, text: &str, default: &Value) -> Result<Value, 
         .map(|value| as_float(value, default))
         .filter(|value| value.same_type(default));
     parsed.ok_or_else(|| {
-        ConfigError::Invalid(format!("{variable} is `{text}`, which is no {}", default.type_str()))
+        // Lists hold URLs, and these passwords.
+        let shown =
+            if default.is_array() { "set to something".to_owned() } else { format!("`{text}`") };
+        ConfigError::Invalid(format!("{variable} is {shown}, which is no {}", default.type_str()))
     })
 }
 
@@ -209,6 +236,8 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("max_uploads_in_flight", config.max_uploads_in_flight as u64, 1, 1_000_000),
         ("max_queued_jobs", config.max_queued_jobs, 1, 1_000_000_000),
         ("idempotency_hold_ms", config.idempotency_hold_ms, 100, 3_600_000),
+        ("max_connections", config.max_connections as u64, 1, 10_000_000),
+        ("upload_min_bytes_per_second", config.upload_min_bytes_per_second, 0, 1 << 30),
         ("upload_idle_timeout_ms", config.upload_idle_timeout_ms, 10, 3_600_000),
         ("client_idle_timeout_ms", config.client_idle_timeout_ms, 10, 3_600_000),
         ("quota_images", config.quota_images, 0, 1 << 50),
@@ -245,6 +274,11 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
             "trace_sample_ratio is {}, must be 0 to 1",
             config.trace_sample_ratio
         )));
+    }
+    if config.tls_certificate.is_some() != config.tls_key.is_some() {
+        return Err(ConfigError::Invalid(
+            "tls_certificate and tls_key belong together: set both, or neither".to_owned(),
+        ));
     }
     for (name, preset) in &config.presets {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
@@ -308,6 +342,26 @@ mod tests {
     }
 
     #[test]
+    fn a_value_can_come_from_a_file_and_stays_out_of_every_message() {
+        let file = tempfile::NamedTempFile::new().expect("temp file");
+        std::fs::write(file.path(), "postgres://me:hidden@db/safelight\n").expect("write");
+        let path = file.path().to_string_lossy();
+        let config = env(&[("SAFELIGHT_DATABASE_URL_FILE", &path)]).expect("config");
+        let DatabaseUrl::Postgres(url) = config.database_url else { panic!("not read") };
+        assert_eq!(url, "postgres://me:hidden@db/safelight");
+        let both = [("SAFELIGHT_DATABASE_URL_FILE", &*path), ("SAFELIGHT_DATABASE_URL", "sqlite:")];
+        assert!(env(&both).expect_err("both").to_string().contains("both set"));
+        let error = env(&[("SAFELIGHT_QUEUE_URL_FILE", "/nowhere")]).expect_err("no such file");
+        assert!(error.to_string().contains("SAFELIGHT_QUEUE_URL_FILE"), "{error}");
+        let error = env(&[("SAFELIGHT_QUEUE_URL_FILE", &path)]).expect_err("no queue");
+        assert!(!error.to_string().contains("hidden"), "{error}");
+        let error = env(&[("SAFELIGHT_NOTHING_FILE", &path)]).expect_err("no such key");
+        assert!(error.to_string().contains("unknown configuration key"), "{error}");
+        let error = env(&[("SAFELIGHT_PURGE_URLS", "http://a:hidden@b")]).expect_err("no list");
+        assert!(!error.to_string().contains("hidden"), "{error}");
+    }
+
+    #[test]
     fn mistakes_are_one_line_with_a_hint() {
         let cases = [
             (("SAFELIGHT_LISTN", "x"), "unknown configuration key `SAFELIGHT_LISTN`"),
@@ -338,6 +392,9 @@ mod tests {
             (("SAFELIGHT_TRACE_SAMPLE_RATIO", "2"), "trace_sample_ratio is 2, must be 0 to 1"),
             (("SAFELIGHT_TRACE_SAMPLE_RATIO", "nan"), "trace_sample_ratio is NaN, must be 0 to 1"),
             (("SAFELIGHT_TRACE_SAMPLE_RATIO", "all"), "which is no float"),
+            (("SAFELIGHT_TLS_KEY", "/key.pem"), "tls_certificate and tls_key belong together"),
+            (("SAFELIGHT_MAX_CONNECTIONS", "0"), "max_connections is 0, must be 1 to"),
+            (("SAFELIGHT_CORS_ORIGINS", "[\"a.org\"]"), "expected https://HOST, or * for all"),
             (("SAFELIGHT_DELIVERY_WAIT_MS", "60001"), "delivery_wait_ms is 60001, must be 0 to"),
         ];
         for (pair, expected) in cases {

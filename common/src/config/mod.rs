@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 pub use load::{ConfigError, effective, load, load_from};
 pub use owners::{OwnerLimits, OwnerOverrides, Owners};
-pub use urls::{BlobUrl, DatabaseUrl, HttpUrl, InvalidUrl, QueueUrl, SharedCacheUrl};
+pub use urls::{BlobUrl, CorsOrigin, DatabaseUrl, HttpUrl, InvalidUrl, QueueUrl, SharedCacheUrl};
 
 use crate::domain::{Presets, Visibility};
 
@@ -29,6 +29,13 @@ pub struct Config {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "address_or_none")]
     pub worker_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "path_or_none")]
+    pub tls_certificate: Option<PathBuf>,
+    #[serde(deserialize_with = "path_or_none")]
+    pub tls_key: Option<PathBuf>,
+    pub behind_tls: bool,
+    pub max_connections: usize,
+    pub cors_origins: Vec<CorsOrigin>,
     pub data_dir: PathBuf,
     pub database_url: DatabaseUrl,
     pub queue_url: QueueUrl,
@@ -39,6 +46,7 @@ pub struct Config {
     pub max_uploads_in_flight: usize,
     pub max_queued_jobs: u64,
     pub upload_idle_timeout_ms: u64,
+    pub upload_min_bytes_per_second: u64,
     pub idempotency_hold_ms: u64,
     pub idempotency_keep_hours: u64,
 
@@ -110,6 +118,12 @@ impl Config {
 fn address_or_none<'de, D: Deserializer<'de>>(text: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(text)?;
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
+}
+
+/// A file, or nothing for an empty string.
+fn path_or_none<'de, D: Deserializer<'de>>(text: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = String::deserialize(text)?;
+    Ok((!text.is_empty()).then(|| text.into()))
 }
 
 /// The address of an HTTP server, or nothing for an empty string.

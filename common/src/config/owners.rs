@@ -35,6 +35,12 @@ pub struct OwnerOverrides {
 pub type Owners = BTreeMap<Owner, OwnerOverrides>;
 
 impl Config {
+    /// Whether only this machine can reach the server: it listens on the loopback address, and no proxy is
+    /// said to stand before it.
+    pub fn is_for_this_machine(&self) -> bool {
+        self.listen.ip().is_loopback() && !self.behind_tls
+    }
+
     /// What an owner may.
     pub fn limits_of(&self, owner: &Owner) -> OwnerLimits {
         let own = self.owners.get(owner).copied().unwrap_or_default();

@@ -4,6 +4,9 @@ use std::{path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
+/// What is shown instead of a password.
+const MASK: &str = "***";
+
 /// A URL that names no part that there is.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -48,6 +51,21 @@ pub struct HttpUrl(String);
 
 impl HttpUrl {
     /// The address, without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// An origin whose pages may use the API from a script: `https://HOST:PORT`, or `*` for all.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CorsOrigin(String);
+
+impl CorsOrigin {
+    /// Stands for all origins.
+    pub const ANY: &str = "*";
+
+    /// As browsers send it in `Origin`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -157,6 +175,31 @@ impl FromStr for HttpUrl {
     }
 }
 
+impl TryFrom<String> for CorsOrigin {
+    type Error = InvalidUrl;
+
+    fn try_from(text: String) -> Result<Self, InvalidUrl> {
+        if text == Self::ANY {
+            return Ok(Self(text));
+        }
+        let url = url::Url::parse(&text).ok().filter(|url| {
+            url.has_host()
+                && matches!(url.path(), "" | "/")
+                && url.query().is_none()
+                && url.fragment().is_none()
+                && url.username().is_empty()
+        });
+        let url =
+            url.ok_or_else(|| InvalidUrl("expected https://HOST, or * for all".to_owned()))?;
+        Ok(Self(match url.origin() {
+            // As browsers spell it: without the port that its scheme has anyway.
+            origin @ url::Origin::Tuple(..) => origin.ascii_serialization(),
+            // The schemes of programs that show a page of their own: app://localhost.
+            url::Origin::Opaque(_) => url.as_str().trim_end_matches('/').to_owned(),
+        }))
+    }
+}
+
 impl FromStr for BlobUrl {
     type Err = InvalidUrl;
 
@@ -260,18 +303,25 @@ impl std::fmt::Display for BlobUrl {
     }
 }
 
-/// The URL without its password.
+/// The URL without its password, wherever in it that stands.
 fn masked(url: &str) -> String {
-    match url::Url::parse(url) {
-        Ok(mut url) => {
-            if url.password().is_some() {
-                // Fails only for URLs that cannot have a password.
-                let _ = url.set_password(Some("***"));
-            }
-            url.into()
-        }
-        Err(_) => "(unreadable URL)".to_owned(),
+    const SECRET: [&str; 4] = ["pass", "secret", "token", "key"];
+    let Ok(mut url) = url::Url::parse(url) else { return "(unreadable URL)".to_owned() };
+    if url.password().is_some() {
+        // Fails only for URLs that cannot have a password.
+        let _ = url.set_password(Some(MASK));
     }
+    let is_secret = |name: &str| SECRET.iter().any(|word| name.to_lowercase().contains(word));
+    if url.query_pairs().any(|(name, _)| is_secret(&name)) {
+        let shown = url.clone();
+        let pairs = shown.query_pairs();
+        let pairs = pairs.map(|(name, value)| {
+            let value = if is_secret(&name) { MASK.into() } else { value };
+            (name, value)
+        });
+        url.query_pairs_mut().clear().extend_pairs(pairs);
+    }
+    url.into()
 }
 
 #[cfg(test)]
@@ -282,11 +332,37 @@ mod tests {
     fn urls_choose_their_part_and_hide_their_password() {
         let url: QueueUrl = "amqp://guest:secret@localhost/v".parse().expect("amqp");
         assert_eq!(url.to_string(), "amqp://guest:***@localhost/v");
+        let url: DatabaseUrl =
+            "postgres://db/safelight?user=me&password=secret&sslmode=require".parse().expect("url");
+        assert_eq!(url.to_string(), "postgres://db/safelight?user=me&password=***&sslmode=require");
+        assert!(!format!("{url:?}").contains("secret"));
+        let url: SharedCacheUrl =
+            "redis-cluster://:secret@a:1,:secret@b:2".parse().expect("a cluster");
+        assert_eq!(url.to_string(), "redis-cluster://:***@a:1,:***@b:2");
         let url: DatabaseUrl = "sqlite:///tmp/a.db".parse().expect("sqlite");
         assert_eq!(url, DatabaseUrl::Sqlite("/tmp/a.db".into()));
         let url: BlobUrl = "s3://bucket/a/b/".parse().expect("s3");
         assert_eq!(url, BlobUrl::S3 { bucket: "bucket".into(), prefix: "a/b".into() });
         assert!("mysql://localhost".parse::<DatabaseUrl>().is_err());
         assert!("s3:///prefix".parse::<BlobUrl>().is_err());
+    }
+
+    #[test]
+    fn origins_are_spelt_as_browsers_send_them() {
+        for (text, origin) in [
+            ("https://App.example.org", Some("https://app.example.org")),
+            ("https://app.example.org:443/", Some("https://app.example.org")),
+            ("http://localhost:5173", Some("http://localhost:5173")),
+            ("capacitor://localhost", Some("capacitor://localhost")),
+            ("*", Some("*")),
+            ("app.example.org", None),
+            ("https://app.example.org/path", None),
+            ("https://user@app.example.org", None),
+            ("null", None),
+            ("", None),
+        ] {
+            let parsed = CorsOrigin::try_from(text.to_owned()).ok();
+            assert_eq!(parsed.as_ref().map(CorsOrigin::as_str), origin, "{text}");
+        }
     }
 }

@@ -84,6 +84,8 @@ pub const METRICS: &[Metric] = &[
         "Bytes that this process caches in memory."),
     metric(Counter, "safelight_purges_total", &["result"], false,
         "Calls that told caching proxies of deleted images."),
+    metric(Counter, "safelight_connections_refused_total", &[], false,
+        "Connections closed at once because there were max_connections already."),
     metric(Counter, "safelight_trace_spans_total", &["result"], false,
         "Spans exported, sent in vain (failed), or dropped for want of room."),
 ];

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     process::Command,
     time::Duration,
 };
@@ -15,8 +16,54 @@ use crate::process::{Guarded, free_port};
 /// What `compose.yaml` mounts.
 const SHIPPED: &str = include_str!("../../../deploy/haproxy.cfg");
 
+/// What `docs/deploy.md` puts on a public address.
+const PUBLIC: &str = include_str!("../../../deploy/haproxy-public.cfg");
+
 /// How long HAProxy may take until it has found its backends.
 const START: Duration = Duration::from_secs(30);
+
+/// HAProxy as it stands on a public address.
+pub struct PublicHaProxy {
+    _process: Guarded,
+    plain: u16,
+    tls: u16,
+}
+
+impl PublicHaProxy {
+    /// Starts it on free ports before `backend` (a URL), with a certificate and its key in the PEM file
+    /// `identity`, and waits until it listens.
+    pub fn start(backend: &str, identity: &Path) -> Result<Self> {
+        let (plain, tls) = (free_port()?, free_port()?);
+        let folder = tempfile::Builder::new().prefix("safelight-haproxy-").tempdir()?.keep();
+        let config = folder.join("haproxy.cfg");
+        fs::write(&config, public_configuration(plain, tls, backend, identity))?;
+        let mut command = Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(&config);
+        let listening = || TcpStream::connect(("127.0.0.1", tls)).is_ok();
+        let process = Guarded::serving("HAProxy", &mut command, &folder, START, listening)?;
+        Ok(Self { _process: process, plain, tls })
+    }
+
+    /// Where it listens without TLS.
+    pub fn plain_url(&self) -> String {
+        format!("http://localhost:{}", self.plain)
+    }
+
+    /// Where it listens with TLS.
+    pub fn url(&self) -> String {
+        format!("https://localhost:{}", self.tls)
+    }
+}
+
+/// The public configuration with other addresses, and as whoever runs the test.
+fn public_configuration(plain: u16, tls: u16, backend: &str, identity: &Path) -> String {
+    PUBLIC
+        .replace("bind :80\n", &format!("bind 127.0.0.1:{plain}\n"))
+        .replace("bind :443 ", &format!("bind 127.0.0.1:{tls} "))
+        .replace("/etc/haproxy/safelight.pem", &identity.to_string_lossy())
+        .replace("127.0.0.1:8080", backend.trim_start_matches("http://"))
+        .replace("  user haproxy\n  group haproxy\n", "")
+}
 
 /// A running HAProxy.
 pub struct HaProxy {

@@ -17,8 +17,8 @@ const START: Duration = Duration::from_mins(1);
 /// How often a file or a process is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a server says when it is ready, followed by its address.
-const LISTENING: &str = "listening on http://";
+/// What a server says when it is ready, followed by its URL.
+const LISTENING: &str = "listening on ";
 
 /// The program that a tool is to run: the one said, else the one beside the tool itself.
 pub fn built(said: Option<&Path>) -> Result<PathBuf> {
@@ -62,8 +62,8 @@ impl Server {
         let deadline = Instant::now() + START;
         loop {
             let said = server.output();
-            if let Some(address) = after_listening(&said) {
-                server.url = Some(format!("http://{address}"));
+            if let Some(url) = after_listening(&said) {
+                server.url = Some(url.to_owned());
                 return Ok(server);
             }
             if let Some(status) = server.process.child().try_wait()? {
@@ -145,12 +145,14 @@ impl Server {
     }
 }
 
-/// The address after the first complete line that says where the server listens. Terminals'
-/// colours may stand around it.
+/// The URL in the first complete line that says where the server listens. Terminals' colours may stand
+/// around it.
 fn after_listening(output: &str) -> Option<&str> {
     let (_, rest) = output.split_once(LISTENING)?;
-    let end = rest.find(|c: char| !(c.is_ascii_digit() || ".:[]abcdef".contains(c)))?;
-    Some(&rest[..end])
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| rest.starts_with(scheme))?;
+    let address = &rest[scheme.len()..];
+    let end = address.find(|c: char| !(c.is_ascii_digit() || ".:[]abcdef".contains(c)))?;
+    Some(&rest[..scheme.len() + end])
 }
 
 /// A command that has ended.
@@ -209,8 +211,9 @@ mod tests {
     fn an_address_is_read_only_when_its_line_is_complete() {
         assert_eq!(after_listening("INFO listening on http://127.0.0.1:80"), None);
         let said = "INFO listening on http://127.0.0.1:8080\nmore";
-        assert_eq!(after_listening(said), Some("127.0.0.1:8080"));
-        assert_eq!(after_listening("listening on http://[::1]:80\u{1b}[0m\n"), Some("[::1]:80"));
+        assert_eq!(after_listening(said), Some("http://127.0.0.1:8080"));
+        let said = "listening on https://[::1]:80\u{1b}[0m\n";
+        assert_eq!(after_listening(said), Some("https://[::1]:80"));
     }
 
     #[test]

@@ -1,0 +1,58 @@
+//! What the OpenAPI document says, against what a running server does.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use safelight_harness::{
+    client::Client,
+    pictures,
+    server::{Server, run, safelight},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{binary, embedded_env};
+
+/// Schemathesis needs half a minute for its cases; this is for a busy machine.
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// Hundreds of requests to each call, valid and not, in chains too: no answer is an error of the server,
+/// and each is one that the document describes.
+#[tokio::test]
+async fn a_running_server_answers_as_it_is_described() -> Result<()> {
+    let data = TempDir::new()?;
+    let mut env = embedded_env(data.path());
+    // Whatever is asked for: nothing else of this machine is taken in.
+    let imports = format!("[\"{}\"]", data.path().join("imports").display());
+    env.push(("SAFELIGHT_IMPORT_ROOTS".to_owned(), imports));
+    let command = safelight(binary(), ["serve"], &env);
+    let server = tokio::task::spawn_blocking(move || Server::start(command)).await??;
+    let client = Client::new(server.url())?;
+    let accepted = client.upload(pictures::jpeg(64, 48, 1)?).await?;
+    client.finished(&accepted).await?;
+    let document = client.json("/openapi.json").await?;
+    let paths = document["paths"].as_object().context("paths")?.values();
+    let calls: usize = paths.filter_map(Value::as_object).map(serde_json::Map::len).sum();
+    let command = schemathesis(&format!("{}/openapi.json", server.url()), data.path())?;
+    let ended = tokio::task::spawn_blocking(move || run(command, LIMIT)).await??;
+    println!("{}", ended.stdout);
+    ensure!(ended.code == Some(0), "{}{}", ended.stdout, ended.stderr);
+    let tested = format!("Tested: {calls}\n");
+    ensure!(ended.stdout.contains(&tested), "not every call was tested: {}", ended.stdout);
+    ensure!(!server.output().contains("panicked"), "{}", server.output());
+    Ok(())
+}
+
+fn schemathesis(document: &str, folder: &Path) -> Result<Command> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = root.join("target/tools/schemathesis/bin/schemathesis");
+    program.metadata().context("no schemathesis; hint: scripts/setup.sh test-api")?;
+    let mut command = Command::new(program);
+    command
+        .arg("--config-file")
+        .arg(root.join("tests/e2e/schemathesis.toml"))
+        .args(["run", document, "--no-color"])
+        // It keeps what it has found where it runs.
+        .current_dir(folder);
+    Ok(command)
+}

@@ -1,0 +1,82 @@
+//! What `docs/deploy.md` puts on a public address: HAProxy and Safelight with the files of `deploy/`.
+
+use std::{fs, path::Path};
+
+use anyhow::{Result, ensure};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use reqwest::{StatusCode, redirect};
+use safelight_harness::{
+    client::Client,
+    haproxy::PublicHaProxy,
+    pictures,
+    server::{Server, safelight},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{binary, embedded_env};
+
+/// What is not for clients.
+const CLOSED: [&str; 10] = [
+    "/",
+    "/metrics",
+    "/metrics/",
+    "//metrics",
+    "/%6detrics",
+    "/livez",
+    "/readyz",
+    "/v1/workers",
+    "/v1/queues",
+    "/images/../metrics",
+];
+
+#[tokio::test]
+async fn nothing_is_open_on_a_public_address_that_should_not_be() -> Result<()> {
+    let folder = TempDir::new()?;
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/safelight.toml");
+    let mut env = embedded_env(folder.path());
+    env.push(("SAFELIGHT_CONFIG".to_owned(), shipped.to_string_lossy().into_owned()));
+    let command = safelight(binary(), ["serve"], &env);
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
+    let identity = folder.path().join("safelight.pem");
+    fs::write(&identity, cert.pem() + &signing_key.serialize_pem())?;
+    let (server, proxy) = tokio::task::spawn_blocking(move || {
+        let server = Server::start(command)?;
+        let proxy = PublicHaProxy::start(server.url(), &identity)?;
+        anyhow::Ok((server, proxy))
+    })
+    .await??;
+    // Installs the TLS provider that clients here use.
+    Client::new(server.url())?;
+    let client = reqwest::Client::builder()
+        .tls_certs_only([reqwest::Certificate::from_pem(cert.pem().as_bytes())?])
+        .redirect(redirect::Policy::none())
+        .build()?;
+
+    let answer = client.get(proxy.plain_url() + "/v1/images").send().await?;
+    ensure!(answer.status() == StatusCode::PERMANENT_REDIRECT, "{answer:?}");
+    ensure!(answer.headers()["location"].to_str()?.starts_with("https://"), "{answer:?}");
+
+    let picture = pictures::jpeg(64, 48, 1)?;
+    let url = proxy.url();
+    let upload = client.post(format!("{url}/v1/images")).header("prefer", "wait=60").body(picture);
+    let answer = upload.send().await?;
+    ensure!(answer.status() == StatusCode::ACCEPTED, "{answer:?}");
+    ensure!(answer.headers()["strict-transport-security"] == "max-age=31536000");
+    let task: Value = answer.json().await?;
+    ensure!(task["status"] == "succeeded", "{task}");
+    let image = task["image"]["url"].as_str().unwrap_or_default();
+    for path in [image, "/v1/images", "/docs/", "/openapi.json"] {
+        let answer = client.get(format!("{url}{path}")).send().await?;
+        ensure!(answer.status() == StatusCode::OK, "{path}: {answer:?}");
+    }
+    for path in CLOSED {
+        let answer = client.get(format!("{url}{path}")).send().await?;
+        ensure!(answer.status() == StatusCode::NOT_FOUND, "{path}: {answer:?}");
+    }
+    // Nor may it read more of this machine than the folder that the configuration names.
+    let import = serde_json::json!({ "kind": "import", "source": "/etc" });
+    let answer = client.post(format!("{url}/v1/backfills")).json(&import).send().await?;
+    ensure!(answer.status() == StatusCode::FORBIDDEN, "{answer:?}");
+    Ok(())
+}
