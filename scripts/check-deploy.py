@@ -405,7 +405,7 @@ def self_test(deploy, crds):
         (check_scaling, "no queue", lambda d: scaled(d)["triggers"][0]["metadata"].update(queueName="safelight.thumbnail.bulk.v1")),
         (check_scaling, "AverageValue", lambda d: scaled(d)["triggers"][0].update(metricType="Value")),
         (check_scaling, "no TriggerAuth", lambda d: scaled(d)["triggers"][0]["authenticationRef"].update(name="other")),
-        (check_promql, "safelight_job ", lambda d: scaled(d)["triggers"][2]["metadata"].update(query="sum(safelight_job)")),
+        (check_promql, "safelight_job ", lambda d: scaled(d)["triggers"][3]["metadata"].update(query="sum(safelight_job)")),
         (check_promql, "parenthesis", lambda d: panel(d)["targets"][0].update(expr="sum(safelight_jobs")),
         (check_promql, "matrix", lambda d: rule(d).update(expr="rate(safelight_leases_lost_total)")),
         (check_promql, "safelight.json", lambda d: panel(d)["targets"][0].pop("expr")),

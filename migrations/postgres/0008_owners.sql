@@ -3,7 +3,10 @@
 -- Empty for the local owner: what was made without a key.
 alter table images
     add column owner      text not null default '',
-    add column visibility text not null default 'public';
+    add column visibility text not null default 'public',
+    -- Its renditions have not been made yet. Until then it shows none, not even those that another
+    -- owner's equal image has: nobody can tell that there is one.
+    add column fresh      boolean not null default false;
 create index images_by_owner on images (owner, id) where discarded_at is null;
 create index tasks_by_owner on tasks (owner, id);
 

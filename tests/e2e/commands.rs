@@ -175,7 +175,7 @@ async fn the_fleet_shows_who_works_and_on_what(at: &Deployment) -> Result<()> {
     for worker in &workers {
         assert_eq!(worker["status"], "running", "{worker:#}");
         assert_eq!(worker["version"], env!("CARGO_PKG_VERSION"));
-        assert_eq!(worker["slots"].as_array().map(Vec::len), Some(6), "{worker:#}");
+        assert_eq!(worker["slots"].as_array().map(Vec::len), Some(8), "{worker:#}");
     }
     let table = run(&["workers"]).await?;
     assert_eq!(table.stdout.lines().count(), expected, "a header only where a person looks");
@@ -184,14 +184,14 @@ async fn the_fleet_shows_who_works_and_on_what(at: &Deployment) -> Result<()> {
     assert!(line.is_some_and(|line| line.contains("write,thumbnail")), "{table:#?}");
 
     let queues = parsed(&run(&["queues", "--json"]).await?)?;
-    assert_eq!(queues.len(), 6, "each kind on each lane");
+    assert_eq!(queues.len(), 8, "each kind on each lane");
     for queue in &queues {
         let counts = ["depth", "due", "running", "failed"].map(|key| queue[key].as_u64());
         assert_eq!(counts, [Some(0); 4], "{queue:#}");
         assert_eq!(queue["seconds_to_empty"], 0.0, "{queue:#}");
     }
     let table = run(&["queues"]).await?;
-    assert_eq!(table.stdout.lines().count(), 6, "{table:#?}");
+    assert_eq!(table.stdout.lines().count(), 8, "{table:#?}");
     assert!(table.stdout.lines().all(|line| line.contains("0s")), "{table:#?}");
     Ok(())
 }

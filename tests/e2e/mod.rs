@@ -1,6 +1,7 @@
 //! The whole program, as a client sees it. One scenario, two deployments: everything in one
 //! process, and a fleet on real engines behind a load balancer.
 
+mod access;
 mod backfill;
 mod commands;
 mod crashes;

@@ -25,15 +25,17 @@ async fn a_running_server_answers_as_it_is_described() -> Result<()> {
     // Whatever is asked for: nothing else of this machine is taken in.
     let imports = format!("[\"{}\"]", data.path().join("imports").display());
     env.push(("SAFELIGHT_IMPORT_ROOTS".to_owned(), imports));
+    let key = super::access::key(&env, "local", "upload,read,admin").await?;
+    let key = key["secret"].as_str().context("no secret")?.to_owned();
     let command = safelight(binary(), ["serve"], &env);
     let server = tokio::task::spawn_blocking(move || Server::start(command)).await??;
-    let client = Client::new(server.url())?;
+    let client = Client::with_key(server.url(), &key)?;
     let accepted = client.upload(pictures::jpeg(64, 48, 1)?).await?;
     client.finished(&accepted).await?;
     let document = client.json("/openapi.json").await?;
     let paths = document["paths"].as_object().context("paths")?.values();
     let calls: usize = paths.filter_map(Value::as_object).map(serde_json::Map::len).sum();
-    let command = schemathesis(&format!("{}/openapi.json", server.url()), data.path())?;
+    let command = schemathesis(&format!("{}/openapi.json", server.url()), &key, data.path())?;
     let ended = tokio::task::spawn_blocking(move || run(command, LIMIT)).await??;
     println!("{}", ended.stdout);
     ensure!(ended.code == Some(0), "{}{}", ended.stdout, ended.stderr);
@@ -43,7 +45,7 @@ async fn a_running_server_answers_as_it_is_described() -> Result<()> {
     Ok(())
 }
 
-fn schemathesis(document: &str, folder: &Path) -> Result<Command> {
+fn schemathesis(document: &str, key: &str, folder: &Path) -> Result<Command> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = root.join("target/tools/schemathesis/bin/schemathesis");
     program.metadata().context("no schemathesis; hint: scripts/setup.sh test-api")?;
@@ -51,7 +53,8 @@ fn schemathesis(document: &str, folder: &Path) -> Result<Command> {
     command
         .arg("--config-file")
         .arg(root.join("tests/e2e/schemathesis.toml"))
-        .args(["run", document, "--no-color"])
+        .args(["run", document, "--no-color", "--header"])
+        .arg(format!("Authorization: Bearer {key}"))
         // It keeps what it has found where it runs.
         .current_dir(folder);
     Ok(command)

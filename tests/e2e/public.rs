@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::{binary, embedded_env};
 
 /// What is not for clients.
-const CLOSED: [&str; 10] = [
+const CLOSED: [&str; 12] = [
     "/",
     "/metrics",
     "/metrics/",
@@ -27,6 +27,8 @@ const CLOSED: [&str; 10] = [
     "/readyz",
     "/v1/workers",
     "/v1/queues",
+    "/v1/keys",
+    "/v1/audit",
     "/images/../metrics",
 ];
 
@@ -36,6 +38,8 @@ async fn nothing_is_open_on_a_public_address_that_should_not_be() -> Result<()> 
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/safelight.toml");
     let mut env = embedded_env(folder.path());
     env.push(("SAFELIGHT_CONFIG".to_owned(), shipped.to_string_lossy().into_owned()));
+    let key = super::access::key(&env, "shop", "upload,read,admin").await?;
+    let key = key["secret"].as_str().unwrap_or_default().to_owned();
     let command = safelight(binary(), ["serve"], &env);
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
     let identity = folder.path().join("safelight.pem");
@@ -59,15 +63,20 @@ async fn nothing_is_open_on_a_public_address_that_should_not_be() -> Result<()> 
 
     let picture = pictures::jpeg(64, 48, 1)?;
     let url = proxy.url();
-    let upload = client.post(format!("{url}/v1/images")).header("prefer", "wait=60").body(picture);
-    let answer = upload.send().await?;
+    let upload = || client.post(format!("{url}/v1/images")).header("prefer", "wait=60");
+    let answer = upload().body(picture.clone()).send().await?;
+    ensure!(answer.status() == StatusCode::UNAUTHORIZED, "{answer:?}");
+    let answer = upload().bearer_auth(&key).body(picture).send().await?;
     ensure!(answer.status() == StatusCode::ACCEPTED, "{answer:?}");
     ensure!(answer.headers()["strict-transport-security"] == "max-age=31536000");
     let task: Value = answer.json().await?;
     ensure!(task["status"] == "succeeded", "{task}");
     let image = task["image"]["url"].as_str().unwrap_or_default();
     for path in [image, "/v1/images", "/docs/", "/openapi.json"] {
-        let answer = client.get(format!("{url}{path}")).send().await?;
+        let request = client.get(format!("{url}{path}"));
+        let keyed = path.starts_with("/v1/");
+        let request = if keyed { request.bearer_auth(&key) } else { request };
+        let answer = request.send().await?;
         ensure!(answer.status() == StatusCode::OK, "{path}: {answer:?}");
     }
     for path in CLOSED {
@@ -76,7 +85,8 @@ async fn nothing_is_open_on_a_public_address_that_should_not_be() -> Result<()> 
     }
     // Nor may it read more of this machine than the folder that the configuration names.
     let import = serde_json::json!({ "kind": "import", "source": "/etc" });
-    let answer = client.post(format!("{url}/v1/backfills")).json(&import).send().await?;
+    let answer =
+        client.post(format!("{url}/v1/backfills")).bearer_auth(&key).json(&import).send().await?;
     ensure!(answer.status() == StatusCode::FORBIDDEN, "{answer:?}");
     Ok(())
 }

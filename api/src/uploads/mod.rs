@@ -194,9 +194,11 @@ async fn accept(
 /// Leaves a refused request's body unread: the rest is read and thrown away in the background, within
 /// bounds, so that a client which is still sending gets its answer.
 pub fn leave_unread(state: &ApiState, headers: &HeaderMap, body: Body) {
+    let config = &state.services.config;
     let limits = BodyLimits {
         bytes: u64::MAX,
-        idle: Duration::from_millis(state.services.config.upload_idle_timeout_ms),
+        idle: Duration::from_millis(config.upload_idle_timeout_ms),
+        bytes_per_second: config.upload_min_bytes_per_second,
         lingering: state.lingering.clone(),
     };
     drop(BodyReader::new(body, headers, limits, false));

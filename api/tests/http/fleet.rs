@@ -38,7 +38,7 @@ async fn write_queue(bench: &Bench) -> Value {
     let answer = bench.get("/v1/queues").await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let queues = answer.json()["queues"].as_array().expect("a list").clone();
-    assert_eq!(queues.len(), 6, "each kind on each lane");
+    assert_eq!(queues.len(), 8, "each kind on each lane");
     let wanted = |one: &Value| one["kind"] == "write" && one["lane"] == "interactive";
     queues.into_iter().find(wanted).expect("the queue")
 }

@@ -170,11 +170,16 @@ async fn a_start_that_takes_long_shows_that_the_process_lives() {
         assert!(refused.contains("retry-after") && refused.contains("not_ready"), "{refused}");
         "connected"
     };
-    assert_eq!(while_starting(&listener, None, &bench.services.config, connecting).await, "connected");
+    assert_eq!(
+        while_starting(&listener, None, &bench.services.config, connecting).await,
+        "connected"
+    );
     // Then the port is the node's own.
     let (api, config) = (bench.api.clone(), bench.services.config.clone());
     let serving =
-        tokio::spawn(async move { serve(listener, api, &config, CancellationToken::new()).await });
+        tokio::spawn(
+            async move { serve(listener, api, None, &config, CancellationToken::new()).await },
+        );
     assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
     serving.abort();
 }

@@ -13,8 +13,9 @@ use super::{Backfill, Failure, Image, JobId, Owner, Receipt, TaskId, text_enum::
 
 /// The newest version of jobs that this release understands. A job's row says which one a worker must
 /// understand to run it. Raise it with a release that queues jobs which earlier ones would run
-/// wrongly; those then leave them to newer workers.
-pub const JOB_VERSION: u32 = 1;
+/// wrongly; those then leave them to newer workers. What an upload queues asks for 2: its image shows its
+/// renditions once a worker has said that they are made, which earlier ones do not.
+pub const JOB_VERSION: u32 = 2;
 
 text_enum! {
     /// Where a task or a job stands.

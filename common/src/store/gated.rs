@@ -11,11 +11,12 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, DynStore, Heartbeat,
-    IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, KnownApiKey,
-    Lease, LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle, OutboxBatch,
-    Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled,
-    Store, StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell,
+    DynStore, Heartbeat, IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState,
+    KeyTicket, KnownApiKey, Lease, LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey,
+    NewUpload, Obstacle, OutboxBatch, Outcome, PageRequest, Reference, RegisteredWorker,
+    RenditionRequest, Renewed, Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage,
+    TaskVersion,
 };
 use crate::domain::{
     ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,

@@ -5,9 +5,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::domain::{
-    BackfillSpec, ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId, JobKind, Lane,
-    Owner, Placeholder, Quota, Rendition, Status, Task, TaskId, TaskKind, TraceContext, Usage,
-    Visibility,
+    BackfillSpec, ContentHash, ErrorCode, Failure, Image, ImageFacts, ImageFormat, ImageId, JobId,
+    JobKind, Lane, Owner, Placeholder, Quota, Rendition, Status, Task, TaskId, TaskKind,
+    TraceContext, Usage, Visibility,
 };
 
 /// A client's key for one logical upload, unique per owner.

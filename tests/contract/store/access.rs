@@ -7,12 +7,14 @@ use futures::future::join_all;
 use safelight_common::{
     domain::{Owner, Quota, Scope, Usage, Visibility},
     secrets::{self, ApiSecret},
-    store::{Accepted, AuditEntry, NewApiKey, NewSigningKey, NewUpload, PageRequest, TaskFilter},
+    store::{
+        Accepted, AuditEntry, NewApiKey, NewSigningKey, NewUpload, PageRequest, Settled, TaskFilter,
+    },
 };
 use uuid::Uuid;
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, upload},
+    fixture::{Fixture, HOUR, NOW, rendered, thumbnail_bell, upload, write_bell, written},
     promises,
 };
 
@@ -27,6 +29,8 @@ promises!(
     no_race_passes_a_quota,
     an_upload_that_fills_the_quota_may_be_accepted_again,
     the_audit_log_is_newest_first,
+    what_another_made_of_equal_bytes_is_not_shown,
+    both_jobs_of_an_image_may_end_at_once,
 );
 
 fn ada() -> Owner {
@@ -133,8 +137,9 @@ fn of_ada() -> NewUpload {
 }
 
 async fn uploads_belong_to_their_owner(store: Fixture) -> Result<()> {
-    let (hers, other) = (of_ada(), store.accepted().await?);
+    let hers = of_ada();
     store.accept_it(&hers).await?;
+    let other = store.accepted().await?;
     let task = store.task_of(&hers).await?;
     let image = task.image.context("no image")?;
     assert_eq!((task.owner, image.owner, image.visibility), (ada(), ada(), Visibility::Private));
@@ -144,7 +149,7 @@ async fn uploads_belong_to_their_owner(store: Fixture) -> Result<()> {
         images.into_iter().map(|image| image.id).collect::<Vec<_>>()
     };
     assert_eq!(ids(store.list_images(Some(&ada()), &page).await?.images), [hers.image]);
-    assert_eq!(ids(store.list_images(None, &page).await?.images), [hers.image, other.image]);
+    assert_eq!(ids(store.list_images(None, &page).await?.images), [other.image, hers.image]);
     let filter = TaskFilter { owner: Some(ada()), ..TaskFilter::default() };
     let page = PageRequest { before: None, limit: 9 };
     let tasks = store.list_tasks(&filter, &page).await?.tasks;
@@ -225,5 +230,53 @@ async fn the_audit_log_is_newest_first(store: Fixture) -> Result<()> {
     assert_eq!((&listed[0].key, &listed[0].owner), (&entries[1].key, &ada()));
     let rest = store.list_audit(&PageRequest { before: Some(listed[0].id), limit: 9 }).await?;
     assert_eq!(rest.len(), 1);
+    Ok(())
+}
+
+async fn what_another_made_of_equal_bytes_is_not_shown(store: Fixture) -> Result<()> {
+    let hers = of_ada();
+    store.accept_it(&hers).await?;
+    let job = store.claimed(&thumbnail_bell(&hers)).await?;
+    store.settled(&job, &rendered()).await?;
+    let shown = async |upload: &NewUpload| -> Result<(bool, bool)> {
+        let image = store.image(upload.image).await?.context("no image")?;
+        Ok((!image.renditions.is_empty(), image.placeholder.is_some()))
+    };
+    assert_eq!(shown(&hers).await?, (true, true));
+
+    // Another's: nothing is there, and its worker has everything to make.
+    let his = NewUpload { sha256: hers.sha256, owner: "bob".parse()?, ..of_ada() };
+    store.accept_it(&his).await?;
+    assert_eq!(shown(&his).await?, (false, false));
+    let job = store.claimed(&thumbnail_bell(&his)).await?;
+    assert_eq!(job.image.renditions, []);
+    store.settled(&job, &rendered()).await?;
+    assert_eq!(shown(&his).await?, (true, true));
+
+    // One's own: nothing to hide.
+    let again = NewUpload { sha256: hers.sha256, ..of_ada() };
+    store.accept_it(&again).await?;
+    assert_eq!(shown(&again).await?, (true, true));
+    Ok(())
+}
+
+/// A statement that settles both together changes the image's row once.
+async fn both_jobs_of_an_image_may_end_at_once(store: Fixture) -> Result<()> {
+    let uploads: Vec<_> = (0..8).map(|_| of_ada()).collect();
+    let mut jobs = Vec::new();
+    for upload in &uploads {
+        store.accept_it(upload).await?;
+        jobs.push((store.claimed(&write_bell(upload)).await?, written()));
+        jobs.push((store.claimed(&thumbnail_bell(upload)).await?, rendered()));
+    }
+    let ends = jobs.iter().map(|(job, outcome)| store.settle(&job.lease, outcome));
+    for settled in join_all(ends).await {
+        assert_eq!(settled?, Settled::Applied);
+    }
+    for upload in &uploads {
+        let image = store.image(upload.image).await?.context("no image")?;
+        assert!(image.stored_at.is_some() && image.facts.is_some());
+        assert!(!image.renditions.is_empty());
+    }
     Ok(())
 }

@@ -92,7 +92,7 @@ async fn a_deleted_image_is_gone_and_its_row_tells_nothing(store: Fixture) -> Re
     assert_eq!((facts.taken_at, facts.gps), (None, None));
     assert_eq!(left.sha256, upload.sha256, "the job needs it");
     let page = PageRequest { before: None, limit: 9 };
-    assert!(store.list_images(&page).await?.images.is_empty());
+    assert!(store.list_images(None, &page).await?.images.is_empty());
     assert!(!store.is_blob_wanted(&upload.sha256).await?);
     assert!(store.discarded(9, NOW).await?.is_empty(), "a job removes it, not the janitor");
 
@@ -265,7 +265,7 @@ async fn what_is_queued_while_an_image_is_deleted_finds_it_gone(store: Fixture) 
     store.settled(&job, &Outcome::Failed(failure())).await?;
     let backfill = NewBackfill {
         task: TaskId::new(),
-        owner: String::new(),
+        owner: safelight_common::domain::Owner::local(),
         spec: BackfillSpec::new(BackfillKind::Renditions),
     };
     store.create_backfill(&backfill).await?;

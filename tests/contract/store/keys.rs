@@ -61,18 +61,18 @@ async fn a_key_goes_from_free_to_in_flight_to_used(store: Fixture) -> Result<()>
 }
 
 async fn a_released_key_is_free_again(store: Fixture) -> Result<()> {
-    let first = ticket(store.reserve_key(&key("", "k"), HOUR).await?)?;
+    let first = ticket(store.reserve_key(&key("local", "k"), HOUR).await?)?;
     store.release_key(&first).await?;
-    let second = ticket(store.reserve_key(&key("", "k"), HOUR).await?)?;
+    let second = ticket(store.reserve_key(&key("local", "k"), HOUR).await?)?;
     assert_ne!(first.token, second.token);
     // The first has nothing to release any more.
     store.release_key(&first).await?;
-    assert_eq!(store.reserve_key(&key("", "k"), HOUR).await?, KeyState::InFlight);
+    assert_eq!(store.reserve_key(&key("local", "k"), HOUR).await?, KeyState::InFlight);
     Ok(())
 }
 
 async fn only_one_of_many_reserves_a_key(store: Fixture) -> Result<()> {
-    let key = key("", "k");
+    let key = key("local", "k");
     let states = join_all((0..32).map(|_| store.reserve_key(&key, HOUR))).await;
     let mut reserved = 0;
     for state in states {
@@ -86,16 +86,16 @@ async fn only_one_of_many_reserves_a_key(store: Fixture) -> Result<()> {
 }
 
 async fn a_reservation_whose_hold_is_over_may_be_taken(store: Fixture) -> Result<()> {
-    let first = ticket(store.reserve_key(&key("", "k"), NOW).await?)?;
-    let second = ticket(store.reserve_key(&key("", "k"), HOUR).await?)?;
+    let first = ticket(store.reserve_key(&key("local", "k"), NOW).await?)?;
+    let second = ticket(store.reserve_key(&key("local", "k"), HOUR).await?)?;
     assert_ne!(first.token, second.token);
     store.release_key(&first).await?;
     store.accept_it(&upload_with(&second)).await
 }
 
 async fn an_upload_that_lost_its_key_has_no_effect(store: Fixture) -> Result<()> {
-    let first = ticket(store.reserve_key(&key("", "k"), NOW).await?)?;
-    let second = ticket(store.reserve_key(&key("", "k"), HOUR).await?)?;
+    let first = ticket(store.reserve_key(&key("local", "k"), NOW).await?)?;
+    let second = ticket(store.reserve_key(&key("local", "k"), HOUR).await?)?;
 
     let lost = upload_with(&first);
     assert_eq!(store.accept(&lost).await?, Accepted::KeyLost);
@@ -105,18 +105,18 @@ async fn an_upload_that_lost_its_key_has_no_effect(store: Fixture) -> Result<()>
     assert_eq!(store.count_unpublished().await?, 0);
     let winner = upload_with(&second);
     store.accept_it(&winner).await?;
-    assert_eq!(store.reserve_key(&key("", "k"), HOUR).await?, used_by(&winner));
+    assert_eq!(store.reserve_key(&key("local", "k"), HOUR).await?, used_by(&winner));
     assert_eq!(store.accept(&lost).await?, Accepted::KeyLost);
     Ok(())
 }
 
 async fn an_overdue_reservation_that_nobody_took_still_counts(store: Fixture) -> Result<()> {
-    let slow = ticket(store.reserve_key(&key("", "k"), NOW).await?)?;
+    let slow = ticket(store.reserve_key(&key("local", "k"), NOW).await?)?;
     store.accept_it(&upload_with(&slow)).await
 }
 
 async fn accepting_again_with_a_key_changes_nothing(store: Fixture) -> Result<()> {
-    let upload = upload_with(&ticket(store.reserve_key(&key("", "k"), HOUR).await?)?);
+    let upload = upload_with(&ticket(store.reserve_key(&key("local", "k"), HOUR).await?)?);
     store.accept_it(&upload).await?;
     let before = store.task_of(&upload).await?;
     store.accept_it(&upload).await?;
@@ -125,13 +125,13 @@ async fn accepting_again_with_a_key_changes_nothing(store: Fixture) -> Result<()
 }
 
 async fn old_keys_expire_and_held_ones_stay(store: Fixture) -> Result<()> {
-    let held = key("", "held");
+    let held = key("local", "held");
     ticket(store.reserve_key(&held, HOUR).await?)?;
     for name in ["a", "b", "c"] {
         let reserved = ticket(store.reserve_key(&key("", name), HOUR).await?)?;
         store.accept_it(&upload_with(&reserved)).await?;
     }
-    ticket(store.reserve_key(&key("", "abandoned"), NOW).await?)?;
+    ticket(store.reserve_key(&key("local", "abandoned"), NOW).await?)?;
 
     assert_eq!(store.expire_keys(HOUR, 10).await?, 0);
     assert_eq!(store.expire_keys(NOW, 2).await?, 2);
@@ -139,7 +139,7 @@ async fn old_keys_expire_and_held_ones_stay(store: Fixture) -> Result<()> {
     assert_eq!(store.expire_keys(NOW, 10).await?, 0);
 
     assert_eq!(store.reserve_key(&held, HOUR).await?, KeyState::InFlight);
-    let again = ticket(store.reserve_key(&key("", "a"), HOUR).await?)?;
+    let again = ticket(store.reserve_key(&key("local", "a"), HOUR).await?)?;
     let mut other = upload_with(&again);
     other.key = Some((again, ContentHash::of(b"another payload")));
     store.accept_it(&other).await

@@ -110,7 +110,7 @@ async fn the_dead_are_not_registered(store: Fixture) -> Result<()> {
 async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     let bell = write_bell(&upload);
-    store.tamper("update jobs set needs_version = needs_version + 1 where kind = 'write'").await?;
+    store.tamper("update jobs set needs_version = needs_version + 2 where kind = 'write'").await?;
     let claim = async |redelivered, understood| {
         store.claim(&bell, redelivered, WorkerId::new(), HOUR, understood).await
     };

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use reqwest::{
     Response, StatusCode,
-    header::{CONTENT_TYPE, LOCATION},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION},
 };
 use serde_json::Value;
 
@@ -42,8 +42,19 @@ pub struct Form {
 impl Client {
     /// A client of the server at `base`, such as `http://127.0.0.1:8080`.
     pub fn new(base: &str) -> Result<Self> {
+        Self::sending(base, HeaderMap::new())
+    }
+
+    /// The same with a key.
+    pub fn with_key(base: &str, secret: &str) -> Result<Self> {
+        let value = HeaderValue::try_from(format!("Bearer {secret}"))?;
+        Self::sending(base, HeaderMap::from_iter([(AUTHORIZATION, value)]))
+    }
+
+    fn sending(base: &str, headers: HeaderMap) -> Result<Self> {
         install_tls();
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(70)).build()?;
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(70));
+        let http = http.default_headers(headers).build()?;
         Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
     }
 

@@ -10,7 +10,7 @@ use safelight_common::{
     store::{ClaimedJob, Outcome},
 };
 
-use super::{Context, database_away, source};
+use super::{Context, source};
 use crate::imaging::{Rendered, Renditions};
 
 pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {

@@ -183,7 +183,7 @@ async fn nothing_is_made_of_an_image_that_is_gone() {
     let store = &lab.services.store;
     let (backfill, child) = (TaskId::new(), TaskId::new());
     let spec = BackfillSpec::new(BackfillKind::Renditions);
-    let new = NewBackfill { task: backfill, owner: String::new(), spec };
+    let new = NewBackfill { task: backfill, owner: safelight_common::domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let deletion = delete(&lab, &upload).await;
     let work = Child {

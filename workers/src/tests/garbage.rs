@@ -26,7 +26,8 @@ use crate::backfill;
 async fn collect(lab: &Lab, dry_run: bool) -> (Backfill, Vec<Item>) {
     let store = &lab.services.store;
     let spec = BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) };
-    let new = NewBackfill { task: TaskId::new(), owner: String::new(), spec };
+    let new =
+        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let foreman = WorkerId::new();
     within("the backfill ends", async {

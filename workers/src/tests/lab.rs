@@ -167,7 +167,8 @@ impl Lab {
     pub async fn record_rendition(&self, upload: &NewUpload, made: &Rendition) {
         let spec = BackfillSpec::new(BackfillKind::Verify);
         let (backfill, job) = (TaskId::new(), JobId::new());
-        let new = NewBackfill { task: backfill, owner: String::new(), spec };
+        let new =
+            NewBackfill { task: backfill, owner: safelight_common::domain::Owner::local(), spec };
         self.store.inner.create_backfill(&new).await.expect("begin");
         let work = Child {
             task: TaskId::new(),

@@ -115,8 +115,9 @@ const ACCEPT: &str = "
         where owner = $13 and key = $14 and token = $15 and (task_id is null or task_id = $8)
         returning 1),
     image as (
-        insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility)
-        select $1, $2, $3, $4, $5, $6, $7, $18, $19
+        insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility,
+                            fresh)
+        select $1, $2, $3, $4, $5, $6, $7, $18, $19, true
         where $13::text is null or exists (select from keyed)
         returning id, created_at),
     task as (
@@ -124,8 +125,10 @@ const ACCEPT: &str = "
         select $8, 'upload', $9, 'queued', image.id, cardinality($10::uuid[]), $18 from image
         returning id, image_id),
     job as (
-        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, traceparent)
-        select new.id, task.id, task.image_id, new.kind, $9, $18, 'queued', $12, $17
+        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, traceparent,
+                          needs_version)
+        select new.id, task.id, task.image_id, new.kind, $9, $18, 'queued', $12, $17,
+               case new.kind when 'thumbnail' then 2 else 1 end
         from task, unnest($10::uuid[], $11::text[]) as new (id, kind)
         returning id, kind, lane, share),
     bell as (

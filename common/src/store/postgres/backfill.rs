@@ -214,8 +214,8 @@ const ADVANCE: &str = "
     where task_id = $1 and cursor is not distinct from $2 and state = 'walking' and not paused";
 
 const IMAGES: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, owner)
-    select new.*, (select owner from tasks where id = $8)
+    insert into images (id, sha256, bytes, format, title, tags, filename, owner, fresh)
+    select new.*, (select owner from tasks where id = $8), true
     from unnest($1::uuid[], $2::bytea[], $3::bigint[], $4::text[], $5::text[], $6::jsonb[],
                 $7::text[]) as new";
 
@@ -228,8 +228,9 @@ const TASKS: &str = "
 
 const JOBS: &str = "
     with job as (
-        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts)
-        select id, task_id, image_id, kind, 'bulk', $6::text, 'queued', $1
+        insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, needs_version)
+        select id, task_id, image_id, kind, 'bulk', $6::text, 'queued', $1,
+               case kind when 'thumbnail' then 2 else 1 end
         from unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::text[])
              as new (id, task_id, image_id, kind)
         returning id, kind, lane, share)

@@ -31,11 +31,11 @@ use uuid::Uuid;
 
 use self::{claim::Claiming, gather::Gathered, settle::Settling};
 use super::{
-    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat, IdempotencyKey,
-    ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, KnownApiKey, Lease,
-    LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle, OutboxBatch,
-    Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled,
-    Store, StoreError, TaskFilter, TaskPage, TaskVersion,
+    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell,
+    Heartbeat, IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket,
+    KnownApiKey, Lease, LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle,
+    OutboxBatch, Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed,
+    Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion,
     convert::{self, micros},
     schema,
 };

@@ -28,8 +28,8 @@ const QUEUE: &str = "
         returning id, image_id, lane, owner),
     job as (
         insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts,
-                          traceparent)
-        select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5 from task
+                          traceparent, needs_version)
+        select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5, 2 from task
         returning id, kind, lane, share)
     insert into outbox (job_id, kind, lane, share, generation)
     select id, kind, lane, share, 0 from job";

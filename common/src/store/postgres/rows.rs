@@ -25,11 +25,25 @@ macro_rules! image_columns {
     };
 }
 
+/// Whether an image `i` shows what belongs to its blob: once its own renditions were made, or if its owner
+/// has an equal image of which they were. What is to be removed is shown in any case.
+macro_rules! shows_blob {
+    () => {
+        " (not i.fresh or i.discarded_at is not null
+           or exists (select 1 from images own
+                      where own.sha256 = i.sha256 and own.owner = i.owner and not own.fresh)) "
+    };
+}
+
 /// What belongs to the blob of an image `i`, for `image_columns!`.
 macro_rules! blob_joins {
     () => {
-        " left join renditions r on r.sha256 = i.sha256
-          left join placeholders p on p.sha256 = i.sha256 "
+        concat!(
+            " left join renditions r on r.sha256 = i.sha256 and",
+            crate::store::postgres::rows::shows_blob!(),
+            "left join placeholders p on p.sha256 = i.sha256 and",
+            crate::store::postgres::rows::shows_blob!()
+        )
     };
 }
 
@@ -60,7 +74,9 @@ macro_rules! task_columns {
     };
 }
 
-pub(super) use {backfill_joins, blob_joins, claimed_columns, image_columns, task_columns};
+pub(super) use {
+    backfill_joins, blob_joins, claimed_columns, image_columns, shows_blob, task_columns,
+};
 
 /// An enum by its stored name.
 pub fn name<T: std::str::FromStr<Err = UnknownName>>(

@@ -86,17 +86,42 @@ macro_rules! settle_statement {
                  order by id
                  on conflict (job_id) do update
                  set generation = excluded.generation, due_at = excluded.due_at),
-             facts as (
-                 update images i
-                 set format = f.format, width = f.width, height = f.height,
-                     orientation = f.orientation, taken_at = f.taken_at, latitude = f.latitude,
-                     longitude = f.longitude, stored_at = now()
-                 from job join unnest($9::bigint[], $10::text[], $11::int[], $12::int[],
-                                      $13::smallint[], $14::timestamp[], $15::float8[],
-                                      $16::float8[])
+             -- What two jobs of one image leave on it is written together: a statement changes a row once.
+             changed as (
+                 select job.image_id, bool_or(f.place is not null) as written,
+                        max(f.format) as format, max(f.width) as width, max(f.height) as height,
+                        max(f.orientation) as orientation, max(f.taken_at) as taken_at,
+                        max(f.latitude) as latitude, max(f.longitude) as longitude,
+                        bool_or(job.kind = 'thumbnail' and job.status = 'succeeded') as rendered,
+                        bool_or(g.place is not null) as gone
+                 from job
+                 left join unnest($9::bigint[], $10::text[], $11::int[], $12::int[],
+                                  $13::smallint[], $14::timestamp[], $15::float8[], $16::float8[])
                      as f (place, format, width, height, orientation, taken_at, latitude, longitude)
                      on f.place = job.place
-                 where i.id = job.image_id),
+                 left join unnest($32::bigint[], $33::int[]) as g (place, proxies)
+                     on g.place = job.place
+                 group by job.image_id),
+             locked_images as (
+                 select i.id from images i join changed c on c.image_id = i.id
+                 where c.written or c.gone or (c.rendered and i.fresh)
+                 order by i.id for no key update of i),
+             image as (
+                 update images i
+                 set format = coalesce(c.format, i.format), width = coalesce(c.width, i.width),
+                     height = coalesce(c.height, i.height),
+                     orientation = coalesce(c.orientation, i.orientation),
+                     taken_at = case when c.written then c.taken_at else i.taken_at end,
+                     latitude = case when c.written then c.latitude else i.latitude end,
+                     longitude = case when c.written then c.longitude else i.longitude end,
+                     stored_at = case when c.written then now() else i.stored_at end,
+                     fresh = i.fresh and not c.rendered,
+                     -- Nothing is left of a deleted picture, not even the hash of its bytes.
+                     sha256 = case when c.gone then decode(repeat('00', 32), 'hex')
+                                   else i.sha256 end,
+                     removed_at = case when c.gone then now() else i.removed_at end
+                 from changed c
+                 where i.id = any(array(select id from locked_images)) and i.id = c.image_id),
              made as (
                  insert into renditions (sha256, preset, fingerprint, format, width, height, bytes,
                                          rendition_sha256)
@@ -132,17 +157,11 @@ macro_rules! settle_statement {
                      as f (place, preset, fingerprint, format) on f.place = job.place
                  where r.sha256 = i.sha256 and r.preset = f.preset
                    and r.fingerprint = f.fingerprint and r.format = f.format),
-             gone as (
-                 select job.image_id, job.task_id, g.proxies
-                 from job join unnest($32::bigint[], $33::int[]) as g (place, proxies)
-                     on g.place = job.place),
-             redacted as (
-                 -- Nothing is left of the picture, not even the hash of its bytes.
-                 update images i set sha256 = decode(repeat('00', 32), 'hex'), removed_at = now()
-                 from gone where i.id = gone.image_id),
              receipt as (
-                 update deletions d set proxies = gone.proxies, removal = null
-                 from gone where d.task_id = gone.task_id)
+                 update deletions d set proxies = g.proxies, removal = null
+                 from job join unnest($32::bigint[], $33::int[]) as g (place, proxies)
+                     on g.place = job.place
+                 where d.task_id = job.task_id)
              select place, held from found"
         )
     };

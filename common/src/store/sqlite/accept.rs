@@ -122,15 +122,17 @@ pub async fn expire_keys(
 /// which works with `$1`, not with `?1`: of the latter, sqlx miscounts those that a statement leaves
 /// out. Without a key, the last statement finds no row.
 const ACCEPT: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility, created_at)
-    values ($1, $2, $3, $4, $5, $6, $7, $17, $18, $8);
+    insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility, created_at,
+                        fresh)
+    values ($1, $2, $3, $4, $5, $6, $7, $17, $18, $8, 1);
 
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, created_at, updated_at)
     values ($9, 'upload', $10, 'queued', $1, json_array_length($11), $17, $8, $8);
 
     insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
-                      waiting_since, created_at, updated_at, traceparent)
-    select unhex(value ->> 0), $9, $1, value ->> 1, $10, $17, 'queued', $12, $8, $8, $8, $8, $16
+                      waiting_since, created_at, updated_at, traceparent, needs_version)
+    select unhex(value ->> 0), $9, $1, value ->> 1, $10, $17, 'queued', $12, $8, $8, $8, $8, $16,
+           case value ->> 1 when 'thumbnail' then 2 else 1 end
     from json_each($11);
 
     insert into outbox (job_id, kind, lane, share, generation, due_at)

@@ -331,8 +331,8 @@ async fn touch(conn: &mut SqliteConnection, now: i64, task: TaskId) -> Result<()
 
 /// One script, as accepting an upload is.
 const CHILD: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, created_at, owner)
-    select $1, $2, $3, $4, $5, $6, $7, $8, owner from tasks where id = $12 and $2 is not null;
+    insert into images (id, sha256, bytes, format, title, tags, filename, created_at, owner, fresh)
+    select $1, $2, $3, $4, $5, $6, $7, $8, owner, 1 from tasks where id = $12 and $2 is not null;
 
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id, source,
                        created_at, updated_at)
@@ -340,8 +340,9 @@ const CHILD: &str = "
     from images where id = $1;
 
     insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
-                      waiting_since, created_at, updated_at)
-    select unhex(value ->> 0), $9, $1, value ->> 1, 'bulk', lower(hex($12)), 'queued', $14, $8, $8, $8, $8
+                      waiting_since, created_at, updated_at, needs_version)
+    select unhex(value ->> 0), $9, $1, value ->> 1, 'bulk', lower(hex($12)), 'queued', $14, $8, $8, $8, $8,
+           case value ->> 1 when 'thumbnail' then 2 else 1 end
     from json_each($11);
 
     insert into outbox (job_id, kind, lane, share, generation, due_at)

@@ -148,6 +148,10 @@ pub async fn settle(
         Outcome::Rendered { renditions, placeholder } => {
             write_renditions(conn, image, renditions, now).await?;
             write_placeholder(conn, image, placeholder.as_ref(), now).await?;
+            sqlx::query("update images set fresh = 0 where id = $1 and fresh")
+                .bind(image)
+                .execute(&mut *conn)
+                .await?;
         }
         Outcome::Verified { repaired, forgotten, .. } => {
             write_renditions(conn, image, repaired, now).await?;

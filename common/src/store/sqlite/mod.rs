@@ -40,11 +40,12 @@ pub use self::clock::Clock;
 use self::clock::Clock;
 use self::writer::Writer;
 use super::{
-    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell, Heartbeat, IdempotencyKey,
-    ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket, KnownApiKey, Lease,
-    LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle, OutboxBatch,
-    Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed, Requested, Room, Settled,
-    Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert, schema,
+    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, Doorbell,
+    Heartbeat, IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket,
+    KnownApiKey, Lease, LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle,
+    OutboxBatch, Outcome, PageRequest, Reference, RegisteredWorker, RenditionRequest, Renewed,
+    Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert,
+    schema,
 };
 use crate::domain::{
     ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,

@@ -22,8 +22,9 @@ const QUEUE: &str = "
             (select owner from images where id = $1), $5, $5);
 
     insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, run_at,
-                      waiting_since, created_at, updated_at, traceparent)
-    select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5, $5, $5, $5, $6
+                      waiting_since, created_at, updated_at, traceparent,
+                      needs_version)
+    select $3, id, image_id, 'thumbnail', lane, owner, 'queued', $4, $5, $5, $5, $5, $6, 2
     from tasks where id = $2;
 
     insert into outbox (job_id, kind, lane, share, generation, due_at)
