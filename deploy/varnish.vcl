@@ -72,6 +72,10 @@ sub vcl_recv {
   if ((req.method != "GET" && req.method != "HEAD") || req.url !~ "^/images/") {
     return (pass);
   }
+  # A signed URL is its holder's, and good for nothing without its query.
+  if (req.url ~ "[?&]signature=") {
+    return (pass);
+  }
   # One client's patience must not hold up those who wait with it: the nodes' own counts. And a
   # purge names the bare address.
   set req.url = regsub(req.url, "\?.*$", "");

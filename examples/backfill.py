@@ -8,15 +8,26 @@ SAFELIGHT_URL and SAFELIGHT_KEY say where the server is, as for the safelight co
 """
 
 import collections
+import http.client
 import json
 import os
+import secrets
 import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 
 URL = os.environ.get("SAFELIGHT_URL", "http://127.0.0.1:8080").rstrip("/")
 KEY = os.environ.get("SAFELIGHT_KEY")
+AWAY = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+def new_id():
+    """A UUIDv7. Chosen here, so that asking again after a lost answer begins no second backfill."""
+    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
 
 
 def call(method, path, document=None):
@@ -30,52 +41,102 @@ def call(method, path, document=None):
     try:
         return urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        problem = json.load(error)
-        error.msg = " ".join(filter(None, (problem.get(k) for k in ("code", "detail", "hint"))))
+        try:
+            problem = json.load(error)
+            said = (problem.get(key) for key in ("code", "detail", "hint"))
+            error.msg = " ".join(filter(None, said)) or error.msg
+        except (ValueError, AttributeError):
+            pass  # Not the server's own answer: a load balancer's page, say.
         raise
 
 
-def patiently(method, path, document=None):
-    """A call's document, asked for again while the server is away or busy."""
+def patiently(act):
+    """What `act` answers, done again while the server is away or busy."""
     while True:
         try:
-            with call(method, path, document) as answer:
-                return json.load(answer)
+            return act()
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise
-            time.sleep(int(error.headers.get("Retry-After", "1")))
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            wait = error.headers.get("Retry-After", "")
+            time.sleep(int(wait) if wait.isdigit() else 1)
+        except AWAY:
             time.sleep(1)
 
 
-def main():
-    wanted = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {"kind": "renditions"}
-    with call("POST", "/v1/backfills", wanted) as answer:
-        task = json.load(answer)
+def document(method, path, body=None):
+    """A call's document."""
+
+    def act():
+        with call(method, path, body) as answer:
+            return json.load(answer)
+
+    return patiently(act)
+
+
+def report(path):
+    """The lines of a report; where it breaks off, it goes on after the last."""
+    last = None
+    is_whole = False
+
+    def some():
+        nonlocal last, is_whole
+        lines = []
+        try:
+            with call("GET", path + (f"?after={last}" if last else "")) as answer:
+                for line in answer:
+                    if not line.endswith(b"\n"):
+                        raise ConnectionError("the report broke off")
+                    last = json.loads(line)["id"]
+                    lines.append(line)
+                    if len(lines) == 10_000:
+                        return lines
+                is_whole = True
+        except AWAY:
+            if not lines:
+                raise
+        return lines
+
+    while not is_whole:
+        yield from patiently(some)
+
+
+def main(wanted, file=None):
+    kept = open(file, "wb") if file else None
+    task = document("POST", "/v1/backfills", {"id": new_id(), **wanted})
     print("backfill", task["id"], file=sys.stderr)
     while task["finished_at"] is None:
         time.sleep(1)
-        task = patiently("GET", f"/v1/tasks/{task['id']}")
+        task = document("GET", f"/v1/tasks/{task['id']}")
         print(json.dumps(task["backfill"]["images"]), file=sys.stderr)
 
     outcomes = collections.Counter()
-    kept = open(sys.argv[2], "wb") if len(sys.argv) > 2 else None
-    with call("GET", task["backfill"]["report"]) as report:
-        for line in report:
-            item = json.loads(line)
-            outcomes[item["outcome"], item["reason"] or "-"] += 1
-            if kept:
-                kept.write(line)
+    for line in report(task["backfill"]["report"]):
+        item = json.loads(line)
+        outcomes[item["outcome"], item["reason"] or "-"] += 1
+        if kept:
+            kept.write(line)
+    if kept:
+        kept.close()
     for (outcome, reason), count in sorted(outcomes.items()):
         print(f"{count:8}  {outcome}  {reason}")
     return 0 if task["status"] == "succeeded" else 1
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3 or sys.argv[1:2] in (["-h"], ["--help"]):
+        sys.exit(__doc__)
     try:
-        sys.exit(main())
+        asked = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {"kind": "renditions"}
+        if not isinstance(asked, dict):
+            raise ValueError("expected a JSON object")
+    except ValueError as error:
+        sys.exit(f"usage: {sys.argv[0]} '{{\"kind\": …}}' [REPORT.ndjson]: {error}")
+    try:
+        sys.exit(main(asked, *sys.argv[2:]))
     except urllib.error.HTTPError as error:
-        sys.exit(f"error: {error.msg}")
-    except urllib.error.URLError as error:
-        sys.exit(f"error: cannot reach {URL}: {error.reason}")
+        sys.exit(f"error: {error.code} {error.msg}")
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("the server goes on by itself")

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     exit::Exit,
     process,
+    say::tell,
     startup::{self, Role},
     tls,
     worker::Background,
@@ -69,9 +70,9 @@ pub async fn serve(
     if let Some(tls) = &tls {
         tls::keep_current(tls, shutdown)?;
     }
-    eprintln!("listening on {scheme}://{address}");
+    tell!("listening on {scheme}://{address}");
     if options.uploads {
-        eprintln!("try: curl --data-binary @photo.jpg {scheme}://{address}/v1/images");
+        tell!("try: curl --data-binary @photo.jpg {scheme}://{address}/v1/images");
     }
     safelight_api::serve(listener, api, tls, &services.config, shutdown.clone())
         .await

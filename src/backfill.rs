@@ -4,17 +4,19 @@
 use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use safelight_common::domain::{ImageFormat, TaskId};
+use safelight_common::domain::{ImageFormat, TaskId, UnknownName};
 use serde_json::{Value, json};
 
 use crate::{
     client::{SafelightClient, Server},
     exit::Exit,
+    say::{say, tell},
 };
 
 /// How often a backfill that is followed is looked at.
@@ -54,6 +56,9 @@ enum BackfillCommand {
         /// line; as the server sees it
         #[arg(value_name = "DIR|s3://…|LIST.ndjson")]
         source: String,
+        /// Also pictures that are equal to images that failed for good before
+        #[arg(long)]
+        retry_failed: bool,
         #[command(flatten)]
         begin: Begin,
     },
@@ -73,6 +78,8 @@ enum BackfillCommand {
     Follow {
         /// The backfill's id
         id: TaskId,
+        #[command(flatten)]
+        report: ReportArgs,
         #[command(flatten)]
         output: Output,
     },
@@ -102,11 +109,12 @@ enum BackfillCommand {
 /// Which images a backfill looks at.
 #[derive(Args)]
 struct Images {
-    /// Only images accepted at this time or later: 2026-01-31 or 2026-01-31T12:00:00Z
+    /// Only images accepted at this time or later: 2026-01-31, 2026-01-31T12:00:00Z or
+    /// 2026-01-31T13:00:00+01:00
     #[arg(long, value_name = "TIME", value_parser = time)]
-    created_after: Option<SystemTime>,
+    created_after: Option<DateTime<Utc>>,
     /// Only originals of this format: jpeg, png, gif, webp, tiff, bmp, avif
-    #[arg(long)]
+    #[arg(long, value_parser = format)]
     format: Option<ImageFormat>,
     /// Also images that failed for good before
     #[arg(long)]
@@ -129,15 +137,29 @@ struct Begin {
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
     output: Output,
+}
+
+/// Where the report goes.
+#[derive(Args)]
+struct ReportArgs {
+    /// At the end, write what became of each image into this file, one JSON object per line
+    #[arg(long = "report", value_name = "FILE.ndjson")]
+    file: Option<PathBuf>,
+}
+
+/// A report that will be written. Under another name until it is whole.
+struct Report {
+    file: PathBuf,
+    partial: PathBuf,
+    target: tokio::fs::File,
 }
 
 /// What to say, and where the server is.
 #[derive(Args)]
 struct Output {
-    /// At the end, write what became of each image into this file, one JSON object per line
-    #[arg(long, value_name = "FILE.ndjson")]
-    report: Option<PathBuf>,
     /// Print the task as JSON
     #[arg(long)]
     json: bool,
@@ -154,10 +176,24 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A day or a time, in UTC.
-fn time(text: &str) -> Result<SystemTime, String> {
+/// A day or a time; without an offset in UTC.
+fn time(text: &str) -> Result<DateTime<Utc>, String> {
+    let text = text.trim();
     let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
-    humantime::parse_rfc3339_weak(&full).map_err(|error| error.to_string())
+    let read = |text: &str| DateTime::parse_from_rfc3339(text);
+    let time = read(&full).or_else(|_| read(&format!("{full}Z")));
+    time.map(|time| time.to_utc()).map_err(|_| {
+        "expected 2026-01-31, 2026-01-31T12:00:00Z or 2026-01-31T13:00:00+01:00".to_owned()
+    })
+}
+
+/// A format by its name; what files are called instead is a likely mistake.
+fn format(name: &str) -> Result<ImageFormat, String> {
+    name.parse().map_err(|error: UnknownName| match name.to_ascii_lowercase().as_str() {
+        "jpg" | "jpe" | "jfif" => format!("{error}; did you mean `jpeg`?"),
+        "tif" => format!("{error}; did you mean `tiff`?"),
+        _ => error.to_string(),
+    })
 }
 
 /// Runs the subcommand.
@@ -171,11 +207,15 @@ pub async fn run(args: BackfillArgs) -> Result<(), Exit> {
         BackfillCommand::Verify { images, begin } => {
             start(images.add_to(json!({ "kind": "verify" })), begin).await
         }
-        BackfillCommand::Import { source, begin } => {
-            start(json!({ "kind": "import", "source": absolute(&source)? }), begin).await
+        BackfillCommand::Import { source, retry_failed, begin } => {
+            let source = absolute(&source)?;
+            let what = json!({ "kind": "import", "source": source, "retry_failed": retry_failed });
+            start(what, begin).await
+        }
+        BackfillCommand::Follow { id, report, output } => {
+            follow(&id.to_string(), report.opened().await?, &output, false).await
         }
         BackfillCommand::Gc { begin } => start(json!({ "kind": "gc" }), begin).await,
-        BackfillCommand::Follow { id, output } => follow(&id.to_string(), &output, false).await,
         BackfillCommand::Pause { id, output } => switch(id, "pause", &output).await,
         BackfillCommand::Resume { id, output } => switch(id, "resume", &output).await,
         BackfillCommand::Report { id, server } => {
@@ -189,7 +229,7 @@ pub async fn run(args: BackfillArgs) -> Result<(), Exit> {
 impl Images {
     fn add_to(self, mut what: Value) -> Value {
         if let Some(time) = self.created_after {
-            what["created_after"] = json!(humantime::format_rfc3339_micros(time).to_string());
+            what["created_after"] = json!(time);
         }
         what["format"] = json!(self.format);
         what["retry_failed"] = json!(self.retry_failed);
@@ -210,20 +250,35 @@ fn absolute(source: &str) -> Result<String, Exit> {
 }
 
 async fn start(mut what: Value, begin: Begin) -> Result<(), Exit> {
+    // That of `gc` says which objects they are.
+    if begin.dry_run && begin.report.file.is_some() && what["kind"] != "gc" {
+        return Err(Exit::usage("a dry run has no report: it only counts")
+            .hint("leave out --report, or --dry-run"));
+    }
     let client = SafelightClient::new(begin.output.server.clone())?;
+    // What cannot be written is known before the work begins.
+    let report = begin.report.opened().await?;
     // Chosen here, so that asking again after an answer that was lost begins no second one.
     what["id"] = json!(TaskId::new());
     what["dry_run"] = json!(begin.dry_run);
     what["rate"] = json!(begin.rate);
     what["concurrency"] = json!(begin.concurrency);
-    let task = client.post_json("/v1/backfills", &what).await?;
+    let task = match client.post_json("/v1/backfills", &what).await {
+        Ok(task) => task,
+        Err(error) => {
+            if let Some(report) = report {
+                report.give_up().await;
+            }
+            return Err(error.into());
+        }
+    };
     let id = task["id"].as_str().unwrap_or_default().to_owned();
-    if !begin.follow && !begin.dry_run && begin.output.report.is_none() {
+    if !begin.follow && !begin.dry_run && report.is_none() {
         print(&task, begin.output.json);
-        eprintln!("the server goes on by itself; to watch: safelight backfill follow {id}");
+        tell!("the server goes on by itself; to watch: safelight backfill follow {id}");
         return Ok(());
     }
-    follow(&id, &begin.output, begin.dry_run).await
+    follow(&id, report, &begin.output, begin.dry_run).await
 }
 
 async fn switch(id: TaskId, what: &str, output: &Output) -> Result<(), Exit> {
@@ -234,31 +289,44 @@ async fn switch(id: TaskId, what: &str, output: &Output) -> Result<(), Exit> {
 }
 
 /// Follows a backfill to its end, and tells how it went.
-async fn follow(id: &str, output: &Output, dry_run: bool) -> Result<(), Exit> {
+async fn follow(
+    id: &str,
+    report: Option<Report>,
+    output: &Output,
+    dry_run: bool,
+) -> Result<(), Exit> {
     let client = SafelightClient::new(output.server.clone())?;
     let task = watch(&client, id).await?;
-    if let Some(file) = &output.report {
-        write_report(&client, id, file).await?;
+    if let Some(report) = report {
+        report.write(&client, id).await?;
     }
     print(&task, output.json);
     if dry_run && !output.json {
         print_plan(&task, &client.get("/v1/workers", &[]).await?);
     }
-    let images = &task["backfill"]["images"];
     match task["status"].as_str() {
         Some("succeeded") => Ok(()),
         Some("cancelled") => Err(Exit::failed("the backfill was cancelled")),
         _ => {
             let message = task["error"]["message"].as_str().unwrap_or("the backfill failed");
             let exit = Exit::failed(message);
-            let retry = images["failed"].as_u64().is_some_and(|failed| failed > 0);
-            Err(if retry {
+            Err(if failed_again(&task["backfill"]) > 0 {
                 exit.hint(format!("safelight tasks retry {id} tries the failed images again"))
             } else {
                 exit
             })
         }
     }
+}
+
+/// Images of a backfill that has ended whose work failed, and can be tried again. What could not be taken in
+/// at all never was work.
+fn failed_again(backfill: &Value) -> u64 {
+    let count = |name: &str| backfill["images"][name].as_u64().unwrap_or(0);
+    if backfill["dry_run"] == true {
+        return 0;
+    }
+    count("planned").saturating_sub(count("succeeded") + count("cancelled"))
 }
 
 /// Looks at a backfill until it has ended, whatever becomes of the server meanwhile.
@@ -271,7 +339,7 @@ async fn watch(client: &SafelightClient, id: &str) -> Result<Value, Exit> {
             Ok(task) => task,
             Err(error) if error.can_help() => {
                 if !away {
-                    bar.suspend(|| eprintln!("{error}; asking again until the server is back"));
+                    bar.suspend(|| tell!("{error}; asking again until the server is back"));
                 }
                 away = true;
                 tokio::time::sleep(LOOK).await;
@@ -290,7 +358,10 @@ async fn watch(client: &SafelightClient, id: &str) -> Result<Value, Exit> {
         bar.set_position(done.all());
         bar.set_message(text.clone());
         if bar.is_hidden() && told.elapsed() >= TELL {
-            eprintln!("{} of {}, {text}", done.all(), done.total.unwrap_or_default());
+            match done.total {
+                Some(total) => tell!("{} of {total}, {text}", done.all()),
+                None => tell!("counting what there is to look at"),
+            }
             told = Instant::now();
         }
         if !task["finished_at"].is_null() {
@@ -363,22 +434,19 @@ impl Done {
 fn print_plan(task: &Value, workers: &Value) {
     let backfill = &task["backfill"];
     let images = &backfill["images"];
-    println!("  to look at  {}", images["walked"]);
-    println!("  to work on  {}", images["planned"]);
+    say!("  to look at  {}", images["walked"]);
+    say!("  to work on  {}", images["planned"]);
     for (reason, count) in backfill["skipped"].as_object().into_iter().flatten() {
-        println!("  {reason:<10}  {count}");
+        say!("  {reason:<10}  {count}");
     }
     if backfill["kind"] == "gc" {
-        println!(
-            "  which they are: safelight backfill report {}",
-            task["id"].as_str().unwrap_or("ID")
-        );
+        say!("  which they are: safelight backfill report {}", task["id"].as_str().unwrap_or("ID"));
         return;
     }
-    println!("  unreadable  {}", images["failed"]);
+    say!("  unreadable  {}", images["failed"]);
     match estimate(backfill, workers) {
-        Some(time) => println!("  would take  about {}", humantime::format_duration(time)),
-        None => println!("  would take  unknown: the workers have not done such jobs yet"),
+        Some(time) => say!("  would take  about {}", humantime::format_duration(time)),
+        None => say!("  would take  unknown: the workers have not done such jobs yet"),
     }
 }
 
@@ -413,29 +481,50 @@ fn report_path(id: &str) -> String {
     format!("/v1/tasks/{id}/report")
 }
 
-async fn write_report(client: &SafelightClient, id: &str, file: &Path) -> Result<(), Exit> {
-    let wrong = |error| Exit::failed(format!("cannot write {}: {error}", file.display()));
-    // Under another name until it is whole.
-    let mut partial = file.as_os_str().to_owned();
-    partial.push(".partial");
-    let mut target = tokio::fs::File::create(&partial).await.map_err(wrong)?;
-    client.download(&report_path(id), &mut target).await?;
-    target.sync_all().await.map_err(wrong)?;
-    tokio::fs::rename(&partial, file).await.map_err(wrong)?;
-    eprintln!("report: {}", file.display());
-    Ok(())
+impl ReportArgs {
+    /// The report's file, if there is to be one, opened.
+    async fn opened(&self) -> Result<Option<Report>, Exit> {
+        let Some(file) = self.file.clone() else { return Ok(None) };
+        let mut partial = file.clone().into_os_string();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let target = tokio::fs::File::create(&partial).await;
+        let target = target.map_err(|error| cannot_write(&partial, &error))?;
+        Ok(Some(Report { file, partial, target }))
+    }
+}
+
+impl Report {
+    async fn write(mut self, client: &SafelightClient, id: &str) -> Result<(), Exit> {
+        let wrong = |error| cannot_write(&self.file, &error);
+        client.download(&report_path(id), &mut self.target).await?;
+        self.target.sync_all().await.map_err(wrong)?;
+        tokio::fs::rename(&self.partial, &self.file).await.map_err(wrong)?;
+        tell!("report: {}", self.file.display());
+        Ok(())
+    }
+
+    /// There is nothing to report.
+    async fn give_up(self) {
+        // An empty file that stays does no harm.
+        let _ = tokio::fs::remove_file(&self.partial).await;
+    }
+}
+
+fn cannot_write(file: &Path, error: &std::io::Error) -> Exit {
+    Exit::failed(format!("cannot write {}: {error}", file.display()))
 }
 
 /// A backfill in one line: id, state, kind, counts.
 fn print(task: &Value, as_json: bool) {
     if as_json {
-        println!("{task}");
+        say!("{task}");
         return;
     }
     let backfill = &task["backfill"];
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let images = &backfill["images"];
-    println!(
+    say!(
         "{}  {:<9}  {:<10}  {} done, {} failed, {} skipped of {}{}",
         text(&task["id"]),
         if backfill["paused"] == true { "paused".to_owned() } else { text(&task["status"]) },
@@ -478,6 +567,22 @@ mod tests {
             assert!(rate(wrong).is_err(), "{wrong}");
         }
         assert_eq!(time("2026-01-31"), time("2026-01-31T00:00:00Z"));
+        assert_eq!(time("2026-01-31T13:00:00+01:00"), time("2026-01-31T12:00:00Z"));
+        assert_eq!(time("2026-01-31T12:00:00"), time("2026-01-31T12:00:00Z"));
         assert!(time("yesterday").is_err());
+        assert!(time("2026-02-31").is_err());
+        assert_eq!(format("webp"), Ok(ImageFormat::Webp));
+        assert!(format("jpg").is_err_and(|why| why.contains("did you mean `jpeg`?")));
+    }
+
+    #[test]
+    fn only_work_that_failed_can_be_tried_again() {
+        let backfill = |planned: u32, succeeded: u32, failed: u32, dry_run: bool| {
+            let images = json!({ "planned": planned, "succeeded": succeeded, "failed": failed });
+            json!({ "dry_run": dry_run, "images": images })
+        };
+        assert_eq!(failed_again(&backfill(3, 2, 1, false)), 1);
+        assert_eq!(failed_again(&backfill(3, 3, 4, false)), 0, "four could not be taken in");
+        assert_eq!(failed_again(&backfill(3, 0, 1, true)), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! A small client of a running server, for the commands that speak to one.
 
-use std::{fmt::Display, path::Path, time::Duration};
+use std::{fmt::Display, io::ErrorKind, path::Path, time::Duration};
 
 use clap::Args;
 use reqwest::{Body, Client, RequestBuilder, Response, StatusCode, header};
@@ -89,7 +89,7 @@ impl SafelightClient {
             let (moved, ended) = lines(request, target, &mut after).await?;
             tried = if moved { 0 } else { tried + 1 };
             match ended {
-                Ok(()) => return target.flush().await.map_err(CallError::new),
+                Ok(()) => return flushed(target).await,
                 Err(Attempt::Later { wait, .. }) if tried < TRIES => {
                     tokio::time::sleep(wait.unwrap_or(delays.next_delay())).await;
                 }
@@ -232,11 +232,23 @@ async fn lines(
         }
         let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else { continue };
         let whole: Vec<u8> = pending.drain(..=end).collect();
-        target.write_all(&whole).await.map_err(CallError::new)?;
+        match target.write_all(&whole).await {
+            // Whoever reads has had enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok((true, Ok(()))),
+            written => written.map_err(CallError::new)?,
+        }
         let line = whole[..end].rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
         let line: Value = serde_json::from_slice(line).unwrap_or_default();
         *last = line["id"].as_str().map(str::to_owned);
         moved = true;
+    }
+}
+
+/// Writes out what is left to be written, if somebody still reads.
+async fn flushed(target: &mut (impl AsyncWrite + Unpin)) -> Result<(), CallError> {
+    match target.flush().await {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CallError::new(error)),
+        _ => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 use safelight_common::config::{DEFAULTS, effective};
 
 use crate::exit::Exit;
+use crate::say::say;
 
 /// Options of `safelight config`.
 #[derive(Args)]
@@ -18,9 +19,9 @@ pub struct ConfigArgs {
 /// Prints TOML that can be used as a configuration file (with its secrets masked).
 pub fn run(file: Option<&Path>, args: &ConfigArgs) -> Result<(), Exit> {
     if args.defaults {
-        print!("{DEFAULTS}");
+        say!("{}", DEFAULTS.trim_end());
     } else {
-        print!("{}", effective(file)?);
+        say!("{}", effective(file)?.trim_end());
     }
     Ok(())
 }

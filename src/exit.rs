@@ -4,6 +4,8 @@ use std::{fmt::Display, process::ExitCode};
 
 use safelight_common::config::ConfigError;
 
+use crate::say::tell;
+
 /// A failed command. Code 1: it could not be done. Code 2: it cannot be done like this.
 #[derive(Debug)]
 pub struct Exit {
@@ -31,9 +33,9 @@ impl Exit {
     /// Says it on standard error. Never more than a line each, whatever a library wrote.
     pub fn report(&self) -> ExitCode {
         let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        eprintln!("error: {}", one_line(&self.message));
+        tell!("error: {}", one_line(&self.message));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {}", one_line(hint));
+            tell!("hint: {}", one_line(hint));
         }
         ExitCode::from(self.code)
     }

@@ -15,7 +15,9 @@ use uuid::Uuid;
 
 use crate::{
     exit::Exit,
-    process, startup,
+    process,
+    say::{say, tell},
+    startup,
     table::{self, text},
 };
 
@@ -136,11 +138,11 @@ async fn create(
     note(store, &new.owner, "keys create", id.to_string()).await?;
     if as_json {
         let key = json!({ "id": id, "prefix": new.prefix, "secret": secret.reveal() });
-        println!("{key}");
+        say!("{key}");
     } else {
-        println!("{}", secret.reveal());
-        eprintln!("key {} of {}: {}", new.prefix, new.owner, new.scopes);
-        eprintln!("this is the only time that the secret is shown");
+        say!("{}", secret.reveal());
+        tell!("key {} of {}: {}", new.prefix, new.owner, new.scopes);
+        tell!("this is the only time that the secret is shown");
     }
     Ok(())
 }
@@ -189,6 +191,9 @@ fn document(key: &ApiKey) -> Value {
 
 async fn revoke(store: &DynStore, keys: &[String], as_json: bool) -> Result<(), Exit> {
     for key in keys {
+        // Whoever has only the secret means the key that it is of.
+        let secret = ApiSecret::parse(key);
+        let key = secret.as_ref().map_or(key.as_str(), ApiSecret::prefix);
         let id = match Uuid::parse_str(key) {
             Ok(id) => Some(id),
             Err(_) => store.api_key(key).await.map_err(Exit::failed)?.map(|known| known.key.id),
@@ -203,9 +208,9 @@ async fn revoke(store: &DynStore, keys: &[String], as_json: bool) -> Result<(), 
         })?;
         note(store, &revoked.owner, "keys revoke", revoked.id.to_string()).await?;
         if as_json {
-            println!("{}", document(&revoked));
+            say!("{}", document(&revoked));
         } else {
-            eprintln!("revoked {} of {}", revoked.prefix, revoked.owner);
+            tell!("revoked {} of {}", revoked.prefix, revoked.owner);
         }
     }
     Ok(())
@@ -222,10 +227,10 @@ async fn create_signing(store: &DynStore, owner: Owner, as_json: bool) -> Result
     }
     note(store, &owner, "keys create-signing", id.clone()).await?;
     if as_json {
-        println!("{}", json!({ "id": id, "secret": shown }));
+        say!("{}", json!({ "id": id, "secret": shown }));
     } else {
-        println!("{id} {shown}");
-        eprintln!("the second is the secret in base64url; this is the only time that it is shown");
+        say!("{id} {shown}");
+        tell!("the second is the secret in base64url; this is the only time that it is shown");
     }
     Ok(())
 }
@@ -254,7 +259,7 @@ async fn revoke_signing(store: &DynStore, id: &str) -> Result<(), Exit> {
             .hint("`safelight keys list-signing` shows them")
     })?;
     note(store, &revoked.owner, "keys revoke-signing", revoked.id.clone()).await?;
-    eprintln!("revoked {} of {}", revoked.id, revoked.owner);
+    tell!("revoked {} of {}", revoked.id, revoked.owner);
     Ok(())
 }
 

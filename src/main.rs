@@ -13,6 +13,7 @@ mod migrate;
 mod openapi;
 mod process;
 mod queues;
+mod say;
 mod serve;
 mod startup;
 mod table;

@@ -2,6 +2,7 @@
 
 use safelight_common::config::Config;
 
+use crate::say::tell;
 use crate::{exit::Exit, process, startup};
 
 /// Migrates and says so.
@@ -9,7 +10,7 @@ pub async fn run(config: Config) -> Result<(), Exit> {
     process::prepare(&config, "migrate")?;
     let store = startup::connect(&config).await?;
     store.migrate().await.map_err(|error| startup::schema_problem(&error))?;
-    eprintln!("the schema of {} is up to date", config.database_url);
-    eprintln!("nodes of the release before go on beside it: now restart them one by one");
+    tell!("the schema of {} is up to date", config.database_url);
+    tell!("nodes of the release before go on beside it: now restart them one by one");
     Ok(())
 }

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal};
 
 use serde_json::Value;
 
+use crate::say::say;
+
 /// Prints each of `documents`: one JSON object per line; or as a row of aligned columns, under a header
 /// if a person is looking.
 pub fn print<const N: usize>(
@@ -15,7 +17,7 @@ pub fn print<const N: usize>(
     let documents = documents.as_array().map(Vec::as_slice).unwrap_or_default();
     if as_json {
         for document in documents {
-            println!("{document}");
+            say!("{document}");
         }
         return;
     }
@@ -24,7 +26,7 @@ pub fn print<const N: usize>(
         rows.insert(0, header.map(str::to_owned));
     }
     for line in aligned(&rows) {
-        println!("{line}");
+        say!("{line}");
     }
 }
 

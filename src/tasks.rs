@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{CallError, SafelightClient, Server},
     exit::Exit,
+    say::{say, tell},
 };
 
 /// Tasks in one request.
@@ -188,7 +189,7 @@ async fn show(id: TaskId, wait: bool, output: &Output) -> Result<(), Exit> {
         client.get(&format!("/v1/tasks/{id}"), &[]).await?
     };
     if output.json {
-        println!("{task}");
+        say!("{task}");
     } else {
         print_line(&task, false);
         for job in task["jobs"].as_array().map(Vec::as_slice).unwrap_or_default() {
@@ -235,11 +236,11 @@ pub async fn each<Id: Display>(
             Ok(task) => print_line(&task, as_json),
             Err(error) if as_json => {
                 failed += 1;
-                println!("{}", json!({ "id": id.to_string(), "error": error.to_string() }));
+                say!("{}", json!({ "id": id.to_string(), "error": error.to_string() }));
             }
             Err(error) => {
                 failed += 1;
-                eprintln!("{id}: {error}");
+                tell!("{id}: {error}");
             }
         }
     }
@@ -263,9 +264,9 @@ async fn retry_many(filter: &Filter, dry_run: bool, output: &Output) -> Result<(
         for id in answer["tasks"].as_array().map(Vec::as_slice).unwrap_or_default() {
             count += 1;
             if output.json {
-                println!("{}", json!({ "id": id, "dry_run": dry_run }));
+                say!("{}", json!({ "id": id, "dry_run": dry_run }));
             } else {
-                println!("{}", id.as_str().unwrap_or_default());
+                say!("{}", id.as_str().unwrap_or_default());
             }
         }
         cursor = answer["next_cursor"].as_str().map(str::to_owned);
@@ -273,18 +274,18 @@ async fn retry_many(filter: &Filter, dry_run: bool, output: &Output) -> Result<(
             break;
         }
     }
-    eprintln!("{count} tasks {}", if dry_run { "would be tried again" } else { "queued again" });
+    tell!("{count} tasks {}", if dry_run { "would be tried again" } else { "queued again" });
     Ok(())
 }
 
 /// A task in one line: id, state, kind, when, and why it failed.
 fn print_line(task: &Value, as_json: bool) {
     if as_json {
-        println!("{task}");
+        say!("{task}");
         return;
     }
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    println!(
+    say!(
         "{}  {:<9}  {:<8}  {}{}",
         text(&task["id"]),
         text(&task["status"]),
@@ -297,7 +298,7 @@ fn print_line(task: &Value, as_json: bool) {
 fn print_job(job: &Value) {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let next = job["retry_at"].as_str().map(|at| format!("  next at {at}")).unwrap_or_default();
-    println!(
+    say!(
         "  {:<9}  {:<9}  attempt {} of {}{next}{}",
         text(&job["kind"]),
         text(&job["status"]),

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{SafelightClient, Server},
     exit::Exit,
+    say::{say, tell},
 };
 
 /// Options of `safelight upload`.
@@ -52,11 +53,11 @@ pub async fn run(args: UploadArgs) -> Result<(), Exit> {
     }
     bar.finish_and_clear();
     if skipped > 0 {
-        eprintln!("{skipped} files skipped: no pictures by their first bytes");
+        tell!("{skipped} files skipped: no pictures by their first bytes");
     }
     match (failed, files.len()) {
         (0, total) => {
-            eprintln!("{total} uploaded");
+            tell!("{total} uploaded");
             Ok(())
         }
         (failed, total) => Err(Exit::failed(format!("{failed} of {total} files failed"))),
@@ -108,10 +109,10 @@ impl Outcome {
         match &self.error {
             _ if as_json => {
                 let Self { task, error } = self;
-                println!("{}", json!({ "file": name.to_string(), "task": task, "error": error }));
+                say!("{}", json!({ "file": name.to_string(), "task": task, "error": error }));
             }
-            None => println!("{} {} {name}", text("status"), text("id")),
-            Some(reason) => eprintln!("failed {name}: {reason}"),
+            None => say!("{} {} {name}", text("status"), text("id")),
+            Some(reason) => tell!("failed {name}: {reason}"),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     api,
     exit::Exit,
     process,
+    say::tell,
     startup::{self, Role},
 };
 
@@ -60,7 +61,7 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
             .concurrency
             .map_or_else(|| slots(services.config.concurrency), usize::from),
     };
-    eprintln!("working with {} slots", options.concurrency);
+    tell!("working with {} slots", options.concurrency);
     let work = start(&services, options, &shutdown);
     let served = if let Some((listener, metrics)) = probes {
         // Without TLS: it is not for clients.

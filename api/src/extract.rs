@@ -9,6 +9,7 @@ use axum::{
 };
 use safelight_common::domain::{ImageId, TaskId};
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use crate::problem::{Problem, ProblemCode};
@@ -67,12 +68,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let received = timeout(BODY_TIME, Json::<T>::from_request(request, state));
+        // An object first: where fields are wanted, a list of their values would do for serde.
+        let received = timeout(BODY_TIME, Json::<Map<String, Value>>::from_request(request, state));
         let received = received.await.map_err(|_| {
             Problem::new(ProblemCode::UploadTimeout, "The body was not complete in time.")
         })?;
         match received {
-            Ok(Json(value)) => Ok(Self(value)),
+            Ok(Json(fields)) => T::deserialize(Value::Object(fields))
+                .map(Self)
+                .map_err(|why| Problem::new(ProblemCode::InvalidBody, format!("{why}."))),
             Err(JsonRejection::MissingJsonContentType(_)) => Err(Problem::new(
                 ProblemCode::NotJson,
                 "The body must be JSON, with the header `Content-Type: application/json`.",

@@ -131,7 +131,8 @@ answers! {
     /// Of trying a task again.
     RetryProblems: TaskNotFound, TaskNotFailed, TaskDiscarded, DatabaseUnavailable;
     /// Of beginning a backfill.
-    BackfillProblems: InvalidBody, UploadTimeout, SourceForbidden, BodyTooLarge, NotJson, DatabaseUnavailable;
+    BackfillProblems: InvalidBody, UploadTimeout, SourceForbidden, BodyTooLarge, NotJson, IdTaken,
+        DatabaseUnavailable;
     /// Of pausing and resuming a backfill.
     PauseProblems: TaskNotFound, TaskEnded, NotABackfill, DatabaseUnavailable;
     /// Of a backfill's report.

@@ -114,6 +114,7 @@ problems! {
     BodyTooLarge = 413 "body_too_large" "The body is too large" never,
     NotJson = 415 "not_json" "The body is not declared as JSON" never,
     UnsupportedMediaType = 415 "unsupported_media_type" "No picture that Safelight reads" never,
+    IdTaken = 422 "id_taken" "The id is that of another task" never,
     KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
     RateLimited = 429 "rate_limited" "Too many requests" 1,
     HeadTooLarge = 431 "head_too_large" "The header fields are too many or too large" never,

@@ -2,4 +2,5 @@
 
 mod blobs;
 mod broker;
+mod bucket;
 mod store;

@@ -230,6 +230,11 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
         r#"{"kind":"verify","colour":1}"#,
         r#"{"kind":"import"}"#,
         r#"{"kind":"import","source":"photos"}"#,
+        r#"{"kind":"import","source":"/photos\u0000"}"#,
+        r#"{"kind":"import","source":"s3://"}"#,
+        r#"{"kind":"import","source":"s3:///prefix"}"#,
+        r#"{"kind":"verify","created_after":"+262000-01-01T00:00:00Z"}"#,
+        r#"["verify"]"#,
         r#"{"kind":"verify","id":"0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10"}"#,
     ] {
         assert_eq!(post("/v1/backfills", body).await?, (400, "invalid_body".to_owned()), "{body}");
@@ -246,8 +251,87 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
     assert_eq!(report.status(), 409);
     let none = client.get("/v1/tasks/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10/report").await?;
     assert_eq!(none.status(), 404);
+    let body = format!(r#"{{"kind":"verify","id":"{id}"}}"#);
+    assert_eq!(post("/v1/backfills", &body).await?, (422, "id_taken".to_owned()));
     let list = client.json("/v1/tasks?kind=backfill").await?;
     assert_eq!(list["tasks"], serde_json::json!([]), "none of these began anything");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_command_says_what_cannot_be_done() -> Result<()> {
+    let at = Deployment::embedded().await?;
+    let client = at.client()?;
+    let folder = TempDir::new()?;
+    let list = folder.path().join("list.ndjson");
+    fs::write(&list, "\"gone.jpg\"\n")?;
+    let (list, nowhere) = (list.to_string_lossy(), folder.path().join("no/such/report"));
+    let nowhere = nowhere.to_string_lossy();
+    let report = ["backfill", "import", &list, "--report", &nowhere];
+    let ended = finished(at.command(&report)).await?;
+    assert!(ended.code == Some(1) && ended.stderr.contains("cannot write"), "{ended:#?}");
+    let ended = finished(at.command(&[&report[..], &["--dry-run"]].concat())).await?;
+    assert!(ended.code == Some(2) && ended.stderr.contains("only counts"), "{ended:#?}");
+    let jpg = finished(at.command(&["backfill", "verify", "--format", "jpg"])).await?;
+    assert!(jpg.code == Some(2) && jpg.stderr.contains("did you mean `jpeg`"), "{jpg:#?}");
+    let list_of = async || client.json("/v1/tasks?kind=backfill").await;
+    assert_eq!(list_of().await?["tasks"], serde_json::json!([]), "none of these began anything");
+
+    // What could not be taken in was never work that could be tried again.
+    let ended = finished(at.command(&["backfill", "import", &list, "--follow"])).await?;
+    assert!(ended.code == Some(1) && !ended.stderr.contains("tasks retry"), "{ended:#?}");
+    let tasks = list_of().await?;
+    let id = tasks["tasks"][0]["id"].as_str().context("an id")?;
+    let ended = finished(at.command(&["tasks", "retry", id])).await?;
+    assert!(ended.stderr.contains("beginning another backfill"), "{ended:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_has_had_enough_is_a_normal_end() -> Result<()> {
+    let at = Deployment::embedded().await?;
+    let begun =
+        finished(at.command(&["backfill", "verify", "--follow", "--json"])).await?.success()?;
+    let id =
+        serde_json::from_str::<Value>(&begun.stdout)?["id"].as_str().context("an id")?.to_owned();
+    for args in [&["queues"][..], &["openapi"], &["tasks", "list"], &["backfill", "report", &id]] {
+        let status = tokio::task::spawn_blocking({
+            let mut command = at.command(args);
+            move || -> Result<_> {
+                let mut child = command
+                    .stdout(std::process::Stdio::piped())
+                    .stderr(std::process::Stdio::null())
+                    .spawn()?;
+                drop(child.stdout.take());
+                Ok(child.wait()?)
+            }
+        });
+        assert!(status.await??.success(), "{args:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_example_script_begins_follows_and_counts() -> Result<()> {
+    let at = Deployment::embedded().await?;
+    let client = at.client()?;
+    client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
+    let folder = TempDir::new()?;
+    let report = folder.path().join("report.ndjson");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/backfill.py");
+    let python = |args: &[&str]| {
+        let mut python = Command::new("python3");
+        python.arg("-B").arg(script).args(args).env("SAFELIGHT_URL", at.url());
+        python
+    };
+    let report_path = report.to_string_lossy();
+    let ended = finished(python(&[r#"{"kind":"verify"}"#, &report_path])).await?.success()?;
+    assert!(ended.stdout.contains("1  succeeded"), "{ended:#?}");
+    assert_eq!(lines(&report)?.len(), 1);
+    let ended = finished(python(&["verify"])).await?;
+    assert!(ended.code == Some(1) && ended.stderr.contains("usage:"), "{ended:#?}");
+    let ended = finished(python(&[r#"{"kind":"dance"}"#])).await?;
+    assert!(ended.code == Some(1) && ended.stderr.contains("invalid_body"), "{ended:#?}");
     Ok(())
 }
 

@@ -14,12 +14,12 @@ use crate::problem::Problem;
 /// How long it is believed that there are no keys: the first one shuts the door of every node that fast.
 const BELIEVED_FOR: Duration = Duration::from_millis(500);
 
-/// What proxies add. Whoever comes through one may come from anywhere.
-const FORWARDED: [HeaderName; 3] = [
-    header::FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-];
+/// What proxies add, beside `X-Forwarded-…`. Whoever comes through one may come from anywhere.
+const FORWARDED: [HeaderName; 3] =
+    [header::FORWARDED, header::VIA, HeaderName::from_static("x-real-ip")];
+
+/// By what a browser tells that a page of another origin sends the request (W3C Fetch Metadata).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The way in without a key. Once there was a key it is shut for good.
 pub struct Door {
@@ -44,7 +44,8 @@ impl Door {
     /// proxy, and there were never any keys.
     ///
     /// The name matters because a page of somebody's can have its own name resolve to this machine (DNS
-    /// rebinding), and a proxy on this machine passes on what it was asked for.
+    /// rebinding), and a proxy on this machine passes on what it was asked for. A page of another origin can
+    /// send simple requests to this machine; browsers say so.
     pub async fn is_open(
         &self,
         store: &DynStore,
@@ -61,9 +62,20 @@ impl Door {
         }
         // From before the question, so that the answer is never believed for longer.
         let asked = Instant::now();
-        let seen = if store.has_api_keys().await? { Seen::Keys } else { Seen::NoKeys(asked) };
+        let seen = match store.has_api_keys().await {
+            Ok(true) => Seen::Keys,
+            Ok(false) => Seen::NoKeys(asked),
+            // Nobody makes a key in a database that is away, and somebody may want to look at metrics.
+            Err(error) if error.is_unavailable() => return self.believed().ok_or(error.into()),
+            Err(error) => return Err(error.into()),
+        };
         *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = seen;
         Ok(matches!(seen, Seen::NoKeys(_)))
+    }
+
+    /// What is known without asking: that it is open, if it was.
+    fn believed(&self) -> Option<bool> {
+        matches!(self.seen(), Seen::NoKeys(_)).then_some(true)
     }
 
     fn seen(&self) -> Seen {
@@ -72,16 +84,31 @@ impl Door {
 }
 
 fn is_from_here(headers: &HeaderMap, authority: Option<&str>) -> bool {
-    if FORWARDED.iter().any(|name| headers.contains_key(name)) {
+    let is_forwarded =
+        |name: &HeaderName| FORWARDED.contains(name) || name.as_str().starts_with("x-forwarded-");
+    if headers.keys().any(is_forwarded) || is_from_another_page(headers) {
         return false;
     }
     let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
     [authority, host].iter().flatten().all(|name| is_this_machine(name))
 }
 
+fn is_from_another_page(headers: &HeaderMap) -> bool {
+    let site = headers.get(SEC_FETCH_SITE).map(axum::http::HeaderValue::as_bytes);
+    let elsewhere = site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"));
+    let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let is_own = |origin: &str| {
+        origin.split_once("://").is_some_and(|(_, authority)| is_this_machine(authority))
+    };
+    elsewhere || origin.is_some_and(|origin| !is_own(origin))
+}
+
 /// Whether a host with or without port is a name of this machine that nobody else can give it.
 fn is_this_machine(name: &str) -> bool {
     let Ok(authority) = name.parse::<Authority>() else { return false };
+    if name.contains('@') {
+        return false;
+    }
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     match host.parse::<IpAddr>() {
         Ok(address) => address.is_loopback(),
@@ -105,17 +132,34 @@ mod tests {
         for host in ["127.0.0.1:8080", "localhost", "LOCALHOST:1", "[::1]:8080", "127.9.9.9"] {
             assert!(is_from_here(&with_host(host), None), "{host}");
         }
-        for host in ["example.org", "127.0.0.1.example.org", "192.168.0.1:80", "", "a b"] {
+        for host in
+            ["a@localhost", "example.org", "127.0.0.1.example.org", "192.168.0.1:80", "", "a b"]
+        {
             assert!(!is_from_here(&with_host(host), None), "{host}");
         }
         assert!(is_from_here(&HeaderMap::new(), Some("localhost:8080")));
         // No browser and no proxy leaves the name out.
         assert!(is_from_here(&HeaderMap::new(), None));
         assert!(!is_from_here(&with_host("localhost"), Some("example.org")));
-        for name in FORWARDED {
+        for (name, value) in [
+            ("forwarded", "for=127.0.0.1"),
+            ("via", "1.1 proxy"),
+            ("x-real-ip", "127.0.0.1"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("origin", "https://example.org"),
+            ("origin", "null"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+        ] {
             let mut headers = with_host("localhost");
-            headers.insert(name, HeaderValue::from_static("127.0.0.1"));
-            assert!(!is_from_here(&headers, None));
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+            assert!(!is_from_here(&headers, None), "{name}: {value}");
+        }
+        for (name, value) in [("origin", "http://localhost:8080"), ("sec-fetch-site", "none")] {
+            let mut headers = with_host("localhost");
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+            assert!(is_from_here(&headers, None), "{name}: {value}");
         }
     }
 }

@@ -7,7 +7,12 @@ use std::{
 };
 
 use axum::http::{HeaderMap, header};
-use safelight_common::{domain::ApiKey, secrets::ApiSecret, store::DynStore};
+use moka::sync::Cache;
+use safelight_common::{
+    domain::{ApiKey, ContentHash, Scope},
+    secrets::ApiSecret,
+    store::DynStore,
+};
 use uuid::Uuid;
 
 use super::{Caller, invalid_key};
@@ -22,19 +27,34 @@ const NOTED_EVERY: Duration = Duration::from_mins(1);
 
 /// Who holds the key that a request presents. Each time the database is asked, so that a key which is
 /// revoked is refused by every node from the next request on.
-pub async fn holder(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Problem> {
+///
+/// The one exception are metrics while the database is away: whoever has read them a while ago may go on.
+pub async fn holder(
+    state: &ApiState,
+    headers: &HeaderMap,
+    scope: Scope,
+) -> Result<Caller, Problem> {
     let secret = presented(headers)?;
     let store = &state.services.store;
-    let known = store.api_key(secret.prefix()).await?;
+    let known = match store.api_key(secret.prefix()).await {
+        Err(error) if error.is_unavailable() && scope == Scope::Metrics => {
+            return state.key_uses.remembered(&secret).ok_or(error.into());
+        }
+        known => known?,
+    };
     let known = known.filter(|known| secret.is(&known.secret_sha256) && known.is_live);
     let key = known.ok_or_else(invalid_key)?.key;
     state.key_uses.note(store, &key);
-    Ok(Caller {
+    let caller = Caller {
         sees: Some(key.owner.clone()),
         owner: key.owner,
         scopes: key.scopes,
         key: Some(key.prefix),
-    })
+    };
+    if scope == Scope::Metrics {
+        state.key_uses.remember(&secret, &caller);
+    }
+    Ok(caller)
 }
 
 /// The secret in `Authorization: Bearer …` (RFC 6750, section 2.1).
@@ -47,14 +67,36 @@ fn presented(headers: &HeaderMap) -> Result<ApiSecret, Problem> {
     ApiSecret::parse(secret.trim()).ok_or_else(invalid_key)
 }
 
-/// When the uses of keys were last noted.
-#[derive(Default)]
-pub struct KeyUses(Mutex<HashMap<Uuid, Instant>>);
+/// How long a key that has read metrics may go on while the database is away.
+const REMEMBERED: Duration = Duration::from_hours(1);
+
+/// What a node knows of keys that were used.
+pub struct KeyUses {
+    /// When that was last noted in the database.
+    noted: Mutex<HashMap<Uuid, Instant>>,
+    /// Those that have read metrics, by the hashes of their secrets.
+    scrapers: Cache<ContentHash, Caller>,
+}
+
+impl Default for KeyUses {
+    fn default() -> Self {
+        let scrapers = Cache::builder().max_capacity(100).time_to_live(REMEMBERED).build();
+        Self { noted: Mutex::default(), scrapers }
+    }
+}
 
 impl KeyUses {
+    fn remember(&self, secret: &ApiSecret, caller: &Caller) {
+        self.scrapers.insert(secret.hash(), caller.clone());
+    }
+
+    fn remembered(&self, secret: &ApiSecret) -> Option<Caller> {
+        self.scrapers.get(&secret.hash())
+    }
+
     /// Notes in the background that a key is used, unless that was done a moment ago.
     fn note(&self, store: &DynStore, key: &ApiKey) {
-        let mut noted = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut noted = self.noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
         if noted.get(&key.id).is_some_and(|at| now.duration_since(*at) < NOTED_EVERY) {
             return;

@@ -28,6 +28,7 @@ use safelight_common::{
     domain::{Owner, Scope, Scopes},
     store::AuditEntry,
 };
+use tracing::Instrument;
 use uuid::Uuid;
 
 pub use door::Door;
@@ -79,7 +80,7 @@ impl Caller {
     }
 
     /// The same caller, acting for whom the request says.
-    fn on_behalf(self, headers: &HeaderMap) -> Result<Self, Problem> {
+    pub fn on_behalf(self, headers: &HeaderMap) -> Result<Self, Problem> {
         let code = ProblemCode::InvalidHeader;
         let Some(name) = crate::extract::single_header(headers, &ON_BEHALF, code)? else {
             return Ok(self);
@@ -122,14 +123,33 @@ pub async fn guard(State(state): State<ApiState>, request: Request, next: Next) 
     };
     let deed = deed(scope, &caller, &parts);
     parts.extensions.insert(caller);
-    let mut response = next.run(Request::from_parts(parts, body)).await;
+    let request = Request::from_parts(parts, body);
+    let mut response = match deed {
+        None => next.run(request).await,
+        Some(deed) => noted(state, deed, request, next).await,
+    };
     response.headers_mut().extend(rate);
-    if let Some(mut entry) = deed.filter(|_| response.status().as_u16() < 400) {
-        let made = response.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
-        entry.target = made.map_or(entry.target, str::to_owned);
-        note_deed(&state, &entry).await;
-    }
     response
+}
+
+/// Does what an admin asks for, and notes it. In a task of its own: who hangs up meanwhile stops neither.
+async fn noted(state: ApiState, mut deed: AuditEntry, request: Request, next: Next) -> Response {
+    let done = async move {
+        let response = next.run(request).await;
+        // What failed on our side may have been done all the same.
+        if !response.status().is_client_error() {
+            let made = response.headers().get(header::LOCATION).and_then(|at| at.to_str().ok());
+            if let Some(made) = made {
+                deed.target = format!("{} -> {made}", deed.target);
+            }
+            note_deed(&state, &deed).await;
+        }
+        response
+    };
+    match tokio::spawn(done.in_current_span()).await {
+        Ok(response) => response,
+        Err(error) => Problem::internal(&error).into_response(),
+    }
 }
 
 /// The caller, if it may do what the route asks for, and how often it has asked.
@@ -140,11 +160,7 @@ async fn admit(
 ) -> Result<(Caller, HeaderMap), Problem> {
     let headers = &request.headers;
     let authority = request.uri.authority().map(Authority::as_str);
-    let caller = identify(state, headers, authority).await?.ok_or_else(key_missing)?;
-    if !caller.has(scope) {
-        return Err(scope_missing(scope));
-    }
-    let caller = caller.on_behalf(headers)?;
+    let caller = identify(state, headers, authority, scope).await?.ok_or_else(key_missing)?;
     let config = &state.services.config;
     let counted = |counted| state.rates.count(config, &caller.owner, counted);
     let mut rate = counted(Counted::Requests).await?;
@@ -153,22 +169,26 @@ async fn admit(
             rate.append(name, value.clone());
         }
     }
-    Ok((caller, rate))
+    if !caller.has(scope) {
+        return Err(scope_missing(scope));
+    }
+    Ok((caller.on_behalf(headers)?, rate))
 }
 
 fn is_upload(request: &Parts) -> bool {
     request.method == Method::POST && request.uri.path() == "/v1/images"
 }
 
-/// Who sent a request with these headers to this `authority` (of an HTTP/2 request); `None` if it does not
-/// say so and must.
+/// Who sent a request with these headers to this `authority` (of an HTTP/2 request) for what `scope` allows;
+/// `None` if it does not say so and must. Whether it has the scope is for the caller to look at.
 pub async fn identify(
     state: &ApiState,
     headers: &HeaderMap,
     authority: Option<&str>,
+    scope: Scope,
 ) -> Result<Option<Caller>, Problem> {
     if headers.contains_key(header::AUTHORIZATION) {
-        return keys::holder(state, headers).await.map(Some);
+        return keys::holder(state, headers, scope).await.map(Some);
     }
     let is_open = state.door.is_open(&state.services.store, headers, authority).await?;
     Ok(is_open.then(Caller::local))
@@ -186,7 +206,7 @@ fn deed(scope: Scope, caller: &Caller, request: &Parts) -> Option<AuditEntry> {
         key: caller.key.clone(),
         owner: caller.owner.clone(),
         action: request.method.to_string(),
-        target: request.uri.path().to_owned(),
+        target: request.uri.path_and_query().map_or_else(String::new, ToString::to_string),
     })
 }
 
@@ -218,7 +238,8 @@ fn challenge(problem: Problem) -> Problem {
     problem.header(header::WWW_AUTHENTICATE, scheme)
 }
 
-fn scope_missing(scope: Scope) -> Problem {
+/// The key may not do this.
+pub fn scope_missing(scope: Scope) -> Problem {
     Problem::new(ProblemCode::ScopeMissing, format!("The key lacks the scope `{scope}`."))
         .with("scope", scope.as_str())
 }

@@ -44,9 +44,10 @@ pub async fn check(
         return signature.check(state, owner, uri.path()).await;
     }
     let authority = uri.authority().map(axum::http::uri::Authority::as_str);
-    let caller = identify(state, headers, authority).await?.ok_or_else(|| {
+    let caller = identify(state, headers, authority, Scope::Read).await?.ok_or_else(|| {
         key_missing().hint("the image is private: send a key, or use a signed URL")
     })?;
+    let caller = caller.on_behalf(headers)?;
     if !caller.may_see(owner) {
         return Err(ImageId::not_found(id));
     }
@@ -58,7 +59,7 @@ pub async fn check(
 struct Signature<'a> {
     expires: i64,
     key: &'a str,
-    signature: &'a str,
+    mac: &'a str,
 }
 
 impl<'a> Signature<'a> {
@@ -72,8 +73,8 @@ impl<'a> Signature<'a> {
         let (expires, key, signature) = (values("expires"), values("key_id"), values("signature"));
         match (&expires[..], &key[..], &signature[..]) {
             ([], [], []) => Ok(None),
-            ([expires], [key], [signature]) => match expires.parse() {
-                Ok(expires) => Ok(Some(Self { expires, key, signature })),
+            ([expires], [key], [mac]) => match expires.parse() {
+                Ok(expires) => Ok(Some(Self { expires, key, mac })),
                 Err(_) => Err(invalid()),
             },
             _ => Err(invalid()),
@@ -84,7 +85,7 @@ impl<'a> Signature<'a> {
         let known = state.services.store.signing_key(self.key).await?;
         let is_owners = |known: &LiveSigningKey| known.key.owner == *owner;
         let known = known.filter(is_owners).ok_or_else(invalid)?;
-        if !secrets::is_signed(&known.secret, path, self.expires, self.key, self.signature) {
+        if !secrets::is_signed(&known.secret, path, self.expires, self.key, self.mac) {
             return Err(invalid());
         }
         if self.expires <= unix_now() {
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn a_signature_stands_whole_and_once_or_not_at_all() {
         let read = |query| Signature::from_query(Some(query));
-        let whole = Signature { expires: 7, key: "k", signature: "s" };
+        let whole = Signature { expires: 7, key: "k", mac: "s" };
         assert_eq!(read("wait=3&expires=7&key_id=k&signature=s").expect("one"), Some(whole));
         assert_eq!(read("wait=3&other").expect("none"), None);
         assert_eq!(Signature::from_query(None).expect("none"), None);

@@ -21,7 +21,7 @@ pub struct BackfillDocument {
     pub dry_run: bool,
     /// Counts of images; of an import, of what was found in its source; of `gc`, of stored objects.
     pub images: BackfillImages,
-    /// Those that need nothing, by reason: `up_to_date`, `failed_before`, `in_progress`, `duplicate`,
+    /// Those that need nothing, by reason: `up_to_date`, `failed_before`, `duplicate`,
     /// `not_an_image`, `not_a_file`; of `gc` `in_use`, `too_young`, `unknown_name`.
     pub skipped: BTreeMap<String, u64>,
     /// What was asked for.
@@ -69,7 +69,7 @@ pub struct BackfillRequested {
     pub rate: Option<f64>,
     /// Images under way at once at most.
     pub concurrency: Option<u32>,
-    /// Whether images that failed before are tried again.
+    /// Whether images that failed before are tried again, or taken in anew.
     pub retry_failed: bool,
 }
 

@@ -52,7 +52,12 @@ pub async fn create(
     let task = request.id.unwrap_or_else(TaskId::new);
     let spec = request.check(&state)?;
     let new = NewBackfill { task, owner: caller.owner.clone(), spec };
-    state.services.store.create_backfill(&new).await?;
+    if !state.services.store.create_backfill(&new).await? {
+        return Err(Problem::new(
+            ProblemCode::IdTaken,
+            "The id is that of another task, or of a backfill that was begun to do something else.",
+        ));
+    }
     tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");
     let mut response = answer(&state, &caller, new.task).await?;
     let location = HeaderValue::try_from(format!("/v1/tasks/{}", new.task));
@@ -100,10 +105,14 @@ async fn set_paused(
     if state.services.store.pause_backfill(id, paused).await? {
         return answer(state, caller, id).await;
     }
-    Err(Problem::new(
-        ProblemCode::TaskEnded,
-        format!("The backfill is `{}`: it cannot be paused or resumed.", task.status),
-    ))
+    let why = if task.status.is_final() {
+        format!("The backfill is `{}`: it cannot be paused or resumed.", task.status)
+    } else {
+        "The backfill has handed out all of its images, so that nothing is left to pause; what is under \
+         way is finished."
+            .to_owned()
+    };
+    Err(Problem::new(ProblemCode::TaskEnded, why))
 }
 
 /// What became of each image of a backfill.

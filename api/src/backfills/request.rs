@@ -1,6 +1,6 @@
 //! What a client may ask of a backfill, and whether this server can do it.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use safelight_common::{
     config::{Config, QueueUrl},
     domain::{BackfillKind, BackfillSpec, ImageFormat, TaskId},
@@ -17,8 +17,7 @@ use crate::{
 /// Images per second that a rate may name; more is no limit.
 const MAX_RATE: f64 = 1_000_000.0;
 
-/// How far the clock of a client that chooses an id may be off. Images that come after a backfill are told by
-/// its id.
+/// How far the clock of a client that chooses an id may be off. Lists show tasks in the order of their ids.
 const ID_SKEW_SECONDS: u64 = 300;
 
 /// Which images renditions are made of.
@@ -34,7 +33,7 @@ pub enum Scope {
 
 /// A backfill to begin.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
 #[schema(as = BackfillRequest)]
 pub struct BackfillRequest {
     /// An id of the client's own choice, so that it may send this again after an answer that was lost: a
@@ -64,7 +63,7 @@ pub struct BackfillRequest {
     /// All but `gc`: images under way at once at most; never more than the server's `backfill_window`.
     #[schema(minimum = 1)]
     pub concurrency: Option<u32>,
-    /// `renditions`, `verify`: also images that failed for good before.
+    /// Also images that failed for good before; `import`: also pictures that are equal to such.
     #[serde(default)]
     pub retry_failed: bool,
 }
@@ -82,6 +81,10 @@ impl BackfillRequest {
         }
         if self.rate.is_some_and(|rate| !(0.001..=MAX_RATE).contains(&rate)) {
             return Err(invalid("rate", "must be 0.001 to 1000000 images per second"));
+        }
+        // What databases can compare with.
+        if self.created_after.is_some_and(|time| !(0..=9999).contains(&time.year())) {
+            return Err(invalid("created_after", "must be in the years 0 to 9999"));
         }
         if self.concurrency == Some(0) {
             return Err(invalid("concurrency", "must be at least 1"));
@@ -127,7 +130,7 @@ impl BackfillRequest {
             ("scope", self.scope.is_some(), renditions),
             ("created_after", self.created_after.is_some(), images),
             ("format", self.format.is_some(), images),
-            ("retry_failed", self.retry_failed, images),
+            ("retry_failed", self.retry_failed, images || import),
             ("source", self.source.is_some(), import),
             ("concurrency", self.concurrency.is_some(), images || import),
         ] {
@@ -146,6 +149,12 @@ fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
     };
     if !source.starts_with('/') && !source.starts_with("s3://") {
         return Err(invalid("source", "must be an absolute path or s3://BUCKET/PREFIX"));
+    }
+    if source.contains('\0') {
+        return Err(invalid("source", "no path has a NUL in it"));
+    }
+    if source.strip_prefix("s3://").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Err(invalid("source", "names no bucket"));
     }
     let open_to_all = config.import_roots.is_empty() && config.listen.ip().is_loopback();
     // In a fleet only the workers need to see it, and a path that is not here cannot be resolved.

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use safelight_common::{
-    domain::{Status, Task, TaskId, TaskKind},
+    domain::{Scope, Status, Task, TaskId, TaskKind},
     store::TaskFilter,
 };
 use serde::Serialize;
@@ -20,7 +20,7 @@ use super::{
     load, reload,
 };
 use crate::{
-    access::Caller,
+    access::{Caller, scope_missing},
     extract::{Id, Params, invalid_query},
     openapi::{CancelProblems, ListProblems, RetryProblems},
     pages::{Cursor, page},
@@ -45,7 +45,8 @@ pub async fn cancel(
     caller: Caller,
     Id(id): Id<TaskId>,
 ) -> Result<Response, Problem> {
-    load(&state, &caller, id).await?;
+    let task = load(&state, &caller, id).await?;
+    check_kind(&caller, &task)?;
     let cancelled = state.services.store.cancel(id).await?;
     let task = reload(&state, id).await?;
     state.delivery.forget_image_of(&task);
@@ -81,7 +82,8 @@ pub async fn retry(
     caller: Caller,
     Id(id): Id<TaskId>,
 ) -> Result<Response, Problem> {
-    load(&state, &caller, id).await?;
+    let task = load(&state, &caller, id).await?;
+    check_kind(&caller, &task)?;
     let retried = state.services.store.retry(&[id]).await?;
     state.services.wake.ring();
     let task = reload(&state, id).await?;
@@ -96,11 +98,37 @@ fn is_discarded(task: &Task) -> bool {
     task.kind != TaskKind::Delete && task.image.as_ref().is_some_and(|image| image.discarded)
 }
 
+/// Backfills are for operators, as beginning one is.
+fn check_kind(caller: &Caller, task: &Task) -> Result<(), Problem> {
+    let is_operators = task.kind == TaskKind::Backfill;
+    if is_operators && !caller.has(Scope::Admin) {
+        Err(scope_missing(Scope::Admin))
+    } else {
+        Ok(())
+    }
+}
+
 fn not_retried(task: &Task) -> Problem {
     if is_discarded(task) {
         return Problem::new(
             ProblemCode::TaskDiscarded,
             "The image was cancelled or deleted, its bytes are gone; upload the picture again.",
+        );
+    }
+    let nothing_failed = task.backfill.as_ref().is_some_and(|backfill| backfill.failed == 0);
+    if task.status == Status::Failed && nothing_failed {
+        return Problem::new(
+            ProblemCode::TaskNotFailed,
+            "No image that it handed out has failed. What it could not take in, or count, is looked at \
+             again by beginning another backfill.",
+        );
+    }
+    let nothing_failed = task.backfill.as_ref().is_some_and(|backfill| backfill.failed == 0);
+    if task.status == Status::Failed && nothing_failed {
+        return Problem::new(
+            ProblemCode::TaskNotFailed,
+            "No image that it handed out has failed. What it could not take in, or count, is looked at \
+             again by beginning another backfill.",
         );
     }
     if task.status == Status::Failed {

@@ -2,21 +2,9 @@
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
-use safelight_common::domain::{ContentHash, ContentHasher, Visibility};
+use safelight_common::domain::{ContentHash, ContentHasher, Visibility, labels};
 
 use crate::problem::{Problem, ProblemCode};
-
-/// Characters of a title at most.
-const MAX_TITLE_CHARS: usize = 500;
-
-/// Tags of an image at most.
-const MAX_TAGS: usize = 32;
-
-/// Characters of a tag at most.
-const MAX_TAG_CHARS: usize = 64;
-
-/// Bytes of a file name at most, as in most file systems.
-const MAX_FILENAME_BYTES: usize = 255;
 
 /// What a client says beside the bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,22 +22,14 @@ pub struct Form {
 impl Form {
     /// Takes the title; may be done once. An empty one is none.
     pub fn set_title(&mut self, text: &str) -> Result<(), Problem> {
-        let title = checked("title", text, MAX_TITLE_CHARS)?;
-        self.title = (!title.is_empty()).then(|| title.to_owned());
+        self.title = labels::title(text).map_err(|why| invalid("title", &why))?;
         Ok(())
     }
 
     /// Adds tags, separated by commas.
     pub fn add_tags(&mut self, list: &str) -> Result<(), Problem> {
         for tag in list.split(',') {
-            let tag = checked("tags", tag, MAX_TAG_CHARS)?;
-            if tag.is_empty() || self.tags.iter().any(|known| known == tag) {
-                continue;
-            }
-            if self.tags.len() == MAX_TAGS {
-                return Err(invalid("tags", &format!("at most {MAX_TAGS} are taken")));
-            }
-            self.tags.push(tag.to_owned());
+            labels::add_tag(&mut self.tags, tag).map_err(|why| invalid("tags", &why))?;
         }
         Ok(())
     }
@@ -63,7 +43,7 @@ impl Form {
 
     /// Takes the file's name, made harmless.
     pub fn set_filename(&mut self, name: &str) {
-        self.filename = harmless(name);
+        self.filename = labels::file_name(name);
     }
 
     /// Names the payload of an upload: equal if and only if the bytes and all of this are.
@@ -87,30 +67,9 @@ impl Form {
     }
 }
 
-/// `text` without surrounding space, if it is short enough and printable.
-fn checked<'a>(field: &str, text: &'a str, max_chars: usize) -> Result<&'a str, Problem> {
-    let text = text.trim();
-    if text.chars().count() > max_chars {
-        return Err(invalid(field, &format!("at most {max_chars} characters are taken")));
-    }
-    if text.chars().any(char::is_control) {
-        return Err(invalid(field, "control characters are not taken"));
-    }
-    Ok(text)
-}
-
 /// A field that cannot be taken.
 pub fn invalid(field: &str, why: &str) -> Problem {
     Problem::new(ProblemCode::InvalidField, format!("Field `{field}`: {why}."))
-}
-
-/// The last component of a path, printable, of bounded length; `None` if nothing is left.
-fn harmless(name: &str) -> Option<String> {
-    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    let mut name: String = last.chars().filter(|c| !c.is_control()).collect();
-    name.truncate(name.floor_char_boundary(MAX_FILENAME_BYTES));
-    let name = name.trim();
-    (!matches!(name, "" | "." | "..")).then(|| name.to_owned())
 }
 
 /// The file name in `Content-Disposition` (RFC 6266; `filename*` as in RFC 8187). One that cannot
@@ -171,23 +130,6 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
-
-    #[test]
-    fn file_names_lose_folders_and_control_characters() {
-        let cases = [
-            ("cat.jpg", Some("cat.jpg")),
-            ("../../etc/passwd", Some("passwd")),
-            ("C:\\pictures\\cat.jpg", Some("cat.jpg")),
-            ("a\r\nb\0.png", Some("ab.png")),
-            (" .. ", None),
-            ("folder/", None),
-        ];
-        for (name, expected) in cases {
-            assert_eq!(harmless(name).as_deref(), expected, "{name}");
-        }
-        let long = harmless(&"é".repeat(200)).expect("a name");
-        assert_eq!(long, "é".repeat(127));
-    }
 
     #[test]
     fn reads_content_disposition() {

@@ -158,10 +158,10 @@ async fn accept(
     if declared.is_some_and(|declared| declared > limit) {
         return Err(too_large(config.max_upload_bytes));
     }
+    // Of a multipart body the picture is a part.
+    let picture_bytes = declared.filter(|_| !multipart);
     let place = take_place(state)?;
     state.backlog.admit(&state.services.store).await?;
-    // Of a multipart body the picture is a part.
-    limits::admit(state, &terms.owner, declared.filter(|_| !multipart)).await?;
     let hold = Duration::from_millis(config.idempotency_hold_ms);
     let reservation = match &terms.key {
         Some(key) => Some(idempotency::reserve(&state.services.store, key, hold).await?),
@@ -181,10 +181,12 @@ async fn accept(
             Ok((reload(state, task).await?, terms.wait, true))
         }
         Some(Reservation::Held(key)) => {
+            limits::admit(state, &terms.owner, picture_bytes).await?;
             let task = fresh(state, &parts.headers, &body, &terms, Some(key), place).await?;
             Ok((task, terms.wait, false))
         }
         None => {
+            limits::admit(state, &terms.owner, picture_bytes).await?;
             let task = fresh(state, &parts.headers, &body, &terms, None, place).await?;
             Ok((task, terms.wait, false))
         }

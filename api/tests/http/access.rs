@@ -18,7 +18,7 @@ use crate::bench::{Answer, Bench, image_id, picture, task_id};
 
 impl Bench {
     /// Makes a key.
-    async fn key(&self, owner: &str, scopes: &str) -> Key {
+    pub async fn key(&self, owner: &str, scopes: &str) -> Key {
         let secret = ApiSecret::new().expect("random bytes");
         let id = Uuid::now_v7();
         let new = NewApiKey {
@@ -34,7 +34,8 @@ impl Bench {
     }
 }
 
-struct Key {
+/// A key that was made.
+pub struct Key {
     id: Uuid,
     bearer: String,
 }
@@ -48,7 +49,8 @@ impl Key {
         bench.send(self.on(Request::get(path)), Body::empty()).await
     }
 
-    async fn upload(&self, bench: &Bench, query: &str) -> Value {
+    /// Uploads a picture, with parameters.
+    pub async fn upload(&self, bench: &Bench, query: &str) -> Value {
         let request = Request::post(format!("/v1/images{query}"));
         let answer = bench.send(self.on(request), picture(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
@@ -246,14 +248,14 @@ async fn keys_are_made_used_listed_and_revoked() {
         let request = admin.on(Request::post("/v1/keys"));
         bench.send(request.header("content-type", "application/json"), body.to_string())
     };
-    let made = make(json!({ "owner": "ada", "scopes": ["read"], "expires_in": 60 })).await;
-    assert_eq!(made.status.as_u16(), 201, "{}", made.text());
-    assert_eq!(made.header("cache-control"), "no-store");
-    let made = made.json();
-    let secret = made["secret"].as_str().expect("a secret");
-    assert!(secret.starts_with(made["prefix"].as_str().expect("a prefix")));
+    let reply = make(json!({ "owner": "ada", "scopes": ["read"], "expires_in": 60 })).await;
+    assert_eq!(reply.status.as_u16(), 201, "{}", reply.text());
+    assert_eq!(reply.header("cache-control"), "no-store");
+    let key = reply.json();
+    let secret = key["secret"].as_str().expect("a secret");
+    assert!(secret.starts_with(key["prefix"].as_str().expect("a prefix")));
     let hers = Key {
-        id: made["id"].as_str().expect("an id").parse().expect("a UUID"),
+        id: key["id"].as_str().expect("an id").parse().expect("a UUID"),
         bearer: format!("bearer {secret}"),
     };
     assert_eq!(hers.get(&bench, "/v1/images").await.status.as_u16(), 200);

@@ -52,6 +52,7 @@ async fn an_accept_that_certainly_failed_leaves_nothing() {
 #[tokio::test]
 async fn bytes_stay_while_nobody_knows_whether_they_are_needed() {
     let (bench, fault) = flaky().await;
+    bench.get("/v1/images").await;
     fault.store(Fault::Away as u8, Ordering::SeqCst);
     let answer = bench.send(Request::post("/v1/images"), picture(500, 1)).await;
     answer.assert_problem(503, "database_unavailable");

@@ -10,7 +10,7 @@ use crate::{
     server::{Served, read_answer, read_to_end},
 };
 
-const ASK: &str = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+const ASK: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// What a legitimate client may have to wait.
 const SOON: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Connects and sends what is no whole head.
 async fn half_a_head(served: &Served) -> TcpStream {
     let mut stream = served.connect().await;
-    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-").await.expect("sent");
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-").await.expect("sent");
     stream
 }
 
@@ -43,7 +43,7 @@ async fn thousands_of_half_open_heads_stop_nobody() {
     client.write_all(ASK.as_bytes()).await.expect("sent");
     let answer = timeout(SOON, read_answer(&mut client)).await.expect("an answer soon");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let head = "POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n";
+    let head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n";
     client.write_all(head.as_bytes()).await.expect("sent");
     client.write_all(&picture(500, 1)).await.expect("sent");
     let answer = timeout(SOON, read_answer(&mut client)).await.expect("an answer soon");
@@ -99,7 +99,7 @@ async fn uploads_that_drip_give_their_places_back() {
         ("SAFELIGHT_UPLOAD_MIN_BYTES_PER_SECOND", "10000"),
     ];
     let served = Served::new(&keys).await;
-    let head = "POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
+    let head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
     let mut drips = Vec::new();
     for _ in 0..4 {
         let mut stream = served.connect().await;

@@ -68,7 +68,9 @@ async fn pictures_can_be_shown_anywhere_and_run_nowhere() {
 #[tokio::test]
 async fn browsers_are_told_to_stay_with_tls_only_where_there_is_tls() {
     let bench = Bench::configured(&[("SAFELIGHT_BEHIND_TLS", "true")]).await;
-    let path = delivered(&bench).await;
+    let document = bench.key("ada", "upload").await.upload(&bench, "").await;
+    bench.write(task_id(&document)).await;
+    let path = format!("/images/{}", image_id(&document));
     for path in [path.as_str(), "/livez", "/none", "/docs/"] {
         let answer = bench.get(path).await;
         assert_eq!(answer.header("strict-transport-security"), "max-age=31536000", "{path}");

@@ -322,7 +322,7 @@ impl Http2 {
     }
 
     fn get(&mut self, path: &str, prefer: &str) -> ResponseFuture {
-        let request = Request::get(format!("http://x{path}")).header("prefer", prefer);
+        let request = Request::get(format!("http://localhost{path}")).header("prefer", prefer);
         let request = request.body(()).expect("a request");
         self.requests.send_request(request, true).expect("sent").0
     }

@@ -31,13 +31,20 @@ pub enum BlobError {
 }
 
 impl BlobError {
-    /// Whether the store answered, and will answer the same again: there is no such thing, or it may not be
-    /// read with these keys. (A list's answer is known by its text alone.)
+    /// Whether the store answered, and will answer the same again: there is no such thing, it may not be
+    /// read with these keys, or it cannot be asked for. (Most answers are known by their text alone.)
     pub fn is_refusal(&self) -> bool {
-        const ANSWERS: [&str; 4] =
-            ["404 Not Found", "403 Forbidden", "401 Unauthorized", "NoSuchBucket"];
+        const ANSWERS: [&str; 7] = [
+            "400 Bad Request",
+            "401 Unauthorized",
+            "403 Forbidden",
+            "404 Not Found",
+            "405 Method Not Allowed",
+            "NoSuchBucket",
+            "InvalidBucketName",
+        ];
         match self {
-            Self::NotFound => true,
+            Self::NotFound | Self::Store(object_store::Error::InvalidPath { .. }) => true,
             Self::Store(error) => causes(error)
                 .any(|error| ANSWERS.iter().any(|answer| error.to_string().contains(answer))),
             Self::Full | Self::TooLarge { .. } | Self::Late | Self::Spool(_) => false,

@@ -17,7 +17,7 @@ mod store;
 mod trash;
 mod walk;
 
-pub use bucket::Bucket;
+pub use bucket::{Bucket, Listed};
 pub use error::BlobError;
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};

@@ -67,8 +67,7 @@ impl FromStr for Scopes {
 
     /// Names separated by commas.
     fn from_str(names: &str) -> Result<Self, UnknownName> {
-        let named = names.split(',').map(str::trim).map(str::parse);
-        named.collect::<Result<_, _>>().map(Self)
+        names.split(',').map(|name| name.trim().parse()).collect::<Result<_, _>>().map(Self)
     }
 }
 

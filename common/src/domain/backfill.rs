@@ -124,6 +124,8 @@ pub struct Backfill {
     pub id: TaskId,
     /// Whose task it is.
     pub owner: Owner,
+    /// When it was begun, by the database's clock.
+    pub begun_at: DateTime<Utc>,
     /// What it was asked to do.
     pub spec: BackfillSpec,
     /// How far it has come.

@@ -7,6 +7,7 @@ mod failure;
 mod hash;
 mod ids;
 mod image;
+pub mod labels;
 mod owner;
 mod preset;
 mod task;

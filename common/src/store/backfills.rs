@@ -13,7 +13,7 @@ use crate::domain::{
 /// A backfill to begin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewBackfill {
-    /// Its task. Images with later ids than this are not its business.
+    /// Its task. Images that are accepted later are not its business.
     pub task: TaskId,
     /// Whose task it is, and whose images an import makes.
     pub owner: Owner,
@@ -24,20 +24,22 @@ pub struct NewBackfill {
 /// Which images a walk looks at: never those that were discarded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageFilter {
-    /// None with a later id than this.
-    pub until: Uuid,
+    /// None that was accepted later than this.
+    pub until: DateTime<Utc>,
     /// Only those accepted at this time or later.
     pub created_after: Option<DateTime<Utc>>,
     /// Only originals of this format.
     pub format: Option<ImageFormat>,
 }
 
-/// Why an image is not worth a job of a backfill.
+/// Why an image may not be worth a job of a backfill: another job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     /// The image.
     pub image: ImageId,
-    /// The state of its task: queued, running or failed.
+    /// What the job does.
+    pub kind: JobKind,
+    /// The job's state: queued, running or failed.
     pub status: Status,
     /// Why it failed.
     pub failure: Option<Failure>,
@@ -141,6 +143,27 @@ impl Advance {
         }
     }
 
+    /// The hashes of the pictures that the step takes in.
+    pub(super) fn hashes(&self) -> Vec<ContentHash> {
+        self.work.iter().filter_map(|child| Some(child.import.as_ref()?.sha256)).collect()
+    }
+
+    /// The step without those of its pictures that are `known` by now: those are skipped. Their staged bytes
+    /// are left over.
+    pub(super) fn without(&self, known: &[(ContentHash, ImageId)]) -> Self {
+        let mut step = self.clone();
+        for child in step.work.extract_if(.., |child| equal(child, known).is_some()) {
+            step.settled.push(Item {
+                id: child.image.0,
+                outcome: ItemOutcome::Skipped,
+                reason: Some("duplicate".to_owned()),
+                detail: equal(&child, known).map(|image| format!("equal to image {image}")),
+                source: child.import.map(|import| import.source),
+            });
+        }
+        step
+    }
+
     /// Adds what was skipped to the counts by reason; answers how many could not be taken in.
     pub(super) fn count(&self, skipped: &mut BTreeMap<String, u64>) -> u64 {
         for (reason, count) in &self.passed {
@@ -156,4 +179,10 @@ impl Advance {
         }
         refused
     }
+}
+
+/// The known image that an import's picture is equal to.
+fn equal(child: &Child, known: &[(ContentHash, ImageId)]) -> Option<ImageId> {
+    let sha256 = child.import.as_ref()?.sha256;
+    known.iter().find(|(hash, _)| *hash == sha256).map(|(_, image)| *image)
 }

@@ -121,7 +121,7 @@ gated! {
     fn delete_image(request: &DeletionRequest) -> Deletion;
     fn removal(task: TaskId) -> Option<Removal>;
     fn references(hashes: &[ContentHash]) -> Vec<Reference>;
-    fn create_backfill(new: &NewBackfill) -> ();
+    fn create_backfill(new: &NewBackfill) -> bool;
     fn lead_backfills(foreman: WorkerId, hold: Duration, limit: u32) -> Vec<Backfill>;
     fn count_images(filter: &ImageFilter) -> u64;
     fn walk_images(filter: &ImageFilter, after: Option<ImageId>, limit: u32) -> Vec<Image>;

@@ -300,12 +300,13 @@ pub trait Store: Send + Sync + 'static {
 
     // --- backfills --------------------------------------------------------------------------
 
-    /// Begins a backfill: its task, queued, and where it stands. Doing it again changes nothing.
-    async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError>;
+    /// Begins a backfill: its task, queued, and where it stands. Doing it again changes nothing. `false`, and
+    /// no effect, if its id is that of another task, or of a backfill that was to do something else.
+    async fn create_backfill(&self, new: &NewBackfill) -> Result<bool, StoreError>;
 
     /// Takes, or keeps, for `hold` the lead of backfills that have not ended and that no other foreman
-    /// leads; answers with those it leads now, oldest first, at most `limit`. A lead is renewed only when
-    /// a third of its time is over, so that asking often costs no writes.
+    /// leads; answers with those it leads now, at most `limit`: those that are not paused before those that
+    /// are, oldest first. A lead is renewed only when a third of its time is over, so that asking often costs no writes.
     async fn lead_backfills(
         &self,
         foreman: WorkerId,
@@ -324,20 +325,25 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Image>, StoreError>;
 
-    /// For each of `hashes` the owner's oldest image that has these bytes and was not discarded, if any.
+    /// For each of `hashes` an image of the owner's that has these bytes and was not discarded, if any: the
+    /// oldest one that is sound (stored, or being stored, and not failed for good), else the oldest.
     async fn images_with_blobs(
         &self,
         owner: &Owner,
         hashes: &[ContentHash],
     ) -> Result<Vec<(ContentHash, ImageId)>, StoreError>;
 
-    /// Those of `images` that have a write or thumbnail job under way, or one that failed for good;
-    /// one obstacle each, what is under way before what has failed.
+    /// The jobs of `images` that are under way or have failed for good, one for each image and kind: what is
+    /// under way before what has failed. A failure counts no more once a later job of its kind has succeeded
+    /// for that image; that of a verify job neither once the same bytes were stored anew.
     async fn obstacles(&self, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError>;
 
     /// Records one step of a walk, in one transaction: counts, report lines (of a dry run only those of
     /// [`Advance::done`]), and a task with its jobs (bulk lane, due at once) for each image to work on. `false`, and no effect, if the walk stands
     /// elsewhere by now, or was paused or cancelled: another foreman may have taken it over.
+    ///
+    /// A picture to take in whose bytes a sound image has by now (see [`Store::images_with_blobs`]) is
+    /// skipped instead, as a duplicate: of steps that take in the same at once, one makes the image.
     async fn advance_backfill(&self, step: &Advance) -> Result<bool, StoreError>;
 
     /// Counts up to `limit` tasks of a backfill that have ended, writes their report lines, and forgets
@@ -349,7 +355,8 @@ pub trait Store: Send + Sync + 'static {
     /// are left, it no longer is. Answers how many.
     async fn retry_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
 
-    /// Makes a backfill hand out nothing, or go on. `false` if it has ended or was cancelled.
+    /// Makes a backfill hand out nothing, or go on. `false` if it has ended or was cancelled, or if it is to
+    /// be paused and has nothing more to hand out.
     async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError>;
 
     /// The report of a backfill by the ids of its lines, from after the one given; at most `limit`.
@@ -361,8 +368,9 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Item>, StoreError>;
 
-    /// Forgets tasks that succeeded or were cancelled longer than `age` ago, with their jobs and report
-    /// lines, about `limit` rows at once. Returns how many; zero once there is nothing left to do.
+    /// Forgets tasks that succeeded or were cancelled, and backfills however they ended, longer than `age` ago,
+    /// with their jobs and report lines, about `limit` rows at once; what failed of a backfill is a task of its
+    /// own from then on. Returns how many; zero once there is nothing left to do.
     async fn prune_tasks(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
 
     // --- the registry of workers ------------------------------------------------------------

@@ -25,26 +25,36 @@ promises!(
     a_backfill_is_a_task_that_shows_how_it_stands,
     what_a_step_has_done_itself_is_counted_and_has_lines,
     beginning_again_changes_nothing,
+    an_id_that_is_taken_is_refused,
     one_foreman_leads_until_it_is_silent,
     a_lead_is_renewed_only_when_it_must_be,
+    paused_ones_wait_for_a_place,
     a_walk_sees_each_image_of_its_time_once,
+    an_id_from_a_slow_clock_hides_no_image,
     a_walk_can_be_narrowed,
     a_step_makes_tasks_and_report_lines,
+    a_step_uses_up_its_share_of_the_rate,
     a_step_counts_only_where_the_walk_stands,
     a_paused_walk_takes_no_step,
+    what_has_nothing_left_to_hand_out_cannot_be_paused,
     a_dry_run_only_counts,
     an_import_makes_images,
+    of_imports_of_the_same_at_once_one_takes_it_in,
     equal_bytes_are_found,
+    equal_bytes_of_sound_images_come_first,
     what_is_under_way_or_failed_is_an_obstacle,
+    a_later_success_clears_a_failure,
     a_tally_counts_forgets_and_ends,
     a_backfill_with_failures_fails_and_keeps_them,
     failed_images_are_handed_out_again,
     one_failed_image_tried_again_reopens_its_backfill,
     a_cancelled_backfill_ends_with_what_it_handed_out,
     a_claim_knows_what_its_backfill_wants,
+    a_cancelled_import_discards_what_it_has_under_way,
     a_verified_image_keeps_what_was_repaired,
     a_report_is_read_in_pages,
     old_tasks_are_forgotten_and_failed_ones_kept,
+    an_old_failed_backfill_leaves_its_failed_tasks,
     an_old_backfill_is_forgotten_with_its_report,
 );
 
@@ -176,8 +186,7 @@ async fn beginning_again_changes_nothing(store: Fixture) -> Result<()> {
     let new = NewBackfill { task: TaskId::new(), owner: Owner::local(), spec: spec() };
     store.create_backfill(&new).await?;
     let before = store.task(new.task).await?;
-    let other = NewBackfill { spec: BackfillSpec::new(BackfillKind::Verify), ..new.clone() };
-    store.create_backfill(&other).await?;
+    assert!(store.create_backfill(&new).await?);
     assert_eq!(store.task(new.task).await?, before);
     Ok(())
 }
@@ -195,6 +204,24 @@ async fn a_lead_is_renewed_only_when_it_must_be(store: Fixture) -> Result<()> {
     Ok(())
 }
 
+async fn an_id_that_is_taken_is_refused(store: Fixture) -> Result<()> {
+    let mut spec = spec();
+    spec.rate = Some(0.1);
+    let new =
+        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
+    assert!(store.create_backfill(&new).await?);
+    let before = store.task(new.task).await?;
+    let other = NewBackfill { spec: BackfillSpec::new(BackfillKind::Verify), ..new.clone() };
+    assert!(!store.create_backfill(&other).await?, "it was begun to do something else");
+    assert_eq!(store.task(new.task).await?, before);
+    let upload = store.accepted().await?;
+    let before = store.task(upload.task).await?;
+    assert!(!store.create_backfill(&NewBackfill { task: upload.task, ..new }).await?);
+    assert_eq!(store.task(upload.task).await?, before);
+    assert_eq!(store.lead_backfills(FOREMAN(), HOUR, 9).await?.len(), 1);
+    Ok(())
+}
+
 async fn one_foreman_leads_until_it_is_silent(store: Fixture) -> Result<()> {
     let (first, second) = (FOREMAN(), FOREMAN());
     let id = begun(&store, spec()).await?;
@@ -208,8 +235,36 @@ async fn one_foreman_leads_until_it_is_silent(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-fn everything(until: TaskId) -> ImageFilter {
-    ImageFilter { until: until.0, created_after: None, format: None }
+/// Everything that was accepted before a backfill.
+async fn everything(store: &Fixture, until: TaskId) -> Result<ImageFilter> {
+    let until = backfill(store, until).await?.begun_at;
+    Ok(ImageFilter { until, created_after: None, format: None })
+}
+
+async fn paused_ones_wait_for_a_place(store: Fixture) -> Result<()> {
+    let (paused, active) = (begun(&store, spec()).await?, begun(&store, spec()).await?);
+    assert!(store.pause_backfill(paused, true).await?);
+    let foreman = FOREMAN();
+    for expected in [active, active] {
+        let led = store.lead_backfills(foreman, HOUR, 1).await?;
+        assert_eq!(led.iter().map(|backfill| backfill.id).collect::<Vec<_>>(), [expected]);
+    }
+    assert_eq!(store.lead_backfills(foreman, HOUR, 2).await?.len(), 2);
+    Ok(())
+}
+
+async fn an_id_from_a_slow_clock_hides_no_image(store: Fixture) -> Result<()> {
+    let early = TaskId::new();
+    let image = store.accepted().await?.image;
+    let new =
+        NewBackfill { task: early, owner: safelight_common::domain::Owner::local(), spec: spec() };
+    assert!(store.create_backfill(&new).await?);
+    store.accepted().await?;
+    let filter = everything(&store, early).await?;
+    let seen = store.walk_images(&filter, None, 9).await?;
+    assert_eq!(seen.iter().map(|image| image.id).collect::<Vec<_>>(), [image]);
+    assert_eq!(store.count_images(&filter).await?, 1);
+    Ok(())
 }
 
 async fn a_walk_sees_each_image_of_its_time_once(store: Fixture) -> Result<()> {
@@ -219,7 +274,7 @@ async fn a_walk_sees_each_image_of_its_time_once(store: Fixture) -> Result<()> {
     }
     let id = begun(&store, spec()).await?;
     let later = store.accepted().await?;
-    let filter = everything(id);
+    let filter = everything(&store, id).await?;
     assert_eq!(store.count_images(&filter).await?, 5);
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
@@ -240,7 +295,7 @@ async fn a_walk_can_be_narrowed(store: Fixture) -> Result<()> {
     let gone = store.accepted().await?;
     store.cancel(gone.task).await?;
     let made = store.image(png.image).await?.context("no image")?.created_at;
-    let all = everything(TaskId::new());
+    let all = everything(&store, begun(&store, spec()).await?).await?;
     let seen = async |filter: &ImageFilter| -> Result<Vec<ImageId>> {
         let page = store.walk_images(filter, None, 9).await?;
         assert_eq!(store.count_images(filter).await?, page.len() as u64);
@@ -254,7 +309,8 @@ async fn a_walk_can_be_narrowed(store: Fixture) -> Result<()> {
     let walked = store.walk_images(&all, None, 1).await?;
     assert!(walked[0].renditions.is_empty());
     let done = stored(&store).await?;
-    let walked = store.walk_images(&everything(TaskId::new()), Some(png.image), 9).await?;
+    let all = everything(&store, begun(&store, spec()).await?).await?;
+    let walked = store.walk_images(&all, Some(png.image), 9).await?;
     assert_eq!(walked[0].id, done.image);
     assert_eq!(unmade(&walked[0].renditions), renditions());
     Ok(())
@@ -295,6 +351,19 @@ async fn a_step_makes_tasks_and_report_lines(store: Fixture) -> Result<()> {
     Ok(())
 }
 
+async fn a_step_uses_up_its_share_of_the_rate(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    assert_eq!(backfill(&store, id).await?.rested_seconds, None);
+    let step = Advance { paced_seconds: 1000.0, ..step(id, None, "a", image) };
+    assert!(store.advance_backfill(&step).await?);
+    let rested = backfill(&store, id).await?.rested_seconds.context("it was fed")?;
+    assert!((-1000.0..-900.0).contains(&rested), "{rested}");
+    let led = store.lead_backfills(FOREMAN(), HOUR, 9).await?;
+    assert!(led[0].rested_seconds.is_some_and(|led| (rested..-900.0).contains(&led)), "{led:?}");
+    Ok(())
+}
+
 async fn a_step_counts_only_where_the_walk_stands(store: Fixture) -> Result<()> {
     let image = stored(&store).await?.image;
     let id = begun(&store, spec()).await?;
@@ -323,6 +392,20 @@ async fn a_paused_walk_takes_no_step(store: Fixture) -> Result<()> {
     Ok(())
 }
 
+async fn what_has_nothing_left_to_hand_out_cannot_be_paused(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[image]).await?;
+    assert!(!store.pause_backfill(id, true).await?);
+    assert!(!backfill(&store, id).await?.paused);
+    ended(&store, &work[0], &failed()).await?;
+    store.tally_backfill(id, 9).await?;
+    store.retry(&[id]).await?;
+    assert!(store.pause_backfill(id, true).await?, "there is something to try again");
+    assert!(store.pause_backfill(id, false).await?);
+    Ok(())
+}
+
 async fn a_dry_run_only_counts(store: Fixture) -> Result<()> {
     let image = stored(&store).await?.image;
     let mut spec = spec();
@@ -343,12 +426,11 @@ async fn a_dry_run_only_counts(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn an_import_makes_images(store: Fixture) -> Result<()> {
-    let id = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
-    let image = ImageId::new();
+/// What an import takes in, with a write and a thumbnail job.
+fn taken_in(bytes: &[u8]) -> Child {
     let import = Imported {
         source: "/photos/a.jpg".to_owned(),
-        sha256: ContentHash::of(b"a"),
+        sha256: ContentHash::of(bytes),
         bytes: 1,
         format: ImageFormat::Jpeg,
         title: Some("A".to_owned()),
@@ -356,8 +438,14 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
         filename: None,
     };
     let jobs = vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)];
-    let kind = TaskKind::Upload;
-    let child = Child { task: TaskId::new(), kind, image, jobs, import: Some(import) };
+    let (task, kind, image) = (TaskId::new(), TaskKind::Upload, ImageId::new());
+    Child { task, kind, image, jobs, import: Some(import) }
+}
+
+async fn an_import_makes_images(store: Fixture) -> Result<()> {
+    let id = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
+    let child = taken_in(b"a");
+    let image = child.image;
     let work = vec![child.clone()];
     let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
@@ -376,6 +464,64 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
     assert_eq!((report[0].id, report[0].outcome), (image.0, ItemOutcome::Succeeded));
     assert_eq!(report[0].source.as_deref(), Some("/photos/a.jpg"));
     assert!(store.image(image).await?.context("no image")?.stored_at.is_some());
+    Ok(())
+}
+
+async fn of_imports_of_the_same_at_once_one_takes_it_in(store: Fixture) -> Result<()> {
+    let import = BackfillSpec::new(BackfillKind::Import);
+    let (first, second) = (begun(&store, import.clone()).await?, begun(&store, import).await?);
+    let step = |id: TaskId, work: &[&[u8]]| Advance {
+        work: work.iter().map(|bytes| taken_in(bytes)).collect(),
+        max_attempts: 3,
+        is_last: true,
+        ..Advance::of(id, None)
+    };
+    let steps = [step(first, &[b"a", b"b"]), step(second, &[b"b", b"c"])];
+    let (one, other) =
+        tokio::join!(store.advance_backfill(&steps[0]), store.advance_backfill(&steps[1]));
+    assert!(one? && other?);
+    let counts = [backfill(&store, first).await?, backfill(&store, second).await?];
+    assert_eq!(counts[0].planned + counts[1].planned, 3, "{counts:#?}");
+    let skipped = counts.iter().filter_map(|one| one.skipped.get("duplicate")).sum::<u64>();
+    assert_eq!(skipped, 1);
+    assert_eq!(store.images_with_blobs(&"ada".parse()?, &[ContentHash::of(b"b")]).await?.len(), 1);
+    let mut lines = store.backfill_report(first, None, 9).await?;
+    lines.extend(store.backfill_report(second, None, 9).await?);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0].source.as_deref(), Some("/photos/a.jpg"));
+
+    // What failed for good may be taken in again.
+    let work: Vec<_> = steps[0].work.iter().chain(&steps[1].work).collect();
+    for child in work {
+        if store.task(child.task).await?.is_some() {
+            for (job, kind) in child.jobs.clone() {
+                let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+                let job = store.claimed(&bell).await?;
+                store.settled(&job, &failed()).await?;
+            }
+        }
+    }
+    let third = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
+    assert!(store.advance_backfill(&step(third, &[b"a"])).await?);
+    assert_eq!(backfill(&store, third).await?.planned, 1);
+    Ok(())
+}
+
+async fn equal_bytes_of_sound_images_come_first(store: Fixture) -> Result<()> {
+    let bad = store.accepted().await?;
+    for bell in [write_bell(&bad), thumbnail_bell(&bad)] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &failed()).await?;
+    }
+    let same = [bad.sha256];
+    assert_eq!(store.images_with_blobs(&Owner::local(), &same).await?, [(bad.sha256, bad.image)]);
+    let good = NewUpload { sha256: bad.sha256, ..super::fixture::upload() };
+    store.accept_it(&good).await?;
+    assert_eq!(
+        store.images_with_blobs(&Owner::local(), &same).await?,
+        [(bad.sha256, good.image)],
+        "under way"
+    );
     Ok(())
 }
 
@@ -403,12 +549,41 @@ async fn what_is_under_way_or_failed_is_an_obstacle(store: Fixture) -> Result<()
     }
     let all = [open.image, done.image, bad.image];
     let mut found = store.obstacles(&all).await?;
-    found.sort_by_key(|obstacle| obstacle.image);
-    assert_eq!(found.len(), 2, "{found:?}");
-    assert_eq!((found[0].image, found[0].status), (open.image, Status::Queued));
-    assert_eq!((found[1].image, found[1].status), (bad.image, Status::Failed));
-    let failure = found[1].failure.as_ref().context("no failure")?;
+    found.sort_by_key(|obstacle| (obstacle.image, obstacle.kind.as_str()));
+    let seen: Vec<_> = found.iter().map(|o| (o.image, o.kind, o.status)).collect();
+    assert_eq!(
+        seen,
+        [
+            (open.image, JobKind::Thumbnail, Status::Queued),
+            (open.image, JobKind::Write, Status::Queued),
+            (bad.image, JobKind::Thumbnail, Status::Failed),
+            (bad.image, JobKind::Write, Status::Failed),
+        ]
+    );
+    let failure = found[2].failure.as_ref().context("no failure")?;
     assert_eq!((failure.code, failure.message.as_str()), (ErrorCode::CorruptImage, "cut short"));
+    Ok(())
+}
+
+async fn a_later_success_clears_a_failure(store: Fixture) -> Result<()> {
+    let upload = store.accepted().await?;
+    for (bell, outcome) in [(write_bell(&upload), written()), (thumbnail_bell(&upload), failed())] {
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, &outcome).await?;
+    }
+    assert_eq!(store.obstacles(&[upload.image]).await?.len(), 1);
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[upload.image]).await?;
+    ended(&store, &work[0], &rendered()).await?;
+    assert_eq!(store.obstacles(&[upload.image]).await?, [], "the newest job succeeded");
+    store.tally_backfill(id, 9).await?;
+    assert!(store.task(work[0].task).await?.is_none());
+    assert_eq!(store.obstacles(&[upload.image]).await?, [], "also when that is forgotten");
+    // And a failure after that counts again.
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[upload.image]).await?;
+    ended(&store, &work[0], &failed()).await?;
+    assert_eq!(store.obstacles(&[upload.image]).await?.len(), 1);
     Ok(())
 }
 
@@ -526,6 +701,35 @@ async fn a_cancelled_backfill_ends_with_what_it_handed_out(store: Fixture) -> Re
     Ok(())
 }
 
+async fn a_cancelled_import_discards_what_it_has_under_way(store: Fixture) -> Result<()> {
+    let id = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
+    let work: Vec<Child> = [&b"a"[..], b"b", b"c"].map(taken_in).into();
+    let step =
+        Advance { work: work.clone(), max_attempts: 3, is_last: true, ..Advance::of(id, None) };
+    assert!(store.advance_backfill(&step).await?);
+    for (index, outcome) in [written(), rendered()].iter().enumerate() {
+        let (job, kind) = work[0].jobs[index];
+        let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+        let job = store.claimed(&bell).await?;
+        store.settled(&job, outcome).await?;
+    }
+    // Of the second one a rendition is being made beside.
+    let beside = begun(&store, spec()).await?;
+    let rendition = handed_out(&store, beside, &[work[1].image]).await?;
+    assert!(store.cancel(id).await?);
+    assert_eq!(store.tally_backfill(id, 9).await?, 3);
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.succeeded, stands.cancelled_images), (1, 2));
+    for (child, discarded) in work.iter().zip([false, true, true]) {
+        let image = store.image(child.image).await?.context("no image")?;
+        assert_eq!(image.discarded, discarded, "{image:?}");
+    }
+    let made = store.task(rendition[0].task).await?.context("no task")?;
+    assert_eq!((made.status, made.progress.cancelled), (Status::Cancelled, 1));
+    assert_eq!(store.publish_all().await?, [], "no bell is left");
+    Ok(())
+}
+
 async fn a_claim_knows_what_its_backfill_wants(store: Fixture) -> Result<()> {
     let (upload, other) = (stored(&store).await?, store.accepted().await?);
     let mut spec = spec();
@@ -609,5 +813,22 @@ async fn an_old_backfill_is_forgotten_with_its_report(store: Fixture) -> Result<
     }
     assert_eq!(batches, 4, "three of lines, one of the task");
     assert!(store.task(id).await?.is_none());
+    Ok(())
+}
+
+async fn an_old_failed_backfill_leaves_its_failed_tasks(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[image]).await?;
+    ended(&store, &work[0], &failed()).await?;
+    store.tally_backfill(id, 9).await?;
+    assert_eq!(store.prune_tasks(HOUR, 9).await?, 0);
+    while store.prune_tasks(NOW, 9).await? > 0 {}
+    assert!(store.task(id).await?.is_none());
+    assert!(store.backfill_report(id, None, 9).await?.is_empty());
+    let kept = store.task(work[0].task).await?.context("it says why it failed")?;
+    assert_eq!(kept.status, Status::Failed);
+    assert_eq!(store.obstacles(&[image]).await?.len(), 1);
+    assert_eq!(store.retry(&[kept.id]).await?, [kept.id]);
     Ok(())
 }

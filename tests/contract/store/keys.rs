@@ -128,7 +128,7 @@ async fn old_keys_expire_and_held_ones_stay(store: Fixture) -> Result<()> {
     let held = key("local", "held");
     ticket(store.reserve_key(&held, HOUR).await?)?;
     for name in ["a", "b", "c"] {
-        let reserved = ticket(store.reserve_key(&key("", name), HOUR).await?)?;
+        let reserved = ticket(store.reserve_key(&key("local", name), HOUR).await?)?;
         store.accept_it(&upload_with(&reserved)).await?;
     }
     ticket(store.reserve_key(&key("local", "abandoned"), NOW).await?)?;

@@ -245,7 +245,7 @@ async fn what_cannot_be_recorded_fails_alone(store: Fixture) -> Result<()> {
     let jobs = claimed(&store, &[write_bell(&bad), write_bell(&good)]).await?;
     // PostgreSQL's texts cannot hold it; SQLite's can.
     let mut unspeakable = failure();
-    unspeakable.message = "cut off \0 here".to_owned();
+    "cut off \0 here".clone_into(&mut unspeakable.message);
     let unspeakable = Outcome::Failed(unspeakable);
     let written = written();
     let (bad_end, good_end) = tokio::join!(

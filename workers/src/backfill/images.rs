@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use safelight_common::{
     domain::{
-        Backfill, BackfillKind, Image, ImageId, ItemOutcome, JobId, JobKind, Presets, Status,
-        TaskId, TaskKind,
+        Backfill, BackfillKind, Image, ImageId, ItemOutcome, JobId, JobKind, Presets, TaskId,
+        TaskKind,
     },
     services::Services,
     store::{Advance, Child, ImageFilter, Item, Obstacle},
 };
 
-use super::BackfillError;
+use super::{BackfillError, failure};
 use crate::handlers::missing_presets;
 
 /// Images read at once.
@@ -25,7 +25,7 @@ pub(super) async fn step(
 ) -> Result<Advance, BackfillError> {
     let spec = &backfill.spec;
     let filter = ImageFilter {
-        until: backfill.id.0,
+        until: backfill.begun_at,
         created_after: spec.created_after,
         format: spec.format,
     };
@@ -39,8 +39,10 @@ pub(super) async fn step(
     let limit = room.saturating_mul(4).clamp(50, PAGE);
     let page = services.store.walk_images(&filter, after, limit).await?;
     let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
-    let obstacles: HashMap<ImageId, Obstacle> =
-        services.store.obstacles(&ids).await?.into_iter().map(|o| (o.image, o)).collect();
+    let mut obstacles = HashMap::<ImageId, Vec<Obstacle>>::new();
+    for obstacle in services.store.obstacles(&ids).await? {
+        obstacles.entry(obstacle.image).or_default().push(obstacle);
+    }
     for image in &page {
         if step.work.len() >= room as usize {
             return Ok(step);
@@ -61,32 +63,31 @@ pub(super) async fn step(
     Ok(step)
 }
 
-/// Why an image needs no work, with details; `None` if it does.
+/// Why an image needs no work, with details; `None` if it does. That another task is at it is no reason:
+/// what this one's job finds done it does not do again.
 fn judge(
     presets: &Presets,
     backfill: &Backfill,
     image: &Image,
-    obstacle: Option<&Obstacle>,
+    obstacles: Option<&Vec<Obstacle>>,
 ) -> Option<(&'static str, Option<String>)> {
     let spec = &backfill.spec;
-    if let Some(obstacle) = obstacle {
-        if obstacle.status != Status::Failed {
-            return Some(("in_progress", None));
-        }
-        // Its bytes may be fine all the same, and are verified if they are there.
-        let concerns = spec.kind == BackfillKind::Renditions || image.stored_at.is_none();
-        if concerns && !spec.retry_failed {
-            return Some(("failed_before", obstacle.failure.as_ref().map(ToString::to_string)));
+    let renditions = spec.kind == BackfillKind::Renditions;
+    if renditions && !spec.all {
+        let mut missing = missing_presets(presets, image);
+        missing.retain(|name, _| spec.wants(name));
+        if missing.is_empty() {
+            return Some(("up_to_date", None));
         }
     }
-    match spec.kind {
-        BackfillKind::Renditions if !spec.all => {
-            let mut missing = missing_presets(presets, image);
-            missing.retain(|name, _| spec.wants(name));
-            missing.is_empty().then_some(("up_to_date", None))
-        }
-        _ => None,
-    }
+    let concerns: &[JobKind] = match image.stored_at {
+        _ if renditions => &[JobKind::Write, JobKind::Thumbnail],
+        // Its bytes may be fine whatever became of its renditions.
+        Some(_) => &[JobKind::Verify],
+        None => JobKind::ALL,
+    };
+    let failed = obstacles.and_then(|obstacles| failure(obstacles, concerns));
+    failed.filter(|_| !spec.retry_failed).map(|failed| ("failed_before", Some(failed)))
 }
 
 fn child(kind: BackfillKind, image: ImageId) -> Child {

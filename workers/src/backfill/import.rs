@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_common::{
-    blobs::{BlobKey, Staging},
+    blobs::{BlobKey, StagedUpload, Staging},
     domain::{
         Backfill, ContentHash, ContentHasher, ErrorCode, ImageFormat, ImageId, ItemOutcome, JobId,
         JobKind, TaskId, TaskKind,
@@ -19,15 +19,33 @@ use safelight_common::{
 use uuid::Uuid;
 
 use super::{
-    BackfillError, reason,
-    source::{Entry, Source, SourceError},
+    BackfillError, failure, reason,
+    source::{Entry, Reader, Source, SourceError, Verdict},
 };
 
 /// Entries read in one step: few, so that a step is soon over.
 const ENTRIES: u32 = 64;
 
+/// How often a step is tried whose source answers, but not for each of its entries; then those are unreadable.
+const TRIES: u32 = 8;
+
 /// Entries read at the same time.
 const AT_ONCE: usize = 4;
+
+/// Hashes that a dry run keeps at most. Beyond them it may count equal files more than once.
+const SEEN: usize = 1_000_000;
+
+/// What an import keeps from step to step. A foreman who takes it over begins anew.
+#[derive(Default)]
+pub(super) struct Memory {
+    reader: Reader,
+    /// Of a dry run, beginnings of the hashes that it has come across.
+    seen: HashSet<u64>,
+    /// And those of the step that is not counted yet.
+    pending: HashSet<u64>,
+    /// How often the step that stands next has failed because of an entry.
+    tries: u32,
+}
 
 /// What an entry came to.
 enum Found {
@@ -40,8 +58,9 @@ pub(super) async fn step(
     services: &Services,
     backfill: &Backfill,
     room: u32,
+    memory: &mut Memory,
 ) -> Result<Advance, BackfillError> {
-    let source = Source::of(&backfill.spec)?;
+    let source = Source::of(&backfill.spec, memory.reader.clone()).await?;
     let mut step = Advance::of(backfill.id, backfill.cursor.clone());
     if backfill.expected.is_none() {
         step.expected = Some(source.count().await?);
@@ -51,16 +70,58 @@ pub(super) async fn step(
     let entries = source.page(backfill.cursor.as_deref(), limit).await?;
     step.is_last = entries.len() < limit as usize;
     step.to = entries.last().map(|entry| entry.cursor.clone()).or(step.to);
-    let import = Import { services, source, backfill, seen: Mutex::default() };
+    let is_last_try = memory.tries >= TRIES;
+    let import = Import { services, source, backfill, is_last_try, seen: Mutex::default() };
     // In the order of the source, whichever is read first.
     let mut found = stream::iter(entries).map(|entry| import.take(entry)).buffered(AT_ONCE);
-    while let Some(found) = found.try_next().await? {
+    while let Some(found) = found.next().await {
         match found {
-            Found::Work(child) => step.work.push(child),
-            Found::Settled(item) => step.settled.push(item),
+            Ok(Found::Work(child)) => step.work.push(child),
+            Ok(Found::Settled(item)) => step.settled.push(item),
+            Err(error) => {
+                memory.tries += u32::from(matches!(error, BackfillError::Source(_)));
+                give_up(services, &step).await;
+                return Err(error);
+            }
         }
     }
+    memory.tries = 0;
+    if backfill.spec.dry_run {
+        memory.set_equal_aside(&mut step);
+    }
     Ok(step)
+}
+
+impl Memory {
+    /// Takes what a dry run has come across before out of its step.
+    fn set_equal_aside(&mut self, step: &mut Advance) {
+        let found = std::mem::take(&mut step.work);
+        let (first, equal): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|child| self.is_first(child));
+        step.work = first;
+        step.settled.extend(equal.into_iter().map(|child| Item {
+            id: child.image.0,
+            outcome: ItemOutcome::Skipped,
+            reason: Some("duplicate".to_owned()),
+            detail: None,
+            source: None,
+        }));
+    }
+
+    fn is_first(&mut self, child: &Child) -> bool {
+        let Some(import) = &child.import else { return true };
+        let beginning = import.sha256.as_bytes().iter().take(8);
+        let beginning = beginning.fold(0, |all, byte| all << 8 | u64::from(*byte));
+        !self.seen.contains(&beginning) && self.pending.insert(beginning)
+    }
+
+    /// The step has counted, or has not.
+    pub fn step_ended(&mut self, counted: bool) {
+        let pending = std::mem::take(&mut self.pending);
+        if counted {
+            self.seen.extend(pending.into_iter().take(SEEN.saturating_sub(self.seen.len())));
+        }
+    }
 }
 
 /// Removes what was staged for a step that did not count. What is left in spite of it, the janitor finds.
@@ -76,6 +137,8 @@ struct Import<'a> {
     services: &'a Services,
     source: Source,
     backfill: &'a Backfill,
+    /// Entries that cannot be read now are not tried again.
+    is_last_try: bool,
     /// What this step has taken in already.
     seen: Mutex<HashSet<ContentHash>>,
 }
@@ -84,21 +147,23 @@ impl Import<'_> {
     /// Reads one entry. What is wrong with it is a line of the report; an error is one of the store, or
     /// of the way to the source, and the whole step is tried again.
     async fn take(&self, entry: Entry) -> Result<Found, BackfillError> {
-        match &entry.invalid {
-            Some(why) => {
-                return Ok(settled(&entry, ItemOutcome::Failed, "invalid_line", Some(why.clone())));
-            }
-            None if !entry.is_file => {
+        let failed = |reason, why| Ok(settled(&entry, ItemOutcome::Failed, reason, Some(why)));
+        match &entry.verdict {
+            Some(Verdict::Invalid(why)) => return failed("invalid_line", why.clone()),
+            Some(Verdict::Unreadable(why)) => return failed("unreadable", why.clone()),
+            Some(Verdict::NotAFile) => {
                 return Ok(settled(&entry, ItemOutcome::Skipped, "not_a_file", None));
             }
             None => {}
         }
         let mut bytes = match self.source.open(&entry).await {
             Ok(bytes) => bytes,
-            Err(SourceError::Unusable(why)) => {
-                return Ok(settled(&entry, ItemOutcome::Failed, "unreadable", Some(why)));
+            Err(SourceError::NotAFile) => {
+                return Ok(settled(&entry, ItemOutcome::Skipped, "not_a_file", None));
             }
-            Err(error) => return Err(error.into()),
+            Err(SourceError::Forbidden(why)) => return failed("invalid_line", why),
+            Err(error) if self.is_tried_again(&error) => return Err(error.into()),
+            Err(error) => return failed("unreadable", reason(&error)),
         };
         let image = ImageId::new();
         let mut intake = Intake::new(self.services.config.max_upload_bytes);
@@ -110,10 +175,8 @@ impl Import<'_> {
                     }
                 }
                 Ok(None) => break,
-                Err(error) => {
-                    let why = reason(&error);
-                    return Ok(settled(&entry, ItemOutcome::Failed, "unreadable", Some(why)));
-                }
+                Err(error) if self.is_tried_again(&error) => return Err(error.into()),
+                Err(error) => return failed("unreadable", reason(&error)),
             }
         }
         if let Some((code, why)) = intake.judge(self, image).await? {
@@ -122,29 +185,27 @@ impl Import<'_> {
         self.keep(entry, image, intake).await
     }
 
+    /// Whether an entry that cannot be read is tried again with the whole step. One that hangs is not: each
+    /// try would take as long.
+    fn is_tried_again(&self, error: &SourceError) -> bool {
+        !self.is_last_try && matches!(error, SourceError::Io(_) | SourceError::Store(_))
+    }
+
     /// Keeps a picture that was read to its end, unless it is there already.
     async fn keep(
         &self,
         entry: Entry,
         image: ImageId,
-        intake: Intake,
+        mut intake: Intake,
     ) -> Result<Found, BackfillError> {
         let (Some(format), Some(sha256)) = (intake.format, intake.hash()) else {
             return Ok(not_taken(&entry, ErrorCode::NotAnImage, String::new()));
         };
-        let known = self.services.store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
-        let detail = match known.first() {
-            Some((_, id)) => Some(format!("equal to image {id}")),
-            None if !self.first(sha256) => Some("equal to another one of this import".to_owned()),
-            None => None,
-        };
-        if detail.is_some() {
-            return Ok(settled(&entry, ItemOutcome::Skipped, "duplicate", detail));
+        if let Some(item) = self.known(&entry, &mut intake, sha256).await? {
+            return Ok(Found::Settled(item));
         }
         let bytes = intake.bytes;
-        if let Target::Staging(staging) = intake.target {
-            staging.finish().await?;
-        }
+        intake.finish().await?;
         let import = Imported {
             source: entry.name,
             sha256,
@@ -161,6 +222,39 @@ impl Import<'_> {
             jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
             import: Some(import),
         }))
+    }
+
+    /// The line of a picture that is there already. One that failed for good is taken in anew if that was
+    /// asked for; one whose bytes are gone gets them back.
+    async fn known(
+        &self,
+        entry: &Entry,
+        intake: &mut Intake,
+        sha256: ContentHash,
+    ) -> Result<Option<Item>, BackfillError> {
+        let skipped =
+            |reason, detail| Some(item(entry, ItemOutcome::Skipped, reason, Some(detail)));
+        let store = &self.services.store;
+        let known = store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
+        let Some(&(_, equal)) = known.first() else {
+            let detail = "equal to another one of this import".to_owned();
+            return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
+        };
+        let obstacles = store.obstacles(&[equal]).await?;
+        if let Some(failed) = failure(&obstacles, &[JobKind::Write, JobKind::Thumbnail]) {
+            let spec = &self.backfill.spec;
+            let detail = format!("equal to image {equal}, which failed: {failed}");
+            let is_taken = spec.retry_failed && self.first(sha256);
+            return Ok(if is_taken { None } else { skipped("failed_before", detail) });
+        }
+        let mut detail = format!("equal to image {equal}");
+        if obstacles.is_empty() && !self.services.blobs.exists(&BlobKey::Blob(sha256)).await? {
+            if let Some(staged) = intake.finish().await? {
+                self.services.blobs.promote(&staged).await?;
+            }
+            detail += ", whose bytes were gone and are back";
+        }
+        Ok(skipped("duplicate", detail))
     }
 
     /// Whether no other entry of this step has these bytes.
@@ -246,6 +340,14 @@ impl Intake {
         Ok(())
     }
 
+    /// Makes sure that what was staged stays. `None` if nothing was, or if it is finished.
+    async fn finish(&mut self) -> Result<Option<StagedUpload>, BackfillError> {
+        match std::mem::replace(&mut self.target, Target::Undecided) {
+            Target::Staging(staging) => Ok(Some(staging.finish().await?)),
+            Target::Hash(_) | Target::Undecided => Ok(None),
+        }
+    }
+
     fn hash(&self) -> Option<ContentHash> {
         match &self.target {
             Target::Staging(staging) => Some(staging.hash()),
@@ -266,11 +368,15 @@ fn not_taken(entry: &Entry, code: ErrorCode, why: String) -> Found {
 }
 
 fn settled(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> Found {
-    Found::Settled(Item {
+    Found::Settled(item(entry, outcome, reason, detail))
+}
+
+fn item(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> Item {
+    Item {
         id: Uuid::now_v7(),
         outcome,
         reason: Some(reason.to_owned()),
         detail,
         source: Some(entry.name.clone()),
-    })
+    }
 }

@@ -1,30 +1,31 @@
 //! The foreman: walks for backfills, hands out their work as it is done, and counts what has ended.
 //!
 //! ```text
-//! lead ─ for each backfill ─ tally   ended tasks ─▶ report lines, counts; the end, after the last
-//!                          ├ retry   failed images, when somebody asked
-//!                          └ walk    next images ─▶ tasks with jobs on the bulk lane, report lines
+//! lead ─ for each backfill, by themselves ─┬ tally   ended tasks ─▶ report lines, counts; the end
+//!                                          └ feed    failed images again, when somebody asked;
+//!                                                    next images ─▶ tasks with jobs, report lines
 //! ```
 //!
 //! At most a window of images is under way for each backfill, so that neither the queue nor the
 //! database holds a job for each of a million images, and several backfills share the workers evenly.
 //! Each step is one transaction that counts only if the walk stands where the step began: a foreman
-//! may die anywhere, and two may work on the same backfill.
+//! may die anywhere, and two may work on the same backfill. No backfill waits for another: one whose
+//! source hangs is tallied, cancelled and led all the same, and the others go on.
 
 mod garbage;
 mod images;
 mod import;
 mod source;
 
-use std::{error::Error, time::Duration};
+use std::{collections::HashMap, error::Error, time::Duration};
 
-use futures::future::join_all;
 use safelight_common::{
     blobs::BlobError,
-    domain::{Backfill, BackfillKind, BackfillState, WorkerId},
+    domain::{Backfill, BackfillKind, BackfillState, JobKind, Status, TaskId, WorkerId},
     services::Services,
-    store::{Advance, StoreError},
+    store::{Advance, Obstacle, StoreError},
 };
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::source::SourceError;
@@ -33,13 +34,13 @@ use crate::{removal::RemovalError, trouble::Trouble};
 /// How long a foreman that died keeps its backfills from others.
 const HOLD: Duration = Duration::from_secs(10);
 
-/// Backfills that one foreman leads.
-const BACKFILLS: u32 = 16;
+/// Backfills that one foreman leads. Those that are paused wait for a place behind those that are not.
+const BACKFILLS: u32 = 64;
 
-/// How often it looks for backfills while there are none.
-const IDLE: Duration = Duration::from_millis(500);
+/// How often it looks for backfills, and says that it still leads those it has.
+const LOOK: Duration = Duration::from_millis(500);
 
-/// How often it looks at those there are: while nothing moves, and while something does.
+/// How often it looks at each of them: while nothing moves, and while something does.
 const WAITING: Duration = Duration::from_millis(100);
 const MOVING: Duration = Duration::from_millis(20);
 
@@ -67,13 +68,13 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 }
 
 async fn lead(services: &Services) {
-    let foreman = WorkerId::new();
-    let mut trouble = Trouble::new("go on with backfills");
+    let mut foreman = Foreman::new(services.clone());
+    let mut trouble = Trouble::new("lead backfills");
     loop {
-        let pause = match step(services, foreman).await {
-            Ok(pause) => {
+        let pause = match foreman.look().await {
+            Ok(()) => {
                 trouble.over();
-                pause
+                LOOK
             }
             Err(error) => trouble.failed(&error),
         };
@@ -81,62 +82,125 @@ async fn lead(services: &Services) {
     }
 }
 
-/// One look at every backfill that `foreman` leads; answers how long to wait before the next.
-pub(crate) async fn step(
-    services: &Services,
-    foreman: WorkerId,
-) -> Result<Duration, BackfillError> {
-    let led = services.store.lead_backfills(foreman, HOLD, BACKFILLS).await?;
-    if led.is_empty() {
-        return Ok(IDLE);
+/// Leads backfills, each in a task of its own. All end with it.
+struct Foreman {
+    services: Services,
+    id: WorkerId,
+    led: HashMap<TaskId, AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+impl Foreman {
+    fn new(services: Services) -> Self {
+        Self { services, id: WorkerId::new(), led: HashMap::new(), tasks: JoinSet::new() }
     }
-    let mut moving = false;
-    let mut failure = None;
-    for result in join_all(led.iter().map(|backfill| go_on(services, backfill))).await {
-        match result {
-            Ok(moved) => moving |= moved,
-            Err(error) => failure = Some(error),
+
+    /// Keeps the lead, begins with what is new, and leaves what has ended or is another's.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        let found = self.services.store.lead_backfills(self.id, HOLD, BACKFILLS).await?;
+        self.led.retain(|id, work| {
+            let is_led = found.iter().any(|backfill| backfill.id == *id);
+            if !is_led {
+                work.abort();
+            }
+            is_led && !work.is_finished()
+        });
+        for Backfill { id, .. } in found {
+            if !self.led.contains_key(&id) {
+                self.led.insert(id, self.tasks.spawn(work_on(self.services.clone(), id)));
+            }
         }
-    }
-    // The others went on all the same.
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(if moving { MOVING } else { WAITING }),
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
     }
 }
 
-/// Takes one backfill a step further; answers whether anything moved.
-async fn go_on(services: &Services, backfill: &Backfill) -> Result<bool, BackfillError> {
+/// One look at every backfill that `foreman` leads, for tests that go step by step.
+#[cfg(test)]
+pub(crate) async fn step(services: &Services, foreman: WorkerId) -> Result<(), BackfillError> {
+    for Backfill { id, .. } in services.store.lead_backfills(foreman, HOLD, BACKFILLS).await? {
+        services.store.tally_backfill(id, TALLY).await?;
+        feed(services, id, &mut import::Memory::default()).await?;
+    }
+    Ok(())
+}
+
+/// Tallies and feeds a backfill until it is left: whichever waits for something, the other goes on.
+async fn work_on(services: Services, id: TaskId) {
+    tokio::join!(keep_tallying(&services, id), keep_feeding(&services, id));
+}
+
+async fn keep_tallying(services: &Services, id: TaskId) {
+    let mut trouble = Trouble::new("count what a backfill has done");
+    loop {
+        let tallied = services.store.tally_backfill(id, TALLY).await;
+        tokio::time::sleep(pause(&mut trouble, tallied.map(|count| count > 0))).await;
+    }
+}
+
+async fn keep_feeding(services: &Services, id: TaskId) {
+    let mut trouble = Trouble::new("go on with a backfill");
+    let mut memory = import::Memory::default();
+    loop {
+        let fed = feed(services, id, &mut memory).await;
+        tokio::time::sleep(pause(&mut trouble, fed)).await;
+    }
+}
+
+/// How long to wait after an act that says whether anything moved.
+fn pause<E: Error + 'static>(trouble: &mut Trouble, acted: Result<bool, E>) -> Duration {
+    match acted {
+        Ok(moved) => {
+            trouble.over();
+            if moved { MOVING } else { WAITING }
+        }
+        Err(error) => trouble.failed(&error),
+    }
+}
+
+/// Hands out what a backfill has room for; answers whether anything moved.
+async fn feed(
+    services: &Services,
+    id: TaskId,
+    memory: &mut import::Memory,
+) -> Result<bool, BackfillError> {
     let store = &services.store;
-    let tallied = store.tally_backfill(backfill.id, TALLY).await?;
-    let under_way = backfill.under_way().saturating_sub(tallied);
-    let room = room(backfill, under_way, services.config.backfill_window);
-    let mut moved = tallied > 0;
+    let Some(backfill) = store.task(id).await?.and_then(|task| task.backfill) else {
+        return Ok(false);
+    };
+    let room = room(&backfill, backfill.under_way(), services.config.backfill_window);
     if backfill.paused || room == 0 {
-        return Ok(moved);
+        return Ok(false);
     }
-    if backfill.retrying {
-        moved |= store.retry_backfill(backfill.id, room).await? > 0;
+    let moved = if backfill.retrying {
+        store.retry_backfill(backfill.id, room).await? > 0
     } else if backfill.state == BackfillState::Walking {
-        moved |= walk(services, backfill, room).await?;
-    }
+        walk(services, &backfill, room, memory).await?
+    } else {
+        false
+    };
     if moved {
         services.wake.ring();
     }
     Ok(moved)
 }
 
-async fn walk(services: &Services, backfill: &Backfill, room: u32) -> Result<bool, BackfillError> {
+async fn walk(
+    services: &Services,
+    backfill: &Backfill,
+    room: u32,
+    memory: &mut import::Memory,
+) -> Result<bool, BackfillError> {
     let step = match backfill.spec.kind {
         BackfillKind::Renditions | BackfillKind::Verify => {
             images::step(services, backfill, room).await?
         }
         BackfillKind::Gc => garbage::step(services, backfill, room).await?,
-        BackfillKind::Import => match import::step(services, backfill, room).await {
+        BackfillKind::Import => match import::step(services, backfill, room, memory).await {
             // What is not there will not come: the backfill ends with what it has.
-            Err(BackfillError::Source(SourceError::Unusable(problem))) => Advance {
+            Err(BackfillError::Source(error)) if error.is_final() => Advance {
                 is_last: true,
-                problem: Some(problem),
+                problem: Some(error.to_string()),
                 ..Advance::of(backfill.id, backfill.cursor.clone())
             },
             step => step?,
@@ -146,11 +210,22 @@ async fn walk(services: &Services, backfill: &Backfill, room: u32) -> Result<boo
     #[allow(clippy::cast_precision_loss)] // at most a window
     let paced_seconds = paced.map_or(0.0, |rate| (step.work.len() + step.done.len()) as f64 / rate);
     let step = Advance { paced_seconds, max_attempts: services.config.max_attempts, ..step };
-    if services.store.advance_backfill(&step).await? {
-        return Ok(true);
+    let counted = services.store.advance_backfill(&step).await;
+    memory.step_ended(matches!(counted, Ok(true)));
+    if matches!(counted, Ok(false)) {
+        import::give_up(services, &step).await;
     }
-    import::give_up(services, &step).await;
-    Ok(false)
+    Ok(counted?)
+}
+
+/// Why jobs of these kinds have failed for good; `None` if they have not, or are being tried again.
+fn failure(obstacles: &[Obstacle], kinds: &[JobKind]) -> Option<String> {
+    let mut concerned = obstacles.iter().filter(|obstacle| kinds.contains(&obstacle.kind));
+    if concerned.clone().any(|obstacle| obstacle.status != Status::Failed) {
+        return None;
+    }
+    let failed = concerned.next()?;
+    Some(failed.failure.as_ref().map_or_else(String::new, ToString::to_string))
 }
 
 /// How many more images may be handed out now.
@@ -188,7 +263,8 @@ fn reason(error: &dyn Error) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use safelight_common::domain::{BackfillSpec, TaskId};
+    use chrono::Utc;
+    use safelight_common::domain::BackfillSpec;
 
     use super::*;
 
@@ -198,6 +274,7 @@ mod tests {
         Backfill {
             id: TaskId::new(),
             owner: safelight_common::domain::Owner::local(),
+            begun_at: Utc::now(),
             spec,
             state: BackfillState::Walking,
             paused: false,

@@ -46,7 +46,7 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     for (made, found) in &bad {
         notes.push(format!("{} ({}) was {}", made.preset, made.format, found.word()));
     }
-    let original = look(context, &BlobKey::Blob(image.sha256), image.sha256, image.bytes).await?;
+    let original = look_at_original(context, image).await?;
     if original != Found::Good {
         restore(context, image, original, &notes).await?;
         notes.insert(0, format!("the original was {}, and was restored", original.word()));
@@ -81,6 +81,21 @@ async fn look(
         Ok(_) => Ok(Found::Damaged),
         Err(BlobError::NotFound) => Ok(Found::Missing),
         Err(error) => Err(source::failure(error)),
+    }
+}
+
+/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be moved
+/// to their place between two looks.
+async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Failure> {
+    let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
+    let at = async |key: &BlobKey| look(context, key, image.sha256, image.bytes).await;
+    let found = at(&blob).await?;
+    if found != Found::Missing || image.stored_at.is_some() {
+        return Ok(found);
+    }
+    match at(&staged).await? {
+        Found::Missing => at(&blob).await,
+        found => Ok(found),
     }
 }
 

@@ -23,16 +23,21 @@ pub(crate) struct Flaky {
     pub refused: AtomicU32,
     /// As many settles yet to come are done, but their answer is lost.
     pub answers_to_lose: AtomicU32,
+    /// A method whose calls never come to an end.
+    pub hangs: Mutex<Option<&'static str>>,
     /// The methods that have returned at least once.
     pub called: Mutex<HashSet<&'static str>>,
 }
 
 #[async_trait]
 impl Gate for Flaky {
-    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+    async fn enter(&self, call: Call<'_>) -> Result<(), StoreError> {
         if self.away.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(unreachable());
+        }
+        if *self.hangs.lock().expect("not poisoned") == Some(call.method) {
+            std::future::pending::<()>().await;
         }
         Ok(())
     }

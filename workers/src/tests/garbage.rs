@@ -32,7 +32,7 @@ async fn collect(lab: &Lab, dry_run: bool) -> (Backfill, Vec<Item>) {
     let foreman = WorkerId::new();
     within("the backfill ends", async {
         loop {
-            backfill::step(&lab.services, foreman).await.expect("a step");
+            Box::pin(backfill::step(&lab.services, foreman)).await.expect("a step");
             let task = store.task(new.task).await.expect("read").expect("a task");
             let stands = *task.backfill.expect("a backfill");
             if stands.state == BackfillState::Ended {

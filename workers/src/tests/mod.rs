@@ -1,5 +1,6 @@
 //! The parts together, on a real SQLite file, the in-process queue and a local directory.
 
+mod backfill;
 mod cancel;
 mod delete;
 mod flaky;

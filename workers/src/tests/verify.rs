@@ -13,17 +13,18 @@ use safelight_common::{
 use super::lab::{Lab, picture, within};
 use crate::backfill;
 
-/// Runs a backfill that verifies everything; answers with its report.
+/// Runs a backfill that verifies everything, also what was bad before; answers with its report.
 async fn verified(lab: &Lab) -> (Status, Vec<Item>) {
     let store = &lab.services.store;
-    let spec = BackfillSpec::new(BackfillKind::Verify);
+    let mut spec = BackfillSpec::new(BackfillKind::Verify);
+    spec.retry_failed = true;
     let new =
         NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let foreman = WorkerId::new();
     within("the backfill ends", async {
         loop {
-            backfill::step(&lab.services, foreman).await.expect("a step");
+            Box::pin(backfill::step(&lab.services, foreman)).await.expect("a step");
             let task = store.task(new.task).await.expect("read").expect("a task");
             if task.backfill.expect("a backfill").state == BackfillState::Ended {
                 let report = store.backfill_report(new.task, None, 100).await.expect("report");

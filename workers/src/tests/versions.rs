@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use safelight_common::{
     config::DatabaseUrl,
-    domain::{JobKind, Status},
+    domain::{JOB_VERSION, JobKind, Status},
     store::Room,
 };
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
@@ -27,7 +27,7 @@ async fn set_version(lab: &Lab, kind: JobKind, version: u32) {
 async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
     let lab = Lab::new(&[]).await;
     let upload = lab.upload(&picture()).await;
-    set_version(&lab, JobKind::Write, 2).await;
+    set_version(&lab, JobKind::Write, JOB_VERSION + 1).await;
     // By hand, so that nothing rings again before it is looked at.
     let due = lab
         .services

@@ -31,6 +31,8 @@ const KEEP: Duration = Duration::from_hours(24);
 pub struct Disk {
     folder: PathBuf,
     bound: u64,
+    /// How the names of files begin that this process is writing.
+    unfinished: String,
     /// What is known of each file.
     index: Cache<ContentHash, Kept>,
 }
@@ -78,7 +80,8 @@ impl Disk {
             .time_to_live(KEEP)
             .eviction_listener(evicted)
             .build();
-        let disk = Arc::new(Self { folder: folder.to_owned(), bound, index });
+        let disk =
+            Arc::new(Self { folder: folder.to_owned(), bound, unfinished: unfinished(), index });
         let found = disk.clone();
         std::thread::Builder::new().name("disk cache".to_owned()).spawn(move || {
             if let Err(error) = found.find() {
@@ -92,7 +95,11 @@ impl Disk {
     fn find(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(&self.unfinished) {
+                // A file of ours that is not locked yet looks like one that was abandoned.
+            } else if name.starts_with(UNFINISHED) {
                 Self::remove_abandoned(&entry)?;
             } else if entry.file_type()?.is_dir() {
                 for entry in fs::read_dir(entry.path())? {
@@ -209,7 +216,7 @@ impl Disk {
     /// A name for an object that is to be written.
     pub fn begin(&self) -> io::Result<Unfinished> {
         fs::create_dir_all(&self.folder)?;
-        Ok(Unfinished(self.folder.join(format!("{UNFINISHED}{}", Uuid::new_v4()))))
+        Ok(Unfinished(self.folder.join(format!("{}{}", self.unfinished, Uuid::new_v4()))))
     }
 
     /// Gives what was written, and is right, its name. Blocks.
@@ -223,6 +230,11 @@ impl Disk {
         self.index.insert(*hash, Kept { bytes, right });
         Ok(())
     }
+}
+
+/// How the names of one process's unfinished files begin.
+fn unfinished() -> String {
+    format!("{UNFINISHED}{}-", Uuid::new_v4().simple())
 }
 
 /// A file that has no name of its own yet; removed unless it gets one.
@@ -328,9 +340,14 @@ mod tests {
             .expect("a file")
             .set_modified(then)
             .expect("a time");
-        Disk { folder: folder.path().to_owned(), bound: 1 << 20, index: Cache::new(1 << 20) }
-            .find()
-            .expect("looked through");
+        Disk {
+            folder: folder.path().to_owned(),
+            bound: 1 << 20,
+            unfinished: unfinished(),
+            index: Cache::new(1 << 20),
+        }
+        .find()
+        .expect("looked through");
         assert!(!old.exists() && path(folder.path(), &objects[1].0).exists());
     }
 
@@ -371,7 +388,9 @@ mod tests {
         assert_eq!(files(), 0);
 
         // As a process that is killed leaves it, and one that runs has it.
-        let (killed, running) = (disk.begin().expect("a name"), disk.begin().expect("a name"));
+        let earlier = Disk::open(folder.path(), 1 << 20).expect("a cache");
+        let (killed, running) =
+            (earlier.begin().expect("a name"), earlier.begin().expect("a name"));
         drop(killed.create().expect("a file"));
         let written = running.create().expect("a file");
         std::mem::forget(killed);

@@ -34,7 +34,8 @@ struct Ready {
     tag: u64,
     acker: Acker,
     /// Dropped once that was sent.
-    _sent: oneshot::Sender<()>,
+    #[allow(dead_code)] // dropped with the rest, which is how the waiter learns of it
+    until_sent: oneshot::Sender<()>,
 }
 
 impl Acks {
@@ -65,8 +66,8 @@ impl Acks {
 
     /// Acknowledges a delivery, perhaps with others.
     pub(super) async fn ack(&self, tag: u64, acker: Acker) {
-        let (_sent, sent) = oneshot::channel();
-        if self.ready.send(Ready { tag, acker, _sent }).is_ok() {
+        let (until_sent, sent) = oneshot::channel();
+        if self.ready.send(Ready { tag, acker, until_sent }).is_ok() {
             // Nothing is ever said there: it ends when the acknowledgement was sent.
             let _ = sent.await;
         }

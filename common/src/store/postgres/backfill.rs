@@ -23,14 +23,14 @@ use crate::{
 /// A backfill `b` with its task `t`.
 macro_rules! backfill_columns {
     () => {
-        " b.task_id, t.owner, b.spec, b.state, b.paused, b.cancelled,
+        " b.task_id, t.owner, t.created_at, b.spec, b.state, b.paused, b.cancelled,
           b.retrying_since is not null as retrying, b.cursor,
           b.expected, b.planned, b.skipped, b.refused, b.succeeded, b.failed, b.cancelled_count,
           b.problem, extract(epoch from now() - b.fed_at)::float8 as rested "
     };
 }
 
-pub async fn create(pool: &PgPool, new: &NewBackfill) -> Result<(), StoreError> {
+pub async fn create(pool: &PgPool, new: &NewBackfill) -> Result<bool, StoreError> {
     sqlx::query(
         "with task as (
              insert into tasks (id, kind, lane, status, jobs_total, owner)
@@ -43,7 +43,15 @@ pub async fn create(pool: &PgPool, new: &NewBackfill) -> Result<(), StoreError> 
     .bind(Json(&new.spec))
     .execute(pool)
     .await?;
-    Ok(())
+    Ok(sqlx::query_scalar(
+        "select exists (select from backfills b join tasks t on t.id = b.task_id
+                        where b.task_id = $1 and t.owner = $2 and b.spec = $3)",
+    )
+    .bind(new.task)
+    .bind(&new.owner)
+    .bind(Json(&new.spec))
+    .fetch_one(pool)
+    .await?)
 }
 
 pub async fn lead(
@@ -56,7 +64,7 @@ pub async fn lead(
         "with mine as (
              select task_id from backfills
              where state <> 'ended' and (foreman = $1 or foreman is null or foreman_until <= now())
-             order by task_id limit $3),
+             order by paused, task_id limit $3),
          due as (
              select task_id from backfills
              where task_id = any(array(select task_id from mine))
@@ -73,7 +81,7 @@ pub async fn lead(
         "from backfills b join tasks t on t.id = b.task_id
          where b.task_id = any(array(select task_id from mine))
            and (b.foreman = $1 or b.task_id in (select task_id from renewed))
-         order by b.task_id"
+         order by b.paused, b.task_id"
     ))
     .bind(foreman)
     .bind(interval(hold))
@@ -100,6 +108,7 @@ fn backfill(row: &PgRow) -> Result<Backfill, StoreError> {
     Ok(Backfill {
         id: row.try_get("task_id")?,
         owner: row.try_get("owner")?,
+        begun_at: row.try_get("created_at")?,
         spec: row.try_get::<Json<BackfillSpec>, _>("spec")?.0,
         state: rows::name(row, "state")?,
         paused: row.try_get("paused")?,
@@ -122,7 +131,7 @@ fn backfill(row: &PgRow) -> Result<Backfill, StoreError> {
 }
 
 fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &ImageFilter) {
-    query.push(" where discarded_at is null and id <= ").push_bind(filter.until);
+    query.push(" where discarded_at is null and created_at <= ").push_bind(filter.until);
     if let Some(after) = filter.created_after {
         query.push(" and created_at >= ").push_bind(after);
     }
@@ -157,31 +166,96 @@ pub async fn walk_images(
     rows::images(&query.build().fetch_all(pool).await?)
 }
 
+/// Whether image `i` has a job that stores it or makes its renditions and is under way, or has failed for
+/// good.
+macro_rules! under_way {
+    () => {
+        "exists (select from tasks t join jobs j on j.task_id = t.id
+                 where t.image_id = i.id and j.kind in ('write', 'thumbnail')
+                   and j.status in ('queued', 'running'))"
+    };
+}
+macro_rules! failed {
+    () => {
+        "exists (select from tasks t join jobs j on j.task_id = t.id
+                 where t.image_id = i.id and j.kind in ('write', 'thumbnail')
+                   and j.status = 'failed' and not j.superseded
+                   and not exists (
+                       select from tasks u join jobs s on s.task_id = u.id
+                       where u.image_id = i.id and s.kind = j.kind and s.status = 'succeeded'
+                         and s.updated_at > j.updated_at))"
+    };
+}
+
+/// Whether image `i` is worth more than equal bytes from elsewhere.
+macro_rules! sound {
+    () => {
+        concat!("(", under_way!(), " or i.stored_at is not null and not ", failed!(), ")")
+    };
+}
+
 pub async fn images_with_blobs(
     pool: &PgPool,
     owner: &Owner,
     hashes: &[ContentHash],
 ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
-    let rows = sqlx::query(
-        "select distinct on (sha256) sha256, id from images
-         where sha256 = any($1) and owner = $2 and discarded_at is null order by sha256, id",
-    )
+    let rows = sqlx::query(concat!(
+        "select distinct on (i.sha256) i.sha256, i.id from images i
+         where i.sha256 = any($1) and i.owner = $2 and i.discarded_at is null
+         order by i.sha256, ",
+        sound!(),
+        " desc, i.id"
+    ))
     .bind(hashes.iter().map(ContentHash::as_bytes).collect::<Vec<_>>())
     .bind(owner)
     .fetch_all(pool)
     .await?;
-    rows.iter().map(|row| Ok((rows::hash(row, "sha256")?, row.try_get("id")?))).collect()
+    rows.iter().map(equal).collect()
+}
+
+/// An advisory lock of imports, which look up and make images one after the other; a number of no meaning.
+const IMPORTS: i64 = 0x7361_6665_696d_706f;
+
+/// The step without pictures that others have taken in meanwhile. Nobody else takes any in until the
+/// transaction ends.
+async fn without_known(conn: &mut PgConnection, step: &Advance) -> Result<Advance, StoreError> {
+    let hashes = step.hashes();
+    if hashes.is_empty() {
+        return Ok(step.clone());
+    }
+    sqlx::query("select pg_advisory_xact_lock($1)").bind(IMPORTS).execute(&mut *conn).await?;
+    let rows = sqlx::query(concat!(
+        "select i.sha256, i.id from images i
+         where i.sha256 = any($1) and i.owner = (select owner from tasks where id = $2)
+           and i.discarded_at is null and ",
+        sound!()
+    ))
+    .bind(hashes.iter().map(ContentHash::as_bytes).collect::<Vec<_>>())
+    .bind(step.task)
+    .fetch_all(conn)
+    .await?;
+    Ok(step.without(&rows.iter().map(equal).collect::<Result<Vec<_>, _>>()?))
+}
+
+fn equal(row: &PgRow) -> Result<(ContentHash, ImageId), StoreError> {
+    Ok((rows::hash(row, "sha256")?, row.try_get("id")?))
 }
 
 pub async fn obstacles(pool: &PgPool, images: &[ImageId]) -> Result<Vec<Obstacle>, StoreError> {
-    // What is open counts more than what has failed, a later failure more than an earlier.
+    // What is open counts more than what has ended, a later end more than an earlier.
     let rows = sqlx::query(
-        "select distinct on (t.image_id)
-                t.image_id, j.status, j.error_code, j.error_message
-         from tasks t join jobs j on j.task_id = t.id
-         where t.image_id = any($1) and t.status in ('queued', 'running', 'failed')
-           and j.status in ('queued', 'running', 'failed') and j.kind in ('write', 'thumbnail')
-         order by t.image_id, j.status = 'failed', j.id desc",
+        "select * from (
+             select distinct on (t.image_id, j.kind)
+                    t.image_id, j.kind, j.status, j.error_code, j.error_message
+             from images i join tasks t on t.image_id = i.id join jobs j on j.task_id = t.id
+             where i.id = any($1) and j.kind in ('write', 'thumbnail', 'verify')
+               and j.status <> 'cancelled' and not j.superseded
+               and not (j.kind = 'verify' and j.status = 'failed' and exists (
+                   select from images e
+                   where e.sha256 = i.sha256 and e.stored_at > j.updated_at))
+             order by t.image_id, j.kind, j.status in ('queued', 'running') desc,
+                      j.updated_at desc, j.id desc) newest
+         where status <> 'succeeded'",
     )
     .bind(images.iter().map(|id| id.0).collect::<Vec<_>>())
     .fetch_all(pool)
@@ -190,6 +264,7 @@ pub async fn obstacles(pool: &PgPool, images: &[ImageId]) -> Result<Vec<Obstacle
         .map(|row| {
             Ok(Obstacle {
                 image: row.try_get("image_id")?,
+                kind: rows::name(row, "kind")?,
                 status: rows::name(row, "status")?,
                 failure: failure(row)?,
             })
@@ -246,6 +321,7 @@ pub async fn advance(pool: &PgPool, step: &Advance) -> Result<bool, StoreError> 
     let Some(row) = row else { return Ok(false) };
     let dry_run = row.try_get::<Json<BackfillSpec>, _>("spec")?.0.dry_run;
     let Json(mut skipped) = row.try_get::<Json<BTreeMap<String, u64>>, _>("skipped")?;
+    let step = &without_known(&mut transaction, step).await?;
     let refused = step.count(&mut skipped);
     let advanced = sqlx::query(ADVANCE)
         .bind(step.task)
@@ -374,9 +450,17 @@ const ENDED: &str = "
     where t.backfill_id = $1 and not t.tallied and t.status in ('succeeded', 'failed', 'cancelled')
     order by t.id limit $2 for update of t";
 
+/// Notes for failed jobs that one of these tasks has done later what they could not.
+const SUPERSEDE: &str = "
+    update jobs f set superseded = true
+    from jobs s, tasks t
+    where s.task_id = any($1) and s.status = 'succeeded'
+      and t.image_id = s.image_id and f.task_id = t.id
+      and f.kind = s.kind and f.status = 'failed' and f.updated_at < s.updated_at";
+
 const END: &str = "
     with done as (
-        update backfills set state = 'ended', foreman = null
+        update backfills set state = 'ended', foreman = null, paused = false
         where task_id = $1 and state = 'walked' and retrying_since is null
           and planned = (case when (spec ->> 'dry_run')::boolean then planned
                               else succeeded + failed + cancelled_count end)
@@ -404,6 +488,7 @@ pub async fn tally(pool: &PgPool, task: TaskId, limit: u32) -> Result<u64, Store
     }
     if !rows.is_empty() {
         write_items(&mut transaction, task, &ended.items).await?;
+        sqlx::query(SUPERSEDE).bind(&ended.others).execute(&mut *transaction).await?;
         ended.forget(&mut transaction).await?;
         let count = |outcome| to_i64(ended.items.iter().filter(|i| i.outcome == outcome).count());
         sqlx::query(
@@ -461,7 +546,8 @@ pub async fn pause(pool: &PgPool, task: TaskId, paused: bool) -> Result<bool, St
     let mut transaction = pool.begin().await?;
     let found = sqlx::query(
         "update backfills set paused = $2
-         where task_id = $1 and state <> 'ended' and not cancelled",
+         where task_id = $1 and state <> 'ended' and not cancelled
+           and (not $2 or state = 'walking' or retrying_since is not null)",
     )
     .bind(task)
     .bind(paused)

@@ -20,7 +20,7 @@ use crate::{
 const CANCEL: &str = "
     with open as (
         select id from jobs
-        where task_id = $1 and status in ('queued', 'running') and kind <> 'delete'
+        where task_id = any($1) and status in ('queued', 'running') and kind <> 'delete'
         order by id for update),
     job as (
         update jobs j set status = 'cancelled', updated_at = now()
@@ -41,52 +41,56 @@ const CANCEL: &str = "
                      then finished_at
                 else now() end
         from counted where t.id = counted.task_id)
-    select count(*) from job";
+    select task_id from counted";
 
 pub async fn cancel(pool: &PgPool, id: TaskId) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    if let Some((cancelled, open)) = backfill::cancel(&mut transaction, id).await? {
-        for child in open {
-            cancel_one(&mut transaction, child).await?;
+    let cancelled = match backfill::cancel(&mut transaction, id).await? {
+        Some((cancelled, open)) => {
+            cancel_each(&mut transaction, &open).await?;
+            cancelled
         }
-        transaction.commit().await?;
-        return Ok(cancelled);
-    }
-    let cancelled = cancel_one(&mut transaction, id).await?;
+        None => cancel_each(&mut transaction, &[id]).await?,
+    };
     transaction.commit().await?;
     Ok(cancelled)
 }
 
-async fn cancel_one(conn: &mut PgConnection, id: TaskId) -> Result<bool, StoreError> {
-    let cancelled: i64 = sqlx::query_scalar(CANCEL).bind(id).fetch_one(&mut *conn).await?;
-    if cancelled == 0 {
+/// Cancels tasks, and discards the images of uploads among them. `false` if nothing of them was open.
+async fn cancel_each(conn: &mut PgConnection, ids: &[TaskId]) -> Result<bool, StoreError> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let cancelled: Vec<Uuid> = sqlx::query_scalar(CANCEL).bind(&ids).fetch_all(&mut *conn).await?;
+    if cancelled.is_empty() {
         return Ok(false);
     }
-    let discarded: Option<ImageId> = sqlx::query_scalar(
+    let discarded: Vec<Uuid> = sqlx::query_scalar(
         "update images i set discarded_at = now() from tasks t
-         where t.id = $1 and t.kind = 'upload' and i.id = t.image_id and i.discarded_at is null
+         where t.id = any($1) and t.kind = 'upload' and i.id = t.image_id and i.discarded_at is null
          returning i.id",
     )
-    .bind(id)
-    .fetch_optional(&mut *conn)
+    .bind(&cancelled)
+    .fetch_all(&mut *conn)
     .await?;
-    if let Some(image) = discarded {
-        // From now on nobody asks for its renditions; whoever did holding the image's row is seen.
-        cancel_all_of(conn, image).await?;
+    if !discarded.is_empty() {
+        // From now on nobody asks for their renditions; whoever did holding the image's row is seen.
+        let others: Vec<Uuid> =
+            sqlx::query_scalar("select id from tasks where image_id = any($1) and id <> all($2)")
+                .bind(discarded)
+                .bind(ids)
+                .fetch_all(&mut *conn)
+                .await?;
+        sqlx::query(CANCEL).bind(others).execute(&mut *conn).await?;
     }
     Ok(true)
 }
 
 /// Cancels what is open of an image's tasks.
 pub async fn cancel_all_of(conn: &mut PgConnection, image: ImageId) -> Result<(), StoreError> {
-    let tasks: Vec<TaskId> =
-        sqlx::query_scalar("select id from tasks where image_id = $1 order by id")
-            .bind(image)
-            .fetch_all(&mut *conn)
-            .await?;
-    for task in tasks {
-        sqlx::query(CANCEL).bind(task).execute(&mut *conn).await?;
-    }
+    let tasks: Vec<Uuid> = sqlx::query_scalar("select id from tasks where image_id = $1")
+        .bind(image)
+        .fetch_all(&mut *conn)
+        .await?;
+    sqlx::query(CANCEL).bind(tasks).execute(&mut *conn).await?;
     Ok(())
 }
 

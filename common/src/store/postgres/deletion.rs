@@ -61,9 +61,10 @@ pub async fn delete_image(
     }
     // What has come before the lock was had.
     control::cancel_all_of(&mut transaction, request.image).await?;
-    let image = image(&mut transaction, request.image).await?;
-    let (receipt, removal) = plan(&image, request);
+    let (receipt, _) = plan(&image(&mut transaction, request.image).await?, request);
     sqlx::query(REDACT).bind(request.image).execute(&mut *transaction).await?;
+    // Now that it is discarded it shows all that is to go with it.
+    let (_, removal) = plan(&image(&mut transaction, request.image).await?, request);
     sqlx::query(QUEUE)
         .bind(request.image)
         .bind(request.task)

@@ -355,7 +355,7 @@ impl Store for PostgresStore {
         within(deletion::references(&self.pool, hashes)).await
     }
 
-    async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError> {
+    async fn create_backfill(&self, new: &NewBackfill) -> Result<bool, StoreError> {
         within(backfill::create(&self.pool, new)).await
     }
 

@@ -8,12 +8,13 @@ use uuid::Uuid;
 use super::interval;
 use crate::store::StoreError;
 
-/// Ended tasks that may be forgotten. Those that failed stay: they say why, and can be tried again.
+/// Ended tasks that may be forgotten. Those that failed stay, of a backfill without it: they say why, and can
+/// be tried again.
 const OLD: &str = "
     select id from tasks t
-    where status = any($1) and id < $2 and finished_at <= now() - $3
+    where (status = any($1) or status = 'failed' and kind = 'backfill')
+      and id < $2 and finished_at <= now() - $3
       and not exists (select from idempotency_keys k where k.task_id = t.id)
-      and not exists (select from tasks c where c.backfill_id = t.id)
       and not exists (select from images i
                       where i.id = t.image_id and i.discarded_at is not null
                         and i.removed_at is null)
@@ -36,16 +37,23 @@ pub async fn prune(
     if old.is_empty() {
         return Ok(0);
     }
-    // A backfill's lines may be many: those go first, as many at once as tasks do.
-    let lines = sqlx::query(
-        "delete from backfill_items where (task_id, item) in (
-             select task_id, item from backfill_items where task_id = any($1) limit $2)",
+    // A backfill's lines and failed children may be many: those go first, as many at once as tasks do.
+    let lines: i64 = sqlx::query_scalar(
+        "with line as (
+             delete from backfill_items where (task_id, item) in (
+                 select task_id, item from backfill_items where task_id = any($1) limit $2)
+             returning 1),
+         child as (
+             update tasks set backfill_id = null where id in (
+                 select id from tasks where backfill_id = any($1) limit $2)
+             returning 1)
+         select (select count(*) from line) + (select count(*) from child)",
     )
     .bind(&old)
     .bind(i64::from(limit))
-    .execute(&mut *transaction)
-    .await?
-    .rows_affected();
+    .fetch_one(&mut *transaction)
+    .await?;
+    let lines = u64::try_from(lines).unwrap_or(0);
     if lines == 0 {
         sqlx::query("delete from backfills where task_id = any($1)")
             .bind(&old)

@@ -92,7 +92,8 @@ macro_rules! settle_statement {
                         max(f.format) as format, max(f.width) as width, max(f.height) as height,
                         max(f.orientation) as orientation, max(f.taken_at) as taken_at,
                         max(f.latitude) as latitude, max(f.longitude) as longitude,
-                        bool_or(job.kind = 'thumbnail' and job.status = 'succeeded') as rendered,
+                        bool_or(job.status = 'succeeded'
+                                and (job.kind = 'thumbnail' or job.place = any($17))) as rendered,
                         bool_or(g.place is not null) as gone
                  from job
                  left join unnest($9::bigint[], $10::text[], $11::int[], $12::int[],
@@ -268,7 +269,7 @@ impl<'q> Effects<'q> {
             .bind(column(made, |one| one.sha256.as_bytes()))
             .bind(places(placeholders))
             .bind(column(placeholders, |one| one.thumbhash.as_slice()))
-            .bind(column(placeholders, |one| one.css_color()))
+            .bind(column(placeholders, Placeholder::css_color))
             .bind(places(forgotten))
             .bind(column(forgotten, |one| one.preset.as_str()))
             .bind(column(forgotten, |one| one.fingerprint.as_str()))

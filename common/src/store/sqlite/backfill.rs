@@ -27,7 +27,7 @@ use crate::{
 /// A backfill `b` with its task `t`; `$1` is the time.
 macro_rules! backfill_columns {
     () => {
-        " b.task_id, t.owner, b.spec, b.state, b.paused, b.cancelled,
+        " b.task_id, t.owner, t.created_at, b.spec, b.state, b.paused, b.cancelled,
           b.retrying_since is not null as retrying, b.cursor,
           b.expected, b.planned, b.skipped, b.refused, b.succeeded, b.failed, b.cancelled_count,
           b.problem, ($1 - b.fed_at) / 1000000.0 as rested "
@@ -38,21 +38,33 @@ pub async fn create(
     conn: &mut SqliteConnection,
     now: i64,
     new: NewBackfill,
-) -> Result<(), StoreError> {
-    sqlx::query(
+) -> Result<bool, StoreError> {
+    let created = sqlx::query(
         "insert into tasks (id, kind, lane, status, jobs_total, owner, created_at, updated_at)
-         values ($1, 'backfill', 'bulk', 'queued', 0, $2, $4, $4)
-         on conflict (id) do nothing;
-
-         insert into backfills (task_id, spec) values ($1, $3) on conflict (task_id) do nothing",
+         values ($1, 'backfill', 'bulk', 'queued', 0, $2, $3, $3)
+         on conflict (id) do nothing",
+    )
+    .bind(new.task)
+    .bind(&new.owner)
+    .bind(now)
+    .execute(&mut *conn)
+    .await?;
+    if created.rows_affected() > 0 {
+        sqlx::query("insert into backfills (task_id, spec) values ($1, $2)")
+            .bind(new.task)
+            .bind(Json(&new.spec))
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(sqlx::query_scalar(
+        "select exists (select 1 from backfills b join tasks t on t.id = b.task_id
+                        where b.task_id = $1 and t.owner = $2 and b.spec = $3)",
     )
     .bind(new.task)
     .bind(&new.owner)
     .bind(Json(&new.spec))
-    .bind(now)
-    .execute(conn)
-    .await?;
-    Ok(())
+    .fetch_one(conn)
+    .await?)
 }
 
 /// Of the backfills that foreman `$1` leads or may lead at the time `$2`, `$4` at most, those that he does
@@ -63,7 +75,7 @@ macro_rules! renewable {
          where task_id in (
              select task_id from backfills
              where state <> 'ended' and (foreman = $1 or foreman is null or foreman_until <= $2)
-             order by task_id limit $4)
+             order by paused, task_id limit $4)
            and (foreman is not $1 or foreman_until not between $3 - ($3 - $2) / 3 and $3)"
     };
 }
@@ -121,7 +133,7 @@ async fn led(
         "select",
         backfill_columns!(),
         "from backfills b join tasks t on t.id = b.task_id
-         where b.state <> 'ended' and b.foreman = $2 order by b.task_id"
+         where b.state <> 'ended' and b.foreman = $2 order by b.paused, b.task_id"
     ))
     .bind(now)
     .bind(foreman)
@@ -131,14 +143,18 @@ async fn led(
 }
 
 /// Those of `ids` that are backfills.
-pub async fn of_tasks(reads: &SqlitePool, ids: &[TaskId]) -> Result<Vec<Backfill>, StoreError> {
+pub async fn of_tasks(
+    reads: &SqlitePool,
+    now: i64,
+    ids: &[TaskId],
+) -> Result<Vec<Backfill>, StoreError> {
     let rows = sqlx::query(concat!(
         "select",
         backfill_columns!(),
         "from backfills b join tasks t on t.id = b.task_id
          where b.task_id in (select unhex(value) from json_each($2))"
     ))
-    .bind(None::<i64>)
+    .bind(now)
     .bind(rows::id_list(ids.iter().map(|id| id.0)))
     .fetch_all(reads)
     .await?;
@@ -149,6 +165,7 @@ fn backfill(row: &SqliteRow) -> Result<Backfill, StoreError> {
     Ok(Backfill {
         id: row.try_get("task_id")?,
         owner: row.try_get("owner")?,
+        begun_at: rows::time(row.try_get("created_at")?)?,
         spec: row.try_get::<Json<BackfillSpec>, _>("spec")?.0,
         state: rows::name(row, "state")?,
         paused: row.try_get("paused")?,
@@ -171,7 +188,8 @@ fn backfill(row: &SqliteRow) -> Result<Backfill, StoreError> {
 }
 
 fn push_filter(query: &mut QueryBuilder<Sqlite>, filter: &ImageFilter) {
-    query.push(" where discarded_at is null and id <= ").push_bind(filter.until);
+    query.push(" where discarded_at is null and created_at <= ");
+    query.push_bind(filter.until.timestamp_micros());
     if let Some(after) = filter.created_after {
         query.push(" and created_at >= ").push_bind(after.timestamp_micros());
     }
@@ -206,40 +224,103 @@ pub async fn walk_images(
     rows::images(&query.build().fetch_all(reads).await?)
 }
 
+/// Whether image `i` has a job that stores it or makes its renditions and is under way, or has failed for
+/// good.
+macro_rules! under_way {
+    () => {
+        "exists (select 1 from tasks t join jobs j on j.task_id = t.id
+                 where t.image_id = i.id and j.kind in ('write', 'thumbnail')
+                   and j.status in ('queued', 'running'))"
+    };
+}
+macro_rules! failed {
+    () => {
+        "exists (select 1 from tasks t join jobs j on j.task_id = t.id
+                 where t.image_id = i.id and j.kind in ('write', 'thumbnail')
+                   and j.status = 'failed' and not j.superseded
+                   and not exists (
+                       select 1 from tasks u join jobs s on s.task_id = u.id
+                       where u.image_id = i.id and s.kind = j.kind and s.status = 'succeeded'
+                         and s.updated_at > j.updated_at))"
+    };
+}
+
+/// Whether image `i` is worth more than equal bytes from elsewhere.
+macro_rules! sound {
+    () => {
+        concat!("(", under_way!(), " or i.stored_at is not null and not ", failed!(), ")")
+    };
+}
+
 pub async fn images_with_blobs(
     reads: &SqlitePool,
     owner: &Owner,
     hashes: &[ContentHash],
 ) -> Result<Vec<(ContentHash, ImageId)>, StoreError> {
-    let hashes: Vec<String> = hashes.iter().map(ToString::to_string).collect();
-    let rows = sqlx::query(
-        "select sha256, min(id) as id from images
-         where sha256 in (select unhex(value) from json_each($1)) and owner = $2
-           and discarded_at is null
-         group by sha256",
-    )
-    .bind(Json(hashes))
+    let rows = sqlx::query(concat!(
+        "select sha256, id from (
+             select i.sha256, i.id,
+                    row_number() over (partition by i.sha256 order by ",
+        sound!(),
+        " desc, i.id) as place
+             from images i
+             where i.sha256 in (select unhex(value) from json_each($1)) and i.owner = $2
+               and i.discarded_at is null)
+         where place = 1"
+    ))
+    .bind(hash_list(hashes))
     .bind(owner)
     .fetch_all(reads)
     .await?;
-    rows.iter().map(|row| Ok((rows::hash(row, "sha256")?, row.try_get("id")?))).collect()
+    rows.iter().map(equal).collect()
+}
+
+/// The step without pictures that others have taken in meanwhile.
+async fn without_known(conn: &mut SqliteConnection, step: Advance) -> Result<Advance, StoreError> {
+    let hashes = step.hashes();
+    if hashes.is_empty() {
+        return Ok(step);
+    }
+    let rows = sqlx::query(concat!(
+        "select i.sha256, i.id from images i
+         where i.sha256 in (select unhex(value) from json_each($1))
+           and i.owner = (select owner from tasks where id = $2) and i.discarded_at is null and ",
+        sound!()
+    ))
+    .bind(hash_list(&hashes))
+    .bind(step.task)
+    .fetch_all(conn)
+    .await?;
+    Ok(step.without(&rows.iter().map(equal).collect::<Result<Vec<_>, _>>()?))
+}
+
+fn hash_list(hashes: &[ContentHash]) -> Json<Vec<String>> {
+    Json(hashes.iter().map(ToString::to_string).collect())
+}
+
+fn equal(row: &SqliteRow) -> Result<(ContentHash, ImageId), StoreError> {
+    Ok((rows::hash(row, "sha256")?, row.try_get("id")?))
 }
 
 pub async fn obstacles(
     reads: &SqlitePool,
     images: &[ImageId],
 ) -> Result<Vec<Obstacle>, StoreError> {
-    // What is open counts more than what has failed, a later failure more than an earlier.
+    // What is open counts more than what has ended, a later end more than an earlier.
     let rows = sqlx::query(
-        "select image_id, status, error_code, error_message from (
-             select t.image_id, j.status, j.error_code, j.error_message,
-                    row_number() over (partition by t.image_id
-                                       order by j.status = 'failed', j.id desc) as place
-             from tasks t join jobs j on j.task_id = t.id
-             where t.image_id in (select unhex(value) from json_each($1))
-               and t.status in ('queued', 'running', 'failed')
-               and j.status in ('queued', 'running', 'failed') and j.kind in ('write', 'thumbnail'))
-         where place = 1",
+        "select image_id, kind, status, error_code, error_message from (
+             select t.image_id, j.kind, j.status, j.error_code, j.error_message,
+                    row_number() over (partition by t.image_id, j.kind
+                                       order by j.status in ('queued', 'running') desc,
+                                                j.updated_at desc, j.id desc) as place
+             from images i join tasks t on t.image_id = i.id join jobs j on j.task_id = t.id
+             where i.id in (select unhex(value) from json_each($1))
+               and j.kind in ('write', 'thumbnail', 'verify')
+               and j.status <> 'cancelled' and not j.superseded
+               and not (j.kind = 'verify' and j.status = 'failed' and exists (
+                   select 1 from images e
+                   where e.sha256 = i.sha256 and e.stored_at > j.updated_at)))
+         where place = 1 and status <> 'succeeded'",
     )
     .bind(rows::id_list(images.iter().map(|id| id.0)))
     .fetch_all(reads)
@@ -248,6 +329,7 @@ pub async fn obstacles(
         .map(|row| {
             Ok(Obstacle {
                 image: row.try_get("image_id")?,
+                kind: rows::name(row, "kind")?,
                 status: rows::name(row, "status")?,
                 failure: failure(row)?,
             })
@@ -283,6 +365,7 @@ pub async fn advance(
     let Some(row) = row else { return Ok(false) };
     let dry_run = row.try_get::<Json<BackfillSpec>, _>("spec")?.0.dry_run;
     let Json(mut skipped) = row.try_get::<Json<BTreeMap<String, u64>>, _>("skipped")?;
+    let step = without_known(conn, step).await?;
     let refused = step.count(&mut skipped);
     let paced = Duration::try_from_secs_f64(step.paced_seconds).unwrap_or_default();
     let advanced = sqlx::query(ADVANCE)
@@ -412,6 +495,14 @@ const ENDED: &str = "
     where t.backfill_id = $1 and not t.tallied and t.status in ('succeeded', 'failed', 'cancelled')
     order by t.id limit $2";
 
+/// Notes for failed jobs that one of these tasks has done later what they could not.
+const SUPERSEDE: &str = "
+    update jobs as f set superseded = 1
+    from jobs s, tasks t
+    where s.task_id in (select unhex(value) from json_each($1)) and s.status = 'succeeded'
+      and t.image_id = s.image_id and f.task_id = t.id
+      and f.kind = s.kind and f.status = 'failed' and f.updated_at < s.updated_at";
+
 pub async fn tally(
     reads: &SqlitePool,
     writer: &Writer,
@@ -454,6 +545,10 @@ async fn tally_ended(
         .bind(rows::id_list(ended.failed.iter().copied()))
         .execute(&mut *conn)
         .await?;
+        sqlx::query(SUPERSEDE)
+            .bind(rows::id_list(ended.others.iter().copied()))
+            .execute(&mut *conn)
+            .await?;
         prune::forget(conn, ended.others.iter().copied()).await?;
         let count = |outcome| to_i64(ended.items.iter().filter(|i| i.outcome == outcome).count());
         sqlx::query(
@@ -504,7 +599,7 @@ async fn end_if_done(
     task: TaskId,
 ) -> Result<(), StoreError> {
     let status: Option<String> = sqlx::query_scalar(
-        "update backfills set state = 'ended', foreman = null
+        "update backfills set state = 'ended', foreman = null, paused = 0
          where task_id = $1 and state = 'walked' and retrying_since is null
            and (spec ->> 'dry_run' or planned = succeeded + failed + cancelled_count)
          returning case when cancelled then 'cancelled'
@@ -535,7 +630,8 @@ pub async fn pause(
 ) -> Result<bool, StoreError> {
     let found = sqlx::query(
         "update backfills set paused = $2
-         where task_id = $1 and state <> 'ended' and not cancelled",
+         where task_id = $1 and state <> 'ended' and not cancelled
+           and (not $2 or state = 'walking' or retrying_since is not null)",
     )
     .bind(task)
     .bind(paused)

@@ -1,8 +1,8 @@
 //! What people do to tasks by hand, and what is left to remove afterwards.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use sqlx::{Row, SqliteConnection, SqliteExecutor, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqliteExecutor, SqlitePool, types::Json};
 
 use super::{
     backfill,
@@ -16,30 +16,44 @@ use crate::{
 
 pub async fn cancel(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result<bool, StoreError> {
     if let Some((cancelled, open)) = backfill::cancel(conn, now, id).await? {
-        for child in open {
-            cancel_one(conn, now, child).await?;
-        }
+        cancel_each(conn, now, &open).await?;
         return Ok(cancelled);
     }
-    cancel_one(conn, now, id).await
+    cancel_each(conn, now, &[id]).await
 }
 
-async fn cancel_one(conn: &mut SqliteConnection, now: i64, id: TaskId) -> Result<bool, StoreError> {
-    if !cancel_jobs(conn, now, id).await? {
+/// Cancels tasks, and discards the images of uploads among them. `false` if nothing of them was open.
+async fn cancel_each(
+    conn: &mut SqliteConnection,
+    now: i64,
+    ids: &[TaskId],
+) -> Result<bool, StoreError> {
+    let cancelled = cancel_jobs(conn, now, ids).await?;
+    if cancelled.is_empty() {
         return Ok(false);
     }
-    let discarded: Option<ImageId> = sqlx::query_scalar(
+    let discarded: Vec<ImageId> = sqlx::query_scalar(
         "update images set discarded_at = $2
-         where id = (select image_id from tasks where id = $1 and kind = 'upload')
+         where id in (select image_id from tasks
+                      where id in (select unhex(value) from json_each($1)) and kind = 'upload')
            and discarded_at is null
          returning id",
     )
-    .bind(id)
+    .bind(rows::id_list(cancelled.iter().map(|id| id.0)))
     .bind(now)
-    .fetch_optional(&mut *conn)
+    .fetch_all(&mut *conn)
     .await?;
-    if let Some(image) = discarded {
-        cancel_all_of(conn, now, image).await?;
+    if !discarded.is_empty() {
+        let others: Vec<TaskId> = sqlx::query_scalar(
+            "select id from tasks
+             where image_id in (select unhex(value) from json_each($1))
+               and id not in (select unhex(value) from json_each($2))",
+        )
+        .bind(rows::id_list(discarded.iter().map(|id| id.0)))
+        .bind(rows::id_list(ids.iter().map(|id| id.0)))
+        .fetch_all(&mut *conn)
+        .await?;
+        cancel_jobs(conn, now, &others).await?;
     }
     Ok(true)
 }
@@ -54,43 +68,46 @@ pub async fn cancel_all_of(
         .bind(image)
         .fetch_all(&mut *conn)
         .await?;
-    for task in tasks {
-        cancel_jobs(conn, now, task).await?;
-    }
+    cancel_jobs(conn, now, &tasks).await?;
     Ok(())
 }
 
-/// Cancels what is open of one task. `false` if nothing was. What is being deleted stays so.
+/// Cancels what is open of tasks; answers which had anything open. What is being deleted stays so.
 async fn cancel_jobs(
     conn: &mut SqliteConnection,
     now: i64,
-    id: TaskId,
-) -> Result<bool, StoreError> {
-    let jobs: Vec<JobId> = sqlx::query_scalar(
+    ids: &[TaskId],
+) -> Result<Vec<TaskId>, StoreError> {
+    let of_jobs: Vec<TaskId> = sqlx::query_scalar(
         "update jobs set status = 'cancelled', updated_at = $2
-         where task_id = $1 and status in ('queued', 'running') and kind <> 'delete' returning id",
+         where task_id in (select unhex(value) from json_each($1))
+           and status in ('queued', 'running') and kind <> 'delete' returning task_id",
     )
-    .bind(id)
+    .bind(rows::id_list(ids.iter().map(|id| id.0)))
     .bind(now)
     .fetch_all(&mut *conn)
     .await?;
-    if jobs.is_empty() {
-        return Ok(false);
+    let mut counts = HashMap::<TaskId, u32>::new();
+    for task in of_jobs {
+        *counts.entry(task).or_default() += 1;
     }
+    let list: Vec<_> = counts.iter().map(|(id, jobs)| (id.0.simple().to_string(), jobs)).collect();
     sqlx::query(
-        "delete from outbox where job_id in (select id from jobs where task_id = $1);
+        "delete from outbox where job_id in (
+             select id from jobs
+             where task_id in (select unhex(value ->> 0) from json_each($1)));
 
          update tasks
-         set jobs_cancelled = jobs_cancelled + $3, version = version + 1, updated_at = $2,
+         set jobs_cancelled = jobs_cancelled + jobs, version = version + 1, updated_at = $2,
              finished_at = $2, status = 'cancelled'
-         where id = $1",
+         from (select unhex(value ->> 0) as cancelled, value ->> 1 as jobs from json_each($1))
+         where id = cancelled",
     )
-    .bind(id)
+    .bind(Json(list))
     .bind(now)
-    .bind(i64::try_from(jobs.len()).unwrap_or(i64::MAX))
     .execute(conn)
     .await?;
-    Ok(true)
+    Ok(counts.into_keys().collect())
 }
 
 pub async fn retry(

@@ -54,9 +54,10 @@ pub async fn delete_image(
         Some(false) => {}
     }
     control::cancel_all_of(conn, now, request.image).await?;
-    let image = image(conn, request.image).await?;
-    let (receipt, removal) = plan(&image, &request);
+    let (receipt, _) = plan(&image(conn, request.image).await?, &request);
     sqlx::query(REDACT).bind(request.image).bind(now).execute(&mut *conn).await?;
+    // Now that it is discarded it shows all that is to go with it.
+    let (_, removal) = plan(&image(conn, request.image).await?, &request);
     sqlx::query(QUEUE)
         .bind(request.image)
         .bind(request.task)

@@ -148,14 +148,14 @@ pub async fn settle(
         Outcome::Rendered { renditions, placeholder } => {
             write_renditions(conn, image, renditions, now).await?;
             write_placeholder(conn, image, placeholder.as_ref(), now).await?;
-            sqlx::query("update images set fresh = 0 where id = $1 and fresh")
-                .bind(image)
-                .execute(&mut *conn)
-                .await?;
+            show_renditions(conn, image).await?;
         }
         Outcome::Verified { repaired, forgotten, .. } => {
             write_renditions(conn, image, repaired, now).await?;
             forget_renditions(conn, image, forgotten).await?;
+            if !repaired.is_empty() {
+                show_renditions(conn, image).await?;
+            }
         }
         Outcome::Deleted { proxies } => deletion::finish(conn, now, image, *proxies).await?,
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {}
@@ -166,6 +166,15 @@ pub async fn settle(
     }
     count_ended(conn, job.try_get("task_id")?, &status, now).await?;
     Ok(Settled::Applied)
+}
+
+/// The image's renditions were made: it may show them.
+async fn show_renditions(conn: &mut SqliteConnection, image: ImageId) -> Result<(), StoreError> {
+    sqlx::query("update images set fresh = 0 where id = $1 and fresh")
+        .bind(image)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 async fn write_facts(

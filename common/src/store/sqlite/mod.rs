@@ -261,7 +261,7 @@ impl Store for SqliteStore {
     }
 
     async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
-        read::task(&self.reads, id).await
+        read::task(&self.reads, self.clock.now(), id).await
     }
 
     async fn task_versions(&self, ids: &[TaskId]) -> Result<Vec<TaskVersion>, StoreError> {
@@ -273,7 +273,7 @@ impl Store for SqliteStore {
         filter: &TaskFilter,
         page: &PageRequest<TaskId>,
     ) -> Result<TaskPage, StoreError> {
-        read::list_tasks(&self.reads, filter, page).await
+        read::list_tasks(&self.reads, self.clock.now(), filter, page).await
     }
 
     async fn image(&self, id: ImageId) -> Result<Option<Image>, StoreError> {
@@ -293,7 +293,7 @@ impl Store for SqliteStore {
         id: ImageId,
         kind: JobKind,
     ) -> Result<Option<Task>, StoreError> {
-        read::last_task_of_image(&self.reads, id, kind).await
+        read::last_task_of_image(&self.reads, self.clock.now(), id, kind).await
     }
 
     async fn existing_images(&self, ids: &[ImageId]) -> Result<Vec<ImageId>, StoreError> {
@@ -412,7 +412,7 @@ impl Store for SqliteStore {
         deletion::references(&self.reads, hashes).await
     }
 
-    async fn create_backfill(&self, new: &NewBackfill) -> Result<(), StoreError> {
+    async fn create_backfill(&self, new: &NewBackfill) -> Result<bool, StoreError> {
         let new = new.clone();
         self.writer.run(move |conn, now| Box::pin(backfill::create(conn, now, new))).await
     }

@@ -14,7 +14,7 @@ use crate::{
     store::{ImagePage, PageRequest, StoreError, TaskFilter, TaskPage, TaskVersion},
 };
 
-pub async fn task(reads: &SqlitePool, id: TaskId) -> Result<Option<Task>, StoreError> {
+pub async fn task(reads: &SqlitePool, now: i64, id: TaskId) -> Result<Option<Task>, StoreError> {
     let rows = sqlx::query(concat!(
         "select",
         task_columns!(),
@@ -23,11 +23,12 @@ pub async fn task(reads: &SqlitePool, id: TaskId) -> Result<Option<Task>, StoreE
     .bind(id)
     .fetch_all(reads)
     .await?;
-    Ok(with_details(reads, rows::tasks(&rows)?).await?.pop())
+    Ok(with_details(reads, now, rows::tasks(&rows)?).await?.pop())
 }
 
 pub async fn last_task_of_image(
     reads: &SqlitePool,
+    now: i64,
     id: ImageId,
     kind: JobKind,
 ) -> Result<Option<Task>, StoreError> {
@@ -46,7 +47,7 @@ pub async fn last_task_of_image(
     .bind(kind.as_str())
     .fetch_all(reads)
     .await?;
-    Ok(with_details(reads, rows::tasks(&rows)?).await?.pop())
+    Ok(with_details(reads, now, rows::tasks(&rows)?).await?.pop())
 }
 
 pub async fn task_versions(
@@ -73,6 +74,7 @@ pub async fn task_versions(
 
 pub async fn list_tasks(
     reads: &SqlitePool,
+    now: i64,
     filter: &TaskFilter,
     page: &PageRequest<TaskId>,
 ) -> Result<TaskPage, StoreError> {
@@ -91,7 +93,7 @@ pub async fn list_tasks(
     let mut found = rows::tasks(&rows)?;
     let more = found.len() > page.limit as usize;
     found.truncate(page.limit as usize);
-    let tasks = with_details(reads, found).await?;
+    let tasks = with_details(reads, now, found).await?;
     let next = tasks.last().filter(|_| more).map(|task| task.id);
     Ok(TaskPage { tasks, next })
 }
@@ -100,12 +102,13 @@ pub async fn list_tasks(
 /// `succeeded` never lacks its renditions.
 async fn with_details(
     reads: &SqlitePool,
+    now: i64,
     found: Vec<(Task, Option<ImageId>)>,
 ) -> Result<Vec<Task>, StoreError> {
     let mut tasks = with_images(reads, found).await?;
     let backfills = of_kind(&tasks, TaskKind::Backfill);
     if !backfills.is_empty() {
-        for stands in backfill::of_tasks(reads, &backfills).await? {
+        for stands in backfill::of_tasks(reads, now, &backfills).await? {
             if let Some(task) = tasks.iter_mut().find(|task| task.id == stands.id) {
                 task.backfill = Some(Box::new(stands));
             }

@@ -1,45 +1,96 @@
 //! Every object of a bucket under a prefix, in the order of keys.
 
-use futures::{StreamExt, TryStreamExt};
-use safelight_common::blobs::{BlobError, Bucket};
+use futures::{StreamExt, TryStreamExt, stream};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use safelight_common::blobs::{BlobError, Bucket, Listed};
 
-use super::{ByteStream, Entry, Place, SourceError};
+use super::{ByteStream, Entry, Place, Reader, SourceError, Verdict};
+
+/// Keys listed at once to be counted.
+const PAGE: usize = 1000;
+
+/// What a cursor writes otherwise: a key is any text, and PostgreSQL has none with a NUL in it.
+const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
 pub(in crate::backfill) struct S3Source {
     bucket: String,
+    /// Empty, or a folder with its `/`.
     prefix: String,
 }
 
 impl S3Source {
-    pub fn new(bucket: &str, prefix: &str) -> Self {
-        Self { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() }
+    /// `BUCKET` or `BUCKET/PREFIX`; a prefix is a folder, also without a `/` at its end.
+    pub fn new(place: &str) -> Self {
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let mut prefix = prefix.to_owned();
+        if !prefix.is_empty() && !prefix.ends_with('/') {
+            prefix.push('/');
+        }
+        Self { bucket: bucket.to_owned(), prefix }
     }
 
-    pub async fn count(&self) -> Result<u64, SourceError> {
-        let bucket = open_bucket(&self.bucket)?;
-        let keys = bucket.keys(&self.prefix, None);
-        keys.try_fold(0, |count, _| async move { Ok(count + 1) }).await.map_err(store)
+    pub async fn count(&self, reader: &Reader) -> Result<u64, SourceError> {
+        let (mut count, mut last) = (0, None::<String>);
+        loop {
+            let page = self.list(reader, last.as_deref(), PAGE).await?;
+            count += page.len() as u64;
+            if page.len() < PAGE {
+                return Ok(count);
+            }
+            last = page.into_iter().next_back().map(|object| object.key);
+        }
     }
 
-    pub async fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, SourceError> {
-        let bucket = open_bucket(&self.bucket)?;
-        let entry = |key: String| {
-            let name = format!("s3://{}/{key}", self.bucket);
-            Entry::at(key.clone(), name, Place::Object { bucket: self.bucket.clone(), key })
+    pub async fn page(
+        &self,
+        reader: &Reader,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, SourceError> {
+        let after = after.map(|cursor| percent_decode_str(cursor).decode_utf8_lossy());
+        let page = self.list(reader, after.as_deref(), limit).await?;
+        Ok(page.into_iter().map(|object| self.entry(object)).collect())
+    }
+
+    async fn list(
+        &self,
+        reader: &Reader,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, SourceError> {
+        let list = async {
+            let bucket = Bucket::open(&self.bucket).await.map_err(store)?;
+            bucket.list(&self.prefix, after, limit).await.map_err(store)
         };
-        let keys = bucket.keys(&self.prefix, after).take(limit);
-        keys.map_ok(entry).try_collect().await.map_err(store)
+        reader.wait(list).await
     }
-}
 
-fn open_bucket(name: &str) -> Result<Bucket, SourceError> {
-    Bucket::open(name).map_err(store)
+    fn entry(&self, object: Listed) -> Entry {
+        let verdict = object.is_folder().then_some(Verdict::NotAFile);
+        let key = object.key;
+        let cursor = utf8_percent_encode(&key, IN_CURSOR).to_string();
+        let name = format!("s3://{}/{key}", self.bucket);
+        let place = Place::Object { bucket: self.bucket.clone(), key };
+        Entry { verdict, ..Entry::at(cursor, &name, place) }
+    }
 }
 
 /// An object's bytes.
-pub(super) async fn open(bucket: &str, key: &str) -> Result<ByteStream, SourceError> {
-    let bytes = open_bucket(bucket)?.read(key).await.map_err(store)?;
-    Ok(bytes.map_err(store).boxed())
+pub(super) async fn open(
+    reader: &Reader,
+    bucket: &str,
+    key: &str,
+) -> Result<ByteStream, SourceError> {
+    let open = async {
+        let bucket = Bucket::open(bucket).await.map_err(store)?;
+        bucket.read(key).await.map_err(store)
+    };
+    let bytes = reader.wait(open).await?;
+    let next = |(reader, mut bytes): (Reader, safelight_common::blobs::BlobStream)| async move {
+        let chunk = reader.wait(async { bytes.try_next().await.map_err(store) }).await?;
+        Ok(chunk.map(|chunk| (chunk, (reader, bytes))))
+    };
+    Ok(stream::try_unfold((reader.clone(), bytes), next).boxed())
 }
 
 fn store(error: BlobError) -> SourceError {
@@ -48,4 +99,30 @@ fn store(error: BlobError) -> SourceError {
         return SourceError::Unusable(what.to_owned());
     }
     SourceError::Store(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_folder() {
+        for (place, prefix) in
+            [("b", ""), ("b/", ""), ("b/a", "a/"), ("b/a//", "a//"), ("b//a", "/a/")]
+        {
+            assert_eq!(S3Source::new(place).prefix, prefix, "{place}");
+        }
+    }
+
+    #[test]
+    fn marks_of_folders_are_no_files_and_odd_keys_survive_the_cursor() {
+        let source = S3Source::new("b");
+        let entry = |key: &str, bytes| source.entry(Listed { key: key.to_owned(), bytes });
+        assert_eq!(entry("folder/", 0).verdict, Some(Verdict::NotAFile));
+        assert_eq!(entry("folder/", 9).verdict, None);
+        let odd = entry("a//100%\0.jpg", 9);
+        assert!(!odd.cursor.contains('\0') && !odd.name.contains('\0'), "{odd:?}");
+        assert_eq!(percent_decode_str(&odd.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
+        assert_eq!(odd.filename.as_deref(), Some("100%.jpg"));
+    }
 }

@@ -4,14 +4,15 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs::{self, FileType},
+    fs::{self, DirEntry, FileType},
+    io::ErrorKind,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
 };
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
-use super::{Entry, Place, SourceError, on_thread};
+use super::{Entry, Place, Progress, Reader, SourceError, Verdict};
 
 /// Names of one folder in memory at once. A larger folder is read once for each so many names.
 const NAMES: usize = 8192;
@@ -28,105 +29,159 @@ impl Folder {
         Self { root }
     }
 
-    pub async fn count(&self) -> Result<u64, SourceError> {
+    pub async fn count(&self, reader: &Reader) -> Result<u64, SourceError> {
         let root = self.root.clone();
-        on_thread(move || {
-            let mut count = 0;
-            walk(&root, None, &mut |_, _| {
-                count += 1;
-                true
-            })?;
-            Ok(count)
-        })
-        .await
+        reader
+            .run(move |progress| {
+                let mut count = 0;
+                let mut show = |_: &Path, _: Shown| {
+                    count += 1;
+                    true
+                };
+                Walk { progress, show: &mut show }.folder(&root, None)?;
+                Ok(count)
+            })
+            .await
     }
 
-    pub async fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, SourceError> {
+    pub async fn page(
+        &self,
+        reader: &Reader,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, SourceError> {
         let root = self.root.clone();
         let after: Option<PathBuf> =
             after.map(|cursor| OsString::from_vec(percent_decode_str(cursor).collect()).into());
-        on_thread(move || {
-            let mut entries = Vec::new();
-            walk(&root, after.as_deref(), &mut |path, kind| {
-                let cursor = path.strip_prefix(&root).unwrap_or(path).as_os_str().as_bytes();
-                let cursor = percent_encode(cursor, IN_CURSOR).to_string();
-                let name = path.to_string_lossy().into_owned();
-                let entry = Entry::at(cursor, name, Place::File(path.to_owned()));
-                entries.push(Entry { is_file: kind.is_file(), ..entry });
-                entries.len() < limit
-            })?;
-            Ok(entries)
-        })
-        .await
+        reader
+            .run(move |progress| {
+                let mut entries = Vec::new();
+                let mut show = |path: &Path, shown: Shown| {
+                    entries.push(entry(&root, path, shown));
+                    entries.len() < limit
+                };
+                Walk { progress, show: &mut show }.folder(&root, after.as_deref())?;
+                Ok(entries)
+            })
+            .await
     }
 }
 
-/// Shows every file under `folder` that comes after the relative path `after` to `show`, until that says
-/// that it has seen enough. Answers whether it wants more.
-fn walk(
-    folder: &Path,
-    after: Option<&Path>,
-    show: &mut dyn FnMut(&Path, FileType) -> bool,
-) -> Result<bool, SourceError> {
-    let mut last: Option<OsString> = None;
-    if let Some(mut components) = after.map(Path::components)
-        && let Some(first) = components.next()
-    {
-        let inside = folder.join(first);
-        let is_folder = fs::symlink_metadata(&inside).is_ok_and(|about| about.is_dir());
-        if is_folder && !walk(&inside, Some(components.as_path()), show)? {
-            return Ok(false);
-        }
-        last = Some(first.as_os_str().to_owned());
-    }
-    loop {
-        let names = next_names(folder, last.as_deref())?;
-        let Some(end) = names.keys().next_back().cloned() else { return Ok(true) };
-        for (name, kind) in names {
-            let path = folder.join(name);
-            let wants_more =
-                if kind.is_dir() { walk_or_pass(&path, show)? } else { show(&path, kind) };
-            if !wants_more {
+/// What a walk finds under a path.
+enum Shown {
+    Kind(FileType),
+    /// And nothing that is in it, if it is a folder.
+    Unreadable(String),
+}
+
+fn entry(root: &Path, path: &Path, shown: Shown) -> Entry {
+    let cursor = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
+    let cursor = percent_encode(cursor, IN_CURSOR).to_string();
+    let name = path.to_string_lossy().into_owned();
+    let verdict = match shown {
+        Shown::Kind(kind) => (!kind.is_file()).then_some(Verdict::NotAFile),
+        Shown::Unreadable(why) => Some(Verdict::Unreadable(why)),
+    };
+    Entry { verdict, ..Entry::at(cursor, &name, Place::File(path.to_owned())) }
+}
+
+/// A walk through a folder.
+struct Walk<'a> {
+    progress: &'a Progress,
+    /// Is shown each file, and says whether it wants more.
+    show: &'a mut dyn FnMut(&Path, Shown) -> bool,
+}
+
+impl Walk<'_> {
+    /// Shows every file under `folder` that comes after the relative path `after`. Answers whether more is
+    /// wanted.
+    fn folder(&mut self, folder: &Path, after: Option<&Path>) -> Result<bool, SourceError> {
+        let mut last: Option<OsString> = None;
+        if let Some(mut components) = after.map(Path::components)
+            && let Some(first) = components.next()
+        {
+            let (inside, rest) = (folder.join(first), components.as_path());
+            // A folder that was shown itself has nothing more to show.
+            let goes_on = !rest.as_os_str().is_empty()
+                && fs::symlink_metadata(&inside).is_ok_and(|about| about.is_dir());
+            if goes_on && !self.folder_or_itself(&inside, Some(rest))? {
                 return Ok(false);
             }
+            last = Some(first.as_os_str().to_owned());
         }
-        last = Some(end);
+        loop {
+            let names = self.next_names(folder, last.as_deref())?;
+            let Some(end) = names.keys().next_back().cloned() else { return Ok(true) };
+            for (name, shown) in names {
+                let path = folder.join(name);
+                let wants_more = match shown {
+                    Shown::Kind(kind) if kind.is_dir() => self.folder_or_itself(&path, None)?,
+                    shown => (self.show)(&path, shown),
+                };
+                if !wants_more {
+                    return Ok(false);
+                }
+            }
+            last = Some(end);
+        }
+    }
+
+    /// Walks a folder inside. One that cannot be read shows itself, unless it was removed meanwhile.
+    fn folder_or_itself(
+        &mut self,
+        folder: &Path,
+        after: Option<&Path>,
+    ) -> Result<bool, SourceError> {
+        match self.folder(folder, after) {
+            Err(SourceError::Unusable(why)) if is_there(folder) => {
+                Ok((self.show)(folder, Shown::Unreadable(why)))
+            }
+            Err(SourceError::Unusable(_)) => Ok(true),
+            walked => walked,
+        }
+    }
+
+    /// The first names in a folder that come after `last`.
+    fn next_names(
+        &self,
+        folder: &Path,
+        last: Option<&OsStr>,
+    ) -> Result<BTreeMap<OsString, Shown>, SourceError> {
+        let at = |error| SourceError::at(folder, error);
+        let mut names = BTreeMap::new();
+        for entry in fs::read_dir(folder).map_err(at)? {
+            self.progress.show()?;
+            let entry = entry.map_err(at)?;
+            let name = entry.file_name();
+            if last.is_some_and(|last| name.as_os_str() <= last) {
+                continue;
+            }
+            if let Some(shown) = look(&entry)? {
+                names.insert(name, shown);
+            }
+            if names.len() > NAMES {
+                names.pop_last();
+            }
+        }
+        Ok(names)
     }
 }
 
-/// Walks a folder inside; one that was removed meanwhile, or may not be read, shows itself.
-fn walk_or_pass(
-    folder: &Path,
-    show: &mut dyn FnMut(&Path, FileType) -> bool,
-) -> Result<bool, SourceError> {
-    match walk(folder, None, show) {
-        Err(SourceError::Unusable(_)) => match fs::symlink_metadata(folder) {
-            Ok(about) => Ok(show(folder, about.file_type())),
-            Err(_) => Ok(true),
+/// What kind of file a name has; `None` if it was removed meanwhile.
+fn look(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
+    match entry.file_type() {
+        Ok(kind) => Ok(Some(Shown::Kind(kind))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => match SourceError::at(&entry.path(), error) {
+            SourceError::Unusable(why) => Ok(Some(Shown::Unreadable(why))),
+            passing => Err(passing),
         },
-        walked => walked,
     }
 }
 
-/// The first names in a folder that come after `last`.
-fn next_names(
-    folder: &Path,
-    last: Option<&OsStr>,
-) -> Result<BTreeMap<OsString, FileType>, SourceError> {
-    let at = |error| SourceError::at(folder, error);
-    let mut names = BTreeMap::new();
-    for entry in fs::read_dir(folder).map_err(at)? {
-        let entry = entry.map_err(at)?;
-        let name = entry.file_name();
-        if last.is_some_and(|last| name.as_os_str() <= last) {
-            continue;
-        }
-        names.insert(name, entry.file_type().map_err(at)?);
-        if names.len() > NAMES {
-            names.pop_last();
-        }
-    }
-    Ok(names)
+/// Whether there is anything, readable or not.
+fn is_there(path: &Path) -> bool {
+    !fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 #[cfg(test)]
@@ -136,7 +191,8 @@ mod tests {
     async fn all(folder: &Folder, limit: usize) -> Vec<String> {
         let (mut found, mut cursor) = (Vec::new(), None::<String>);
         loop {
-            let page = folder.page(cursor.as_deref(), limit).await.expect("a page");
+            let page = folder.page(&Reader::default(), cursor.as_deref(), limit).await;
+            let page = page.expect("a page");
             let is_last = page.len() < limit;
             cursor = page.last().map(|entry| entry.cursor.clone()).or(cursor);
             found.extend(page.into_iter().map(|entry| {
@@ -169,21 +225,48 @@ mod tests {
         for limit in 1..=8 {
             assert_eq!(all(&folder, limit).await, whole, "pages of {limit}");
         }
-        assert_eq!(folder.count().await.expect("count"), 8);
+        assert_eq!(folder.count(&Reader::default()).await.expect("count"), 8);
     }
 
     #[tokio::test]
     async fn links_are_shown_and_not_followed() {
         let root = tempfile::tempdir().expect("folder");
         std::os::unix::fs::symlink("/", root.path().join("link")).expect("link");
-        let page = Folder::new(root.path().to_owned()).page(None, 9).await.expect("a page");
+        let folder = Folder::new(root.path().to_owned());
+        let page = folder.page(&Reader::default(), None, 9).await.expect("a page");
         assert_eq!(page.len(), 1);
-        assert!(!page[0].is_file);
+        assert_eq!(page[0].verdict, Some(Verdict::NotAFile));
     }
 
     #[tokio::test]
     async fn a_folder_that_is_not_there_is_unusable() {
         let folder = Folder::new("/nowhere/at/all".into());
-        assert!(matches!(folder.count().await, Err(SourceError::Unusable(_))));
+        assert!(matches!(folder.count(&Reader::default()).await, Err(SourceError::Unusable(_))));
+    }
+    /// A folder deeper than any path may be long: nobody may read its end, not even root.
+    fn bottomless(root: &Path) -> PathBuf {
+        let script = "for i in $(seq 30); do mkdir -p \"$0\"; cd \"$0\"; done; echo x > deep.jpg";
+        let name = "d".repeat(200);
+        let mut bash = std::process::Command::new("bash");
+        let made = bash.args(["-c", script, &name]).current_dir(root).status().expect("bash");
+        assert!(made.success());
+        root.join(&name)
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_read_is_one_line_wherever_a_page_ends() {
+        let root = tempfile::tempdir().expect("folder");
+        for name in ["a.jpg", "z.jpg"] {
+            fs::write(root.path().join(name), b"x").expect("file");
+        }
+        bottomless(root.path());
+        let folder = Folder::new(root.path().to_owned());
+        for limit in 1..=4 {
+            let found = all(&folder, limit).await;
+            assert_eq!(found.len(), 3, "pages of {limit}: {found:?}");
+        }
+        let page = folder.page(&Reader::default(), None, 9).await.expect("a page");
+        assert!(matches!(page[1].verdict, Some(Verdict::Unreadable(_))), "{:?}", page[1].verdict);
+        assert_eq!(folder.count(&Reader::default()).await.expect("count"), 3);
     }
 }

@@ -7,26 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use safelight_common::roots;
+use safelight_common::domain::labels;
 use serde::Deserialize;
 
-use super::{Entry, Place, SourceError, on_thread};
+use super::{Entry, Place, Reader, SourceError, Verdict, file};
 
 /// Bytes of a line at most.
 const LINE_BYTES: u64 = 64 * 1024;
 
+/// What some editors put before the first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 pub(in crate::backfill) struct List {
     path: PathBuf,
-    /// What its lines may name; anything if empty.
-    roots: Vec<String>,
-}
-
-/// A line.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Path(String),
-    Picture(Picture),
 }
 
 #[derive(Deserialize)]
@@ -40,39 +33,48 @@ struct Picture {
 }
 
 impl List {
-    pub fn new(path: PathBuf, roots: Vec<String>) -> Self {
-        Self { path, roots }
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
     }
 
-    pub async fn count(&self) -> Result<u64, SourceError> {
+    pub async fn count(&self, reader: &Reader) -> Result<u64, SourceError> {
         let path = self.path.clone();
-        on_thread(move || {
-            let mut lines = Lines::from(&path, None)?;
-            let mut count = 0;
-            while let Some((_, line)) = lines.next(&path)? {
-                count += u64::from(!is_blank(&line));
-            }
-            Ok(count)
-        })
-        .await
+        reader
+            .run(move |progress| {
+                let mut lines = Lines::from(&path, None)?;
+                let mut count = 0;
+                while let Some((_, line)) = lines.next(&path)? {
+                    progress.show()?;
+                    count += u64::from(!is_blank(&line));
+                }
+                Ok(count)
+            })
+            .await
     }
 
-    pub async fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, SourceError> {
-        let (path, roots) = (self.path.clone(), self.roots.clone());
+    pub async fn page(
+        &self,
+        reader: &Reader,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, SourceError> {
+        let path = self.path.clone();
         let after = after.map(str::to_owned);
-        on_thread(move || {
-            let mut lines = Lines::from(&path, after.as_deref())?;
-            let mut entries = Vec::new();
-            while entries.len() < limit
-                && let Some((number, line)) = lines.next(&path)?
-            {
-                if !is_blank(&line) {
-                    entries.push(entry(&path, &roots, number, &line, lines.cursor()));
+        reader
+            .run(move |progress| {
+                let mut lines = Lines::from(&path, after.as_deref())?;
+                let mut entries = Vec::new();
+                while entries.len() < limit
+                    && let Some((number, line)) = lines.next(&path)?
+                {
+                    progress.show()?;
+                    if !is_blank(&line) {
+                        entries.push(entry(&path, number, &line, lines.cursor()));
+                    }
                 }
-            }
-            Ok(entries)
-        })
-        .await
+                Ok(entries)
+            })
+            .await
     }
 }
 
@@ -81,49 +83,74 @@ fn is_blank(line: &[u8]) -> bool {
 }
 
 /// The entry that a line names; an invalid one, if it names none.
-fn entry(list: &Path, roots: &[String], number: u64, line: &[u8], cursor: String) -> Entry {
-    let refuse = |cursor, why: String| {
-        let name = format!("{}:{number}", list.display());
-        let place = Place::File(list.to_owned());
-        Entry { invalid: Some(why), filename: None, ..Entry::at(cursor, name, place) }
-    };
-    let picture = match serde_json::from_slice(line) {
-        Ok(Line::Picture(picture)) => picture,
-        Ok(Line::Path(path)) => Picture { path, title: None, tags: Vec::new(), filename: None },
-        Err(_) if line.len() as u64 >= LINE_BYTES => {
-            return refuse(cursor, format!("the line is longer than {LINE_BYTES} bytes"));
+fn entry(list: &Path, number: u64, line: &[u8], cursor: String) -> Entry {
+    let named = picture(line).and_then(|picture| place(list, &picture).map(|at| (picture, at)));
+    let (picture, place) = match named {
+        Ok(named) => named,
+        Err(why) => {
+            let name = format!("{}:{number}", list.display());
+            let place = Place::File(list.to_owned());
+            let verdict = Some(Verdict::Invalid(why));
+            return Entry { verdict, filename: None, ..Entry::at(cursor, &name, place) };
         }
-        Err(_) => {
+    };
+    let name = match &place {
+        Place::File(path) => path.to_string_lossy().into_owned(),
+        Place::Object { .. } => picture.path,
+    };
+    let entry = Entry::at(cursor, &name, place);
+    let filename = picture.filename.as_deref().and_then(labels::file_name).or(entry.filename);
+    Entry { title: picture.title, tags: picture.tags, filename, ..entry }
+}
+
+/// What a line says, with title and tags as uploads take them; or what is wrong with it.
+fn picture(line: &[u8]) -> Result<Picture, String> {
+    if line.len() as u64 >= LINE_BYTES {
+        return Err(format!("the line is longer than {LINE_BYTES} bytes"));
+    }
+    let mut picture: Picture = match line.trim_ascii_start().first() {
+        Some(b'"') => {
+            let path = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+            Picture { path, title: None, tags: Vec::new(), filename: None }
+        }
+        Some(b'{') => {
+            let mut json = serde_json::Deserializer::from_slice(line);
+            let picture = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+                let at = error.path().to_string();
+                if at == "." {
+                    error.inner().to_string()
+                } else {
+                    format!("`{at}`: {}", error.inner())
+                }
+            })?;
+            json.end().map_err(|error| error.to_string())?;
+            picture
+        }
+        _ => {
             let expected =
                 "neither a path in quotes nor {\"path\": …, \"title\": …, \"tags\": […]}";
-            return refuse(cursor, expected.to_owned());
+            return Err(expected.to_owned());
         }
     };
-    let place = match picture.path.strip_prefix("s3://").map(|rest| rest.split_once('/')) {
-        Some(Some((bucket, key))) if !bucket.is_empty() && !key.is_empty() => {
-            Place::Object { bucket: bucket.to_owned(), key: key.to_owned() }
-        }
-        Some(_) => return refuse(cursor, "expected s3://BUCKET/KEY".to_owned()),
-        None => {
-            let folder = list.parent().unwrap_or(Path::new("/"));
-            Place::File(folder.join(&picture.path))
-        }
-    };
-    let named = match &place {
-        Place::File(path) => path.to_string_lossy().into_owned(),
-        Place::Object { .. } => picture.path.clone(),
-    };
-    if !roots.is_empty() && !roots::contain(roots, &named) {
-        return refuse(cursor, format!("{named} is outside of `import_roots`"));
+    let given = std::mem::take(&mut picture.tags);
+    for tag in given {
+        labels::add_tag(&mut picture.tags, &tag).map_err(|why| format!("`tags`: {why}"))?;
     }
-    let is_file = match &place {
-        // Whatever it is that is not there, opening says so.
-        Place::File(path) => path.metadata().map_or(true, |about| about.is_file()),
-        Place::Object { .. } => true,
-    };
-    let entry = Entry::at(cursor, named, place);
-    let filename = picture.filename.or(entry.filename);
-    Entry { title: picture.title, tags: picture.tags, filename, is_file, ..entry }
+    let title = picture.title.as_deref().map(labels::title).transpose();
+    picture.title = title.map_err(|why| format!("`title`: {why}"))?.flatten();
+    Ok(picture)
+}
+
+/// Where a line's picture is; or what is wrong with its path.
+fn place(list: &Path, picture: &Picture) -> Result<Place, String> {
+    match picture.path.strip_prefix("s3://").map(|rest| rest.split_once('/')) {
+        _ if picture.path.contains('\0') => Err("`path`: no path has a NUL in it".to_owned()),
+        Some(Some((bucket, key))) if !bucket.is_empty() && !key.is_empty() => {
+            Ok(Place::Object { bucket: bucket.to_owned(), key: key.to_owned() })
+        }
+        Some(_) => Err("`path`: expected s3://BUCKET/KEY".to_owned()),
+        None => Ok(Place::File(list.parent().unwrap_or(Path::new("/")).join(&picture.path))),
+    }
 }
 
 /// The lines of a file from a place on. Cursors are `BYTES:LINES` read.
@@ -135,7 +162,7 @@ struct Lines {
 
 impl Lines {
     fn from(path: &Path, cursor: Option<&str>) -> Result<Self, SourceError> {
-        let mut file = File::open(path).map_err(|error| SourceError::at(path, error))?;
+        let mut file = file::open(path)?;
         let stands = cursor.and_then(|cursor| cursor.split_once(':'));
         let number = |text: &str| text.parse().unwrap_or(0);
         let (bytes, line) = stands.map_or((0, 0), |(bytes, line)| (number(bytes), number(line)));
@@ -155,6 +182,9 @@ impl Lines {
         if read == LINE_BYTES && line.last() != Some(&b'\n') {
             read += self.file.skip_until(b'\n').map_err(at)? as u64;
         }
+        if self.bytes == 0 && line.starts_with(BYTE_ORDER_MARK) {
+            line.drain(..BYTE_ORDER_MARK.len());
+        }
         self.bytes += read;
         self.number += 1;
         Ok(Some((self.number, line)))
@@ -167,7 +197,9 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use safelight_common::domain::{BackfillKind, BackfillSpec};
+
+    use super::{super::Source, *};
 
     #[tokio::test]
     async fn lines_are_read_from_where_the_cursor_says() {
@@ -183,18 +215,18 @@ mod tests {
             "nonsense",
             r#""s3://bucket/some/key.gif""#,
         ];
-        std::fs::write(&path, lines.join("\n")).expect("list");
-        let list = List::new(path.clone(), Vec::new());
-        assert_eq!(list.count().await.expect("count"), 6);
+        std::fs::write(&path, format!("\u{feff}{}", lines.join("\n"))).expect("list");
+        let (list, reader) = (List::new(path.clone()), Reader::default());
+        assert_eq!(list.count(&reader).await.expect("count"), 6);
         let mut entries = Vec::new();
         let mut cursor = None::<String>;
         loop {
-            let page = list.page(cursor.as_deref(), 1).await.expect("page");
+            let page = list.page(&reader, cursor.as_deref(), 1).await.expect("page");
             let Some(entry) = page.into_iter().next() else { break };
             cursor = Some(entry.cursor.clone());
             entries.push(entry);
         }
-        let valid: Vec<bool> = entries.iter().map(|entry| entry.invalid.is_none()).collect();
+        let valid: Vec<bool> = entries.iter().map(|entry| entry.verdict.is_none()).collect();
         assert_eq!(valid, [true, true, false, false, false, true]);
         assert!(matches!(&entries[0].place, Place::File(p) if *p == folder.path().join("a.jpg")));
         assert_eq!(entries[1].title.as_deref(), Some("C"));
@@ -202,6 +234,30 @@ mod tests {
         assert_eq!(entries[1].filename.as_deref(), Some("c.png"));
         assert!(entries[2].name.ends_with(":4"), "{}", entries[2].name);
         assert_eq!(entries[5].filename.as_deref(), Some("key.gif"));
+    }
+
+    #[test]
+    fn lines_are_taken_as_uploads_are_and_say_what_is_wrong() {
+        let entry = |line: &str| entry(Path::new("/list"), 1, line.as_bytes(), String::new());
+        for (line, why) in [
+            (r#"{"path":"a","title":"x\u0000y"}"#, "`title`: control characters"),
+            (r#"{"path":"a","tags":["ok","\u0007"]}"#, "`tags`: control characters"),
+            (r#"{"path":"a","tags":["ok",7]}"#, "`tags[1]`: invalid type"),
+            (r#"{"path":"a\u0000b"}"#, "`path`: no path has a NUL"),
+            (r#"{"path":"s3://bucket"}"#, "`path`: expected s3://"),
+            (r#"{"title":"x"}"#, "missing field `path`"),
+            (r#"{"path":"a"} {}"#, "trailing characters"),
+            (r#""a" "b""#, "trailing characters"),
+            ("a.jpg", "neither a path in quotes"),
+        ] {
+            let found = entry(line).verdict;
+            let is_told = matches!(&found, Some(Verdict::Invalid(told)) if told.contains(why));
+            assert!(is_told, "{line}: {found:?}");
+        }
+        let taken =
+            entry(r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#);
+        assert_eq!((taken.title, taken.tags), (None, vec!["x".to_owned()]));
+        assert_eq!(taken.filename.as_deref(), Some("c.jpg"));
     }
 
     #[tokio::test]
@@ -214,9 +270,18 @@ mod tests {
             "\"in.jpg\"\n\"/etc/passwd\"\n\"../../etc/passwd\"\n\"s3://other/a\"",
         )
         .expect("list");
-        let roots = vec![folder.path().to_string_lossy().into_owned()];
-        let page = List::new(path, roots).page(None, 9).await.expect("page");
-        let valid: Vec<bool> = page.iter().map(|entry| entry.invalid.is_none()).collect();
-        assert_eq!(valid, [true, false, false, false]);
+        let mut spec = BackfillSpec::new(BackfillKind::Import);
+        spec.source = Some(path.to_string_lossy().into_owned());
+        spec.roots = vec![folder.path().to_string_lossy().into_owned()];
+        let source = Source::of(&spec, Reader::default()).await.expect("a list");
+        let mut opened = Vec::new();
+        for entry in source.page(None, 9).await.expect("page") {
+            opened.push(match source.open(&entry).await {
+                Ok(_) => "read",
+                Err(SourceError::Forbidden(_)) => "forbidden",
+                Err(_) => "unreadable",
+            });
+        }
+        assert_eq!(opened, ["read", "forbidden", "forbidden", "forbidden"]);
     }
 }

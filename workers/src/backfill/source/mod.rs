@@ -2,61 +2,88 @@
 //! has come in it; a page costs no more memory than its entries, however many there are in all.
 
 mod bucket;
+mod file;
 mod folder;
 mod list;
+mod reader;
 
 use std::{
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt};
-use safelight_common::{blobs::BlobError, domain::BackfillSpec};
-use tokio_util::io::ReaderStream;
+use futures::stream::BoxStream;
+use nix::libc;
+use safelight_common::{
+    blobs::BlobError,
+    domain::{BackfillSpec, ImageFormat, labels},
+    roots,
+};
 
-use self::{bucket::S3Source, folder::Folder, list::List};
-
-/// Bytes read from a file at once.
-const CHUNK_BYTES: usize = 64 * 1024;
+pub(super) use self::reader::Reader;
+use self::{bucket::S3Source, folder::Folder, list::List, reader::Progress};
 
 /// The content of an entry.
 pub(super) type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
 
-/// A source that cannot be read.
+/// What cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
     /// And never will be: for people.
     #[error("{0}")]
     Unusable(String),
-    /// A file system that failed.
+    /// A pipe, a device or a folder where a plain file was expected.
+    #[error("it is no plain file")]
+    NotAFile,
+    /// It may not be read.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Nothing came for so long.
+    #[error("nothing came from the source for {} seconds", .0.as_secs())]
+    Silent(Duration),
+    /// A file system that failed, and may work again.
     #[error("cannot read the source: {0}")]
     Io(#[source] io::Error),
-    /// An object store that failed.
+    /// An object store that failed, and may work again.
     #[error("cannot read the source: {0}")]
     Store(#[source] BlobError),
 }
 
 impl SourceError {
-    /// An error of the file system at `path`.
+    /// An error of the file system at `path`. What is not known to pass stays.
     fn at(path: &Path, error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::NotFound
-            | io::ErrorKind::PermissionDenied
-            | io::ErrorKind::NotADirectory => {
-                Self::Unusable(format!("{}: {error}", path.display()))
-            }
-            _ => Self::Io(error),
+        if may_pass(&error) {
+            return Self::Io(error);
         }
+        Self::Unusable(format!("{}: {error}", path.display()))
+    }
+
+    /// Whether the same will not work later either.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Io(_) | Self::Store(_) | Self::Silent(_))
     }
 }
 
-/// Runs `work`, which waits for a disk, on a thread that nobody else waits for.
-async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
-) -> Result<T, SourceError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|panic| Err(SourceError::Io(io::Error::other(panic))))
+/// Whether a file system is away, or this process has too much open: not the fault of what was read.
+fn may_pass(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let is_known = matches!(
+        error.kind(),
+        Kind::Interrupted
+            | Kind::WouldBlock
+            | Kind::TimedOut
+            | Kind::OutOfMemory
+            | Kind::NotConnected
+            | Kind::ConnectionAborted
+            | Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::HostUnreachable
+            | Kind::NetworkDown
+            | Kind::NetworkUnreachable
+    );
+    is_known || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Something that may be a picture.
@@ -68,16 +95,25 @@ pub(super) struct Entry {
     pub name: String,
     /// Where its bytes are.
     pub place: Place,
-    /// Whether it is a plain file, and no symbolic link, pipe or device.
-    pub is_file: bool,
-    /// Why it is none, of a line in a list.
-    pub invalid: Option<String>,
+    /// Why it is no picture, if that is known without reading it.
+    pub verdict: Option<Verdict>,
     /// Title, if the source has one.
     pub title: Option<String>,
     /// Tags, if the source has any.
     pub tags: Vec<String>,
     /// The name of the file.
     pub filename: Option<String>,
+}
+
+/// Why an entry is not even read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is a symbolic link, a pipe or a device; in a bucket the mark of a folder.
+    NotAFile,
+    /// A folder that cannot be read.
+    Unreadable(String),
+    /// A line of a list that names nothing.
+    Invalid(String),
 }
 
 /// Where bytes are.
@@ -91,14 +127,16 @@ pub(super) enum Place {
 
 impl Entry {
     /// An entry of which nothing is known but where it is.
-    fn at(cursor: String, name: String, place: Place) -> Self {
+    fn at(cursor: String, name: &str, place: Place) -> Self {
         let filename = match &place {
-            Place::File(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
-            Place::Object { key, .. } => key.rsplit('/').next().map(str::to_owned),
+            Place::File(path) => {
+                path.file_name().and_then(|name| labels::file_name(&name.to_string_lossy()))
+            }
+            Place::Object { key, .. } => labels::file_name(key),
         };
-        let filename = filename.filter(|name| !name.is_empty());
-        let (title, tags) = (None, Vec::new());
-        Self { cursor, name, place, is_file: true, invalid: None, title, tags, filename }
+        // PostgreSQL has no text with a NUL in it.
+        let name = name.replace('\0', "\u{fffd}");
+        Self { cursor, name, place, verdict: None, title: None, tags: Vec::new(), filename }
     }
 
     /// Whether its name says that it is a picture.
@@ -113,7 +151,14 @@ impl Entry {
 }
 
 /// Where an import finds pictures.
-pub(super) enum Source {
+pub(super) struct Source {
+    place: Kind,
+    reader: Reader,
+    /// What a list may name; anything if empty.
+    roots: Vec<String>,
+}
+
+enum Kind {
     /// Every file in a folder, however deep.
     Folder(Folder),
     /// What a file names, line by line.
@@ -124,38 +169,35 @@ pub(super) enum Source {
 
 impl Source {
     /// The source of an import.
-    pub fn of(spec: &BackfillSpec) -> Result<Self, SourceError> {
+    pub async fn of(spec: &BackfillSpec, reader: Reader) -> Result<Self, SourceError> {
         let Some(source) = &spec.source else {
             return Err(SourceError::Unusable("the import names no source".to_owned()));
         };
-        if let Some(rest) = source.strip_prefix("s3://") {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            return Ok(Self::Bucket(S3Source::new(bucket, prefix)));
-        }
-        let path = PathBuf::from(source);
-        let about = std::fs::metadata(&path).map_err(|error| SourceError::at(&path, error))?;
-        if about.is_dir() {
-            return Ok(Self::Folder(Folder::new(path)));
-        }
-        Ok(Self::List(List::new(path, spec.roots.clone())))
+        let place = match source.strip_prefix("s3://") {
+            Some(rest) => Kind::Bucket(S3Source::new(rest)),
+            None => kind_of_path(&reader, source.into()).await?,
+        };
+        // Of a folder and a bucket it was checked when the import began.
+        let roots = if matches!(place, Kind::List(_)) { spec.roots.clone() } else { Vec::new() };
+        Ok(Self { place, reader, roots })
     }
 
     /// How many entries there are.
     pub async fn count(&self) -> Result<u64, SourceError> {
-        match self {
-            Self::Folder(folder) => folder.count().await,
-            Self::List(list) => list.count().await,
-            Self::Bucket(bucket) => bucket.count().await,
+        match &self.place {
+            Kind::Folder(folder) => folder.count(&self.reader).await,
+            Kind::List(list) => list.count(&self.reader).await,
+            Kind::Bucket(bucket) => bucket.count(&self.reader).await,
         }
     }
 
     /// The next `limit` entries after a cursor; fewer only at the end.
     pub async fn page(&self, after: Option<&str>, limit: u32) -> Result<Vec<Entry>, SourceError> {
         let limit = limit as usize;
-        match self {
-            Self::Folder(folder) => folder.page(after, limit).await,
-            Self::List(list) => list.page(after, limit).await,
-            Self::Bucket(bucket) => bucket.page(after, limit).await,
+        match &self.place {
+            Kind::Folder(folder) => folder.page(&self.reader, after, limit).await,
+            Kind::List(list) => list.page(&self.reader, after, limit).await,
+            Kind::Bucket(bucket) => bucket.page(&self.reader, after, limit).await,
         }
     }
 
@@ -163,13 +205,49 @@ impl Source {
     pub async fn open(&self, entry: &Entry) -> Result<ByteStream, SourceError> {
         match &entry.place {
             Place::File(path) => {
-                let file = tokio::fs::File::open(path).await;
-                let file = file.map_err(|error| SourceError::at(path, error))?;
-                Ok(ReaderStream::with_capacity(file, CHUNK_BYTES)
-                    .map(|chunk| chunk.map_err(SourceError::Io))
-                    .boxed())
+                let (path, roots) = (path.clone(), self.roots.clone());
+                let open = move |_: &Progress| {
+                    check(&roots, &path.to_string_lossy())?;
+                    file::open(&path)
+                };
+                Ok(file::stream(self.reader.clone(), self.reader.run(open).await?))
             }
-            Place::Object { bucket, key } => bucket::open(bucket, key).await,
+            Place::Object { bucket, key } => {
+                check(&self.roots, &format!("s3://{bucket}/{key}"))?;
+                bucket::open(&self.reader, bucket, key).await
+            }
         }
     }
+}
+
+/// Whether a list may name this.
+fn check(roots: &[String], named: &str) -> Result<(), SourceError> {
+    if roots.is_empty() || roots::contain(roots, named) {
+        return Ok(());
+    }
+    Err(SourceError::Forbidden(format!("{named} is outside of `import_roots`")))
+}
+
+/// A folder, or a list. A picture is neither, and a likely mistake.
+async fn kind_of_path(reader: &Reader, path: PathBuf) -> Result<Kind, SourceError> {
+    let read = move |_: &Progress| {
+        let at = |error| SourceError::at(&path, error);
+        if std::fs::metadata(&path).map_err(at)?.is_dir() {
+            return Ok(Kind::Folder(Folder::new(path)));
+        }
+        let file = file::open(&path).map_err(|error| match error {
+            SourceError::NotAFile => {
+                SourceError::Unusable(format!("{} is neither folder nor file", path.display()))
+            }
+            error => error,
+        })?;
+        let mut head = Vec::new();
+        file.take(ImageFormat::SNIFF_BYTES as u64).read_to_end(&mut head).map_err(at)?;
+        if ImageFormat::sniff(&head).is_some() {
+            let why = "is a picture; name its folder, or a list of pictures";
+            return Err(SourceError::Unusable(format!("{} {why}", path.display())));
+        }
+        Ok(Kind::List(List::new(path)))
+    };
+    reader.run(read).await
 }

@@ -1,0 +1,76 @@
+//! What people say of a picture beside its bytes, title, tags and file name: the same rules for uploads and
+//! for imports.
+
+/// Characters of a title at most.
+const MAX_TITLE_CHARS: usize = 500;
+
+/// Tags of an image at most.
+const MAX_TAGS: usize = 32;
+
+/// Characters of a tag at most.
+const MAX_TAG_CHARS: usize = 64;
+
+/// Bytes of a file name at most, as in most file systems.
+const MAX_FILENAME_BYTES: usize = 255;
+
+/// A title without surrounding space; an empty one is none. If it cannot be taken, why not.
+pub fn title(text: &str) -> Result<Option<String>, String> {
+    let title = checked(text, MAX_TITLE_CHARS)?;
+    Ok((!title.is_empty()).then(|| title.to_owned()))
+}
+
+/// Adds a tag without surrounding space, unless it is empty or there already. If it cannot be taken, why not.
+pub fn add_tag(tags: &mut Vec<String>, text: &str) -> Result<(), String> {
+    let tag = checked(text, MAX_TAG_CHARS)?;
+    if tag.is_empty() || tags.iter().any(|known| known == tag) {
+        return Ok(());
+    }
+    if tags.len() == MAX_TAGS {
+        return Err(format!("at most {MAX_TAGS} are taken"));
+    }
+    tags.push(tag.to_owned());
+    Ok(())
+}
+
+/// The last component of a path, printable, of bounded length; `None` if nothing is left.
+pub fn file_name(name: &str) -> Option<String> {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let mut name: String = last.chars().filter(|c| !c.is_control()).collect();
+    name.truncate(name.floor_char_boundary(MAX_FILENAME_BYTES));
+    let name = name.trim();
+    (!matches!(name, "" | "." | "..")).then(|| name.to_owned())
+}
+
+/// `text` without surrounding space, if it is short enough and printable.
+fn checked(text: &str, max_chars: usize) -> Result<&str, String> {
+    let text = text.trim();
+    if text.chars().count() > max_chars {
+        return Err(format!("at most {max_chars} characters are taken"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("control characters are not taken".to_owned());
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_lose_folders_and_control_characters() {
+        let cases = [
+            ("cat.jpg", Some("cat.jpg")),
+            ("../../etc/passwd", Some("passwd")),
+            ("C:\\pictures\\cat.jpg", Some("cat.jpg")),
+            ("a\r\nb\0.png", Some("ab.png")),
+            (" .. ", None),
+            ("folder/", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(file_name(name).as_deref(), expected, "{name}");
+        }
+        let long = file_name(&"é".repeat(200)).expect("a name");
+        assert_eq!(long, "é".repeat(127));
+    }
+}

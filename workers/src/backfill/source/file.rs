@@ -1,0 +1,110 @@
+//! Files of others, which may be anything: only plain ones are opened.
+
+use std::{
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use nix::libc;
+
+use super::{ByteStream, Reader, SourceError};
+
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Opens a plain file. Nothing else is: a pipe would wait for a writer, a device never end.
+pub(super) fn open(path: &Path) -> Result<File, SourceError> {
+    let at = |error| SourceError::at(path, error);
+    check(&std::fs::metadata(path).map_err(at)?)?;
+    let mut options = OpenOptions::new();
+    // Whatever has taken its place meanwhile does not make us wait either.
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let file = file.map_err(at)?;
+    check(&file.metadata().map_err(at)?)?;
+    Ok(file)
+}
+
+fn check(about: &Metadata) -> Result<(), SourceError> {
+    if about.is_file() { Ok(()) } else { Err(SourceError::NotAFile) }
+}
+
+/// The bytes of an open file.
+pub(super) fn stream(reader: Reader, file: File) -> ByteStream {
+    stream::try_unfold((reader, file), |(reader, mut file)| async move {
+        let read = reader.run(move |_| {
+            let chunk = next_chunk(&mut file).map_err(SourceError::Io)?;
+            Ok((chunk, file))
+        });
+        let (chunk, file) = read.await?;
+        Ok((!chunk.is_empty()).then_some((chunk, (reader, file))))
+    })
+    .boxed()
+}
+
+fn next_chunk(file: &mut File) -> io::Result<Bytes> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => {
+                chunk.truncate(read?);
+                return Ok(chunk.into());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_read_to_its_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("file");
+        let bytes: Vec<u8> = (0..=250).cycle().take(CHUNK_BYTES + 1000).collect();
+        std::fs::write(&path, &bytes).expect("write");
+        let reader = Reader::new(1, Duration::from_secs(9));
+        let chunks: Vec<Bytes> =
+            stream(reader, open(&path).expect("open")).try_collect().await.expect("read");
+        assert_eq!(chunks.concat(), bytes);
+    }
+
+    #[test]
+    fn only_plain_files_are_opened() {
+        let folder = tempfile::tempdir().expect("folder");
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+        assert!(made.success());
+        for path in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+            assert!(matches!(open(path), Err(SourceError::NotAFile)), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn what_will_never_open_is_told_from_what_may() {
+        let looped = tempfile::tempdir().expect("folder");
+        let link = looped.path().join("link");
+        std::os::unix::fs::symlink(&link, &link).expect("link");
+        let (long, nul) = (format!("/{}", "x".repeat(300)), "/a\0b".to_owned());
+        let deep = "/x".repeat(5000);
+        for path in [&*link.to_string_lossy(), &long, &nul, &deep, "/nowhere"] {
+            let refused = open(Path::new(path));
+            assert!(matches!(refused, Err(SourceError::Unusable(_))), "{refused:?}");
+        }
+        for passing in [libc::EMFILE, libc::ENOTCONN, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
+            let error = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(passing));
+            assert!(matches!(error, SourceError::Io(_)), "{error}");
+        }
+        let bad = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(libc::EIO));
+        assert!(matches!(bad, SourceError::Unusable(_)), "a bad sector stays bad");
+    }
+}

@@ -1,0 +1,158 @@
+//! Reads that may hang, as on a file server that is gone: how long they may be silent, and how many threads
+//! they may keep.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::SourceError;
+
+/// How long a read may show nothing before it is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Threads that one import may keep. A read that hangs keeps its thread until the system lets go of it: what
+/// hangs so often is away as a whole, and is waited for.
+const THREADS: usize = 8;
+
+/// How one import reads. Clones share its threads.
+#[derive(Clone)]
+pub(in crate::backfill) struct Reader {
+    threads: Arc<Semaphore>,
+    silence: Duration,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self::new(THREADS, SILENCE)
+    }
+}
+
+impl Reader {
+    pub fn new(threads: usize, silence: Duration) -> Self {
+        Self { threads: Arc::new(Semaphore::new(threads)), silence }
+    }
+
+    /// Runs `work`, which waits for a disk, on a thread that nobody else waits for, as long as it shows
+    /// progress. One that is given up learns of it with its next progress.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Progress) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let thread = timeout(self.silence, self.threads.clone().acquire_owned()).await;
+        let Ok(Ok(thread)) = thread else {
+            let why = "all reads before have come to nothing";
+            return Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, why)));
+        };
+        let progress = Progress::default();
+        let watched = Watched(progress.clone());
+        let mut done = tokio::task::spawn_blocking(move || {
+            let _thread = thread;
+            work(&progress)
+        });
+        loop {
+            let before = watched.0.shown();
+            match timeout(self.silence, &mut done).await {
+                Ok(Ok(result)) => return result,
+                Ok(Err(panic)) => return Err(SourceError::Io(io::Error::other(panic))),
+                Err(_) if watched.0.shown() == before => {
+                    return Err(SourceError::Silent(self.silence));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits for a part of what comes over a network.
+    pub async fn wait<T>(
+        &self,
+        part: impl Future<Output = Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        timeout(self.silence, part).await.unwrap_or(Err(SourceError::Silent(self.silence)))
+    }
+}
+
+/// What a read has shown so far.
+#[derive(Clone, Default)]
+pub(super) struct Progress(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    shown: AtomicU64,
+    is_given_up: AtomicBool,
+}
+
+impl Progress {
+    /// Shows that the read goes on. An error if nobody waits for it any more.
+    pub fn show(&self) -> Result<(), SourceError> {
+        self.0.shown.fetch_add(1, Ordering::Relaxed);
+        if self.0.is_given_up.load(Ordering::Relaxed) {
+            return Err(SourceError::Io(io::ErrorKind::TimedOut.into()));
+        }
+        Ok(())
+    }
+
+    fn shown(&self) -> u64 {
+        self.0.shown.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells a read that it is given up, however its waiting ends.
+struct Watched(Progress);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.0.is_given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_read_that_hangs_is_given_up_and_keeps_its_thread() {
+        let reader = Reader::new(1, SOON);
+        let (release, hangs) = mpsc::channel::<()>();
+        let (told, tells) = mpsc::channel();
+        let hung = reader.run(move |progress| {
+            let _ = hangs.recv();
+            told.send(progress.show().is_err()).map_err(io::Error::other).map_err(SourceError::Io)
+        });
+        assert!(matches!(hung.await, Err(SourceError::Silent(_))));
+        let next = reader.run(|_| Ok(())).await;
+        assert!(matches!(next, Err(SourceError::Io(_))), "no thread is left: {next:?}");
+        drop(release);
+        assert!(tells.recv().expect("it went on"), "it learns that it was given up");
+        while reader.run(|_| Ok(())).await.is_err() {}
+    }
+
+    #[tokio::test]
+    async fn a_long_read_that_shows_progress_goes_on() {
+        let reader = Reader::new(1, Duration::from_millis(200));
+        let done = reader.run(|progress| {
+            for _ in 0..40 {
+                std::thread::sleep(Duration::from_millis(10));
+                progress.show()?;
+            }
+            Ok("done")
+        });
+        assert_eq!(done.await.expect("not given up"), "done");
+    }
+
+    #[tokio::test]
+    async fn a_part_that_does_not_come_is_given_up() {
+        let never = std::future::pending::<Result<(), SourceError>>();
+        assert!(matches!(Reader::new(1, SOON).wait(never).await, Err(SourceError::Silent(_))));
+    }
+}

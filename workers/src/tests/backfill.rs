@@ -1,0 +1,226 @@
+//! Backfills beside each other, and sources that do not behave.
+
+use std::{fs, path::Path};
+
+use safelight_common::{
+    blobs::BlobKey,
+    domain::{
+        BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Status, Task,
+        TaskId,
+    },
+    store::{Item, NewBackfill},
+};
+
+use super::lab::{Lab, picture, within};
+use crate::backfill;
+
+async fn begun(lab: &Lab, spec: BackfillSpec) -> TaskId {
+    let new =
+        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
+    assert!(lab.services.store.create_backfill(&new).await.expect("begin"));
+    new.task
+}
+
+fn import(source: &Path) -> BackfillSpec {
+    let mut spec = BackfillSpec::new(BackfillKind::Import);
+    spec.source = Some(source.to_string_lossy().into_owned());
+    spec
+}
+
+fn foreman(lab: &Lab) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(backfill::run(lab.services.clone(), lab.shutdown.clone()))
+}
+
+/// The report of a backfill, once that has ended.
+async fn report(lab: &Lab, id: TaskId) -> (Task, Vec<Item>) {
+    let task = lab.ended(id).await;
+    (task, lab.store.inner.backfill_report(id, None, 100).await.expect("report"))
+}
+
+fn reasons(report: &[Item]) -> Vec<(&str, Option<&str>)> {
+    report.iter().map(|item| (item.outcome.as_str(), item.reason.as_deref())).collect()
+}
+
+#[tokio::test]
+async fn an_import_that_hangs_holds_no_other_up_and_can_be_cancelled() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let upload = lab.upload(&picture()).await;
+    lab.ended(upload.task).await;
+    let photos = tempfile::tempdir().expect("folder");
+    fs::write(photos.path().join("a.png"), picture()).expect("write");
+    *lab.store.gate.hangs.lock().expect("not poisoned") = Some("images_with_blobs");
+    let hung = begun(&lab, import(photos.path())).await;
+    let other = begun(&lab, BackfillSpec::new(BackfillKind::Verify)).await;
+    let _foreman = foreman(&lab);
+    lab.task_when(hung, |task| {
+        task.backfill.as_ref().is_some_and(|backfill| backfill.expected == Some(1))
+    })
+    .await;
+    assert_eq!(lab.ended(other).await.status, Status::Succeeded);
+    assert!(lab.store.inner.cancel(hung).await.expect("cancel"));
+    assert_eq!(lab.ended(hung).await.status, Status::Cancelled);
+}
+
+#[tokio::test]
+async fn a_source_that_is_no_list_ends_its_import() {
+    let lab = Lab::new(&[]).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let (pipe, photo) = (folder.path().join("pipe"), folder.path().join("a.png"));
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    fs::write(&photo, picture()).expect("write");
+    let _foreman = foreman(&lab);
+    for (source, why) in [
+        (pipe.as_path(), "is neither folder nor file"),
+        (Path::new("/dev/zero"), "is neither folder nor file"),
+        (photo.as_path(), "is a picture; name its folder"),
+    ] {
+        let id = begun(&lab, import(source)).await;
+        let task = lab.ended(id).await;
+        let problem = task.backfill.and_then(|backfill| backfill.problem).unwrap_or_default();
+        assert!(problem.contains(why), "{problem}");
+        assert_eq!(task.status, Status::Failed);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_entry_is_a_line_and_no_obstacle() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let folder = tempfile::tempdir().expect("folder");
+    fs::write(folder.path().join("good.png"), picture()).expect("write");
+    let looped = folder.path().join("looped");
+    std::os::unix::fs::symlink(&looped, &looped).expect("link");
+    let list = folder.path().join("list.ndjson");
+    let lines = [
+        format!("\"{}.jpg\"", "x".repeat(300)),
+        "\"a\\u0000b.jpg\"".to_owned(),
+        "\"looped\"".to_owned(),
+        "\"/dev/zero\"".to_owned(),
+        r#"{"path":"good.png","tags":["a\u0000"]}"#.to_owned(),
+        "\"good.png\"".to_owned(),
+    ];
+    fs::write(&list, lines.join("\n")).expect("write");
+    let id = begun(&lab, import(&list)).await;
+    let _foreman = foreman(&lab);
+    let (task, report) = report(&lab, id).await;
+    assert_eq!(task.status, Status::Failed);
+    let mut found = reasons(&report);
+    found.sort_unstable();
+    let unreadable = ("failed", Some("unreadable"));
+    let invalid = ("failed", Some("invalid_line"));
+    let skipped = ("skipped", Some("not_a_file"));
+    assert_eq!(
+        found,
+        [invalid, invalid, unreadable, unreadable, skipped, ("succeeded", None)],
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_equal_picture_is_worth_what_became_of_it() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
+    let mut torn = picture();
+    torn.truncate(torn.len() / 2);
+    let bad = lab.upload(&torn).await;
+    assert_eq!(lab.ended(bad.task).await.status, Status::Failed);
+    let lost = lab.upload(&picture()).await;
+    lab.ended(lost.task).await;
+    let blob = lab.path(&BlobKey::Blob(lost.sha256));
+    fs::remove_file(&blob).expect("remove");
+    let photos = tempfile::tempdir().expect("folder");
+    fs::write(photos.path().join("1.png"), &torn).expect("write");
+    fs::write(photos.path().join("2.png"), picture()).expect("write");
+
+    let id = begun(&lab, import(photos.path())).await;
+    let (_, found) = report(&lab, id).await;
+    let outcomes = [("skipped", Some("failed_before")), ("skipped", Some("duplicate"))];
+    assert_eq!(reasons(&found), outcomes, "{found:?}");
+    assert!(
+        found[0].detail.as_deref().is_some_and(|why| why.contains("corrupt_image")),
+        "{found:?}"
+    );
+    assert_eq!(ContentHash::of(&fs::read(&blob).expect("it is back")), lost.sha256);
+
+    let mut again = import(photos.path());
+    again.retry_failed = true;
+    let id = begun(&lab, again).await;
+    let (_, found) = report(&lab, id).await;
+    let outcomes = [("failed", Some("corrupt_image")), ("skipped", Some("duplicate"))];
+    let mut sorted = reasons(&found);
+    sorted.sort_unstable();
+    assert_eq!(sorted, outcomes, "{found:?}");
+    let taken = found.iter().find(|item| item.outcome == ItemOutcome::Failed).expect("a line");
+    assert!(lab.services.store.image(ImageId(taken.id)).await.expect("read").is_some());
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_equal_files_once_however_far_apart() {
+    let lab = Lab::new(&[("SAFELIGHT_BACKFILL_WINDOW", "1")]).await;
+    let photos = tempfile::tempdir().expect("folder");
+    for name in ["1.png", "2.png", "3.png"] {
+        fs::write(photos.path().join(name), picture()).expect("write");
+    }
+    let mut spec = import(photos.path());
+    spec.dry_run = true;
+    let id = begun(&lab, spec).await;
+    let _foreman = foreman(&lab);
+    let counted = lab.ended(id).await.backfill.expect("a backfill");
+    assert_eq!((counted.planned, counted.skipped["duplicate"]), (1, 2));
+}
+
+#[tokio::test]
+async fn verify_takes_what_failed_again_only_when_asked_or_stored_anew() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
+    let upload = lab.upload(&picture()).await;
+    lab.ended(upload.task).await;
+    fs::write(lab.path(&BlobKey::Blob(upload.sha256)), b"damaged").expect("write");
+    let verify = async |retry_failed: bool| {
+        let mut spec = BackfillSpec::new(BackfillKind::Verify);
+        spec.retry_failed = retry_failed;
+        let id = begun(&lab, spec).await;
+        report(&lab, id).await.1
+    };
+    let failed = [("failed", Some("blob_damaged"))];
+    assert_eq!(reasons(&verify(false).await), failed);
+    let skipped = verify(false).await;
+    assert_eq!(reasons(&skipped), [("skipped", Some("failed_before"))]);
+    assert!(skipped[0].detail.as_deref().is_some_and(|why| why.contains("blob_damaged")));
+    assert_eq!(reasons(&verify(true).await), failed);
+    // The same picture again: its bytes are stored anew.
+    let again = lab.upload(&picture()).await;
+    lab.ended(again.task).await;
+    assert_eq!(reasons(&verify(false).await), [("succeeded", None), ("succeeded", None)]);
+}
+
+#[tokio::test]
+async fn what_another_task_is_at_is_worked_on_all_the_same() {
+    let lab = Lab::new(&[]).await;
+    let _foreman = foreman(&lab);
+    // Nobody works yet: the upload's jobs wait, and so does the first backfill's.
+    let upload = lab.upload(&picture()).await;
+    let mut ids = Vec::new();
+    for preset in ["small", "medium"] {
+        let mut spec = BackfillSpec::new(BackfillKind::Renditions);
+        spec.presets = vec![preset.to_owned()];
+        ids.push(begun(&lab, spec).await);
+    }
+    ids.push(begun(&lab, BackfillSpec::new(BackfillKind::Verify)).await);
+    for &id in &ids {
+        lab.task_when(id, |task| {
+            task.backfill.as_ref().is_some_and(|backfill| backfill.planned == 1)
+        })
+        .await;
+    }
+    let (_worker, _relay) = (lab.worker(), lab.relay());
+    for id in ids {
+        let (task, found) = report(&lab, id).await;
+        assert_eq!((task.status, reasons(&found)), (Status::Succeeded, vec![("succeeded", None)]));
+    }
+    within("it is stored", lab.ended(upload.task)).await;
+    let obstacles = lab.services.store.obstacles(&[upload.image]).await.expect("read");
+    assert!(obstacles.iter().all(|obstacle| obstacle.kind != JobKind::Write), "{obstacles:?}");
+}
