@@ -11,7 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::trouble::Trouble;
 
-/// Interactive deliveries fetched beyond the slots, so that a slot never waits for the network.
+/// Interactive deliveries fetched beyond the slots at least, so that a slot never waits for the network.
+/// Of many slots, as many again: a job gives its slot back before its end is recorded, and of jobs that
+/// are over soon as many may be there as are running.
 const AHEAD: usize = 4;
 
 /// Bulk deliveries fetched beyond the slots: nobody waits for them, and what lies here cannot be
@@ -60,7 +62,7 @@ impl Lanes {
         };
         let bulk_slots = self::slots(Lane::Bulk, lanes, slots, services.config.interactive_reserve);
         Self {
-            interactive: subscription(Lane::Interactive, slots + AHEAD).await,
+            interactive: subscription(Lane::Interactive, slots + AHEAD.max(slots)).await,
             // A delivery counts as fetched until its job has ended: fewer than the slots would
             // leave slots empty.
             bulk: subscription(Lane::Bulk, bulk_slots + BULK_AHEAD).await,

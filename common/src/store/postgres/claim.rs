@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{
     gather::{Answers, Call, Locked},
@@ -88,7 +88,7 @@ impl Call for Claiming {
     }
 
     async fn carry_out(
-        pool: &PgPool,
+        conn: &mut PgConnection,
         calls: &[Self],
         locked: Locked,
     ) -> Result<Answers<Claim>, StoreError> {
@@ -103,7 +103,7 @@ impl Call for Claiming {
             .bind(calls.iter().map(|call| call.worker.0).collect::<Vec<_>>())
             .bind(calls.iter().map(|call| interval(call.lease)).collect::<Vec<_>>())
             .bind(calls.iter().map(|call| integer(call.understood)).collect::<Vec<_>>())
-            .fetch_all(pool)
+            .fetch_all(conn)
             .await?;
         let place = |row: &PgRow| row.try_get::<i64, _>("place").ok();
         rows.chunk_by(|one, next| place(one) == place(next))

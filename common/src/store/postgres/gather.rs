@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::within;
@@ -43,7 +43,7 @@ pub trait Call: Send + Sync + 'static {
 
     /// Carries out calls about different jobs in one transaction.
     fn carry_out(
-        pool: &PgPool,
+        conn: &mut PgConnection,
         calls: &[Self],
         locked: Locked,
     ) -> impl Future<Output = Result<Answers<Self::Answer>, StoreError>> + Send
@@ -79,28 +79,37 @@ impl<C: Call> Gathered<C> {
 
 async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
     let mut ready = Vec::with_capacity(BATCH);
+    let mut conn = None;
     while calls.recv_many(&mut ready, BATCH).await > 0 {
         ready.retain(|one| !one.caller.is_closed());
-        // Of two calls about one job the second must see what came of the first.
-        let mut jobs = HashSet::new();
-        let (batch, doubles): (Vec<_>, Vec<_>) =
-            ready.drain(..).partition(|one| jobs.insert(one.call.job()));
-        if batch.is_empty() {
-            continue;
+        if !ready.is_empty() {
+            // Of two calls about one job the second must see what came of the first.
+            let mut jobs = HashSet::new();
+            let (batch, doubles): (Vec<_>, Vec<_>) =
+                ready.drain(..).partition(|one| jobs.insert(one.call.job()));
+            let left_out = carry_out(&pool, &mut conn, batch).await;
+            for one in left_out.into_iter().chain(doubles) {
+                // Beside the next batch: it may have to wait for whoever holds its job.
+                tokio::spawn(carry_out_alone(pool.clone(), one));
+            }
         }
-        let left_out = carry_out(&pool, batch).await;
-        for one in left_out.into_iter().chain(doubles) {
-            // Beside the next batch: it may have to wait for whoever holds its job.
-            tokio::spawn(carry_out_alone(pool.clone(), one));
+        if calls.is_empty() {
+            // In between it is anybody's. Under load the same connection is used again: each is a
+            // process of the database with plans and caches of its own.
+            conn = None;
         }
     }
 }
 
 /// Carries out a batch and answers its callers. Gives back those that are to be carried out alone.
-async fn carry_out<C: Call>(pool: &PgPool, batch: Vec<Waiting<C>>) -> Vec<Waiting<C>> {
+async fn carry_out<C: Call>(
+    pool: &PgPool,
+    conn: &mut Option<PoolConnection<Postgres>>,
+    batch: Vec<Waiting<C>>,
+) -> Vec<Waiting<C>> {
     let (calls, mut callers): (Vec<C>, Vec<_>) =
         batch.into_iter().map(|one| (one.call, Some(one.caller))).unzip();
-    let answers = match within(C::carry_out(pool, &calls, Locked::Skip)).await {
+    let answers = match within(on_connection(pool, conn, &calls)).await {
         Ok(answers) => answers,
         Err(StoreError::Unavailable(error)) if !is_about_others(&error) => {
             same_for_all(calls.len(), error)
@@ -121,6 +130,21 @@ async fn carry_out<C: Call>(pool: &PgPool, batch: Vec<Waiting<C>>) -> Vec<Waitin
     left.filter_map(|(call, caller)| Some(Waiting { call, caller: caller? })).collect()
 }
 
+/// Carries calls out on `conn`, which is left there if it is still good.
+async fn on_connection<C: Call>(
+    pool: &PgPool,
+    conn: &mut Option<PoolConnection<Postgres>>,
+    calls: &[C],
+) -> Result<Answers<C::Answer>, StoreError> {
+    let mut mine = match conn.take() {
+        Some(conn) => conn,
+        None => pool.acquire().await?,
+    };
+    let answers = C::carry_out(&mut mine, calls, Locked::Skip).await?;
+    *conn = Some(mine);
+    Ok(answers)
+}
+
 fn same_for_all<A>(calls: usize, error: sqlx::Error) -> Answers<A> {
     let error = Arc::new(error);
     (0..calls).map(|place| (place, Err(StoreError::copy_of(&error)))).collect()
@@ -133,8 +157,10 @@ fn is_about_others(error: &sqlx::Error) -> bool {
 }
 
 async fn carry_out_alone<C: Call>(pool: PgPool, one: Waiting<C>) {
-    let answers = within(C::carry_out(&pool, &[one.call], Locked::Wait)).await;
-    let answer =
-        answers.and_then(|mut answers| answers.pop().map_or(Ok(C::UNKNOWN), |(_, answer)| answer));
-    let _ = one.caller.send(answer);
+    let answer = within(async {
+        let mut conn = pool.acquire().await?;
+        let mut answers = C::carry_out(&mut conn, &[one.call], Locked::Wait).await?;
+        answers.pop().map_or(Ok(C::UNKNOWN), |(_, answer)| answer)
+    });
+    let _ = one.caller.send(answer.await);
 }

@@ -1,6 +1,6 @@
 //! Settles: ending attempts, each with all its effects.
 
-use sqlx::{PgPool, Postgres, Row, postgres::PgArguments, query::Query};
+use sqlx::{PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 
 use super::{
     gather::{Answers, Call, Locked},
@@ -178,7 +178,7 @@ impl Call for Settling {
     }
 
     async fn carry_out(
-        pool: &PgPool,
+        conn: &mut PgConnection,
         calls: &[Self],
         locked: Locked,
     ) -> Result<Answers<Settled>, StoreError> {
@@ -187,7 +187,7 @@ impl Call for Settling {
             Locked::Wait => settle_statement!(""),
         };
         let query = bind_endings(sqlx::query(statement), calls);
-        let rows = Effects::of(calls).bind(query).fetch_all(pool).await?;
+        let rows = Effects::of(calls).bind(query).fetch_all(conn).await?;
         rows.iter()
             .map(|row| {
                 let held: bool = row.try_get("held")?;
