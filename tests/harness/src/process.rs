@@ -123,3 +123,15 @@ pub fn peak_mib(process: u32) -> Result<u64> {
     let kib: u64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
     Ok(kib / 1024)
 }
+
+/// The seconds of processor time that this machine has spent on anything but waiting since it started, all
+/// processors together.
+pub fn busy_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat")?;
+    // user, nice, system, idle, iowait, irq, softirq, … in hundredths of a second: proc_stat(5)
+    let times = line.split_whitespace().skip(1).take(7).map(str::parse);
+    let times: Vec<f64> = times.collect::<Result<_, _>>().context("/proc/stat")?;
+    let waiting: f64 = times.iter().skip(3).take(2).sum();
+    Ok((times.iter().sum::<f64>() - waiting) / 100.0)
+}

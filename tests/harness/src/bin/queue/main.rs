@@ -104,7 +104,8 @@ async fn main() -> Result<()> {
     }
     let binary = built(options.binary.as_deref());
     if wants(Part::Cores) {
-        scale::cores(binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?).await?;
+        let binary = binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        scale::cores(binary, options.rounds).await?;
     }
     if wants(Part::Interactive) {
         interactive::run(binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?).await?;

@@ -89,11 +89,8 @@ async fn on_engines(jobs: usize, rows: usize) -> Result<(f64, f64, u64)> {
     let concurrency = CONCURRENCY.to_string();
     let start = || workman(&engines, &["--concurrency", &concurrency]);
     let (worker, _folder) = tokio::task::block_in_place(start)?;
-    let (took, left) = seed::drained(&store, jobs, jobs / 20).await?;
-    let seconds = took.as_secs_f64();
-    #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
-    let rate = left as f64 / seconds;
-    Ok((rate, seconds, peak_mib(worker.id())?))
+    let drained = seed::drained(&store, jobs, jobs / 20).await?;
+    Ok((drained.rate, drained.seconds, peak_mib(worker.id())?))
 }
 
 /// Tasks and jobs that ended long ago.
@@ -135,11 +132,10 @@ async fn embedded(jobs: usize) -> Result<f64> {
             shutdown.clone(),
         )),
     ];
-    let (took, left) = seed::drained(&services.store, jobs, jobs / 20).await?;
+    let drained = seed::drained(&services.store, jobs, jobs / 20).await?;
     shutdown.cancel();
     for task in running {
         task.await?;
     }
-    #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
-    Ok(left as f64 / took.as_secs_f64())
+    Ok(drained.rate)
 }

@@ -1,9 +1,10 @@
 //! Whether more workers do more.
 
-use std::{path::Path, time::Instant};
+use std::path::Path;
 
 use anyhow::Result;
 use futures::{StreamExt, TryStreamExt, stream};
+use safelight_common::store;
 use safelight_harness::{
     client::Client,
     figures::median,
@@ -11,7 +12,13 @@ use safelight_harness::{
     pictures,
 };
 
-use crate::{Options, noop, seed};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use crate::{
+    Options, noop,
+    seed::{self, Drained},
+};
 
 /// Milliseconds that a padded job waits: the machine has too few processors to work in.
 const PAD_MS: &str = "40";
@@ -40,9 +47,7 @@ pub async fn padded(options: &Options) -> Result<()> {
             let team = tokio::task::block_in_place(|| {
                 (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()
             })?;
-            let (took, left) = seed::drained(&store, jobs, jobs / 10).await?;
-            #[allow(clippy::cast_precision_loss)] // a few hundred
-            rates.push(left as f64 / took.as_secs_f64());
+            rates.push(seed::drained(&store, jobs, jobs / 10).await?.rate);
             drop(team);
         }
         let rate = median(rates);
@@ -56,40 +61,62 @@ pub async fn padded(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Photographs per second of one and of two workers with one slot each, which decode.
-pub async fn cores(binary: &Path) -> Result<()> {
+/// Photographs per second of one and of two workers with one slot each, which decode, on a local directory and
+/// on S3. Uploads come first and their clients and servers have gone when the workers start: what is measured is
+/// workers and engines.
+pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
     println!(
-        "\nWorkers of one slot that make thumbnails of {PHOTOGRAPHS} photographs, on two processors"
+        "\nWorkers of one slot that make renditions of {PHOTOGRAPHS} photographs of 6 MP; medians of {rounds}"
     );
-    println!("  {:>7} {:>9} {:>10}", "workers", "images/s", "of one");
-    let mut single = 0.0;
-    for workers in [1_usize, 2] {
-        let engines = Engines::shared().await?;
-        let env = vec![("SAFELIGHT_LOG".to_owned(), "warn".to_owned())];
-        let (program, plan) = (binary.to_owned(), Plan { apis: 1, workers: 0, env });
-        let start = move || Fleet::start(&program, &engines, &plan);
-        let fleet = tokio::task::spawn_blocking(start).await??;
-        let client = Client::new(&fleet.url())?;
-        let (width, height) = pictures::REFERENCE;
-        let photo = pictures::jpeg(width, height, 1)?;
-        let uploads = (0..PHOTOGRAPHS)
-            .map(|number| client.upload(pictures::with_comment(&photo, &number.to_string())));
-        let tasks: Vec<_> = stream::iter(uploads).buffer_unordered(8).try_collect().await?;
-        let start = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
-        let begun = Instant::now();
-        let team = tokio::task::block_in_place(|| {
-            (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()
-        })?;
-        for task in &tasks {
-            client.finished(task).await?;
+    println!(
+        "  {:24} {:>7} {:>9} {:>7} {:>11} {:>12}",
+        "blobs in", "workers", "images/s", "of one", "cores busy", "CPU ms each"
+    );
+    for (what, local) in [("a local directory", true), ("an S3 server", false)] {
+        let mut single = 0.0;
+        for workers in [1_usize, 2] {
+            let (mut rates, mut busy) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                let run = decoded(binary, workers, local).await?;
+                rates.push(run.rate / 2.0);
+                busy.push(run.busy);
+            }
+            let (rate, busy) = (median(rates), median(busy));
+            if workers == 1 {
+                single = rate;
+            }
+            let (ratio, each) = (rate / single, busy / rate * 1000.0);
+            println!("  {what:24} {workers:>7} {rate:>9.1} {ratio:>7.2} {busy:>11.2} {each:>12.1}");
         }
-        #[allow(clippy::cast_precision_loss)] // less than a hundred
-        let rate = PHOTOGRAPHS as f64 / begun.elapsed().as_secs_f64();
-        drop(team);
-        if workers == 1 {
-            single = rate;
-        }
-        println!("  {workers:>7} {rate:>9.1} {:>10.2}", rate / single);
     }
     Ok(())
+}
+
+/// `workers` at work on photographs that were uploaded before.
+async fn decoded(binary: &Path, workers: usize, local: bool) -> Result<Drained> {
+    let engines = Engines::shared().await?;
+    let store = store::connect(&engines.database_url.parse()?, 2).await?;
+    let folder = TempDir::new()?;
+    let mut env = vec![("SAFELIGHT_LOG".to_owned(), "warn".to_owned())];
+    if local {
+        let url = format!("file://{}", folder.path().display());
+        env.push(("SAFELIGHT_BLOB_URL".to_owned(), url));
+    }
+    let (program, plan) = (binary.to_owned(), Plan { apis: 1, workers: 0, env });
+    let start = move || Fleet::start(&program, &engines, &plan);
+    let mut fleet = tokio::task::spawn_blocking(start).await??;
+    let client = Client::new(&fleet.url())?;
+    let (width, height) = pictures::REFERENCE;
+    let photo = pictures::jpeg(width, height, 1)?;
+    let uploads = (0..PHOTOGRAPHS)
+        .map(|number| client.upload(pictures::with_comment(&photo, &number.to_string())));
+    let _: Vec<_> = stream::iter(uploads).buffer_unordered(8).try_collect().await?;
+    tokio::task::block_in_place(|| {
+        fleet.apis.clear();
+        let start = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
+        let _team = (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()?;
+        // Each has a job that writes and one that makes renditions.
+        let jobs = 2 * PHOTOGRAPHS;
+        Handle::current().block_on(seed::drained(&store, jobs, jobs / 10))
+    })
 }

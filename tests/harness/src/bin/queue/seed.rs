@@ -8,6 +8,7 @@ use safelight_common::{
     domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, Status, TaskId},
     store::{DynStore, NewUpload},
 };
+use safelight_harness::process::busy_seconds;
 
 /// Uploads recorded at the same time.
 const AT_ONCE: usize = 64;
@@ -43,9 +44,19 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns how long it takes until no job is left, from when the first `head` of `count` are done: until
-/// then workers start and connect. What remains is given with it.
-pub async fn drained(store: &DynStore, count: usize, head: usize) -> Result<(Duration, usize)> {
+/// How jobs were worked off.
+pub struct Drained {
+    /// Jobs done per second.
+    pub rate: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Processors that were busy, of all that the machine has.
+    pub busy: f64,
+}
+
+/// Measures from when the first `head` of `count` jobs are done, since until then workers start and connect,
+/// until none is left.
+pub async fn drained(store: &DynStore, count: usize, head: usize) -> Result<Drained> {
     let limit = Instant::now() + Duration::from_mins(10);
     let mut begun = None;
     loop {
@@ -58,12 +69,15 @@ pub async fn drained(store: &DynStore, count: usize, head: usize) -> Result<(Dur
             .sum();
         let left = usize::try_from(left)?;
         if begun.is_none() && left <= count.saturating_sub(head) {
-            begun = Some((Instant::now(), left));
+            begun = Some((Instant::now(), busy_seconds()?, left));
         }
         if left == 0
-            && let Some((since, left)) = begun
+            && let Some((since, busy, jobs)) = begun
         {
-            return Ok((since.elapsed(), left));
+            let seconds = since.elapsed().as_secs_f64();
+            #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
+            let rate = jobs as f64 / seconds;
+            return Ok(Drained { rate, seconds, busy: (busy_seconds()? - busy) / seconds });
         }
         ensure!(Instant::now() < limit, "{left} jobs are still there");
         // Counting costs the database as much as there is to count.
