@@ -12,6 +12,7 @@ use safelight_common::{
     telemetry::traces,
 };
 use serde::Serialize;
+use tracing::Instrument;
 use utoipa::ToSchema;
 
 use crate::{
@@ -120,7 +121,13 @@ pub async fn delete(
 ) -> Result<Response, Problem> {
     let wait = Wait::from_headers(&headers)?;
     let image = find(&state, &caller, id).await?;
-    let task = begin_deletion(&state, &image).await?;
+    // In a task of its own: who hangs up after the commit does not keep this node from forgetting the image.
+    let begun = {
+        let state = state.clone();
+        async move { begin_deletion(&state, &image).await }
+    };
+    let begun = tokio::spawn(begun.in_current_span()).await;
+    let task = begun.map_err(|error| Problem::internal(&error))??;
     let task = match wait {
         // The image is gone: a wait that cannot be had is no reason to say anything else.
         Some(wait) => match wait_until_final(&state, task.clone(), wait, draining).await {

@@ -1,6 +1,7 @@
 //! Deletion, as clients see it.
 
 use std::{
+    convert::Infallible,
     fmt::Debug,
     sync::{
         Arc,
@@ -9,7 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use axum::{body::Body, http::Request};
+use axum::{
+    body::Body,
+    http::{Request, request::Builder},
+    response::Response,
+};
 use safelight_api::ApiOptions;
 use safelight_common::{
     domain::{ErrorCode, Failure, ImageId, JobKind, TaskId},
@@ -19,7 +24,7 @@ use safelight_common::{
     },
 };
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
     bench::{Answer, Bench, image_id, multipart, multipart_request, picture, task_id},
@@ -195,14 +200,32 @@ async fn a_node_that_knows_of_a_deletion_says_so_without_a_database() {
     bench.get(&path).await.assert_problem(410, "image_deleted");
 }
 
-/// Holds the answer of a look-up back.
-struct Late(Arc<Barrier>);
+/// Holds the answer of one call of a method back.
+struct Late(&'static str, Arc<Barrier>);
 
 struct Barrier {
     armed: AtomicBool,
     reached: Semaphore,
     released: Semaphore,
 }
+
+impl Barrier {
+    fn new() -> Arc<Self> {
+        let none = || Semaphore::new(0);
+        Arc::new(Self { armed: AtomicBool::new(false), reached: none(), released: none() })
+    }
+
+    /// Begins a request, and waits until it is held up.
+    async fn hold_up(&self, bench: &Bench, request: Builder) -> Asking {
+        self.armed.store(true, Ordering::SeqCst);
+        let (api, request) = (bench.api.clone(), request.body(Body::empty()));
+        let asking = tokio::spawn(async move { api.answer(request.expect("a request")).await });
+        self.reached.acquire().await.expect("never closed").forget();
+        asking
+    }
+}
+
+type Asking = JoinHandle<Result<Response, Infallible>>;
 
 #[async_trait]
 impl Gate for Late {
@@ -211,9 +234,10 @@ impl Gate for Late {
     }
 
     async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
-        if call.method == "image" && self.0.armed.swap(false, Ordering::SeqCst) {
-            self.0.reached.add_permits(1);
-            self.0.released.acquire().await.expect("never closed").forget();
+        let Self(method, barrier) = self;
+        if call.method == *method && barrier.armed.swap(false, Ordering::SeqCst) {
+            barrier.reached.add_permits(1);
+            barrier.released.acquire().await.expect("never closed").forget();
         }
         Ok(())
     }
@@ -221,24 +245,34 @@ impl Gate for Late {
 
 #[tokio::test]
 async fn a_look_up_from_before_brings_nothing_back() {
-    let late = Arc::new(Barrier {
-        armed: AtomicBool::new(false),
-        reached: Semaphore::new(0),
-        released: Semaphore::new(0),
-    });
-    let gate = Late(late.clone());
+    let late = Barrier::new();
+    let gate = Late("image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
     let bench =
         Bench::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
     let (_, image) = stored(&bench).await;
     let path = format!("/images/{image}");
-    late.armed.store(true, Ordering::SeqCst);
-    let (api, request) = (bench.api.clone(), Request::get(&path).body(Body::empty()));
-    let asking = tokio::spawn(async move { api.answer(request.expect("a request")).await });
-    late.reached.acquire().await.expect("never closed").forget();
+    let asking = late.hold_up(&bench, Request::get(&path)).await;
     deleted(&bench, image).await;
     late.released.add_permits(1);
     let answer = asking.await.expect("no panic").expect("an answer");
     assert_eq!(answer.status().as_u16(), 410, "it was answered after the deletion");
     bench.get(&path).await.assert_problem(410, "image_deleted");
+}
+
+#[tokio::test]
+async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
+    let late = Barrier::new();
+    let gate = Late("delete_image", late.clone());
+    let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
+    let bench =
+        Bench::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    let (_, image) = stored(&bench).await;
+    let path = format!("/images/{image}");
+    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
+    let asking = late.hold_up(&bench, Request::delete(format!("/v1/images/{image}"))).await;
+    asking.abort();
+    assert!(asking.await.is_err_and(|error| error.is_cancelled()));
+    late.released.add_permits(1);
+    crate::bench::until(async || bench.get(&path).await.status.as_u16() == 410).await;
 }
