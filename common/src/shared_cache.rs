@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use redis::{RedisError, aio::ConnectionLike, cluster::ClusterClient};
 
-use crate::{config::SharedCacheUrl, domain::ContentHash};
+use crate::{config::SharedCacheUrl, domain::CacheKey};
 
 /// How long it may take to forget one image's objects, connecting included.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The key of an object. All keys of an object lie in the same slot of a cluster.
-pub fn object_key(hash: &ContentHash) -> String {
-    format!("safelight:{{{hash}}}:bytes")
+pub fn object_key(object: &CacheKey) -> String {
+    format!("safelight:{{{object}}}:bytes")
 }
 
 /// Removes objects from the cache, if there is one.
-pub async fn forget(url: &SharedCacheUrl, objects: &[ContentHash]) -> Result<(), RedisError> {
+pub async fn forget(url: &SharedCacheUrl, objects: &[CacheKey]) -> Result<(), RedisError> {
     let forget = async {
         match url {
             SharedCacheUrl::Off => Ok(()),
@@ -36,11 +36,11 @@ pub async fn forget(url: &SharedCacheUrl, objects: &[ContentHash]) -> Result<(),
 
 async fn remove(
     connection: &mut impl ConnectionLike,
-    objects: &[ContentHash],
+    objects: &[CacheKey],
 ) -> Result<(), RedisError> {
-    for hash in objects {
+    for object in objects {
         // One by one: those of one image lie in different slots of a cluster.
-        redis::cmd("DEL").arg(object_key(hash)).exec_async(connection).await?;
+        redis::cmd("DEL").arg(object_key(object)).exec_async(connection).await?;
     }
     Ok(())
 }

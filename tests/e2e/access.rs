@@ -35,13 +35,15 @@ fn made(ended: &Finished) -> Result<Value> {
     Ok(serde_json::from_str(&ended.stdout)?)
 }
 
-async fn fleets_key(fleet: &Fleet, owner: &str, scopes: &str) -> Result<Value> {
+/// Makes a key of a fleet; what `--json` prints of it.
+pub async fn fleets_key(fleet: &Fleet, owner: &str, scopes: &str) -> Result<Value> {
     let args = ["keys", "create", "--owner", owner, "--scopes", scopes, "--json"];
     let command = fleet.command(&args);
     made(&tokio::task::spawn_blocking(move || run(command, LIMIT)).await??)
 }
 
-fn secret(key: &Value) -> Result<&str> {
+/// The secret of a key that was made.
+pub fn secret(key: &Value) -> Result<&str> {
     key["secret"].as_str().context("no secret")
 }
 

@@ -13,7 +13,7 @@ use safelight_common::{
 
 use super::{
     entry::Entry,
-    source::{Flights, Health, PATIENCE, TierCounters},
+    source::{Flights, Health, PATIENCE, TierCounters, Tiers},
 };
 use crate::{extract::PathId, images::gone, problem::Problem, state::CurrentPresets};
 
@@ -61,6 +61,8 @@ pub struct Catalog(Arc<Inner>);
 struct Inner {
     store: DynStore,
     presets: Arc<CurrentPresets>,
+    /// The bytes, which go with their image.
+    tiers: Tiers,
     known: Cache<ImageId, Known>,
     lookups: Flights<ImageId, Result<Option<Arc<Entry>>, Arc<StoreError>>>,
     good_for: Duration,
@@ -75,13 +77,19 @@ struct Known {
 }
 
 impl Catalog {
-    /// A catalog over `store` that believes an answer for `good_for`.
-    pub fn new(store: DynStore, presets: Arc<CurrentPresets>, good_for: Duration) -> Self {
+    /// A catalog over `store` of what is in `tiers`, that believes an answer for `good_for`.
+    pub fn new(
+        store: DynStore,
+        presets: Arc<CurrentPresets>,
+        tiers: Tiers,
+        good_for: Duration,
+    ) -> Self {
         let weigh =
             |_: &ImageId, known: &Known| known.entry.as_ref().map_or(128, |entry| entry.weight());
         Self(Arc::new(Inner {
             store,
             presets,
+            tiers,
             known: Cache::builder().max_capacity(BOUND).weigher(weigh).build(),
             lookups: Flights::default(),
             good_for,
@@ -141,8 +149,9 @@ impl Catalog {
         Ok(Answer { entry, freshness: Freshness::Read })
     }
 
-    /// Learns that an image was deleted.
+    /// Learns that an image was deleted, which was like this before.
     pub fn bury(&self, image: &Image) {
+        self.0.tiers.forget(Entry::new(image, &self.0.presets).objects());
         let deleted = Known { entry: Some(Arc::new(Entry::deleted(image))), at: Instant::now() };
         self.0.known.insert(image.id, deleted);
     }
@@ -160,13 +169,22 @@ impl Inner {
     }
 
     /// Keeps what was read; answers with what is known now. An image that is gone does not come back: who
-    /// says so was asked before it went.
+    /// says so was asked before it went. Of one that has gone, the bytes go as well.
     fn learn(&self, id: ImageId, read: Known) -> Option<Arc<Entry>> {
+        let mut lost = None;
         let is_gone = |known: &Known| known.entry.as_ref().is_some_and(|entry| entry.discarded);
         let kept = self.known.entry(id).and_upsert_with(|before| match before {
             Some(before) if is_gone(before.value()) && !is_gone(&read) => before.into_value(),
-            _ => read,
+            before => {
+                if is_gone(&read) {
+                    lost = before.and_then(|before| before.into_value().entry);
+                }
+                read
+            }
         });
+        if let Some(lost) = lost {
+            self.tiers.forget(lost.objects());
+        }
         kept.into_value().entry
     }
 

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use safelight_common::{
     blobs::BlobKey,
-    domain::{Image, ImageFormat, Owner, Visibility},
+    domain::{CacheKey, Image, ImageFormat, Owner, Visibility},
 };
 
 use super::source::Content;
@@ -66,11 +66,8 @@ impl Entry {
         let format = image.facts.as_ref().map_or(image.format, |facts| facts.format);
         let private = image.visibility == Visibility::Private;
         let original = image.stored_at.filter(|_| !image.discarded).map(|stored| {
-            let content = Content {
-                key: BlobKey::Blob(image.sha256),
-                sha256: image.sha256,
-                bytes: image.bytes,
-            };
+            let key = BlobKey::Blob(image.sha256);
+            let content = Content::new(&image.owner, key, image.sha256, image.bytes);
             let name = image.filename.clone();
             Arc::new(
                 Representation::new(content, format, stored, name.as_deref(), false)
@@ -82,11 +79,8 @@ impl Entry {
             let made: Vec<_> = presets
                 .variants(image, preset)
                 .map(|made| {
-                    let content = Content {
-                        key: BlobKey::rendition(image.sha256, made),
-                        sha256: made.sha256,
-                        bytes: made.bytes,
-                    };
+                    let key = BlobKey::rendition(image.sha256, made);
+                    let content = Content::new(&image.owner, key, made.sha256, made.bytes);
                     // An equal picture of somebody else's may have been there before.
                     let at = made.made_at.map_or(image.created_at, |at| at.max(image.created_at));
                     let name = image.filename.as_deref().map(|name| renamed(name, made.format));
@@ -122,6 +116,12 @@ impl Entry {
     /// The representations of a preset, its base first; none if there is none.
     pub fn renditions(&self, preset: &str) -> &[Arc<Representation>] {
         self.renditions.iter().find(|(name, _)| **name == *preset).map_or(&[], |(_, made)| made)
+    }
+
+    /// By what caches know what there is.
+    pub fn objects(&self) -> Vec<CacheKey> {
+        let renditions = self.renditions.iter().flat_map(|(_, made)| made);
+        renditions.chain(&self.original).map(|one| one.content.cached).collect()
     }
 
     /// About what it takes in memory, in bytes.

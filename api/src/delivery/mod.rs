@@ -66,7 +66,7 @@ impl Delivery {
             Tiers::bare(&services.config, &services.blobs)
         };
         Self {
-            catalog: Catalog::new(services.store.clone(), presets.clone(), good_for),
+            catalog: Catalog::new(services.store.clone(), presets.clone(), tiers.clone(), good_for),
             tiers,
             makings: Makings::default(),
         }

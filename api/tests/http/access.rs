@@ -425,3 +425,44 @@ async fn the_use_of_a_key_is_noted() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_one_owner_reads_is_no_hit_of_anothers() {
+    let bench = Bench::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
+    let keys = [bench.key("ada", "upload").await, bench.key("bob", "upload").await];
+    for bytes in [500, 3_000_000] {
+        let mut paths = Vec::new();
+        for key in &keys {
+            let request = key.on(Request::post("/v1/images"));
+            let upload = bench.send(request, picture(bytes, 1)).await.json();
+            bench.write(task_id(&upload)).await;
+            paths.push((image_id(&upload), format!("/images/{}", image_id(&upload))));
+        }
+        let [(first, hers), (_, his)] = &paths[..] else { panic!("two uploads") };
+        // What is streamed is held open by who reads it, for others to join.
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            bench.api.answer(request).await.expect("an answer")
+        };
+        let how = |answer: &axum::response::Response| {
+            answer.headers()["cache-status"].to_str().expect("text").to_owned()
+        };
+        let [cold, shared] = if bytes < 1_000_000 {
+            ["fwd=uri-miss; stored; detail=store", "hit; detail=memory"]
+        } else {
+            ["fwd=uri-miss; detail=store", "fwd=uri-miss; collapsed; detail=store"]
+        };
+        let (mine, again) = (ask(hers).await, ask(hers).await);
+        assert_eq!(how(&mine), format!("safelight; {cold}"));
+        assert_eq!(how(&again), format!("safelight; {shared}"));
+        let (his_first, his_next) = (ask(his).await, ask(his).await);
+        assert_eq!(how(&his_first), format!("safelight; {cold}"), "hers were at hand");
+        assert_eq!(how(&his_next), format!("safelight; {shared}"));
+        drop((mine, again, his_first, his_next));
+
+        let delete = keys[0].on(Request::delete(format!("/v1/images/{first}")));
+        assert_eq!(bench.send(delete, Body::empty()).await.status.as_u16(), 202);
+        bench.get(hers).await.assert_problem(410, "image_deleted");
+        assert_eq!(bench.get(his).await.body.len(), bytes);
+    }
+}

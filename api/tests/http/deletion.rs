@@ -15,7 +15,7 @@ use axum::{
     http::{Request, request::Builder},
     response::Response,
 };
-use safelight_api::ApiOptions;
+use safelight_api::{Api, ApiOptions};
 use safelight_common::{
     domain::{ErrorCode, Failure, ImageId, JobKind, TaskId},
     store::{
@@ -275,4 +275,35 @@ async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
     assert!(asking.await.is_err_and(|error| error.is_cancelled()));
     late.released.add_permits(1);
     crate::bench::until(async || bench.get(&path).await.status.as_u16() == 410).await;
+}
+
+#[tokio::test]
+async fn a_node_that_learns_of_a_deletion_drops_the_bytes() {
+    let bench = Bench::configured(HASTY).await;
+    let metrics = Arc::new(String::new);
+    let other = Api::new(bench.services.clone(), metrics, ApiOptions::default());
+    // Of one owner, so that the bytes of both are one object to a cache.
+    let (_, image) = stored(&bench).await;
+    let (_, equal) = stored(&bench).await;
+    for what in ["", "/small"] {
+        let read = async |api: &Api, image: ImageId| {
+            let request = Request::get(format!("/images/{image}{what}")).body(Body::empty());
+            let answer = api.answer(request.expect("a request")).await.expect("an answer");
+            answer.headers().get("cache-status").map(|how| how.to_str().expect("text").to_owned())
+        };
+        for api in [&bench.api, &other] {
+            read(api, image).await;
+            let how = read(api, equal).await;
+            assert_eq!(how.as_deref(), Some("safelight; hit; detail=memory"));
+        }
+        if what.is_empty() {
+            continue;
+        }
+        deleted(&bench, image).await;
+        for api in [&bench.api, &other] {
+            assert_eq!(read(api, image).await, None, "it is gone");
+            let how = read(api, equal).await;
+            assert_eq!(how.as_deref(), Some("safelight; fwd=uri-miss; stored; detail=store"));
+        }
+    }
 }

@@ -37,6 +37,6 @@ pub struct RemovedRendition {
 pub struct Removal {
     /// Every preset of which there was a rendition, of whatever fingerprint: proxies may have it.
     pub presets: BTreeSet<String>,
-    /// The names in the caches of the original and its renditions: the hashes of their bytes.
+    /// The hashes of the original's and its renditions' bytes, by which its owner's caches know them.
     pub objects: Vec<ContentHash>,
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod backfill;
+mod cache_key;
 mod deletion;
 mod failure;
 mod hash;
@@ -16,6 +17,7 @@ mod trace;
 
 pub use access::{ApiKey, Quota, Scope, Scopes, SigningKey, Usage, Visibility};
 pub use backfill::{Backfill, BackfillKind, BackfillSpec, BackfillState, ItemOutcome};
+pub use cache_key::CacheKey;
 pub use deletion::{Receipt, Removal, RemovedRendition};
 pub use failure::{ErrorCode, Failure, Retries};
 pub use hash::{ContentHash, ContentHasher, InvalidHash};

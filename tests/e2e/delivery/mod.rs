@@ -3,6 +3,7 @@
 
 mod away;
 mod balancer;
+mod owners;
 mod proxy;
 mod tiers;
 

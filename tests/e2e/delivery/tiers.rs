@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use safelight_common::domain::ContentHash;
+use safelight_common::domain::{CacheKey, ContentHash, Owner};
 use safelight_harness::{
     chaos::Link,
     client::Client,
@@ -126,7 +126,7 @@ async fn a_node_that_dies_in_its_turn_holds_nobody_up_for_long() -> Result<()> {
     let (path, content) = &expected[0];
     let (client, asked) = (Client::new(dying.url())?, path.clone());
     let unanswered = tokio::spawn(async move { client.get(&asked).await });
-    let turn = format!("EXISTS safelight:{{{}}}:turn", ContentHash::of(content));
+    let turn = format!("EXISTS safelight:{{{}}}:turn", key(content));
     eventually("it has the turn", async || Ok(redis.ask(&turn)? == "1")).await?;
     block_in_place(|| dying.kill())?;
     assert!(unanswered.await?.is_err());
@@ -148,7 +148,7 @@ async fn an_odd_key_in_the_shared_tier_is_no_failure_of_it() -> Result<()> {
     let node =
         site.node(data.path(), &[("SAFELIGHT_SHARED_CACHE_URL", &*url), NO_MEMORY, NO_DISK])?;
     for (_, content) in &expected {
-        redis.ask(&format!("LPUSH safelight:{{{}}}:bytes odd", ContentHash::of(content)))?;
+        redis.ask(&format!("LPUSH safelight:{{{}}}:bytes odd", key(content)))?;
     }
     read_all(&node, &expected).await?;
     assert!(same(errors(&node, "shared").await?, 0.0), "the tier was taken for broken");
@@ -190,6 +190,11 @@ async fn a_disk_tier_that_hangs_fails_no_read_and_is_used_again() -> Result<()> 
         Ok(metrics(&node).await?.hits("disk") > before + 0.5)
     })
     .await
+}
+
+/// By what the shared tier knows what was uploaded without a key.
+fn key(content: &[u8]) -> CacheKey {
+    CacheKey::of(&Owner::local(), &ContentHash::of(content))
 }
 
 /// How often a tier has failed.
@@ -293,7 +298,7 @@ async fn is_on_disk(node: &Server, data: &Path, expected: &[(String, Bytes)]) ->
 }
 
 /// The files below a folder that hold `content`, perhaps among other things.
-fn files_with(folder: &Path, content: &[u8]) -> Result<Vec<PathBuf>> {
+pub fn files_with(folder: &Path, content: &[u8]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use safelight_common::{
-    domain::{ContentHash, ErrorCode, Failure, Removal},
+    domain::{CacheKey, ErrorCode, Failure, Removal},
     fail_point,
     services::Services,
     shared_cache,
@@ -29,7 +29,9 @@ pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, 
     fail_point::hit("delete.begun").await;
     removal::remove_bytes(services, &job.image).await.map_err(failure)?;
     fail_point::hit("delete.removed").await;
-    // Also what others have as well: a cache that is away would tell it from what they have not.
+    // Whether or not others have the same: theirs are other objects to a cache.
+    let objects: Vec<_> =
+        objects.iter().map(|object| CacheKey::of(&job.image.owner, object)).collect();
     forget_cached(services, &objects).await?;
     let presets = presets.iter().map(String::as_str);
     let purged = purge::everywhere(&services.config, job.image.id, presets).await;
@@ -46,7 +48,7 @@ fn whole_grains(elapsed: Duration) -> Duration {
     GRAIN * u32::try_from(grains).unwrap_or(u32::MAX)
 }
 
-async fn forget_cached(services: &Services, objects: &[ContentHash]) -> Result<(), Failure> {
+async fn forget_cached(services: &Services, objects: &[CacheKey]) -> Result<(), Failure> {
     shared_cache::forget(&services.config.shared_cache_url, objects).await.map_err(|error| {
         tracing::warn!(%error, "the shared cache does not forget a deleted image");
         Failure::new(ErrorCode::CacheUnavailable, "the shared cache did not answer")

@@ -189,8 +189,9 @@ impl Arrival {
             return;
         }
         if let (Place::Kept(new), Some(side)) = (self.place, &self.inner.disk) {
-            let (disk, bytes) = (side.tier.clone(), self.content.bytes);
-            let finish = move || disk.finish(&hash, bytes, &new);
+            let disk = side.tier.clone();
+            let Content { cached, bytes, .. } = self.content;
+            let finish = move || disk.finish(&cached, bytes, &new);
             side.heard(self.inner.errands.run(patience(0), finish).await);
         }
         self.progress.send_replace(Arrived::Until(self.content.bytes));

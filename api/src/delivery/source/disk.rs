@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use moka::{notification::RemovalCause, sync::Cache};
-use safelight_common::domain::{ContentHash, ContentHasher};
+use safelight_common::domain::{CacheKey, ContentHash, ContentHasher};
 use uuid::Uuid;
 
 /// What the names of files begin with that are being written.
@@ -24,7 +24,7 @@ const LARGEST_SHARE: u64 = 4;
 /// goes with it.
 const KEEP: Duration = Duration::from_hours(24);
 
-/// Objects as files named by the hash of their content, `<2 hex>/<64 hex>` in one folder.
+/// Objects as files named by their key, `<2 hex>/<64 hex>` in one folder.
 ///
 /// Nothing is synced, and nothing is believed: a file is hashed before it is used, unless it is still as
 /// this process wrote or hashed it, and a damaged one is removed.
@@ -34,13 +34,13 @@ pub struct Disk {
     /// How the names of files begin that this process is writing.
     unfinished: String,
     /// What is known of each file.
-    index: Cache<ContentHash, Kept>,
+    index: Cache<CacheKey, Kept>,
 }
 
 #[derive(Clone, Copy)]
 struct Kept {
     bytes: u64,
-    /// How the file was when it held what its name says.
+    /// How the file was when it held what it should.
     right: Option<Stamp>,
 }
 
@@ -67,10 +67,10 @@ impl Disk {
         fs::create_dir_all(folder)?;
         let evicted = {
             let folder = folder.to_owned();
-            move |hash: Arc<ContentHash>, _: Kept, cause: RemovalCause| {
+            move |key: Arc<CacheKey>, _: Kept, cause: RemovalCause| {
                 if cause.was_evicted() {
                     // Whoever has it open reads on.
-                    let _ = fs::remove_file(path(&folder, &hash));
+                    let _ = fs::remove_file(path(&folder, &key));
                 }
             }
         };
@@ -105,7 +105,7 @@ impl Disk {
                 for entry in fs::read_dir(entry.path())? {
                     let entry = entry?;
                     let name = entry.file_name();
-                    let Some(Ok(hash)) = name.to_str().map(str::parse::<ContentHash>) else {
+                    let Some(Ok(key)) = name.to_str().map(str::parse::<CacheKey>) else {
                         continue;
                     };
                     // Another process over the same folder may have removed it.
@@ -116,7 +116,7 @@ impl Disk {
                         continue;
                     }
                     let kept = Kept { bytes: meta.len(), right: None };
-                    self.index.entry(hash).or_insert(kept);
+                    self.index.entry(key).or_insert(kept);
                 }
             }
         }
@@ -146,71 +146,90 @@ impl Disk {
     }
 
     /// Reads an object whole. `None` if it is not here. Blocks.
-    pub fn read(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<Bytes>> {
-        let Some((mut file, _)) = self.file(hash, bytes)? else { return Ok(None) };
+    pub fn read(
+        &self,
+        key: &CacheKey,
+        hash: &ContentHash,
+        bytes: u64,
+    ) -> io::Result<Option<Bytes>> {
+        let Some((mut file, _)) = self.file(key, bytes)? else { return Ok(None) };
         let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
         file.read_to_end(&mut content)?;
         if ContentHash::of(&content) != *hash {
-            self.drop_damaged(hash);
+            self.drop_damaged(key);
             return Ok(None);
         }
         Ok(Some(content.into()))
     }
 
     /// Opens an object's file, checked unless it is known to be right. `None` if it is not here. Blocks.
-    pub fn open_file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<File>> {
-        let Some((file, known)) = self.file(hash, bytes)? else { return Ok(None) };
+    pub fn open_file(
+        &self,
+        key: &CacheKey,
+        hash: &ContentHash,
+        bytes: u64,
+    ) -> io::Result<Option<File>> {
+        let Some((file, known)) = self.file(key, bytes)? else { return Ok(None) };
         let now = Stamp::of(&file.metadata()?);
         if known.right != Some(now) {
             let (mut hasher, mut reader) = (Hashing(ContentHasher::default()), &file);
             io::copy(&mut reader, &mut hasher)?;
             if hasher.0.finish() != *hash {
-                self.drop_damaged(hash);
+                self.drop_damaged(key);
                 return Ok(None);
             }
-            self.index.insert(*hash, Kept { bytes, right: Some(now) });
+            self.index.insert(*key, Kept { bytes, right: Some(now) });
         }
         Ok(Some(file))
     }
 
     /// The file, and what is known of it. The folder decides, not the index: another process may have
     /// written or removed it.
-    fn file(&self, hash: &ContentHash, bytes: u64) -> io::Result<Option<(File, Kept)>> {
+    fn file(&self, key: &CacheKey, bytes: u64) -> io::Result<Option<(File, Kept)>> {
         // Also counts the use.
-        let known = self.index.get(hash);
-        let file = match File::open(path(&self.folder, hash)) {
+        let known = self.index.get(key);
+        let file = match File::open(path(&self.folder, key)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if known.is_some() {
-                    self.index.invalidate(hash);
+                    self.index.invalidate(key);
                 }
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
         if file.metadata()?.len() != bytes {
-            self.drop_damaged(hash);
+            self.drop_damaged(key);
             return Ok(None);
         }
         let unknown = Kept { bytes, right: None };
         if known.is_none() {
-            self.index.insert(*hash, unknown);
+            self.index.insert(*key, unknown);
         }
         Ok(Some((file, known.unwrap_or(unknown))))
     }
 
-    fn drop_damaged(&self, hash: &ContentHash) {
-        tracing::warn!(%hash, "a file of the disk cache is damaged; removed");
-        let _ = fs::remove_file(path(&self.folder, hash));
-        self.index.invalidate(hash);
+    fn drop_damaged(&self, key: &CacheKey) {
+        tracing::warn!(%key, "a file of the disk cache is damaged; removed");
+        let _ = fs::remove_file(path(&self.folder, key));
+        self.index.invalidate(key);
     }
 
     /// Keeps an object. Blocks.
-    pub fn keep(&self, hash: &ContentHash, content: &[u8]) -> io::Result<()> {
+    pub fn keep(&self, key: &CacheKey, content: &[u8]) -> io::Result<()> {
         let new = self.begin()?;
         let mut file = new.create()?;
         file.write_all(content)?;
-        self.finish(hash, content.len() as u64, &new)
+        self.finish(key, content.len() as u64, &new)
+    }
+
+    /// Removes an object, if it is here. Whoever has it open reads on. Blocks.
+    pub fn forget(&self, key: &CacheKey) -> io::Result<()> {
+        self.index.invalidate(key);
+        match fs::remove_file(path(&self.folder, key)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// A name for an object that is to be written.
@@ -220,14 +239,14 @@ impl Disk {
     }
 
     /// Gives what was written, and is right, its name. Blocks.
-    pub fn finish(&self, hash: &ContentHash, bytes: u64, new: &Unfinished) -> io::Result<()> {
-        let path = path(&self.folder, hash);
+    pub fn finish(&self, key: &CacheKey, bytes: u64, new: &Unfinished) -> io::Result<()> {
+        let path = path(&self.folder, key);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
         let right = Some(Stamp::of(&fs::metadata(&new.0)?));
         fs::rename(&new.0, path)?;
-        self.index.insert(*hash, Kept { bytes, right });
+        self.index.insert(*key, Kept { bytes, right });
         Ok(())
     }
 }
@@ -256,9 +275,9 @@ impl Drop for Unfinished {
     }
 }
 
-fn path(folder: &Path, hash: &ContentHash) -> PathBuf {
-    let hash = hash.to_string();
-    folder.join(&hash[..2]).join(&hash)
+fn path(folder: &Path, key: &CacheKey) -> PathBuf {
+    let name = key.to_string();
+    folder.join(&name[..2]).join(&name)
 }
 
 struct Hashing(ContentHasher);
@@ -276,11 +295,14 @@ impl io::Write for Hashing {
 
 #[cfg(test)]
 mod tests {
+    use safelight_common::domain::Owner;
+
     use super::*;
 
-    fn object(number: u16) -> (ContentHash, Vec<u8>) {
+    fn object(number: u16) -> (CacheKey, ContentHash, Vec<u8>) {
         let content = number.to_le_bytes().repeat(500);
-        (ContentHash::of(&content), content)
+        let hash = ContentHash::of(&content);
+        (CacheKey::of(&Owner::local(), &hash), hash, content)
     }
 
     fn bytes_in(folder: &Path) -> u64 {
@@ -295,15 +317,15 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 20_000).expect("a cache");
         assert!(disk.takes(5_000) && !disk.takes(5_001));
-        for (hash, content) in (0..100).map(object) {
-            disk.keep(&hash, &content).expect("kept");
+        for (key, _, content) in (0..100).map(object) {
+            disk.keep(&key, &content).expect("kept");
         }
         disk.index.run_pending_tasks();
         let kept = bytes_in(folder.path());
         assert!((10_000..=20_000).contains(&kept), "{kept} bytes");
         let again = Disk::open(folder.path(), 20_000).expect("a cache");
-        let found = (0..100).map(object).filter(|(hash, content)| {
-            again.read(hash, 1000).expect("a file").is_some_and(|read| read == *content)
+        let found = (0..100).map(object).filter(|(key, hash, content)| {
+            again.read(key, hash, 1000).expect("a file").is_some_and(|read| read == *content)
         });
         assert_eq!(found.count() as u64 * 1000, kept);
     }
@@ -312,15 +334,18 @@ mod tests {
     fn a_damaged_file_is_never_used() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
-        let (hash, content) = object(7);
+        let (key, hash, content) = object(7);
         for damage in [&content[1..], &[0; 1000]] {
-            disk.keep(&hash, &content).expect("kept");
-            assert!(disk.open_file(&hash, 1000).expect("a file").is_some());
-            fs::write(path(folder.path(), &hash), damage).expect("damaged");
+            disk.keep(&key, &content).expect("kept");
+            assert!(disk.open_file(&key, &hash, 1000).expect("a file").is_some());
+            fs::write(path(folder.path(), &key), damage).expect("damaged");
             let later = Disk::open(folder.path(), 1 << 20).expect("a cache");
-            assert!(later.open_file(&hash, 1000).expect("no file").is_none());
-            assert!(later.read(&hash, 1000).expect("no file").is_none());
-            assert!(disk.read(&hash, 1000).expect("no file").is_none(), "nor by who wrote it");
+            assert!(later.open_file(&key, &hash, 1000).expect("no file").is_none());
+            assert!(later.read(&key, &hash, 1000).expect("no file").is_none());
+            assert!(
+                disk.read(&key, &hash, 1000).expect("no file").is_none(),
+                "nor by who wrote it"
+            );
         }
     }
 
@@ -329,8 +354,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let objects = [object(1), object(2)];
-        for (hash, content) in &objects {
-            disk.keep(hash, content).expect("kept");
+        for (key, _, content) in &objects {
+            disk.keep(key, content).expect("kept");
         }
         let old = path(folder.path(), &objects[0].0);
         let then = std::time::SystemTime::now() - KEEP - Duration::from_mins(1);
@@ -355,26 +380,29 @@ mod tests {
     fn a_file_that_was_changed_is_hashed_before_it_is_opened_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
-        let (hash, content) = object(7);
-        let place = path(folder.path(), &hash);
+        let (key, hash, content) = object(7);
+        let place = path(folder.path(), &key);
         let replace = |content: &[u8]| {
             let other = folder.path().join("other");
             fs::write(&other, content).expect("written");
             fs::rename(other, &place).expect("put in its place");
         };
-        disk.keep(&hash, &content).expect("kept");
+        disk.keep(&key, &content).expect("kept");
         replace(&content);
-        assert!(disk.open_file(&hash, 1000).expect("a file").is_some(), "another, just as good");
+        assert!(
+            disk.open_file(&key, &hash, 1000).expect("a file").is_some(),
+            "another, just as good"
+        );
         replace(&[0; 1000]);
-        assert!(disk.open_file(&hash, 1000).expect("no file").is_none());
+        assert!(disk.open_file(&key, &hash, 1000).expect("no file").is_none());
         assert!(!place.exists());
 
-        disk.keep(&hash, &content).expect("kept");
+        disk.keep(&key, &content).expect("kept");
         let file = File::options().write(true).open(&place).expect("a file");
         (&file).write_all(b"damage").expect("written");
         let written = std::time::SystemTime::now() + Duration::from_secs(1);
         file.set_modified(written).expect("as if the clock were that coarse");
-        assert!(disk.open_file(&hash, 1000).expect("no file").is_none());
+        assert!(disk.open_file(&key, &hash, 1000).expect("no file").is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use moka::{policy::EvictionPolicy, sync::Cache};
-use safelight_common::domain::ContentHash;
+use safelight_common::domain::CacheKey;
 
 /// The largest object that is ever held in memory as a whole.
 const MAX_OBJECT_BYTES: u64 = 8 << 20;
@@ -25,14 +25,14 @@ const RESERVE: u64 = 64 << 20;
 /// What an entry costs beside its bytes.
 const ENTRY_BYTES: u64 = 256;
 
-/// Objects by the hash of their content.
+/// Objects by their owner and their content.
 ///
 /// What is used often stays (`TinyLFU`), so a scan over everything does not flush it; and the newest
 /// are kept for a moment in any case, so that requests that come close upon each other share one
 /// read also while the cache is full of better things.
 pub struct Memory {
-    frequent: Cache<ContentHash, Bytes>,
-    recent: Cache<ContentHash, Bytes>,
+    frequent: Cache<CacheKey, Bytes>,
+    recent: Cache<CacheKey, Bytes>,
     bound: u64,
     /// Bytes of all objects that are in memory, cached or on their way.
     live: Arc<AtomicU64>,
@@ -41,7 +41,7 @@ pub struct Memory {
 impl Memory {
     /// At most `bound` bytes, on their way or kept.
     pub fn new(bound: u64) -> Self {
-        let weigh = |_: &ContentHash, bytes: &Bytes| {
+        let weigh = |_: &CacheKey, bytes: &Bytes| {
             u32::try_from(bytes.len() as u64 + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         let (recent, transit) = (bound / RECENT_SHARE, bound / TRANSIT_SHARE);
@@ -59,8 +59,8 @@ impl Memory {
     }
 
     /// The object, if it is here.
-    pub fn get(&self, hash: &ContentHash) -> Option<Bytes> {
-        self.frequent.get(hash).or_else(|| self.recent.get(hash))
+    pub fn get(&self, object: &CacheKey) -> Option<Bytes> {
+        self.frequent.get(object).or_else(|| self.recent.get(object))
     }
 
     /// Whether an object of this size is to be read into memory as a whole, rather than streamed.
@@ -85,11 +85,11 @@ impl Memory {
     }
 
     /// Keeps an object; gives back its bytes, whose room is taken for as long as anybody holds them.
-    pub fn keep(&self, hash: ContentHash, bytes: Bytes, room: Room) -> Bytes {
+    pub fn keep(&self, object: CacheKey, bytes: Bytes, room: Room) -> Bytes {
         let bytes = Bytes::from_owner(Placed { bytes, _room: room });
         if self.bound > 0 {
-            self.recent.insert(hash, bytes.clone());
-            self.frequent.insert(hash, bytes.clone());
+            self.recent.insert(object, bytes.clone());
+            self.frequent.insert(object, bytes.clone());
         }
         if bytes.len() as u64 > Self::small() {
             // Else what had to give way stays until some dozens have come.
@@ -97,6 +97,12 @@ impl Memory {
             self.frequent.run_pending_tasks();
         }
         bytes
+    }
+
+    /// Drops an object. Whoever is being sent it holds its bytes until then.
+    pub fn forget(&self, object: &CacheKey) {
+        self.recent.invalidate(object);
+        self.frequent.invalidate(object);
     }
 
     /// Bytes of all objects in memory.
@@ -131,17 +137,19 @@ impl AsRef<[u8]> for Placed {
 
 #[cfg(test)]
 mod tests {
+    use safelight_common::domain::{ContentHash, Owner};
+
     use super::*;
 
     const KIB: usize = 1024;
 
-    fn object(number: u32) -> (ContentHash, Bytes) {
+    fn object(number: u32) -> (CacheKey, Bytes) {
         let bytes = Bytes::from(number.to_le_bytes().repeat(4 * KIB));
-        (ContentHash::of(&bytes), bytes)
+        (CacheKey::of(&Owner::local(), &ContentHash::of(&bytes)), bytes)
     }
 
-    fn keep(memory: &Memory, (hash, bytes): (ContentHash, Bytes)) -> Bytes {
-        memory.keep(hash, bytes.clone(), memory.room(bytes.len() as u64))
+    fn keep(memory: &Memory, (key, bytes): (CacheKey, Bytes)) -> Bytes {
+        memory.keep(key, bytes.clone(), memory.room(bytes.len() as u64))
     }
 
     fn settle(memory: &Memory) {
@@ -157,14 +165,14 @@ mod tests {
             keep(&memory, object.clone());
         }
         for _ in 0..20 {
-            assert!(hot.iter().all(|(hash, _)| memory.get(hash).is_some()));
+            assert!(hot.iter().all(|(key, _)| memory.get(key).is_some()));
             settle(&memory);
         }
         let mut lost = 0;
-        for (at, (hash, bytes)) in (1000..6000).map(object).enumerate() {
-            assert!(memory.get(&hash).is_none());
-            keep(&memory, (hash, bytes.clone()));
-            assert_eq!(memory.get(&hash), Some(bytes), "the newest is always there");
+        for (at, (key, bytes)) in (1000..6000).map(object).enumerate() {
+            assert!(memory.get(&key).is_none());
+            keep(&memory, (key, bytes.clone()));
+            assert_eq!(memory.get(&key), Some(bytes), "the newest is always there");
             settle(&memory);
             // Between two uses of one of the hot, more others come than there is room for.
             let object = &hot[at % hot.len()];
@@ -179,14 +187,14 @@ mod tests {
     #[test]
     fn bytes_are_counted_until_the_last_client_has_them() {
         let memory = Memory::new(0);
-        let (hash, bytes) = object(1);
-        let held = keep(&memory, (hash, bytes.clone()));
+        let (key, bytes) = object(1);
+        let held = keep(&memory, (key, bytes.clone()));
         let part = held.slice(3..9);
         drop(held);
         assert_eq!(memory.live(), bytes.len() as u64);
         drop(part);
         assert_eq!(memory.live(), 0);
-        assert!(memory.get(&hash).is_none(), "without a bound nothing is kept");
+        assert!(memory.get(&key).is_none(), "without a bound nothing is kept");
     }
 
     #[test]

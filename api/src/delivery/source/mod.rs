@@ -5,8 +5,9 @@
 //! large objects    file that somebody reads already ─▶ [ disk ─▶ store ]
 //! ```
 //!
-//! What is in brackets runs once however many ask. An object is named by the hash of its content, and
-//! every tier but the first is checked against it. `disk` is only in front of a remote store; `shared`
+//! What is in brackets runs once however many ask. An object is known by its owner and the hash of its
+//! content ([`CacheKey`]), whichever tier or flight it is in, and every tier but the first is checked
+//! against that hash. `disk` is only in front of a remote store; `shared`
 //! only where it is configured. A tier that fails is left out (see [`health`]); only the store's own
 //! failure is a failure of the read.
 
@@ -38,7 +39,7 @@ use futures::{
 use safelight_common::{
     blobs::{BlobContent, BlobError, BlobKey, BlobStream, Blobs, OpenBlob},
     config::Config,
-    domain::{ContentHash, ContentHasher},
+    domain::{CacheKey, ContentHash, ContentHasher, Owner},
 };
 
 pub use counters::TierCounters;
@@ -54,8 +55,10 @@ use shared::{Shared, Turn};
 /// An object that can be read: where it lies, and what must come out.
 #[derive(Debug, Clone)]
 pub struct Content {
-    /// Its name in the store.
+    /// Its name in the store, where equal bytes are one.
     pub key: BlobKey,
+    /// By what everything else here knows it, where those of two owners are not.
+    pub cached: CacheKey,
     /// The hash of its bytes.
     pub sha256: ContentHash,
     /// How many there are.
@@ -192,11 +195,11 @@ struct Inner {
     /// Where large objects of a remote store arrive that the disk tier does not keep.
     spool: PathBuf,
     /// Small objects on their way into memory.
-    loads: Flights<ContentHash, Result<(Bytes, Tier), ReadError>>,
+    loads: Flights<CacheKey, Result<(Bytes, Tier), ReadError>>,
     /// Large objects being opened.
-    opens: Flights<ContentHash, Result<(Held, Provenance), ReadError>>,
+    opens: Flights<CacheKey, Result<(Held, Provenance), ReadError>>,
     /// Files that somebody reads just now, and where they were found.
-    open: Mutex<HashMap<ContentHash, (Weak<Local>, Tier)>>,
+    open: Mutex<HashMap<CacheKey, (Weak<Local>, Tier)>>,
     /// What there is to do on this machine's disk.
     errands: Errands,
 }
@@ -280,7 +283,7 @@ impl Tiers {
         }
         let inner = &self.0;
         inner.memory_counters.misses.increment(1);
-        if inner.loads.is_under_way(&content.sha256) || inner.memory.takes(content.bytes) {
+        if inner.loads.is_under_way(&content.cached) || inner.memory.takes(content.bytes) {
             self.load(content).await
         } else {
             self.large(content, wanted).await
@@ -289,9 +292,25 @@ impl Tiers {
 
     /// An object that is in memory.
     pub fn at_hand(&self, content: &Content) -> Option<(Held, Provenance)> {
-        let bytes = self.0.memory.get(&content.sha256)?;
+        let bytes = self.0.memory.get(&content.cached)?;
         self.0.memory_counters.hits.increment(1);
         Some((Held::Whole(bytes), Provenance { tier: Tier::Memory, collapsed: false }))
+    }
+
+    /// Drops objects of an image that is gone: from memory at once, from the disk in the background. From
+    /// the shared tier the job removes them that deletes the image.
+    pub fn forget(&self, objects: Vec<CacheKey>) {
+        for object in &objects {
+            self.0.memory.forget(object);
+        }
+        if self.0.disk.is_none() || objects.is_empty() {
+            return;
+        }
+        let inner = self.0.clone();
+        tokio::spawn(async move {
+            let forget = move |disk: &Disk| objects.iter().try_for_each(|one| disk.forget(one));
+            inner.ask_disk(0, forget).await;
+        });
     }
 
     /// Bytes that are in memory for delivery.
@@ -302,7 +321,7 @@ impl Tiers {
     /// A small object: read whole, once for all who ask.
     async fn load(&self, content: &Content) -> Result<(Held, Provenance), ReadError> {
         let (inner, wanted) = (self.0.clone(), content.clone());
-        let landed = self.0.loads.join(content.sha256, || {
+        let landed = self.0.loads.join(content.cached, || {
             let room = inner.memory.room(wanted.bytes);
             async move { inner.fetch(&wanted, room).await }
         });
@@ -325,7 +344,7 @@ impl Tiers {
             });
         }
         let (inner, wanted) = (self.0.clone(), content.clone());
-        let landed = self.0.opens.join(content.sha256, || async move { inner.open(&wanted).await });
+        let landed = self.0.opens.join(content.cached, || async move { inner.open(&wanted).await });
         let Landed { value, collapsed } = landed.await;
         let (held, found) = value.ok_or(ReadError::Panicked)??;
         Ok((held, Provenance { collapsed: collapsed || found.collapsed, ..found }))
@@ -359,39 +378,40 @@ impl Inner {
         content: &Content,
         room: Room,
     ) -> Result<(Bytes, Tier), ReadError> {
-        let hash = content.sha256;
+        let cached = content.cached;
         // A flight that has just landed may have left it here.
-        if let Some(bytes) = self.memory.get(&hash) {
+        if let Some(bytes) = self.memory.get(&cached) {
             return Ok((bytes, Tier::Memory));
         }
         if let Some(bytes) = self.read_disk(content).await {
-            return Ok((self.memory.keep(hash, bytes, room), Tier::Disk));
+            return Ok((self.memory.keep(cached, bytes, room), Tier::Disk));
         }
         let turn = self.look_shared(content).await;
         if let Some(Turn::Found(bytes)) = turn {
-            let bytes = self.memory.keep(hash, bytes, room);
-            self.keep_on_disk(hash, &bytes).await;
+            let bytes = self.memory.keep(cached, bytes, room);
+            self.keep_on_disk(cached, &bytes).await;
             return Ok((bytes, Tier::Shared));
         }
         let read = match (turn, &self.shared) {
             (Some(Turn::Ours(token)), Some(side)) => {
-                let read = side.tier.in_turn(&hash, &token, self.read_store(content)).await;
+                let read = side.tier.in_turn(&cached, &token, self.read_store(content)).await;
                 side.heard(match &read {
-                    Ok(bytes) => side.tier.give(&hash, bytes, &token).await,
-                    Err(_) => side.tier.end_turn(&hash, &token).await,
+                    Ok(bytes) => side.tier.give(&cached, bytes, &token).await,
+                    Err(_) => side.tier.end_turn(&cached, &token).await,
                 });
                 read
             }
             _ => self.read_store(content).await,
         };
-        let bytes = self.memory.keep(hash, read?, room);
-        self.keep_on_disk(hash, &bytes).await;
+        let bytes = self.memory.keep(cached, read?, room);
+        self.keep_on_disk(cached, &bytes).await;
         Ok((bytes, Tier::Store))
     }
 
     async fn read_disk(&self, content: &Content) -> Option<Bytes> {
-        let (hash, bytes) = (content.sha256, content.bytes);
-        let (side, found) = self.ask_disk(bytes, move |disk| disk.read(&hash, bytes)).await?;
+        let Content { cached, sha256, bytes, .. } = *content;
+        let read = move |disk: &Disk| disk.read(&cached, &sha256, bytes);
+        let (side, found) = self.ask_disk(bytes, read).await?;
         side.counters.count(found.is_some());
         found
     }
@@ -411,7 +431,7 @@ impl Inner {
 
     async fn look_shared(&self, content: &Content) -> Option<Turn> {
         let side = self.shared.as_ref().filter(|_| Shared::takes(content.bytes))?;
-        let turn = side.heard(side.usable()?.look(&content.sha256).await)?;
+        let turn = side.heard(side.usable()?.look(content).await)?;
         side.counters.count(matches!(turn, Turn::Found(_)));
         Some(turn)
     }
@@ -427,14 +447,14 @@ impl Inner {
 
     /// Keeps what was read, for after a restart. Part of the flight, so that writes are as few as
     /// reads; a disk that is slow holds up those who wait for this object, no others.
-    async fn keep_on_disk(&self, hash: ContentHash, bytes: &Bytes) {
+    async fn keep_on_disk(&self, object: CacheKey, bytes: &Bytes) {
         let kept = bytes.clone();
-        self.ask_disk(bytes.len() as u64, move |disk| disk.keep(&hash, &kept)).await;
+        self.ask_disk(bytes.len() as u64, move |disk| disk.keep(&object, &kept)).await;
     }
 
     /// A large object that somebody reads just now, or that is on the disk.
     async fn near(&self, content: &Content) -> Option<(Arc<Local>, Provenance)> {
-        if let Some((local, tier)) = self.opened(&content.sha256) {
+        if let Some((local, tier)) = self.opened(&content.cached) {
             // What is on the disk would have been found there all the same.
             return Some((local, Provenance { tier, collapsed: tier != Tier::Disk }));
         }
@@ -453,13 +473,13 @@ impl Inner {
     fn remember(&self, content: &Content, local: &Arc<Local>, tier: Tier) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|_, (local, _)| local.strong_count() > 0);
-        open.insert(content.sha256, (Arc::downgrade(local), tier));
+        open.insert(content.cached, (Arc::downgrade(local), tier));
     }
 
     /// A file that somebody reads just now, and where it was found.
-    fn opened(&self, hash: &ContentHash) -> Option<(Arc<Local>, Tier)> {
+    fn opened(&self, object: &CacheKey) -> Option<(Arc<Local>, Tier)> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let (local, tier) = open.get(hash)?;
+        let (local, tier) = open.get(object)?;
         Some((local.upgrade()?, *tier))
     }
 
@@ -490,14 +510,20 @@ impl Inner {
     }
 
     async fn file_on_disk(&self, content: &Content) -> Option<File> {
-        let (hash, bytes) = (content.sha256, content.bytes);
-        let (side, found) = self.ask_disk(bytes, move |disk| disk.open_file(&hash, bytes)).await?;
+        let Content { cached, sha256, bytes, .. } = *content;
+        let open = move |disk: &Disk| disk.open_file(&cached, &sha256, bytes);
+        let (side, found) = self.ask_disk(bytes, open).await?;
         side.counters.count(found.is_some());
         found
     }
 }
 
 impl Content {
+    /// What lies under `key` in the store, as `owner`'s.
+    pub fn new(owner: &Owner, key: BlobKey, sha256: ContentHash, bytes: u64) -> Self {
+        Self { cached: CacheKey::of(owner, &sha256), key, sha256, bytes }
+    }
+
     fn damaged(&self, how: &'static str) -> ReadError {
         tracing::error!(path = %self.key.path(), "a blob is {how}");
         ReadError::Damaged(how)

@@ -5,9 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, RedisResult};
-use safelight_common::{config::SharedCacheUrl, domain::ContentHash, shared_cache::object_key};
+use safelight_common::{
+    config::SharedCacheUrl,
+    domain::{CacheKey, ContentHash},
+    shared_cache::object_key,
+};
 use uuid::Uuid;
 
+use super::Content;
 use crate::engine::Engine;
 
 /// The largest object that is shared: larger ones cost the engine more than the store.
@@ -68,20 +73,24 @@ impl Shared {
     }
 
     /// The object, or whose turn it is to read it. Waits while that is another node's.
-    pub async fn look(&self, hash: &ContentHash) -> RedisResult<Turn> {
+    pub async fn look(&self, object: &Content) -> RedisResult<Turn> {
         let deadline = Instant::now() + WAIT_FOR_TURN;
         loop {
-            if let Some(found) = self.get(hash).await? {
+            if let Some(found) = self.get(object).await? {
                 return Ok(Turn::Found(found));
             }
             let token = Token(Uuid::new_v4().simple().to_string());
             let mut lock = redis::cmd("SET");
-            lock.arg(turn_key(hash)).arg(&token.0).arg("NX").arg("PX").arg(milliseconds(TURN));
+            lock.arg(turn_key(&object.cached))
+                .arg(&token.0)
+                .arg("NX")
+                .arg("PX")
+                .arg(milliseconds(TURN));
             if self.run::<Option<()>>(&lock).await?.is_some() {
                 // Whoever had the turn before may have ended it between our two questions.
-                return Ok(match self.get(hash).await? {
+                return Ok(match self.get(object).await? {
                     Some(found) => {
-                        self.end_turn(hash, &token).await?;
+                        self.end_turn(&object.cached, &token).await?;
                         Turn::Found(found)
                     }
                     None => Turn::Ours(token),
@@ -97,7 +106,7 @@ impl Shared {
     /// Does `work` in this node's turn, which lasts for as long as that takes.
     pub async fn in_turn<T>(
         &self,
-        hash: &ContentHash,
+        object: &CacheKey,
         token: &Token,
         work: impl Future<Output = T>,
     ) -> T {
@@ -105,7 +114,7 @@ impl Shared {
             loop {
                 tokio::time::sleep(RENEW).await;
                 let mut renew = redis::cmd("EVAL");
-                renew.arg(RENEW_SCRIPT).arg(1).arg(turn_key(hash)).arg(&token.0);
+                renew.arg(RENEW_SCRIPT).arg(1).arg(turn_key(object)).arg(&token.0);
                 // Without it the turn runs out, and another node reads as well: nothing worse.
                 let _ = self.run::<()>(renew.arg(milliseconds(TURN))).await;
             }
@@ -117,33 +126,28 @@ impl Shared {
     }
 
     /// Gives everybody what this node has read in its turn.
-    pub async fn give(
-        &self,
-        hash: &ContentHash,
-        content: &Bytes,
-        token: &Token,
-    ) -> RedisResult<()> {
+    pub async fn give(&self, object: &CacheKey, content: &Bytes, token: &Token) -> RedisResult<()> {
         let mut set = redis::cmd("SET");
-        set.arg(object_key(hash)).arg(content.as_ref()).arg("EX").arg(KEEP.as_secs());
+        set.arg(object_key(object)).arg(content.as_ref()).arg("EX").arg(KEEP.as_secs());
         let given = self.run::<()>(&set).await;
-        self.end_turn(hash, token).await?;
+        self.end_turn(object, token).await?;
         given
     }
 
     /// Lets another node try.
-    pub async fn end_turn(&self, hash: &ContentHash, token: &Token) -> RedisResult<()> {
+    pub async fn end_turn(&self, object: &CacheKey, token: &Token) -> RedisResult<()> {
         let mut end = redis::cmd("EVAL");
-        self.run(end.arg(END_SCRIPT).arg(1).arg(turn_key(hash)).arg(&token.0)).await
+        self.run(end.arg(END_SCRIPT).arg(1).arg(turn_key(object)).arg(&token.0)).await
     }
 
     /// What is there under the object's name, if it is right.
-    async fn get(&self, hash: &ContentHash) -> RedisResult<Option<Bytes>> {
-        let found = match self.run(redis::cmd("GET").arg(object_key(hash))).await {
+    async fn get(&self, object: &Content) -> RedisResult<Option<Bytes>> {
+        let found = match self.run(redis::cmd("GET").arg(object_key(&object.cached))).await {
             // Somebody else's. It says nothing of the engine, and gives way to the object.
             Err(error) if error.code() == Some("WRONGTYPE") => None,
             found => found?,
         };
-        let right = found.filter(|content: &Vec<u8>| ContentHash::of(content) == *hash);
+        let right = found.filter(|content: &Vec<u8>| ContentHash::of(content) == object.sha256);
         Ok(right.map(Bytes::from))
     }
 
@@ -156,6 +160,6 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn turn_key(hash: &ContentHash) -> String {
-    format!("safelight:{{{hash}}}:turn")
+fn turn_key(object: &CacheKey) -> String {
+    format!("safelight:{{{object}}}:turn")
 }
