@@ -121,7 +121,8 @@ answers! {
     UploadProblems: InvalidRequest, InvalidQuery, InvalidHeader, InvalidMultipart, InvalidField,
         InvalidIdempotencyKey, InvalidDigest, UnsupportedDigest, DigestMismatch, EmptyBody,
         BrokenBody, UploadTimeout, KeyInFlight, UploadTooLarge, UnsupportedMediaType, KeyReused,
-        OverQuota, TooManyUploads, TooManyJobs, DatabaseUnavailable, BlobsUnavailable, StorageFull;
+        OverQuota, RateLimited, TooManyOwnUploads, TooManyUploads, TooManyJobs, DatabaseUnavailable,
+        BlobsUnavailable, StorageFull;
     /// Of reading a task.
     TaskProblems: InvalidHeader, TaskNotFound, TooManyWaiting, DatabaseUnavailable;
     /// Of cancelling a task.

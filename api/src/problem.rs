@@ -117,6 +117,7 @@ problems! {
     IdTaken = 422 "id_taken" "The id is that of another task" never,
     KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
     RateLimited = 429 "rate_limited" "Too many requests" 1,
+    TooManyOwnUploads = 429 "too_many_own_uploads" "Too many uploads of this owner at once" 1,
     HeadTooLarge = 431 "head_too_large" "The header fields are too many or too large" never,
     Internal = 500 "internal" "The server failed" later,
     BlobDamaged = 500 "blob_damaged" "The stored bytes are missing or damaged" never,

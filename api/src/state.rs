@@ -17,6 +17,7 @@ use crate::{
     limits::Rates,
     probes::Gauges,
     queues::Sampler,
+    uploads::places::Places,
     watch::WatchHub,
 };
 
@@ -37,8 +38,8 @@ pub struct Inner {
     pub services: Services,
     /// Who waits for which task.
     pub watch: WatchHub,
-    /// One permit per upload being received.
-    pub uploads: Arc<Semaphore>,
+    /// One place per upload being received.
+    pub uploads: Places,
     /// How much work is queued.
     pub backlog: Backlog,
     /// One permit per refused upload being read to its end.
@@ -74,7 +75,7 @@ impl ApiState {
         Self(Arc::new(Inner {
             watch,
             delivery: Delivery::new(&services, &presets, options.delivery),
-            uploads: Arc::new(Semaphore::new(services.config.max_uploads_in_flight)),
+            uploads: Places::new(services.config.max_uploads_in_flight),
             backlog: Backlog::new(services.config.max_queued_jobs),
             lingering: Arc::new(Semaphore::new(MAX_LINGERING)),
             presets,

@@ -74,6 +74,11 @@ impl Caller {
         self.sees.as_ref()
     }
 
+    /// Whether it came with a key; without one it is this machine, before there were any keys.
+    pub fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// Whether it may do what a scope allows.
     pub fn has(&self, scope: Scope) -> bool {
         self.scopes.allow(scope)

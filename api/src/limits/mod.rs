@@ -115,6 +115,16 @@ pub fn quota(config: &Config, owner: &Owner) -> Quota {
     Quota { images: limit(limits.quota_images), bytes: limit(limits.quota_bytes) }
 }
 
+/// How many uploads of the caller's owner a node receives at once. Who needs no key is alone on its machine, and
+/// leaves nothing to anybody.
+pub fn uploads_at_once(config: &Config, caller: &Caller) -> usize {
+    if caller.has_key() {
+        config.limits_of(&caller.owner).max_uploads_in_flight
+    } else {
+        config.max_uploads_in_flight
+    }
+}
+
 /// There is no room for an upload.
 pub fn over_quota(quota: Quota, used: Usage) -> Problem {
     let mut problem = Problem::new(
@@ -167,6 +177,8 @@ pub struct LimitsDocument {
     pub requests_per_minute: Option<u32>,
     /// Uploads per minute; null for any number.
     pub uploads_per_minute: Option<u32>,
+    /// Uploads of the owner that a node receives at once.
+    pub max_uploads_in_flight: usize,
 }
 
 /// What an owner has stored, and may store.
@@ -208,6 +220,7 @@ pub async fn show(
         },
         requests_per_minute: rate(limits.requests_per_minute),
         uploads_per_minute: rate(limits.uploads_per_minute),
+        max_uploads_in_flight: uploads_at_once(config, &caller),
         owner: caller.owner,
     }))
 }

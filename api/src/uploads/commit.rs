@@ -13,7 +13,6 @@ use safelight_common::{
     store::{Accepted, NewUpload, StoreError},
     telemetry::traces,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{
@@ -21,6 +20,7 @@ use super::{
     form::Form,
     idempotency::{self, HeldKey},
     intake::{Content, Intake},
+    places::Place,
 };
 use crate::{
     limits,
@@ -43,7 +43,7 @@ pub struct Received {
     /// Its idempotency key.
     pub key: Option<HeldKey>,
     /// Its place among the uploads in flight.
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
 }
 
 /// Makes the upload durable and records it. Runs in a task of its own, so that a client which

@@ -11,6 +11,7 @@ pub mod form;
 pub mod idempotency;
 pub mod intake;
 pub mod multipart;
+pub mod places;
 
 use std::time::Duration;
 
@@ -26,7 +27,6 @@ use safelight_common::{
     fail_point,
     store::IdempotencyKey,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
@@ -45,6 +45,7 @@ use commit::Received;
 use form::Form;
 use idempotency::{HeldKey, Reservation};
 use intake::Intake;
+use places::{Full, Place};
 
 /// The parts of a multipart upload. For the API's description only.
 #[derive(ToSchema)]
@@ -98,7 +99,7 @@ pub async fn upload(
     request: Request,
 ) -> Result<Response, Problem> {
     let mut tally = Tally("aborted");
-    let outcome = accept(&state, caller.owner, params, request).await;
+    let outcome = accept(&state, &caller, params, request).await;
     let (task, wait, replayed) = match outcome {
         Ok(accepted) => accepted,
         Err(problem) => {
@@ -135,7 +136,7 @@ struct Terms {
 /// is one that was accepted before.
 async fn accept(
     state: &ApiState,
-    owner: Owner,
+    caller: &Caller,
     params: Params,
     request: Request,
 ) -> Result<(Task, Option<Wait>, bool), Problem> {
@@ -153,14 +154,14 @@ async fn accept(
     let hash_whole = multipart && parts.headers.contains_key("content-digest");
     // From here on a refusal leaves the rest of the body to the reader's end.
     let body = BodyReader::new(body, &parts.headers, limits, hash_whole);
-    let terms = terms(owner, &parts.headers, params, multipart)?;
+    let terms = terms(caller.owner.clone(), &parts.headers, params, multipart)?;
     let declared = declared_bytes(&parts.headers);
     if declared.is_some_and(|declared| declared > limit) {
         return Err(too_large(config.max_upload_bytes));
     }
     // Of a multipart body the picture is a part.
     let picture_bytes = declared.filter(|_| !multipart);
-    let place = take_place(state)?;
+    let place = take_place(state, caller)?;
     state.backlog.admit(&state.services.store).await?;
     let hold = Duration::from_millis(config.idempotency_hold_ms);
     let reservation = match &terms.key {
@@ -213,7 +214,7 @@ async fn fresh(
     body: &BodyReader,
     terms: &Terms,
     key: Option<HeldKey>,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> Result<Task, Problem> {
     let image = ImageId::new();
     let limit = state.services.config.max_upload_bytes;
@@ -310,12 +311,18 @@ fn declared_bytes(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// A place among the uploads in flight.
-fn take_place(state: &ApiState) -> Result<OwnedSemaphorePermit, Problem> {
-    state.uploads.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(
+fn take_place(state: &ApiState, caller: &Caller) -> Result<Place, Problem> {
+    let share = limits::uploads_at_once(&state.services.config, caller);
+    state.uploads.take(&caller.owner, share).map_err(|full| match full {
+        Full::All => Problem::new(
             ProblemCode::TooManyUploads,
             "This node is receiving as many uploads as it can; the body was not read.",
+        ),
+        Full::Share => Problem::new(
+            ProblemCode::TooManyOwnUploads,
+            format!("This node is receiving {share} uploads of this owner; the body was not read."),
         )
+        .hint("send fewer at once; `GET /v1/limits` says how many"),
     })
 }
 

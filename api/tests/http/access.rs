@@ -1,17 +1,19 @@
 //! Who may do what: every route, with every scope, on one's own, another's, and nobody's things.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     http::{Request, request::Builder},
 };
+use futures::stream;
 use safelight_common::{
     domain::{Owner, Scope},
     secrets::ApiSecret,
     store::NewApiKey,
 };
 use serde_json::{Value, json};
+use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
 use crate::bench::{Answer, Bench, image_id, picture, task_id};
@@ -424,6 +426,83 @@ async fn the_use_of_a_key_is_noted() {
         })
     })
     .await;
+}
+
+/// An upload whose body stands still after its first bytes, until it is let go.
+struct Slow {
+    go: oneshot::Sender<()>,
+    answer: JoinHandle<u16>,
+}
+
+impl Slow {
+    /// Begins one, and waits until its body is being read.
+    async fn begin(bench: &Bench, request: Builder) -> Self {
+        let ((go, gone), (reading, is_reading)) = (oneshot::channel(), oneshot::channel());
+        let body = stream::once(async move {
+            let _ = reading.send(());
+            let _ = gone.await;
+            Ok::<_, Infallible>(Bytes::from(picture(500, 1)))
+        });
+        let (api, request) = (bench.api.clone(), request.body(Body::from_stream(body)));
+        let answer = tokio::spawn(async move {
+            let answered = api.answer(request.expect("a request")).await;
+            answered.expect("an answer").status().as_u16()
+        });
+        is_reading.await.expect("it is being received");
+        Self { go, answer }
+    }
+
+    async fn finish(self) -> u16 {
+        self.go.send(()).expect("still waiting");
+        self.answer.await.expect("no panic")
+    }
+}
+
+#[tokio::test]
+async fn an_owner_takes_no_more_than_its_share_of_the_uploads_in_flight() {
+    let keys = [
+        ("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "4"),
+        ("SAFELIGHT_OWNERS", "{ eve = { max_uploads_in_flight_per_owner = 1 } }"),
+    ];
+    let bench = Bench::configured(&keys).await;
+    let owners = ["ada", "bob", "eve"];
+    let [ada, bob, eve] = owners.map(|owner| bench.key(owner, "upload,read"));
+    let (ada, bob, eve) = (ada.await, bob.await, eve.await);
+    let post = |key: &Key| key.on(Request::post("/v1/images"));
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        slow.push(Slow::begin(&bench, post(&ada)).await);
+    }
+    let refused = bench.send(post(&ada), picture(500, 2)).await;
+    refused.assert_problem(429, "too_many_own_uploads");
+    assert_eq!(refused.header("retry-after"), "1");
+    bob.upload(&bench, "").await;
+    slow.push(Slow::begin(&bench, post(&eve)).await);
+    let refused = bench.send(post(&eve), picture(500, 2)).await;
+    refused.assert_problem(429, "too_many_own_uploads");
+    // One is left, and then none.
+    slow.push(Slow::begin(&bench, post(&bob)).await);
+    bench.send(post(&bob), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
+    for upload in slow {
+        assert_eq!(upload.finish().await, 202);
+    }
+    ada.upload(&bench, "").await;
+    for (key, share) in [(&ada, 2), (&eve, 1)] {
+        let limits = key.get(&bench, "/v1/limits").await.json();
+        assert_eq!(limits["max_uploads_in_flight"], share);
+    }
+}
+
+#[tokio::test]
+async fn without_keys_there_is_nobody_to_share_with() {
+    let bench = Bench::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "2")]).await;
+    let post = || Request::post("/v1/images");
+    let slow = [Slow::begin(&bench, post()).await, Slow::begin(&bench, post()).await];
+    bench.send(post(), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
+    assert_eq!(bench.get("/v1/limits").await.json()["max_uploads_in_flight"], 2);
+    for upload in slow {
+        assert_eq!(upload.finish().await, 202);
+    }
 }
 
 #[tokio::test]

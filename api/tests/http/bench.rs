@@ -230,7 +230,7 @@ impl Answer {
             assert!(problem[member].is_string(), "{member} is missing: {problem}");
         }
         assert!(problem["retryable"].is_boolean());
-        let retry_after = matches!(status, 503) || code == "idempotency_key_in_flight";
+        let retry_after = matches!(status, 429 | 503) || code == "idempotency_key_in_flight";
         assert_eq!(self.headers.contains_key("retry-after"), retry_after, "{problem}");
         problem
     }

@@ -234,6 +234,12 @@ fn checked(mut config: Config) -> Result<Config, ConfigError> {
         ("database_connections", u64::from(config.database_connections), 2, 1_000),
         ("max_upload_bytes", config.max_upload_bytes, 1, 1 << 40),
         ("max_uploads_in_flight", config.max_uploads_in_flight as u64, 1, 1_000_000),
+        (
+            "max_uploads_in_flight_per_owner",
+            config.max_uploads_in_flight_per_owner as u64,
+            0,
+            1_000_000,
+        ),
         ("max_queued_jobs", config.max_queued_jobs, 1, 1_000_000_000),
         ("idempotency_hold_ms", config.idempotency_hold_ms, 100, 3_600_000),
         ("max_connections", config.max_connections as u64, 1, 10_000_000),

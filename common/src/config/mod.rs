@@ -44,6 +44,7 @@ pub struct Config {
 
     pub max_upload_bytes: u64,
     pub max_uploads_in_flight: usize,
+    pub max_uploads_in_flight_per_owner: usize,
     pub max_queued_jobs: u64,
     pub upload_idle_timeout_ms: u64,
     pub upload_min_bytes_per_second: u64,

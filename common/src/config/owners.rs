@@ -7,7 +7,8 @@ use serde::Deserialize;
 use super::Config;
 use crate::domain::Owner;
 
-/// How much an owner may store and how often it may ask; 0 is any number.
+/// How much an owner may store and how often it may ask, for which 0 is any number; and how much it may send
+/// at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnerLimits {
     /// Images stored.
@@ -18,6 +19,8 @@ pub struct OwnerLimits {
     pub requests_per_minute: u32,
     /// Uploads per minute.
     pub uploads_per_minute: u32,
+    /// Uploads that one process receives at once: at least one, and no more than from all owners together.
+    pub max_uploads_in_flight: usize,
 }
 
 /// What is said of one owner; the rest is as for all.
@@ -29,6 +32,7 @@ pub struct OwnerOverrides {
     pub quota_bytes: Option<u64>,
     pub requests_per_minute: Option<u32>,
     pub uploads_per_minute: Option<u32>,
+    pub max_uploads_in_flight_per_owner: Option<usize>,
 }
 
 /// The owners of whom something is said.
@@ -49,6 +53,15 @@ impl Config {
             quota_bytes: own.quota_bytes.unwrap_or(self.quota_bytes),
             requests_per_minute: own.requests_per_minute.unwrap_or(self.requests_per_minute),
             uploads_per_minute: own.uploads_per_minute.unwrap_or(self.uploads_per_minute),
+            max_uploads_in_flight: self.share(own.max_uploads_in_flight_per_owner),
+        }
+    }
+
+    /// How many of the uploads in flight may be one owner's, if this is said of it.
+    fn share(&self, own: Option<usize>) -> usize {
+        match own.unwrap_or(self.max_uploads_in_flight_per_owner) {
+            0 => self.max_uploads_in_flight.div_ceil(2),
+            share => share.min(self.max_uploads_in_flight),
         }
     }
 }
