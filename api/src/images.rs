@@ -130,7 +130,7 @@ pub async fn delete(
     let task = begun.map_err(|error| Problem::internal(&error))??;
     let task = match wait {
         // The image is gone: a wait that cannot be had is no reason to say anything else.
-        Some(wait) => match wait_until_final(&state, task.clone(), wait, draining).await {
+        Some(wait) => match wait_until_final(&state, &caller, task.clone(), wait, draining).await {
             Ok(task) => task,
             Err(_) => task,
         },

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ApiOptions,
-    access::{Door, KeyUses},
+    access::{Door, KeyUses, Rights},
     backlog::Backlog,
     delivery::Delivery,
     limits::Rates,
@@ -58,6 +58,8 @@ pub struct Inner {
     pub door: Door,
     /// When keys were used.
     pub key_uses: KeyUses,
+    /// Whether those who wait may still.
+    pub rights: Rights,
     /// How often owners have asked.
     pub rates: Rates,
     options: ApiOptions,
@@ -84,6 +86,7 @@ impl ApiState {
             sampler: Sampler::new(Duration::from_millis(services.config.heartbeat_ms)),
             door: Door::new(services.config.is_for_this_machine()),
             key_uses: KeyUses::default(),
+            rights: Rights::default(),
             rates: Rates::new(&services.config),
             options,
             services,

@@ -18,6 +18,9 @@ use super::{binary, embedded_env, fleet};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
+/// Longer than a stream outlives its key, on a busy machine, and shorter than anything else would end it.
+const SOON: Duration = Duration::from_secs(10);
+
 /// Runs `safelight` with this configuration to its end.
 async fn command(args: &[&str], env: &[(String, String)]) -> Result<Finished> {
     let command = safelight(binary(), args, env);
@@ -110,11 +113,20 @@ async fn commands_use_the_key_of_the_environment() -> Result<()> {
 
 #[tokio::test]
 async fn a_revoked_key_is_refused_by_every_node() -> Result<()> {
-    let fleet = fleet(Plan::default()).await?;
+    let fleet = fleet(Plan { workers: 0, ..Plan::default() }).await?;
     let admin = fleets_key(&fleet, "ops", "admin").await?;
     let ada = fleets_key(&fleet, "ada", "upload,read").await?;
+    let task = Client::with_key(fleet.apis[0].url(), secret(&ada)?)?
+        .upload(pictures::jpeg(64, 48, 1)?)
+        .await?;
+    // Nobody works on it, so no stream of it ends by itself.
+    let events = format!("/v1/tasks/{}/events", task["id"].as_str().context("no id")?);
+    let mut streams = Vec::new();
     for node in &fleet.apis {
         ensure!(list(node.url(), secret(&ada)?).await? == StatusCode::OK);
+        let stream = Client::with_key(node.url(), secret(&ada)?)?.get(&events).await?;
+        ensure!(stream.status() == StatusCode::OK);
+        streams.push(stream);
     }
     let id = ada["id"].as_str().context("no id")?;
     let url = format!("{}/v1/keys/{id}", fleet.apis[0].url());
@@ -122,6 +134,9 @@ async fn a_revoked_key_is_refused_by_every_node() -> Result<()> {
     ensure!(client.http().request(Method::DELETE, url).send().await?.status() == StatusCode::OK);
     for node in &fleet.apis {
         ensure!(list(node.url(), secret(&ada)?).await? == StatusCode::UNAUTHORIZED);
+    }
+    for stream in streams {
+        tokio::time::timeout(SOON, stream.bytes()).await.context("it goes on")??;
     }
     Ok(())
 }

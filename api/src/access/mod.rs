@@ -8,11 +8,13 @@
 //!                 there never any keys?
 //! ```
 //!
-//! Handlers get a [`Caller`] and look only at what it [may see](Caller::may_see). Pictures are the
+//! Handlers get a [`Caller`] and look only at what it [may see](Caller::may_see); those that hold an answer back, or
+//! send it bit by bit, give up when its [`Right`] is over. Pictures are the
 //! exception: most are public, so delivery asks by itself once it knows that one is not.
 
 mod door;
 mod keys;
+mod right;
 mod rules;
 pub mod signed;
 
@@ -33,6 +35,7 @@ use uuid::Uuid;
 
 pub use door::Door;
 pub use keys::KeyUses;
+pub use right::{Right, Rights};
 pub use rules::{Need, document};
 
 use crate::{

@@ -244,15 +244,22 @@ impl Request<'_> {
         // Also where there is nothing to wait for: what is wrong does not come and go.
         let wait = absent::patience(state, uri.query(), headers)?;
         let answer = state.delivery.catalog.look_up(*id).await?;
-        let private_to = answer.entry.as_ref().and_then(|entry| entry.private_to.as_ref());
-        if let Some(owner) = private_to {
-            signed::check(state, *id, owner, uri, headers).await?;
-        }
+        self.check(&answer).await?;
         if is_there(answer.image(*id)?) {
             return Ok(answer);
         }
         let draining = draining.as_ref().map(|draining| draining.0.0.clone()).unwrap_or_default();
-        absent::wait_for(state, *id, kind, wait, &draining, is_there).await
+        let answer = absent::wait_for(state, *id, kind, wait, &draining, is_there).await?;
+        // Meanwhile a key may have been revoked, or a signature have expired.
+        self.check(&answer).await?;
+        Ok(answer)
+    }
+
+    /// Refuses whoever may not read an image that is private.
+    async fn check(&self, answer: &Answer) -> Result<(), Problem> {
+        let private_to = answer.entry.as_ref().and_then(|entry| entry.private_to.as_ref());
+        let Some(owner) = private_to else { return Ok(()) };
+        signed::check(self.state, self.id, owner, self.uri, self.headers).await
     }
 
     /// The answer, unless the bytes are missing because the image has gone meanwhile.

@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::{document::TaskDocument, load};
 use crate::{
-    access::Caller,
+    access::{Caller, Right},
     extract::Id,
     openapi::EventProblems,
     problem::Problem,
@@ -50,7 +50,7 @@ struct TaskEventDocument {
 /// Where a task stands, as it changes.
 ///
 /// Each event is named `task`, its `id` is the task's version, its data the task document. The
-/// stream ends after the final document. A client that comes back with the final version in
+/// stream ends after the final document, and soon after the caller's key was revoked or has expired. A client that comes back with the final version in
 /// `Last-Event-ID` gets 204, which tells an `EventSource` to stop.
 #[utoipa::path(
     get, path = "/v1/tasks/{id}/events", operation_id = "follow_task", tag = "tasks",
@@ -83,9 +83,16 @@ pub async fn events(
         _ => (task.version, Some(task)),
     };
     let Draining(draining) = draining.map(|Extension(draining)| draining).unwrap_or_default();
+    let right = Right::of(&state, &caller);
+    let ended = async move {
+        tokio::select! {
+            () = draining.cancelled() => {}
+            _ = right.lapsed() => {}
+        }
+    };
     let feed = Feed { state, id, version, first, watcher, over: false };
     let stream = stream::unfold(feed, Feed::next);
-    let stream = futures::StreamExt::take_until(stream, draining.cancelled_owned());
+    let stream = futures::StreamExt::take_until(stream, ended);
     let stream: std::pin::Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(stream);
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }

@@ -15,7 +15,7 @@ use axum::{
 use safelight_common::domain::{Task, TaskId};
 
 use crate::{
-    access::Caller,
+    access::{Caller, Right},
     extract::{Id, PathId},
     openapi::TaskProblems,
     prefer::{PREFERENCE_APPLIED, Wait},
@@ -58,7 +58,7 @@ pub async fn show(
     let wait = Wait::from_headers(&headers)?;
     let mut task = load(&state, &caller, id).await?;
     if let Some(wait) = wait {
-        task = wait_until_final(&state, task, wait, draining).await?;
+        task = wait_until_final(&state, &caller, task, wait, draining).await?;
     }
     let mut response = conditional(&TaskDocument::new(&task, &state.presets), &headers)?;
     add_progress_headers(&mut response, &task, wait);
@@ -77,9 +77,10 @@ pub async fn reload(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
 }
 
 /// Holds until the task is final, the time is over, or the server wants to end; then the task as
-/// it is.
+/// it is. A problem if the caller's key is good no more.
 pub async fn wait_until_final(
     state: &ApiState,
+    caller: &Caller,
     task: Task,
     wait: Wait,
     draining: Option<Extension<Draining>>,
@@ -89,6 +90,7 @@ pub async fn wait_until_final(
     }
     let id = task.id;
     let mut watcher = state.watch.watch(id)?;
+    let right = Right::of(state, caller);
     // Thousands may be waiting here: keep nothing that can be read again.
     drop(task);
     let Draining(draining) = draining.map(|Extension(draining)| draining).unwrap_or_default();
@@ -96,6 +98,7 @@ pub async fn wait_until_final(
         () = watcher.is_final() => {}
         () = tokio::time::sleep(wait.duration()) => {}
         () = draining.cancelled() => {}
+        problem = right.lapsed() => return Err(problem),
     }
     drop(watcher);
     reload(state, id).await

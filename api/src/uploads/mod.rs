@@ -109,7 +109,7 @@ pub async fn upload(
     };
     tally.0 = if replayed { "replayed" } else { "accepted" };
     drop(tally);
-    answer(&state, task, wait, draining).await
+    answer(&state, &caller, task, wait, draining).await
 }
 
 /// Counts an upload when it is over; one whose client hung up is dropped as `aborted`.
@@ -329,13 +329,14 @@ fn take_place(state: &ApiState, caller: &Caller) -> Result<Place, Problem> {
 /// 202 with the task, at once or when it is final.
 async fn answer(
     state: &ApiState,
+    caller: &Caller,
     task: Task,
     wait: Option<Wait>,
     draining: Option<Extension<Draining>>,
 ) -> Result<Response, Problem> {
     let task = match wait {
         // The upload is safe: a wait that cannot be had is no reason to refuse it now.
-        Some(wait) => match wait_until_final(state, task.clone(), wait, draining).await {
+        Some(wait) => match wait_until_final(state, caller, task.clone(), wait, draining).await {
             Ok(task) => task,
             Err(_) => task,
         },

@@ -1,16 +1,29 @@
 //! Who may do what: every route, with every scope, on one's own, another's, and nobody's things.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use axum::{
     body::{Body, Bytes},
     http::{Request, request::Builder},
 };
 use futures::stream;
+use safelight_api::ApiOptions;
 use safelight_common::{
     domain::{Owner, Scope},
     secrets::ApiSecret,
-    store::NewApiKey,
+    store::{
+        NewApiKey, StoreError,
+        gated::{Call, Gate, Gated},
+    },
 };
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -21,6 +34,11 @@ use crate::bench::{Answer, Bench, image_id, picture, task_id};
 impl Bench {
     /// Makes a key.
     pub async fn key(&self, owner: &str, scopes: &str) -> Key {
+        self.key_for(owner, scopes, None).await
+    }
+
+    /// Makes a key that is good for so long.
+    async fn key_for(&self, owner: &str, scopes: &str, lifetime: Option<Duration>) -> Key {
         let secret = ApiSecret::new().expect("random bytes");
         let id = Uuid::now_v7();
         let new = NewApiKey {
@@ -29,7 +47,7 @@ impl Bench {
             owner: owner.parse().expect("an owner"),
             scopes: scopes.parse().expect("scopes"),
             secret_sha256: secret.hash(),
-            lifetime: None,
+            lifetime,
         };
         self.services.store.create_api_key(&new).await.expect("a key");
         Key { id, bearer: format!("Bearer {}", secret.reveal()) }
@@ -544,4 +562,107 @@ async fn what_one_owner_reads_is_no_hit_of_anothers() {
         bench.get(hers).await.assert_problem(410, "image_deleted");
         assert_eq!(bench.get(his).await.body.len(), bytes);
     }
+}
+
+/// Counts the calls of one method that were answered.
+struct Counted(&'static str, Arc<AtomicUsize>);
+
+#[async_trait]
+impl Gate for Counted {
+    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+        if call.method == self.0 {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+/// A bench, and how often its store has answered a call of `method`.
+async fn counting(method: &'static str) -> (Bench, impl Fn() -> usize) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let gate = Counted(method, calls.clone());
+    let bench =
+        Bench::with(&[], ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    (bench, move || calls.load(Ordering::SeqCst))
+}
+
+/// A request that is under way, to its end.
+fn under_way(bench: &Bench, request: Builder) -> JoinHandle<Answer> {
+    let (api, request) = (bench.api.clone(), request.body(Body::empty()));
+    tokio::spawn(async move {
+        let response = api.answer(request.expect("a request")).await.expect("an answer");
+        let (parts, body) = response.into_parts();
+        let body = http_body_util::BodyExt::collect(body).await.expect("a body");
+        let body = body.to_bytes().to_vec();
+        Answer { status: parts.status, headers: parts.headers, body }
+    })
+}
+
+async fn ended(waiting: JoinHandle<Answer>) -> Answer {
+    let ended = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+    ended.expect("it ends soon").expect("no panic")
+}
+
+#[tokio::test]
+async fn what_waits_or_streams_ends_with_its_key() {
+    let (bench, let_in) = counting("api_key").await;
+    let ada = bench.key("ada", "upload,read").await;
+    let task = task_id(&ada.upload(&bench, "").await);
+    let (events, path) = (format!("/v1/tasks/{task}/events"), format!("/v1/tasks/{task}"));
+    let waits = |key: &Key, path: &str| {
+        under_way(&bench, key.on(Request::get(path)).header("prefer", "wait=60"))
+    };
+    let revoked = bench.key("ada", "read").await;
+    let expiring = bench.key_for("ada", "read", Some(Duration::from_secs(3))).await;
+    let before = let_in();
+    let streams = [&revoked, &expiring].map(|key| waits(key, &events));
+    let held = [&revoked, &expiring].map(|key| waits(key, &path));
+    let (others_stream, others_wait) = (waits(&ada, &events), waits(&ada, &path));
+    crate::bench::until(async || let_in() >= before + 6).await;
+    bench.services.store.revoke_api_key(revoked.id).await.expect("revoked");
+    for stream in streams {
+        let story = ended(stream).await.text();
+        assert_eq!(story.matches("event: task").count(), 1, "{story}");
+    }
+    for held in held {
+        ended(held).await.assert_problem(401, "invalid_key");
+    }
+    bench.write(task).await;
+    bench.render(task, b"x").await;
+    assert!(ended(others_stream).await.text().contains("\"succeeded\""), "its key is good");
+    assert_eq!(ended(others_wait).await.json()["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn the_first_key_ends_what_waits_without_one() {
+    let (bench, loaded) = counting("task").await;
+    let task = task_id(&bench.upload(picture(500, 1)).await);
+    let path = format!("/v1/tasks/{task}");
+    let stream = under_way(&bench, Request::get(format!("{path}/events")));
+    let held = under_way(&bench, Request::get(&path).header("prefer", "wait=60"));
+    crate::bench::until(async || loaded() == 2).await;
+    bench.key("ada", "read").await;
+    ended(stream).await;
+    ended(held).await.assert_problem(401, "key_missing");
+}
+
+#[tokio::test]
+async fn a_private_picture_that_was_waited_for_is_for_who_still_may() {
+    let (bench, let_in) = counting("api_key").await;
+    let ada = bench.key("ada", "upload,read").await;
+    let upload = ada.upload(&bench, "?visibility=private").await;
+    let path = format!("/images/{}?wait=60", image_id(&upload));
+    let revoked = bench.key("ada", "read").await;
+    let before = let_in();
+    let waiting = [&revoked, &ada].map(|key| under_way(&bench, key.on(Request::get(&path))));
+    crate::bench::until(async || let_in() == before + 2).await;
+    bench.services.store.revoke_api_key(revoked.id).await.expect("revoked");
+    bench.write(task_id(&upload)).await;
+    let [refused, served] = waiting;
+    ended(refused).await.assert_problem(401, "invalid_key");
+    assert_eq!(ended(served).await.status.as_u16(), 200);
 }
