@@ -14,12 +14,15 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use safelight_common::{blobs::BlobError, store::StoreError};
+use safelight_common::{
+    blobs::{BlobError, IntakeError},
+    store::StoreError,
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{state::ApiState, trouble::Trouble};
+use crate::{state::ApiState, trouble::Trouble, uploads::body::too_large};
 
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -283,6 +286,20 @@ impl From<&BlobError> for Problem {
                 ProblemCode::BlobsUnavailable,
                 "The blob store cannot be used at the moment.",
             ),
+        }
+    }
+}
+
+impl From<IntakeError> for Problem {
+    fn from(error: IntakeError) -> Self {
+        match error {
+            IntakeError::Empty => Self::new(ProblemCode::EmptyBody, "The upload has no bytes."),
+            IntakeError::Heic | IntakeError::NotAnImage => Self::new(
+                ProblemCode::UnsupportedMediaType,
+                format!("The upload is refused: {error}."),
+            ),
+            IntakeError::TooLarge(limit) => too_large(limit),
+            IntakeError::Blobs(error) => error.into(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
 use safelight_common::{
-    blobs::BlobKey,
+    blobs::{BlobKey, Content, Intake},
     domain::{
         ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Status, Task,
         TaskId, TaskKind,
@@ -19,7 +19,6 @@ use super::{
     digest,
     form::Form,
     idempotency::{self, HeldKey},
-    intake::{Content, Intake},
     places::Place,
 };
 use crate::{
@@ -53,7 +52,7 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
     // The request's, if it is traced: its jobs are to be children of that.
     let trace = traces::current();
     let begun = Moment::now();
-    let content = intake.finish().await?;
+    let content = intake.end().await?.keep().await?;
     fail_point::hit("upload.staged").await;
     if let Some(problem) = refusal(&content, expected) {
         discard(&state, image).await;

@@ -1,7 +1,7 @@
 //! Receiving uploads.
 //!
 //! Everything that can be refused without the body is refused before it is read: headers, size,
-//! the number of uploads in flight. The body then streams through [`intake`] to the blob store;
+//! the number of uploads in flight. The body then streams through [`Intake`] to the blob store;
 //! [`commit`] records it.
 
 pub mod body;
@@ -9,7 +9,6 @@ pub mod commit;
 pub mod digest;
 pub mod form;
 pub mod idempotency;
-pub mod intake;
 pub mod multipart;
 pub mod places;
 
@@ -23,6 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use safelight_common::{
+    blobs::Intake,
     domain::{ContentHash, ImageId, Owner, Task, Visibility},
     fail_point,
     store::IdempotencyKey,
@@ -44,7 +44,6 @@ use body::{BodyLimits, BodyReader, too_large};
 use commit::Received;
 use form::Form;
 use idempotency::{HeldKey, Reservation};
-use intake::Intake;
 use places::{Full, Place};
 
 /// The parts of a multipart upload. For the API's description only.
@@ -172,7 +171,7 @@ async fn accept(
         Some(Reservation::Replay { task, fingerprint }) => {
             let intake = Intake::hashing(config.max_upload_bytes);
             let (intake, form, expected) = receive(&parts.headers, &body, intake, &terms).await?;
-            let content = intake.finish().await?;
+            let content = intake.end().await?.content;
             if let Some(problem) = commit::refusal(&content, expected) {
                 return Err(problem);
             }

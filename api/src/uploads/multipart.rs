@@ -18,11 +18,11 @@ use axum::{
     http::{HeaderValue, header},
 };
 use futures::{Stream, StreamExt};
+use safelight_common::blobs::Intake;
 
 use super::{
     body::{BodyFault, BodyReader},
     form::{self, Form},
-    intake::Intake,
 };
 use crate::problem::{Problem, ProblemCode};
 

@@ -11,6 +11,7 @@
 
 mod bucket;
 mod error;
+mod intake;
 mod key;
 mod staging;
 mod store;
@@ -19,6 +20,7 @@ mod walk;
 
 pub use bucket::{Bucket, Listed};
 pub use error::BlobError;
+pub use intake::{Content, Intake, IntakeError, Whole};
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobContent, BlobStream, Blobs, Incoming, OpenBlob};

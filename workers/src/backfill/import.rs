@@ -5,13 +5,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_common::{
-    blobs::{BlobKey, StagedUpload, Staging},
+    blobs::{BlobKey, Content, Intake, IntakeError, StagedUpload, Whole},
     domain::{
-        Backfill, ContentHash, ContentHasher, ErrorCode, ImageFormat, ImageId, ItemOutcome, JobId,
-        JobKind, TaskId, TaskKind,
+        Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind,
     },
     services::Services,
     store::{Advance, Child, Imported, Item},
@@ -166,12 +164,12 @@ impl Import<'_> {
             Err(error) => return failed("unreadable", reason(&error)),
         };
         let image = ImageId::new();
-        let mut intake = Intake::new(self.services.config.max_upload_bytes);
+        let mut intake = self.intake(image);
         loop {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
-                    if let Some((code, why)) = intake.write(self, image, &chunk).await? {
-                        return Ok(not_taken(&entry, code, why));
+                    if let Err(error) = intake.write(&chunk).await {
+                        return not_taken(&entry, error);
                     }
                 }
                 Ok(None) => break,
@@ -179,10 +177,20 @@ impl Import<'_> {
                 Err(error) => return failed("unreadable", reason(&error)),
             }
         }
-        if let Some((code, why)) = intake.judge(self, image).await? {
-            return Ok(not_taken(&entry, code, why));
+        match intake.end().await {
+            Ok(picture) => self.keep(entry, image, picture).await,
+            Err(error) => not_taken(&entry, error),
         }
-        self.keep(entry, image, intake).await
+    }
+
+    /// Where the bytes of an entry go: of a dry run nowhere.
+    fn intake(&self, image: ImageId) -> Intake {
+        let limit = self.services.config.max_upload_bytes;
+        if self.backfill.spec.dry_run {
+            Intake::hashing(limit)
+        } else {
+            Intake::staging(self.services.blobs.clone(), image, limit)
+        }
     }
 
     /// Whether an entry that cannot be read is tried again with the whole step. One that hangs is not: each
@@ -196,16 +204,17 @@ impl Import<'_> {
         &self,
         entry: Entry,
         image: ImageId,
-        mut intake: Intake,
+        picture: Whole,
     ) -> Result<Found, BackfillError> {
-        let (Some(format), Some(sha256)) = (intake.format, intake.hash()) else {
-            return Ok(not_taken(&entry, ErrorCode::NotAnImage, String::new()));
-        };
-        if let Some(item) = self.known(&entry, &mut intake, sha256).await? {
-            return Ok(Found::Settled(item));
+        let Content { sha256, bytes, format } = picture.content;
+        if let Some(known) = self.known(&entry, sha256).await? {
+            if known.is_gone && !self.backfill.spec.dry_run {
+                picture.keep().await?;
+                self.services.blobs.promote(&StagedUpload { image, sha256, bytes }).await?;
+            }
+            return Ok(Found::Settled(known.line));
         }
-        let bytes = intake.bytes;
-        intake.finish().await?;
+        picture.keep().await?;
         let import = Imported {
             source: entry.name,
             sha256,
@@ -224,16 +233,16 @@ impl Import<'_> {
         }))
     }
 
-    /// The line of a picture that is there already. One that failed for good is taken in anew if that was
-    /// asked for; one whose bytes are gone gets them back.
+    /// A picture that is there already. One that failed for good is taken in anew if that was asked for.
     async fn known(
         &self,
         entry: &Entry,
-        intake: &mut Intake,
         sha256: ContentHash,
-    ) -> Result<Option<Item>, BackfillError> {
-        let skipped =
-            |reason, detail| Some(item(entry, ItemOutcome::Skipped, reason, Some(detail)));
+    ) -> Result<Option<Known>, BackfillError> {
+        let skipped = |reason, detail| {
+            let line = item(entry, ItemOutcome::Skipped, reason, Some(detail));
+            Some(Known { line, is_gone: false })
+        };
         let store = &self.services.store;
         let known = store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
         let Some(&(_, equal)) = known.first() else {
@@ -247,14 +256,11 @@ impl Import<'_> {
             let is_taken = spec.retry_failed && self.first(sha256);
             return Ok(if is_taken { None } else { skipped("failed_before", detail) });
         }
-        let mut detail = format!("equal to image {equal}");
-        if obstacles.is_empty() && !self.services.blobs.exists(&BlobKey::Blob(sha256)).await? {
-            if let Some(staged) = intake.finish().await? {
-                self.services.blobs.promote(&staged).await?;
-            }
-            detail += ", whose bytes were gone and are back";
-        }
-        Ok(skipped("duplicate", detail))
+        let is_gone =
+            obstacles.is_empty() && !self.services.blobs.exists(&BlobKey::Blob(sha256)).await?;
+        let gone = if is_gone { ", whose bytes were gone and are back" } else { "" };
+        let duplicate = skipped("duplicate", format!("equal to image {equal}{gone}"));
+        Ok(duplicate.map(|known| Known { is_gone, ..known }))
     }
 
     /// Whether no other entry of this step has these bytes.
@@ -263,108 +269,27 @@ impl Import<'_> {
     }
 }
 
-/// A picture on its way in: judged by its first bytes, staged from then on; of a dry run, only hashed.
-struct Intake {
-    head: Vec<u8>,
-    format: Option<ImageFormat>,
-    target: Target,
-    bytes: u64,
-    limit: u64,
+/// A picture that is there already.
+struct Known {
+    line: Item,
+    /// Its bytes are not, and are to be brought back.
+    is_gone: bool,
 }
 
-enum Target {
-    Undecided,
-    Staging(Box<Staging>),
-    Hash(ContentHasher),
-}
-
-type Refusal = (ErrorCode, String);
-
-impl Intake {
-    fn new(limit: u64) -> Self {
-        Self { head: Vec::new(), format: None, target: Target::Undecided, bytes: 0, limit }
-    }
-
-    async fn write(
-        &mut self,
-        import: &Import<'_>,
-        image: ImageId,
-        chunk: &Bytes,
-    ) -> Result<Option<Refusal>, BackfillError> {
-        self.bytes += chunk.len() as u64;
-        if self.bytes > self.limit {
-            let why = format!("it has more than the {} bytes that are allowed", self.limit);
-            return Ok(Some((ErrorCode::TooLarge, why)));
-        }
-        if self.format.is_some() {
-            self.pass_on(chunk).await?;
-            return Ok(None);
-        }
-        self.head.extend_from_slice(chunk);
-        if self.head.len() < ImageFormat::SNIFF_BYTES {
-            return Ok(None);
-        }
-        self.judge(import, image).await
-    }
-
-    /// Decides by the first bytes, and passes them on.
-    async fn judge(
-        &mut self,
-        import: &Import<'_>,
-        image: ImageId,
-    ) -> Result<Option<Refusal>, BackfillError> {
-        if self.format.is_some() {
-            return Ok(None);
-        }
-        self.format = ImageFormat::sniff(&self.head);
-        if self.format.is_none() {
-            let why = if self.head.is_empty() { "it is empty" } else { "no picture read here" };
-            return Ok(Some((ErrorCode::NotAnImage, why.to_owned())));
-        }
-        self.target = if import.backfill.spec.dry_run {
-            Target::Hash(ContentHasher::default())
-        } else {
-            Target::Staging(Box::new(import.services.blobs.stage(image).await?))
-        };
-        let head = std::mem::take(&mut self.head);
-        self.pass_on(&head).await?;
-        Ok(None)
-    }
-
-    async fn pass_on(&mut self, bytes: &[u8]) -> Result<(), BackfillError> {
-        match &mut self.target {
-            Target::Staging(staging) => staging.write(bytes).await?,
-            Target::Hash(hasher) => hasher.update(bytes),
-            Target::Undecided => {}
-        }
-        Ok(())
-    }
-
-    /// Makes sure that what was staged stays. `None` if nothing was, or if it is finished.
-    async fn finish(&mut self) -> Result<Option<StagedUpload>, BackfillError> {
-        match std::mem::replace(&mut self.target, Target::Undecided) {
-            Target::Staging(staging) => Ok(Some(staging.finish().await?)),
-            Target::Hash(_) | Target::Undecided => Ok(None),
-        }
-    }
-
-    fn hash(&self) -> Option<ContentHash> {
-        match &self.target {
-            Target::Staging(staging) => Some(staging.hash()),
-            Target::Hash(hasher) => Some(hasher.clone().finish()),
-            Target::Undecided => None,
-        }
-    }
-}
-
-/// An entry that is no picture: a failure if it is named like one, else of no interest.
-fn not_taken(entry: &Entry, code: ErrorCode, why: String) -> Found {
+/// An entry whose bytes are not taken in: a failure if it is a picture or named like one, else of no
+/// interest.
+fn not_taken(entry: &Entry, error: IntakeError) -> Result<Found, BackfillError> {
+    let code = match error {
+        IntakeError::Blobs(error) => return Err(error.into()),
+        IntakeError::TooLarge(_) => ErrorCode::TooLarge,
+        IntakeError::Empty | IntakeError::Heic | IntakeError::NotAnImage => ErrorCode::NotAnImage,
+    };
     let outcome = if code == ErrorCode::NotAnImage && !entry.is_named_like_a_picture() {
         ItemOutcome::Skipped
     } else {
         ItemOutcome::Failed
     };
-    settled(entry, outcome, code.as_str(), Some(why).filter(|why| !why.is_empty()))
+    Ok(settled(entry, outcome, code.as_str(), Some(error.to_string())))
 }
 
 fn settled(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> Found {
