@@ -10,7 +10,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use safelight_common::domain::{ImageFormat, TaskId, UnknownName};
+use safelight_common::domain::{ImageFormat, TaskId, UnknownName, Visibility};
 use serde_json::{Value, json};
 
 use crate::{
@@ -56,6 +56,9 @@ enum BackfillCommand {
         /// line; as the server sees it
         #[arg(value_name = "DIR|s3://…|LIST.ndjson")]
         source: String,
+        /// Who may read the pictures: public or private; as of an upload unless said
+        #[arg(long, value_name = "WHO")]
+        visibility: Option<Visibility>,
         /// Also pictures that are equal to images that failed for good before
         #[arg(long)]
         retry_failed: bool,
@@ -207,9 +210,11 @@ pub async fn run(args: BackfillArgs) -> Result<(), Exit> {
         BackfillCommand::Verify { images, begin } => {
             start(images.add_to(json!({ "kind": "verify" })), begin).await
         }
-        BackfillCommand::Import { source, retry_failed, begin } => {
-            let source = absolute(&source)?;
-            let what = json!({ "kind": "import", "source": source, "retry_failed": retry_failed });
+        BackfillCommand::Import { source, visibility, retry_failed, begin } => {
+            let what = json!({
+                "kind": "import", "source": absolute(&source)?, "visibility": visibility,
+                "retry_failed": retry_failed,
+            });
             start(what, begin).await
         }
         BackfillCommand::Follow { id, report, output } => {

@@ -15,7 +15,7 @@ use safelight_harness::{
     pictures,
     server::{Finished, run},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Deployment, fleet, on_every_deployment};
@@ -73,7 +73,7 @@ async fn existing_pictures_are_taken_in_once(at: &Deployment) -> Result<()> {
     let images = &plan["backfill"]["images"];
     assert_eq!((&images["total"], &images["planned"]), (&6.into(), &3.into()), "{plan:#}");
     let client = at.client()?;
-    assert_eq!(client.json("/v1/images").await?["images"], serde_json::json!([]), "only counted");
+    assert_eq!(client.json("/v1/images").await?["images"], json!([]), "only counted");
 
     let mut command = at.command(&with(&["--json", "--report"]));
     command.arg(&report);
@@ -117,7 +117,8 @@ async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
     fs::write(&list, format!("{line}\n\"gone.jpg\"\nnonsense\n"))?;
     let report = folder.path().join("report.ndjson");
     let (list, out) = (list.to_string_lossy(), report.to_string_lossy());
-    let ended = finished(at.command(&["backfill", "import", &list, "--report", &out])).await?;
+    let import = ["backfill", "import", &list, "--visibility", "private", "--report", &out];
+    let ended = finished(at.command(&import)).await?;
     assert_eq!(ended.code, Some(1), "{ended:#?}");
     let found = lines(&report)?;
     assert_eq!(outcome(&found, "1.jpg"), ("succeeded", ""));
@@ -125,7 +126,7 @@ async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
     assert_eq!(outcome(&found, "list.ndjson:3"), ("failed", "invalid_line"));
     let image = at.client()?.json(&image_path(&found["1.jpg"])).await?;
     assert_eq!((&image["title"], &image["filename"]), (&"Eins".into(), &"eins.jpg".into()));
-    assert_eq!(image["tags"], serde_json::json!(["x", "y"]));
+    assert_eq!((&image["tags"], &image["visibility"]), (&json!(["x", "y"]), &"private".into()));
     Ok(())
 }
 
@@ -228,6 +229,8 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
         r#"{"kind":"verify","rate":0}"#,
         r#"{"kind":"verify","concurrency":0}"#,
         r#"{"kind":"verify","colour":1}"#,
+        r#"{"kind":"verify","visibility":"private"}"#,
+        r#"{"kind":"import","source":"/tmp","visibility":"secret"}"#,
         r#"{"kind":"import"}"#,
         r#"{"kind":"import","source":"photos"}"#,
         r#"{"kind":"import","source":"/photos\u0000"}"#,
@@ -254,7 +257,7 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
     let body = format!(r#"{{"kind":"verify","id":"{id}"}}"#);
     assert_eq!(post("/v1/backfills", &body).await?, (422, "id_taken".to_owned()));
     let list = client.json("/v1/tasks?kind=backfill").await?;
-    assert_eq!(list["tasks"], serde_json::json!([]), "none of these began anything");
+    assert_eq!(list["tasks"], json!([]), "none of these began anything");
     Ok(())
 }
 
@@ -275,7 +278,7 @@ async fn the_command_says_what_cannot_be_done() -> Result<()> {
     let jpg = finished(at.command(&["backfill", "verify", "--format", "jpg"])).await?;
     assert!(jpg.code == Some(2) && jpg.stderr.contains("did you mean `jpeg`"), "{jpg:#?}");
     let list_of = async || client.json("/v1/tasks?kind=backfill").await;
-    assert_eq!(list_of().await?["tasks"], serde_json::json!([]), "none of these began anything");
+    assert_eq!(list_of().await?["tasks"], json!([]), "none of these began anything");
 
     // What could not be taken in was never work that could be tried again.
     let ended = finished(at.command(&["backfill", "import", &list, "--follow"])).await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use safelight_common::domain::{Backfill, BackfillKind, BackfillState, ImageFormat};
+use safelight_common::domain::{Backfill, BackfillKind, BackfillState, ImageFormat, Visibility};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -65,6 +65,8 @@ pub struct BackfillRequested {
     pub format: Option<ImageFormat>,
     /// Where an import finds pictures.
     pub source: Option<String>,
+    /// Who may read the bytes of what an import takes in.
+    pub visibility: Option<Visibility>,
     /// Images per second at most.
     pub rate: Option<f64>,
     /// Images under way at once at most.
@@ -98,6 +100,7 @@ impl BackfillDocument {
                 created_after: spec.created_after,
                 format: spec.format,
                 source: spec.source.clone(),
+                visibility: spec.visibility,
                 rate: spec.rate,
                 concurrency: spec.concurrency,
                 retry_failed: spec.retry_failed,

@@ -50,7 +50,7 @@ pub async fn create(
     JsonBody(request): JsonBody<BackfillRequest>,
 ) -> Result<Response, Problem> {
     let task = request.id.unwrap_or_else(TaskId::new);
-    let spec = request.check(&state)?;
+    let spec = request.check(&state, &caller.owner)?;
     let new = NewBackfill { task, owner: caller.owner.clone(), spec };
     if !state.services.store.create_backfill(&new).await? {
         return Err(Problem::new(

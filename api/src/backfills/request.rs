@@ -3,13 +3,14 @@
 use chrono::{DateTime, Datelike, Utc};
 use safelight_common::{
     config::{Config, QueueUrl},
-    domain::{BackfillKind, BackfillSpec, ImageFormat, TaskId},
+    domain::{BackfillKind, BackfillSpec, ImageFormat, Owner, Quota, TaskId, Visibility},
     roots,
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::{
+    limits,
     problem::{Problem, ProblemCode},
     state::ApiState,
 };
@@ -54,6 +55,8 @@ pub struct BackfillRequest {
     /// see it; absolute.
     #[schema(example = "/mnt/photos")]
     pub source: Option<String>,
+    /// `import`: who may read the bytes of what it takes in; as of an upload unless said.
+    pub visibility: Option<Visibility>,
     /// Only count, change nothing.
     #[serde(default)]
     pub dry_run: bool,
@@ -69,8 +72,8 @@ pub struct BackfillRequest {
 }
 
 impl BackfillRequest {
-    /// What is to be done, if it can be.
-    pub fn check(self, state: &ApiState) -> Result<BackfillSpec, Problem> {
+    /// What is to be done for `owner`, if it can be.
+    pub fn check(self, state: &ApiState, owner: &Owner) -> Result<BackfillSpec, Problem> {
         let config = &state.services.config;
         self.check_id()?;
         self.check_belonging()?;
@@ -99,6 +102,8 @@ impl BackfillRequest {
             format: self.format,
             source,
             roots: if import { config.import_roots.clone() } else { Vec::new() },
+            visibility: import.then(|| self.visibility.unwrap_or(config.default_visibility)),
+            quota: if import { limits::quota(config, owner) } else { Quota::default() },
             dry_run: self.dry_run,
             rate: self.rate,
             concurrency: self.concurrency,
@@ -132,6 +137,7 @@ impl BackfillRequest {
             ("format", self.format.is_some(), images),
             ("retry_failed", self.retry_failed, images || import),
             ("source", self.source.is_some(), import),
+            ("visibility", self.visibility.is_some(), import),
             ("concurrency", self.concurrency.is_some(), images || import),
         ] {
             if given && !belongs {

@@ -261,6 +261,24 @@ async fn an_admin_acts_for_others_only_by_name() {
 }
 
 #[tokio::test]
+async fn an_import_is_as_its_owners_uploads_are() {
+    let owners = ("SAFELIGHT_OWNERS", "{ ada = { quota_images = 7 } }");
+    let bench = Bench::configured(&[owners, ("SAFELIGHT_DEFAULT_VISIBILITY", "private")]).await;
+    let admin = bench.key("ops", "admin,read").await;
+    for (said, meant) in [(None, "private"), (Some("public"), "public")] {
+        let body = json!({ "kind": "import", "source": "/tmp", "visibility": said });
+        let request = admin.on(Request::post("/v1/backfills")).header("safelight-owner", "ada");
+        let request = request.header("content-type", "application/json");
+        let begun = bench.send(request, body.to_string()).await;
+        assert_eq!(begun.status.as_u16(), 202, "{}", begun.text());
+        assert_eq!(begun.json()["backfill"]["request"]["visibility"], meant);
+        let task = bench.services.store.task(task_id(&begun.json())).await.expect("read");
+        let spec = task.and_then(|task| task.backfill).expect("a backfill").spec;
+        assert_eq!((spec.quota.images, spec.quota.bytes), (Some(7), None));
+    }
+}
+
+#[tokio::test]
 async fn keys_are_made_used_listed_and_revoked() {
     let bench = Bench::new().await;
     let admin = bench.key("ops", "admin").await;

@@ -116,7 +116,7 @@ pub struct Usage {
 }
 
 /// What an owner may store at most.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
     /// Images; `None` for any number.
     pub images: Option<u64>,
@@ -134,6 +134,16 @@ impl Quota {
     pub fn has_room(&self, used: Usage, bytes: u64) -> bool {
         let images = self.images.is_none_or(|most| used.images < most);
         images && self.bytes.is_none_or(|most| used.bytes.saturating_add(bytes) <= most)
+    }
+
+    /// [`Quota::has_room`], and counts the image if there is.
+    pub fn take(&self, used: &mut Usage, bytes: u64) -> bool {
+        let has_room = self.has_room(*used, bytes);
+        if has_room {
+            used.images += 1;
+            used.bytes = used.bytes.saturating_add(bytes);
+        }
+        has_room
     }
 }
 
@@ -163,5 +173,11 @@ mod tests {
         assert!(!quota.has_room(used(2, 0), 1));
         assert!(!quota.has_room(used(0, 1), u64::MAX));
         assert!(Quota::default().has_room(used(u64::MAX, u64::MAX), u64::MAX));
+
+        let mut stored = used(1, 60);
+        assert!(!quota.take(&mut stored, 41));
+        assert_eq!(stored, used(1, 60), "what has no room is not counted");
+        assert!(quota.take(&mut stored, 40));
+        assert_eq!(stored, used(2, 100));
     }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ImageFormat, Owner, TaskId, text_enum::text_enum};
+use super::{ImageFormat, Owner, Quota, TaskId, Visibility, text_enum::text_enum};
 
 text_enum! {
     /// What a backfill does.
@@ -78,6 +78,12 @@ pub struct BackfillSpec {
     /// Import: folders and `s3://` prefixes that a list may name; anything if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roots: Vec<String>,
+    /// Import: who may read what it takes in; everybody if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visibility: Option<Visibility>,
+    /// Import: what its owner may store, as it was when it was begun.
+    #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
+    pub quota: Quota,
     /// Only count.
     #[serde(default)]
     pub dry_run: bool,
@@ -103,6 +109,8 @@ impl BackfillSpec {
             format: None,
             source: None,
             roots: Vec::new(),
+            visibility: None,
+            quota: Quota::default(),
             dry_run: false,
             rate: None,
             concurrency: None,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     BackfillSpec, ContentHash, Failure, ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Owner,
-    Status, TaskId, TaskKind,
+    Quota, Status, TaskId, TaskKind, Usage,
 };
 
 /// A backfill to begin.
@@ -124,6 +124,22 @@ pub struct Item {
     pub source: Option<String>,
 }
 
+impl Item {
+    /// The line of a picture that an import found at `source` and that the owner's quota has no room for.
+    pub fn over_quota(id: Uuid, source: String) -> Self {
+        Self {
+            id,
+            outcome: ItemOutcome::Failed,
+            reason: Some("over_quota".to_owned()),
+            detail: Some(
+                "the owner's quota has no room for it; once there is some, another import takes it in"
+                    .to_owned(),
+            ),
+            source: Some(source),
+        }
+    }
+}
+
 impl Advance {
     /// A step of the backfill `task` from `from`, that has found nothing yet and stays there.
     pub fn of(task: TaskId, from: Option<String>) -> Self {
@@ -162,6 +178,19 @@ impl Advance {
             });
         }
         step
+    }
+
+    /// The step without those of its pictures that have no room in `quota` beside what is `used`. Their
+    /// staged bytes are left over.
+    pub(super) fn within(mut self, quota: Quota, mut used: Usage) -> Self {
+        let has_no_room = |child: &mut Child| {
+            child.import.as_ref().is_some_and(|new| !quota.take(&mut used, new.bytes))
+        };
+        let refused = self.work.extract_if(.., has_no_room);
+        let lines =
+            refused.filter_map(|child| Some(Item::over_quota(child.image.0, child.import?.source)));
+        self.settled.extend(lines);
+        self
     }
 
     /// Adds what was skipped to the counts by reason; answers how many could not be taken in.

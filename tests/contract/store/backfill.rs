@@ -1,14 +1,16 @@
 //! Backfills: walks, what they hand out, tallies, pausing, cancelling, retrying, and what is forgotten.
 
 use anyhow::{Context, Result};
+use futures::future::{join, join_all};
 use safelight_common::{
     domain::{
         Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
-        ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Owner, Status, TaskId, TaskKind,
-        WorkerId,
+        ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Owner, Quota, Status, TaskId,
+        TaskKind, Visibility, WorkerId,
     },
     store::{
-        Advance, Child, Doorbell, ImageFilter, Imported, Item, NewBackfill, NewUpload, Outcome,
+        Accepted, Advance, Child, Doorbell, ImageFilter, Imported, Item, NewBackfill, NewUpload,
+        Outcome,
     },
 };
 use uuid::Uuid;
@@ -40,6 +42,7 @@ promises!(
     a_dry_run_only_counts,
     an_import_makes_images,
     of_imports_of_the_same_at_once_one_takes_it_in,
+    no_race_of_imports_and_uploads_passes_a_quota,
     equal_bytes_are_found,
     equal_bytes_of_sound_images_come_first,
     what_is_under_way_or_failed_is_an_obstacle,
@@ -443,7 +446,9 @@ fn taken_in(bytes: &[u8]) -> Child {
 }
 
 async fn an_import_makes_images(store: Fixture) -> Result<()> {
-    let id = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
+    let mut import = BackfillSpec::new(BackfillKind::Import);
+    import.visibility = Some(Visibility::Private);
+    let id = begun(&store, import).await?;
     let child = taken_in(b"a");
     let image = child.image;
     let work = vec![child.clone()];
@@ -452,6 +457,7 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
     let made = store.image(image).await?.context("no image")?;
     assert_eq!((made.title.as_deref(), made.tags.len(), made.bytes), (Some("A"), 2, 1));
     assert_eq!((made.filename, made.stored_at), (None, None));
+    assert_eq!((made.owner, made.visibility), ("ada".parse()?, Visibility::Private));
     for (index, outcome) in [written(), rendered()].iter().enumerate() {
         let (job, kind) = child.jobs[index];
         let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
@@ -504,6 +510,59 @@ async fn of_imports_of_the_same_at_once_one_takes_it_in(store: Fixture) -> Resul
     let third = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
     assert!(store.advance_backfill(&step(third, &[b"a"])).await?);
     assert_eq!(backfill(&store, third).await?.planned, 1);
+    Ok(())
+}
+
+async fn no_race_of_imports_and_uploads_passes_a_quota(store: Fixture) -> Result<()> {
+    let quota = Quota { images: Some(5), bytes: None };
+    let mut import = BackfillSpec::new(BackfillKind::Import);
+    import.quota = quota;
+    let pictures = |name: &str| -> Vec<Child> {
+        (0..3).map(|at| taken_in(format!("{name}{at}").as_bytes())).collect()
+    };
+    let others = [store.another().await?, store.another().await?];
+    let mut steps = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        let task = begun(&store, import.clone()).await?;
+        let work = pictures(name);
+        steps.push(Advance { work, max_attempts: 3, is_last: true, ..Advance::of(task, None) });
+    }
+    let ada: Owner = "ada".parse()?;
+    let new = || NewUpload { owner: ada.clone(), quota, ..super::fixture::upload() };
+    let uploads = [new(), new(), new()];
+    let at = |at: usize| &others[at % others.len()];
+    let (counted, uploaded) = join(
+        join_all(steps.iter().enumerate().map(|(n, step)| at(n).advance_backfill(step))),
+        join_all(uploads.iter().enumerate().map(|(n, upload)| at(n).accept(upload))),
+    )
+    .await;
+    let (mut imported, mut accepted) = (0, 0);
+    for upload in uploaded {
+        accepted += u64::from(matches!(upload?, Accepted::Yes(_)));
+    }
+    for (step, counted) in steps.iter().zip(counted) {
+        assert!(counted?, "each step counts");
+        let stands = backfill(&store, step.task).await?;
+        assert_eq!(stands.planned + stands.refused, 3);
+        imported += stands.planned;
+        let lines = store.backfill_report(step.task, None, 9).await?;
+        assert_eq!(lines.len() as u64, stands.refused, "{lines:?}");
+        for line in lines {
+            assert_eq!(
+                (line.outcome, line.reason.as_deref(), line.source.as_deref()),
+                (ItemOutcome::Failed, Some("over_quota"), Some("/photos/a.jpg"))
+            );
+        }
+    }
+    assert_eq!((imported + accepted, store.usage(&ada).await?.images), (5, 5));
+
+    // Where there is room again, another import takes in what was refused, and nothing else.
+    let work = ["a", "b", "c", "d"].iter().flat_map(|name| pictures(name)).collect();
+    let again = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
+    let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(again, None) };
+    assert!(store.advance_backfill(&step).await?);
+    let stands = backfill(&store, again).await?;
+    assert_eq!((stands.planned, stands.skipped["duplicate"]), (12 - imported, imported));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use safelight_common::{
     blobs::{BlobKey, Content, Intake, IntakeError, StagedUpload, Whole},
     domain::{
         Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind,
+        Usage,
     },
     services::Services,
     store::{Advance, Child, Imported, Item},
@@ -68,8 +69,20 @@ pub(super) async fn step(
     let entries = source.page(backfill.cursor.as_deref(), limit).await?;
     step.is_last = entries.len() < limit as usize;
     step.to = entries.last().map(|entry| entry.cursor.clone()).or(step.to);
-    let is_last_try = memory.tries >= TRIES;
-    let import = Import { services, source, backfill, is_last_try, seen: Mutex::default() };
+    let quota = backfill.spec.quota;
+    let used = if quota.is_unlimited() {
+        Usage::default()
+    } else {
+        services.store.usage(&backfill.owner).await?
+    };
+    let import = Import {
+        services,
+        source,
+        backfill,
+        is_last_try: memory.tries >= TRIES,
+        seen: Mutex::default(),
+        used: Mutex::new(used),
+    };
     // In the order of the source, whichever is read first.
     let mut found = stream::iter(entries).map(|entry| import.take(entry)).buffered(AT_ONCE);
     while let Some(found) = found.next().await {
@@ -139,6 +152,8 @@ struct Import<'a> {
     is_last_try: bool,
     /// What this step has taken in already.
     seen: Mutex<HashSet<ContentHash>>,
+    /// What the owner has stored, this step's pictures included, as far as its quota limits that.
+    used: Mutex<Usage>,
 }
 
 impl Import<'_> {
@@ -214,6 +229,11 @@ impl Import<'_> {
             }
             return Ok(Found::Settled(known.line));
         }
+        // Whether there is room is decided where the step is recorded. What certainly has none need not be
+        // staged for that.
+        if !self.has_room(bytes) {
+            return Ok(Found::Settled(Item::over_quota(image.0, entry.name)));
+        }
         picture.keep().await?;
         let import = Imported {
             source: entry.name,
@@ -261,6 +281,13 @@ impl Import<'_> {
         let gone = if is_gone { ", whose bytes were gone and are back" } else { "" };
         let duplicate = skipped("duplicate", format!("equal to image {equal}{gone}"));
         Ok(duplicate.map(|known| Known { is_gone, ..known }))
+    }
+
+    /// Whether the owner's quota has room for one more picture of so many bytes. A dry run takes none in.
+    fn has_room(&self, bytes: u64) -> bool {
+        let Backfill { spec, .. } = self.backfill;
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        spec.dry_run || spec.quota.take(&mut used, bytes)
     }
 
     /// Whether no other entry of this step has these bytes.

@@ -5,13 +5,13 @@ use std::{fs, path::Path};
 use safelight_common::{
     blobs::BlobKey,
     domain::{
-        BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Status, Task,
-        TaskId,
+        BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Quota, Status,
+        Task, TaskId, Visibility,
     },
     store::{Item, NewBackfill},
 };
 
-use super::lab::{Lab, picture, within};
+use super::lab::{Lab, files, picture, within};
 use crate::backfill;
 
 async fn begun(lab: &Lab, spec: BackfillSpec) -> TaskId {
@@ -154,6 +154,41 @@ async fn an_equal_picture_is_worth_what_became_of_it() {
     assert_eq!(sorted, outcomes, "{found:?}");
     let taken = found.iter().find(|item| item.outcome == ItemOutcome::Failed).expect("a line");
     assert!(lab.services.store.image(ImageId(taken.id)).await.expect("read").is_some());
+}
+
+#[tokio::test]
+async fn an_import_keeps_to_the_quota_and_goes_on_when_there_is_room() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
+    let photos = tempfile::tempdir().expect("folder");
+    fs::write(photos.path().join("1.png"), picture()).expect("write");
+    // The same picture to look at, but other bytes.
+    fs::write(photos.path().join("2.png"), [picture(), vec![0]].concat()).expect("write");
+    let mut spec = import(photos.path());
+    spec.visibility = Some(Visibility::Private);
+    spec.quota = Quota { images: Some(1), bytes: None };
+    let refused = ("failed", Some("over_quota"));
+    for first in [("succeeded", None), ("skipped", Some("duplicate"))] {
+        let id = begun(&lab, spec.clone()).await;
+        let (task, found) = report(&lab, id).await;
+        assert_eq!(task.status, Status::Failed, "{found:?}");
+        let mut reasons = reasons(&found);
+        reasons.sort_unstable_by_key(|reason| *reason == refused);
+        assert_eq!(reasons, [first, refused], "{found:?}");
+    }
+    let staged = lab.path(&BlobKey::Incoming(ImageId::new()));
+    assert_eq!(files(staged.parent().expect("a folder")), 0, "what was refused is not staged");
+
+    spec.quota.images = Some(2);
+    let id = begun(&lab, spec).await;
+    let (task, found) = report(&lab, id).await;
+    assert_eq!(task.status, Status::Succeeded, "{found:?}");
+    let mut reasons = reasons(&found);
+    reasons.sort_unstable();
+    assert_eq!(reasons, [("skipped", Some("duplicate")), ("succeeded", None)]);
+    let made = found.iter().find(|item| item.outcome == ItemOutcome::Succeeded).expect("a line");
+    let image = lab.services.store.image(ImageId(made.id)).await.expect("read").expect("an image");
+    assert_eq!(image.visibility, Visibility::Private);
 }
 
 #[tokio::test]

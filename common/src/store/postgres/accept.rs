@@ -136,9 +136,10 @@ const ACCEPT: &str = "
         select id, kind, lane, share, 0 from job)
     select created_at from image";
 
-/// Uploads of one owner that has a quota are accepted one after the other. The next statement sees what
+/// What counts for the quota of one owner is recorded one after the other. The next statement sees what
 /// those before have added.
-const LOCK_QUOTA: &str = "select pg_advisory_xact_lock(hashtextextended('quota of ' || $1, 0))";
+pub(super) const LOCK_QUOTA: &str =
+    "select pg_advisory_xact_lock(hashtextextended('quota of ' || $1, 0))";
 
 pub async fn accept(pool: &PgPool, upload: &NewUpload) -> Result<Accepted, StoreError> {
     let accepted = if upload.quota.is_unlimited() {

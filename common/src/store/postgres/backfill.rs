@@ -7,13 +7,14 @@ use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, postgres::PgRow, t
 use uuid::Uuid;
 
 use super::{
-    interval, prune,
+    accept::LOCK_QUOTA,
+    access, interval, prune,
     rows::{self, big, blob_joins, image_columns},
 };
 use crate::{
     domain::{
-        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, Owner, TaskId,
-        WorkerId,
+        Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, Owner, Quota,
+        TaskId, Visibility, WorkerId,
     },
     store::{
         Advance, Child, ImageFilter, Item, NewBackfill, Obstacle, StoreError, convert::to_i64,
@@ -237,6 +238,22 @@ async fn without_known(conn: &mut PgConnection, step: &Advance) -> Result<Advanc
     Ok(step.without(&rows.iter().map(equal).collect::<Result<Vec<_>, _>>()?))
 }
 
+/// The step without pictures that the owner's quota has no room for. Nothing else is recorded for the owner
+/// until the transaction ends.
+async fn within_quota(
+    conn: &mut PgConnection,
+    step: Advance,
+    quota: Quota,
+    owner: &Owner,
+) -> Result<Advance, StoreError> {
+    if step.hashes().is_empty() {
+        return Ok(step);
+    }
+    sqlx::query(LOCK_QUOTA).bind(owner).execute(&mut *conn).await?;
+    let used = access::usage(conn, owner).await?;
+    Ok(step.within(quota, used))
+}
+
 fn equal(row: &PgRow) -> Result<(ContentHash, ImageId), StoreError> {
     Ok((rows::hash(row, "sha256")?, row.try_get("id")?))
 }
@@ -289,8 +306,8 @@ const ADVANCE: &str = "
     where task_id = $1 and cursor is not distinct from $2 and state = 'walking' and not paused";
 
 const IMAGES: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, owner, fresh)
-    select new.*, (select owner from tasks where id = $8), true
+    insert into images (id, sha256, bytes, format, title, tags, filename, owner, visibility, fresh)
+    select new.*, (select owner from tasks where id = $8), $9, true
     from unnest($1::uuid[], $2::bytea[], $3::bigint[], $4::text[], $5::text[], $6::jsonb[],
                 $7::text[]) as new";
 
@@ -314,14 +331,22 @@ const JOBS: &str = "
 
 pub async fn advance(pool: &PgPool, step: &Advance) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    let row = sqlx::query("select skipped, spec from backfills where task_id = $1 for update")
-        .bind(step.task)
-        .fetch_optional(&mut *transaction)
-        .await?;
+    let row = sqlx::query(
+        "select b.skipped, b.spec, t.owner from backfills b join tasks t on t.id = b.task_id
+         where b.task_id = $1 for update of b",
+    )
+    .bind(step.task)
+    .fetch_optional(&mut *transaction)
+    .await?;
     let Some(row) = row else { return Ok(false) };
-    let dry_run = row.try_get::<Json<BackfillSpec>, _>("spec")?.0.dry_run;
+    let Json(spec) = row.try_get::<Json<BackfillSpec>, _>("spec")?;
     let Json(mut skipped) = row.try_get::<Json<BTreeMap<String, u64>>, _>("skipped")?;
-    let step = &without_known(&mut transaction, step).await?;
+    let dry_run = spec.dry_run;
+    let mut step = without_known(&mut transaction, step).await?;
+    if !dry_run && !spec.quota.is_unlimited() {
+        step = within_quota(&mut transaction, step, spec.quota, &row.try_get("owner")?).await?;
+    }
+    let step = &step;
     let refused = step.count(&mut skipped);
     let advanced = sqlx::query(ADVANCE)
         .bind(step.task)
@@ -341,7 +366,7 @@ pub async fn advance(pool: &PgPool, step: &Advance) -> Result<bool, StoreError> 
         return Ok(false);
     }
     if !dry_run {
-        make_children(&mut transaction, step).await?;
+        make_children(&mut transaction, step, spec.visibility).await?;
         write_items(&mut transaction, step.task, &step.settled).await?;
     }
     write_items(&mut transaction, step.task, &step.done).await?;
@@ -364,7 +389,11 @@ async fn touch(conn: &mut PgConnection, task: TaskId) -> Result<(), StoreError> 
     Ok(())
 }
 
-async fn make_children(conn: &mut PgConnection, step: &Advance) -> Result<(), StoreError> {
+async fn make_children(
+    conn: &mut PgConnection,
+    step: &Advance,
+    visibility: Option<Visibility>,
+) -> Result<(), StoreError> {
     let children = &step.work;
     if children.is_empty() {
         return Ok(());
@@ -381,6 +410,7 @@ async fn make_children(conn: &mut PgConnection, step: &Advance) -> Result<(), St
             .bind(imported.iter().map(|(_, new)| Json(&new.tags)).collect::<Vec<_>>())
             .bind(imported.iter().map(|(_, new)| new.filename.clone()).collect::<Vec<_>>())
             .bind(step.task)
+            .bind(visibility.unwrap_or(Visibility::Public).as_str())
             .execute(&mut *conn)
             .await?;
     }

@@ -9,14 +9,14 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::{
-    prune,
+    access, prune,
     rows::{self, blob_joins, image_columns, number},
     writer::Writer,
 };
 use crate::{
     domain::{
         Backfill, BackfillSpec, ContentHash, Failure, Image, ImageId, ItemOutcome, Owner, TaskId,
-        WorkerId,
+        Visibility, WorkerId,
     },
     store::{
         Advance, Child, ImageFilter, Item, NewBackfill, Obstacle, StoreError,
@@ -358,14 +358,22 @@ pub async fn advance(
     now: i64,
     step: Advance,
 ) -> Result<bool, StoreError> {
-    let row = sqlx::query("select skipped, spec from backfills where task_id = $1")
-        .bind(step.task)
-        .fetch_optional(&mut *conn)
-        .await?;
+    let row = sqlx::query(
+        "select b.skipped, b.spec, t.owner from backfills b join tasks t on t.id = b.task_id
+         where b.task_id = $1",
+    )
+    .bind(step.task)
+    .fetch_optional(&mut *conn)
+    .await?;
     let Some(row) = row else { return Ok(false) };
-    let dry_run = row.try_get::<Json<BackfillSpec>, _>("spec")?.0.dry_run;
+    let Json(spec) = row.try_get::<Json<BackfillSpec>, _>("spec")?;
     let Json(mut skipped) = row.try_get::<Json<BTreeMap<String, u64>>, _>("skipped")?;
-    let step = without_known(conn, step).await?;
+    let dry_run = spec.dry_run;
+    let mut step = without_known(conn, step).await?;
+    if !dry_run && !spec.quota.is_unlimited() {
+        let used = access::usage(&mut *conn, &row.try_get("owner")?).await?;
+        step = step.within(spec.quota, used);
+    }
     let refused = step.count(&mut skipped);
     let paced = Duration::try_from_secs_f64(step.paced_seconds).unwrap_or_default();
     let advanced = sqlx::query(ADVANCE)
@@ -388,7 +396,7 @@ pub async fn advance(
     }
     if !dry_run {
         for child in &step.work {
-            make_child(conn, now, &step, child).await?;
+            make_child(conn, now, &step, child, spec.visibility).await?;
         }
         write_items(conn, step.task, &step.settled).await?;
     }
@@ -414,8 +422,9 @@ async fn touch(conn: &mut SqliteConnection, now: i64, task: TaskId) -> Result<()
 
 /// One script, as accepting an upload is.
 const CHILD: &str = "
-    insert into images (id, sha256, bytes, format, title, tags, filename, created_at, owner, fresh)
-    select $1, $2, $3, $4, $5, $6, $7, $8, owner, 1 from tasks where id = $12 and $2 is not null;
+    insert into images (id, sha256, bytes, format, title, tags, filename, created_at, visibility, owner,
+                        fresh)
+    select $1, $2, $3, $4, $5, $6, $7, $8, $15, owner, 1 from tasks where id = $12 and $2 is not null;
 
     insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id, source,
                        created_at, updated_at)
@@ -436,6 +445,7 @@ async fn make_child(
     now: i64,
     step: &Advance,
     child: &Child,
+    visibility: Option<Visibility>,
 ) -> Result<(), StoreError> {
     let import = child.import.as_ref();
     let jobs: Vec<(String, &str)> =
@@ -455,6 +465,7 @@ async fn make_child(
         .bind(step.task)
         .bind(import.map(|new| new.source.as_str()))
         .bind(step.max_attempts)
+        .bind(visibility.unwrap_or(Visibility::Public).as_str())
         .execute(conn)
         .await?;
     Ok(())
