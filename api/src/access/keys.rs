@@ -32,12 +32,13 @@ const NOTED_EVERY: Duration = Duration::from_mins(1);
 pub async fn holder(
     state: &ApiState,
     headers: &HeaderMap,
-    scope: Scope,
+    scopes: &[Scope],
 ) -> Result<Caller, Problem> {
     let secret = presented(headers)?;
+    let is_scrape = scopes == [Scope::Metrics];
     let store = &state.services.store;
     let known = match store.api_key(secret.prefix()).await {
-        Err(error) if error.is_unavailable() && scope == Scope::Metrics => {
+        Err(error) if error.is_unavailable() && is_scrape => {
             return state.key_uses.remembered(&secret).ok_or(error.into());
         }
         known => known?,
@@ -51,7 +52,7 @@ pub async fn holder(
         scopes: key.scopes,
         key: Some(key.prefix),
     };
-    if scope == Scope::Metrics {
+    if is_scrape {
         state.key_uses.remember(&secret, &caller);
     }
     Ok(caller)

@@ -119,9 +119,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 pub async fn guard(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let need = rules::need(request.method(), path.unwrap_or_default());
-    let Need::Scope(scope) = need else { return next.run(request).await };
+    let Need::Scopes(scopes) = need else { return next.run(request).await };
     let (mut parts, body) = request.into_parts();
-    let (caller, rate) = match admit(&state, &parts, scope).await {
+    let (caller, rate) = match admit(&state, &parts, scopes).await {
         Ok(admitted) => admitted,
         Err(problem) => {
             // A client that is still sending would not see an answer that comes with a reset.
@@ -129,7 +129,7 @@ pub async fn guard(State(state): State<ApiState>, request: Request, next: Next) 
             return problem.into_response();
         }
     };
-    let deed = deed(scope, &caller, &parts);
+    let deed = deed(scopes, &caller, &parts);
     parts.extensions.insert(caller);
     let request = Request::from_parts(parts, body);
     let mut response = match deed {
@@ -164,11 +164,11 @@ async fn noted(state: ApiState, mut deed: AuditEntry, request: Request, next: Ne
 async fn admit(
     state: &ApiState,
     request: &Parts,
-    scope: Scope,
+    scopes: &[Scope],
 ) -> Result<(Caller, HeaderMap), Problem> {
     let headers = &request.headers;
     let authority = request.uri.authority().map(Authority::as_str);
-    let caller = identify(state, headers, authority, scope).await?.ok_or_else(key_missing)?;
+    let caller = identify(state, headers, authority, scopes).await?.ok_or_else(key_missing)?;
     let config = &state.services.config;
     let counted = |counted| state.rates.count(config, &caller.owner, counted);
     let mut rate = counted(Counted::Requests).await?;
@@ -177,8 +177,8 @@ async fn admit(
             rate.append(name, value.clone());
         }
     }
-    if !caller.has(scope) {
-        return Err(scope_missing(scope));
+    if let Some(lacking) = scopes.iter().find(|scope| !caller.has(**scope)) {
+        return Err(scope_missing(*lacking));
     }
     Ok((caller.on_behalf(headers)?, rate))
 }
@@ -187,24 +187,24 @@ fn is_upload(request: &Parts) -> bool {
     request.method == Method::POST && request.uri.path() == "/v1/images"
 }
 
-/// Who sent a request with these headers to this `authority` (of an HTTP/2 request) for what `scope` allows;
-/// `None` if it does not say so and must. Whether it has the scope is for the caller to look at.
+/// Who sent a request with these headers to this `authority` (of an HTTP/2 request) for what `scopes` allow;
+/// `None` if it does not say so and must. Whether it has them is for the caller to look at.
 pub async fn identify(
     state: &ApiState,
     headers: &HeaderMap,
     authority: Option<&str>,
-    scope: Scope,
+    scopes: &[Scope],
 ) -> Result<Option<Caller>, Problem> {
     if headers.contains_key(header::AUTHORIZATION) {
-        return keys::holder(state, headers, scope).await.map(Some);
+        return keys::holder(state, headers, scopes).await.map(Some);
     }
     let is_open = state.door.is_open(&state.services.store, headers, authority).await?;
     Ok(is_open.then(Caller::local))
 }
 
 /// What the audit log will say of a request, if it changes something with an admin's rights.
-fn deed(scope: Scope, caller: &Caller, request: &Parts) -> Option<AuditEntry> {
-    let is_admins = scope == Scope::Admin || request.headers.contains_key(&ON_BEHALF);
+fn deed(scopes: &[Scope], caller: &Caller, request: &Parts) -> Option<AuditEntry> {
+    let is_admins = scopes.contains(&Scope::Admin) || request.headers.contains_key(&ON_BEHALF);
     if !is_admins || matches!(request.method, Method::GET | Method::HEAD) {
         return None;
     }

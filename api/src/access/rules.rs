@@ -16,19 +16,22 @@ use crate::problem::ProblemCode;
 pub enum Need {
     /// Nothing, here: it is for everybody, or the handler asks by itself.
     Nothing,
-    /// A caller with this scope.
-    Scope(Scope),
+    /// A caller with all of these scopes.
+    Scopes(&'static [Scope]),
 }
 
-const UPLOAD: Need = Need::Scope(Scope::Upload);
-const READ: Need = Need::Scope(Scope::Read);
-const ADMIN: Need = Need::Scope(Scope::Admin);
+const UPLOAD: Need = Need::Scopes(&[Scope::Upload]);
+const READ: Need = Need::Scopes(&[Scope::Read]);
+const ADMIN: Need = Need::Scopes(&[Scope::Admin]);
+const METRICS: Need = Need::Scopes(&[Scope::Metrics]);
+/// Changes what a filter finds, and tells what that is.
+const UPLOAD_AND_READ: Need = Need::Scopes(&[Scope::Upload, Scope::Read]);
 
 /// Every route.
 const RULES: &[(Method, &str, Need)] = &[
     (Method::GET, "/livez", Need::Nothing),
     (Method::GET, "/readyz", Need::Nothing),
-    (Method::GET, "/metrics", Need::Scope(Scope::Metrics)),
+    (Method::GET, "/metrics", METRICS),
     (Method::GET, "/images/{id}", Need::Nothing),
     (Method::GET, "/images/{id}/{preset}", Need::Nothing),
     (Method::POST, "/v1/images", UPLOAD),
@@ -41,7 +44,7 @@ const RULES: &[(Method, &str, Need)] = &[
     (Method::GET, "/v1/tasks/{id}/events", READ),
     (Method::POST, "/v1/tasks/{id}/cancel", UPLOAD),
     (Method::POST, "/v1/tasks/{id}/retry", UPLOAD),
-    (Method::POST, "/v1/tasks/retry", UPLOAD),
+    (Method::POST, "/v1/tasks/retry", UPLOAD_AND_READ),
     (Method::GET, "/v1/limits", READ),
     (Method::POST, "/v1/backfills", ADMIN),
     (Method::POST, "/v1/tasks/{id}/pause", ADMIN),
@@ -82,15 +85,15 @@ pub fn document(description: &mut OpenApi) {
             (Method::DELETE, &mut item.delete),
         ];
         for (method, operation) in operations {
-            if let (Some(operation), Need::Scope(scope)) = (operation, need(&method, path)) {
-                guarded(operation, scope);
+            if let (Some(operation), Need::Scopes(scopes)) = (operation, need(&method, path)) {
+                guarded(operation, scopes);
             }
         }
     }
 }
 
-fn guarded(operation: &mut Operation, scope: Scope) {
-    let needed = SecurityRequirement::new(SCHEME, [scope.as_str()]);
+fn guarded(operation: &mut Operation, scopes: &[Scope]) {
+    let needed = SecurityRequirement::new(SCHEME, scopes.iter().map(|scope| scope.as_str()));
     operation.security.get_or_insert_default().push(needed);
     for codes in [
         &[ProblemCode::KeyMissing, ProblemCode::InvalidKey][..],

@@ -44,7 +44,7 @@ pub async fn check(
         return signature.check(state, owner, uri.path()).await;
     }
     let authority = uri.authority().map(axum::http::uri::Authority::as_str);
-    let caller = identify(state, headers, authority, Scope::Read).await?.ok_or_else(|| {
+    let caller = identify(state, headers, authority, &[Scope::Read]).await?.ok_or_else(|| {
         key_missing().hint("the image is private: send a key, or use a signed URL")
     })?;
     let caller = caller.on_behalf(headers)?;
