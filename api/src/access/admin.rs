@@ -229,7 +229,7 @@ pub struct AuditDocument {
     /// What was done.
     #[schema(example = "POST")]
     pub action: String,
-    /// To what.
+    /// To what; of a backfill also of which kind.
     #[schema(example = "/v1/keys/0193f5e7-0000-7000-8000-000000000000")]
     pub target: String,
 }

@@ -140,12 +140,19 @@ pub async fn guard(State(state): State<ApiState>, request: Request, next: Next) 
     response
 }
 
+/// What only a request's body says of a deed: a handler puts it into its answer, for the audit log.
+#[derive(Debug, Clone)]
+pub struct Particulars(pub String);
+
 /// Does what an admin asks for, and notes it. In a task of its own: who hangs up meanwhile stops neither.
 async fn noted(state: ApiState, mut deed: AuditEntry, request: Request, next: Next) -> Response {
     let done = async move {
-        let response = next.run(request).await;
+        let mut response = next.run(request).await;
         // What failed on our side may have been done all the same.
         if !response.status().is_client_error() {
+            if let Some(Particulars(what)) = response.extensions_mut().remove() {
+                deed.target = format!("{} {what}", deed.target);
+            }
             let made = response.headers().get(header::LOCATION).and_then(|at| at.to_str().ok());
             if let Some(made) = made {
                 deed.target = format!("{} -> {made}", deed.target);

@@ -19,7 +19,7 @@ use safelight_common::{
 
 use self::request::BackfillRequest;
 use crate::{
-    access::Caller,
+    access::{Caller, Particulars},
     extract::{Id, JsonBody},
     openapi::{BackfillProblems, PauseProblems, ReportProblems},
     problem::{Problem, ProblemCode},
@@ -60,6 +60,8 @@ pub async fn create(
     }
     tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");
     let mut response = answer(&state, &caller, new.task).await?;
+    let dry_run = if new.spec.dry_run { ", dry run" } else { "" };
+    response.extensions_mut().insert(Particulars(format!("({}{dry_run})", new.spec.kind)));
     let location = HeaderValue::try_from(format!("/v1/tasks/{}", new.task));
     response.headers_mut().extend(location.ok().map(|place| (header::LOCATION, place)));
     Ok(response)

@@ -262,6 +262,21 @@ async fn an_admin_acts_for_others_only_by_name() {
 }
 
 #[tokio::test]
+async fn the_audit_log_says_what_a_backfill_does() {
+    let bench = Bench::new().await;
+    let admin = bench.key("ops", "admin").await;
+    for (kind, dry_run) in [("renditions", false), ("verify", false), ("gc", true)] {
+        let body = json!({ "kind": kind, "dry_run": dry_run }).to_string();
+        let request = admin.on(Request::post("/v1/backfills"));
+        let begun = bench.send(request.header("content-type", "application/json"), body).await;
+        let at = begun.header("location");
+        let log = admin.get(&bench, "/v1/audit?limit=1").await.json();
+        let how = if dry_run { ", dry run" } else { "" };
+        assert_eq!(log["entries"][0]["target"], format!("/v1/backfills ({kind}{how}) -> {at}"));
+    }
+}
+
+#[tokio::test]
 async fn an_import_is_as_its_owners_uploads_are() {
     let owners = ("SAFELIGHT_OWNERS", "{ ada = { quota_images = 7 } }");
     let bench = Bench::configured(&[owners, ("SAFELIGHT_DEFAULT_VISIBILITY", "private")]).await;
