@@ -94,7 +94,9 @@ enum KeysCommand {
 /// Does what was asked.
 pub async fn run(config: Config, args: KeysArgs) -> Result<(), Exit> {
     process::prepare(&config, "keys")?;
-    let store = open(&config).await?;
+    let may_be_first =
+        matches!(args.command, KeysCommand::Create { .. } | KeysCommand::CreateSigning { .. });
+    let store = open(&config, may_be_first).await?;
     match args.command {
         KeysCommand::Create { owner, scopes, expires, json } => {
             create(&store, owner, scopes, expires, json).await
@@ -109,8 +111,18 @@ pub async fn run(config: Config, args: KeysArgs) -> Result<(), Exit> {
     }
 }
 
-/// The database. One of a single process may be new, and is then made.
-async fn open(config: &Config) -> Result<DynStore, Exit> {
+/// The database. That of a single process is made if it is not there, by a command that `may_be_first`; to
+/// others a new one would only hide that they were given the wrong place.
+async fn open(config: &Config, may_be_first: bool) -> Result<DynStore, Exit> {
+    if let DatabaseUrl::Sqlite(path) = &config.database_url
+        && !may_be_first
+        && !path.exists()
+    {
+        return Err(Exit::failed(format!("there is no database at {}", path.display())).hint(
+            "run this where the server runs, or name its database: --config, SAFELIGHT_DATA_DIR or \
+             SAFELIGHT_DATABASE_URL",
+        ));
+    }
     let store = startup::connect(config).await?;
     let schema = match config.database_url {
         DatabaseUrl::Sqlite(_) => store.migrate().await,

@@ -7,6 +7,7 @@ use safelight_common::{
     blobs::Blobs,
     broker::{self, DynBroker},
     config::{BlobUrl, Config, DatabaseUrl, QueueUrl},
+    private,
     services::Services,
     store::{self, DynStore, StoreError},
     wake::Wake,
@@ -44,6 +45,7 @@ pub async fn open(config: Config, role: Role) -> Result<Services, Exit> {
     make_folders(&config)?;
     let store = open_store(&config, role).await?;
     let blobs = open_blobs(&config).await?;
+    warn_of_onlookers(&config);
     let broker = broker::open(&config.queue_url);
     if role.needs_queue() {
         wait_for_broker(&config, &broker).await?;
@@ -130,9 +132,28 @@ fn make_folders(config: &Config) -> Result<(), Exit> {
     Ok(())
 }
 
+/// Says which keys and private pictures every user of this machine can read. What was made before, by
+/// somebody else or with other permissions, stays as it is.
+fn warn_of_onlookers(config: &Config) {
+    let database = match &config.database_url {
+        DatabaseUrl::Sqlite(file) => Some(file),
+        DatabaseUrl::Postgres(_) => None,
+    };
+    let blobs = match &config.blob_url {
+        BlobUrl::File(folder) => Some(folder),
+        BlobUrl::S3 { .. } => None,
+    };
+    for path in database.into_iter().chain(blobs).filter(|path| private::is_open_to_all(path)) {
+        tracing::warn!(
+            path = %path.display(),
+            "every user of this machine can read this; close its folder: chmod 700"
+        );
+    }
+}
+
 /// Makes the folder and tries to write into it.
 fn writable(folder: &Path, variable: &str) -> Result<(), Exit> {
-    std::fs::create_dir_all(folder)
+    private::make_folder(folder)
         .and_then(|()| {
             let probe = folder.join(format!(".write-test-{}", std::process::id()));
             std::fs::write(&probe, b"")?;

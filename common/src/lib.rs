@@ -10,6 +10,7 @@ pub mod broker;
 pub mod config;
 pub mod domain;
 pub mod fail_point;
+pub mod private;
 pub mod retry;
 pub mod roots;
 pub mod secrets;

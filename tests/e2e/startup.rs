@@ -1,6 +1,12 @@
 //! What cannot work is refused at the start: one line, one hint, a stable exit code.
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Result;
 use safelight_harness::{
@@ -83,6 +89,56 @@ async fn a_data_folder_that_cannot_be_written_is_named() -> Result<()> {
     fs::write(&file, "")?;
     let ended = start(&["serve"], &file.join("data"), &[]).await?;
     assert_refused(&ended, FAILED, "cannot write to the folder");
+    Ok(())
+}
+
+fn mode(path: &Path) -> Result<u32> {
+    Ok(path.metadata()?.permissions().mode() & 0o777)
+}
+
+#[tokio::test]
+async fn what_is_secret_is_for_nobody_else() -> Result<()> {
+    let folder = TempDir::new()?;
+    // As a home folder that others may enter.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    let data = folder.path().join("data");
+    let server = serve(&data).await?;
+    for name in ["", "blobs"] {
+        assert_eq!(mode(&data.join(name))?, 0o700, "{name}");
+    }
+    for name in ["safelight.db", "safelight.db-wal", "safelight.db-shm"] {
+        assert_eq!(mode(&data.join(name))?, 0o600, "{name}");
+    }
+    let warning = "every user of this machine can read this";
+    assert!(!server.output().contains(warning), "{}", server.output());
+    drop(server);
+
+    fs::set_permissions(&data, Permissions::from_mode(0o755))?;
+    fs::set_permissions(data.join("safelight.db"), Permissions::from_mode(0o644))?;
+    let server = serve(&data).await?;
+    let said = server.output();
+    let warnings: Vec<_> = said.lines().filter(|line| line.contains(warning)).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("safelight.db"), "{said}");
+    assert_eq!((mode(&data)?, mode(&data.join("safelight.db"))?), (0o755, 0o644), "as it was");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_that_only_looks_makes_no_database() -> Result<()> {
+    let folder = TempDir::new()?;
+    let data = folder.path().join("data");
+    for command in [
+        &["keys", "list"][..],
+        &["keys", "list-signing"],
+        &["keys", "revoke", "sl_k3vq8m2xnp"],
+        &["keys", "revoke-signing", "sk_1"],
+    ] {
+        assert_refused(&start(command, &data, &[]).await?, FAILED, "there is no database at");
+        assert!(!data.exists(), "{command:?}");
+    }
+    let create = ["keys", "create", "--owner", "ada", "--scopes", "read"];
+    start(&create, &data, &[]).await?.success()?;
+    start(&["keys", "list"], &data, &[]).await?.success()?;
     Ok(())
 }
 

@@ -47,9 +47,12 @@ use super::{
     Requested, Room, Settled, Store, StoreError, TaskFilter, TaskPage, TaskVersion, convert,
     schema,
 };
-use crate::domain::{
-    ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,
-    SigningKey, Task, TaskId, Usage, WorkerId,
+use crate::{
+    domain::{
+        ApiKey, Backfill, ContentHash, Image, ImageId, JobId, JobKind, Lane, Owner, Removal,
+        SigningKey, Task, TaskId, Usage, WorkerId,
+    },
+    private,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -72,7 +75,7 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     /// Opens the database in the file `path`; makes the file, and the folder that it is in, if they
-    /// are not there.
+    /// are not there, for nobody else to read.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // NORMAL would lose the last commits when the power fails: uploads that had their 202.
         Self::open_with(path, SqliteSynchronous::Full, Clock::default()).await
@@ -91,11 +94,14 @@ impl SqliteStore {
         clock: Clock,
     ) -> Result<Self, StoreError> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|error| {
+            private::make_folder(folder).map_err(|error| {
                 let text = format!("cannot make the folder {}: {error}", folder.display());
                 StoreError::Unavailable(io::Error::new(error.kind(), text).into())
             })?;
         }
+        // SQLite makes its log and shared memory with the permissions of the file. If that cannot be made,
+        // SQLite says why.
+        drop(private::make_file(path));
         let options = SqliteConnectOptions::new().filename(path).foreign_keys(true);
         let options = options.busy_timeout(PATIENCE);
         let writing = options
