@@ -41,8 +41,8 @@ enum KeysCommand {
         /// What it may be used for: upload, read, admin, metrics; separated by commas
         #[arg(long, value_name = "SCOPES")]
         scopes: Scopes,
-        /// How long it is good, such as 90d; for ever unless said
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        /// How long it is good, such as 90d, 1s to 100y; for ever unless said
+        #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<Duration>,
         /// Print one JSON object
         #[arg(long)]
@@ -89,6 +89,16 @@ enum KeysCommand {
         /// Its id
         id: String,
     },
+}
+
+/// How long a key is to be good. What is out of bounds is an error: cut to them, it would be another time
+/// than was asked for.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if ApiKey::LIFETIME.contains(&lifetime) {
+        return Ok(lifetime);
+    }
+    Err("a key is good for 1s to 100y, such as 90d; leave --expires out for ever".to_owned())
 }
 
 /// Does what was asked.
@@ -139,9 +149,6 @@ async fn create(
     lifetime: Option<Duration>,
     as_json: bool,
 ) -> Result<(), Exit> {
-    if lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
-        return Err(Exit::usage("a key that expires at once is of no use").hint("--expires 90d"));
-    }
     let secret = ApiSecret::new().map_err(Exit::failed)?;
     let id = Uuid::now_v7();
     let prefix = secret.prefix().to_owned();

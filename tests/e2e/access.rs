@@ -85,6 +85,12 @@ async fn a_server_for_others_wants_a_key_first() -> Result<()> {
     let senseless =
         command(&["keys", "create", "--owner", "a b", "--scopes", "read"], &env).await?;
     ensure!(senseless.code == Some(2), "{senseless:?}");
+    for expires in ["1ms", "0s", "101y", "100y 1s"] {
+        let create = ["keys", "create", "--owner", "ada", "--scopes", "read", "--expires", expires];
+        let refused = command(&create, &env).await?;
+        ensure!(refused.code == Some(2), "{refused:?}");
+        ensure!(refused.stderr.contains("good for 1s to 100y"), "{refused:?}");
+    }
     Ok(())
 }
 

@@ -76,8 +76,8 @@ pub struct KeyRequest {
     /// What it may be used for, at least one.
     #[schema(value_type = Vec<Scope>)]
     scopes: Scopes,
-    /// Seconds after which it is not accepted any more; never unless said.
-    #[schema(minimum = 1)]
+    /// Seconds after which it is not accepted any more, 100 years at most; never unless said.
+    #[schema(minimum = 1, maximum = 3_155_760_000_u64)]
     expires_in: Option<u64>,
 }
 
@@ -140,9 +140,14 @@ pub async fn create(
     State(state): State<ApiState>,
     JsonBody(request): JsonBody<KeyRequest>,
 ) -> Result<Response, Problem> {
-    if request.scopes.iter().next().is_none() || request.expires_in == Some(0) {
-        let detail = "A key needs at least one scope, and a second to live.";
-        return Err(Problem::new(ProblemCode::InvalidBody, detail));
+    let lifetime = request.expires_in.map(Duration::from_secs);
+    if request.scopes.iter().next().is_none() {
+        return Err(Problem::new(ProblemCode::InvalidBody, "A key needs at least one scope."));
+    }
+    if lifetime.is_some_and(|lifetime| !ApiKey::LIFETIME.contains(&lifetime)) {
+        let seconds = ApiKey::LIFETIME.end().as_secs();
+        let detail = format!("`expires_in` must be 1 to {seconds} seconds.");
+        return Err(Problem::new(ProblemCode::InvalidBody, detail).hint("leave it out for ever"));
     }
     let secret = ApiSecret::new().map_err(|error| Problem::internal(&error))?;
     let new = NewApiKey {
@@ -151,7 +156,7 @@ pub async fn create(
         owner: request.owner,
         scopes: request.scopes,
         secret_sha256: secret.hash(),
-        lifetime: request.expires_in.map(Duration::from_secs),
+        lifetime,
     };
     state.services.store.create_api_key(&new).await?;
     let location = HeaderValue::from_str(&format!("/v1/keys/{}", new.id))

@@ -110,7 +110,7 @@ pub struct SignRequest {
     /// The preset; the original if there is none.
     #[schema(example = "small")]
     preset: Option<String>,
-    /// Seconds for which the URL is good, 3600 unless said.
+    /// Seconds for which the URL is good, 3600 unless said; up to one more.
     #[schema(minimum = 1, maximum = 31_536_000)]
     expires_in: Option<u32>,
 }
@@ -155,7 +155,8 @@ pub async fn sign(
         Some(preset) => return Err(crate::delivery::no_such_preset(&state, preset)),
     };
     let key = signing_key(&state, &image.owner).await?;
-    let expires = unix_now().saturating_add(seconds.into());
+    // The second that has begun does not count, so that a URL is good for as long as was asked for.
+    let expires = unix_now().saturating_add(i64::from(seconds) + 1);
     let signature = secrets::sign_path(&key.secret, &path, expires, &key.key.id);
     Ok(Json(SignedUrlDocument {
         url: format!("{path}?expires={expires}&key_id={}&signature={signature}", key.key.id),

@@ -15,6 +15,7 @@ use axum::{
     body::{Body, Bytes},
     http::{Request, request::Builder},
 };
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::stream;
 use safelight_api::ApiOptions;
 use safelight_common::{
@@ -327,6 +328,8 @@ async fn keys_are_made_used_listed_and_revoked() {
         json!({ "owner": "ada", "scopes": [] }),
         json!({ "owner": "ada", "scopes": ["all"] }),
         json!({ "owner": "ada", "scopes": ["read"], "expires_in": 0 }),
+        json!({ "owner": "ada", "scopes": ["read"], "expires_in": 3_155_760_001_u64 }),
+        json!({ "owner": "ada", "scopes": ["read"], "expires_in": u64::MAX }),
         json!({ "owner": "ada" }),
     ] {
         make(bad).await.assert_problem(400, "invalid_body");
@@ -395,13 +398,19 @@ async fn a_private_image_needs_its_owners_key_or_a_signature() {
     }
     sign(&bob, json!({})).await.assert_problem(404, "image_not_found");
     sign(&ada, json!({ "preset": "huge" })).await.assert_problem(404, "preset_not_found");
-    sign(&ada, json!({ "expires_in": 0 })).await.assert_problem(400, "invalid_body");
+    for bad in [0, 31_536_001] {
+        sign(&ada, json!({ "expires_in": bad })).await.assert_problem(400, "invalid_body");
+    }
 
     let key = signed["key_id"].as_str().expect("a key");
     bench.services.store.revoke_signing_key(key).await.expect("revoked");
     bench.get(url).await.assert_problem(403, "invalid_signature");
 
+    let begun = Utc::now();
     let short = sign(&ada, json!({ "expires_in": 1 })).await.json();
+    let expires: DateTime<Utc> =
+        short["expires_at"].as_str().and_then(|at| at.parse().ok()).expect("a time");
+    assert!(begun + TimeDelta::seconds(1) <= expires, "{begun} {expires}: too short");
     let url = short["url"].as_str().expect("a URL").to_owned();
     crate::bench::until(async || bench.get(&url).await.status.as_u16() == 403).await;
     bench.get(&url).await.assert_problem(403, "signature_expired");
@@ -474,7 +483,7 @@ async fn the_use_of_a_key_is_noted() {
     crate::bench::until(async || {
         let keys = bench.services.store.list_api_keys(Some(&owner), &page).await.expect("keys");
         keys[0].last_used_at.is_some_and(|at| {
-            (chrono::Utc::now() - at).to_std().is_ok_and(|ago| ago < Duration::from_mins(1))
+            (Utc::now() - at).to_std().is_ok_and(|ago| ago < Duration::from_mins(1))
         })
     })
     .await;

@@ -1,6 +1,6 @@
 //! Who may do what: keys, their scopes, and who may see an image.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,12 @@ pub struct ApiKey {
     pub revoked_at: Option<DateTime<Utc>>,
     /// When it was last used, a minute or so behind.
     pub last_used_at: Option<DateTime<Utc>>,
+}
+
+impl ApiKey {
+    /// How long a key may be good that is not good for ever: long enough to be used, and at most 100 years.
+    pub const LIFETIME: RangeInclusive<Duration> =
+        Duration::from_secs(1)..=Duration::from_hours(100 * 8766);
 }
 
 /// A key with which URLs of private images are signed.

@@ -15,9 +15,9 @@ pub fn to_i64(number: impl TryInto<i64>) -> i64 {
 }
 
 /// A duration in microseconds, rounded down; 100 years at most, so that adding it to a time never
-/// overflows.
+/// overflows. What people choose is never longer: [`ApiKey::LIFETIME`](crate::domain::ApiKey::LIFETIME).
 pub fn micros(duration: Duration) -> i64 {
-    const CENTURY: i64 = 100 * 365 * 86_400 * 1_000_000;
+    const CENTURY: i64 = 100 * 31_557_600 * 1_000_000;
     i64::try_from(duration.as_micros()).map_or(CENTURY, |micros| micros.min(CENTURY))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_common::{
-    domain::{Owner, Quota, Scope, Usage, Visibility},
+    domain::{ApiKey, Owner, Quota, Scope, Usage, Visibility},
     secrets::{self, ApiSecret},
     store::{
         Accepted, AuditEntry, NewApiKey, NewSigningKey, NewUpload, PageRequest, Settled, TaskFilter,
@@ -78,6 +78,11 @@ async fn a_key_expires_by_the_databases_clock(store: Fixture) -> Result<()> {
     let (good, new) = new_key(&ada(), Some(HOUR));
     store.create_api_key(&new).await?;
     assert!(store.api_key(good.prefix()).await?.context("no key")?.is_live);
+    let (long, new) = new_key(&ada(), Some(*ApiKey::LIFETIME.end()));
+    store.create_api_key(&new).await?;
+    let key = store.api_key(long.prefix()).await?.context("no key")?.key;
+    let lifetime = key.expires_at.context("no end")? - key.created_at;
+    assert_eq!(lifetime.to_std()?, *ApiKey::LIFETIME.end(), "not cut");
     Ok(())
 }
 
