@@ -46,7 +46,7 @@ pub struct BackfillImages {
     pub skipped: u64,
     /// Done.
     pub succeeded: u64,
-    /// Failed for good, or not to be taken in.
+    /// Failed for good, before (`verify`) or now, or not to be taken in.
     pub failed: u64,
     /// Cancelled.
     pub cancelled: u64,

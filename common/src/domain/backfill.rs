@@ -152,7 +152,7 @@ pub struct Backfill {
     pub planned: u64,
     /// Those that need nothing, by reason.
     pub skipped: BTreeMap<String, u64>,
-    /// Those that could not be taken in.
+    /// Those that failed without being handed out: not to be taken in, or known to be bad.
     pub refused: u64,
     /// Of those handed out: done.
     pub succeeded: u64,

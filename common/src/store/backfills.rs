@@ -193,7 +193,7 @@ impl Advance {
         self
     }
 
-    /// Adds what was skipped to the counts by reason; answers how many could not be taken in.
+    /// Adds what was skipped to the counts by reason; answers how many failed without being handed out.
     pub(super) fn count(&self, skipped: &mut BTreeMap<String, u64>) -> u64 {
         for (reason, count) in &self.passed {
             *skipped.entry(reason.clone()).or_default() += count;

@@ -49,13 +49,7 @@ pub(super) async fn step(
         }
         match judge(&services.config.presets, backfill, image, obstacles.get(&image.id)) {
             None => step.work.push(child(backfill.spec.kind, image.id)),
-            Some((reason, detail)) => step.settled.push(Item {
-                id: image.id.0,
-                outcome: ItemOutcome::Skipped,
-                reason: Some(reason.to_owned()),
-                detail,
-                source: None,
-            }),
+            Some(line) => step.settled.push(line),
         }
         step.to = Some(image.id.to_string());
     }
@@ -63,31 +57,48 @@ pub(super) async fn step(
     Ok(step)
 }
 
-/// Why an image needs no work, with details; `None` if it does. That another task is at it is no reason:
+/// The line of an image that gets no work; `None` if it gets some. That another task is at it is no reason:
 /// what this one's job finds done it does not do again.
 fn judge(
     presets: &Presets,
     backfill: &Backfill,
     image: &Image,
     obstacles: Option<&Vec<Obstacle>>,
-) -> Option<(&'static str, Option<String>)> {
+) -> Option<Item> {
+    let line = |outcome, reason: &str, detail| Item {
+        id: image.id.0,
+        outcome,
+        reason: Some(reason.to_owned()),
+        detail,
+        source: None,
+    };
     let spec = &backfill.spec;
     let renditions = spec.kind == BackfillKind::Renditions;
     if renditions && !spec.all {
         let mut missing = missing_presets(presets, image);
         missing.retain(|name, _| spec.wants(name));
         if missing.is_empty() {
-            return Some(("up_to_date", None));
+            return Some(line(ItemOutcome::Skipped, "up_to_date", None));
         }
     }
-    let concerns: &[JobKind] = match image.stored_at {
-        _ if renditions => &[JobKind::Write, JobKind::Thumbnail],
-        // Its bytes may be fine whatever became of its renditions.
-        Some(_) => &[JobKind::Verify],
-        None => JobKind::ALL,
-    };
-    let failed = obstacles.and_then(|obstacles| failure(obstacles, concerns));
-    failed.filter(|_| !spec.retry_failed).map(|failed| ("failed_before", Some(failed)))
+    if spec.retry_failed {
+        return None;
+    }
+    let failed = |kinds: &[JobKind]| obstacles.and_then(|obstacles| failure(obstacles, kinds));
+    if renditions {
+        let failed = failed(&[JobKind::Write, JobKind::Thumbnail])?;
+        return Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())));
+    }
+    // What was bad the last time is bad still, and is said each time: a verification that ends well means
+    // that all is well.
+    if let Some(found) = failed(&[JobKind::Verify]) {
+        let detail = format!("found before, and not looked at again: {}", found.message);
+        return Some(line(ItemOutcome::Failed, found.code.as_str(), Some(detail)));
+    }
+    // The bytes of a stored image may be fine whatever became of its renditions. One that is not stored has
+    // failed as an upload, which its own task says.
+    let failed = image.stored_at.is_none().then(|| failed(JobKind::ALL))??;
+    Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())))
 }
 
 fn child(kind: BackfillKind, image: ImageId) -> Child {

@@ -21,7 +21,7 @@ use std::{collections::HashMap, error::Error, time::Duration};
 
 use safelight_common::{
     blobs::BlobError,
-    domain::{Backfill, BackfillKind, BackfillState, JobKind, Status, TaskId, WorkerId},
+    domain::{Backfill, BackfillKind, BackfillState, Failure, JobKind, Status, TaskId, WorkerId},
     services::Services,
     store::{Advance, Obstacle, StoreError},
 };
@@ -219,13 +219,12 @@ async fn walk(
 }
 
 /// Why jobs of these kinds have failed for good; `None` if they have not, or are being tried again.
-fn failure(obstacles: &[Obstacle], kinds: &[JobKind]) -> Option<String> {
+fn failure<'a>(obstacles: &'a [Obstacle], kinds: &[JobKind]) -> Option<&'a Failure> {
     let mut concerned = obstacles.iter().filter(|obstacle| kinds.contains(&obstacle.kind));
     if concerned.clone().any(|obstacle| obstacle.status != Status::Failed) {
         return None;
     }
-    let failed = concerned.next()?;
-    Some(failed.failure.as_ref().map_or_else(String::new, ToString::to_string))
+    concerned.next()?.failure.as_ref()
 }
 
 /// How many more images may be handed out now.

@@ -207,7 +207,7 @@ async fn a_dry_run_counts_equal_files_once_however_far_apart() {
 }
 
 #[tokio::test]
-async fn verify_takes_what_failed_again_only_when_asked_or_stored_anew() {
+async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_anew() {
     let lab = Lab::new(&[]).await;
     let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
     let upload = lab.upload(&picture()).await;
@@ -217,18 +217,27 @@ async fn verify_takes_what_failed_again_only_when_asked_or_stored_anew() {
         let mut spec = BackfillSpec::new(BackfillKind::Verify);
         spec.retry_failed = retry_failed;
         let id = begun(&lab, spec).await;
-        report(&lab, id).await.1
+        let (task, found) = report(&lab, id).await;
+        let backfill = task.backfill.expect("a backfill");
+        (task.status, backfill.planned, found)
     };
     let failed = [("failed", Some("blob_damaged"))];
-    assert_eq!(reasons(&verify(false).await), failed);
-    let skipped = verify(false).await;
-    assert_eq!(reasons(&skipped), [("skipped", Some("failed_before"))]);
-    assert!(skipped[0].detail.as_deref().is_some_and(|why| why.contains("blob_damaged")));
-    assert_eq!(reasons(&verify(true).await), failed);
+    let (status, looked_at, found) = verify(false).await;
+    assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
+    // Every night the same, at no cost.
+    for _ in 0..2 {
+        let (status, looked_at, found) = verify(false).await;
+        assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 0, failed.to_vec()));
+        let why = found[0].detail.as_deref().expect("a detail");
+        assert!(why.contains("not looked at again") && why.contains("damaged"), "{why}");
+    }
+    let (status, looked_at, found) = verify(true).await;
+    assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
     // The same picture again: its bytes are stored anew.
     let again = lab.upload(&picture()).await;
     lab.ended(again.task).await;
-    assert_eq!(reasons(&verify(false).await), [("succeeded", None), ("succeeded", None)]);
+    let (status, looked_at, found) = verify(false).await;
+    assert_eq!((status, looked_at), (Status::Succeeded, 2), "{found:?}");
 }
 
 #[tokio::test]
