@@ -123,14 +123,6 @@ fn not_retried(task: &Task) -> Problem {
              again by beginning another backfill.",
         );
     }
-    let nothing_failed = task.backfill.as_ref().is_some_and(|backfill| backfill.failed == 0);
-    if task.status == Status::Failed && nothing_failed {
-        return Problem::new(
-            ProblemCode::TaskNotFailed,
-            "No image that it handed out has failed. What it could not take in, or count, is looked at \
-             again by beginning another backfill.",
-        );
-    }
     if task.status == Status::Failed {
         return Problem::new(
             ProblemCode::TaskNotFailed,
