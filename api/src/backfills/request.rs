@@ -162,7 +162,7 @@ fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
     if source.strip_prefix("s3://").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return Err(invalid("source", "names no bucket"));
     }
-    let open_to_all = config.import_roots.is_empty() && config.listen.ip().is_loopback();
+    let open_to_all = config.import_roots.is_empty() && config.is_for_this_machine();
     // In a fleet only the workers need to see it, and a path that is not here cannot be resolved.
     let is_elsewhere = config.queue_url != QueueUrl::Embedded
         && !source.starts_with("s3://")

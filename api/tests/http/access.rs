@@ -296,6 +296,17 @@ async fn an_import_is_as_its_owners_uploads_are() {
 }
 
 #[tokio::test]
+async fn behind_a_proxy_nothing_is_imported_that_no_root_names() {
+    let keys = [("SAFELIGHT_LISTEN", "127.0.0.1:0"), ("SAFELIGHT_BEHIND_TLS", "true")];
+    let bench = Bench::configured(&keys).await;
+    let admin = bench.key("ops", "admin").await;
+    let request = admin.on(Request::post("/v1/backfills"));
+    let body = json!({ "kind": "import", "source": "/tmp" }).to_string();
+    let refused = bench.send(request.header("content-type", "application/json"), body).await;
+    refused.assert_problem(403, "source_forbidden");
+}
+
+#[tokio::test]
 async fn keys_are_made_used_listed_and_revoked() {
     let bench = Bench::new().await;
     let admin = bench.key("ops", "admin").await;
