@@ -12,7 +12,7 @@ pub struct Places(Arc<Semaphore>);
 
 impl Places {
     /// `wanted` places, but no more than half of the files that the process may open: the others are for
-    /// uploads, pictures, and the database.
+    /// uploads, pictures, and the database. What it may open has been raised as far as the system lets it.
     pub fn new(wanted: usize) -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let possible = usize::try_from(files / 2).unwrap_or(usize::MAX);
@@ -20,7 +20,8 @@ impl Places {
             tracing::warn!(
                 wanted,
                 possible,
-                "fewer connections than max_connections: the limit of open files is too low"
+                "fewer connections than max_connections: raise the hard limit of open files (ulimit -Hn, \
+                 LimitNOFILE=) to twice as many, or lower max_connections"
             );
         }
         Self(Arc::new(Semaphore::new(wanted.min(possible).min(Semaphore::MAX_PERMITS))))

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use safelight_harness::{
+    client::Client,
     fleet::Engines,
-    server::{Finished, run, safelight},
+    server::{Finished, Server, run, safelight},
 };
 use tempfile::TempDir;
 
@@ -120,6 +121,29 @@ async fn what_is_secret_is_for_nobody_else() -> Result<()> {
     let warnings: Vec<_> = said.lines().filter(|line| line.contains(warning)).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("safelight.db"), "{said}");
     assert_eq!((mode(&data)?, mode(&data.join("safelight.db"))?), (0o755, 0o644), "as it was");
+    Ok(())
+}
+
+#[tokio::test]
+async fn open_files_are_taken_as_far_as_the_hard_limit_goes() -> Result<()> {
+    let folder = TempDir::new()?;
+    for (limits, most, warns) in [
+        // A shell's soft limit is no reason to turn clients away.
+        ("ulimit -Sn 256 && ulimit -Hn 2000", "1000", false),
+        ("ulimit -Sn 256 && ulimit -Hn 1000", "1000", true),
+    ] {
+        let mut env = embedded_env(&folder.path().join("data"));
+        env.push(("SAFELIGHT_MAX_CONNECTIONS".to_owned(), most.to_owned()));
+        let script = format!("{limits} && exec \"$0\" serve");
+        let program = binary().to_str().context("a path")?;
+        let command = safelight(Path::new("sh"), ["-c", &script, program], &env);
+        let server = tokio::task::spawn_blocking(move || Server::start(command)).await??;
+        // It is counted where the server begins to serve, which is after it says that it listens.
+        let client = Client::new(server.url())?;
+        assert_eq!(client.get("/livez").await?.status(), 200);
+        let said = server.output();
+        assert_eq!(said.contains("fewer connections than max_connections"), warns, "{said}");
+    }
     Ok(())
 }
 
