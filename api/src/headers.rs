@@ -37,21 +37,29 @@ impl Guard {
 
     /// Adds them. What an answer says of itself stays.
     pub fn complete(self, headers: &mut HeaderMap) {
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(DOCUMENT_POLICY);
-        headers
-            .entry(CROSS_ORIGIN_RESOURCE_POLICY)
-            .or_insert(HeaderValue::from_static("same-origin"));
+        // A picture has all of them from the start.
+        if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
+            of_all(headers);
+            headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(DOCUMENT_POLICY);
+            headers
+                .entry(CROSS_ORIGIN_RESOURCE_POLICY)
+                .or_insert(HeaderValue::from_static("same-origin"));
+        }
         if self.tls {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, ONLY_BY_TLS);
         }
     }
 }
 
+fn of_all(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+}
+
 /// What is said of a picture: pages of any origin may show it, and it is never more than a picture.
 /// Also in a 304, which a cache puts in the place of what it has.
 pub fn of_a_picture(headers: &mut HeaderMap) {
+    of_all(headers);
     headers.insert(header::CONTENT_SECURITY_POLICY, PICTURE_POLICY);
     headers.insert(CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
 }

@@ -82,9 +82,10 @@ fn note_status(status: StatusCode) {
     }
 }
 
-/// The same for a request that was answered on the spot: it has nothing to log but that.
+/// The same for a request that was answered on the spot: it has nothing to log but that, so only a sender
+/// who gave it an id has a use for one.
 pub fn note<B>(request: &Request<B>, response: &mut Response) {
-    let id = request_id(request.headers());
+    let id = sent_id(request.headers());
     tracing::debug!(
         request_id = id.as_ref().and_then(|id| id.to_str().ok()),
         method = %request.method(),
@@ -97,12 +98,15 @@ pub fn note<B>(request: &Request<B>, response: &mut Response) {
 
 /// The sender's id, or a new one.
 fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    let sent = headers.get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
     let new = || {
         let mut text = Uuid::encode_buffer();
         HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut text)).ok()
     };
-    sent.or_else(new)
+    sent_id(headers).or_else(new)
+}
+
+fn sent_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(&REQUEST_ID).filter(|id| is_sane(id)).cloned()
 }
 
 fn complete(response: &mut Response, id: Option<HeaderValue>) {

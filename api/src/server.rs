@@ -80,6 +80,7 @@ pub async fn serve(
         let (shutdown, abort) = (shutdown.clone(), abort.clone());
         connections.spawn(async move {
             tokio::select! {
+                biased;
                 () = connection(stream, tls, |request| api.answer(request), idle, shutdown) => {}
                 () = abort.cancelled() => {}
             }
@@ -222,6 +223,7 @@ async fn http<F>(
     let served = async {
         let mut connection = connection.as_mut();
         tokio::select! {
+            biased;
             ended = connection.as_mut() => return ended,
             () = shutdown.cancelled() => {}
         }
@@ -229,6 +231,7 @@ async fn http<F>(
         connection.await
     };
     let ended = tokio::select! {
+        biased;
         ended = served => ended,
         () = left => {
             connection.as_mut().graceful_shutdown();

@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::Response,
 };
 
@@ -13,8 +13,6 @@ use super::{
     source::{Held, Provenance, ReadError, Tiers},
 };
 use crate::problem::{Problem, ProblemCode};
-
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Whoever was not told by the database that it is so must not pass it on for a year.
 const UNCERTAIN: HeaderValue = HeaderValue::from_static("no-store");
@@ -101,7 +99,7 @@ fn head(status: StatusCode, headers: &HeaderMap, freshness: Freshness) -> Respon
         Freshness::Stale => "safelight; hit; detail=stale-metadata",
         Freshness::Read => "safelight; fwd=uri-miss; detail=metadata",
     };
-    response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(known));
+    response.headers_mut().insert(header::CACHE_STATUS, HeaderValue::from_static(known));
     response
 }
 
@@ -109,7 +107,7 @@ fn head(status: StatusCode, headers: &HeaderMap, freshness: Freshness) -> Respon
 fn bytes(shown: &Representation, wanted: Wanted, held: &Held, provenance: Provenance) -> Response {
     let size = shown.content.bytes;
     let mut headers = shown.whole.clone();
-    headers.insert(CACHE_STATUS, provenance.cache_status());
+    headers.insert(header::CACHE_STATUS, provenance.cache_status());
     let (status, body) = match wanted {
         Wanted::One(span) => {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(span.end - span.start));
