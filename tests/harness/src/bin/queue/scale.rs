@@ -26,8 +26,13 @@ const PAD_MS: &str = "40";
 /// Padded jobs for each worker.
 const PADDED: usize = 150;
 
-/// Photographs for each measurement with decoding.
-const PHOTOGRAPHS: usize = 80;
+/// What is decoded: what it is called, width and height in pixels, how many, and whether blobs are in a local
+/// directory or on S3. The larger, the less of a job is not decoding.
+const DECODED: [(&str, (u32, u32), usize, bool); 3] = [
+    ("24 MP, local directory", (6000, 4000), 30, true),
+    ("6 MP, local directory", pictures::REFERENCE, 80, true),
+    ("6 MP, S3 server", pictures::REFERENCE, 80, false),
+];
 
 /// Jobs per second of one, two and four workers with one slot each, whose jobs wait.
 pub async fn padded(options: &Options) -> Result<()> {
@@ -65,19 +70,18 @@ pub async fn padded(options: &Options) -> Result<()> {
 /// on S3. Uploads come first and their clients and servers have gone when the workers start: what is measured is
 /// workers and engines.
 pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
-    println!(
-        "\nWorkers of one slot that make renditions of {PHOTOGRAPHS} photographs of 6 MP; medians of {rounds}"
-    );
+    println!("\nWorkers of one slot that make renditions of photographs; medians of {rounds}");
     println!(
         "  {:24} {:>7} {:>9} {:>7} {:>11} {:>12}",
-        "blobs in", "workers", "images/s", "of one", "cores busy", "CPU ms each"
+        "", "workers", "images/s", "of one", "cores busy", "CPU ms each"
     );
-    for (what, local) in [("a local directory", true), ("an S3 server", false)] {
+    for (what, size, count, local) in DECODED {
+        let photo = pictures::jpeg(size.0, size.1, 1)?;
         let mut single = 0.0;
         for workers in [1_usize, 2] {
             let (mut rates, mut busy) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
-                let run = decoded(binary, workers, local).await?;
+                let run = decoded(binary, workers, &photo, count, local).await?;
                 rates.push(run.rate / 2.0);
                 busy.push(run.busy);
             }
@@ -92,8 +96,14 @@ pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// `workers` at work on photographs that were uploaded before.
-async fn decoded(binary: &Path, workers: usize, local: bool) -> Result<Drained> {
+/// `workers` at work on `count` photographs that were uploaded before.
+async fn decoded(
+    binary: &Path,
+    workers: usize,
+    photo: &[u8],
+    count: usize,
+    local: bool,
+) -> Result<Drained> {
     let engines = Engines::shared().await?;
     let store = store::connect(&engines.database_url.parse()?, 2).await?;
     let folder = TempDir::new()?;
@@ -106,17 +116,15 @@ async fn decoded(binary: &Path, workers: usize, local: bool) -> Result<Drained> 
     let start = move || Fleet::start(&program, &engines, &plan);
     let mut fleet = tokio::task::spawn_blocking(start).await??;
     let client = Client::new(&fleet.url())?;
-    let (width, height) = pictures::REFERENCE;
-    let photo = pictures::jpeg(width, height, 1)?;
-    let uploads = (0..PHOTOGRAPHS)
-        .map(|number| client.upload(pictures::with_comment(&photo, &number.to_string())));
+    let uploads =
+        (0..count).map(|number| client.upload(pictures::with_comment(photo, &number.to_string())));
     let _: Vec<_> = stream::iter(uploads).buffer_unordered(8).try_collect().await?;
     tokio::task::block_in_place(|| {
         fleet.apis.clear();
         let start = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
         let _team = (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()?;
         // Each has a job that writes and one that makes renditions.
-        let jobs = 2 * PHOTOGRAPHS;
+        let jobs = 2 * count;
         Handle::current().block_on(seed::drained(&store, jobs, jobs / 10))
     })
 }
