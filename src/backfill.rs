@@ -283,6 +283,10 @@ async fn start(mut what: Value, begin: Begin) -> Result<(), Exit> {
         tell!("the server goes on by itself; to watch: safelight backfill follow {id}");
         return Ok(());
     }
+    if !begin.dry_run {
+        // Now, and not at the end: this command may be killed, and the backfill goes on.
+        tell!("backfill {id} has begun; to follow it again: safelight backfill follow {id}");
+    }
     follow(&id, report, &begin.output, begin.dry_run).await
 }
 

@@ -79,6 +79,9 @@ async fn existing_pictures_are_taken_in_once(at: &Deployment) -> Result<()> {
     command.arg(&report);
     let ended = finished(command).await?;
     assert_eq!(ended.code, Some(1), "the torn one failed: {ended:#?}");
+    let task: Value = serde_json::from_str(&ended.stdout)?;
+    let again = format!("safelight backfill follow {}", task["id"].as_str().unwrap_or("?"));
+    assert!(ended.stderr.starts_with("backfill ") && ended.stderr.contains(&again), "{ended:#?}");
     let found = lines(&report)?;
     assert_eq!(found.len(), 6, "{found:#?}");
     let first = if outcome(&found, "a.jpg").0 == "succeeded" { "a.jpg" } else { "copy of a.jpg" };
