@@ -126,7 +126,7 @@ pub enum Held {
     /// In a local file, or on its way into one.
     File(Arc<Local>),
     /// In the store only, to be read by each client for itself.
-    Remote(Blobs, Content),
+    Remote(Blobs, Box<Content>),
 }
 
 impl Held {
@@ -136,7 +136,7 @@ impl Held {
             Self::Whole(bytes) => slice(bytes, &span).map_or_else(Body::empty, Body::from),
             Self::File(local) => Body::from_stream(local.clone().stream(span)),
             Self::Remote(blobs, content) => {
-                let (blobs, content) = (blobs.clone(), content.clone());
+                let (blobs, content) = (blobs.clone(), Content::clone(content));
                 Body::from_stream(stream::once(remote(blobs, content, span)).try_flatten())
             }
         }
@@ -465,7 +465,7 @@ impl Inner {
 
     /// A large object in the store, to be read as it is sent.
     fn remote(&self, content: &Content) -> (Held, Provenance) {
-        let held = Held::Remote(self.blobs.clone(), content.clone());
+        let held = Held::Remote(self.blobs.clone(), Box::new(content.clone()));
         (held, Provenance { tier: Tier::Direct, collapsed: false })
     }
 
