@@ -69,10 +69,7 @@ impl Entry {
             let key = BlobKey::Blob(image.sha256);
             let content = Content::new(&image.owner, key, image.sha256, image.bytes);
             let name = image.filename.clone();
-            Arc::new(
-                Representation::new(content, format, stored, name.as_deref(), false)
-                    .kept_by(private),
-            )
+            Arc::new(Representation::new(content, format, stored, name.as_deref(), false, private))
         });
         let renditions = presets.names().filter_map(|preset| {
             let varies = presets.varies(preset);
@@ -85,10 +82,7 @@ impl Entry {
                     let at = made.made_at.map_or(image.created_at, |at| at.max(image.created_at));
                     let name = image.filename.as_deref().map(|name| renamed(name, made.format));
                     let name = name.as_deref();
-                    Arc::new(
-                        Representation::new(content, made.format, at, name, varies)
-                            .kept_by(private),
-                    )
+                    Arc::new(Representation::new(content, made.format, at, name, varies, private))
                 })
                 .collect();
             (!made.is_empty()).then(|| (preset.into(), made))
@@ -139,12 +133,13 @@ impl Representation {
         modified: DateTime<Utc>,
         filename: Option<&str>,
         varies: bool,
+        private: bool,
     ) -> Self {
         let validators = Validators { tag: ETag::of(content.sha256), modified };
         let mut known = HeaderMap::with_capacity(8);
         known.extend(validators.tag.value().map(|tag| (header::ETAG, tag)));
         known.insert(header::LAST_MODIFIED, validators.last_modified());
-        known.insert(header::CACHE_CONTROL, IMMUTABLE);
+        known.insert(header::CACHE_CONTROL, if private { PRIVATE } else { IMMUTABLE });
         headers::of_a_picture(&mut known);
         // Each answer says it anew. Where there is a place for it no copy has to grow.
         known.insert(header::CACHE_STATUS, HeaderValue::from_static("safelight"));
@@ -163,17 +158,6 @@ impl Representation {
 /// Whose an image is, if not everybody may read it.
 fn private_to(image: &Image) -> Option<Owner> {
     (image.visibility == Visibility::Private).then(|| image.owner.clone())
-}
-
-impl Representation {
-    /// The same, for everybody's caches or, if it is `private`, for none that is shared.
-    fn kept_by(mut self, private: bool) -> Self {
-        let policy = if private { PRIVATE } else { IMMUTABLE };
-        for headers in [&mut self.known, &mut self.whole] {
-            headers.insert(header::CACHE_CONTROL, policy.clone());
-        }
-        self
-    }
 }
 
 /// The name with the extension of another format.
