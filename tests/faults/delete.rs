@@ -117,6 +117,21 @@ async fn an_upload_comes_while_garbage_is_collected(
     is_whole(&site, &late, &photo).await
 }
 
+/// One or the other.
+async fn an_upload_comes(
+    site: Site<'_>,
+    moment: &str,
+    barrier: &Path,
+    collects: bool,
+) -> Result<()> {
+    let raced = if collects {
+        an_upload_comes_while_garbage_is_collected(site, moment, barrier).await
+    } else {
+        an_upload_comes_while_it_is_deleted(site, moment, barrier).await
+    };
+    raced.with_context(|| format!("at {moment}, collecting: {collects}"))
+}
+
 /// Stores bytes under their name without telling anybody, long ago.
 fn orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
     let hash = safelight_common::domain::ContentHash::of(photo).to_string();
@@ -141,12 +156,7 @@ async fn an_equal_upload_keeps_its_bytes_whenever_it_comes() -> Result<()> {
             let (remover, client) = alone.start(&[armed(&point)])?;
             let blobs = alone.data.path().join("blobs");
             let site = Site { client, remover, blobs, books: alone.books() };
-            let raced = if collects {
-                an_upload_comes_while_garbage_is_collected(site, moment, &barrier).await
-            } else {
-                an_upload_comes_while_it_is_deleted(site, moment, &barrier).await
-            };
-            raced.with_context(|| format!("at {moment}, collecting: {collects}"))?;
+            an_upload_comes(site, moment, &barrier, collects).await?;
         }
     }
     Ok(())
@@ -166,12 +176,7 @@ async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
             let client = cluster.client()?;
             let books = Books { broker: None, ..cluster.books()? };
             let site = Site { client, remover, blobs: cluster.fleet.s3.bucket_folder(), books };
-            let raced = if collects {
-                an_upload_comes_while_garbage_is_collected(site, moment, &barrier).await
-            } else {
-                an_upload_comes_while_it_is_deleted(site, moment, &barrier).await
-            };
-            raced.with_context(|| format!("at {moment}, collecting: {collects}"))?;
+            an_upload_comes(site, moment, &barrier, collects).await?;
         }
     }
     Ok(())
