@@ -44,7 +44,7 @@ fleet: ## two api nodes, two workers, RabbitMQ, PostgreSQL, S3 and HAProxy, with
 	cargo build --release --workspace --bins
 	target/release/fleet
 
-soak: ## load with random kills for MINUTES on a fleet and on one process, then an audit; ARGS="--help"
+soak: ## load with random kills for MINUTES on one process and on a fleet, an import of 10,000 pictures, then an audit; ARGS="--help"
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/soak --minutes $(or $(MINUTES),10) $(ARGS)

@@ -1,6 +1,6 @@
 //! A fleet on engines of its own.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use safelight_harness::{
@@ -42,8 +42,13 @@ impl Victims {
         })
     }
 
-    /// Kills a node and starts it again on its address.
-    fn kill_node(&mut self, role: &str, number: usize) -> Result<()> {
+    /// A command with the fleet's configuration.
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.fleet.command(args)
+    }
+
+    /// Kills a node, `api` or `worker`, and starts it again on its address.
+    pub fn kill_node(&mut self, role: &str, number: usize) -> Result<()> {
         let nodes = if role == "api" { &mut self.fleet.apis } else { &mut self.fleet.workers };
         let variable = if role == "api" { "SAFELIGHT_LISTEN" } else { "SAFELIGHT_WORKER_LISTEN" };
         nodes[number].kill()?;

@@ -1,6 +1,7 @@
 //! `make soak`: load with random faults, then an audit of the books.
 
 mod alone;
+mod backfill;
 mod fleet;
 mod random;
 
@@ -21,19 +22,23 @@ use safelight_harness::{
 use serde_json::{Value, json};
 
 /// Uploads without end to Safelight while its processes and engines are killed, frozen and wiped,
-/// in an order that the seed decides; then compares the books. Prints one line of JSON for each
-/// deployment; exits with 1 if anything was lost, stuck, doubled or left behind.
+/// in an order that the seed decides; then compares the books. At the end a fleet imports a folder of pictures
+/// meanwhile, and the report of that is added up. Prints one line of JSON for each; exits with 1 if anything
+/// was lost, stuck, doubled or left behind.
 #[derive(Parser)]
 struct Options {
-    /// How long to go on, for each deployment
+    /// How long to go on, for each of the first two
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// Only one of the two deployments
+    /// Only one of them: one process under load, a fleet under load, a fleet that imports while uploads go on
     #[arg(long, value_enum)]
     only: Option<Only>,
     /// Decides which faults come, and when; printed, so that a run can be repeated
     #[arg(long)]
     seed: Option<u64>,
+    /// Pictures that the import is of
+    #[arg(long, default_value_t = 10_000)]
+    pictures: usize,
     /// Clients that upload at once
     #[arg(long, default_value_t = 4)]
     clients: usize,
@@ -46,6 +51,7 @@ struct Options {
 enum Only {
     Embedded,
     Fleet,
+    Backfill,
 }
 
 /// What every node of a soak is configured with: lost things are found while one waits.
@@ -81,13 +87,17 @@ async fn main() -> Result<ExitCode> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let seed = options.seed.unwrap_or(now.as_secs());
     let mut clean = true;
-    if options.only != Some(Only::Fleet) {
+    let wanted = |one| options.only.is_none_or(|only| only == one);
+    if wanted(Only::Embedded) {
         let alone = alone::Alone::start(&binary)?;
         clean &= soak("embedded", alone, &options, seed).await?;
     }
-    if options.only != Some(Only::Embedded) {
+    if wanted(Only::Fleet) {
         let fleet = fleet::Victims::start(&binary)?;
         clean &= soak("fleet", fleet, &options, seed).await?;
+    }
+    if wanted(Only::Backfill) {
+        clean &= backfill::soak(&binary, options.pictures, options.clients).await?;
     }
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

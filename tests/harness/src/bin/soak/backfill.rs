@@ -1,0 +1,275 @@
+//! An import of thousands of pictures by a fleet, while uploads go on and everything that takes part in it
+//! is killed, paused and resumed; then its report is added up.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use safelight_harness::{client::Client, load::Load, pictures, server::run};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::{block_in_place, spawn_blocking};
+
+use crate::{Victim, fleet::Victims};
+
+/// Of how many pictures one is equal to another, and of how many one is no picture.
+const EQUAL_OF: usize = 100;
+const BROKEN_OF: usize = 500;
+
+/// Width and height of the pictures.
+const SIZE: (u32, u32) = (640, 480);
+
+/// How long a step may take: the whole import, on a busy machine.
+const LIMIT: Duration = Duration::from_hours(1);
+
+/// How long nothing may move while it is paused.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The pictures, and what is to come of them.
+struct Photos {
+    folder: TempDir,
+    equal: usize,
+    broken: usize,
+}
+
+/// Imports `count` pictures under faults; prints what it found, and says whether all adds up.
+pub async fn soak(binary: &Path, count: usize, clients: usize) -> Result<bool> {
+    let photos = Photos::make(count)?;
+    let mut victims = Victims::start(binary)?;
+    let client = Client::new(&victims.url())?;
+    let load = Load::start(clients, &[&victims.url()])?;
+    let begun = Instant::now();
+    let import = Import::begin(&victims, &photos).await?;
+    let (id, faults) = import.through_faults(&mut victims, &client, count as u64).await?;
+    let report = photos.folder.path().join("report.ndjson");
+    let followed = follow(&victims, &id, &report).await?;
+    let took = begun.elapsed();
+    let uploads = load.stop().await?;
+
+    let task = client.json(&format!("/v1/tasks/{id}")).await?;
+    let mut wrong = photos.compare(&report, &task["backfill"]["images"], count)?;
+    // Pictures failed, and the command says so.
+    if followed != Some(1) {
+        wrong.push(format!("following it ended with {followed:?}"));
+    }
+    let books = victims.books().audit_within(&uploads.ledger, LIMIT).await?;
+    println!(
+        "{}",
+        json!({
+            "deployment": "fleet", "import_of": count, "seconds": took.as_secs_f64().round(),
+            "faults": faults, "uploads_accepted": books.accepted,
+            "uploads_and_pictures_lost": books.lost.len(), "stuck": books.stuck.len(),
+            "duplicate_effects": books.doubled.len(), "left_behind": books.left.len(),
+            "images": task["backfill"]["images"], "wrong_in_the_report": wrong.len(),
+        })
+    );
+    if !wrong.is_empty() || !books.is_clean() {
+        eprintln!("{wrong:#?}\n{books:#?}");
+    }
+    Ok(wrong.is_empty() && books.is_clean())
+}
+
+impl Photos {
+    /// `count` files in folders of a thousand.
+    fn make(count: usize) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("safelight-photos-").tempdir()?;
+        let photo = pictures::jpeg(SIZE.0, SIZE.1, 1)?;
+        let (mut equal, mut broken) = (0, 0);
+        for number in 0..count {
+            let path = path(folder.path(), number);
+            fs::create_dir_all(path.parent().context("a folder")?)?;
+            let bytes = if number % BROKEN_OF == BROKEN_OF - 1 {
+                broken += 1;
+                [pictures::text(), number.to_string().into_bytes()].concat()
+            } else if number % EQUAL_OF == EQUAL_OF - 2 {
+                equal += 1;
+                pictures::with_comment(&photo, &(number - 1).to_string())
+            } else {
+                pictures::with_comment(&photo, &number.to_string())
+            };
+            fs::write(path, bytes)?;
+        }
+        Ok(Self { folder, equal, broken })
+    }
+
+    fn source(&self) -> PathBuf {
+        self.folder.path().join("photos")
+    }
+
+    /// What of the report, or of the task's counts, is not as it should be.
+    fn compare(&self, report: &Path, images: &Value, count: usize) -> Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        let mut outcomes: HashMap<String, usize> = HashMap::new();
+        let (mut sources, mut taken_in) = (HashSet::new(), HashSet::new());
+        for line in fs::read_to_string(report)?.lines() {
+            let line: Value = serde_json::from_str(line)?;
+            let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+            if !sources.insert(text("source")) {
+                wrong.push(format!("{} has two lines", text("source")));
+            }
+            if text("outcome") == "succeeded" && !taken_in.insert(text("id")) {
+                wrong.push(format!("image {} has two lines", text("id")));
+            }
+            *outcomes.entry(format!("{} {}", text("outcome"), text("reason"))).or_default() += 1;
+        }
+        for number in 0..count {
+            let path = path(self.folder.path(), number).to_string_lossy().into_owned();
+            if !sources.remove(&path) {
+                wrong.push(format!("{path} has no line"));
+            }
+        }
+        wrong.extend(sources.into_iter().map(|source| format!("{source} is no picture of ours")));
+        let succeeded = count - self.equal - self.broken;
+        let expected = HashMap::from([
+            ("succeeded ".to_owned(), succeeded),
+            ("skipped duplicate".to_owned(), self.equal),
+            ("failed not_an_image".to_owned(), self.broken),
+        ]);
+        if outcomes != expected {
+            wrong.push(format!("{outcomes:?} instead of {expected:?}"));
+        }
+        let counts = ["total", "succeeded", "skipped", "failed"].map(|name| images[name].as_u64());
+        if counts != [count, succeeded, self.equal, self.broken].map(|n| Some(n as u64)) {
+            wrong.push(format!("the task counts {images}"));
+        }
+        Ok(wrong)
+    }
+}
+
+fn path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("photos/{:03}/{number:07}.jpg", number / 1000))
+}
+
+/// The command that imports and follows, while it runs.
+struct Import {
+    command: Child,
+    said: PathBuf,
+}
+
+impl Import {
+    /// Returns once the server has the backfill.
+    async fn begin(victims: &Victims, photos: &Photos) -> Result<Self> {
+        let said = photos.folder.path().join("said");
+        let mut command = victims.command(&["backfill", "import"]);
+        command.arg(photos.source()).args(["--follow", "--url", &victims.url()]);
+        let command = command.stderr(fs::File::create(&said)?).spawn()?;
+        Ok(Self { command, said })
+    }
+
+    /// The backfill's id, once the command has said it.
+    async fn id(&self) -> Result<String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let said = fs::read_to_string(&self.said)?;
+            // Its first line ends in the command that follows it again.
+            if let Some((line, _)) = said.split_once('\n') {
+                let (_, id) = line.rsplit_once(' ').context("an id")?;
+                return Ok(id.to_owned());
+            }
+            ensure!(Instant::now() < deadline, "the command does not say its id: {said}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// One fault after the other as the import of `count` pictures goes on; says the backfill's id and
+    /// which faults there were.
+    async fn through_faults(
+        mut self,
+        victims: &mut Victims,
+        client: &Client,
+        count: u64,
+    ) -> Result<(String, Vec<&'static str>)> {
+        let id = self.id().await?;
+        let walked = async |part: u64| walked(client, &id, count * part / 100).await;
+        walked(10).await?;
+        self.command.kill()?;
+        self.command.wait()?;
+        walked(20).await?;
+        block_in_place(|| victims.kill_node("worker", 0))?;
+        walked(30).await?;
+        block_in_place(|| victims.kill_node("api", 0))?;
+        walked(40).await?;
+        // Whichever of the two led it: now both have died.
+        block_in_place(|| victims.kill_node("worker", 1))?;
+        walked(50).await?;
+        command(victims, &["backfill", "pause", &id]).await?;
+        stands_still(client, &id).await?;
+        block_in_place(|| victims.kill_node("api", 1))?;
+        command(victims, &["backfill", "resume", &id]).await?;
+        walked(60).await?;
+        let faults = vec![
+            "command killed",
+            "worker killed",
+            "api killed",
+            "worker killed",
+            "paused",
+            "api killed",
+            "resumed",
+        ];
+        Ok((id, faults))
+    }
+}
+
+/// Runs a command that must succeed.
+async fn command(victims: &Victims, args: &[&str]) -> Result<()> {
+    let mut command = victims.command(args);
+    command.args(["--url", &victims.url()]);
+    spawn_blocking(move || run(command, LIMIT)).await??.success()?;
+    Ok(())
+}
+
+/// Follows the backfill to its end; says the command's exit code.
+async fn follow(victims: &Victims, id: &str, report: &Path) -> Result<Option<i32>> {
+    let mut command = victims.command(&["backfill", "follow", id, "--url", &victims.url()]);
+    command.arg("--report").arg(report);
+    Ok(spawn_blocking(move || run(command, LIMIT)).await??.code)
+}
+
+async fn images(client: &Client, id: &str) -> Result<Value> {
+    Ok(client.json(&format!("/v1/tasks/{id}")).await?["backfill"]["images"].take())
+}
+
+fn number(images: &Value, name: &str) -> u64 {
+    images[name].as_u64().unwrap_or(0)
+}
+
+/// Waits until so many pictures are done with.
+async fn walked(client: &Client, id: &str, wanted: u64) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        // A node that was just killed may have been the one that was asked.
+        if let Ok(images) = images(client, id).await {
+            let done: u64 =
+                ["succeeded", "skipped", "failed"].map(|n| number(&images, n)).iter().sum();
+            if done >= wanted {
+                eprintln!("backfill: {done} of {} pictures are done with", images["total"]);
+                return Ok(());
+            }
+        }
+        ensure!(Instant::now() < deadline, "not {wanted} pictures after {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits until what was under way has ended; then nothing may move.
+async fn stands_still(client: &Client, id: &str) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    let before = loop {
+        let images = images(client, id).await?;
+        // What failed was no picture, and never handed out.
+        if number(&images, "succeeded") == number(&images, "planned") {
+            break images;
+        }
+        ensure!(Instant::now() < deadline, "paused, and still under way: {images}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    tokio::time::sleep(PAUSE).await;
+    let after = images(client, id).await?;
+    ensure!(before == after, "paused, and it went on: {before}, {after}");
+    Ok(())
+}
