@@ -9,10 +9,10 @@ use super::{
     rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
 };
 use crate::{
-    domain::{ImageFacts, ImageId, JobId, Placeholder, Rendition, TaskId, WorkerId},
+    domain::{ImageFacts, ImageId, JobId, Placeholder, Rendition, WorkerId},
     store::{
         Claim, ClaimedJob, Doorbell, JobCount, Lease, Outcome, Renewed, Settled, StoreError,
-        convert::{from_sql, micros, readable, to_i64},
+        convert::{from_sql, micros, readable},
         ending::Ending,
     },
 };
@@ -26,15 +26,26 @@ pub async fn claim(
     lease: Duration,
     understood: u32,
 ) -> Result<Claim, StoreError> {
-    let claimed = sqlx::query(
+    // In one go: every statement by itself is a way to the connection's thread and back. The task's
+    // is only touched, and the job only told, if the first statement changed its row.
+    let rows = sqlx::query(concat!(
         "update jobs
          set status = 'running', fence = fence + 1, lease_until = $2, worker_id = $3,
              updated_at = $4
          where id = $1 and fence - released < max_attempts and needs_version <= $7
            and (status = 'queued' and run_at <= $4
                 or status = 'running' and (lease_until <= $4
-                    or $5 and fence = $6 + 1 and worker_id is not $3))",
-    )
+                    or $5 and fence = $6 + 1 and worker_id is not $3));
+         update tasks set status = 'running', version = version + 1, updated_at = $4
+         where id = (select task_id from jobs where id = $1) and changes() = 1;
+         select",
+        claimed_columns!(),
+        image_columns!(),
+        "from jobs j join images i on i.id = j.image_id",
+        backfill_joins!(),
+        blob_joins!(),
+        "where j.id = $1 and changes() = 1 order by r.preset, r.fingerprint, r.format"
+    ))
     .bind(doorbell.job)
     .bind(now + micros(lease))
     .bind(worker)
@@ -42,29 +53,12 @@ pub async fn claim(
     .bind(redelivered)
     .bind(doorbell.generation)
     .bind(understood)
-    .execute(&mut *conn)
+    .fetch_all(&mut *conn)
     .await?;
-    if claimed.rows_affected() == 0 {
-        return unclaimed(conn, now, doorbell.job, understood).await;
+    match rows::claimed_jobs(&rows)?.pop() {
+        Some(job) => Ok(Claim::Run(Box::new(job))),
+        None => unclaimed(conn, now, doorbell.job, understood).await,
     }
-    let rows = sqlx::query(concat!(
-        "update tasks set status = 'running', version = version + 1, updated_at = $2
-         where id = (select task_id from jobs where id = $1);
-         select",
-        claimed_columns!(),
-        image_columns!(),
-        "from jobs j join images i on i.id = j.image_id",
-        backfill_joins!(),
-        blob_joins!(),
-        "where j.id = $1 order by r.preset, r.fingerprint, r.format"
-    ))
-    .bind(doorbell.job)
-    .bind(now)
-    .fetch_all(conn)
-    .await?;
-    let job = rows::claimed_jobs(&rows)?.pop();
-    job.map(|job| Claim::Run(Box::new(job)))
-        .ok_or_else(|| StoreError::Corrupt(format!("job {} has no image", doorbell.job)))
 }
 
 /// Why there was nothing to claim.
@@ -116,7 +110,14 @@ pub async fn settle(
     outcome: Outcome,
 ) -> Result<Settled, StoreError> {
     let ending = Ending::of(&outcome);
-    let job = sqlx::query(
+    let rendered = match &outcome {
+        Outcome::Rendered { .. } => true,
+        Outcome::Verified { repaired, .. } => !repaired.is_empty(),
+        _ => false,
+    };
+    // In one go, as a claim is. What comes after the first statement is for a lease that still holds; the
+    // second always changes a row then. The last one finds its task by what is counted there.
+    let held = sqlx::query(
         "update jobs
          set status = case when $3 = 'queued' and fence - released - $4 >= max_attempts
                            then 'failed' else $3 end,
@@ -128,7 +129,23 @@ pub async fn settle(
              note = case $4 when 0 then $9 else note end,
              lease_until = null, worker_id = null, updated_at = $8
          where id = $1 and fence = $2 and status = 'running'
-         returning task_id, image_id, status",
+         returning image_id, status;
+         update tasks
+         set jobs_succeeded = jobs_succeeded + (job.status = 'succeeded'),
+             jobs_failed = jobs_failed + (job.status = 'failed'),
+             version = version + 1, updated_at = $8
+         from jobs job
+         where job.id = $1 and tasks.id = job.task_id and changes() = 1;
+         -- Its own renditions were made: it may show them.
+         update images set fresh = 0
+         where $10 and changes() = 1 and id = (select image_id from jobs where id = $1) and fresh;
+         update tasks
+         set status = case when jobs_cancelled > 0 then 'cancelled'
+                           when jobs_failed > 0 then 'failed'
+                           else 'succeeded' end,
+             finished_at = $8
+         where id = (select task_id from jobs where id = $1) and finished_at is null
+           and jobs_succeeded + jobs_failed + jobs_cancelled = jobs_total",
     )
     .bind(lease.job)
     .bind(lease.fence)
@@ -139,23 +156,21 @@ pub async fn settle(
     .bind(ending.failure.map(|failure| failure.message.as_str()))
     .bind(now)
     .bind(ending.note)
-    .fetch_optional(&mut *conn)
+    .bind(rendered)
+    // Not `fetch_optional`: that ends with the first row, and with it what comes after.
+    .fetch_all(&mut *conn)
     .await?;
-    let Some(job) = job else { return Ok(Settled::Stale) };
+    let [job] = held.as_slice() else { return Ok(Settled::Stale) };
     let image: ImageId = job.try_get("image_id")?;
     match &outcome {
         Outcome::Written(facts) => write_facts(conn, image, facts, now).await?,
         Outcome::Rendered { renditions, placeholder } => {
             write_renditions(conn, image, renditions, now).await?;
             write_placeholder(conn, image, placeholder.as_ref(), now).await?;
-            show_renditions(conn, image).await?;
         }
         Outcome::Verified { repaired, forgotten, .. } => {
             write_renditions(conn, image, repaired, now).await?;
             forget_renditions(conn, image, forgotten).await?;
-            if !repaired.is_empty() {
-                show_renditions(conn, image).await?;
-            }
         }
         Outcome::Deleted { proxies } => deletion::finish(conn, now, image, *proxies).await?,
         Outcome::Retry(..) | Outcome::Failed(_) | Outcome::Released => {}
@@ -164,17 +179,7 @@ pub async fn settle(
     if status == "queued" {
         ring_again(conn, lease.job).await?;
     }
-    count_ended(conn, job.try_get("task_id")?, &status, now).await?;
     Ok(Settled::Applied)
-}
-
-/// The image's renditions were made: it may show them.
-async fn show_renditions(conn: &mut SqliteConnection, image: ImageId) -> Result<(), StoreError> {
-    sqlx::query("update images set fresh = 0 where id = $1 and fresh")
-        .bind(image)
-        .execute(conn)
-        .await?;
-    Ok(())
 }
 
 async fn write_facts(
@@ -209,31 +214,37 @@ async fn write_renditions(
     renditions: &[Rendition],
     now: i64,
 ) -> Result<(), StoreError> {
-    for rendition in renditions {
-        sqlx::query(
-            "insert into renditions (sha256, preset, fingerprint, format, width, height, bytes,
-                                     rendition_sha256, created_at)
-             select sha256, $2, $3, $4, $5, $6, $7, $8, $9 from images where id = $1
-             on conflict (sha256, preset, fingerprint, format) do update
-             set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
-                 rendition_sha256 = excluded.rendition_sha256,
-                 created_at = case
-                     when renditions.rendition_sha256 = excluded.rendition_sha256
-                          then renditions.created_at
-                     else excluded.created_at end",
-        )
-        .bind(image)
-        .bind(&rendition.preset)
-        .bind(&rendition.fingerprint)
-        .bind(rendition.format.as_str())
-        .bind(rendition.width)
-        .bind(rendition.height)
-        .bind(to_i64(rendition.bytes))
-        .bind(rendition.sha256.as_bytes())
-        .bind(now)
-        .execute(&mut *conn)
-        .await?;
+    if renditions.is_empty() {
+        return Ok(());
     }
+    let made: Vec<_> = renditions
+        .iter()
+        .map(|one| {
+            let format = one.format.as_str();
+            let size = (one.width, one.height, one.bytes);
+            (&one.preset, &one.fingerprint, format, size, one.sha256.to_string())
+        })
+        .collect();
+    sqlx::query(
+        "insert into renditions (sha256, preset, fingerprint, format, width, height, bytes,
+                                 rendition_sha256, created_at)
+         select i.sha256, m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> '$[3][0]',
+                m.value ->> '$[3][1]', m.value ->> '$[3][2]', unhex(m.value ->> 4), $3
+         from images i join json_each($2) m
+         where i.id = $1
+         on conflict (sha256, preset, fingerprint, format) do update
+         set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
+             rendition_sha256 = excluded.rendition_sha256,
+             created_at = case
+                 when renditions.rendition_sha256 = excluded.rendition_sha256
+                      then renditions.created_at
+                 else excluded.created_at end",
+    )
+    .bind(image)
+    .bind(Json(made))
+    .bind(now)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
@@ -289,34 +300,6 @@ async fn ring_again(conn: &mut SqliteConnection, job: JobId) -> Result<(), Store
          set generation = excluded.generation, due_at = excluded.due_at",
     )
     .bind(job)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Counts a job's ending in its task, and ends the task with its last job.
-async fn count_ended(
-    conn: &mut SqliteConnection,
-    task: TaskId,
-    status: &str,
-    now: i64,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "update tasks
-         set jobs_succeeded = jobs_succeeded + ($2 = 'succeeded'),
-             jobs_failed = jobs_failed + ($2 = 'failed'),
-             version = version + 1, updated_at = $3
-         where id = $1;
-         update tasks
-         set status = case when jobs_cancelled > 0 then 'cancelled'
-                           when jobs_failed > 0 then 'failed'
-                           else 'succeeded' end,
-             finished_at = $3
-         where id = $1 and jobs_succeeded + jobs_failed + jobs_cancelled = jobs_total",
-    )
-    .bind(task)
-    .bind(status)
-    .bind(now)
     .execute(conn)
     .await?;
     Ok(())
