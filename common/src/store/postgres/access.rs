@@ -131,8 +131,7 @@ pub async fn signing_key(pool: &PgPool, id: &str) -> Result<Option<LiveSigningKe
     .bind(id)
     .fetch_optional(pool)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(LiveSigningKey { key: signing(&row)?, secret: row.try_get("secret")? }))
+    row.as_ref().map(live).transpose()
 }
 
 pub async fn newest_signing_key(
@@ -146,8 +145,7 @@ pub async fn newest_signing_key(
     .bind(owner)
     .fetch_optional(pool)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(LiveSigningKey { key: signing(&row)?, secret: row.try_get("secret")? }))
+    row.as_ref().map(live).transpose()
 }
 
 pub async fn list_signing_keys(
@@ -231,6 +229,10 @@ fn api_key(row: &PgRow) -> Result<ApiKey, StoreError> {
         revoked_at: row.try_get("revoked_at")?,
         last_used_at: row.try_get("last_used_at")?,
     })
+}
+
+fn live(row: &PgRow) -> Result<LiveSigningKey, StoreError> {
+    Ok(LiveSigningKey { key: signing(row)?, secret: row.try_get("secret")? })
 }
 
 fn signing(row: &PgRow) -> Result<SigningKey, StoreError> {

@@ -149,8 +149,7 @@ pub async fn signing_key(
     .bind(id)
     .fetch_optional(reads)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(LiveSigningKey { key: signing(&row)?, secret: row.try_get("secret")? }))
+    row.as_ref().map(live).transpose()
 }
 
 pub async fn newest_signing_key(
@@ -164,8 +163,7 @@ pub async fn newest_signing_key(
     .bind(owner)
     .fetch_optional(reads)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(LiveSigningKey { key: signing(&row)?, secret: row.try_get("secret")? }))
+    row.as_ref().map(live).transpose()
 }
 
 pub async fn list_signing_keys(
@@ -259,6 +257,10 @@ fn api_key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
         revoked_at: rows::optional_time(row.try_get("revoked_at")?)?,
         last_used_at: rows::optional_time(row.try_get("last_used_at")?)?,
     })
+}
+
+fn live(row: &SqliteRow) -> Result<LiveSigningKey, StoreError> {
+    Ok(LiveSigningKey { key: signing(row)?, secret: row.try_get("secret")? })
 }
 
 fn signing(row: &SqliteRow) -> Result<SigningKey, StoreError> {
