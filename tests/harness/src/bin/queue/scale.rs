@@ -1,6 +1,6 @@
 //! Whether more workers do more.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::Result;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -26,12 +26,55 @@ const PAD_MS: &str = "40";
 /// Padded jobs for each worker.
 const PADDED: usize = 150;
 
-/// What is decoded: what it is called, width and height in pixels, how many, and whether blobs are in a local
-/// directory or on S3. The larger, the less of a job is not decoding.
-const DECODED: [(&str, (u32, u32), usize, bool); 3] = [
-    ("24 MP, local directory", (6000, 4000), 30, true),
-    ("6 MP, local directory", pictures::REFERENCE, 80, true),
-    ("6 MP, S3 server", pictures::REFERENCE, 80, false),
+/// Photographs that workers make renditions of.
+struct Photographs {
+    /// What they are called here.
+    what: &'static str,
+    /// Width and height in pixels: the larger, the less of a job is not decoding.
+    size: (u32, u32),
+    count: usize,
+    /// Whether blobs are in a local directory, or on an S3 server.
+    local: bool,
+    /// The configuration's presets; the default ones if empty.
+    presets: &'static str,
+}
+
+/// AVIF costs so much to encode that there is little else to such a job.
+const AVIF: &str = r#"[presets]
+small  = { size = 256, format = "avif" }
+medium = { size = 640, format = "avif" }
+large  = { size = 1280, format = "avif" }
+"#;
+
+const RENDERED: [Photographs; 4] = [
+    Photographs {
+        what: "6 MP to AVIF, local directory",
+        size: pictures::REFERENCE,
+        count: 30,
+        local: true,
+        presets: AVIF,
+    },
+    Photographs {
+        what: "24 MP, local directory",
+        size: (6000, 4000),
+        count: 30,
+        local: true,
+        presets: "",
+    },
+    Photographs {
+        what: "6 MP, local directory",
+        size: pictures::REFERENCE,
+        count: 80,
+        local: true,
+        presets: "",
+    },
+    Photographs {
+        what: "6 MP, S3 server",
+        size: pictures::REFERENCE,
+        count: 80,
+        local: false,
+        presets: "",
+    },
 ];
 
 /// Jobs per second of one, two and four workers with one slot each, whose jobs wait.
@@ -66,22 +109,22 @@ pub async fn padded(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Photographs per second of one and of two workers with one slot each, which decode, on a local directory and
-/// on S3. Uploads come first and their clients and servers have gone when the workers start: what is measured is
-/// workers and engines.
+/// Photographs per second of one and of two workers with one slot each. Uploads come first and their clients and
+/// servers have gone when the workers start: what is measured is workers and engines.
 pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
     println!("\nWorkers of one slot that make renditions of photographs; medians of {rounds}");
     println!(
-        "  {:24} {:>7} {:>9} {:>7} {:>11} {:>12}",
+        "  {:30} {:>7} {:>9} {:>7} {:>11} {:>12}",
         "", "workers", "images/s", "of one", "cores busy", "CPU ms each"
     );
-    for (what, size, count, local) in DECODED {
-        let photo = pictures::jpeg(size.0, size.1, 1)?;
+    for photographs in &RENDERED {
+        let what = photographs.what;
+        let photo = pictures::jpeg(photographs.size.0, photographs.size.1, 1)?;
         let mut single = 0.0;
         for workers in [1_usize, 2] {
             let (mut rates, mut busy) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
-                let run = decoded(binary, workers, &photo, count, local).await?;
+                let run = rendered(binary, workers, &photo, photographs).await?;
                 rates.push(run.rate / 2.0);
                 busy.push(run.busy);
             }
@@ -90,41 +133,45 @@ pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
                 single = rate;
             }
             let (ratio, each) = (rate / single, busy / rate * 1000.0);
-            println!("  {what:24} {workers:>7} {rate:>9.1} {ratio:>7.2} {busy:>11.2} {each:>12.1}");
+            println!("  {what:30} {workers:>7} {rate:>9.1} {ratio:>7.2} {busy:>11.2} {each:>12.1}");
         }
     }
     Ok(())
 }
 
-/// `workers` at work on `count` photographs that were uploaded before.
-async fn decoded(
+/// `workers` at work on photographs that were uploaded before.
+async fn rendered(
     binary: &Path,
     workers: usize,
     photo: &[u8],
-    count: usize,
-    local: bool,
+    photographs: &Photographs,
 ) -> Result<Drained> {
     let engines = Engines::shared().await?;
     let store = store::connect(&engines.database_url.parse()?, 2).await?;
     let folder = TempDir::new()?;
-    let mut env = vec![("SAFELIGHT_LOG".to_owned(), "warn".to_owned())];
-    if local {
-        let url = format!("file://{}", folder.path().display());
+    let file = folder.path().join("safelight.toml");
+    fs::write(&file, photographs.presets)?;
+    let mut env = vec![
+        ("SAFELIGHT_LOG".to_owned(), "warn".to_owned()),
+        ("SAFELIGHT_CONFIG".to_owned(), file.to_string_lossy().into_owned()),
+    ];
+    if photographs.local {
+        let url = format!("file://{}/blobs", folder.path().display());
         env.push(("SAFELIGHT_BLOB_URL".to_owned(), url));
     }
     let (program, plan) = (binary.to_owned(), Plan { apis: 1, workers: 0, env });
     let start = move || Fleet::start(&program, &engines, &plan);
     let mut fleet = tokio::task::spawn_blocking(start).await??;
     let client = Client::new(&fleet.url())?;
-    let uploads =
-        (0..count).map(|number| client.upload(pictures::with_comment(photo, &number.to_string())));
+    let uploads = (0..photographs.count)
+        .map(|number| client.upload(pictures::with_comment(photo, &number.to_string())));
     let _: Vec<_> = stream::iter(uploads).buffer_unordered(8).try_collect().await?;
     tokio::task::block_in_place(|| {
         fleet.apis.clear();
         let start = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
         let _team = (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()?;
         // Each has a job that writes and one that makes renditions.
-        let jobs = 2 * count;
+        let jobs = 2 * photographs.count;
         Handle::current().block_on(seed::drained(&store, jobs, jobs / 10))
     })
 }
