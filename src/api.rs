@@ -47,10 +47,13 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), Exit> {
     startup::refuse_open_door(&services.config, &services.store).await?;
 
     let mut background = Background::default();
+    let answered = CancellationToken::new();
     if options.uploads {
-        background.relay(&services, &shutdown);
+        // To the last upload's answer, so that its jobs wait for nobody else.
+        background.relay(&services, &answered);
     }
     serve(&services, listener, tls, metrics, options, &shutdown).await?;
+    answered.cancel();
     background.finish(&services).await;
     Ok(())
 }

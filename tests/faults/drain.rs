@@ -1,6 +1,6 @@
 //! Processes that are asked to end.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, channel::mpsc};
@@ -11,6 +11,7 @@ use safelight_harness::{
     pictures,
     server::Server,
 };
+use tempfile::TempDir;
 use tokio::{net::TcpStream, task::block_in_place};
 
 use super::{Alone, Cluster, HASTY, LIMIT, armed, eventually, upload_all};
@@ -52,6 +53,28 @@ async fn a_job_that_a_drain_cuts_short_costs_no_attempt() -> Result<()> {
     let _worker = cluster.node(&["worker"], &[])?;
     let report = cluster.books()?.audit(&ledger).await?.clean()?;
     assert_eq!(report.repeated(), 0);
+    Ok(())
+}
+
+/// Promise: what a node has taken from the outbox when its drain begins is published before it ends. Others
+/// would not see it until the hold is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_has_taken_is_published_before_its_node_ends() -> Result<()> {
+    let folder = TempDir::new()?;
+    let go_on = folder.path().join("go-on");
+    let point = format!("relay.taken=until {}", go_on.display());
+    let mut cluster = Cluster::start(1, 0, &[HASTY, &[armed(&point)]].concat()).await?;
+    let ledger = upload_all(&cluster.client()?, &[pictures::jpeg(320, 240, 1)?]).await?;
+    let api = &mut cluster.fleet.apis[0];
+    block_in_place(|| api.says("fail point relay.taken", LIMIT))?;
+    api.signal("TERM")?;
+    block_in_place(|| api.says("draining", LIMIT))?;
+    fs::write(&go_on, "")?;
+    assert_eq!(ends(api)?, Some(0), "{}", api.output());
+    let books = cluster.books()?;
+    assert_eq!(books.database.published().await?, 2, "both jobs have their messages");
+    let _worker = cluster.node(&["worker"], &[])?;
+    books.audit(&ledger).await?.clean()?;
     Ok(())
 }
 

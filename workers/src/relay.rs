@@ -35,23 +35,30 @@ pub(crate) enum RelayError {
     Broker(#[from] BrokerError),
 }
 
-/// Publishes what the outbox holds, as it comes due, until `shutdown`. Sleeps until
-/// [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
+/// How long a batch may take that was begun before `shutdown`: nobody else sees its rows during the hold.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// Publishes what the outbox holds, as it comes due, until `shutdown`; what it has taken then it publishes
+/// still. Sleeps until [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
 ///
 /// Of a backlog only `publish_ahead` messages wait in each queue, so that whoever comes late waits for no
 /// more than those: what the outbox holds is taken from owners and backfills in turn.
 pub async fn run(services: Services, shutdown: CancellationToken) {
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FINISH).await;
+    };
     tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = relay(&services) => {}
+        () = relay(&services, &shutdown) => {}
+        () = too_late => tracing::warn!("leaving jobs to other relays"),
     }
 }
 
-async fn relay(services: &Services) {
+async fn relay(services: &Services, shutdown: &CancellationToken) {
     let poll = Duration::from_millis(services.config.relay_poll_ms);
     let mut trouble = Trouble::new("publish jobs");
     let mut relay = Relay::new(services);
-    loop {
+    while !shutdown.is_cancelled() {
         let pause = match relay.step(services).await {
             Ok(next_in) => {
                 trouble.over();
@@ -59,12 +66,16 @@ async fn relay(services: &Services) {
             }
             Err(error) => {
                 // Rings change nothing about the trouble: they are answered afterwards.
-                tokio::time::sleep(trouble.failed(&error)).await;
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = tokio::time::sleep(trouble.failed(&error)) => {}
+                }
                 continue;
             }
         };
         if !pause.is_zero() {
             tokio::select! {
+                () = shutdown.cancelled() => {}
                 () = services.wake.heard() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = relay.room(services) => {}

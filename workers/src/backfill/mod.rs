@@ -59,16 +59,21 @@ pub(crate) enum BackfillError {
     Source(#[from] SourceError),
 }
 
-/// Leads backfills until `shutdown`.
+/// Leads backfills until `shutdown`, and then leaves them to others at once.
 pub async fn run(services: Services, shutdown: CancellationToken) {
+    let id = WorkerId::new();
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = lead(&services) => {}
+        () = lead(&services, id) => {}
+    }
+    // Whoever cannot be told waits for the end of the hold.
+    if let Err(error) = services.store.lead_backfills(id, Duration::ZERO, BACKFILLS).await {
+        tracing::debug!(%error, "could not let go of backfills");
     }
 }
 
-async fn lead(services: &Services) {
-    let mut foreman = Foreman::new(services.clone());
+async fn lead(services: &Services, id: WorkerId) {
+    let mut foreman = Foreman::new(services.clone(), id);
     let mut trouble = Trouble::new("lead backfills");
     loop {
         let pause = match foreman.look().await {
@@ -91,8 +96,8 @@ struct Foreman {
 }
 
 impl Foreman {
-    fn new(services: Services) -> Self {
-        Self { services, id: WorkerId::new(), led: HashMap::new(), tasks: JoinSet::new() }
+    fn new(services: Services, id: WorkerId) -> Self {
+        Self { services, id, led: HashMap::new(), tasks: JoinSet::new() }
     }
 
     /// Keeps the lead, begins with what is new, and leaves what has ended or is another's.
