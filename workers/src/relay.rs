@@ -38,8 +38,8 @@ pub(crate) enum RelayError {
 /// How long a batch may take that was begun before `shutdown`: nobody else sees its rows during the hold.
 const FINISH: Duration = Duration::from_secs(5);
 
-/// Publishes what the outbox holds, as it comes due, until `shutdown`; what it has taken then it publishes
-/// still. Sleeps until [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
+/// Publishes what the outbox holds, as it comes due, until `shutdown`; then once more, so that what was accepted
+/// last waits for nobody else. Sleeps until [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
 ///
 /// Of a backlog only `publish_ahead` messages wait in each queue, so that whoever comes late waits for no
 /// more than those: what the outbox holds is taken from owners and backfills in turn.
@@ -58,21 +58,29 @@ async fn relay(services: &Services, shutdown: &CancellationToken) {
     let poll = Duration::from_millis(services.config.relay_poll_ms);
     let mut trouble = Trouble::new("publish jobs");
     let mut relay = Relay::new(services);
-    while !shutdown.is_cancelled() {
+    loop {
+        let is_last = shutdown.is_cancelled();
         let pause = match relay.step(services).await {
             Ok(next_in) => {
                 trouble.over();
                 next_in.unwrap_or(poll).min(poll)
             }
             Err(error) => {
+                let pause = trouble.failed(&error);
+                if is_last {
+                    return;
+                }
                 // Rings change nothing about the trouble: they are answered afterwards.
                 tokio::select! {
                     () = shutdown.cancelled() => {}
-                    () = tokio::time::sleep(trouble.failed(&error)) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
                 continue;
             }
         };
+        if is_last {
+            return;
+        }
         if !pause.is_zero() {
             tokio::select! {
                 () = shutdown.cancelled() => {}

@@ -18,7 +18,7 @@ trap '' INT TERM HUP
 read -r _
 kill -s "$2" -- "-$1" 2>/dev/null
 n=0
-while kill -0 -- "-$1" 2>/dev/null && [ $n -lt 100 ]; do n=$((n + 1)); sleep 0.05; done
+while kill -s 0 -- "-$1" 2>/dev/null && [ $n -lt 100 ]; do n=$((n + 1)); sleep 0.05; done
 kill -s KILL -- "-$1" 2>/dev/null
 rm -rf -- "$3"
 "#;

@@ -239,6 +239,21 @@ mod tests {
     }
 
     #[test]
+    fn a_dropped_server_has_time_to_end() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let word = folder.path().join("word");
+        let script = format!(
+            "trap 'sleep 0.3; echo bye > {}; exit' TERM
+             echo listening on http://127.0.0.1:1
+             while :; do sleep 0.05; done",
+            word.display()
+        );
+        drop(Server::start(sh(&script))?);
+        assert_eq!(fs::read_to_string(&word)?, "bye\n");
+        Ok(())
+    }
+
+    #[test]
     fn a_command_hands_back_its_two_streams_and_its_code() -> Result<()> {
         let finished = run(sh("echo data; echo talk >&2; exit 2"), Duration::from_secs(20))?;
         assert_eq!(
