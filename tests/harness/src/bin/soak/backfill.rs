@@ -5,12 +5,16 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    process::Child,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{client::Client, load::Load, pictures, server::run};
+use safelight_harness::{
+    client::Client,
+    load::Load,
+    pictures,
+    server::{Server, run},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::{block_in_place, spawn_blocking};
@@ -147,29 +151,23 @@ fn path(folder: &Path, number: usize) -> PathBuf {
 
 /// The command that imports and follows, while it runs.
 struct Import {
-    command: Child,
-    said: PathBuf,
+    command: Server,
+    id: String,
 }
 
 impl Import {
-    /// Returns once the server has the backfill.
+    /// Returns once the command has said the backfill's id.
     async fn begin(victims: &Victims, photos: &Photos) -> Result<Self> {
-        let said = photos.folder.path().join("said");
         let mut command = victims.command(&["backfill", "import"]);
         command.arg(photos.source()).args(["--follow", "--url", &victims.url()]);
-        let command = command.stderr(fs::File::create(&said)?).spawn()?;
-        Ok(Self { command, said })
-    }
-
-    /// The backfill's id, once the command has said it.
-    async fn id(&self) -> Result<String> {
+        let command = Server::spawn(command)?;
         let deadline = Instant::now() + LIMIT;
         loop {
-            let said = fs::read_to_string(&self.said)?;
+            let said = command.output();
             // Its first line ends in the command that follows it again.
             if let Some((line, _)) = said.split_once('\n') {
                 let (_, id) = line.rsplit_once(' ').context("an id")?;
-                return Ok(id.to_owned());
+                return Ok(Self { id: id.to_owned(), command });
             }
             ensure!(Instant::now() < deadline, "the command does not say its id: {said}");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -184,11 +182,10 @@ impl Import {
         client: &Client,
         count: u64,
     ) -> Result<(String, Vec<&'static str>)> {
-        let id = self.id().await?;
+        let id = self.id;
         let walked = async |part: u64| walked(client, &id, count * part / 100).await;
         walked(10).await?;
         self.command.kill()?;
-        self.command.wait()?;
         walked(20).await?;
         block_in_place(|| victims.kill_node("worker", 0))?;
         walked(30).await?;
