@@ -41,10 +41,15 @@ fn row(queue: &Value) -> [String; 10] {
         text(&queue["running"]),
         text(&queue["failed"]),
         seconds(&queue["oldest_due_seconds"]),
-        text(&queue["rate_in"]),
-        text(&queue["rate_out"]),
+        rate(&queue["rate_in"]),
+        rate(&queue["rate_out"]),
         seconds(&queue["seconds_to_empty"]),
     ]
+}
+
+/// Such as `12.5`; a dash if it is not known.
+fn rate(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
 }
 
 /// Such as `2h 5m 3s`; a dash if it is not known, or more than a duration can be.

@@ -19,8 +19,19 @@ pub struct WorkersArgs {
     server: Server,
 }
 
-const HEADER: [&str; 9] =
-    ["ID", "HOST", "PID", "VERSION", "STATUS", "KINDS", "LANES", "BUSY", "ENDED"];
+const HEADER: [&str; 11] = [
+    "ID",
+    "HOST",
+    "PID",
+    "VERSION",
+    "STATUS",
+    "LAST HEARTBEAT",
+    "KINDS",
+    "LANES",
+    "SLOTS",
+    "BUSY",
+    "ENDED",
+];
 
 /// Lists the workers.
 pub async fn run(args: WorkersArgs) -> Result<(), Exit> {
@@ -30,15 +41,17 @@ pub async fn run(args: WorkersArgs) -> Result<(), Exit> {
     Ok(())
 }
 
-fn row(worker: &Value) -> [String; 9] {
+fn row(worker: &Value) -> [String; 11] {
     [
         text(&worker["id"]),
         text(&worker["host"]),
         text(&worker["pid"]),
         text(&worker["version"]),
         text(&worker["status"]),
+        text(&worker["last_heartbeat_at"]),
         names(&worker["kinds"]),
         names(&worker["lanes"]),
+        text(&worker["concurrency"]),
         sum(&worker["slots"], "busy"),
         sum(&worker["slots"], "ended"),
     ]

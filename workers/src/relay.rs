@@ -41,7 +41,7 @@ const FINISH: Duration = Duration::from_secs(5);
 /// Publishes what the outbox holds, as it comes due, until `shutdown`; then once more, so that what was accepted
 /// last waits for nobody else. Sleeps until [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
 ///
-/// Of a backlog only `publish_ahead` messages wait in each queue, so that whoever comes late waits for no
+/// Of a backlog only about `publish_ahead` messages wait in each queue, so that whoever comes late waits for no
 /// more than those: what the outbox holds is taken from owners and backfills in turn.
 pub async fn run(services: Services, shutdown: CancellationToken) {
     let too_late = async {
@@ -103,10 +103,10 @@ pub(crate) struct Relay {
 impl Relay {
     /// A relay that has published nothing yet.
     pub fn new(services: &Services) -> Self {
-        let ahead = services.config.publish_ahead;
         Self {
             forgotten: !services.broker.survives_restart(),
-            credit: Queue::all().map(|queue| (queue, ahead)).collect(),
+            // Nothing before the first look: what others have published may wait there.
+            credit: Queue::all().map(|queue| (queue, 0)).collect(),
         }
     }
 
@@ -176,9 +176,10 @@ impl Relay {
         }
     }
 
-    /// Looks at the queues whose credit is used up: a fresh upload's jobs cost no question. A queue that
+    /// Looks at the queues whose credit is used up: most uploads' jobs cost no question. A queue that
     /// is still more than half full gets nothing yet: by a few messages at a time a backlog costs a
-    /// statement and a publish for each few.
+    /// statement and a publish for each few. Of the room that there is a relay takes half, since other relays
+    /// see the same room.
     async fn ask_for_credit(&mut self, services: &Services) -> Result<(), RelayError> {
         let ahead = services.config.publish_ahead;
         let mut failure = None;
@@ -186,7 +187,7 @@ impl Relay {
             match services.broker.depth(*queue).await {
                 Ok(depth) => {
                     let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
-                    *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
+                    *credit = if room >= ahead.div_ceil(2) { room.div_ceil(2) } else { 0 };
                 }
                 // It gets nothing, and the other queues are served all the same.
                 Err(error) => failure = Some(error),
