@@ -102,6 +102,8 @@ def report(path):
 
 
 def main(wanted, file=None):
+    # A wrong address is told at once; a server that goes away later is waited for.
+    call("GET", "/livez").close()
     kept = open(file, "wb") if file else None
     task = document("POST", "/v1/backfills", {"id": new_id(), **wanted})
     print("backfill", task["id"], file=sys.stderr)
@@ -136,7 +138,7 @@ if __name__ == "__main__":
         sys.exit(main(asked, *sys.argv[2:]))
     except urllib.error.HTTPError as error:
         sys.exit(f"error: {error.code} {error.msg}")
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        sys.exit(f"error: {error}; is SAFELIGHT_URL ({URL}) right?")
     except KeyboardInterrupt:
         sys.exit("the server goes on by itself")

@@ -452,7 +452,9 @@ fn print_plan(task: &Value, workers: &Value) {
         say!("  which they are: safelight backfill report {}", task["id"].as_str().unwrap_or("ID"));
         return;
     }
-    say!("  unreadable  {}", images["failed"]);
+    if images["failed"] != 0 {
+        say!("  would fail  {}", images["failed"]);
+    }
     match estimate(backfill, workers) {
         Some(time) => say!("  would take  about {}", humantime::format_duration(time)),
         None => say!("  would take  unknown: the workers have not done such jobs yet"),
@@ -494,6 +496,9 @@ impl ReportArgs {
     /// The report's file, if there is to be one, opened.
     async fn opened(&self) -> Result<Option<Report>, Exit> {
         let Some(file) = self.file.clone() else { return Ok(None) };
+        if file.is_dir() {
+            return Err(cannot_write(&file, &std::io::ErrorKind::IsADirectory.into()));
+        }
         let mut partial = file.clone().into_os_string();
         partial.push(".partial");
         let partial = PathBuf::from(partial);

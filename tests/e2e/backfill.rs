@@ -338,6 +338,13 @@ async fn the_example_script_begins_follows_and_counts() -> Result<()> {
     assert!(ended.code == Some(1) && ended.stderr.contains("usage:"), "{ended:#?}");
     let ended = finished(python(&[r#"{"kind":"dance"}"#])).await?;
     assert!(ended.code == Some(1) && ended.stderr.contains("invalid_body"), "{ended:#?}");
+    for wrong in ["nonsense", "http://127.0.0.1:1"] {
+        let mut python = python(&[]);
+        python.env("SAFELIGHT_URL", wrong);
+        let ended = finished(python).await?;
+        assert!(ended.code == Some(1) && ended.stderr.starts_with("error:"), "{ended:#?}");
+        assert!(ended.stderr.contains(wrong), "{ended:#?}");
+    }
     Ok(())
 }
 

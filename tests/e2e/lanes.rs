@@ -32,9 +32,8 @@ async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
 
     let queues =
         [JobKind::Write, JobKind::Thumbnail].map(|kind| Queue { kind, lane: Lane::Interactive });
-    // Half of the room of eight, and half of what is left then.
     for queue in queues {
-        eventually("its share is published", async || Ok(broker.depth(queue).await? == 6)).await?;
+        eventually("its share is published", async || Ok(broker.depth(queue).await? == 8)).await?;
     }
     let unpublished = async || -> Result<f64> {
         let text = String::from_utf8(client.bytes("/metrics").await?.to_vec())?;
@@ -42,10 +41,10 @@ async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
         Ok(line.context("the metric")?.parse()?)
     };
     #[allow(clippy::float_cmp, clippy::cast_precision_loss)] // small whole numbers
-    let rest = async || Ok(unpublished().await? == (2 * UPLOADS - 12) as f64);
+    let rest = async || Ok(unpublished().await? == (2 * UPLOADS - 16) as f64);
     eventually("the rest is not", rest).await?;
     for queue in queues {
-        assert_eq!(broker.depth(queue).await?, 6);
+        assert_eq!(broker.depth(queue).await?, 8);
     }
     fleet.add_worker()?;
     for task in &tasks {

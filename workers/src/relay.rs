@@ -178,8 +178,7 @@ impl Relay {
 
     /// Looks at the queues whose credit is used up: most uploads' jobs cost no question. A queue that
     /// is still more than half full gets nothing yet: by a few messages at a time a backlog costs a
-    /// statement and a publish for each few. Of the room that there is a relay takes half, since other relays
-    /// see the same room.
+    /// statement and a publish for each few.
     async fn ask_for_credit(&mut self, services: &Services) -> Result<(), RelayError> {
         let ahead = services.config.publish_ahead;
         let mut failure = None;
@@ -187,7 +186,7 @@ impl Relay {
             match services.broker.depth(*queue).await {
                 Ok(depth) => {
                     let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
-                    *credit = if room >= ahead.div_ceil(2) { room.div_ceil(2) } else { 0 };
+                    *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
                 }
                 // It gets nothing, and the other queues are served all the same.
                 Err(error) => failure = Some(error),

@@ -173,9 +173,14 @@ impl Blobs {
 
     /// Whether an object is there.
     pub async fn exists(&self, key: &BlobKey) -> Result<bool, BlobError> {
+        Ok(self.size(key).await?.is_some())
+    }
+
+    /// How many bytes an object has; `None` if it is not there.
+    pub async fn size(&self, key: &BlobKey) -> Result<Option<u64>, BlobError> {
         match self.store.head(&key.path()).await.map_err(BlobError::from) {
-            Ok(_) => Ok(true),
-            Err(BlobError::NotFound) => Ok(false),
+            Ok(found) => Ok(Some(found.size)),
+            Err(BlobError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
     }

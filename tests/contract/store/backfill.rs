@@ -49,6 +49,7 @@ promises!(
     a_later_success_clears_a_failure,
     a_tally_counts_forgets_and_ends,
     a_backfill_with_failures_fails_and_keeps_them,
+    what_was_deleted_meanwhile_did_not_fail,
     failed_images_are_handed_out_again,
     one_failed_image_tried_again_reopens_its_backfill,
     a_cancelled_backfill_ends_with_what_it_handed_out,
@@ -685,6 +686,22 @@ async fn a_backfill_with_failures_fails_and_keeps_them(store: Fixture) -> Result
     let report = store.backfill_report(id, None, 9).await?;
     assert_eq!(report[0].reason.as_deref(), Some("corrupt_image"));
     assert_eq!(report[0].detail.as_deref(), Some("cut short"));
+    Ok(())
+}
+
+async fn what_was_deleted_meanwhile_did_not_fail(store: Fixture) -> Result<()> {
+    let image = stored(&store).await?.image;
+    let id = begun(&store, spec()).await?;
+    let work = handed_out(&store, id, &[image]).await?;
+    ended(&store, &work[0], &failed()).await?;
+    store.tamper("update images set discarded_at = created_at").await?;
+    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    let stands = backfill(&store, id).await?;
+    assert_eq!((stands.failed, stands.cancelled_images), (0, 1));
+    assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
+    let report = store.backfill_report(id, None, 9).await?;
+    assert_eq!(report[0].outcome, ItemOutcome::Cancelled);
+    assert!(store.task(work[0].task).await?.is_none(), "nobody can do anything about it");
     Ok(())
 }
 

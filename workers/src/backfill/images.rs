@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use safelight_common::{
+    blobs::BlobKey,
     domain::{
-        Backfill, BackfillKind, Image, ImageId, ItemOutcome, JobId, JobKind, Presets, TaskId,
-        TaskKind,
+        Backfill, BackfillKind, ErrorCode, Image, ImageId, ItemOutcome, JobId, JobKind, Presets,
+        TaskId, TaskKind,
     },
     services::Services,
     store::{Advance, Child, ImageFilter, Item, Obstacle},
@@ -43,6 +44,16 @@ pub(super) async fn step(
     for obstacle in services.store.obstacles(&ids).await? {
         obstacles.entry(obstacle.image).or_default().push(obstacle);
     }
+    if spec.kind == BackfillKind::Verify {
+        for image in &page {
+            let Some(known) = obstacles.get_mut(&image.id) else { continue };
+            if let Some(found) = failure(known, &[JobKind::Verify])
+                && !still_shows(services, image, found.code).await?
+            {
+                known.retain(|obstacle| obstacle.kind != JobKind::Verify);
+            }
+        }
+    }
     for image in &page {
         if step.work.len() >= room as usize {
             return Ok(step);
@@ -55,6 +66,21 @@ pub(super) async fn step(
     }
     step.is_last = page.len() < limit as usize;
     Ok(step)
+}
+
+/// Whether what a verification has found of an original shows without reading it. If not, it may have been brought
+/// back, or was never looked at because the store was away.
+async fn still_shows(
+    services: &Services,
+    image: &Image,
+    found: ErrorCode,
+) -> Result<bool, BackfillError> {
+    let size = services.blobs.size(&BlobKey::Blob(image.sha256)).await?;
+    Ok(match found {
+        ErrorCode::BlobMissing => size.is_none(),
+        ErrorCode::BlobDamaged => size.is_some_and(|size| size != image.bytes),
+        _ => false,
+    })
 }
 
 /// The line of an image that gets no work; `None` if it gets some. That another task is at it is no reason:

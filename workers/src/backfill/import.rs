@@ -222,8 +222,8 @@ impl Import<'_> {
         picture: Whole,
     ) -> Result<Found, BackfillError> {
         let Content { sha256, bytes, format } = picture.content;
-        if let Some(known) = self.known(&entry, sha256).await? {
-            if known.is_gone && !self.backfill.spec.dry_run {
+        if let Some(known) = self.known(&entry, sha256, bytes).await? {
+            if known.is_bad && !self.backfill.spec.dry_run {
                 picture.keep().await?;
                 self.services.blobs.promote(&StagedUpload { image, sha256, bytes }).await?;
             }
@@ -258,10 +258,11 @@ impl Import<'_> {
         &self,
         entry: &Entry,
         sha256: ContentHash,
+        bytes: u64,
     ) -> Result<Option<Known>, BackfillError> {
         let skipped = |reason, detail| {
             let line = item(entry, ItemOutcome::Skipped, reason, Some(detail));
-            Some(Known { line, is_gone: false })
+            Some(Known { line, is_bad: false })
         };
         let store = &self.services.store;
         let known = store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
@@ -276,11 +277,32 @@ impl Import<'_> {
             let is_taken = spec.retry_failed && self.first(sha256);
             return Ok(if is_taken { None } else { skipped("failed_before", detail) });
         }
-        let is_gone =
-            obstacles.is_empty() && !self.services.blobs.exists(&BlobKey::Blob(sha256)).await?;
-        let gone = if is_gone { ", whose bytes were gone and are back" } else { "" };
-        let duplicate = skipped("duplicate", format!("equal to image {equal}{gone}"));
-        Ok(duplicate.map(|known| Known { is_gone, ..known }))
+        let is_under_way = obstacles.iter().any(|obstacle| obstacle.kind != JobKind::Verify);
+        let bad = if is_under_way {
+            None
+        } else {
+            self.bad(sha256, bytes, !obstacles.is_empty()).await?
+        };
+        let bad_was = bad.map(|bad| format!(", whose bytes were {bad} and are back"));
+        let detail = format!("equal to image {equal}{}", bad_was.unwrap_or_default());
+        Ok(skipped("duplicate", detail).map(|known| Known { is_bad: bad.is_some(), ..known }))
+    }
+
+    /// What is wrong with a stored original, if anything. It is read only if a verification has not ended well:
+    /// otherwise what its size says is enough.
+    async fn bad(
+        &self,
+        sha256: ContentHash,
+        bytes: u64,
+        is_suspect: bool,
+    ) -> Result<Option<&'static str>, BackfillError> {
+        let (blobs, key) = (&self.services.blobs, BlobKey::Blob(sha256));
+        Ok(match blobs.size(&key).await? {
+            None => Some("gone"),
+            Some(size) if size != bytes => Some("damaged"),
+            Some(_) if is_suspect && blobs.hash(&key).await? != (sha256, bytes) => Some("damaged"),
+            Some(_) => None,
+        })
     }
 
     /// Whether the owner's quota has room for one more picture of so many bytes. A dry run takes none in.
@@ -299,8 +321,8 @@ impl Import<'_> {
 /// A picture that is there already.
 struct Known {
     line: Item,
-    /// Its bytes are not, and are to be brought back.
-    is_gone: bool,
+    /// Its bytes are not, or are others, and are to be brought back.
+    is_bad: bool,
 }
 
 /// An entry whose bytes are not taken in: a failure if it is a picture or named like one, else of no

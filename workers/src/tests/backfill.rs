@@ -32,9 +32,12 @@ fn foreman(lab: &Lab) -> tokio::task::JoinHandle<()> {
 }
 
 /// The report of a backfill, once that has ended.
+/// The ended task, and its report by source: files of one step are read side by side.
 async fn report(lab: &Lab, id: TaskId) -> (Task, Vec<Item>) {
     let task = lab.ended(id).await;
-    (task, lab.store.inner.backfill_report(id, None, 100).await.expect("report"))
+    let mut report = lab.store.inner.backfill_report(id, None, 100).await.expect("report");
+    report.sort_by(|one, other| one.source.cmp(&other.source));
+    (task, report)
 }
 
 fn reasons(report: &[Item]) -> Vec<(&str, Option<&str>)> {
@@ -238,6 +241,49 @@ async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_
     lab.ended(again.task).await;
     let (status, looked_at, found) = verify(false).await;
     assert_eq!((status, looked_at), (Status::Succeeded, 2), "{found:?}");
+}
+
+#[tokio::test]
+async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
+    let lab = Lab::new(&[]).await;
+    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
+    let upload = lab.upload(&picture()).await;
+    lab.ended(upload.task).await;
+    let blob = lab.path(&BlobKey::Blob(upload.sha256));
+    let photos = tempfile::tempdir().expect("folder");
+    fs::write(photos.path().join("the same.png"), picture()).expect("write");
+    let run = async |spec: BackfillSpec| {
+        let id = begun(&lab, spec).await;
+        let (task, found) = report(&lab, id).await;
+        (task.status, found)
+    };
+    let verify = || BackfillSpec::new(BackfillKind::Verify);
+    let other = vec![0; picture().len()];
+    for (bytes, reason, word) in [
+        (None, "blob_missing", "gone"),
+        (Some(&b""[..]), "blob_damaged", "damaged"),
+        (Some(other.as_slice()), "blob_damaged", "damaged"),
+    ] {
+        match bytes {
+            Some(bytes) => fs::write(&blob, bytes).expect("write"),
+            None => fs::remove_file(&blob).expect("remove"),
+        }
+        // A second look finds the same, whether it reads the original or not.
+        for _ in 0..2 {
+            let (status, found) = run(verify()).await;
+            assert_eq!((status, reasons(&found)), (Status::Failed, vec![("failed", Some(reason))]));
+        }
+        let (_, found) = run(import(photos.path())).await;
+        assert_eq!(reasons(&found), [("skipped", Some("duplicate"))]);
+        let detail = found[0].detail.as_deref().expect("a detail");
+        assert!(detail.ends_with(&format!("whose bytes were {word} and are back")), "{detail}");
+        assert_eq!(fs::read(&blob).expect("read"), picture());
+        let (status, found) = run(verify()).await;
+        assert_eq!(status, Status::Succeeded, "{found:?}");
+        let (_, found) = run(import(photos.path())).await;
+        let detail = found[0].detail.as_deref().expect("a detail");
+        assert!(!detail.contains("whose bytes"), "{detail}");
+    }
 }
 
 #[tokio::test]

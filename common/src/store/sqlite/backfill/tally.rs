@@ -15,10 +15,14 @@ use crate::{
 
 /// Children that have ended and are not counted, each with what its report line says.
 const ENDED: &str = "
-    select t.id, t.image_id, t.status, t.source, j.error_code as reason,
+    select t.id, t.image_id, t.source, j.error_code as reason,
+           -- What failed because its picture was deleted meanwhile did not fail.
+           case when t.status = 'failed' and i.discarded_at is not null then 'cancelled'
+                else t.status end as status,
            coalesce(j.error_message, (select group_concat(n.note, '; ') from jobs n
                                       where n.task_id = t.id)) as detail
     from tasks t
+    left join images i on i.id = t.image_id
     left join jobs j on j.id = (select min(f.id) from jobs f
                                 where f.task_id = t.id and f.status = 'failed')
     where t.backfill_id = $1 and not t.tallied and t.status in ('succeeded', 'failed', 'cancelled')
