@@ -5,19 +5,14 @@ use std::time::Duration;
 use metrics::counter;
 use safelight_common::{
     config::Config,
-    domain::{ErrorCode, Failure, JobKind, Retries},
+    domain::Failure,
     retry,
     store::{ClaimedJob, Outcome},
 };
 
 /// Another attempt after a jittered delay; or, where no attempt can help or none is left, the end.
 pub(crate) fn after_failure(job: &ClaimedJob, failure: Failure, config: &Config) -> Outcome {
-    // A store that lags has caught up by a few attempts, and a verification asks just whether it is there.
-    let retries = match (job.kind, failure.code) {
-        (JobKind::Verify, ErrorCode::BlobMissing) => Retries::Few,
-        (_, code) => code.retries(),
-    };
-    if job.attempt >= retries.attempts(job.max_attempts) {
+    if job.attempt >= failure.code.retries(job.kind).attempts(job.max_attempts) {
         return Outcome::Failed(failure);
     }
     let base = Duration::from_millis(config.backoff_base_ms);

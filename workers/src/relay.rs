@@ -60,27 +60,21 @@ async fn relay(services: &Services, shutdown: &CancellationToken) {
     let mut relay = Relay::new(services);
     loop {
         let is_last = shutdown.is_cancelled();
-        let pause = match relay.step(services).await {
+        let stepped = relay.step(services).await.map_err(|error| trouble.failed(&error));
+        if is_last {
+            return;
+        }
+        let pause = match stepped {
             Ok(next_in) => {
                 trouble.over();
                 next_in.unwrap_or(poll).min(poll)
             }
-            Err(error) => {
-                let pause = trouble.failed(&error);
-                if is_last {
-                    return;
-                }
+            Err(pause) => {
                 // Rings change nothing about the trouble: they are answered afterwards.
-                tokio::select! {
-                    () = shutdown.cancelled() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
+                shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 continue;
             }
         };
-        if is_last {
-            return;
-        }
         if !pause.is_zero() {
             tokio::select! {
                 () = shutdown.cancelled() => {}

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::text_enum::text_enum;
+use super::{JobKind, text_enum::text_enum};
 
 text_enum! {
     /// The stable code of a job's failure. Whether it is permanent is a property of the code,
@@ -77,8 +77,8 @@ impl Retries {
 }
 
 impl ErrorCode {
-    /// How often a job that failed like this is tried again.
-    pub const fn retries(self) -> Retries {
+    /// How often a job of `kind` that failed like this is tried again.
+    pub const fn retries(self, kind: JobKind) -> Retries {
         match self {
             Self::NotAnImage
             | Self::UnsupportedFormat
@@ -91,6 +91,8 @@ impl ErrorCode {
             | Self::BlobDamaged => Retries::Never,
             // Mostly the picture's doing, sometimes that of a busy machine or of the kernel.
             Self::DecoderCrashed | Self::DecoderTimedOut | Self::DecoderOutOfMemory => Retries::Few,
+            // A verification asks just whether it is there: a store that lags has caught up by a few attempts.
+            Self::BlobMissing if matches!(kind, JobKind::Verify) => Retries::Few,
             // A missing blob may be a store that has not caught up; it ends by attempts.
             Self::BlobMissing
             | Self::BackfillIncomplete
@@ -105,7 +107,8 @@ impl ErrorCode {
 
     /// Whether another attempt could end differently.
     pub const fn is_retryable(self) -> bool {
-        !matches!(self.retries(), Retries::Never)
+        // What never can, cannot whatever the kind.
+        !matches!(self.retries(JobKind::Write), Retries::Never)
     }
 }
 
@@ -132,9 +135,9 @@ mod tests {
 
     #[test]
     fn poison_gets_few_attempts_and_never_more_than_the_job_has() {
-        assert_eq!(ErrorCode::CorruptImage.retries().attempts(8), 1);
-        assert_eq!(ErrorCode::DecoderCrashed.retries().attempts(8), 3);
-        assert_eq!(ErrorCode::DecoderCrashed.retries().attempts(2), 2);
-        assert_eq!(ErrorCode::StoreUnavailable.retries().attempts(8), 8);
+        assert_eq!(ErrorCode::CorruptImage.retries(JobKind::Thumbnail).attempts(8), 1);
+        assert_eq!(ErrorCode::DecoderCrashed.retries(JobKind::Thumbnail).attempts(8), 3);
+        assert_eq!(ErrorCode::DecoderCrashed.retries(JobKind::Thumbnail).attempts(2), 2);
+        assert_eq!(ErrorCode::StoreUnavailable.retries(JobKind::Thumbnail).attempts(8), 8);
     }
 }

@@ -19,6 +19,7 @@ mod requested;
 mod schema;
 pub mod sqlite;
 mod taken;
+mod tallied;
 
 use std::{sync::Arc, time::Duration};
 

@@ -44,21 +44,19 @@ pub(super) async fn step(
     for obstacle in services.store.obstacles(&ids).await? {
         obstacles.entry(obstacle.image).or_default().push(obstacle);
     }
-    if spec.kind == BackfillKind::Verify {
-        for image in &page {
-            let Some(known) = obstacles.get_mut(&image.id) else { continue };
-            if let Some(found) = failure(known, &[JobKind::Verify])
-                && !still_shows(services, image, found.code).await?
-            {
-                known.retain(|obstacle| obstacle.kind != JobKind::Verify);
-            }
-        }
-    }
     for image in &page {
         if step.work.len() >= room as usize {
             return Ok(step);
         }
-        match judge(&services.config.presets, backfill, image, obstacles.get(&image.id)) {
+        let mut known = obstacles.remove(&image.id).unwrap_or_default();
+        if spec.kind == BackfillKind::Verify
+            && !spec.retry_failed
+            && let Some(found) = failure(&known, &[JobKind::Verify])
+            && !still_shows(services, image, found.code).await?
+        {
+            known.retain(|obstacle| obstacle.kind != JobKind::Verify);
+        }
+        match judge(&services.config.presets, backfill, image, &known) {
             None => step.work.push(child(backfill.spec.kind, image.id)),
             Some(line) => step.settled.push(line),
         }
@@ -89,7 +87,7 @@ fn judge(
     presets: &Presets,
     backfill: &Backfill,
     image: &Image,
-    obstacles: Option<&Vec<Obstacle>>,
+    obstacles: &[Obstacle],
 ) -> Option<Item> {
     let line = |outcome, reason: &str, detail| Item {
         id: image.id.0,
@@ -110,7 +108,7 @@ fn judge(
     if spec.retry_failed {
         return None;
     }
-    let failed = |kinds: &[JobKind]| obstacles.and_then(|obstacles| failure(obstacles, kinds));
+    let failed = |kinds: &[JobKind]| failure(obstacles, kinds);
     if renditions {
         let failed = failed(&[JobKind::Write, JobKind::Thumbnail])?;
         return Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())));

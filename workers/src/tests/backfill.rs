@@ -31,8 +31,7 @@ fn foreman(lab: &Lab) -> tokio::task::JoinHandle<()> {
     tokio::spawn(backfill::run(lab.services.clone(), lab.shutdown.clone()))
 }
 
-/// The report of a backfill, once that has ended.
-/// The ended task, and its report by source: files of one step are read side by side.
+/// A backfill's task, once that has ended, and its report by source: files of one step are read side by side.
 async fn report(lab: &Lab, id: TaskId) -> (Task, Vec<Item>) {
     let task = lab.ended(id).await;
     let mut report = lab.store.inner.backfill_report(id, None, 100).await.expect("report");

@@ -1,16 +1,11 @@
 //! What has ended of a backfill's work is counted, reported and forgotten.
 
-use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
-use uuid::Uuid;
+use sqlx::{PgPool, Row};
 
-use super::{touch, write_items};
+use super::{item, touch, write_items};
 use crate::{
     domain::{ItemOutcome, TaskId},
-    store::{
-        Item, StoreError,
-        convert::to_i64,
-        postgres::{prune, rows},
-    },
+    store::{StoreError, postgres::prune, tallied::Tallied},
 };
 
 /// Children that have ended and are not counted, each with what its report line says.
@@ -61,24 +56,27 @@ pub async fn tally(pool: &PgPool, task: TaskId, limit: u32) -> Result<u64, Store
     }
     let rows =
         sqlx::query(ENDED).bind(task).bind(i64::from(limit)).fetch_all(&mut *transaction).await?;
-    let mut ended = Ended::default();
+    let mut ended = Tallied::default();
     for row in &rows {
-        ended.add(row)?;
+        ended.add(row.try_get("id")?, item(row, "image_id", "status")?);
     }
     if !rows.is_empty() {
         write_items(&mut transaction, task, &ended.items).await?;
         sqlx::query(SUPERSEDE).bind(&ended.others).execute(&mut *transaction).await?;
-        ended.forget(&mut transaction).await?;
-        let count = |outcome| to_i64(ended.items.iter().filter(|i| i.outcome == outcome).count());
+        sqlx::query("update tasks set tallied = true where id = any($1)")
+            .bind(&ended.failed)
+            .execute(&mut *transaction)
+            .await?;
+        prune::forget(&mut transaction, &ended.others).await?;
         sqlx::query(
             "update backfills set succeeded = succeeded + $2, failed = failed + $3,
                                   cancelled_count = cancelled_count + $4
              where task_id = $1",
         )
         .bind(task)
-        .bind(count(ItemOutcome::Succeeded))
-        .bind(count(ItemOutcome::Failed))
-        .bind(count(ItemOutcome::Cancelled))
+        .bind(ended.count(ItemOutcome::Succeeded))
+        .bind(ended.count(ItemOutcome::Failed))
+        .bind(ended.count(ItemOutcome::Cancelled))
         .execute(&mut *transaction)
         .await?;
         touch(&mut transaction, task).await?;
@@ -86,37 +84,4 @@ pub async fn tally(pool: &PgPool, task: TaskId, limit: u32) -> Result<u64, Store
     sqlx::query(END).bind(task).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(rows.len() as u64)
-}
-
-/// Children that a tally has found ended.
-#[derive(Default)]
-struct Ended {
-    items: Vec<Item>,
-    /// Their tasks are kept for whoever wants to try them again.
-    failed: Vec<Uuid>,
-    others: Vec<Uuid>,
-}
-
-impl Ended {
-    fn add(&mut self, row: &PgRow) -> Result<(), StoreError> {
-        let outcome: ItemOutcome = rows::name(row, "status")?;
-        let kept = if outcome == ItemOutcome::Failed { &mut self.failed } else { &mut self.others };
-        kept.push(row.try_get("id")?);
-        self.items.push(Item {
-            id: row.try_get("image_id")?,
-            outcome,
-            reason: row.try_get("reason")?,
-            detail: row.try_get("detail")?,
-            source: row.try_get("source")?,
-        });
-        Ok(())
-    }
-
-    async fn forget(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
-        sqlx::query("update tasks set tallied = true where id = any($1)")
-            .bind(&self.failed)
-            .execute(&mut *conn)
-            .await?;
-        prune::forget(conn, &self.others).await
-    }
 }

@@ -392,15 +392,16 @@ pub async fn report(
     .bind(limit)
     .fetch_all(reads)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Item {
-                id: row.try_get("item")?,
-                outcome: rows::name(row, "outcome")?,
-                reason: row.try_get("reason")?,
-                detail: row.try_get("detail")?,
-                source: row.try_get("source")?,
-            })
-        })
-        .collect()
+    rows.iter().map(|row| item(row, "item", "outcome")).collect()
+}
+
+/// A line of a report: `id` and `outcome` are the columns that say whose it is and how it ended.
+fn item(row: &SqliteRow, id: &str, outcome: &str) -> Result<Item, StoreError> {
+    Ok(Item {
+        id: row.try_get(id)?,
+        outcome: rows::name(row, outcome)?,
+        reason: row.try_get("reason")?,
+        detail: row.try_get("detail")?,
+        source: row.try_get("source")?,
+    })
 }

@@ -1,15 +1,14 @@
 //! What has ended of a backfill's work is counted, reported and forgotten.
 
-use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
-use uuid::Uuid;
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{touch, write_items};
+use super::{item, touch, write_items};
 use crate::{
     domain::{ItemOutcome, TaskId},
     store::{
-        Item, StoreError,
-        convert::to_i64,
+        StoreError,
         sqlite::{prune, rows, writer::Writer},
+        tallied::Tallied,
     },
 };
 
@@ -66,9 +65,9 @@ async fn tally_ended(
     limit: u32,
 ) -> Result<u64, StoreError> {
     let rows = sqlx::query(ENDED).bind(task).bind(limit).fetch_all(&mut *conn).await?;
-    let mut ended = Ended::default();
+    let mut ended = Tallied::default();
     for row in &rows {
-        ended.add(row)?;
+        ended.add(row.try_get("id")?, item(row, "image_id", "status")?);
     }
     if !rows.is_empty() {
         write_items(conn, task, &ended.items).await?;
@@ -83,47 +82,21 @@ async fn tally_ended(
             .execute(&mut *conn)
             .await?;
         prune::forget(conn, ended.others.iter().copied()).await?;
-        let count = |outcome| to_i64(ended.items.iter().filter(|i| i.outcome == outcome).count());
         sqlx::query(
             "update backfills set succeeded = succeeded + $2, failed = failed + $3,
                                   cancelled_count = cancelled_count + $4
              where task_id = $1",
         )
         .bind(task)
-        .bind(count(ItemOutcome::Succeeded))
-        .bind(count(ItemOutcome::Failed))
-        .bind(count(ItemOutcome::Cancelled))
+        .bind(ended.count(ItemOutcome::Succeeded))
+        .bind(ended.count(ItemOutcome::Failed))
+        .bind(ended.count(ItemOutcome::Cancelled))
         .execute(&mut *conn)
         .await?;
         touch(conn, now, task).await?;
     }
     end_if_done(conn, now, task).await?;
     Ok(rows.len() as u64)
-}
-
-/// Children that a tally has found ended.
-#[derive(Default)]
-struct Ended {
-    items: Vec<Item>,
-    /// Their tasks are kept for whoever wants to try them again.
-    failed: Vec<Uuid>,
-    others: Vec<Uuid>,
-}
-
-impl Ended {
-    fn add(&mut self, row: &SqliteRow) -> Result<(), StoreError> {
-        let outcome: ItemOutcome = rows::name(row, "status")?;
-        let kept = if outcome == ItemOutcome::Failed { &mut self.failed } else { &mut self.others };
-        kept.push(row.try_get("id")?);
-        self.items.push(Item {
-            id: row.try_get("image_id")?,
-            outcome,
-            reason: row.try_get("reason")?,
-            detail: row.try_get("detail")?,
-            source: row.try_get("source")?,
-        });
-        Ok(())
-    }
 }
 
 async fn end_if_done(

@@ -48,7 +48,7 @@ pub async fn soak(binary: &Path, count: usize, clients: usize) -> Result<bool> {
     let client = Client::new(&victims.url())?;
     let load = Load::start(clients, &[&victims.url()])?;
     let begun = Instant::now();
-    let import = Import::begin(&victims, &photos).await?;
+    let import = block_in_place(|| Import::begin(&victims, &photos))?;
     let (id, faults) = import.through_faults(&mut victims, &client, count as u64).await?;
     let report = photos.folder.path().join("report.ndjson");
     let followed = follow(&victims, &id, &report).await?;
@@ -157,21 +157,16 @@ struct Import {
 
 impl Import {
     /// Returns once the command has said the backfill's id.
-    async fn begin(victims: &Victims, photos: &Photos) -> Result<Self> {
+    fn begin(victims: &Victims, photos: &Photos) -> Result<Self> {
         let mut command = victims.command(&["backfill", "import"]);
         command.arg(photos.source()).args(["--follow", "--url", &victims.url()]);
-        let command = Server::spawn(command)?;
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let said = command.output();
-            // Its first line ends in the command that follows it again.
-            if let Some((line, _)) = said.split_once('\n') {
-                let (_, id) = line.rsplit_once(' ').context("an id")?;
-                return Ok(Self { id: id.to_owned(), command });
-            }
-            ensure!(Instant::now() < deadline, "the command does not say its id: {said}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let mut command = Server::spawn(command)?;
+        command.says("\n", LIMIT)?;
+        // Its first line ends in the command that follows it again.
+        let said = command.output();
+        let id = said.lines().next().and_then(|line| line.split(' ').next_back());
+        let id = id.context("an id")?.to_owned();
+        Ok(Self { command, id })
     }
 
     /// One fault after the other as the import of `count` pictures goes on; says the backfill's id and
