@@ -61,7 +61,7 @@ class Deploy:
         self.dashboard = json.loads((DEPLOY / "grafana/safelight.json").read_text())
         self.rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yaml").read_text())
         self.metrics = metric_labels(metrics_file.read_text())
-        self.defaults = tomllib.loads((ROOT / "common/src/config/defaults.toml").read_text())
+        self.defaults = tomllib.loads((ROOT / "common/config/src/defaults.toml").read_text())
 
     def of(self, *kinds):
         """(where, object) of these kinds."""

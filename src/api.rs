@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use safelight_api::{Api, ApiOptions, Tls};
-use safelight_common::{config::Config, services::Services, telemetry::PrometheusHandle};
+use safelight_config::Config;
+use safelight_services::Services;
+use safelight_telemetry::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

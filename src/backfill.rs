@@ -10,7 +10,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use safelight_common::domain::{ImageFormat, TaskId, UnknownName, Visibility};
+use safelight_domain::{ImageFormat, TaskId, UnknownName, Visibility};
 use serde_json::{Value, json};
 
 use crate::{

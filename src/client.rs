@@ -4,7 +4,7 @@ use std::{fmt::Display, io::ErrorKind, path::Path, time::Duration};
 
 use clap::Args;
 use reqwest::{Body, Client, RequestBuilder, Response, StatusCode, header};
-use safelight_common::retry::Reconnect;
+use safelight_domain::retry::Reconnect;
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 

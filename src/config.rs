@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use clap::Args;
-use safelight_common::config::{DEFAULTS, effective};
+use safelight_config::{DEFAULTS, effective};
 
-use crate::exit::Exit;
-use crate::say::say;
+use crate::{exit::Exit, say::say};
 
 /// Options of `safelight config`.
 #[derive(Args)]

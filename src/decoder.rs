@@ -1,7 +1,7 @@
 //! `safelight decoder`: what a worker starts to decode pictures in. Not for people.
 
 use clap::Args;
-use safelight_workers::decoder::{self, DecoderLimits};
+use safelight_decoder::DecoderLimits;
 
 use crate::exit::Exit;
 
@@ -26,5 +26,5 @@ pub struct DecoderArgs {
 pub fn run(args: DecoderArgs) -> Result<(), Exit> {
     let DecoderArgs { cpu_seconds, memory_bytes, sandbox, niceness } = args;
     let limits = DecoderLimits { cpu_seconds, memory_bytes, sandbox, niceness };
-    decoder::run(limits).map_err(Exit::failed)
+    safelight_decoder::run(limits).map_err(Exit::failed)
 }

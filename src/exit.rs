@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, process::ExitCode};
 
-use safelight_common::config::ConfigError;
+use safelight_config::ConfigError;
 
 use crate::say::tell;
 

@@ -1,7 +1,7 @@
 //! `safelight images`: have images deleted for good.
 
 use clap::{Args, Subcommand};
-use safelight_common::domain::ImageId;
+use safelight_domain::ImageId;
 
 use crate::{
     client::{CallError, SafelightClient, Server},

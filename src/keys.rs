@@ -4,12 +4,12 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use safelight_common::{
-    config::{Config, DatabaseUrl},
-    domain::{ApiKey, Owner, Scopes, SigningKey},
+use safelight_config::{Config, DatabaseUrl};
+use safelight_domain::{
+    ApiKey, Owner, Scopes, SigningKey,
     secrets::{self, ApiSecret},
-    store::{AuditEntry, DynStore, NewApiKey, NewSigningKey, PageRequest},
 };
+use safelight_store::{AuditEntry, DynStore, NewApiKey, NewSigningKey, PageRequest};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -95,7 +95,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
     // One TLS implementation for the database, the broker and the object store. It fails only if
     // one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let load = || safelight_common::config::load(cli.file.path.as_deref()).map_err(Exit::from);
+    let load = || safelight_config::load(cli.file.path.as_deref()).map_err(Exit::from);
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => process::block_on(serve::run(load()?)),
         Command::Api(args) => process::block_on(api::run(load()?, args)),

@@ -1,9 +1,8 @@
 //! `safelight migrate`: the schema, once per release, before the fleet.
 
-use safelight_common::config::Config;
+use safelight_config::Config;
 
-use crate::say::tell;
-use crate::{exit::Exit, process, startup};
+use crate::{exit::Exit, process, say::tell, startup};
 
 /// Migrates and says so.
 pub async fn run(config: Config) -> Result<(), Exit> {

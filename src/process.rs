@@ -2,11 +2,9 @@
 
 use std::{future::Future, time::Duration};
 
-use safelight_common::{
-    config::Config,
-    retry::Reconnect,
-    telemetry::{self, PrometheusHandle},
-};
+use safelight_config::Config;
+use safelight_domain::retry::Reconnect;
+use safelight_telemetry::PrometheusHandle;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinHandle,
@@ -26,7 +24,7 @@ pub fn block_on(command: impl Future<Output = Result<(), Exit>>) -> Result<(), E
         .map_err(|error| Exit::failed(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
         let result = command.await;
-        telemetry::traces::flush().await;
+        safelight_telemetry::traces::flush().await;
         result
     });
     // Whatever still runs on a blocking thread is not worth waiting for: nothing counts before it
@@ -38,7 +36,7 @@ pub fn block_on(command: impl Future<Output = Result<(), Exit>>) -> Result<(), E
 /// Logs and traces as configured, and as many open files as the system allows: each client is one.
 /// `role` is the subcommand.
 pub fn prepare(config: &Config, role: &'static str) -> Result<(), Exit> {
-    telemetry::init(config, role).map_err(|error| {
+    safelight_telemetry::init(config, role).map_err(|error| {
         let exit = Exit::usage(&error);
         if error.starts_with("log:") {
             return exit.hint("log is a level (info), or levels by target (info,sqlx=warn)");
@@ -53,7 +51,7 @@ pub fn prepare(config: &Config, role: &'static str) -> Result<(), Exit> {
 
 /// Begins to collect metrics, before anything that has some; the handle renders them.
 pub fn metrics(shutdown: &CancellationToken) -> Result<PrometheusHandle, Exit> {
-    let metrics = telemetry::init_metrics().map_err(Exit::failed)?;
+    let metrics = safelight_telemetry::init_metrics().map_err(Exit::failed)?;
     let upkeep = metrics.clone();
     supervise("metrics upkeep", shutdown, move |token| keep_up(upkeep.clone(), token));
     Ok(metrics)

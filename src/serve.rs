@@ -1,10 +1,8 @@
 //! `safelight serve`: everything in one process.
 
 use safelight_api::ApiOptions;
-use safelight_common::{
-    config::Config,
-    domain::{JobKind, Lane},
-};
+use safelight_config::Config;
+use safelight_domain::{JobKind, Lane};
 use safelight_workers::WorkerOptions;
 
 use crate::{

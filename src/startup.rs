@@ -3,15 +3,14 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use safelight_api::Tls;
-use safelight_common::{
-    blobs::Blobs,
-    broker::{self, DynBroker},
-    config::{BlobUrl, Config, DatabaseUrl, QueueUrl},
-    private,
-    services::Services,
-    store::{self, DynStore, StoreError},
-    wake::Wake,
-};
+use safelight_blobs::{BlobLocation, Blobs};
+use safelight_config::{BlobUrl, Config, DatabaseUrl, QueueUrl, SharedCacheUrl};
+use safelight_queue::{DynJobQueue, InProcessQueue, OutboxSignal};
+use safelight_queue_rabbitmq::RabbitQueue;
+use safelight_services::Services;
+use safelight_shared_cache::{Location, SharedCache};
+use safelight_store::{DynStore, StoreError};
+use safelight_store_sql::{PostgresStore, SqliteStore, fs_permissions};
 use tokio::net::TcpListener;
 
 use crate::exit::Exit;
@@ -46,11 +45,18 @@ pub async fn open(config: Config, role: Role) -> Result<Services, Exit> {
     let store = open_store(&config, role).await?;
     let blobs = open_blobs(&config).await?;
     warn_of_onlookers(&config);
-    let broker = broker::open(&config.queue_url);
+    let queue = open_queue(&config.queue_url);
     if role.needs_queue() {
-        wait_for_broker(&config, &broker).await?;
+        wait_for_broker(&config, &queue).await?;
     }
-    Ok(Services { config: Arc::new(config), store, broker, blobs, wake: Wake::default() })
+    Ok(Services {
+        shared_cache: shared_cache(&config.shared_cache_url),
+        config: Arc::new(config),
+        store,
+        queue,
+        blobs,
+        outbox_signal: OutboxSignal::default(),
+    })
 }
 
 /// [`open`], while whoever asks on `listener` learns that the process lives.
@@ -67,7 +73,7 @@ pub async fn open_behind(
 
 /// Connects to the database, without a look at its schema.
 pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
-    store::connect(&config.database_url, config.database_connections).await.map_err(|error| {
+    connect_to(&config.database_url, config.database_connections).await.map_err(|error| {
         Exit::failed(format!("cannot open the database {}: {error}", config.database_url)).hint(
             match config.database_url {
                 DatabaseUrl::Sqlite(_) => "is the folder writable, and the file a SQLite database?",
@@ -77,6 +83,40 @@ pub async fn connect(config: &Config) -> Result<DynStore, Exit> {
             },
         )
     })
+}
+
+async fn connect_to(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, StoreError> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
+        DatabaseUrl::Postgres(url) => Arc::new(PostgresStore::connect(url, max_connections).await?),
+    })
+}
+
+/// Connecting happens in the background and for ever: [`safelight_queue::JobQueue::check`] tells whether it
+/// has.
+fn open_queue(url: &QueueUrl) -> DynJobQueue {
+    match url {
+        QueueUrl::Embedded => Arc::new(InProcessQueue::new()),
+        QueueUrl::Amqp(url) => Arc::new(RabbitQueue::start(url)),
+    }
+}
+
+fn shared_cache(url: &SharedCacheUrl) -> Option<SharedCache> {
+    let location = match url {
+        SharedCacheUrl::Off => return None,
+        SharedCacheUrl::Single(url) => Location::Single(url.clone()),
+        SharedCacheUrl::Cluster(nodes) => Location::Cluster(nodes.clone()),
+    };
+    Some(SharedCache::new(location))
+}
+
+fn blob_location(url: &BlobUrl) -> BlobLocation {
+    match url {
+        BlobUrl::File(folder) => BlobLocation::Folder(folder.clone()),
+        BlobUrl::S3 { bucket, prefix } => {
+            BlobLocation::Bucket { bucket: bucket.clone(), prefix: prefix.clone() }
+        }
+    }
 }
 
 /// Refuses to be reached from other machines while nobody has a key: everything would be everybody's.
@@ -143,7 +183,9 @@ fn warn_of_onlookers(config: &Config) {
         BlobUrl::File(folder) => Some(folder),
         BlobUrl::S3 { .. } => None,
     };
-    for path in database.into_iter().chain(blobs).filter(|path| private::is_open_to_all(path)) {
+    for path in
+        database.into_iter().chain(blobs).filter(|path| fs_permissions::is_open_to_all(path))
+    {
         tracing::warn!(
             path = %path.display(),
             "every user of this machine can read this; close its folder: chmod 700"
@@ -153,7 +195,7 @@ fn warn_of_onlookers(config: &Config) {
 
 /// Makes the folder and tries to write into it.
 fn writable(folder: &Path, variable: &str) -> Result<(), Exit> {
-    private::make_folder(folder)
+    fs_permissions::make_folder(folder)
         .and_then(|()| {
             let probe = folder.join(format!(".write-test-{}", std::process::id()));
             std::fs::write(&probe, b"")?;
@@ -212,17 +254,17 @@ async fn open_blobs(config: &Config) -> Result<Blobs, Exit> {
             },
         )
     };
-    let blobs =
-        Blobs::open(&config.blob_url, &config.data_dir.join("spool")).map_err(unreachable)?;
+    let blobs = Blobs::open(&blob_location(&config.blob_url), &config.data_dir.join("spool"))
+        .map_err(unreachable)?;
     blobs.check().await.map_err(unreachable)?;
     Ok(blobs)
 }
 
 /// Waits until the broker answers. Once started, a process outlives any outage; but a wrong
 /// address should show at once.
-async fn wait_for_broker(config: &Config, broker: &DynBroker) -> Result<(), Exit> {
+async fn wait_for_broker(config: &Config, queue: &DynJobQueue) -> Result<(), Exit> {
     let deadline = tokio::time::Instant::now() + BROKER_PATIENCE;
-    while let Err(error) = broker.check().await {
+    while let Err(error) = queue.check().await {
         if tokio::time::Instant::now() > deadline {
             return Err(Exit::failed(format!(
                 "cannot reach the broker {}: {error}",

@@ -3,7 +3,7 @@
 use std::{fmt::Display, time::Duration};
 
 use clap::{Args, Subcommand};
-use safelight_common::domain::{ErrorCode, JobKind, Status, TaskId, TaskKind};
+use safelight_domain::{ErrorCode, JobKind, Status, TaskId, TaskKind};
 use serde_json::{Value, json};
 
 use crate::{

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use safelight_api::{Tls, TlsError};
-use safelight_common::config::Config;
+use safelight_config::Config;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 

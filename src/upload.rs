@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use safelight_common::domain::{ImageFormat, TaskId};
+use safelight_domain::{ImageFormat, TaskId};
 use serde_json::{Value, json};
 
 use crate::{

@@ -2,11 +2,9 @@
 
 use clap::Args;
 use safelight_api::ApiOptions;
-use safelight_common::{
-    config::Config,
-    domain::{JobKind, Lane},
-    services::Services,
-};
+use safelight_config::Config;
+use safelight_domain::{JobKind, Lane};
+use safelight_services::Services;
 use safelight_workers::{WorkerOptions, backfill, dead_letters, janitor, relay, rescuer, worker};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -131,7 +129,7 @@ impl Background {
             // A supervisor neither panics nor is aborted.
             let _ = task.await;
         }
-        services.broker.close().await;
+        services.queue.close().await;
         tracing::info!("drained");
     }
 }

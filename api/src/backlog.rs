@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use safelight_common::{domain::Lane, store::DynStore};
+use safelight_domain::Lane;
+use safelight_store::DynStore;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::{DateTime, SubsecRound, Utc};
-use safelight_common::domain::ContentHash;
+use safelight_domain::ContentHash;
 
 /// A strong entity tag, quotes included.
 #[derive(Debug, Clone, PartialEq, Eq)]

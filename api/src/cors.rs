@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Method, header};
-use safelight_common::config::CorsOrigin;
+use safelight_config::CorsOrigin;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 /// What a browser may keep of an answer to a preflight.

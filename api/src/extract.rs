@@ -7,7 +7,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::JsonRejection},
     http::{HeaderMap, HeaderName, StatusCode, request::Parts},
 };
-use safelight_common::domain::{ImageId, TaskId};
+use safelight_domain::{ImageId, TaskId};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::time::timeout;

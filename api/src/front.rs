@@ -13,7 +13,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::{TryFutureExt, future::Either};
-use safelight_common::services::Services;
+use safelight_services::Services;
 use tower::{Layer, Service};
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 

@@ -6,11 +6,9 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use safelight_common::{
-    domain::{Image, ImageId, JobId, Status, Task, TaskId},
-    store::{Deletion, DeletionRequest, StoreError},
-    telemetry::traces,
-};
+use safelight_domain::{Image, ImageId, JobId, Status, Task, TaskId};
+use safelight_store::{Deletion, DeletionRequest};
+use safelight_telemetry::traces;
 use serde::Serialize;
 use tracing::Instrument;
 use utoipa::ToSchema;
@@ -145,7 +143,7 @@ async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem
     let request = deletion_of(state, image.id);
     let deletion = match store.delete_image(&request).await {
         // The connection may have been lost after the commit: then this finds it deleted before.
-        Err(StoreError::Unavailable(_)) => store.delete_image(&request).await,
+        Err(error) if error.is_unavailable() => store.delete_image(&request).await,
         answered => answered,
     };
     let id = match deletion? {
@@ -154,7 +152,7 @@ async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem
         Deletion::Accepted(task) | Deletion::Before(task) => task,
     };
     state.delivery.bury(image);
-    state.services.wake.ring();
+    state.services.outbox_signal.notify();
     let task = tasks::reload(state, id).await?;
     if task.status != Status::Failed {
         return Ok(task);

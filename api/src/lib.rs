@@ -22,7 +22,6 @@ mod conditional;
 mod connections;
 mod cors;
 mod delivery;
-mod engine;
 mod extract;
 mod front;
 mod head;

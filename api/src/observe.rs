@@ -8,7 +8,8 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use safelight_common::{domain::TraceContext, telemetry::traces};
+use safelight_domain::TraceContext;
+use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 use uuid::Uuid;
 

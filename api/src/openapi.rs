@@ -212,7 +212,7 @@ fn example(code: ProblemCode) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::domain::{ErrorCode, ImageFormat, JobKind, Lane, Status, TaskKind};
+    use safelight_domain::{ErrorCode, ImageFormat, JobKind, Lane, Status, TaskKind};
     use serde_json::json;
 
     #[test]

@@ -1,10 +1,8 @@
 //! Keyset pages: `limit` and an opaque `cursor`.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use safelight_common::{
-    domain::{ImageId, TaskId},
-    store::PageRequest,
-};
+use safelight_domain::{ImageId, TaskId};
+use safelight_store::PageRequest;
 use uuid::Uuid;
 
 use crate::{

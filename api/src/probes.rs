@@ -10,10 +10,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use safelight_common::{
-    domain::{JobKind, Lane, Status},
-    store::{DynStore, StoreError, WorkerStatus},
-};
+use safelight_domain::{JobKind, Lane, Status};
+use safelight_store::{DynStore, StoreError, WorkerStatus};
 use serde::Serialize;
 use serde_json::json;
 use tokio::{
@@ -116,7 +114,7 @@ pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> 
         check(&DATABASE, services.store.ping()),
         check(&BLOBS, services.blobs.check()),
         async {
-            if only_delivers { None } else { Some(check(&BROKER, services.broker.check()).await) }
+            if only_delivers { None } else { Some(check(&BROKER, services.queue.check()).await) }
         },
     );
     let parts = PartsDocument { database, blobs, broker };

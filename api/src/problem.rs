@@ -14,10 +14,8 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use safelight_common::{
-    blobs::{BlobError, IntakeError},
-    store::StoreError,
-};
+use safelight_blobs::{BlobError, IntakeError};
+use safelight_store::StoreError;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;

@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Deref, sync::Arc, time::Duration};
 
-use safelight_common::{
-    domain::{Formats, Image, ImageFormat, Presets, Rendition},
-    services::Services,
-};
+use safelight_domain::{Formats, Image, ImageFormat, Presets, Rendition};
+use safelight_services::Services;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -87,7 +85,7 @@ impl ApiState {
             door: Door::new(services.config.is_for_this_machine()),
             key_uses: KeyUses::default(),
             rights: Rights::default(),
-            rates: Rates::new(&services.config),
+            rates: Rates::new(services.shared_cache.clone()),
             options,
             services,
         }))
@@ -117,7 +115,7 @@ pub struct CurrentPresets(BTreeMap<String, (String, Formats)>);
 
 impl CurrentPresets {
     fn new(presets: &Presets) -> Self {
-        let current = |(name, preset): (&String, &safelight_common::domain::Preset)| {
+        let current = |(name, preset): (&String, &safelight_domain::Preset)| {
             (name.clone(), (preset.fingerprint(), preset.formats.clone()))
         };
         Self(presets.iter().map(current).collect())

@@ -8,11 +8,8 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use safelight_common::{
-    domain::TaskId,
-    retry::Reconnect,
-    store::{StoreError, TaskVersion},
-};
+use safelight_domain::{TaskId, retry::Reconnect};
+use safelight_store::{StoreError, TaskVersion};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Clients waiting at once in this process. Past it a client is told to come back.
@@ -206,13 +203,12 @@ fn tick_for(watched: usize) -> Duration {
 mod tests {
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
-    use safelight_common::{
-        config::DatabaseUrl,
-        domain::{
-            ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Lane, Status, WorkerId,
-        },
-        store::{self, Claim, Doorbell, NewUpload},
+    use safelight_domain::JobNotice;
+    use safelight_domain::{
+        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Lane, Status, WorkerId,
     };
+    use safelight_store::{Claim, DynStore, NewUpload};
+    use safelight_store_sql::SqliteStore;
 
     use super::*;
 
@@ -290,8 +286,8 @@ mod tests {
     #[tokio::test]
     async fn the_real_store_is_asked_once_for_all() {
         let folder = tempfile::tempdir().expect("a folder");
-        let url = DatabaseUrl::Sqlite(folder.path().join("watch.db"));
-        let store = store::connect(&url, 2).await.expect("SQLite");
+        let path = folder.path().join("watch.db");
+        let store: DynStore = Arc::new(SqliteStore::open(&path).await.expect("SQLite"));
         store.migrate().await.expect("a schema");
         let uploads: Vec<_> = (0..50).map(|_| upload()).collect();
         for upload in &uploads {
@@ -312,9 +308,9 @@ mod tests {
         until(|| calls.load(Ordering::SeqCst) >= 2).await;
         for upload in &uploads {
             let (job, kind) = upload.jobs[0];
-            let doorbell = Doorbell { job, kind, lane: upload.lane, generation: 0, trace: None };
+            let notice = JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None };
             let lease = Duration::from_secs(30);
-            let claim = store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await;
+            let claim = store.claim(&notice, false, WorkerId::new(), lease, JOB_VERSION).await;
             assert!(matches!(claim, Ok(Claim::Run(_))), "{claim:?}");
         }
         for watcher in &mut watchers {
@@ -326,9 +322,9 @@ mod tests {
 
     fn upload() -> NewUpload {
         NewUpload {
-            owner: safelight_common::domain::Owner::local(),
-            visibility: safelight_common::domain::Visibility::Public,
-            quota: safelight_common::domain::Quota::default(),
+            owner: safelight_domain::Owner::local(),
+            visibility: safelight_domain::Visibility::Public,
+            quota: safelight_domain::Quota::default(),
             image: ImageId::new(),
             task: TaskId::new(),
             lane: Lane::Interactive,

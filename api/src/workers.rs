@@ -2,10 +2,8 @@
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
-use safelight_common::{
-    domain::WorkerId,
-    store::{QueueSlots, RegisteredWorker, WorkerStatus},
-};
+use safelight_domain::WorkerId;
+use safelight_store::{QueueSlots, RegisteredWorker, WorkerStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 

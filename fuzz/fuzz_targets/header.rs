@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use safelight_common::domain::ImageFormat;
+use safelight_domain::ImageFormat;
 use safelight_fuzz::LIMITS;
-use safelight_workers::imaging::{head_suffices, inspect};
+use safelight_imaging::{head_suffices, inspect};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = head_suffices(&bytes[..bytes.len().min(ImageFormat::SNIFF_BYTES)]);

@@ -6,9 +6,9 @@
 use std::io::stderr;
 
 use libfuzzer_sys::fuzz_target;
-use safelight_common::domain::{ImageFormat, Placeholder, Preset, Presets};
+use safelight_domain::{ImageFormat, Placeholder, Preset, Presets};
 use safelight_fuzz::{LIMITS, SECRET, presets};
-use safelight_workers::imaging::{Rendered, Renderer, inspect};
+use safelight_imaging::{Rendered, Renderer, inspect};
 use tracing::Level;
 
 fuzz_target!(

@@ -1,7 +1,7 @@
 //! What the fuzz targets and the maker of their first pictures share.
 
-use safelight_common::domain::{Fit, Focus, Preset, PresetFormat, Presets, Size};
-use safelight_workers::imaging::Limits;
+use safelight_domain::{Fit, Focus, Preset, PresetFormat, Presets, Size};
+use safelight_imaging::Limits;
 
 /// Small enough that memory stays flat and nothing sound takes a second.
 pub const LIMITS: Limits = Limits {

@@ -9,11 +9,10 @@ use std::{
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use safelight_common::{
-    blobs::{BlobContent, BlobError, BlobKey, Blobs, OpenBlob, StagedUpload},
-    config::BlobUrl,
-    domain::{ContentHash, ImageFormat, ImageId},
+use safelight_blobs::{
+    BlobContent, BlobError, BlobKey, BlobLocation, Blobs, OpenBlob, StagedUpload,
 };
+use safelight_domain::{ContentHash, ImageFormat, ImageId};
 use safelight_harness::{
     chaos::{Chaos, Link},
     s3::S3,
@@ -32,14 +31,15 @@ struct Bench {
 
 fn local() -> Result<Bench> {
     let folder = TempDir::new()?;
-    let url = BlobUrl::File(folder.path().join("blobs"));
+    let url = BlobLocation::Folder(folder.path().join("blobs"));
     let blobs = Blobs::open(&url, &folder.path().join("spool"))?;
     Ok(Bench { blobs, s3: None, folder })
 }
 
 fn s3() -> Result<Bench> {
     let (folder, s3) = (TempDir::new()?, S3::start("images")?);
-    let url = BlobUrl::S3 { bucket: "images".to_owned(), prefix: "some/prefix".to_owned() };
+    let url =
+        BlobLocation::Bucket { bucket: "images".to_owned(), prefix: "some/prefix".to_owned() };
     let blobs = Blobs::open_from(&url, &folder.path().join("spool"), s3.env())?;
     Ok(Bench { blobs, s3: Some(s3), folder })
 }
@@ -218,7 +218,7 @@ async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
     let chaos = Chaos::start(port.parse()?)?;
     let mut env = s3.env();
     env.push(("AWS_ENDPOINT".to_owned(), format!("http://127.0.0.1:{}", chaos.port())));
-    let url = BlobUrl::S3 { bucket: "images".to_owned(), prefix: String::new() };
+    let url = BlobLocation::Bucket { bucket: "images".to_owned(), prefix: String::new() };
     let blobs = Blobs::open_from(&url, folder.path(), env)?;
     let key = BlobKey::Blob(ContentHash::of(b"name"));
     blobs.put(&key, Bytes::from_static(b"bytes")).await?;

@@ -1,4 +1,4 @@
-//! What [`Broker`] promises, on both of its backends; and what only `RabbitMQ` can be asked.
+//! What [`JobQueue`] promises, on both of its backends; and what only `RabbitMQ` can be asked.
 
 mod faults;
 
@@ -6,13 +6,13 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
-use safelight_common::{
-    broker::{self, Broker, BrokerError, Delivery, DynBroker, Queue, Subscription, embedded},
-    config::QueueUrl,
-    domain::{JobId, JobKind, Lane, TraceContext},
-    store::Doorbell,
-};
+use safelight_config::QueueUrl;
+use safelight_domain::JobNotice;
+use safelight_domain::{JobId, JobKind, Lane, TraceContext};
 use safelight_harness::rabbitmq::RabbitMq;
+use safelight_queue::{
+    Delivery, DynJobQueue, InProcessQueue, JobQueue, Queue, QueueError, Subscription,
+};
 use tokio::time::{sleep, timeout};
 
 use crate::wait::eventually;
@@ -61,22 +61,22 @@ contract! {
     concurrent_publishers_are_all_confirmed,
 }
 
-async fn messages_arrive_on_the_queue_of_their_kind_and_lane(broker: DynBroker) -> Result<()> {
-    let sent: Vec<_> = Queue::all().map(|queue| (queue, doorbell(queue))).collect();
-    let doorbells: Vec<_> = sent.iter().map(|(_, doorbell)| *doorbell).collect();
-    broker.publish(&doorbells).await?;
+async fn messages_arrive_on_the_queue_of_their_kind_and_lane(broker: DynJobQueue) -> Result<()> {
+    let sent: Vec<_> = Queue::all().map(|queue| (queue, notice(queue))).collect();
+    let notices: Vec<_> = sent.iter().map(|(_, notice)| *notice).collect();
+    broker.publish(&notices).await?;
     for (queue, expected) in sent {
         let mut subscription = broker.subscribe(queue, 10).await?;
         let delivery = next(&mut subscription).await?;
-        ensure!(delivery.doorbell == expected && !delivery.redelivered, "{queue}");
+        ensure!(delivery.notice == expected && !delivery.redelivered, "{queue}");
         delivery.ack().await;
         ensure!(nothing_comes(&mut subscription).await, "{queue} got another queue's message");
     }
     Ok(())
 }
 
-async fn an_acknowledged_message_is_gone(broker: DynBroker) -> Result<()> {
-    let (first, second) = (doorbell(QUEUE), doorbell(QUEUE));
+async fn an_acknowledged_message_is_gone(broker: DynJobQueue) -> Result<()> {
+    let (first, second) = (notice(QUEUE), notice(QUEUE));
     broker.publish(&[first]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     next(&mut subscription).await?.ack().await;
@@ -84,13 +84,13 @@ async fn an_acknowledged_message_is_gone(broker: DynBroker) -> Result<()> {
     broker.publish(&[second]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     // Perhaps redelivered: the first subscription may have been given it as it ended.
-    ensure!(next(&mut subscription).await?.doorbell == second);
+    ensure!(next(&mut subscription).await?.notice == second);
     Ok(())
 }
 
-async fn acknowledging_some_at_once_leaves_the_rest(broker: DynBroker) -> Result<()> {
+async fn acknowledging_some_at_once_leaves_the_rest(broker: DynJobQueue) -> Result<()> {
     for kept in [[0, 4], [2, 3], [5, 7]] {
-        let sent: Vec<_> = (0..8).map(|_| doorbell(QUEUE)).collect();
+        let sent: Vec<_> = (0..8).map(|_| notice(QUEUE)).collect();
         broker.publish(&sent).await?;
         let mut subscription = broker.subscribe(QUEUE, 8).await?;
         let (mut done, mut left) = (Vec::new(), Vec::new());
@@ -98,43 +98,43 @@ async fn acknowledging_some_at_once_leaves_the_rest(broker: DynBroker) -> Result
             let delivery = next(&mut subscription).await?;
             if kept.contains(&place) { &mut left } else { &mut done }.push(delivery);
         }
-        let expected: HashSet<_> = left.iter().map(|delivery| delivery.doorbell).collect();
+        let expected: HashSet<_> = left.iter().map(|delivery| delivery.notice).collect();
         join_all(done.into_iter().rev().map(Delivery::ack)).await;
         drop((left, subscription));
         let mut subscription = broker.subscribe(QUEUE, 8).await?;
         let again = [next(&mut subscription).await?, next(&mut subscription).await?];
-        ensure!(again.iter().map(|one| one.doorbell).collect::<HashSet<_>>() == expected);
+        ensure!(again.iter().map(|one| one.notice).collect::<HashSet<_>>() == expected);
         ensure!(nothing_comes(&mut subscription).await, "an acknowledged message came again");
         join_all(again.into_iter().map(Delivery::ack)).await;
     }
     Ok(())
 }
 
-async fn a_requeued_message_comes_again_as_redelivered(broker: DynBroker) -> Result<()> {
-    broker.publish(&[doorbell(QUEUE)]).await?;
+async fn a_requeued_message_comes_again_as_redelivered(broker: DynJobQueue) -> Result<()> {
+    broker.publish(&[notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let delivery = next(&mut subscription).await?;
-    let first = delivery.doorbell;
+    let first = delivery.notice;
     delivery.requeue().await;
     let again = next(&mut subscription).await?;
-    ensure!(again.doorbell == first && again.redelivered);
+    ensure!(again.notice == first && again.redelivered);
     again.ack().await;
     ensure!(nothing_comes(&mut subscription).await, "delivered after its acknowledgement");
     Ok(())
 }
 
-async fn a_dropped_delivery_comes_again_as_redelivered(broker: DynBroker) -> Result<()> {
-    broker.publish(&[doorbell(QUEUE), doorbell(QUEUE)]).await?;
+async fn a_dropped_delivery_comes_again_as_redelivered(broker: DynJobQueue) -> Result<()> {
+    broker.publish(&[notice(QUEUE), notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
-    let first = next(&mut subscription).await?.doorbell;
+    let first = next(&mut subscription).await?.notice;
     // Ahead of the one that was not delivered yet.
     let again = next(&mut subscription).await?;
-    ensure!(again.doorbell == first && again.redelivered);
+    ensure!(again.notice == first && again.redelivered);
     Ok(())
 }
 
-async fn prefetch_bounds_what_is_unsettled(broker: DynBroker) -> Result<()> {
-    let sent: Vec<_> = (0..10).map(|_| doorbell(QUEUE)).collect();
+async fn prefetch_bounds_what_is_unsettled(broker: DynJobQueue) -> Result<()> {
+    let sent: Vec<_> = (0..10).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 3).await?;
     let mut held = Vec::new();
@@ -145,12 +145,12 @@ async fn prefetch_bounds_what_is_unsettled(broker: DynBroker) -> Result<()> {
     depth_becomes(&*broker, QUEUE, 7).await?;
     held.remove(0).ack().await;
     let fourth = next(&mut subscription).await?;
-    ensure!(fourth.doorbell == sent[3]);
+    ensure!(fourth.notice == sent[3]);
     ensure!(nothing_comes(&mut subscription).await, "one settled, two came");
     Ok(())
 }
 
-async fn competing_consumers_get_each_message_once(broker: DynBroker) -> Result<()> {
+async fn competing_consumers_get_each_message_once(broker: DynJobQueue) -> Result<()> {
     const COUNT: usize = 300;
     let (seen, mut all) = tokio::sync::mpsc::unbounded_channel();
     for _ in 0..3 {
@@ -158,13 +158,13 @@ async fn competing_consumers_get_each_message_once(broker: DynBroker) -> Result<
         let seen = seen.clone();
         tokio::spawn(async move {
             while let Some(delivery) = subscription.next().await {
-                let job = delivery.doorbell.job;
+                let job = delivery.notice.job;
                 delivery.ack().await;
                 let _ = seen.send(job);
             }
         });
     }
-    let sent: Vec<_> = (0..COUNT).map(|_| doorbell(QUEUE)).collect();
+    let sent: Vec<_> = (0..COUNT).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut jobs = HashSet::new();
     for _ in 0..COUNT {
@@ -175,31 +175,31 @@ async fn competing_consumers_get_each_message_once(broker: DynBroker) -> Result<
     Ok(())
 }
 
-async fn order_is_kept(broker: DynBroker) -> Result<()> {
-    let sent: Vec<_> = (0..200).map(|_| doorbell(QUEUE)).collect();
+async fn order_is_kept(broker: DynJobQueue) -> Result<()> {
+    let sent: Vec<_> = (0..200).map(|_| notice(QUEUE)).collect();
     for batch in sent.chunks(100) {
         broker.publish(batch).await?;
     }
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     for expected in &sent {
         let delivery = next(&mut subscription).await?;
-        ensure!(delivery.doorbell == *expected, "out of order");
+        ensure!(delivery.notice == *expected, "out of order");
         delivery.ack().await;
     }
     Ok(())
 }
 
-async fn depth_counts_what_waits(broker: DynBroker) -> Result<()> {
+async fn depth_counts_what_waits(broker: DynJobQueue) -> Result<()> {
     ensure!(broker.depth(QUEUE).await? == 0);
-    let sent: Vec<_> = (0..7).map(|_| doorbell(QUEUE)).collect();
+    let sent: Vec<_> = (0..7).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     depth_becomes(&*broker, QUEUE, 7).await?;
     ensure!(broker.depth(Queue { lane: Lane::Bulk, ..QUEUE }).await? == 0);
     Ok(())
 }
 
-async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynBroker) -> Result<()> {
-    let sent: Vec<_> = (0..20).map(|_| doorbell(QUEUE)).collect();
+async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynJobQueue) -> Result<()> {
+    let sent: Vec<_> = (0..20).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 10).await?;
     let in_hand = next(&mut subscription).await?;
@@ -207,18 +207,18 @@ async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynBroker) 
     drop(subscription);
     depth_becomes(&*broker, QUEUE, 19).await?;
     let mut subscription = broker.subscribe(QUEUE, 20).await?;
-    let mut jobs = HashSet::from([in_hand.doorbell.job]);
+    let mut jobs = HashSet::from([in_hand.notice.job]);
     for _ in 0..19 {
         let delivery = next(&mut subscription).await?;
-        jobs.insert(delivery.doorbell.job);
+        jobs.insert(delivery.notice.job);
         delivery.ack().await;
     }
-    ensure!(jobs == sent.iter().map(|doorbell| doorbell.job).collect());
+    ensure!(jobs == sent.iter().map(|notice| notice.job).collect());
     Ok(())
 }
 
-async fn deliveries_outlive_their_subscription(broker: DynBroker) -> Result<()> {
-    broker.publish(&[doorbell(QUEUE), doorbell(QUEUE)]).await?;
+async fn deliveries_outlive_their_subscription(broker: DynJobQueue) -> Result<()> {
+    broker.publish(&[notice(QUEUE), notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 2).await?;
     let first = next(&mut subscription).await?;
     let second = next(&mut subscription).await?;
@@ -226,14 +226,14 @@ async fn deliveries_outlive_their_subscription(broker: DynBroker) -> Result<()> 
     let mut other = broker.subscribe(QUEUE, 2).await?;
     ensure!(nothing_comes(&mut other).await, "taken from the hand that holds it");
     first.ack().await;
-    let expected = second.doorbell;
+    let expected = second.notice;
     second.requeue().await;
-    ensure!(next(&mut other).await?.doorbell == expected);
+    ensure!(next(&mut other).await?.notice == expected);
     Ok(())
 }
 
-async fn close_ends_everything(broker: DynBroker) -> Result<()> {
-    let sent: Vec<_> = (0..5).map(|_| doorbell(QUEUE)).collect();
+async fn close_ends_everything(broker: DynJobQueue) -> Result<()> {
+    let sent: Vec<_> = (0..5).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut busy = broker.subscribe(QUEUE, 2).await?;
     let mut idle = broker.subscribe(Queue { lane: Lane::Bulk, ..QUEUE }, 2).await?;
@@ -248,13 +248,13 @@ async fn close_ends_everything(broker: DynBroker) -> Result<()> {
     Ok(())
 }
 
-async fn concurrent_publishers_are_all_confirmed(broker: DynBroker) -> Result<()> {
+async fn concurrent_publishers_are_all_confirmed(broker: DynJobQueue) -> Result<()> {
     let mut publishers = tokio::task::JoinSet::new();
     // Two for each queue.
     for queue in Queue::all().chain(Queue::all()) {
         let broker = Arc::clone(&broker);
         publishers.spawn(async move {
-            let sent: Vec<_> = (0..500).map(|_| doorbell(queue)).collect();
+            let sent: Vec<_> = (0..500).map(|_| notice(queue)).collect();
             for batch in sent.chunks(50) {
                 broker.publish(batch).await?;
             }
@@ -274,7 +274,7 @@ async fn concurrent_publishers_are_all_confirmed(broker: DynBroker) -> Result<()
         let mut subscription = broker.subscribe(queue, 64).await?;
         for _ in 0..1000 {
             let delivery = next(&mut subscription).await?;
-            arrived.insert(delivery.doorbell);
+            arrived.insert(delivery.notice);
             delivery.ack().await;
         }
     }
@@ -282,17 +282,17 @@ async fn concurrent_publishers_are_all_confirmed(broker: DynBroker) -> Result<()
     Ok(())
 }
 
-async fn a_message_carries_its_trace(broker: DynBroker) -> Result<()> {
+async fn a_message_carries_its_trace(broker: DynJobQueue) -> Result<()> {
     let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 });
-    let sent = [Doorbell { trace, ..doorbell(QUEUE) }, doorbell(QUEUE)];
+    let sent = [JobNotice { trace, ..notice(QUEUE) }, notice(QUEUE)];
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
-    for doorbell in sent {
+    for notice in sent {
         let delivery = next(&mut subscription).await?;
-        ensure!(delivery.doorbell == doorbell, "{:?} is not {doorbell:?}", delivery.doorbell);
+        ensure!(delivery.notice == notice, "{:?} is not {notice:?}", delivery.notice);
         delivery.requeue().await;
         let delivery = next(&mut subscription).await?;
-        ensure!(delivery.doorbell == doorbell, "{:?} is not {doorbell:?}", delivery.doorbell);
+        ensure!(delivery.notice == notice, "{:?} is not {notice:?}", delivery.notice);
         delivery.ack().await;
     }
     Ok(())
@@ -301,25 +301,25 @@ async fn a_message_carries_its_trace(broker: DynBroker) -> Result<()> {
 #[tokio::test]
 async fn a_full_in_process_queue_refuses() -> Result<()> {
     let broker = open("embedded:").await?;
-    let sent: Vec<_> = (0..embedded::CAPACITY).map(|_| doorbell(QUEUE)).collect();
+    let sent: Vec<_> = (0..InProcessQueue::CAPACITY).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
-    let refused = broker.publish(&[doorbell(QUEUE)]).await;
-    ensure!(matches!(refused, Err(BrokerError::Full)));
-    ensure!(broker.depth(QUEUE).await? == embedded::CAPACITY as u64);
+    let refused = broker.publish(&[notice(QUEUE)]).await;
+    ensure!(matches!(refused, Err(QueueError::Full)));
+    ensure!(broker.depth(QUEUE).await? == InProcessQueue::CAPACITY as u64);
     let other = Queue { kind: JobKind::Thumbnail, ..QUEUE };
-    broker.publish(&[doorbell(other)]).await?;
+    broker.publish(&[notice(other)]).await?;
     Ok(())
 }
 
 /// The broker at `url`, ready to publish.
-async fn open(url: &str) -> Result<DynBroker> {
-    let broker = broker::open(&url.parse::<QueueUrl>()?);
+async fn open(url: &str) -> Result<DynJobQueue> {
+    let broker = safelight_harness::open::queue(&url.parse::<QueueUrl>()?);
     eventually("the broker is ready", async || Ok(broker.check().await.is_ok())).await?;
     Ok(broker)
 }
 
-fn doorbell(queue: Queue) -> Doorbell {
-    Doorbell { job: JobId::new(), kind: queue.kind, lane: queue.lane, generation: 3, trace: None }
+fn notice(queue: Queue) -> JobNotice {
+    JobNotice { job: JobId::new(), kind: queue.kind, lane: queue.lane, generation: 3, trace: None }
 }
 
 async fn next(subscription: &mut Subscription) -> Result<Delivery> {
@@ -331,7 +331,7 @@ async fn nothing_comes(subscription: &mut Subscription) -> bool {
     timeout(QUIET, subscription.next()).await.is_err()
 }
 
-async fn depth_becomes(broker: &dyn Broker, queue: Queue, expected: u64) -> Result<()> {
+async fn depth_becomes(broker: &dyn JobQueue, queue: Queue, expected: u64) -> Result<()> {
     let what = format!("{queue} holds {expected}");
     eventually(&what, async || Ok(broker.depth(queue).await.is_ok_and(|depth| depth == expected)))
         .await

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
-use safelight_common::blobs::{Bucket, Listed};
+use safelight_blobs::{Bucket, Listed};
 use safelight_harness::s3::S3;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -1,4 +1,4 @@
-//! What every [`Store`](safelight_common::store::Store) promises, on each of its backends.
+//! What every [`Store`](safelight_store::Store) promises, on each of its backends.
 //!
 //! One function per promise; the test's name ends with the backend that it ran on. Where time
 //! matters the tests use durations of zero, which are over at once, and of an hour, which never are.

@@ -1,8 +1,8 @@
 //! What a running server tells Prometheus.
 
 use anyhow::{Context, Result, ensure};
-use safelight_common::telemetry::names::{METRICS, Metric, MetricType};
 use safelight_harness::{client::Client, metrics::Metrics, pictures};
+use safelight_telemetry::names::{METRICS, Metric, MetricType};
 use tempfile::TempDir;
 
 use super::serve;

@@ -5,7 +5,7 @@ use reqwest::{
     StatusCode,
     header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
-use safelight_common::domain::ContentHash;
+use safelight_domain::ContentHash;
 use safelight_harness::{
     client::{Client, Form, accepted},
     fleet::Plan,

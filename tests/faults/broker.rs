@@ -115,11 +115,11 @@ async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
     let ledger = upload_all(&cluster.client()?, &bodies).await?;
     let database = cluster.database();
     published(&database, 16).await?;
-    let doorbells = database.doorbells().await?;
+    let notices = database.notices().await?;
     let (_connection, channel) = channel(&cluster).await?;
     // 7 and 16 have no common divisor: each round rings every bell once, in another order.
-    for step in 0..3 * doorbells.len() {
-        let [kind, lane, job, generation] = &doorbells[(step * 7 + step / 16) % doorbells.len()];
+    for step in 0..3 * notices.len() {
+        let [kind, lane, job, generation] = &notices[(step * 7 + step / 16) % notices.len()];
         let body = json!({ "v": 1, "job": job, "generation": generation.parse::<u32>()? });
         let queue = format!("safelight.{kind}.{lane}.v1");
         let options = BasicPublishOptions::default();

@@ -134,7 +134,7 @@ async fn an_upload_comes(
 
 /// Stores bytes under their name without telling anybody, long ago.
 fn orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
-    let hash = safelight_common::domain::ContentHash::of(photo).to_string();
+    let hash = safelight_domain::ContentHash::of(photo).to_string();
     let folder = blobs.join("blobs").join(&hash[..2]);
     fs::create_dir_all(&folder)?;
     let path = folder.join(hash);
@@ -251,7 +251,7 @@ async fn a_command_deletes_and_collects() -> Result<()> {
     let receipt: Value = serde_json::from_str(&ended.stdout)?;
     assert_eq!((&receipt["status"], &receipt["kind"]), (&"succeeded".into(), &"delete".into()));
     assert!(receipt["receipt"]["removed_at"].is_string(), "{receipt:#}");
-    let unknown = safelight_common::domain::ImageId::new().to_string();
+    let unknown = safelight_domain::ImageId::new().to_string();
     assert_eq!(command(&["images", "delete", image, &unknown]).await?.code, Some(1));
     assert_eq!(command(&["images", "delete", "elephant"]).await?.code, Some(2));
     assert_eq!(command(&["images", "delete"]).await?.code, Some(2));

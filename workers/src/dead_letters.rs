@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use metrics::counter;
-use safelight_common::{broker::Delivery, services::Services, store::StoreError};
+use safelight_queue::Delivery;
+use safelight_services::Services;
+use safelight_store::StoreError;
+use safelight_telemetry::DependencyHealth;
 use tokio_util::sync::CancellationToken;
-
-use crate::trouble::Trouble;
 
 /// Dead letters in hand at once.
 const PREFETCH: u16 = 32;
@@ -24,15 +25,15 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 }
 
 async fn bury(services: &Services) {
-    let mut trouble = Trouble::new("take dead letters from the broker");
+    let mut trouble = DependencyHealth::new("take dead letters from the broker");
     let mut letters = loop {
-        match services.broker.dead_letters(PREFETCH).await {
+        match services.queue.dead_letters(PREFETCH).await {
             Ok(letters) => break letters,
             Err(error) => tokio::time::sleep(trouble.failed(&error)).await,
         }
     };
     trouble.over();
-    let mut trouble = Trouble::new("reconcile dead letters with the database");
+    let mut trouble = DependencyHealth::new("reconcile dead letters with the database");
     while let Some(letter) = letters.next().await {
         match reconcile(services, &letter).await {
             Ok(()) => {
@@ -49,20 +50,18 @@ async fn bury(services: &Services) {
 
 /// A job that still waits gets a new message; one that has ended, or runs, needs none.
 async fn reconcile(services: &Services, letter: &Delivery) -> Result<(), StoreError> {
-    let job = letter.doorbell.job;
-    let rung = services.store.ring_again(job, REST).await?;
+    let job = letter.notice.job;
+    let rung = services.store.republish(job, REST).await?;
     tracing::warn!(%job, rung, "the broker gave up on a job's message");
-    counter!("safelight_dead_letters_total", "kind" => letter.doorbell.kind.as_str()).increment(1);
+    counter!("safelight_dead_letters_total", "kind" => letter.notice.kind.as_str()).increment(1);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::{
-        broker::Queue,
-        domain::{JobKind, Lane},
-        store::Room,
-    };
+    use safelight_domain::{JobKind, Lane};
+    use safelight_queue::Queue;
+    use safelight_store::QueueCapacity;
 
     use super::*;
     use crate::tests::lab::{Lab, picture};
@@ -70,22 +69,22 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_job_gets_a_new_message_and_one_that_ended_does_not() {
         let lab = Lab::new(&[]).await;
-        let Services { store, broker, .. } = &lab.services;
+        let Services { store, queue, .. } = &lab.services;
         let upload = lab.upload(&picture()).await;
         let due = store
-            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
             .await
             .expect("take")
             .due;
-        broker.publish(&due).await.expect("publish");
+        queue.publish(&due).await.expect("publish");
         store.mark_published(&due).await.expect("mark");
-        let queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
-        let mut subscription = broker.subscribe(queue, 1).await.expect("subscribe");
+        let name = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+        let mut subscription = queue.subscribe(name, 1).await.expect("subscribe");
         let letter = subscription.next().await.expect("a delivery");
 
         reconcile(&lab.services, &letter).await.expect("reconcile");
         let next = store
-            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
             .await
             .expect("take")
             .next_in;
@@ -93,8 +92,10 @@ mod tests {
 
         store.cancel(upload.task).await.expect("cancel");
         reconcile(&lab.services, &letter).await.expect("reconcile");
-        let batch =
-            store.take_unpublished(&Room::each(9), Duration::from_secs(10)).await.expect("take");
+        let batch = store
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
+            .await
+            .expect("take");
         assert_eq!((batch.due.len(), batch.next_in), (0, None));
     }
 }

@@ -7,18 +7,15 @@
 
 pub mod backfill;
 pub mod dead_letters;
-pub mod decoder;
 mod handlers;
-pub mod imaging;
 pub mod janitor;
 mod policy;
 pub mod relay;
 mod removal;
 pub mod rescuer;
-mod trouble;
 pub mod worker;
 
 #[cfg(test)]
 mod tests;
 
-pub use worker::WorkerOptions;
+pub use worker::{WorkerOptions, decoder_options};

@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use metrics::counter;
-use safelight_common::{
-    config::Config,
-    domain::Failure,
-    retry,
-    store::{ClaimedJob, Outcome},
-};
+use safelight_config::Config;
+use safelight_domain::{Failure, retry};
+use safelight_store::{ClaimedJob, Outcome};
 
 /// Another attempt after a jittered delay; or, where no attempt can help or none is left, the end.
 pub(crate) fn after_failure(job: &ClaimedJob, failure: Failure, config: &Config) -> Outcome {

@@ -3,17 +3,13 @@
 
 use std::time::Duration;
 
-use safelight_common::{
-    broker::{BrokerError, Queue},
-    fail_point,
-    services::Services,
-    store::{Doorbell, OutboxBatch, Room, StoreError},
-    telemetry::traces,
-};
+use safelight_domain::JobNotice;
+use safelight_queue::{Queue, QueueError};
+use safelight_services::Services;
+use safelight_store::{OutboxBatch, QueueCapacity, StoreError};
+use safelight_telemetry::{DependencyHealth, traces};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, field::Empty};
-
-use crate::trouble::Trouble;
 
 /// Jobs of one queue per publish; larger batches are hardly faster.
 const BATCH: u32 = 256;
@@ -32,14 +28,14 @@ pub(crate) enum RelayError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Broker(#[from] BrokerError),
+    Queue(#[from] QueueError),
 }
 
 /// How long a batch may take that was begun before `shutdown`: nobody else sees its rows during the hold.
 const FINISH: Duration = Duration::from_secs(5);
 
 /// Publishes what the outbox holds, as it comes due, until `shutdown`; then once more, so that what was accepted
-/// last waits for nobody else. Sleeps until [`Services::wake`] rings, the next row comes due, or `relay_poll_ms` is over.
+/// last waits for nobody else. Sleeps until [`OutboxSignal`] notifies, the next row comes due, or `relay_poll_ms` is over.
 ///
 /// Of a backlog only about `publish_ahead` messages wait in each queue, so that whoever comes late waits for no
 /// more than those: what the outbox holds is taken from owners and backfills in turn.
@@ -56,7 +52,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 
 async fn relay(services: &Services, shutdown: &CancellationToken) {
     let poll = Duration::from_millis(services.config.relay_poll_ms);
-    let mut trouble = Trouble::new("publish jobs");
+    let mut trouble = DependencyHealth::new("publish jobs");
     let mut relay = Relay::new(services);
     loop {
         let is_last = shutdown.is_cancelled();
@@ -78,7 +74,7 @@ async fn relay(services: &Services, shutdown: &CancellationToken) {
         if !pause.is_zero() {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = services.wake.heard() => {}
+                () = services.outbox_signal.notified() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = relay.room(services) => {}
             }
@@ -98,7 +94,7 @@ impl Relay {
     /// A relay that has published nothing yet.
     pub fn new(services: &Services) -> Self {
         Self {
-            forgotten: !services.broker.survives_restart(),
+            forgotten: !services.queue.survives_restart(),
             // Nothing before the first look: what others have published may wait there.
             credit: Queue::all().map(|queue| (queue, 0)).collect(),
         }
@@ -122,15 +118,15 @@ impl Relay {
             .credit
             .iter()
             .map(|(queue, credit)| (queue.kind, queue.lane, (*credit).min(BATCH)));
-        let batch = store.take_unpublished(&Room(room.collect()), HOLD).await?;
+        let batch = store.take_unpublished(&QueueCapacity(room.collect()), HOLD).await?;
         if batch.due.is_empty() {
             return asked.map(|()| batch.next_in);
         }
-        fail_point::hit("relay.taken").await;
+        safelight_fail_points::hit("relay.taken").await;
         self.spend(&batch.due);
         // They end, and are exported, with the confirms.
         let spans = spans(services, &batch.due);
-        if let Err(error) = services.broker.publish(&batch.due).await {
+        if let Err(error) = services.queue.publish(&batch.due).await {
             for span in &spans {
                 span.record("otel.status_code", "error");
             }
@@ -141,7 +137,7 @@ impl Relay {
             return Err(error.into());
         }
         drop(spans);
-        fail_point::hit("relay.confirmed").await;
+        safelight_fail_points::hit("relay.confirmed").await;
         store.mark_published(&batch.due).await?;
         asked.map(|()| self.next_in(&batch))
     }
@@ -177,7 +173,7 @@ impl Relay {
         let ahead = services.config.publish_ahead;
         let mut failure = None;
         for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
-            match services.broker.depth(*queue).await {
+            match services.queue.depth(*queue).await {
                 Ok(depth) => {
                     let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
                     *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
@@ -189,7 +185,7 @@ impl Relay {
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    fn spend(&mut self, published: &[Doorbell]) {
+    fn spend(&mut self, published: &[JobNotice]) {
         for bell in published {
             let found = self.credit.iter_mut().find(|(queue, _)| *queue == Queue::of(bell));
             if let Some((_, credit)) = found {
@@ -200,28 +196,28 @@ impl Relay {
 }
 
 /// One span for each message that belongs to a trace, in that trace.
-fn spans(services: &Services, due: &[Doorbell]) -> Vec<Span> {
+fn spans(services: &Services, due: &[JobNotice]) -> Vec<Span> {
     if !traces::are_on() {
         return Vec::new();
     }
-    let traced = due.iter().filter(|doorbell| doorbell.trace.is_some());
-    traced.map(|doorbell| span(services, doorbell)).collect()
+    let traced = due.iter().filter(|notice| notice.trace.is_some());
+    traced.map(|notice| span(services, notice)).collect()
 }
 
-fn span(services: &Services, doorbell: &Doorbell) -> Span {
-    let queue = Queue::of(doorbell);
+fn span(services: &Services, notice: &JobNotice) -> Span {
+    let queue = Queue::of(notice);
     let span = tracing::info_span!(
         target: traces::TARGET,
         "publish",
-        otel.name = format!("publish {}", doorbell.kind),
+        otel.name = format!("publish {}", notice.kind),
         otel.kind = "producer",
         otel.status_code = Empty,
         messaging.system = services.config.queue_url.system(),
         messaging.operation.name = "publish",
         messaging.destination.name = %queue,
-        messaging.message.id = %doorbell.job,
-        safelight.job = %doorbell.job,
+        messaging.message.id = %notice.job,
+        safelight.job = %notice.job,
     );
-    traces::continue_from(&span, doorbell.trace);
+    traces::continue_from(&span, notice.trace);
     span
 }

@@ -4,15 +4,14 @@
 
 use std::{error::Error, time::Duration};
 
-use safelight_common::{
-    broker::{BrokerError, Queue},
-    domain::{ErrorCode, Failure},
-    services::Services,
-    store::{ClaimedJob, Settled, StoreError},
-};
+use safelight_domain::{ErrorCode, Failure};
+use safelight_queue::{Queue, QueueError};
+use safelight_services::Services;
+use safelight_store::{ClaimedJob, Settled, StoreError};
+use safelight_telemetry::DependencyHealth;
 use tokio_util::sync::CancellationToken;
 
-use crate::{policy, trouble::Trouble, worker::heartbeat};
+use crate::{policy, worker::heartbeat};
 
 /// Rows looked at in one statement.
 const BATCH: u32 = 256;
@@ -57,7 +56,7 @@ pub(crate) enum RescueError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Broker(#[from] BrokerError),
+    Queue(#[from] QueueError),
 }
 
 /// Does `work` now and every `period`; after a failure sooner.
@@ -70,7 +69,7 @@ pub(crate) async fn every<E, Work>(
     E: Error + 'static,
     Work: Future<Output = Result<(), E>>,
 {
-    let mut trouble = Trouble::new(what);
+    let mut trouble = DependencyHealth::new(what);
     loop {
         let pause = match work(services.clone()).await {
             Ok(()) => {
@@ -91,7 +90,7 @@ pub(crate) async fn rescue_leases(services: Services) -> Result<(), RescueError>
             rescue(&services, job).await?;
         }
         if !expired.is_empty() {
-            services.wake.ring();
+            services.outbox_signal.notify();
         }
         if expired.len() < BATCH as usize {
             return Ok(());
@@ -124,7 +123,7 @@ pub(crate) async fn rescue_messages(services: Services) -> Result<(), RescueErro
         if expected == 0 {
             continue;
         }
-        let missing = expected.saturating_sub(services.broker.depth(queue).await?);
+        let missing = expected.saturating_sub(services.queue.depth(queue).await?);
         let limit = u32::try_from(missing).unwrap_or(u32::MAX);
         if limit > 0 {
             republished += services.store.unpublish(queue.kind, queue.lane, waited, limit).await?;
@@ -132,7 +131,7 @@ pub(crate) async fn rescue_messages(services: Services) -> Result<(), RescueErro
     }
     if republished > 0 {
         tracing::info!(jobs = republished, "publishing jobs whose message seems lost");
-        services.wake.ring();
+        services.outbox_signal.notify();
     }
     Ok(())
 }
@@ -154,10 +153,8 @@ pub(crate) async fn prune_tasks(services: Services) -> Result<(), RescueError> {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::{
-        domain::{JobKind, Lane},
-        store::Room,
-    };
+    use safelight_domain::{JobKind, Lane};
+    use safelight_store::QueueCapacity;
 
     use super::*;
     use crate::tests::lab::{Lab, picture};
@@ -165,32 +162,32 @@ mod tests {
     #[tokio::test]
     async fn only_lost_messages_are_published_again() {
         let lab = Lab::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
-        let Services { store, broker, .. } = &lab.services;
+        let Services { store, queue, .. } = &lab.services;
         lab.upload(&picture()).await;
         lab.upload(&picture()).await;
         let due = store
-            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
             .await
             .expect("take")
             .due;
         assert_eq!(due.len(), 4);
-        broker.publish(&due).await.expect("publish");
+        queue.publish(&due).await.expect("publish");
         store.mark_published(&due).await.expect("mark");
         rescue_messages(lab.services.clone()).await.expect("rescue");
         assert_eq!(store.count_unpublished().await.expect("count"), 0, "nothing was lost");
-        let queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
-        let mut subscription = broker.subscribe(queue, 1).await.expect("subscribe");
+        let name = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+        let mut subscription = queue.subscribe(name, 1).await.expect("subscribe");
         subscription.next().await.expect("a delivery").ack().await;
         drop(subscription);
         crate::tests::lab::within("the fetched one is back", async {
-            while broker.depth(queue).await.expect("depth") != 1 {
+            while queue.depth(name).await.expect("depth") != 1 {
                 tokio::task::yield_now().await;
             }
         })
         .await;
         rescue_messages(lab.services.clone()).await.expect("rescue");
         let again = store
-            .take_unpublished(&Room::each(9), Duration::from_secs(10))
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
             .await
             .expect("take")
             .due;

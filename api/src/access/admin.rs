@@ -9,11 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use chrono::{DateTime, Utc};
-use safelight_common::{
-    domain::{ApiKey, Owner, Scope, Scopes},
-    secrets::ApiSecret,
-    store::{AuditEntry, NewApiKey},
-};
+use safelight_domain::{ApiKey, Owner, Scope, Scopes, secrets::ApiSecret};
+use safelight_store::{AuditEntry, NewApiKey};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;

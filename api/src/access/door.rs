@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, header, uri::Authority};
-use safelight_common::store::DynStore;
+use safelight_store::DynStore;
 
 use crate::problem::Problem;
 

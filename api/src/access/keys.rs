@@ -8,11 +8,8 @@ use std::{
 
 use axum::http::{HeaderMap, header};
 use moka::sync::Cache;
-use safelight_common::{
-    domain::{ApiKey, ContentHash, Scope},
-    secrets::ApiSecret,
-    store::DynStore,
-};
+use safelight_domain::{ApiKey, ContentHash, Scope, secrets::ApiSecret};
+use safelight_store::DynStore;
 use uuid::Uuid;
 
 use super::{Caller, invalid_key};

@@ -26,10 +26,8 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use safelight_common::{
-    domain::{Owner, Scope, Scopes},
-    store::AuditEntry,
-};
+use safelight_domain::{Owner, Scope, Scopes};
+use safelight_store::AuditEntry;
 use tracing::Instrument;
 use uuid::Uuid;
 

@@ -2,7 +2,7 @@
 //! the tests walk it.
 
 use axum::http::Method;
-use safelight_common::domain::Scope;
+use safelight_domain::Scope;
 use utoipa::openapi::{
     OpenApi,
     path::Operation,

@@ -8,11 +8,8 @@ use axum::{
     http::{HeaderMap, Uri},
 };
 use chrono::{DateTime, Utc};
-use safelight_common::{
-    domain::{ImageId, Owner, Scope},
-    secrets,
-    store::{LiveSigningKey, NewSigningKey},
-};
+use safelight_domain::{ImageId, Owner, Scope, secrets};
+use safelight_store::{LiveSigningKey, NewSigningKey};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

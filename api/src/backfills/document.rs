@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use safelight_common::domain::{Backfill, BackfillKind, BackfillState, ImageFormat, Visibility};
+use safelight_domain::{Backfill, BackfillKind, BackfillState, ImageFormat, Visibility};
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -12,10 +12,8 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use safelight_common::{
-    domain::{Task, TaskId, TaskKind},
-    store::NewBackfill,
-};
+use safelight_domain::{Task, TaskId, TaskKind};
+use safelight_store::NewBackfill;
 
 use self::request::BackfillRequest;
 use crate::{

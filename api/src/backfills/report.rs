@@ -2,10 +2,8 @@
 
 use axum::body::Bytes;
 use futures::{Stream, StreamExt, stream};
-use safelight_common::{
-    domain::{ItemOutcome, TaskId},
-    store::{DynStore, Item, StoreError},
-};
+use safelight_domain::{ItemOutcome, TaskId};
+use safelight_store::{DynStore, Item, StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;

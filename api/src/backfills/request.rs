@@ -1,11 +1,8 @@
 //! What a client may ask of a backfill, and whether this server can do it.
 
 use chrono::{DateTime, Datelike, Utc};
-use safelight_common::{
-    config::{Config, QueueUrl},
-    domain::{BackfillKind, BackfillSpec, ImageFormat, Owner, Quota, TaskId, Visibility},
-    roots,
-};
+use safelight_config::{Config, QueueUrl, import_roots};
+use safelight_domain::{BackfillKind, BackfillSpec, ImageFormat, Owner, Quota, TaskId, Visibility};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -167,7 +164,7 @@ fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
     let is_elsewhere = config.queue_url != QueueUrl::Embedded
         && !source.starts_with("s3://")
         && std::fs::metadata(&source).is_err();
-    if !open_to_all && (is_elsewhere || !roots::contain(&config.import_roots, &source)) {
+    if !open_to_all && (is_elsewhere || !import_roots::contain(&config.import_roots, &source)) {
         return Err(Problem::new(
             ProblemCode::SourceForbidden,
             "The source is in none of the folders and buckets that imports may read.",

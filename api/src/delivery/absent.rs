@@ -3,11 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::http::HeaderMap;
-use safelight_common::{
-    domain::{Failure, ImageId, Job, JobId, JobKind, Lane, Status, Task, TaskId},
-    store::{RenditionRequest, Requested, StoreError},
-    telemetry::traces,
-};
+use safelight_domain::{Failure, ImageId, Job, JobId, JobKind, Lane, Status, Task, TaskId};
+use safelight_store::{RenditionRequest, Requested, StoreError};
+use safelight_telemetry::traces;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +135,7 @@ async fn request(state: &ApiState, image: ImageId) -> Result<Making, StoreError>
     let task = match state.services.store.request_rendition(&request).await? {
         Requested::Queued(task) => {
             tracing::info!(%image, %task, "renditions were asked for that the image lacks");
-            state.services.wake.ring();
+            state.services.outbox_signal.notify();
             task
         }
         Requested::Pending(task) | Requested::Recent(task) => task,

@@ -6,10 +6,8 @@ use std::{
 };
 
 use moka::sync::Cache;
-use safelight_common::{
-    domain::{Image, ImageId},
-    store::{DynStore, StoreError},
-};
+use safelight_domain::{Image, ImageId};
+use safelight_store::{DynStore, StoreError};
 
 use super::{
     entry::Entry,

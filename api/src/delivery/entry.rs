@@ -5,10 +5,8 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{CacheKey, Image, ImageFormat, Owner, Visibility},
-};
+use safelight_blobs::BlobKey;
+use safelight_domain::{CacheKey, Image, ImageFormat, Owner, Visibility};
 
 use super::source::Content;
 use crate::{

@@ -27,11 +27,9 @@ use axum::{
     http::{HeaderMap, Method, Uri},
     response::Response,
 };
-use safelight_common::{
-    domain::{Image, ImageId, JobKind, Task},
-    services::Services,
-    store::StoreError,
-};
+use safelight_domain::{Image, ImageId, JobKind, Task};
+use safelight_services::Services;
+use safelight_store::StoreError;
 
 use crate::{
     access::signed,
@@ -61,7 +59,7 @@ impl Delivery {
     pub fn new(services: &Services, presets: &Arc<CurrentPresets>, delivers: bool) -> Self {
         let good_for = Duration::from_millis(services.config.metadata_cache_ms);
         let tiers = if delivers {
-            Tiers::new(&services.config, &services.blobs)
+            Tiers::new(&services.config, &services.blobs, services.shared_cache.clone())
         } else {
             Tiers::bare(&services.config, &services.blobs)
         };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
-use safelight_common::domain::ImageFormat;
+use safelight_domain::ImageFormat;
 
 use super::entry::Representation;
 

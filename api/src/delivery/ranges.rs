@@ -8,7 +8,7 @@ use axum::{
 };
 use futures::{StreamExt, stream};
 use http_range_header::RangeUnsatisfiableError;
-use safelight_common::domain::ImageFormat;
+use safelight_domain::ImageFormat;
 use uuid::Uuid;
 
 use super::source::Held;

@@ -5,10 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use redis::{Cmd, RedisResult};
+use safelight_shared_cache::SharedCache;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-
-use crate::engine::Engine;
 
 /// How many tokens a bucket holds, and how long it takes to fill an empty one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +51,7 @@ impl Rate {
 /// The buckets of everybody: in the shared engine if there is one, so that all nodes take from the same; else,
 /// or while it is away, in this process.
 pub struct Buckets {
-    engine: Option<Engine>,
+    engine: Option<SharedCache>,
     own: Cache<String, Arc<Mutex<Instant>>>,
 }
 
@@ -73,7 +72,7 @@ const SCRIPT: &str = "
 
 impl Buckets {
     /// Full ones.
-    pub fn new(engine: Option<Engine>, longest_window: Duration) -> Self {
+    pub fn new(engine: Option<SharedCache>, longest_window: Duration) -> Self {
         let own = Cache::builder().max_capacity(MAX_OWN).time_to_idle(longest_window).build();
         Self { engine, own }
     }
@@ -96,7 +95,7 @@ impl Buckets {
     }
 }
 
-async fn shared(engine: &Engine, name: &str, rate: Rate) -> RedisResult<Taken> {
+async fn shared(engine: &SharedCache, name: &str, rate: Rate) -> RedisResult<Taken> {
     let mut command = Cmd::new();
     command.arg("EVAL").arg(SCRIPT).arg(1).arg(format!("safelight:{{{name}}}:rate"));
     command.arg(u64::try_from(rate.window.as_micros()).unwrap_or(u64::MAX)).arg(rate.tokens);

@@ -9,17 +9,15 @@ use axum::{
     extract::State,
     http::{HeaderMap, HeaderName, HeaderValue, header},
 };
-use safelight_common::{
-    config::{Config, OwnerLimits},
-    domain::{Owner, Quota, Usage},
-};
+use safelight_config::{Config, OwnerLimits};
+use safelight_domain::{Owner, Quota, Usage};
+use safelight_shared_cache::SharedCache;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::bucket::{Buckets, Rate, Taken};
 use crate::{
     access::Caller,
-    engine::Engine,
     openapi::LimitProblems,
     problem::{Problem, ProblemCode},
     state::ApiState,
@@ -62,8 +60,8 @@ pub struct Rates(Buckets);
 
 impl Rates {
     /// Nobody has asked for anything yet.
-    pub fn new(config: &Config) -> Self {
-        Self(Buckets::new(Engine::new(&config.shared_cache_url), WINDOW))
+    pub fn new(shared_cache: Option<SharedCache>) -> Self {
+        Self(Buckets::new(shared_cache, WINDOW))
     }
 
     /// Counts one of `counted` for `owner`. Answers with the headers that tell how it stands; the problem that

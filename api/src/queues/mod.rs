@@ -3,11 +3,12 @@
 mod sampler;
 
 use axum::{Json, extract::State};
-use safelight_common::domain::{JobKind, Lane};
+use safelight_domain::{JobKind, Lane};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use self::sampler::Sampler;
+
 use crate::{extract::Params, openapi::ListProblems, problem::Problem, state::ApiState};
 
 /// All queues.

@@ -6,11 +6,9 @@ use std::{
     time::Duration,
 };
 
-use safelight_common::{
-    broker::Queue,
-    domain::{Status, WorkerId},
-    store::{DynStore, JobCount, RegisteredWorker, StoreError},
-};
+use safelight_domain::{Status, WorkerId};
+use safelight_queue::Queue;
+use safelight_store::{DynStore, JobCount, RegisteredWorker, StoreError};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -231,10 +229,8 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use chrono::Utc;
-    use safelight_common::{
-        domain::{JobKind, Lane},
-        store::{Heartbeat, QueueSlots},
-    };
+    use safelight_domain::{JobKind, Lane};
+    use safelight_store::{Heartbeat, QueueSlots};
 
     use super::*;
 

@@ -6,10 +6,8 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use safelight_common::{
-    domain::{Scope, Status, Task, TaskId, TaskKind},
-    store::TaskFilter,
-};
+use safelight_domain::{Scope, Status, Task, TaskId, TaskKind};
+use safelight_store::TaskFilter;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -85,7 +83,7 @@ pub async fn retry(
     let task = load(&state, &caller, id).await?;
     check_kind(&caller, &task)?;
     let retried = state.services.store.retry(&[id]).await?;
-    state.services.wake.ring();
+    state.services.outbox_signal.notify();
     let task = reload(&state, id).await?;
     if retried.is_empty() {
         return Err(not_retried(&task));
@@ -190,7 +188,7 @@ pub async fn retry_many(
     if !dry_run {
         let retried = store.retry(&tasks).await?;
         tasks.retain(|id| retried.contains(id));
-        state.services.wake.ring();
+        state.services.outbox_signal.notify();
     }
     Ok(Json(RetriedDocument { tasks, dry_run, next_cursor: page.next.map(Cursor::encode) }))
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
-use safelight_common::domain::{
+use safelight_domain::{
     Backfill, ContentHash, ErrorCode, Failure, Image, ImageFormat, ImageId, Job, JobId, JobKind,
     Lane, Owner, Placeholder, Progress, Receipt, RemovedRendition, Rendition, Status, Task, TaskId,
     TaskKind, Visibility,

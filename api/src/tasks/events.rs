@@ -12,10 +12,7 @@ use axum::{
     },
 };
 use futures::{Stream, stream};
-use safelight_common::{
-    domain::{Task, TaskId},
-    retry::Reconnect,
-};
+use safelight_domain::{Task, TaskId, retry::Reconnect};
 use utoipa::ToSchema;
 
 use super::{document::TaskDocument, load};

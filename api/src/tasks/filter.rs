@@ -1,10 +1,8 @@
 //! Which tasks are meant, as query parameters.
 
 use chrono::{DateTime, Utc};
-use safelight_common::{
-    domain::{ErrorCode, JobKind, Owner, Status, TaskKind},
-    store::TaskFilter,
-};
+use safelight_domain::{ErrorCode, JobKind, Owner, Status, TaskKind};
+use safelight_store::TaskFilter;
 use utoipa::IntoParams;
 
 use crate::{

@@ -1,7 +1,7 @@
 //! Lists of tasks.
 
 use axum::{Json, extract::State};
-use safelight_common::domain::TaskId;
+use safelight_domain::TaskId;
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, header},
     response::Response,
 };
-use safelight_common::domain::{Task, TaskId};
+use safelight_domain::{Task, TaskId};
 
 use crate::{
     access::{Caller, Right},

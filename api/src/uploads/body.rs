@@ -13,7 +13,7 @@ use axum::{
     http::{HeaderMap, header},
 };
 use futures::{Stream, StreamExt, future::poll_fn};
-use safelight_common::domain::{ContentHash, ContentHasher};
+use safelight_domain::{ContentHash, ContentHasher};
 use tokio::{
     sync::Semaphore,
     time::{Instant, Sleep, sleep},

@@ -3,16 +3,13 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
-use safelight_common::{
-    blobs::{BlobKey, Content, Intake},
-    domain::{
-        ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Status, Task,
-        TaskId, TaskKind,
-    },
-    fail_point,
-    store::{Accepted, NewUpload, StoreError},
-    telemetry::traces,
+use safelight_blobs::{BlobKey, Content, Intake};
+use safelight_domain::{
+    ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Status, Task, TaskId,
+    TaskKind,
 };
+use safelight_store::{Accepted, NewUpload};
+use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{
@@ -53,7 +50,7 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
     let trace = traces::current();
     let begun = Moment::now();
     let content = intake.end().await?.keep().await?;
-    fail_point::hit("upload.staged").await;
+    safelight_fail_points::hit("upload.staged").await;
     if let Some(problem) = refusal(&content, expected) {
         discard(&state, image).await;
         return Err(problem);
@@ -70,7 +67,7 @@ pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem
     if let Some(key) = key {
         key.keep();
     }
-    state.services.wake.ring();
+    state.services.outbox_signal.notify();
     Ok(receipt(upload, at))
 }
 
@@ -90,7 +87,7 @@ async fn record(
         span.record("otel.status_code", "error");
     })?;
     still_there(state, upload, begun).await?;
-    fail_point::hit("upload.accepted").await;
+    safelight_fail_points::hit("upload.accepted").await;
     Ok(at)
 }
 
@@ -134,7 +131,7 @@ async fn accept(state: &ApiState, upload: &NewUpload) -> Result<DateTime<Utc>, P
     let store = &state.services.store;
     let accepted = match store.accept(upload).await {
         // The connection may have been lost after the commit: then this finds the upload recorded.
-        Err(StoreError::Unavailable(_)) => store.accept(upload).await,
+        Err(error) if error.is_unavailable() => store.accept(upload).await,
         answered => answered,
     };
     match accepted {
@@ -149,7 +146,7 @@ async fn accept(state: &ApiState, upload: &NewUpload) -> Result<DateTime<Utc>, P
         }
         // The database may still be committing what it was sent. The janitor looks again when that
         // is settled.
-        Err(error @ StoreError::Unavailable(_)) => Err(error.into()),
+        Err(error) if error.is_unavailable() => Err(error.into()),
         Err(error) => {
             discard(state, upload.image).await;
             Err(error.into())

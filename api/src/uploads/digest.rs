@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use safelight_common::domain::ContentHash;
+use safelight_domain::ContentHash;
 
 use crate::problem::{Problem, ProblemCode};
 

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
-use safelight_common::domain::{ContentHash, ContentHasher, Visibility, labels};
+use safelight_domain::{ContentHash, ContentHasher, Visibility, labels};
 
 use crate::problem::{Problem, ProblemCode};
 

@@ -3,12 +3,8 @@
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName};
-use safelight_common::{
-    domain::{ContentHash, Owner, TaskId},
-    retry::Reconnect,
-    store::{DynStore, IdempotencyKey, KeyState, KeyTicket},
-};
-
+use safelight_domain::{ContentHash, Owner, TaskId, retry::Reconnect};
+use safelight_store::{DynStore, IdempotencyKey, KeyState, KeyTicket};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{

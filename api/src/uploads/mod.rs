@@ -21,12 +21,9 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use safelight_common::{
-    blobs::Intake,
-    domain::{ContentHash, ImageId, Owner, Task, Visibility},
-    fail_point,
-    store::IdempotencyKey,
-};
+use safelight_blobs::Intake;
+use safelight_domain::{ContentHash, ImageId, Owner, Task, Visibility};
+use safelight_store::IdempotencyKey;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
@@ -219,7 +216,7 @@ async fn fresh(
     let limit = state.services.config.max_upload_bytes;
     let intake = Intake::staging(state.services.blobs.clone(), image, limit);
     let (intake, form, expected) = receive(headers, body, intake, terms).await?;
-    fail_point::hit("upload.received").await;
+    safelight_fail_points::hit("upload.received").await;
     let owner = terms.owner.clone();
     let received = Received { image, owner, intake, form, expected, key, place };
     let commit = commit::commit(state.clone(), received).in_current_span();

@@ -18,7 +18,7 @@ use axum::{
     http::{HeaderValue, header},
 };
 use futures::{Stream, StreamExt};
-use safelight_common::blobs::Intake;
+use safelight_blobs::Intake;
 
 use super::{
     body::{BodyFault, BodyReader},

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use safelight_common::domain::Owner;
+use safelight_domain::Owner;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Those of a process.

@@ -18,13 +18,10 @@ use axum::{
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::stream;
 use safelight_api::ApiOptions;
-use safelight_common::{
-    domain::{Owner, Scope, Scopes},
-    secrets::ApiSecret,
-    store::{
-        NewApiKey, StoreError,
-        gated::{Call, Gate, Gated},
-    },
+use safelight_domain::{Owner, Scope, Scopes, secrets::ApiSecret};
+use safelight_store::{
+    NewApiKey, StoreError,
+    testing::{Call, Gate, Gated},
 };
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -490,7 +487,7 @@ async fn the_use_of_a_key_is_noted() {
     let ada = bench.key("ada", "read").await;
     ada.get(&bench, "/v1/images").await;
     let owner: Owner = "ada".parse().expect("an owner");
-    let page = safelight_common::store::PageRequest { before: None, limit: 1 };
+    let page = safelight_store::PageRequest { before: None, limit: 1 };
     crate::bench::until(async || {
         let keys = bench.services.store.list_api_keys(Some(&owner), &page).await.expect("keys");
         keys[0].last_used_at.is_some_and(|at| {

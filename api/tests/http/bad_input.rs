@@ -5,7 +5,7 @@ use axum::{
     http::Request,
 };
 use futures::stream;
-use safelight_common::domain::{ImageId, TaskId};
+use safelight_domain::{ImageId, TaskId};
 
 use crate::bench::{Bench, multipart, multipart_request, picture};
 

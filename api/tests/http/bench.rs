@@ -8,18 +8,17 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use safelight_api::{Api, ApiOptions};
-use safelight_common::{
-    blobs::{BlobKey, Blobs, StagedUpload},
-    broker,
-    config::{self, Config},
-    domain::{
-        ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobKind, Lane,
-        Placeholder, Rendition, TaskId, WorkerId,
-    },
-    services::Services,
-    store::{self, Claim, Doorbell, DynStore, Lease, Outcome, Settled},
-    wake::Wake,
+use safelight_blobs::{BlobKey, BlobLocation, Blobs, StagedUpload};
+use safelight_config::Config;
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobKind, Lane,
+    Placeholder, Rendition, TaskId, WorkerId,
 };
+use safelight_queue::{InProcessQueue, OutboxSignal};
+use safelight_services::Services;
+use safelight_store::{Claim, DynStore, Lease, Outcome, Settled};
+use safelight_store_sql::SqliteStore;
 use serde_json::Value;
 
 /// How long a condition may take to come true.
@@ -59,16 +58,18 @@ impl Bench {
     ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = configuration(folder.path(), keys);
-        let store = store::connect(&config.database_url, 4).await.expect("SQLite");
+        let store = SqliteStore::open(&folder.path().join("safelight.db")).await.expect("SQLite");
+        let store: DynStore = Arc::new(store);
         store.migrate().await.expect("a schema");
-        let blobs =
-            Blobs::open(&config.blob_url, &config.data_dir.join("spool")).expect("a blob folder");
+        let location = BlobLocation::Folder(folder.path().join("blobs"));
+        let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("a blob folder");
         let services = Services {
-            broker: broker::open(&config.queue_url),
+            queue: Arc::new(InProcessQueue::new()),
             config: Arc::new(config),
             store: wrap(store),
             blobs,
-            wake: Wake::default(),
+            shared_cache: None,
+            outbox_signal: OutboxSignal::default(),
         };
         let api = Api::new(services.clone(), Arc::new(|| "metrics\n".to_owned()), options);
         Self { services, api, folder }
@@ -115,7 +116,7 @@ impl Bench {
     async fn try_claim(&self, task: TaskId, kind: JobKind) -> Option<(Lease, Image)> {
         let jobs = self.services.store.task(task).await.expect("a task").expect("some").jobs;
         let job = jobs.iter().find(|job| job.kind == kind).expect("a job of the kind");
-        let doorbell = Doorbell {
+        let notice = JobNotice {
             job: job.id,
             kind,
             lane: Lane::Interactive,
@@ -123,8 +124,7 @@ impl Bench {
             trace: None,
         };
         let lease = Duration::from_secs(30);
-        match self.services.store.claim(&doorbell, false, WorkerId::new(), lease, JOB_VERSION).await
-        {
+        match self.services.store.claim(&notice, false, WorkerId::new(), lease, JOB_VERSION).await {
             Ok(Claim::Run(claimed)) => Some((claimed.lease, claimed.image)),
             Ok(Claim::Nothing) => None,
             other => panic!("not claimed: {other:?}"),
@@ -239,7 +239,7 @@ impl Answer {
 fn configuration(folder: &Path, keys: &[(&str, &str)]) -> Config {
     let data_dir = ("SAFELIGHT_DATA_DIR".to_owned(), folder.display().to_string());
     let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    config::load_from(None, keys.chain([data_dir])).expect("a configuration")
+    safelight_config::load_from(None, keys.chain([data_dir])).expect("a configuration")
 }
 
 /// Waits for a condition.

@@ -1,7 +1,7 @@
 //! Cancelling, trying again, and the bound on queued work.
 
 use axum::http::Request;
-use safelight_common::domain::{ErrorCode, Failure, JobKind, TaskId};
+use safelight_domain::{ErrorCode, Failure, JobKind, TaskId};
 use serde_json::{Value, json};
 
 use crate::bench::{Answer, Bench, image_id, picture, task_id};

@@ -16,12 +16,10 @@ use axum::{
     response::Response,
 };
 use safelight_api::{Api, ApiOptions};
-use safelight_common::{
-    domain::{ErrorCode, Failure, ImageId, JobKind, TaskId},
-    store::{
-        StoreError,
-        gated::{Call, Gate, Gated},
-    },
+use safelight_domain::{ErrorCode, Failure, ImageId, JobKind, TaskId};
+use safelight_store::{
+    StoreError,
+    testing::{Call, Gate, Gated},
 };
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};

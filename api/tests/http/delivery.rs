@@ -13,11 +13,9 @@ use axum::{
     http::{Method, Request},
 };
 use safelight_api::ApiOptions;
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, JobKind, TaskKind},
-    store::{Outcome, PageRequest, TaskFilter, gated::Gated},
-};
+use safelight_blobs::BlobKey;
+use safelight_domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, JobKind, TaskKind};
+use safelight_store::{Outcome, PageRequest, TaskFilter, testing::Gated};
 
 use crate::{
     bench::{Bench, image_id, picture, task_id, until},

@@ -7,7 +7,7 @@ use std::sync::{
 
 use axum::http::Request;
 use safelight_api::ApiOptions;
-use safelight_common::store::gated::Gated;
+use safelight_store::testing::Gated;
 
 use crate::{
     bench::{Bench, image_id, picture, until},

@@ -10,9 +10,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use safelight_common::store::{
+use safelight_store::{
     StoreError,
-    gated::{Call, Gate, unreachable},
+    testing::{Call, Gate, unreachable},
 };
 
 /// What goes wrong.

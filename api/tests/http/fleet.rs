@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use safelight_common::{
-    domain::{ErrorCode, Failure, JobKind, WorkerId},
-    store::{Heartbeat, Outcome, QueueSlots},
-};
+use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
+use safelight_store::{Heartbeat, Outcome, QueueSlots};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, picture, task_id, until};

@@ -5,7 +5,7 @@ use axum::{
     http::{Request, request::Builder},
 };
 use futures::stream;
-use safelight_common::domain::JobKind;
+use safelight_domain::JobKind;
 
 use crate::bench::{Bench, multipart, multipart_request, picture, task_id, until};
 

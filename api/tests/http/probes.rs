@@ -13,7 +13,7 @@ async fn readiness_names_every_part() {
     let up = json!({"status": "ready", "parts": {"database": "up", "blobs": "up", "broker": "up"}});
     assert_eq!(ready.json(), up);
     // Without the broker uploads are accepted all the same.
-    bench.services.broker.close().await;
+    bench.services.queue.close().await;
     let degraded = bench.get("/readyz").await;
     assert_eq!(degraded.status.as_u16(), 200);
     assert_eq!(degraded.json()["status"], "degraded");

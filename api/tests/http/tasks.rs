@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::Request;
 use http_body_util::BodyExt;
-use safelight_common::domain::{ErrorCode, Failure, JobKind};
+use safelight_domain::{ErrorCode, Failure, JobKind};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, image_id, picture, task_id};

@@ -7,7 +7,9 @@ use axum::{
     http::{Request, StatusCode},
 };
 use futures::stream;
-use safelight_common::{blobs::BlobKey, domain::ContentHash, store::Room};
+use safelight_blobs::BlobKey;
+use safelight_domain::ContentHash;
+use safelight_store::QueueCapacity;
 use serde_json::json;
 
 use crate::bench::{Bench, image_id, multipart, multipart_request, picture, task_id};
@@ -37,11 +39,14 @@ async fn a_raw_upload_is_stored_recorded_and_announced() {
     let staged = BlobKey::Incoming(image_id(&receipt));
     let stored = bench.services.blobs.read(&staged, 1 << 20).await.expect("staged bytes");
     assert_eq!(stored, bytes);
-    let announced =
-        bench.services.store.take_unpublished(&Room::each(10), Duration::from_secs(1)).await;
+    let announced = bench
+        .services
+        .store
+        .take_unpublished(&QueueCapacity::each(10), Duration::from_secs(1))
+        .await;
     assert_eq!(announced.expect("the outbox").due.len(), 2);
     // The relay's bell has been rung: this returns at once.
-    bench.services.wake.heard().await;
+    bench.services.outbox_signal.notified().await;
 
     let shown = bench.get(answer.header("location")).await.json();
     for member in ["id", "kind", "lane", "status", "progress", "jobs", "error"] {

@@ -1,24 +1,16 @@
 //! Writes the small pictures that the fuzz targets begin with: `corpus FOLDER`. One of each kind that
 //! has code of its own; made on the spot, as nothing binary is committed.
 
-use std::{
-    error::Error,
-    fs,
-    io::Cursor,
-    path::{Path, PathBuf},
-};
+use std::{error::Error, fs, io::Cursor, path::{Path, PathBuf}};
 
 use exif::{Field, In, Rational, Tag, Value, experimental::Writer};
-use image::{
-    Delay, DynamicImage, ExtendedColorType, Frame, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage,
-    codecs::{bmp::BmpEncoder, gif::GifEncoder},
-};
+use image::{Delay, DynamicImage, ExtendedColorType, Frame, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage, codecs::{bmp::BmpEncoder, gif::GifEncoder}};
 use img_parts::{ImageEXIF, ImageICC, png::Png, webp::WebP};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use moxcms::ColorProfile;
-use safelight_common::domain::{Preset, PresetFormat, Presets, Size};
+use safelight_domain::{Preset, PresetFormat, Presets, Size};
 use safelight_fuzz::{CHOICES, LIMITS, SECRET};
-use safelight_workers::imaging::Renderer;
+use safelight_imaging::Renderer;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -14,7 +14,7 @@ const DEAD_QUEUE: &str = "safelight.dead.v1";
 const DELIVERY_LIMIT: usize = 100;
 
 /// A broker on its own virtual host, and a bare channel to interfere with it.
-async fn tampered() -> Result<(DynBroker, Connection, Channel)> {
+async fn tampered() -> Result<(DynJobQueue, Connection, Channel)> {
     let url = RabbitMq::shared()?.fresh_vhost()?;
     let broker = open(&url).await?;
     let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
@@ -27,9 +27,9 @@ async fn a_publish_to_a_deleted_queue_is_an_error_and_mends_it() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     channel.queue_delete(QUEUE.to_string().into(), QueueDeleteOptions::default()).await?;
     let intact = Queue { lane: Lane::Bulk, ..QUEUE };
-    let batch = [doorbell(intact), doorbell(QUEUE), doorbell(intact)];
+    let batch = [notice(intact), notice(QUEUE), notice(intact)];
     let refused = broker.publish(&batch).await;
-    ensure!(matches!(refused, Err(BrokerError::Refused(_))), "{refused:?}");
+    ensure!(matches!(refused, Err(QueueError::Refused(_))), "{refused:?}");
     eventually("publishing works again", async || Ok(broker.publish(&batch).await.is_ok())).await?;
     depth_becomes(&*broker, QUEUE, 1).await
 }
@@ -38,7 +38,7 @@ async fn a_publish_to_a_deleted_queue_is_an_error_and_mends_it() -> Result<()> {
 async fn a_wiped_broker_is_declared_anew() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
-    broker.publish(&[doorbell(QUEUE)]).await?;
+    broker.publish(&[notice(QUEUE)]).await?;
     next(&mut subscription).await?.ack().await;
     for exchange in ["safelight", "safelight.dead"] {
         channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
@@ -46,10 +46,10 @@ async fn a_wiped_broker_is_declared_anew() -> Result<()> {
     for queue in Queue::all().map(|queue| queue.to_string()).chain([DEAD_QUEUE.to_owned()]) {
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
     }
-    let sent = doorbell(QUEUE);
+    let sent = notice(QUEUE);
     eventually("publishing works again", async || Ok(broker.publish(&[sent]).await.is_ok()))
         .await?;
-    ensure!(next(&mut subscription).await?.doorbell == sent);
+    ensure!(next(&mut subscription).await?.notice == sent);
     Ok(())
 }
 
@@ -60,12 +60,12 @@ async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let mut subscription = broker.subscribe(QUEUE, 4).await?;
     for _ in 0..2 {
-        let first = doorbell(QUEUE);
+        let first = notice(QUEUE);
         eventually("publishing works", async || Ok(broker.publish(&[first]).await.is_ok())).await?;
         // In hand while the queue goes.
         let held = next(&mut subscription).await?;
         let delete = channel.queue_delete(QUEUE.to_string().into(), QueueDeleteOptions::default());
-        let sent = doorbell(QUEUE);
+        let sent = notice(QUEUE);
         let (deleted, ()) = tokio::join!(delete, async {
             // Declares the queue as soon as it is missed.
             while broker.publish(&[sent]).await.is_err() {}
@@ -73,9 +73,9 @@ async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
         deleted?;
         held.ack().await;
         // It may have been published before the deletion, and be gone: what counts is the next.
-        let last = doorbell(QUEUE);
+        let last = notice(QUEUE);
         eventually("publishing works", async || Ok(broker.publish(&[last]).await.is_ok())).await?;
-        while next(&mut subscription).await?.doorbell != last {}
+        while next(&mut subscription).await?.notice != last {}
     }
     Ok(())
 }
@@ -87,12 +87,12 @@ async fn what_cannot_be_read_is_dropped() -> Result<()> {
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
     channel.basic_publish(exchange, key, options, b"?", properties).await?.await?;
     depth_becomes(&*broker, QUEUE, 1).await?;
-    let sent = doorbell(QUEUE);
+    let sent = notice(QUEUE);
     broker.publish(&[sent]).await?;
     // With a prefetch of 1, the second message comes only after the first was settled.
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let delivery = next(&mut subscription).await?;
-    ensure!(delivery.doorbell == sent);
+    ensure!(delivery.notice == sent);
     delivery.ack().await;
     drop(subscription);
     depth_becomes(&*broker, QUEUE, 0).await
@@ -102,7 +102,7 @@ async fn what_cannot_be_read_is_dropped() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_a_newer_release_is_one_of_its_job() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
-    let sent = Doorbell { generation: 0, ..doorbell(QUEUE) };
+    let sent = JobNotice { generation: 0, ..notice(QUEUE) };
     let body = format!(r#"{{"v":2,"job":"{}","epoch":[7]}}"#, sent.job);
     let (exchange, key) = ("safelight".into(), QUEUE.to_string().into());
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
@@ -110,7 +110,7 @@ async fn a_message_of_a_newer_release_is_one_of_its_job() -> Result<()> {
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     for _ in 0..2 {
         let delivery = next(&mut subscription).await?;
-        ensure!(delivery.doorbell == sent, "{:?}", delivery.doorbell);
+        ensure!(delivery.notice == sent, "{:?}", delivery.notice);
         // Without the number of its attempt, coming again gives no right to a running one.
         ensure!(!delivery.redelivered);
         delivery.requeue().await;
@@ -123,7 +123,7 @@ async fn a_message_of_a_newer_release_is_one_of_its_job() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_always_comes_back_ends_among_the_dead() -> Result<()> {
     let broker = open(&RabbitMq::shared()?.fresh_vhost()?).await?;
-    let sent = doorbell(QUEUE);
+    let sent = notice(QUEUE);
     broker.publish(&[sent]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     for _ in 0..=DELIVERY_LIMIT {
@@ -132,7 +132,7 @@ async fn a_message_that_always_comes_back_ends_among_the_dead() -> Result<()> {
     ensure!(nothing_comes(&mut subscription).await, "delivered more often than the limit");
     let mut dead = broker.dead_letters(4).await?;
     let letter = next(&mut dead).await?;
-    ensure!(letter.doorbell == sent, "it still knows its queue");
+    ensure!(letter.notice == sent, "it still knows its queue");
     letter.requeue().await;
     next(&mut dead).await?.ack().await;
     ensure!(nothing_comes(&mut dead).await, "it was settled");
@@ -147,10 +147,10 @@ async fn subscriptions_and_publishers_outlive_the_broker() -> Result<()> {
     node.stop()?;
 
     // Opened before there is a broker.
-    let broker = broker::open(&url.parse::<QueueUrl>()?);
+    let broker = safelight_harness::open::queue(&url.parse::<QueueUrl>()?);
     let mut subscription = broker.subscribe(QUEUE, 3).await?;
-    let refused = timeout(Duration::from_secs(1), broker.publish(&[doorbell(QUEUE)])).await?;
-    ensure!(matches!(refused, Err(BrokerError::Disconnected)), "{refused:?}");
+    let refused = timeout(Duration::from_secs(1), broker.publish(&[notice(QUEUE)])).await?;
+    ensure!(matches!(refused, Err(QueueError::Disconnected)), "{refused:?}");
     node.start_node()?;
     one_passes(&*broker, &mut subscription).await?;
 
@@ -173,11 +173,11 @@ async fn subscriptions_and_publishers_outlive_the_broker() -> Result<()> {
 }
 
 /// Has the publish confirmed that comes once the broker is there, and its message delivered.
-async fn one_passes(broker: &dyn Broker, subscription: &mut Subscription) -> Result<()> {
-    let sent = doorbell(QUEUE);
+async fn one_passes(broker: &dyn JobQueue, subscription: &mut Subscription) -> Result<()> {
+    let sent = notice(QUEUE);
     eventually("publishing works", async || Ok(broker.publish(&[sent]).await.is_ok())).await?;
     let delivery = next(subscription).await?;
-    ensure!(delivery.doorbell == sent);
+    ensure!(delivery.notice == sent);
     delivery.ack().await;
     Ok(())
 }
@@ -185,14 +185,14 @@ async fn one_passes(broker: &dyn Broker, subscription: &mut Subscription) -> Res
 /// Of five messages one is in hand and two are buffered when the node goes down: all five are
 /// there afterwards, and none of what came from before is handed out.
 async fn come_again_after(
-    broker: &dyn Broker,
+    broker: &dyn JobQueue,
     subscription: &mut Subscription,
     fault: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let sent: Vec<_> = (0..5).map(|_| doorbell(QUEUE)).collect();
+    let sent: Vec<_> = (0..5).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let in_hand = next(subscription).await?;
-    ensure!(in_hand.doorbell == sent[0] && !in_hand.redelivered);
+    ensure!(in_hand.notice == sent[0] && !in_hand.redelivered);
     depth_becomes(broker, QUEUE, 2).await?;
     tokio::task::block_in_place(fault)?;
 
@@ -201,18 +201,18 @@ async fn come_again_after(
     let (mut jobs, mut again) = (HashSet::new(), 0);
     for _ in &sent {
         let delivery = next(subscription).await?;
-        jobs.insert(delivery.doorbell.job);
+        jobs.insert(delivery.notice.job);
         again += usize::from(delivery.redelivered);
         delivery.ack().await;
     }
-    ensure!(jobs == sent.iter().map(|doorbell| doorbell.job).collect(), "lost or doubled");
+    ensure!(jobs == sent.iter().map(|notice| notice.job).collect(), "lost or doubled");
     ensure!(again == 3, "{again} of the 3 that were out came as redelivered");
     one_passes(broker, subscription).await
 }
 
 /// Publishers that do not stop for errors, and remember what was confirmed.
 struct Load {
-    publishers: JoinSet<(HashSet<Doorbell>, usize)>,
+    publishers: JoinSet<(HashSet<JobNotice>, usize)>,
     enough: CancellationToken,
 }
 
@@ -221,14 +221,14 @@ impl Load {
     /// Between batches, so that the messages of some seconds can be counted in a few.
     const PAUSE: Duration = Duration::from_millis(20);
 
-    fn start(broker: &DynBroker) -> Self {
+    fn start(broker: &DynJobQueue) -> Self {
         let mut load = Self { publishers: JoinSet::new(), enough: CancellationToken::new() };
         for _ in 0..4 {
             let (broker, enough) = (Arc::clone(broker), load.enough.clone());
             load.publishers.spawn(async move {
                 let (mut confirmed, mut errors) = (HashSet::new(), 0);
                 while !enough.is_cancelled() {
-                    let batch: Vec<_> = (0..8).map(|_| doorbell(Self::QUEUE)).collect();
+                    let batch: Vec<_> = (0..8).map(|_| notice(Self::QUEUE)).collect();
                     match broker.publish(&batch).await {
                         Ok(()) => confirmed.extend(batch),
                         Err(_) => errors += 1,
@@ -241,7 +241,7 @@ impl Load {
         load
     }
 
-    async fn all_confirmed_arrive(self, broker: &dyn Broker) -> Result<()> {
+    async fn all_confirmed_arrive(self, broker: &dyn JobQueue) -> Result<()> {
         self.enough.cancel();
         let results = self.publishers.join_all().await;
         ensure!(results.iter().any(|(_, errors)| *errors > 0), "nobody noticed the fault");
@@ -253,7 +253,7 @@ impl Load {
             let arrived = next(&mut subscription).await;
             let arrived =
                 arrived.with_context(|| format!("{} confirmed ones lost", missing.len()))?;
-            missing.remove(&arrived.doorbell);
+            missing.remove(&arrived.notice);
             arrived.ack().await;
         }
         Ok(())
@@ -262,25 +262,25 @@ impl Load {
 
 /// Short of memory the broker stops reading from publishers; acknowledgements still pass.
 async fn blocked_publishers_time_out(
-    broker: &dyn Broker,
+    broker: &dyn JobQueue,
     subscription: &mut Subscription,
     node: &RabbitMq,
 ) -> Result<()> {
-    let sent = doorbell(QUEUE);
+    let sent = notice(QUEUE);
     broker.publish(&[sent]).await?;
     let delivery = next(subscription).await?;
     node.ctl(&["set_vm_memory_high_watermark", "absolute", "1"])?;
-    let unlucky = [doorbell(QUEUE)];
+    let unlucky = [notice(QUEUE)];
     let publish = timeout(Duration::from_secs(11), broker.publish(&unlucky));
     let blocked = publish.await.context("publish took longer than it may")?;
-    ensure!(matches!(blocked, Err(BrokerError::TimedOut)), "{blocked:?}");
+    ensure!(matches!(blocked, Err(QueueError::TimedOut)), "{blocked:?}");
     ensure!(broker.check().await.is_err());
     delivery.requeue().await;
     let again = next(subscription).await?;
-    ensure!(again.doorbell == sent && again.redelivered);
+    ensure!(again.notice == sent && again.redelivered);
     again.ack().await;
     node.ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"])?;
     eventually("publishers are unblocked", async || Ok(broker.check().await.is_ok())).await?;
-    broker.publish(&[doorbell(QUEUE)]).await?;
+    broker.publish(&[notice(QUEUE)]).await?;
     Ok(())
 }

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_common::{
-    domain::{ApiKey, Owner, Quota, Scope, Usage, Visibility},
+use safelight_domain::{
+    ApiKey, Owner, Quota, Scope, Usage, Visibility,
     secrets::{self, ApiSecret},
-    store::{
-        Accepted, AuditEntry, NewApiKey, NewSigningKey, NewUpload, PageRequest, Settled, TaskFilter,
-    },
+};
+use safelight_store::{
+    Accepted, AuditEntry, NewApiKey, NewSigningKey, NewUpload, PageRequest, Settled, TaskFilter,
 };
 use uuid::Uuid;
 
@@ -150,7 +150,7 @@ async fn uploads_belong_to_their_owner(store: Fixture) -> Result<()> {
     assert_eq!((task.owner, image.owner, image.visibility), (ada(), ada(), Visibility::Private));
 
     let page = PageRequest { before: None, limit: 9 };
-    let ids = |images: Vec<safelight_common::domain::Image>| {
+    let ids = |images: Vec<safelight_domain::Image>| {
         images.into_iter().map(|image| image.id).collect::<Vec<_>>()
     };
     assert_eq!(ids(store.list_images(Some(&ada()), &page).await?.images), [hers.image]);

@@ -2,16 +2,14 @@
 
 use anyhow::{Context, Result};
 use futures::future::{join, join_all};
-use safelight_common::{
-    domain::{
-        Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
-        ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Owner, Quota, Status, TaskId,
-        TaskKind, Visibility, WorkerId,
-    },
-    store::{
-        Accepted, Advance, Child, Doorbell, ImageFilter, Imported, Item, NewBackfill, NewUpload,
-        Outcome,
-    },
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
+    ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Owner, Quota, Status, TaskId,
+    TaskKind, Visibility, WorkerId,
+};
+use safelight_store::{
+    Accepted, Advance, Child, ImageFilter, Imported, Item, NewBackfill, NewUpload, Outcome,
 };
 use uuid::Uuid;
 
@@ -120,9 +118,9 @@ async fn handed_out(store: &Fixture, task: TaskId, images: &[ImageId]) -> Result
     Ok(work)
 }
 
-fn bell(child: &Child) -> Doorbell {
+fn bell(child: &Child) -> JobNotice {
     let (job, kind) = child.jobs[0];
-    Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None }
+    JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None }
 }
 
 async fn ended(store: &Fixture, child: &Child, outcome: &Outcome) -> Result<()> {
@@ -211,8 +209,7 @@ async fn a_lead_is_renewed_only_when_it_must_be(store: Fixture) -> Result<()> {
 async fn an_id_that_is_taken_is_refused(store: Fixture) -> Result<()> {
     let mut spec = spec();
     spec.rate = Some(0.1);
-    let new =
-        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
+    let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     assert!(store.create_backfill(&new).await?);
     let before = store.task(new.task).await?;
     let other = NewBackfill { spec: BackfillSpec::new(BackfillKind::Verify), ..new.clone() };
@@ -260,8 +257,7 @@ async fn paused_ones_wait_for_a_place(store: Fixture) -> Result<()> {
 async fn an_id_from_a_slow_clock_hides_no_image(store: Fixture) -> Result<()> {
     let early = TaskId::new();
     let image = store.accepted().await?.image;
-    let new =
-        NewBackfill { task: early, owner: safelight_common::domain::Owner::local(), spec: spec() };
+    let new = NewBackfill { task: early, owner: safelight_domain::Owner::local(), spec: spec() };
     assert!(store.create_backfill(&new).await?);
     store.accepted().await?;
     let filter = everything(&store, early).await?;
@@ -461,7 +457,7 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
     assert_eq!((made.owner, made.visibility), ("ada".parse()?, Visibility::Private));
     for (index, outcome) in [written(), rendered()].iter().enumerate() {
         let (job, kind) = child.jobs[index];
-        let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+        let bell = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
         let job = store.claimed(&bell).await?;
         store.settled(&job, outcome).await?;
     }
@@ -502,7 +498,7 @@ async fn of_imports_of_the_same_at_once_one_takes_it_in(store: Fixture) -> Resul
     for child in work {
         if store.task(child.task).await?.is_some() {
             for (job, kind) in child.jobs.clone() {
-                let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+                let bell = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
                 let job = store.claimed(&bell).await?;
                 store.settled(&job, &failed()).await?;
             }
@@ -722,12 +718,12 @@ async fn failed_images_are_handed_out_again(store: Fixture) -> Result<()> {
     assert_eq!(backfill(&store, id).await?.under_way(), 1);
     assert_eq!(store.retry_backfill(id, 9).await?, 1);
     // The first fails again: not for this retry any more.
-    let job = store.claimed(&Doorbell { generation: 1, ..bell(&work[0]) }).await?;
+    let job = store.claimed(&JobNotice { generation: 1, ..bell(&work[0]) }).await?;
     store.settled(&job, &failed()).await?;
     store.tally_backfill(id, 9).await?;
     assert_eq!(store.retry_backfill(id, 9).await?, 0);
     assert!(!backfill(&store, id).await?.retrying);
-    let job = store.claimed(&Doorbell { generation: 1, ..bell(&work[1]) }).await?;
+    let job = store.claimed(&JobNotice { generation: 1, ..bell(&work[1]) }).await?;
     store.settled(&job, &rendered()).await?;
     store.tally_backfill(id, 9).await?;
     let stands = backfill(&store, id).await?;
@@ -748,7 +744,7 @@ async fn one_failed_image_tried_again_reopens_its_backfill(store: Fixture) -> Re
     assert_eq!(store.retry(&[work[0].task]).await?, [work[0].task]);
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.state, stands.failed, stands.retrying), (BackfillState::Walked, 0, false));
-    let job = store.claimed(&Doorbell { generation: 1, ..bell(&work[0]) }).await?;
+    let job = store.claimed(&JobNotice { generation: 1, ..bell(&work[0]) }).await?;
     store.settled(&job, &rendered()).await?;
     store.tally_backfill(id, 9).await?;
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
@@ -785,7 +781,7 @@ async fn a_cancelled_import_discards_what_it_has_under_way(store: Fixture) -> Re
     assert!(store.advance_backfill(&step).await?);
     for (index, outcome) in [written(), rendered()].iter().enumerate() {
         let (job, kind) = work[0].jobs[index];
-        let bell = Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+        let bell = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
         let job = store.claimed(&bell).await?;
         store.settled(&job, outcome).await?;
     }

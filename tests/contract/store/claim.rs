@@ -2,10 +2,9 @@
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_common::{
-    domain::{JOB_VERSION, JobId, Owner, Status, WorkerId},
-    store::{Claim, Doorbell, IdempotencyKey, KeyState, Lease, Outcome, Settled},
-};
+use safelight_domain::JobNotice;
+use safelight_domain::{JOB_VERSION, JobId, Owner, Status, WorkerId};
+use safelight_store::{Claim, IdempotencyKey, KeyState, Lease, Outcome, Settled};
 
 use super::{
     fixture::{
@@ -72,7 +71,7 @@ async fn claims_at_once_give_one_lease(store: Fixture) -> Result<()> {
 async fn nothing_is_claimed_that_must_not_run(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     let bell = write_bell(&upload);
-    store.refused(&Doorbell { job: JobId::new(), ..bell }, false).await?;
+    store.refused(&JobNotice { job: JobId::new(), ..bell }, false).await?;
     let job = store.claimed(&bell).await?;
     // Held by another.
     store.refused(&bell, false).await?;
@@ -80,7 +79,7 @@ async fn nothing_is_claimed_that_must_not_run(store: Fixture) -> Result<()> {
     // Done; a late or doubled message changes nothing.
     let before = store.task_of(&upload).await?;
     store.refused(&bell, true).await?;
-    store.refused(&Doorbell { generation: 1, ..bell }, false).await?;
+    store.refused(&JobNotice { generation: 1, ..bell }, false).await?;
     assert_eq!(store.task_of(&upload).await?, before);
     Ok(())
 }
@@ -91,7 +90,7 @@ async fn a_retry_is_not_claimed_before_it_is_due(store: Fixture) -> Result<()> {
     let job = store.claimed(&bell).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
     store.refused(&bell, false).await?;
-    store.refused(&Doorbell { generation: 1, ..bell }, true).await?;
+    store.refused(&JobNotice { generation: 1, ..bell }, true).await?;
 
     let task = store.task_of(&upload).await?;
     assert_eq!((task.status, task.jobs[0].status), (Status::Running, Status::Queued));
@@ -132,8 +131,8 @@ async fn a_redelivered_message_takes_over_its_own_attempt_only(store: Fixture) -
     assert_eq!(job.lease.fence, 2);
     // Now attempt 2 runs, which that message did not start.
     store.refused(&bell, true).await?;
-    store.refused(&Doorbell { generation: 2, ..bell }, true).await?;
-    store.refused(&Doorbell { generation: 1, ..bell }, false).await?;
+    store.refused(&JobNotice { generation: 2, ..bell }, true).await?;
+    store.refused(&JobNotice { generation: 1, ..bell }, false).await?;
     Ok(())
 }
 
@@ -156,7 +155,7 @@ async fn attempts_never_exceed_the_maximum(store: Fixture) -> Result<()> {
         assert_eq!(store.claimed_for(&write, NOW).await?.attempt, attempt);
     }
     store.refused(&write, false).await?;
-    store.refused(&Doorbell { generation: 2, ..write }, true).await?;
+    store.refused(&JobNotice { generation: 2, ..write }, true).await?;
     let dead = store.expired_leases(10).await?.pop().context("it is still there to be failed")?;
     assert_eq!((dead.attempt, dead.max_attempts), (3, 3));
     store.settled(&dead, &Outcome::Failed(failure())).await?;
@@ -188,7 +187,7 @@ async fn a_hand_back_does_not_count(store: Fixture) -> Result<()> {
         assert_eq!((task.jobs[0].status, task.jobs[0].attempt), (Status::Queued, 0));
         assert_eq!((task.jobs[0].retry_at, &task.jobs[0].error), (None, &None));
         let bells = store.publish_all().await?;
-        assert_eq!(bells, [Doorbell { generation: fence, ..write_bell(&upload) }]);
+        assert_eq!(bells, [JobNotice { generation: fence, ..write_bell(&upload) }]);
     }
     let job = store.claimed(&write_bell(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;

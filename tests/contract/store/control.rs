@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
-use safelight_common::{
-    domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Owner, Status, TaskId},
-    store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter},
-};
+use safelight_domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Owner, Status, TaskId};
+use safelight_store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter};
 
 use super::{
     fixture::{
@@ -179,17 +177,17 @@ async fn a_blob_is_kept_for_whoever_has_the_same(store: Fixture) -> Result<()> {
 async fn a_job_whose_message_died_gets_another(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     let (write, thumbnail) = (upload.jobs[0].0, upload.jobs[1].0);
-    assert!(!store.ring_again(write, NOW).await?, "it is still in the outbox");
+    assert!(!store.republish(write, NOW).await?, "it is still in the outbox");
     store.publish_all().await?;
     let job = store.claimed(&write_bell(&upload)).await?;
-    assert!(!store.ring_again(write, NOW).await?, "it runs");
-    assert!(store.ring_again(thumbnail, HOUR).await?);
+    assert!(!store.republish(write, NOW).await?, "it runs");
+    assert!(store.republish(thumbnail, HOUR).await?);
     assert_eq!(store.count_unpublished().await?, 0, "not due yet");
     store.tamper("delete from outbox").await?;
-    assert!(store.ring_again(thumbnail, NOW).await?);
+    assert!(store.republish(thumbnail, NOW).await?);
     assert_eq!(store.publish_all().await?[0].job, thumbnail);
     store.settled(&job, &written()).await?;
-    assert!(!store.ring_again(write, NOW).await?, "it has ended");
+    assert!(!store.republish(write, NOW).await?, "it has ended");
     Ok(())
 }
 
@@ -239,7 +237,7 @@ async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
 }
 
 async fn a_reservation_is_held_for_as_long_as_it_is_extended(store: Fixture) -> Result<()> {
-    use safelight_common::store::{IdempotencyKey, KeyState};
+    use safelight_store::{IdempotencyKey, KeyState};
     let key = IdempotencyKey { owner: Owner::local(), key: "holiday".to_owned() };
     let KeyState::Reserved(first) = store.reserve_key(&key, NOW).await? else {
         anyhow::bail!("a free key")
@@ -262,8 +260,7 @@ async fn finish(store: &Fixture, upload: &NewUpload) -> Result<()> {
     for (bell, outcome) in [(write_bell(upload), written()), (thumbnail_bell(upload), rendered())] {
         let job = store.claimed(&bell).await?;
         store.settled(&job, &outcome).await?;
-        let claim =
-            store.claim(&bell, false, safelight_common::domain::WorkerId::new(), HOUR, JOB_VERSION);
+        let claim = store.claim(&bell, false, safelight_domain::WorkerId::new(), HOUR, JOB_VERSION);
         assert_eq!(claim.await?, Claim::Nothing);
     }
     Ok(())

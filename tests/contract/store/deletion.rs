@@ -1,15 +1,14 @@
 //! Deleting images for good, and telling what nobody refers to.
 
 use anyhow::{Context, Result};
-use safelight_common::{
-    domain::{
-        BackfillKind, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Receipt,
-        RemovedRendition, Status, Task, TaskId, TaskKind,
-    },
-    store::{
-        Advance, Child, Deletion, DeletionRequest, Doorbell, NewBackfill, NewUpload, Outcome,
-        PageRequest, RenditionRequest, Requested, Settled,
-    },
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Receipt,
+    RemovedRendition, Status, Task, TaskId, TaskKind,
+};
+use safelight_store::{
+    Advance, Child, Deletion, DeletionRequest, NewBackfill, NewUpload, Outcome, PageRequest,
+    RenditionRequest, Requested, Settled,
 };
 
 use super::{
@@ -48,9 +47,9 @@ fn request(image: ImageId) -> DeletionRequest {
     }
 }
 
-fn bell(request: &DeletionRequest) -> Doorbell {
+fn bell(request: &DeletionRequest) -> JobNotice {
     let (kind, lane) = (JobKind::Delete, Lane::Interactive);
-    Doorbell { job: request.job, kind, lane, generation: 0, trace: None }
+    JobNotice { job: request.job, kind, lane, generation: 0, trace: None }
 }
 
 async fn deleted(store: &Fixture, image: ImageId) -> Result<DeletionRequest> {
@@ -175,7 +174,7 @@ async fn a_deletion_cannot_be_cancelled_and_is_tried_again_by_hand(store: Fixtur
     store.settled(&job, &Outcome::Failed(failure())).await?;
     assert_eq!(store.retry(&[deletion.task, upload.task]).await?, [deletion.task]);
     store.publish_all().await?;
-    let again = Doorbell { generation: job.lease.fence, ..bell(&deletion) };
+    let again = JobNotice { generation: job.lease.fence, ..bell(&deletion) };
     let job = store.claimed(&again).await?;
     store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
     Ok(())
@@ -265,7 +264,7 @@ async fn what_is_queued_while_an_image_is_deleted_finds_it_gone(store: Fixture) 
     store.settled(&job, &Outcome::Failed(failure())).await?;
     let backfill = NewBackfill {
         task: TaskId::new(),
-        owner: safelight_common::domain::Owner::local(),
+        owner: safelight_domain::Owner::local(),
         spec: BackfillSpec::new(BackfillKind::Renditions),
     };
     store.create_backfill(&backfill).await?;
@@ -283,7 +282,7 @@ async fn what_is_queued_while_an_image_is_deleted_finds_it_gone(store: Fixture) 
     let step = Advance { work: vec![child], max_attempts: 3, ..Advance::of(backfill.task, None) };
     assert!(store.advance_backfill(&step).await?);
     let bell =
-        Doorbell { job, kind: JobKind::Thumbnail, lane: Lane::Bulk, generation: 0, trace: None };
+        JobNotice { job, kind: JobKind::Thumbnail, lane: Lane::Bulk, generation: 0, trace: None };
     assert!(store.claimed(&bell).await?.image.discarded, "its handler sees that");
     Ok(())
 }

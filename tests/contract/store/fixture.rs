@@ -3,17 +3,16 @@
 use std::{ops::Deref, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use safelight_common::{
-    config::DatabaseUrl,
-    domain::{
-        ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
-        JobKind, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility, WorkerId,
-    },
-    store::{
-        self, Accepted, Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Room, Settled,
-    },
+use safelight_config::DatabaseUrl;
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
+    JobKind, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility, WorkerId,
 };
 use safelight_harness::postgres::Postgres;
+use safelight_store::{
+    Accepted, Claim, ClaimedJob, DynStore, NewUpload, Outcome, QueueCapacity, Settled,
+};
 use tempfile::TempDir;
 
 /// Over at once.
@@ -48,20 +47,20 @@ impl Fixture {
     }
 
     async fn migrated(url: DatabaseUrl, folder: Option<TempDir>) -> Result<Self> {
-        let store = store::connect(&url, 8).await?;
+        let store = safelight_harness::open::store(&url, 8).await?;
         store.migrate().await?;
         Ok(Self { store, url, folder })
     }
 
     /// Another store on the same database, as another process would have it.
     pub async fn another(&self) -> Result<DynStore> {
-        Ok(store::connect(&self.url, 8).await?)
+        Ok(safelight_harness::open::store(&self.url, 8).await?)
     }
 
     /// The same database after its only store was dropped.
     pub async fn reopened(self) -> Result<Self> {
         drop(self.store);
-        let store = store::connect(&self.url, 8).await?;
+        let store = safelight_harness::open::store(&self.url, 8).await?;
         Ok(Self { store, url: self.url, folder: self.folder })
     }
 
@@ -123,20 +122,20 @@ impl Fixture {
     }
 
     /// Claims with a lease that lasts.
-    pub async fn claimed(&self, doorbell: &Doorbell) -> Result<ClaimedJob> {
-        self.claimed_for(doorbell, HOUR).await
+    pub async fn claimed(&self, notice: &JobNotice) -> Result<ClaimedJob> {
+        self.claimed_for(notice, HOUR).await
     }
 
-    pub async fn claimed_for(&self, doorbell: &Doorbell, lease: Duration) -> Result<ClaimedJob> {
-        match self.claim(doorbell, false, WorkerId::new(), lease, JOB_VERSION).await? {
+    pub async fn claimed_for(&self, notice: &JobNotice, lease: Duration) -> Result<ClaimedJob> {
+        match self.claim(notice, false, WorkerId::new(), lease, JOB_VERSION).await? {
             Claim::Run(job) => Ok(*job),
             claim @ (Claim::Nothing | Claim::Newer) => bail!("not to be claimed: {claim:?}"),
         }
     }
 
     /// Checks that a message would find nothing to do.
-    pub async fn refused(&self, doorbell: &Doorbell, redelivered: bool) -> Result<()> {
-        let claim = self.claim(doorbell, redelivered, WorkerId::new(), HOUR, JOB_VERSION).await?;
+    pub async fn refused(&self, notice: &JobNotice, redelivered: bool) -> Result<()> {
+        let claim = self.claim(notice, redelivered, WorkerId::new(), HOUR, JOB_VERSION).await?;
         assert_eq!(claim, Claim::Nothing);
         Ok(())
     }
@@ -148,8 +147,8 @@ impl Fixture {
     }
 
     /// Takes everything from the outbox and marks it published.
-    pub async fn publish_all(&self) -> Result<Vec<Doorbell>> {
-        let batch = self.take_unpublished(&Room::each(10_000), HOUR).await?;
+    pub async fn publish_all(&self) -> Result<Vec<JobNotice>> {
+        let batch = self.take_unpublished(&QueueCapacity::each(10_000), HOUR).await?;
         self.mark_published(&batch.due).await?;
         Ok(batch.due)
     }
@@ -179,18 +178,18 @@ pub fn upload() -> NewUpload {
 }
 
 /// The first message of an upload's write job.
-pub fn write_bell(upload: &NewUpload) -> Doorbell {
+pub fn write_bell(upload: &NewUpload) -> JobNotice {
     bell(upload, 0)
 }
 
 /// The first message of an upload's thumbnail job.
-pub fn thumbnail_bell(upload: &NewUpload) -> Doorbell {
+pub fn thumbnail_bell(upload: &NewUpload) -> JobNotice {
     bell(upload, 1)
 }
 
-fn bell(upload: &NewUpload, index: usize) -> Doorbell {
+fn bell(upload: &NewUpload, index: usize) -> JobNotice {
     let (job, kind) = upload.jobs[index];
-    Doorbell { job, kind, lane: upload.lane, generation: 0, trace: None }
+    JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None }
 }
 
 pub fn facts() -> ImageFacts {

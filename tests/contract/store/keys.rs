@@ -2,10 +2,8 @@
 
 use anyhow::{Result, bail};
 use futures::future::join_all;
-use safelight_common::{
-    domain::ContentHash,
-    store::{Accepted, IdempotencyKey, KeyState, KeyTicket, NewUpload},
-};
+use safelight_domain::ContentHash;
+use safelight_store::{Accepted, IdempotencyKey, KeyState, KeyTicket, NewUpload};
 
 use super::{
     fixture::{Fixture, HOUR, NOW, upload},

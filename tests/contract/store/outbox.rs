@@ -4,12 +4,13 @@ use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_common::{
-    domain::{
-        BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, Owner, TaskId, TaskKind,
-        TraceContext,
-    },
-    store::{Advance, Child, Doorbell, NewBackfill, NewUpload, OutboxBatch, Outcome, Room},
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, Owner, TaskId, TaskKind,
+    TraceContext,
+};
+use safelight_store::{
+    Advance, Child, NewBackfill, NewUpload, OutboxBatch, Outcome, QueueCapacity,
 };
 
 use super::{
@@ -38,16 +39,19 @@ promises!(
 const WRITE: (JobKind, Lane) = (JobKind::Write, Lane::Interactive);
 
 async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Result<()> {
-    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?, OutboxBatch::default());
+    assert_eq!(
+        store.take_unpublished(&QueueCapacity::each(10), HOUR).await?,
+        OutboxBatch::default()
+    );
     let mut expected = Vec::new();
     for _ in 0..5 {
         let upload = store.accepted().await?;
         expected.extend([write_bell(&upload), thumbnail_bell(&upload)]);
     }
-    let first = store.take_unpublished(&Room::each(2), HOUR).await?;
+    let first = store.take_unpublished(&QueueCapacity::each(2), HOUR).await?;
     assert_eq!(first.due, expected[..4]);
     assert_eq!(first.next_in, Some(NOW));
-    let rest = store.take_unpublished(&Room::each(100), HOUR).await?;
+    let rest = store.take_unpublished(&QueueCapacity::each(100), HOUR).await?;
     assert_eq!(rest.due, expected[4..]);
     Ok(())
 }
@@ -55,15 +59,15 @@ async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Resu
 async fn taken_jobs_are_hidden_for_the_hold(store: Fixture) -> Result<()> {
     store.accepted().await?;
     // A hold of zero is over at once: as if the taker had died.
-    let taken = store.take_unpublished(&Room::each(10), NOW).await?;
+    let taken = store.take_unpublished(&QueueCapacity::each(10), NOW).await?;
     assert_eq!(taken.due.len(), 2);
     assert_eq!(store.count_unpublished().await?, 2);
-    let again = store.take_unpublished(&Room::each(10), HOUR).await?;
+    let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(again.due, taken.due);
     let next_in = again.next_in.context("they show again")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
 
-    let hidden = store.take_unpublished(&Room::each(10), HOUR).await?;
+    let hidden = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(hidden.due, []);
     let next_in = hidden.next_in.context("they show again")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
@@ -76,11 +80,11 @@ async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
     for _ in 0..40 {
         store.accepted().await?;
     }
-    let take = async |taker: usize| -> Result<Vec<Doorbell>> {
+    let take = async |taker: usize| -> Result<Vec<JobNotice>> {
         let store = if taker.is_multiple_of(2) { &store.store } else { &other };
         let mut taken = Vec::new();
         loop {
-            let batch = store.take_unpublished(&Room::each(3), HOUR).await?;
+            let batch = store.take_unpublished(&QueueCapacity::each(3), HOUR).await?;
             if batch.due.is_empty() {
                 return Ok(taken);
             }
@@ -98,36 +102,42 @@ async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
 
 async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    store.take_unpublished(&Room::each(10), NOW).await?;
+    store.take_unpublished(&QueueCapacity::each(10), NOW).await?;
     store.mark_published(&[write_bell(&upload)]).await?;
-    assert_eq!(store.take_unpublished(&Room::each(10), NOW).await?.due, [thumbnail_bell(&upload)]);
+    assert_eq!(
+        store.take_unpublished(&QueueCapacity::each(10), NOW).await?.due,
+        [thumbnail_bell(&upload)]
+    );
     store.mark_published(&[write_bell(&upload), thumbnail_bell(&upload)]).await?;
     store.mark_published(&[]).await?;
-    assert_eq!(store.take_unpublished(&Room::each(10), NOW).await?, OutboxBatch::default());
+    assert_eq!(
+        store.take_unpublished(&QueueCapacity::each(10), NOW).await?,
+        OutboxBatch::default()
+    );
     Ok(())
 }
 
 /// The job runs, fails and is due again before the relay comes to mark its first message.
 async fn marking_spares_a_later_attempt(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let first = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    let first = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     let job = store.claimed(&write_bell(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
 
     store.mark_published(&first).await?;
     store.return_unpublished(&first).await?;
 
-    let again = store.take_unpublished(&Room::each(10), HOUR).await?;
-    assert_eq!(again.due, [Doorbell { generation: 1, ..write_bell(&upload) }]);
+    let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
+    assert_eq!(again.due, [JobNotice { generation: 1, ..write_bell(&upload) }]);
     Ok(())
 }
 
 async fn returned_jobs_show_again_at_once(store: Fixture) -> Result<()> {
     store.accepted().await?;
-    let taken = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    let taken = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     store.return_unpublished(&taken[..1]).await?;
     assert_eq!(store.count_unpublished().await?, 1);
-    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?.due, taken[..1]);
+    assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, taken[..1]);
     Ok(())
 }
 
@@ -137,7 +147,7 @@ async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
     let job = store.claimed(&write_bell(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
 
-    let batch = store.take_unpublished(&Room::each(10), HOUR).await?;
+    let batch = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(batch.due, []);
     let next_in = batch.next_in.context("a retry waits")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
@@ -181,7 +191,9 @@ async fn only_queued_due_published_jobs_are_put_back(store: Fixture) -> Result<(
     assert_eq!(store.unpublish(JobKind::Write, Lane::Bulk, NOW, 10).await?, 0);
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 0);
-    assert!(store.take_unpublished(&Room::each(10), HOUR).await?.due.contains(&published[1]));
+    assert!(
+        store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due.contains(&published[1])
+    );
 
     store.settled(&running, &written()).await?;
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
@@ -195,10 +207,10 @@ async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
 
     // It has waited for two hours, as far as the database knows.
     let hours_ago = match store.url {
-        safelight_common::config::DatabaseUrl::Sqlite(_) => {
+        safelight_config::DatabaseUrl::Sqlite(_) => {
             "update jobs set waiting_since = waiting_since - 7200000000"
         }
-        safelight_common::config::DatabaseUrl::Postgres(_) => {
+        safelight_config::DatabaseUrl::Postgres(_) => {
             "update jobs set waiting_since = waiting_since - interval '2 hours'"
         }
     };
@@ -212,7 +224,7 @@ async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
 
 async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let writes = Room(vec![
+    let writes = QueueCapacity(vec![
         (JobKind::Write, Lane::Interactive, 5),
         (JobKind::Thumbnail, Lane::Interactive, 0),
     ]);
@@ -220,10 +232,13 @@ async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
     assert_eq!(batch.due, [write_bell(&upload)]);
     let next_in = batch.next_in.context("what was taken shows again")?;
     assert!(next_in > HOUR / 2, "what finds no room is nothing to look for at once: {next_in:?}");
-    let nowhere = store.take_unpublished(&Room::default(), HOUR).await?;
+    let nowhere = store.take_unpublished(&QueueCapacity::default(), HOUR).await?;
     assert_eq!(nowhere.due, []);
     assert!(nowhere.next_in.is_none_or(|next| next > HOUR / 2), "{:?}", nowhere.next_in);
-    assert_eq!(store.take_unpublished(&Room::each(1), HOUR).await?.due, [thumbnail_bell(&upload)]);
+    assert_eq!(
+        store.take_unpublished(&QueueCapacity::each(1), HOUR).await?.due,
+        [thumbnail_bell(&upload)]
+    );
     Ok(())
 }
 
@@ -238,7 +253,7 @@ async fn owners_are_taken_in_turn(store: Fixture) -> Result<()> {
     for _ in 0..3 {
         of_others.push(write_bell(&store.accepted().await?));
     }
-    let room = Room(vec![(JobKind::Write, Lane::Interactive, 4)]);
+    let room = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 4)]);
     let first = store.take_unpublished(&room, HOUR).await?;
     assert_eq!(first.next_in, Some(NOW), "more is due");
     assert_eq!(first.due, [of_ada[0], of_ada[1], of_others[0], of_others[1]]);
@@ -256,7 +271,7 @@ async fn an_old_backlog_does_not_always_come_first(store: Fixture) -> Result<()>
     let late = write_bell(&store.accepted().await?);
     // A single place at a time, as when a queue is nearly full. That the late one never comes would take
     // a hundred tosses of a coin that all fall alike.
-    let room = Room(vec![(JobKind::Write, Lane::Interactive, 1)]);
+    let room = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 1)]);
     for _ in 0..100 {
         if store.take_unpublished(&room, HOUR).await?.due == [late] {
             return Ok(());
@@ -266,7 +281,7 @@ async fn an_old_backlog_does_not_always_come_first(store: Fixture) -> Result<()>
 }
 
 /// A backfill that has handed out a job for each of `images`.
-async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<Doorbell>> {
+async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<JobNotice>> {
     let spec = BackfillSpec::new(BackfillKind::Renditions);
     let new = NewBackfill { task: TaskId::new(), owner: Owner::local(), spec };
     store.create_backfill(&new).await?;
@@ -276,7 +291,7 @@ async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<Doorbell>> 
         Child { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
     };
     let work: Vec<Child> = images.iter().map(child).collect();
-    let bell = |job| Doorbell { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+    let bell = |job| JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
     let bells = work.iter().map(|child| bell(child.jobs[0].0)).collect();
     let step = Advance { work, max_attempts: 3, ..Advance::of(new.task, None) };
     assert!(store.advance_backfill(&step).await?);
@@ -288,8 +303,8 @@ async fn backfills_are_taken_in_turn(store: Fixture) -> Result<()> {
     store.publish_all().await?;
     let large = backfill(&store, &[image; 20]).await?;
     let small = backfill(&store, &[image; 2]).await?;
-    let room = Room(vec![(JobKind::Thumbnail, Lane::Bulk, 4)]);
-    let taken: HashSet<Doorbell> =
+    let room = QueueCapacity(vec![(JobKind::Thumbnail, Lane::Bulk, 4)]);
+    let taken: HashSet<JobNotice> =
         store.take_unpublished(&room, NOW).await?.due.into_iter().collect();
     assert_eq!(taken, HashSet::from([large[0], large[1], small[0], small[1]]));
 
@@ -307,25 +322,25 @@ async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     let upload = NewUpload { trace: Some(trace), ..upload() };
     store.accept_it(&upload).await?;
     store.accepted().await?;
-    let first = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    let first = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[..2], [Some(trace); 2]);
     assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[2..], [None; 2]);
     store.mark_published(&first).await?;
 
-    let write = Doorbell { trace: Some(trace), ..write_bell(&upload) };
-    assert!(store.ring_again(write.job, NOW).await?);
-    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?.due, [write]);
+    let write = JobNotice { trace: Some(trace), ..write_bell(&upload) };
+    assert!(store.republish(write.job, NOW).await?);
+    assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, [write]);
     store.mark_published(&[write]).await?;
 
     let job = store.claimed(&write).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
-    let retried = Doorbell { generation: 1, ..write };
-    assert_eq!(store.take_unpublished(&Room::each(10), HOUR).await?.due, [retried]);
+    let retried = JobNotice { generation: 1, ..write };
+    assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, [retried]);
     store.mark_published(&[retried]).await?;
 
     let (kind, lane) = WRITE;
     store.unpublish(kind, lane, NOW, 10).await?;
-    let again = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     assert!(again.contains(&retried), "{again:?}");
 
     for bell in [retried, thumbnail_bell(&upload)] {
@@ -334,7 +349,7 @@ async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     }
     store.mark_published(&again).await?;
     assert_eq!(store.retry(&[upload.task]).await?, [upload.task]);
-    let by_hand = store.take_unpublished(&Room::each(10), HOUR).await?.due;
+    let by_hand = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     assert_eq!(by_hand.iter().map(|bell| bell.trace).collect::<Vec<_>>(), [Some(trace); 2]);
     Ok(())
 }

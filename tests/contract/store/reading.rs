@@ -3,10 +3,8 @@
 use std::collections::HashSet;
 
 use anyhow::{Context, Result};
-use safelight_common::{
-    domain::{ImageId, JobKind, Status, TaskId, TaskKind},
-    store::{NewUpload, Outcome, PageRequest, StoreError, TaskFilter, TaskVersion},
-};
+use safelight_domain::{ImageId, JobKind, Status, TaskId, TaskKind};
+use safelight_store::{NewUpload, Outcome, PageRequest, StoreError, TaskFilter, TaskVersion};
 
 use super::{
     fixture::{

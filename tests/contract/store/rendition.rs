@@ -2,12 +2,11 @@
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
-use safelight_common::{
-    domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext},
-    store::{
-        Doorbell, NewUpload, Outcome, PageRequest, RenditionRequest, Requested, Room, Settled,
-        TaskFilter,
-    },
+use safelight_domain::JobNotice;
+use safelight_domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext};
+use safelight_store::{
+    NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest, Requested, Settled,
+    TaskFilter,
 };
 
 use super::{
@@ -47,9 +46,9 @@ fn request(image: ImageId) -> RenditionRequest {
     }
 }
 
-fn bell(request: &RenditionRequest) -> Doorbell {
+fn bell(request: &RenditionRequest) -> JobNotice {
     let (kind, lane) = (JobKind::Thumbnail, Lane::Interactive);
-    Doorbell { job: request.job, kind, lane, generation: 0, trace: None }
+    JobNotice { job: request.job, kind, lane, generation: 0, trace: None }
 }
 
 /// An upload whose jobs have succeeded, and whose messages are gone.
@@ -76,8 +75,8 @@ async fn a_request_keeps_its_trace(store: Fixture) -> Result<()> {
     let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 0 });
     let request = RenditionRequest { trace, ..request(upload.image) };
     assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
-    let due = store.take_unpublished(&Room::each(10), HOUR).await?.due;
-    assert_eq!(due, [Doorbell { trace, ..bell(&request) }]);
+    let due = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
+    assert_eq!(due, [JobNotice { trace, ..bell(&request) }]);
     Ok(())
 }
 

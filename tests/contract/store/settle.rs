@@ -2,10 +2,8 @@
 
 use anyhow::{Context, Result};
 use futures::future::{join_all, try_join_all};
-use safelight_common::{
-    domain::{ErrorCode, Failure, JobKind, Lane, Placeholder, Progress, Status},
-    store::{NewUpload, Outcome, PageRequest, Settled},
-};
+use safelight_domain::{ErrorCode, Failure, JobKind, Lane, Placeholder, Progress, Status};
+use safelight_store::{NewUpload, Outcome, PageRequest, Settled};
 
 use super::{
     fixture::{

@@ -5,10 +5,9 @@
 
 use anyhow::{Context, Result};
 use futures::future::{join_all, try_join_all};
-use safelight_common::{
-    domain::{JOB_VERSION, JobId, Status, WorkerId},
-    store::{Claim, ClaimedJob, Doorbell, DynStore, NewUpload, Outcome, Settled, StoreError},
-};
+use safelight_domain::JobNotice;
+use safelight_domain::{JOB_VERSION, JobId, Status, WorkerId};
+use safelight_store::{Claim, ClaimedJob, DynStore, NewUpload, Outcome, Settled, StoreError};
 
 use super::fixture::{
     Fixture, HOUR, NOW, facts, failure, placeholder, rendered, rendition, renditions,
@@ -44,12 +43,12 @@ promises_on_one_thread!(
     processes_that_settle_crosswise_do_not_lock_each_other,
 );
 
-async fn claim(store: &DynStore, bell: Doorbell) -> Result<Claim, StoreError> {
+async fn claim(store: &DynStore, bell: JobNotice) -> Result<Claim, StoreError> {
     store.claim(&bell, false, WorkerId::new(), HOUR, JOB_VERSION).await
 }
 
 /// Claims all at once.
-async fn claims(store: &DynStore, bells: &[Doorbell]) -> Result<Vec<Claim>> {
+async fn claims(store: &DynStore, bells: &[JobNotice]) -> Result<Vec<Claim>> {
     Ok(try_join_all(bells.iter().map(|bell| claim(store, *bell))).await?)
 }
 
@@ -60,7 +59,7 @@ fn job(claim: Claim) -> Result<ClaimedJob> {
     }
 }
 
-async fn claimed(store: &DynStore, bells: &[Doorbell]) -> Result<Vec<ClaimedJob>> {
+async fn claimed(store: &DynStore, bells: &[JobNotice]) -> Result<Vec<ClaimedJob>> {
     claims(store, bells).await?.into_iter().map(job).collect()
 }
 
@@ -83,7 +82,7 @@ async fn each_claim_has_its_own_answer(store: Fixture) -> Result<()> {
     store.claimed(&write_bell(held)).await?;
     let job = store.claimed(&thumbnail_bell(made)).await?;
     store.settled(&job, &rendered()).await?;
-    let unknown = Doorbell { job: JobId::new(), ..write_bell(fresh) };
+    let unknown = JobNotice { job: JobId::new(), ..write_bell(fresh) };
     let newer = store.accepted().await?;
     store.tamper("update jobs set needs_version = 1000 where id = (select id from jobs order by id desc limit 1)").await?;
 
@@ -187,7 +186,7 @@ async fn each_settle_has_its_own_effects(store: Fixture) -> Result<()> {
     assert_eq!(store.task_of(&uploads[5]).await?, before, "a stale attempt has no effect");
     let mut rung = store.publish_all().await?;
     rung.sort_unstable_by_key(|bell| bell.job);
-    let again = |upload| Doorbell { generation: 1, ..write_bell(upload) };
+    let again = |upload| JobNotice { generation: 1, ..write_bell(upload) };
     assert_eq!(rung, [again(&uploads[2]), again(&uploads[4])]);
     Ok(())
 }
@@ -289,7 +288,7 @@ async fn processes_that_settle_crosswise_do_not_lock_each_other(store: Fixture) 
 async fn a_job_that_somebody_has_locked_keeps_no_other_waiting() -> Result<()> {
     use sqlx::Connection;
     let store = Fixture::postgres().await?;
-    let safelight_common::config::DatabaseUrl::Postgres(url) = &store.url else { unreachable!() };
+    let safelight_config::DatabaseUrl::Postgres(url) = &store.url else { unreachable!() };
     let (locked, free) = (store.accepted().await?, store.accepted().await?);
     let mut conn = sqlx::PgConnection::connect(url).await?;
     let mut transaction = conn.begin().await?;

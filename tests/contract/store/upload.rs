@@ -2,10 +2,8 @@
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_common::{
-    domain::{ImageId, JobKind, Progress, Status, TaskId, TaskKind},
-    store::{Room, StoreError},
-};
+use safelight_domain::{ImageId, JobKind, Progress, Status, TaskId, TaskKind};
+use safelight_store::{QueueCapacity, StoreError};
 
 use super::{
     fixture::{Fixture, HOUR, rendered, thumbnail_bell, upload, write_bell, written},
@@ -52,8 +50,8 @@ async fn an_accepted_upload_reads_back_whole(store: Fixture) -> Result<()> {
 async fn an_accepted_upload_is_in_the_outbox(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     assert_eq!(store.count_unpublished().await?, 2);
-    let mut due = store.take_unpublished(&Room::each(10), HOUR).await?.due;
-    due.sort_by_key(|doorbell| doorbell.job);
+    let mut due = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
+    due.sort_by_key(|notice| notice.job);
     assert_eq!(due, [write_bell(&upload), thumbnail_bell(&upload)]);
     Ok(())
 }

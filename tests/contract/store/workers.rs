@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use safelight_common::{
-    domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId},
-    store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus},
-};
+use safelight_domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId};
+use safelight_store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
 
 use super::{
     fixture::{Fixture, HOUR, NOW, thumbnail_bell, write_bell, written},

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use safelight_common::domain::{CacheKey, ContentHash, Owner};
+use safelight_domain::{CacheKey, ContentHash, Owner};
 use safelight_harness::{
     chaos::Link,
     client::Client,

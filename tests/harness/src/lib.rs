@@ -11,6 +11,7 @@ pub mod herd;
 pub mod load;
 pub mod metrics;
 pub mod nginx;
+pub mod open;
 pub mod otlp;
 pub mod pictures;
 pub mod postgres;

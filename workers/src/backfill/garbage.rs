@@ -8,13 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use safelight_common::{
-    blobs::{BlobKey, Stored},
-    domain::{Backfill, ContentHash, ItemOutcome},
-    fail_point,
-    services::Services,
-    store::{Advance, Item, Reference},
-};
+use safelight_blobs::{BlobKey, Stored};
+use safelight_domain::{Backfill, ContentHash, ItemOutcome};
+use safelight_services::Services;
+use safelight_store::{Advance, Item, Reference};
 use uuid::Uuid;
 
 use super::BackfillError;
@@ -176,7 +173,7 @@ async fn remove_renditions(
     keys: &[BlobKey],
 ) -> Result<bool, RemovalError> {
     let aside = services.blobs.move_aside(keys).await?;
-    fail_point::hit("gc.moved").await;
+    safelight_fail_points::hit("gc.moved").await;
     let now = services.store.references(&[*blob]).await?;
     if now.iter().any(|now| keys.iter().any(|key| refers_to(now, key))) {
         services.blobs.put_back(aside).await?;

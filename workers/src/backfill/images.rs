@@ -2,15 +2,13 @@
 
 use std::collections::HashMap;
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{
-        Backfill, BackfillKind, ErrorCode, Image, ImageId, ItemOutcome, JobId, JobKind, Presets,
-        TaskId, TaskKind,
-    },
-    services::Services,
-    store::{Advance, Child, ImageFilter, Item, Obstacle},
+use safelight_blobs::BlobKey;
+use safelight_domain::{
+    Backfill, BackfillKind, ErrorCode, Image, ImageId, ItemOutcome, JobId, JobKind, Presets,
+    TaskId, TaskKind,
 };
+use safelight_services::Services;
+use safelight_store::{Advance, Child, ImageFilter, Item, Obstacle};
 
 use super::{BackfillError, failure};
 use crate::handlers::missing_presets;

@@ -6,15 +6,12 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_common::{
-    blobs::{BlobKey, Content, Intake, IntakeError, StagedUpload, Whole},
-    domain::{
-        Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind,
-        Usage,
-    },
-    services::Services,
-    store::{Advance, Child, Imported, Item},
+use safelight_blobs::{BlobKey, Content, Intake, IntakeError, StagedUpload, Whole};
+use safelight_domain::{
+    Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
 };
+use safelight_services::Services;
+use safelight_store::{Advance, Child, Imported, Item};
 use uuid::Uuid;
 
 use super::{

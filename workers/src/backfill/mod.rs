@@ -19,17 +19,18 @@ mod source;
 
 use std::{collections::HashMap, error::Error, time::Duration};
 
-use safelight_common::{
-    blobs::BlobError,
-    domain::{Backfill, BackfillKind, BackfillState, Failure, JobKind, Status, TaskId, WorkerId},
-    services::Services,
-    store::{Advance, Obstacle, StoreError},
+use safelight_blobs::BlobError;
+use safelight_domain::{
+    Backfill, BackfillKind, BackfillState, Failure, JobKind, Status, TaskId, WorkerId,
 };
+use safelight_services::Services;
+use safelight_store::{Advance, Obstacle, StoreError};
+use safelight_telemetry::DependencyHealth;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::source::SourceError;
-use crate::{removal::RemovalError, trouble::Trouble};
+use crate::removal::RemovalError;
 
 /// How long a foreman that died keeps its backfills from others.
 const HOLD: Duration = Duration::from_secs(10);
@@ -74,7 +75,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 
 async fn lead(services: &Services, id: WorkerId) {
     let mut foreman = Foreman::new(services.clone(), id);
-    let mut trouble = Trouble::new("lead backfills");
+    let mut trouble = DependencyHealth::new("lead backfills");
     loop {
         let pause = match foreman.look().await {
             Ok(()) => {
@@ -136,7 +137,7 @@ async fn work_on(services: Services, id: TaskId) {
 }
 
 async fn keep_tallying(services: &Services, id: TaskId) {
-    let mut trouble = Trouble::new("count what a backfill has done");
+    let mut trouble = DependencyHealth::new("count what a backfill has done");
     loop {
         let tallied = services.store.tally_backfill(id, TALLY).await;
         tokio::time::sleep(pause(&mut trouble, tallied.map(|count| count > 0))).await;
@@ -144,7 +145,7 @@ async fn keep_tallying(services: &Services, id: TaskId) {
 }
 
 async fn keep_feeding(services: &Services, id: TaskId) {
-    let mut trouble = Trouble::new("go on with a backfill");
+    let mut trouble = DependencyHealth::new("go on with a backfill");
     let mut memory = import::Memory::default();
     loop {
         let fed = feed(services, id, &mut memory).await;
@@ -153,7 +154,7 @@ async fn keep_feeding(services: &Services, id: TaskId) {
 }
 
 /// How long to wait after an act that says whether anything moved.
-fn pause<E: Error + 'static>(trouble: &mut Trouble, acted: Result<bool, E>) -> Duration {
+fn pause<E: Error + 'static>(trouble: &mut DependencyHealth, acted: Result<bool, E>) -> Duration {
     match acted {
         Ok(moved) => {
             trouble.over();
@@ -185,7 +186,7 @@ async fn feed(
         false
     };
     if moved {
-        services.wake.ring();
+        services.outbox_signal.notify();
     }
     Ok(moved)
 }
@@ -268,7 +269,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use chrono::Utc;
-    use safelight_common::domain::BackfillSpec;
+    use safelight_domain::BackfillSpec;
 
     use super::*;
 
@@ -277,7 +278,7 @@ mod tests {
         spec.rate = rate;
         Backfill {
             id: TaskId::new(),
-            owner: safelight_common::domain::Owner::local(),
+            owner: safelight_domain::Owner::local(),
             begun_at: Utc::now(),
             spec,
             state: BackfillState::Walking,

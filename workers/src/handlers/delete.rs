@@ -3,13 +3,9 @@
 
 use std::time::Duration;
 
-use safelight_common::{
-    domain::{CacheKey, ErrorCode, Failure, Removal},
-    fail_point,
-    services::Services,
-    shared_cache,
-    store::{ClaimedJob, Outcome},
-};
+use safelight_domain::{CacheKey, ErrorCode, Failure, Removal};
+use safelight_services::Services;
+use safelight_store::{ClaimedJob, Outcome};
 use tokio::time::Instant;
 
 use super::{Context, database_away, source};
@@ -26,9 +22,9 @@ pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, 
     let Some(Removal { presets, objects }) = found else {
         return Err(Failure::new(ErrorCode::LeaseLost, "the image was removed by another attempt"));
     };
-    fail_point::hit("delete.begun").await;
+    safelight_fail_points::hit("delete.begun").await;
     removal::remove_bytes(services, &job.image).await.map_err(failure)?;
-    fail_point::hit("delete.removed").await;
+    safelight_fail_points::hit("delete.removed").await;
     // Whether or not others have the same: theirs are other objects to a cache.
     let objects: Vec<_> =
         objects.iter().map(|object| CacheKey::of(&job.image.owner, object)).collect();
@@ -36,7 +32,7 @@ pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, 
     let presets = presets.iter().map(String::as_str);
     let purged = purge::everywhere(&services.config, job.image.id, presets).await;
     purged.map_err(|error| failure(error.into()))?;
-    fail_point::hit("delete.purged").await;
+    safelight_fail_points::hit("delete.purged").await;
     tokio::time::sleep_until(begun + whole_grains(begun.elapsed())).await;
     let proxies = u32::try_from(services.config.purge_urls.len()).unwrap_or(u32::MAX);
     tracing::info!(image = %job.image.id, "removed a deleted image");
@@ -49,7 +45,8 @@ fn whole_grains(elapsed: Duration) -> Duration {
 }
 
 async fn forget_cached(services: &Services, objects: &[CacheKey]) -> Result<(), Failure> {
-    shared_cache::forget(&services.config.shared_cache_url, objects).await.map_err(|error| {
+    let Some(cache) = &services.shared_cache else { return Ok(()) };
+    cache.forget(objects).await.map_err(|error| {
         tracing::warn!(%error, "the shared cache does not forget a deleted image");
         Failure::new(ErrorCode::CacheUnavailable, "the shared cache did not answer")
     })

@@ -9,14 +9,12 @@ mod write;
 
 use std::sync::Arc;
 
-use safelight_common::{
-    domain::{ErrorCode, Failure, JobKind},
-    services::Services,
-    store::{ClaimedJob, Outcome, StoreError},
-};
+use safelight_decoder::{Attempt, Decoder};
+use safelight_domain::{ErrorCode, Failure, JobKind};
+use safelight_services::Services;
+use safelight_store::{ClaimedJob, Outcome, StoreError};
 
 pub(crate) use self::thumbnail::missing_presets;
-use crate::decoder::{Attempt, Decoder};
 
 /// What a handler works with.
 pub(crate) struct Context {

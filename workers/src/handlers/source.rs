@@ -1,10 +1,8 @@
 //! An image's bytes, wherever they are just now.
 
 use bytes::Bytes;
-use safelight_common::{
-    blobs::{BlobError, BlobKey, Blobs},
-    domain::{ErrorCode, Failure, Image},
-};
+use safelight_blobs::{BlobError, BlobKey, Blobs};
+use safelight_domain::{ErrorCode, Failure, Image};
 
 /// Reads all of an image's bytes.
 pub(super) async fn read(blobs: &Blobs, image: &Image) -> Result<Bytes, Failure> {

@@ -3,15 +3,12 @@
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{Failure, Image, Placeholder, Presets, Rendition},
-    fail_point,
-    store::{ClaimedJob, Outcome},
-};
+use safelight_blobs::BlobKey;
+use safelight_domain::{Failure, Image, Placeholder, Presets, Rendition};
+use safelight_imaging::{Rendered, Renditions};
+use safelight_store::{ClaimedJob, Outcome};
 
 use super::{Context, source};
-use crate::imaging::{Rendered, Renditions};
 
 pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
     let image = &job.image;
@@ -35,13 +32,13 @@ pub(super) async fn make(
     let blobs = &context.services.blobs;
     let Renditions { renditions, placeholder } =
         context.decoder.render(bytes, presets, &context.attempt).await?;
-    fail_point::hit("thumbnail.rendered").await;
+    safelight_fail_points::hit("thumbnail.rendered").await;
     let stored = renditions.into_iter().map(|Rendered { rendition, data }| async move {
         blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;
         Ok(rendition)
     });
     let renditions = try_join_all(stored).await.map_err(source::failure)?;
-    fail_point::hit("thumbnail.stored").await;
+    safelight_fail_points::hit("thumbnail.stored").await;
     Ok((renditions, placeholder))
 }
 

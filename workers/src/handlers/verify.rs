@@ -2,11 +2,9 @@
 //! what it can: a blob from its staged bytes, a rendition from the blob.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_common::{
-    blobs::{BlobError, BlobKey, StagedUpload},
-    domain::{ContentHash, ErrorCode, Failure, Image, Rendition},
-    store::Outcome,
-};
+use safelight_blobs::{BlobError, BlobKey, StagedUpload};
+use safelight_domain::{ContentHash, ErrorCode, Failure, Image, Rendition};
+use safelight_store::Outcome;
 
 use super::{Context, source, thumbnail};
 

@@ -1,15 +1,11 @@
 //! The write job: proves that the bytes are a picture, learns its facts, and gives the bytes their
 //! content's name.
 
-use safelight_common::{
-    blobs::StagedUpload,
-    domain::{ErrorCode, Failure, Image, ImageFacts},
-    fail_point,
-    store::Outcome,
-};
+use safelight_blobs::StagedUpload;
+use safelight_domain::{ErrorCode, Failure, Image, ImageFacts};
+use safelight_store::Outcome;
 
 use super::{Context, source};
-use crate::imaging;
 
 /// First bytes that usually hold the header and the EXIF block (at most 64 KiB, among others).
 const HEAD_BYTES: u64 = 256 * 1024;
@@ -20,9 +16,9 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         facts.gps = None;
     }
     let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
-    fail_point::hit("write.inspected").await;
+    safelight_fail_points::hit("write.inspected").await;
     context.services.blobs.promote(&staged).await.map_err(source::failure)?;
-    fail_point::hit("write.promoted").await;
+    safelight_fail_points::hit("write.promoted").await;
     Ok(Outcome::Written(facts))
 }
 
@@ -30,7 +26,7 @@ async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> 
     let blobs = &context.services.blobs;
     let head = source::read_head(blobs, image, HEAD_BYTES).await?;
     let is_whole = head.len() as u64 >= image.bytes;
-    if is_whole || imaging::head_suffices(&head) {
+    if is_whole || safelight_imaging::head_suffices(&head) {
         match context.decoder.inspect(head, &context.attempt).await {
             // Of all failures, only a damaged header may be due to the cut.
             Err(failure) if failure.code == ErrorCode::CorruptImage && !is_whole => {}

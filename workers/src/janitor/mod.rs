@@ -5,7 +5,9 @@ mod staged;
 
 use std::time::Duration;
 
-use safelight_common::{blobs::BlobError, services::Services, store::StoreError};
+use safelight_blobs::BlobError;
+use safelight_services::Services;
+use safelight_store::StoreError;
 use tokio_util::sync::CancellationToken;
 
 use crate::{

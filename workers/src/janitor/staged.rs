@@ -2,11 +2,9 @@
 
 use chrono::TimeDelta;
 use futures::TryStreamExt;
-use safelight_common::{
-    blobs::{BlobKey, Incoming, StagedUpload},
-    domain::ImageId,
-    services::Services,
-};
+use safelight_blobs::{BlobKey, Incoming, StagedUpload};
+use safelight_domain::ImageId;
+use safelight_services::Services;
 
 use super::JanitorError;
 

@@ -1,6 +1,6 @@
 //! Images whose upload was cancelled: their bytes go, unless another image has the same.
 
-use safelight_common::services::Services;
+use safelight_services::Services;
 
 use super::{RemovalError, purge, remove_bytes};
 

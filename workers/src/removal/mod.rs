@@ -5,13 +5,10 @@
 pub(crate) mod discarded;
 pub(crate) mod purge;
 
-use safelight_common::{
-    blobs::{BlobError, BlobKey},
-    domain::{ContentHash, Image},
-    fail_point,
-    services::Services,
-    store::StoreError,
-};
+use safelight_blobs::{BlobError, BlobKey};
+use safelight_domain::{ContentHash, Image};
+use safelight_services::Services;
+use safelight_store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemovalError {
@@ -43,9 +40,9 @@ pub(crate) async fn remove_blob(
     if services.store.is_blob_wanted(blob).await? {
         return Ok(false);
     }
-    fail_point::hit("removal.looked").await;
+    safelight_fail_points::hit("removal.looked").await;
     services.blobs.move_aside(keys).await?;
-    fail_point::hit("removal.moved").await;
+    safelight_fail_points::hit("removal.moved").await;
     decide(services, blob).await
 }
 
@@ -62,7 +59,7 @@ pub(crate) async fn resume(services: Services) -> Result<(), RemovalError> {
 async fn decide(services: &Services, blob: &ContentHash) -> Result<bool, RemovalError> {
     let aside = services.blobs.aside_of(blob).await?;
     if services.store.forget_blob(blob).await? {
-        fail_point::hit("removal.decided").await;
+        safelight_fail_points::hit("removal.decided").await;
         services.blobs.remove_aside(aside).await?;
         Ok(true)
     } else {

@@ -5,10 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
 use reqwest::{Client, Method, StatusCode, redirect::Policy};
-use safelight_common::{
-    config::{Config, HttpUrl},
-    domain::ImageId,
-};
+use safelight_config::{Config, HttpUrl};
+use safelight_domain::ImageId;
 
 /// How long a proxy has to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

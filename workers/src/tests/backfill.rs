@@ -2,21 +2,18 @@
 
 use std::{fs, path::Path};
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{
-        BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Quota, Status,
-        Task, TaskId, Visibility,
-    },
-    store::{Item, NewBackfill},
+use safelight_blobs::BlobKey;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Quota, Status, Task,
+    TaskId, Visibility,
 };
+use safelight_store::{Item, NewBackfill};
 
 use super::lab::{Lab, files, picture, within};
 use crate::backfill;
 
 async fn begun(lab: &Lab, spec: BackfillSpec) -> TaskId {
-    let new =
-        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
+    let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     assert!(lab.services.store.create_backfill(&new).await.expect("begin"));
     new.task
 }

@@ -5,12 +5,10 @@ use std::{
     time::Duration,
 };
 
-use safelight_common::{
-    blobs::{BlobKey, StagedUpload},
-    domain::{JOB_VERSION, JobKind, Status, WorkerId},
-    store::{Claim, Doorbell, NewUpload, Outcome, Room, Settled},
-};
-
+use safelight_blobs::{BlobKey, StagedUpload};
+use safelight_domain::JobNotice;
+use safelight_domain::{JOB_VERSION, JobKind, Status, WorkerId};
+use safelight_store::{Claim, NewUpload, Outcome, QueueCapacity, Settled};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -168,7 +166,7 @@ async fn a_running_job_is_stopped_and_its_result_discarded() {
     let bells = lab
         .services
         .store
-        .take_unpublished(&Room::each(9), Duration::from_mins(1))
+        .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
     let held = claim(&lab, &bells.due, JobKind::Thumbnail).await;
@@ -188,14 +186,14 @@ pub(super) async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
     let staged = StagedUpload { image, sha256, bytes: upload.bytes };
     lab.services.blobs.promote(&staged).await.expect("promote");
     let (id, kind) = upload.jobs[0];
-    let bell = Doorbell { job: id, kind, lane: upload.lane, generation: 0, trace: None };
+    let bell = JobNotice { job: id, kind, lane: upload.lane, generation: 0, trace: None };
     let lease = claim(lab, &[bell], JobKind::Write).await;
     let settled = lab.services.store.settle(&lease, &Outcome::Written(facts())).await;
     assert_eq!(settled.expect("settle"), Settled::Applied);
     upload
 }
 
-async fn claim(lab: &Lab, bells: &[Doorbell], kind: JobKind) -> safelight_common::store::Lease {
+async fn claim(lab: &Lab, bells: &[JobNotice], kind: JobKind) -> safelight_store::Lease {
     let bell = bells.iter().find(|bell| bell.kind == kind).expect("a bell of each kind");
     let lease = Duration::from_millis(300);
     match lab.services.store.claim(bell, false, WorkerId::new(), lease, JOB_VERSION).await {

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{
-        BackfillKind, BackfillSpec, ContentHash, ErrorCode, Image, ImageFormat, JobId, JobKind,
-        Receipt, Rendition, Status, Task, TaskId, TaskKind,
-    },
-    store::{Advance, Child, Deletion, DeletionRequest, NewBackfill, NewUpload},
+use safelight_blobs::BlobKey;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ContentHash, ErrorCode, Image, ImageFormat, JobId, JobKind,
+    Receipt, Rendition, Status, Task, TaskId, TaskKind,
 };
+use safelight_store::{Advance, Child, Deletion, DeletionRequest, NewBackfill, NewUpload};
 
 use super::{
     cancel::{proxy, read, written},
@@ -30,7 +28,7 @@ pub(super) async fn delete(lab: &Lab, upload: &NewUpload) -> TaskId {
     };
     let deletion = lab.services.store.delete_image(&request).await.expect("delete");
     assert_eq!(deletion, Deletion::Accepted(request.task));
-    lab.services.wake.ring();
+    lab.services.outbox_signal.notify();
     request.task
 }
 
@@ -183,7 +181,7 @@ async fn nothing_is_made_of_an_image_that_is_gone() {
     let store = &lab.services.store;
     let (backfill, child) = (TaskId::new(), TaskId::new());
     let spec = BackfillSpec::new(BackfillKind::Renditions);
-    let new = NewBackfill { task: backfill, owner: safelight_common::domain::Owner::local(), spec };
+    let new = NewBackfill { task: backfill, owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let deletion = delete(&lab, &upload).await;
     let work = Child {

@@ -6,14 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{
-        Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
-        ImageFormat, ItemOutcome, JOB_VERSION, JobKind, TaskId, WorkerId,
-    },
-    store::{Claim, Doorbell, Item, Lease, NewBackfill, NewUpload, Outcome},
+use safelight_blobs::BlobKey;
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
+    ImageFormat, ItemOutcome, JOB_VERSION, JobKind, TaskId, WorkerId,
 };
+use safelight_store::{Claim, Item, Lease, NewBackfill, NewUpload, Outcome};
 
 use super::{
     cancel::written,
@@ -26,8 +25,7 @@ use crate::backfill;
 async fn collect(lab: &Lab, dry_run: bool) -> (Backfill, Vec<Item>) {
     let store = &lab.services.store;
     let spec = BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) };
-    let new =
-        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
+    let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let foreman = WorkerId::new();
     within("the backfill ends", async {
@@ -162,7 +160,7 @@ async fn what_a_job_has_yet_to_record_is_no_garbage() {
 async fn claim(lab: &Lab, upload: &NewUpload) -> Lease {
     let (job, kind) = upload.jobs[1];
     assert_eq!(kind, JobKind::Thumbnail);
-    let bell = Doorbell { job, kind, lane: upload.lane, generation: 0, trace: None };
+    let bell = JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None };
     let (worker, lease) = (WorkerId::new(), Duration::from_hours(1));
     match lab.services.store.claim(&bell, false, worker, lease, JOB_VERSION).await {
         Ok(Claim::Run(job)) => job.lease,

@@ -5,19 +5,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{ErrorCode, ImageId, JOB_VERSION, Status, WorkerId},
-    store::{Claim, Doorbell, Room},
-};
+use safelight_blobs::BlobKey;
+use safelight_domain::JobNotice;
+use safelight_domain::{ErrorCode, ImageId, JOB_VERSION, Status, WorkerId};
+use safelight_store::{Claim, QueueCapacity};
 
 use super::lab::{Lab, facts, picture, within};
 
 /// Takes everything out of the outbox as if it had been published, and loses it.
-async fn lose_messages(lab: &Lab) -> Vec<Doorbell> {
+async fn lose_messages(lab: &Lab) -> Vec<JobNotice> {
     let store = &lab.services.store;
-    let due =
-        store.take_unpublished(&Room::each(100), Duration::from_secs(10)).await.expect("take").due;
+    let due = store
+        .take_unpublished(&QueueCapacity::each(100), Duration::from_secs(10))
+        .await
+        .expect("take")
+        .due;
     store.mark_published(&due).await.expect("mark");
     due
 }
@@ -44,7 +46,7 @@ async fn the_relay_publishes_anew_what_an_in_process_queue_has_forgotten() {
 #[tokio::test]
 async fn the_relay_keeps_what_the_broker_does_not_take() {
     let lab = Lab::new(&[]).await;
-    lab.services.broker.close().await;
+    lab.services.queue.close().await;
     lab.upload(&picture()).await;
     let relay = lab.relay();
     within("it has given the rows back", async {
@@ -69,14 +71,14 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
         within("both jobs come due", async {
             while claimed < 2 {
                 let batch = store
-                    .take_unpublished(&Room::each(9), Duration::from_secs(10))
+                    .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
                     .await
                     .expect("take");
                 store.mark_published(&batch.due).await.expect("mark");
-                for doorbell in &batch.due {
+                for notice in &batch.due {
                     let lease = Duration::from_millis(1);
                     let claim =
-                        store.claim(doorbell, false, WorkerId::new(), lease, JOB_VERSION).await;
+                        store.claim(notice, false, WorkerId::new(), lease, JOB_VERSION).await;
                     let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
                     assert_eq!(job.attempt, attempt);
                     claimed += 1;
@@ -129,15 +131,12 @@ async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
 
 /// Records a write job as done while its staged bytes lie where they are.
 async fn settle_write_job(lab: &Lab, image: ImageId) {
-    use safelight_common::{
-        domain::JobKind,
-        store::{Outcome, Settled},
-    };
+    use safelight_domain::JobKind;
+    use safelight_store::{Outcome, Settled};
     let store = &lab.services.store;
-    for doorbell in lose_messages(lab).await {
-        let claim = store
-            .claim(&doorbell, false, WorkerId::new(), Duration::from_mins(1), JOB_VERSION)
-            .await;
+    for notice in lose_messages(lab).await {
+        let claim =
+            store.claim(&notice, false, WorkerId::new(), Duration::from_mins(1), JOB_VERSION).await;
         let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
         if job.image.id != image || job.kind != JobKind::Write {
             continue;

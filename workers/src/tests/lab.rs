@@ -8,21 +8,19 @@ use std::{
 };
 
 use image::{DynamicImage, RgbImage};
-use safelight_common::{
-    blobs::{BlobKey, Blobs},
-    broker::{self, Queue},
-    config::{self, DatabaseUrl, QueueUrl},
-    domain::{
-        BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId,
-        JobKind, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
-    },
-    services::Services,
-    store::{
-        self, Accepted, Advance, Child, Claim, Doorbell, NewBackfill, NewUpload, Outcome,
-        gated::Gated,
-    },
-    wake::Wake,
+use safelight_blobs::{BlobKey, BlobLocation, Blobs};
+use safelight_config::DatabaseUrl;
+use safelight_domain::JobNotice;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId, JobKind,
+    Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
 };
+use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
+use safelight_services::Services;
+use safelight_store::{
+    Accepted, Advance, Child, Claim, DynStore, NewBackfill, NewUpload, Outcome, testing::Gated,
+};
+use safelight_store_sql::SqliteStore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -54,18 +52,20 @@ impl Lab {
         ];
         let environment = base.iter().chain(settings);
         let environment = environment.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let config = config::load_from(None, environment).expect("configuration");
+        let config = safelight_config::load_from(None, environment).expect("configuration");
         let DatabaseUrl::Sqlite(file) = &config.database_url else { panic!("SQLite by default") };
-        let sqlite = store::connect(&DatabaseUrl::Sqlite(file.clone()), 4).await.expect("open");
+        let sqlite: DynStore = Arc::new(SqliteStore::open(file).await.expect("open"));
         sqlite.migrate().await.expect("migrate");
         let store = Arc::new(Gated { inner: sqlite, gate: Flaky::default() });
-        let blobs = Blobs::open(&config.blob_url, &folder.path().join("spool")).expect("blobs");
+        let location = BlobLocation::Folder(folder.path().join("blobs"));
+        let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("blobs");
         let services = Services {
             config: Arc::new(config),
             store: store.clone(),
-            broker: broker::open(&QueueUrl::Embedded),
+            queue: Arc::new(InProcessQueue::new()),
             blobs,
-            wake: Wake::default(),
+            shared_cache: None,
+            outbox_signal: OutboxSignal::default(),
         };
         Self { services, store, shutdown: CancellationToken::new(), folder }
     }
@@ -82,9 +82,9 @@ impl Lab {
         staging.write(bytes).await.expect("write");
         let staged = staging.finish().await.expect("finish");
         let upload = NewUpload {
-            owner: safelight_common::domain::Owner::local(),
-            visibility: safelight_common::domain::Visibility::Public,
-            quota: safelight_common::domain::Quota::default(),
+            owner: safelight_domain::Owner::local(),
+            visibility: safelight_domain::Visibility::Public,
+            quota: safelight_domain::Quota::default(),
             image,
             task: TaskId::new(),
             lane,
@@ -148,7 +148,7 @@ impl Lab {
     pub async fn depth(&self) -> u64 {
         let mut depth = 0;
         for queue in Queue::all() {
-            depth += self.services.broker.depth(queue).await.expect("depth");
+            depth += self.services.queue.depth(queue).await.expect("depth");
         }
         depth
     }
@@ -167,8 +167,7 @@ impl Lab {
     pub async fn record_rendition(&self, upload: &NewUpload, made: &Rendition) {
         let spec = BackfillSpec::new(BackfillKind::Verify);
         let (backfill, job) = (TaskId::new(), JobId::new());
-        let new =
-            NewBackfill { task: backfill, owner: safelight_common::domain::Owner::local(), spec };
+        let new = NewBackfill { task: backfill, owner: safelight_domain::Owner::local(), spec };
         self.store.inner.create_backfill(&new).await.expect("begin");
         let work = Child {
             task: TaskId::new(),
@@ -180,7 +179,7 @@ impl Lab {
         let step = Advance { work: vec![work], max_attempts: 1, ..Advance::of(backfill, None) };
         assert!(self.store.inner.advance_backfill(&step).await.expect("a step"));
         let bell =
-            Doorbell { job, kind: JobKind::Verify, lane: Lane::Bulk, generation: 0, trace: None };
+            JobNotice { job, kind: JobKind::Verify, lane: Lane::Bulk, generation: 0, trace: None };
         let (worker, lease) = (WorkerId::new(), Duration::from_mins(1));
         let claim = self.store.inner.claim(&bell, false, worker, lease, JOB_VERSION).await;
         let Ok(Claim::Run(claimed)) = claim else { panic!("{claim:?}") };

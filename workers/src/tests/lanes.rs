@@ -6,17 +6,15 @@ use std::sync::{
 };
 
 use futures::FutureExt;
-use safelight_common::{
-    broker::Queue,
-    domain::{JobKind, Lane},
-    store::{ClaimedJob, Outcome},
-};
+use safelight_decoder::Attempt;
+use safelight_domain::{JobKind, Lane};
+use safelight_queue::Queue;
+use safelight_store::{ClaimedJob, Outcome};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use super::lab::{Lab, picture, within};
 use crate::{
     WorkerOptions,
-    decoder::Attempt,
     relay::Relay,
     worker::{self, Worker},
 };
@@ -75,7 +73,7 @@ async fn a_flood_of_bulk_work_leaves_a_slot_for_who_is_waiting() {
     shop.has_begun(Lane::Bulk, 3).await;
     // Had the flood taken the last slot, this one would not begin: nothing ever ends here.
     lab.upload(&picture()).await;
-    lab.services.wake.ring();
+    lab.services.outbox_signal.notify();
     shop.has_begun(Lane::Interactive, 1).await;
     assert_eq!(shop.begun(Lane::Bulk), 3);
 }
@@ -91,7 +89,7 @@ async fn interactive_work_comes_first_and_may_take_every_slot() {
     let queues = Lane::ALL.iter().map(|&lane| Queue { kind: JobKind::Thumbnail, lane });
     for queue in queues {
         within("all are published", async {
-            while lab.services.broker.depth(queue).await.expect("depth") < 4 {
+            while lab.services.queue.depth(queue).await.expect("depth") < 4 {
                 tokio::task::yield_now().await;
             }
         })
@@ -128,7 +126,7 @@ async fn a_backlog_is_published_only_as_it_is_worked_off() {
     let _relay = lab.relay();
     let depth = async |kind| {
         let queue = Queue { kind, lane: Lane::Interactive };
-        lab.services.broker.depth(queue).await.expect("depth")
+        lab.services.queue.depth(queue).await.expect("depth")
     };
     within("both queues are filled", async {
         while depth(JobKind::Write).await < 5 || depth(JobKind::Thumbnail).await < 5 {
@@ -137,7 +135,7 @@ async fn a_backlog_is_published_only_as_it_is_worked_off() {
     })
     .await;
     // A ring changes nothing: there is no room.
-    lab.services.wake.ring();
+    lab.services.outbox_signal.notify();
     let unpublished = async || lab.services.store.count_unpublished().await.expect("count");
     within("the rest stays where it is", async {
         while unpublished().await != 14 {

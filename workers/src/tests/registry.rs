@@ -5,10 +5,8 @@ use std::{
     time::Duration,
 };
 
-use safelight_common::{
-    domain::{ErrorCode, Failure, Status},
-    store::{Heartbeat, RegisteredWorker, WorkerStatus},
-};
+use safelight_domain::{ErrorCode, Failure, Status};
+use safelight_store::{Heartbeat, RegisteredWorker, WorkerStatus};
 use tokio::sync::Notify;
 
 use super::lab::{Lab, options, picture, within};

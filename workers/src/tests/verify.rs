@@ -2,13 +2,11 @@
 
 use std::fs;
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{
-        BackfillKind, BackfillSpec, BackfillState, Image, ItemOutcome, Status, TaskId, WorkerId,
-    },
-    store::{Item, NewBackfill, NewUpload},
+use safelight_blobs::BlobKey;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, BackfillState, Image, ItemOutcome, Status, TaskId, WorkerId,
 };
+use safelight_store::{Item, NewBackfill, NewUpload};
 
 use super::lab::{Lab, picture, within};
 use crate::backfill;
@@ -18,8 +16,7 @@ async fn verified(lab: &Lab) -> (Status, Vec<Item>) {
     let store = &lab.services.store;
     let mut spec = BackfillSpec::new(BackfillKind::Verify);
     spec.retry_failed = true;
-    let new =
-        NewBackfill { task: TaskId::new(), owner: safelight_common::domain::Owner::local(), spec };
+    let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let foreman = WorkerId::new();
     within("the backfill ends", async {

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use safelight_common::{
-    config::DatabaseUrl,
-    domain::{JOB_VERSION, JobKind, Status},
-    store::Room,
-};
+use safelight_config::DatabaseUrl;
+use safelight_domain::{JOB_VERSION, JobKind, Status};
+use safelight_store::QueueCapacity;
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 
 use super::lab::{Lab, job, picture, within};
@@ -32,16 +30,16 @@ async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
     let due = lab
         .services
         .store
-        .take_unpublished(&Room::each(9), Duration::from_mins(1))
+        .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
-    lab.services.broker.publish(&due.due).await.expect("publish");
+    lab.services.queue.publish(&due.due).await.expect("publish");
     lab.services.store.mark_published(&due.due).await.expect("mark");
     let _worker = lab.worker();
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
     lab.task_when(upload.task, thumbnail_is_done).await;
     within("the bell is to ring again", async {
-        while !lab.store.gate.called.lock().expect("not poisoned").contains("ring_again") {
+        while !lab.store.gate.called.lock().expect("not poisoned").contains("republish") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -49,7 +47,7 @@ async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
     let batch = lab
         .store
         .inner
-        .take_unpublished(&Room::each(9), Duration::from_mins(1))
+        .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
     assert_eq!((batch.due.len(), lab.depth().await), (0, 0), "not at once");

@@ -2,10 +2,8 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use safelight_common::{
-    blobs::BlobKey,
-    domain::{ErrorCode, ImageFormat, JobKind, Status, Task},
-};
+use safelight_blobs::BlobKey;
+use safelight_domain::{ErrorCode, ImageFormat, JobKind, Status, Task};
 
 use super::lab::{Lab, job, picture, within};
 
@@ -14,7 +12,7 @@ async fn an_upload_becomes_a_blob_with_facts_and_renditions() {
     let lab = Lab::new(&[]).await;
     let (_worker, _relay) = (lab.worker(), lab.relay());
     let upload = lab.upload(&picture()).await;
-    lab.services.wake.ring();
+    lab.services.outbox_signal.notify();
     let task = lab.ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1 && job.error.is_none()), "{task:?}");

@@ -3,15 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use safelight_common::{
-    services::Services,
-    store::{Heartbeat, StoreError},
-};
+use safelight_services::Services;
+use safelight_store::{Heartbeat, StoreError};
+use safelight_telemetry::DependencyHealth;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Worker, WorkerOptions};
-use crate::trouble::Trouble;
 
 /// How long a worker that has drained tries to take its leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,7 +40,7 @@ async fn beat(worker: &Worker, options: &WorkerOptions, shutdown: &CancellationT
     let period = Duration::from_millis(worker.services.config.heartbeat_ms);
     let began = Instant::now();
     let mut beat = introduction(worker, options, period);
-    let mut trouble = Trouble::new("tell the registry that this worker lives");
+    let mut trouble = DependencyHealth::new("tell the registry that this worker lives");
     loop {
         beat.draining = shutdown.is_cancelled();
         beat.uptime = began.elapsed();

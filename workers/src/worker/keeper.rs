@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use safelight_common::store::Lease;
+use safelight_store::Lease;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;

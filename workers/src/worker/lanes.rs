@@ -2,14 +2,11 @@
 
 use std::sync::Arc;
 
-use safelight_common::{
-    broker::{Delivery, Queue, Subscription},
-    domain::{JobKind, Lane},
-    services::Services,
-};
+use safelight_domain::{JobKind, Lane};
+use safelight_queue::{Delivery, Queue, Subscription};
+use safelight_services::Services;
+use safelight_telemetry::DependencyHealth;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::trouble::Trouble;
 
 /// Interactive deliveries fetched beyond the slots at least, so that a slot never waits for the network.
 /// Of many slots, as many again: a job gives its slot back before its end is recorded, and of jobs that
@@ -48,10 +45,10 @@ impl Lanes {
             if !lanes.contains(&lane) {
                 return None;
             }
-            let mut trouble = Trouble::new("subscribe to a queue");
+            let mut trouble = DependencyHealth::new("subscribe to a queue");
             let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
             loop {
-                match services.broker.subscribe(Queue { kind, lane }, prefetch).await {
+                match services.queue.subscribe(Queue { kind, lane }, prefetch).await {
                     Ok(subscription) => {
                         trouble.over();
                         return Some(subscription);

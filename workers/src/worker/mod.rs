@@ -19,18 +19,16 @@ mod tally;
 use std::{sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
-use safelight_common::{
-    domain::{Failure, JobKind, Lane, WorkerId},
-    services::Services,
-    store::{ClaimedJob, Outcome},
-};
+use safelight_config::Config;
+use safelight_decoder::{Attempt, Decoder, DecoderOptions};
+use safelight_domain::{Failure, JobKind, Lane, WorkerId};
+use safelight_imaging::Limits;
+use safelight_services::Services;
+use safelight_store::{ClaimedJob, Outcome};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{keeper::Held, lanes::Lanes, outage::Outage, tally::Tally};
-use crate::{
-    decoder::{Attempt, Decoder},
-    handlers::{self, Context},
-};
+use crate::handlers::{self, Context};
 
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -69,7 +67,8 @@ pub(crate) struct Worker {
 
 impl Worker {
     fn new(services: Services, options: &WorkerOptions) -> Self {
-        let decoder = Arc::new(Decoder::new(&services.config, options.concurrency.max(1)));
+        let decoder =
+            Arc::new(Decoder::new(decoder_options(&services.config), options.concurrency.max(1)));
         let parts = services.clone();
         let handler = move |attempt, job| -> BoxFuture<'static, _> {
             let context = Context { services: parts.clone(), decoder: decoder.clone(), attempt };
@@ -205,5 +204,21 @@ async fn drain(worker: &Worker, attempts: &TaskTracker) {
     worker.hand_back.cancel();
     if tokio::time::timeout(HAND_BACK, attempts.wait()).await.is_err() {
         tracing::warn!(jobs = attempts.len(), "leaving jobs to their leases");
+    }
+}
+
+/// How the configuration wants pictures to be decoded.
+pub fn decoder_options(config: &Config) -> DecoderOptions {
+    DecoderOptions {
+        limits: Limits {
+            max_pixels: config.max_pixels,
+            max_side: config.max_side,
+            max_frames: config.max_frames,
+            max_animation_pixels: config.max_animation_pixels,
+            max_memory: config.decode_memory_bytes,
+        },
+        cpu_seconds: config.decode_cpu_seconds,
+        isolate: config.isolate_decoding,
+        sandbox: config.sandbox_decoding,
     }
 }

@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use futures::future::BoxFuture;
-use safelight_common::retry::Reconnect;
+use safelight_domain::retry::Reconnect;
 use tokio::sync::watch;
 
 /// Whether a part is in reach, as far as this worker knows.

@@ -3,20 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, histogram};
-use safelight_common::{
-    broker::{Delivery, Queue},
-    domain::{ErrorCode, Failure, JOB_VERSION, JobId, JobKind},
-    fail_point,
-    retry::Reconnect,
-    store::{Claim, ClaimedJob, Doorbell, Outcome, Settled, StoreError},
-    telemetry::traces,
-};
+use safelight_decoder::Attempt;
+use safelight_domain::JobNotice;
+use safelight_domain::{ErrorCode, Failure, JOB_VERSION, JobId, JobKind, retry::Reconnect};
+use safelight_queue::{Delivery, Queue};
+use safelight_store::{Claim, ClaimedJob, Outcome, Settled, StoreError};
+use safelight_telemetry::traces;
 use tokio::{task::JoinError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{Worker, keeper::HeldLease, lanes::Slot};
-use crate::{decoder::Attempt, policy};
+use crate::policy;
 
 /// An attempt that takes longer hangs: its lease would be renewed for ever. Far below the half hour
 /// after which a broker takes a delivery away.
@@ -33,10 +31,10 @@ enum Answer {
 
 /// Claims the delivery's job, runs and settles it, and answers the broker.
 pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<Slot>) {
-    let traced = process_span(&worker, &delivery.doorbell);
+    let traced = process_span(&worker, &delivery.notice);
     let answer = process(&worker, &delivery, slot, &traced).instrument(traced.clone()).await;
     drop(traced);
-    fail_point::hit("worker.settled").await;
+    safelight_fail_points::hit("worker.settled").await;
     match answer {
         Answer::Ack => delivery.ack().await,
         Answer::Requeue => delivery.requeue().await,
@@ -45,30 +43,30 @@ pub(super) async fn run_one(worker: Arc<Worker>, delivery: Delivery, slot: Arc<S
 
 /// An attempt in the trace of whatever made its job. Every attempt is a child of that, however the
 /// attempts before it ended.
-fn process_span(worker: &Worker, doorbell: &Doorbell) -> Span {
+fn process_span(worker: &Worker, notice: &JobNotice) -> Span {
     if !traces::are_on() {
         return Span::none();
     }
-    let queue = Queue::of(doorbell);
+    let queue = Queue::of(notice);
     let span = tracing::info_span!(
         target: traces::TARGET,
         "process",
-        otel.name = format!("process {}", doorbell.kind),
+        otel.name = format!("process {}", notice.kind),
         otel.kind = "consumer",
         otel.status_code = Empty,
         "error.type" = Empty,
         messaging.system = worker.services.config.queue_url.system(),
         messaging.operation.name = "process",
         messaging.destination.name = %queue,
-        messaging.message.id = %doorbell.job,
+        messaging.message.id = %notice.job,
         safelight.task = Empty,
-        safelight.job = %doorbell.job,
-        safelight.kind = doorbell.kind.as_str(),
-        safelight.lane = doorbell.lane.as_str(),
+        safelight.job = %notice.job,
+        safelight.kind = notice.kind.as_str(),
+        safelight.lane = notice.lane.as_str(),
         safelight.attempt = Empty,
         safelight.outcome = Empty,
     );
-    traces::continue_from(&span, doorbell.trace);
+    traces::continue_from(&span, notice.trace);
     span
 }
 
@@ -88,17 +86,17 @@ fn note_outcome(traced: &Span, outcome: &Outcome) {
 }
 
 async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: &Span) -> Answer {
-    let doorbell = delivery.doorbell;
+    let notice = delivery.notice;
     let began = Instant::now();
     let claim = worker
         .services
         .store
-        .claim(&doorbell, delivery.redelivered, worker.id, worker.lease, JOB_VERSION)
+        .claim(&notice, delivery.redelivered, worker.id, worker.lease, JOB_VERSION)
         .instrument(tracing::info_span!(target: traces::TARGET, "claim"))
         .await;
-    stage(doorbell.kind, "claim", began);
+    stage(notice.kind, "claim", began);
     let claim = match claim {
-        Ok(Claim::Newer) => leave_to_newer(worker, doorbell.job).await,
+        Ok(Claim::Newer) => leave_to_newer(worker, notice.job).await,
         other => other,
     };
     match claim {
@@ -124,7 +122,7 @@ async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: 
             // The same message would fail the same way, at once and again. Without it the rescuer
             // publishes the job anew after a while.
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, job = %doorbell.job, "cannot claim a job");
+            tracing::error!(error, job = %notice.job, "cannot claim a job");
             note_end(traced, "not claimed", Some("database_failed"));
             Answer::Ack
         }
@@ -136,14 +134,14 @@ async fn process(worker: &Worker, delivery: &Delivery, slot: Arc<Slot>, traced: 
 /// the dead letters.
 async fn leave_to_newer(worker: &Worker, job: JobId) -> Result<Claim, StoreError> {
     tracing::debug!(%job, "a job needs a newer worker");
-    worker.services.store.ring_again(job, REST_FOR_NEWER).await?;
+    worker.services.store.republish(job, REST_FOR_NEWER).await?;
     Ok(Claim::Nothing)
 }
 
 async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>, traced: &Span) -> Answer {
     let _running = worker.tally.begin(job.kind, job.lane);
     let held = worker.held.hold(job.lease);
-    fail_point::hit("worker.claimed").await;
+    safelight_fail_points::hit("worker.claimed").await;
     let began = Instant::now();
     let run = tracing::info_span!(target: traces::TARGET, "run");
     let outcome = execute(worker, &job, &held, slot).instrument(run).await;
@@ -152,7 +150,7 @@ async fn attempt(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>, traced: &Spa
         note_lost(traced);
         return Answer::Ack;
     };
-    fail_point::hit("worker.worked").await;
+    safelight_fail_points::hit("worker.worked").await;
     held.settling();
     let began = Instant::now();
     let settling = tracing::info_span!(target: traces::TARGET, "settle");
@@ -213,7 +211,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &S
                 policy::note_settled(job, outcome);
                 note_outcome(traced, outcome);
                 if matches!(outcome, Outcome::Retry(..) | Outcome::Released) {
-                    worker.services.wake.ring();
+                    worker.services.outbox_signal.notify();
                 } else {
                     worker.tally.ended(job.kind, job.lane);
                 }
@@ -291,10 +289,7 @@ mod tests {
     async fn a_lease_that_the_store_does_not_renew_stops_its_job() {
         let lab = Lab::new(&[("SAFELIGHT_LEASE_MS", "100")]).await;
         let worker = Worker::new(lab.services.clone(), &options());
-        let lease = safelight_common::store::Lease {
-            job: safelight_common::domain::JobId::new(),
-            fence: 1,
-        };
+        let lease = safelight_store::Lease { job: safelight_domain::JobId::new(), fence: 1 };
         let held = worker.held.hold(lease);
         let job = supervise(&worker, &held.lost, std::future::pending());
         let result = within("the loss is noticed", async {

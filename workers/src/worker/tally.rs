@@ -6,11 +6,9 @@ use std::{
 };
 
 use metrics::gauge;
-use safelight_common::{
-    broker::Queue,
-    domain::{JobKind, Lane},
-    store::QueueSlots,
-};
+use safelight_domain::{JobKind, Lane};
+use safelight_queue::Queue;
+use safelight_store::QueueSlots;
 
 use super::{WorkerOptions, lanes, slots};
 

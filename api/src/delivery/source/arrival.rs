@@ -5,10 +5,8 @@ use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
-use safelight_common::{
-    blobs::{BlobError, BlobStream},
-    domain::{ContentHash, ContentHasher},
-};
+use safelight_blobs::{BlobError, BlobStream};
+use safelight_domain::{ContentHash, ContentHasher};
 use tokio::sync::watch;
 
 use super::{

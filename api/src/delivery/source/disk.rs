@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use moka::{notification::RemovalCause, sync::Cache};
-use safelight_common::domain::{CacheKey, ContentHash, ContentHasher};
+use safelight_domain::{CacheKey, ContentHash, ContentHasher};
 use uuid::Uuid;
 
 /// What the names of files begin with that are being written.
@@ -295,7 +295,7 @@ impl io::Write for Hashing {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::domain::Owner;
+    use safelight_domain::Owner;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use safelight_common::blocking::blocking;
+use safelight_blobs::blocking;
 use tokio::{sync::Semaphore, time::timeout};
 
 /// Threads that may wait for the disk at once. All that a disk can hold up that never answers.

@@ -4,7 +4,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Dura
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use safelight_common::blocking::blocking;
+use safelight_blobs::blocking;
 use tokio::{sync::watch, time::timeout};
 
 /// Bytes read at first: all that a client gets which takes nothing.

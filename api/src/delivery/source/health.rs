@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use safelight_common::retry::Reconnect;
+use safelight_domain::retry::Reconnect;
 
 /// How one part that reads can do without is doing.
 pub struct Health {

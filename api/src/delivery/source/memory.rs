@@ -7,7 +7,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use moka::{policy::EvictionPolicy, sync::Cache};
-use safelight_common::domain::CacheKey;
+use safelight_domain::CacheKey;
 
 /// The largest object that is ever held in memory as a whole.
 const MAX_OBJECT_BYTES: u64 = 8 << 20;
@@ -78,14 +78,14 @@ impl Memory {
         (self.bound / (RECENT_SHARE * 2)).clamp(Self::small(), MAX_OBJECT_BYTES)
     }
 
-    /// Room for an object that will be read.
-    pub fn room(&self, bytes: u64) -> Room {
+    /// QueueCapacity for an object that will be read.
+    pub fn room(&self, bytes: u64) -> QueueCapacity {
         self.live.fetch_add(bytes, Ordering::Relaxed);
-        Room { bytes, live: self.live.clone() }
+        QueueCapacity { bytes, live: self.live.clone() }
     }
 
     /// Keeps an object; gives back its bytes, whose room is taken for as long as anybody holds them.
-    pub fn keep(&self, object: CacheKey, bytes: Bytes, room: Room) -> Bytes {
+    pub fn keep(&self, object: CacheKey, bytes: Bytes, room: QueueCapacity) -> Bytes {
         let bytes = Bytes::from_owner(Placed { bytes, _room: room });
         if self.bound > 0 {
             self.recent.insert(object, bytes.clone());
@@ -112,12 +112,12 @@ impl Memory {
 }
 
 /// A part of memory that is spoken for, until this is dropped.
-pub struct Room {
+pub struct QueueCapacity {
     bytes: u64,
     live: Arc<AtomicU64>,
 }
 
-impl Drop for Room {
+impl Drop for QueueCapacity {
     fn drop(&mut self) {
         self.live.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -126,7 +126,7 @@ impl Drop for Room {
 /// Bytes in their room.
 struct Placed {
     bytes: Bytes,
-    _room: Room,
+    _room: QueueCapacity,
 }
 
 impl AsRef<[u8]> for Placed {
@@ -137,7 +137,7 @@ impl AsRef<[u8]> for Placed {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::domain::{ContentHash, Owner};
+    use safelight_domain::{ContentHash, Owner};
 
     use super::*;
 

@@ -36,11 +36,10 @@ use futures::{
     StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
-use safelight_common::{
-    blobs::{BlobContent, BlobError, BlobKey, BlobStream, Blobs, OpenBlob},
-    config::Config,
-    domain::{CacheKey, ContentHash, ContentHasher, Owner},
-};
+use safelight_blobs::{BlobContent, BlobError, BlobKey, BlobStream, Blobs, OpenBlob};
+use safelight_config::Config;
+use safelight_domain::{CacheKey, ContentHash, ContentHasher, Owner};
+use safelight_shared_cache::SharedCache;
 
 pub use counters::TierCounters;
 pub use flight::{Flights, Landed};
@@ -49,7 +48,7 @@ pub use health::{Health, PATIENCE};
 use disk::Disk;
 use errands::{Errands, patience};
 use file::Local;
-use memory::{Memory, Room};
+use memory::{Memory, QueueCapacity};
 use shared::{Shared, Turn};
 
 /// An object that can be read: where it lies, and what must come out.
@@ -251,7 +250,7 @@ const SMALL_PART: u64 = 4;
 
 impl Tiers {
     /// The tiers that `config` asks for, in front of `blobs`.
-    pub fn new(config: &Config, blobs: &Blobs) -> Self {
+    pub fn new(config: &Config, blobs: &Blobs, shared_cache: Option<SharedCache>) -> Self {
         let disk = (!blobs.is_local() && config.disk_cache_bytes > 0)
             .then(|| Disk::open(&config.data_dir.join("cache"), config.disk_cache_bytes))
             .and_then(|disk| match disk {
@@ -261,8 +260,8 @@ impl Tiers {
                     None
                 }
             });
-        let shared = Shared::new(&config.shared_cache_url)
-            .map(|shared| Side::new(shared, "the shared cache", "shared"));
+        let shared =
+            shared_cache.map(|cache| Side::new(Shared::new(cache), "the shared cache", "shared"));
         let memory = Memory::new(config.memory_cache_bytes);
         Self(Arc::new(Inner { memory, disk, shared, ..Inner::bare(config, blobs) }))
     }
@@ -376,7 +375,7 @@ impl Inner {
     async fn fetch(
         self: &Arc<Self>,
         content: &Content,
-        room: Room,
+        room: QueueCapacity,
     ) -> Result<(Bytes, Tier), ReadError> {
         let cached = content.cached;
         // A flight that has just landed may have left it here.

@@ -5,15 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, RedisResult};
-use safelight_common::{
-    config::SharedCacheUrl,
-    domain::{CacheKey, ContentHash},
-    shared_cache::object_key,
-};
+use safelight_domain::{CacheKey, ContentHash};
+use safelight_shared_cache::{SharedCache, object_key};
 use uuid::Uuid;
 
 use super::Content;
-use crate::engine::Engine;
 
 /// The largest object that is shared: larger ones cost the engine more than the store.
 const MAX_OBJECT_BYTES: u64 = 1 << 20;
@@ -45,7 +41,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// The engine.
 pub struct Shared {
-    engine: Engine,
+    cache: SharedCache,
 }
 
 /// What the engine says of an object that is wanted.
@@ -62,9 +58,9 @@ pub enum Turn {
 pub struct Token(String);
 
 impl Shared {
-    /// The engine at `url`; `None` for none. Connects when it is first used.
-    pub fn new(url: &SharedCacheUrl) -> Option<Self> {
-        Engine::new(url).map(|engine| Self { engine })
+    /// Over the cache that nodes share.
+    pub const fn new(cache: SharedCache) -> Self {
+        Self { cache }
     }
 
     /// Whether an object of this size is shared.
@@ -152,7 +148,7 @@ impl Shared {
     }
 
     async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        self.engine.run(command).await
+        self.cache.run(command).await
     }
 }
 

@@ -12,14 +12,11 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
-use safelight_common::{
-    config::{self, Config},
-    domain::{Failure, ImageFormat, Lane, Presets},
-};
-use safelight_workers::{
-    decoder::{self, Attempt, Decoder, DecoderLimits},
-    imaging::{Limits, Rendered, Renderer},
-};
+use safelight_config::Config;
+use safelight_decoder::{Attempt, Decoder, DecoderLimits};
+use safelight_domain::{Failure, ImageFormat, Lane, Presets};
+use safelight_imaging::{Rendered, Renderer};
+use safelight_workers::decoder_options;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -88,23 +85,23 @@ fn decode(limits: &[&str]) -> Result<()> {
         sandbox: limits.contains(&"--sandbox"),
         niceness: i32::try_from(number("--niceness=")?)?,
     };
-    Ok(decoder::run(limits)?)
+    Ok(safelight_decoder::run(limits)?)
 }
 
 /// Renders a picture in this process and in a decoder's, in turn, and says what the way there costs.
 fn isolation(file: &Path) -> Result<()> {
     const ROUNDS: usize = 51;
     let bytes = Bytes::from(fs::read(file)?);
-    let config = config::load(None).map_err(|error| anyhow!("{error}"))?;
+    let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut renderer = Renderer::new()?;
     let (mut here, mut there) = (Timed::default(), Timed::default());
     runtime.block_on(async {
         let slot = Arc::new(Arc::new(Semaphore::new(1)).acquire_owned().await?);
         let attempt = Attempt { slot, lane: Lane::Interactive, stop: CancellationToken::new() };
-        let decoder = Decoder::new(&config, 1);
+        let decoder = Decoder::new(decoder_options(&config), 1);
         for _ in 0..ROUNDS {
-            let limits = Limits::new(&config);
+            let limits = decoder_options(&config).limits;
             here.run(|| renderer.render(&bytes, &config.presets, limits, &|| false))?;
             let started = Instant::now();
             decoder.render(bytes.clone(), config.presets.clone(), &attempt).await?;
@@ -126,7 +123,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn serve() -> Result<()> {
-    let config = config::load(None).map_err(|error| anyhow!("{error}"))?;
+    let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let mut renderer = Renderer::new()?;
     let mut answers = stdout().lock();
     for line in stdin().lock().lines() {
@@ -145,7 +142,7 @@ fn answer(renderer: &mut Renderer, config: &Config, request: &Request) -> Result
     ensure!(!request.optimise, "renditions have the standard Huffman tables");
     let idle_kib = memory("VmRSS")?;
     let bytes = fs::read(&request.file)?;
-    let limits = Limits::new(config);
+    let limits = decoder_options(config).limits;
     let mut make = || -> Result<Vec<Rendered>, Failure> {
         Ok(renderer.render(&bytes, &config.presets, limits, &|| false)?.renditions)
     };

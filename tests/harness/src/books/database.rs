@@ -125,8 +125,8 @@ impl Database {
         Ok(self.texts(sql).await?.first().context("a count")?.parse()?)
     }
 
-    /// Queued jobs as `kind`, `lane`, id and generation, as their doorbells say it.
-    pub async fn doorbells(&self) -> Result<Vec<[String; 4]>> {
+    /// Queued jobs as `kind`, `lane`, id and generation, as their notices say it.
+    pub async fn notices(&self) -> Result<Vec<[String; 4]>> {
         let sql = format!(
             "select kind || '|' || lane || '|' || {} || '|' || fence from jobs
              where status = 'queued'",

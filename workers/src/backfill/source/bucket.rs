@@ -2,7 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
-use safelight_common::blobs::{BlobError, Bucket, Listed};
+use safelight_blobs::{BlobError, Bucket, Listed};
 
 use super::{ByteStream, Entry, Place, Reader, SourceError, Verdict};
 
@@ -86,7 +86,7 @@ pub(super) async fn open(
         bucket.read(key).await.map_err(store)
     };
     let bytes = reader.wait(open).await?;
-    let next = |(reader, mut bytes): (Reader, safelight_common::blobs::BlobStream)| async move {
+    let next = |(reader, mut bytes): (Reader, safelight_blobs::BlobStream)| async move {
         let chunk = reader.wait(async { bytes.try_next().await.map_err(store) }).await?;
         Ok(chunk.map(|chunk| (chunk, (reader, bytes))))
     };

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use safelight_common::domain::labels;
+use safelight_domain::labels;
 use serde::Deserialize;
 
 use super::{Entry, Place, Reader, SourceError, Verdict, file};
@@ -197,7 +197,7 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use safelight_common::domain::{BackfillKind, BackfillSpec};
+    use safelight_domain::{BackfillKind, BackfillSpec};
 
     use super::{super::Source, *};
 

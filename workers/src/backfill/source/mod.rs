@@ -16,13 +16,12 @@ use std::{
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use nix::libc;
-use safelight_common::{
-    blobs::BlobError,
-    domain::{BackfillSpec, ImageFormat, labels},
-    roots,
-};
+use safelight_blobs::BlobError;
+use safelight_config::import_roots;
+use safelight_domain::{BackfillSpec, ImageFormat, labels};
 
 pub(super) use self::reader::Reader;
+
 use self::{bucket::S3Source, folder::Folder, list::List, reader::Progress};
 
 /// The content of an entry.
@@ -222,7 +221,7 @@ impl Source {
 
 /// Whether a list may name this.
 fn check(roots: &[String], named: &str) -> Result<(), SourceError> {
-    if roots.is_empty() || roots::contain(roots, named) {
+    if roots.is_empty() || import_roots::contain(roots, named) {
         return Ok(());
     }
     Err(SourceError::Forbidden(format!("{named} is outside of `import_roots`")))

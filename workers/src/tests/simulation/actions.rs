@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use safelight_common::{
-    domain::{ImageId, JobId, Lane, TaskId},
-    store::DeletionRequest,
-};
+use safelight_domain::{ImageId, JobId, Lane, TaskId};
+use safelight_store::DeletionRequest;
 use uuid::Uuid;
 
 use super::{
@@ -153,10 +151,10 @@ fn deliver(world: &mut World, doubled: bool) {
     let shared = world.shared.clone();
     let returned = {
         let mut queues = shared.queues.lock();
-        let doorbell = queues.messages[message].doorbell;
+        let notice = queues.messages[message].notice;
         let to = queues.consumers[consumer].process;
         let words = if doubled { " and kept" } else { "" };
-        world.note(&super::text::short(&format!("to process {to}{words}: {doorbell:?}")));
+        world.note(&super::text::short(&format!("to process {to}{words}: {notice:?}")));
         queues.deliver(&shared, (message, consumer), doubled)
     };
     drop(returned);
@@ -261,7 +259,7 @@ fn by_hand(world: &mut World, what: ByHand) {
         match what {
             ByHand::Cancel => drop(store.cancel(task).await),
             ByHand::Retry => drop(store.retry(&[task]).await),
-            ByHand::RingAgain => drop(store.ring_again(job, Duration::from_secs(5)).await),
+            ByHand::RingAgain => drop(store.republish(job, Duration::from_secs(5)).await),
             ByHand::Delete => drop(store.delete_image(&deletion).await),
         }
     });

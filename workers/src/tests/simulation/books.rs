@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use safelight_common::domain::{ErrorCode, JobId, WorkerId};
+use safelight_domain::{ErrorCode, JobId, WorkerId};
 use sqlx::{
     ConnectOptions, Row, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteRow},

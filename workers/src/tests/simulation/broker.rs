@@ -6,11 +6,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use safelight_common::{
-    broker::{Broker, BrokerError, Delivery, Queue, Settle, Subscription},
-    domain::JobId,
-    store::Doorbell,
-};
+use safelight_domain::JobId;
+use safelight_domain::JobNotice;
+use safelight_queue::{Delivery, JobQueue, Queue, QueueError, Settle, Subscription};
 use tokio::sync::mpsc;
 
 use super::{
@@ -38,7 +36,7 @@ pub(super) struct State {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message {
-    pub doorbell: Doorbell,
+    pub notice: JobNotice,
     pub redelivered: bool,
 }
 
@@ -66,7 +64,7 @@ impl State {
     pub fn deliverable(&self, alive: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
         for (at, message) in self.messages.iter().enumerate() {
-            let queue = Queue::of(&message.doorbell);
+            let queue = Queue::of(&message.notice);
             for (number, consumer) in self.consumers.iter().enumerate() {
                 let held = self.unsettled.values().filter(|one| one.consumer == number).count();
                 let room = held < consumer.prefetch && consumer.deliveries.capacity() > 0;
@@ -91,8 +89,8 @@ impl State {
         let tag = self.last_tag;
         let process = self.consumers[consumer].process;
         self.unsettled.insert(tag, Unsettled { message, process, consumer });
-        let settle = Tagged { shared: shared.clone(), process, tag, doorbell: message.doorbell };
-        let delivery = Delivery::new(message.doorbell, message.redelivered, settle);
+        let settle = Tagged { shared: shared.clone(), process, tag, notice: message.notice };
+        let delivery = Delivery::new(message.notice, message.redelivered, settle);
         // Given back to be dropped where the lock is free: that puts the message back.
         self.consumers[consumer].deliveries.try_send(delivery).err().map(|error| match error {
             mpsc::error::TrySendError::Full(delivery)
@@ -117,9 +115,9 @@ impl State {
     /// back.
     pub fn last_of_its_job(&self, tag: u64) -> Option<JobId> {
         let one = self.unsettled.get(&tag)?;
-        let job = one.message.doorbell.job;
+        let job = one.message.notice.job;
         let another = self.unsettled.iter().any(|(&other, two)| {
-            other != tag && two.process == one.process && two.message.doorbell.job == job
+            other != tag && two.process == one.process && two.message.notice.job == job
         });
         (!another && !self.shaken.contains(&(one.process, job))).then_some(job)
     }
@@ -134,14 +132,14 @@ impl State {
 
     fn put_back(&mut self, tag: u64) {
         if let Some(one) = self.unsettled.remove(&tag) {
-            self.shaken.insert((one.process, one.message.doorbell.job));
+            self.shaken.insert((one.process, one.message.notice.job));
             self.messages.push(Message { redelivered: true, ..one.message });
         }
     }
 
-    fn append(&mut self, doorbells: &[Doorbell]) {
-        for &doorbell in doorbells {
-            self.messages.push(Message { doorbell, redelivered: false });
+    fn append(&mut self, notices: &[JobNotice]) {
+        for &notice in notices {
+            self.messages.push(Message { notice, redelivered: false });
         }
     }
 }
@@ -154,30 +152,30 @@ pub(super) struct SimulatedBroker {
 }
 
 #[async_trait]
-impl Broker for SimulatedBroker {
-    async fn publish(&self, doorbells: &[Doorbell]) -> Result<(), BrokerError> {
-        let label = short(&format!("publish {doorbells:?}"));
-        let spot = Spot::Publish(doorbells.len());
+impl JobQueue for SimulatedBroker {
+    async fn publish(&self, notices: &[JobNotice]) -> Result<(), QueueError> {
+        let label = short(&format!("publish {notices:?}"));
+        let spot = Spot::Publish(notices.len());
         let verdict = self.shared.turnstile.pass(self.process, spot, label).await;
         if let Verdict::Partly(count) = verdict {
-            self.shared.queues.lock().append(&doorbells[..count]);
-            return Err(BrokerError::TimedOut);
+            self.shared.queues.lock().append(&notices[..count]);
+            return Err(QueueError::TimedOut);
         }
         if verdict == Verdict::Fail {
-            return Err(BrokerError::Disconnected);
+            return Err(QueueError::Disconnected);
         }
         {
             let mut queues = self.shared.queues.lock();
-            queues.append(doorbells);
-            queues.confirmed.extend(doorbells.iter().map(|one| (one.job, one.generation)));
+            queues.append(notices);
+            queues.confirmed.extend(notices.iter().map(|one| (one.job, one.generation)));
         }
         match self.shared.turnstile.pass(self.process, Spot::Confirm, "confirm".into()).await {
-            Verdict::Fail => Err(BrokerError::TimedOut),
+            Verdict::Fail => Err(QueueError::TimedOut),
             _ => Ok(()),
         }
     }
 
-    async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, BrokerError> {
+    async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, QueueError> {
         let prefetch = usize::from(prefetch);
         let (deliveries, receiver) = mpsc::channel(prefetch);
         let consumer = Consumer { process: self.process, queue, prefetch, deliveries };
@@ -186,22 +184,21 @@ impl Broker for SimulatedBroker {
     }
 
     /// Letters reach the store by [`super::actions::Action::RingAgain`].
-    async fn dead_letters(&self, _prefetch: u16) -> Result<Subscription, BrokerError> {
-        Err(BrokerError::Disconnected)
+    async fn dead_letters(&self, _prefetch: u16) -> Result<Subscription, QueueError> {
+        Err(QueueError::Disconnected)
     }
 
-    async fn depth(&self, queue: Queue) -> Result<u64, BrokerError> {
+    async fn depth(&self, queue: Queue) -> Result<u64, QueueError> {
         let label = format!("depth {queue}");
         let verdict = self.shared.turnstile.pass(self.process, Spot::Confirm, label).await;
         if verdict == Verdict::Fail {
-            return Err(BrokerError::TimedOut);
+            return Err(QueueError::TimedOut);
         }
-        let of =
-            |one: &&Message| (one.doorbell.kind, one.doorbell.lane) == (queue.kind, queue.lane);
+        let of = |one: &&Message| (one.notice.kind, one.notice.lane) == (queue.kind, queue.lane);
         Ok(self.shared.queues.lock().messages.iter().filter(of).count() as u64)
     }
 
-    async fn check(&self) -> Result<(), BrokerError> {
+    async fn check(&self) -> Result<(), QueueError> {
         Ok(())
     }
 
@@ -217,14 +214,14 @@ struct Tagged {
     shared: Arc<Shared>,
     process: usize,
     tag: u64,
-    doorbell: Doorbell,
+    notice: JobNotice,
 }
 
 #[async_trait]
 impl Settle for Tagged {
     async fn ack(self: Box<Self>) {
         let spot = Spot::Ack(self.tag);
-        let label = short(&format!("ack {:?}", self.doorbell));
+        let label = short(&format!("ack {:?}", self.notice));
         // A lost acknowledgement: dropping the tag puts the message back.
         if self.is_current()
             && self.shared.turnstile.pass(self.process, spot, label).await == Verdict::Go

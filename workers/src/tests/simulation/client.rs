@@ -2,10 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use safelight_common::{
-    domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, TaskId},
-    store::{Accepted, DynStore, IdempotencyKey, KeyState, KeyTicket, NewUpload, StoreError},
-};
+use safelight_domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, TaskId};
+use safelight_store::{Accepted, DynStore, IdempotencyKey, KeyState, KeyTicket, NewUpload};
 use uuid::Uuid;
 
 use super::shared::Shared;
@@ -36,7 +34,7 @@ pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: Plan) {
         shared.promises(|told| told.tried.push((key.clone(), upload.task)));
     }
     let accepted = match store.accept(&upload).await {
-        Err(StoreError::Unavailable(_)) => store.accept(&upload).await,
+        Err(error) if error.is_unavailable() => store.accept(&upload).await,
         answered => answered,
     };
     if let Ok(Accepted::Yes(_)) = accepted {
@@ -51,8 +49,7 @@ pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: Plan) {
 
 /// The right to upload under the key; `None` if the client is answered without an upload.
 async fn reserve(shared: &Shared, store: &DynStore, key: &str) -> Option<KeyTicket> {
-    let wanted =
-        IdempotencyKey { owner: safelight_common::domain::Owner::local(), key: key.to_owned() };
+    let wanted = IdempotencyKey { owner: safelight_domain::Owner::local(), key: key.to_owned() };
     match store.reserve_key(&wanted, HOLD).await {
         Ok(KeyState::Reserved(ticket)) => return Some(ticket),
         Ok(KeyState::Used { task, .. }) => {
@@ -80,9 +77,9 @@ fn new_upload(plan: &Plan, ticket: Option<KeyTicket>) -> NewUpload {
     };
     let sha256 = ContentHash::of(&[plan.content]);
     NewUpload {
-        owner: safelight_common::domain::Owner::local(),
-        visibility: safelight_common::domain::Visibility::Public,
-        quota: safelight_common::domain::Quota::default(),
+        owner: safelight_domain::Owner::local(),
+        visibility: safelight_domain::Visibility::Public,
+        quota: safelight_domain::Quota::default(),
         task: TaskId(id()),
         jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId(id()), kind)).to_vec(),
         image: ImageId(id()),

@@ -26,14 +26,10 @@ use std::{
     time::Instant,
 };
 
-use safelight_common::{
-    blobs::Blobs,
-    config::{self, Config},
-    store::{
-        Store,
-        sqlite::{Clock, SqliteStore},
-    },
-};
+use safelight_blobs::{BlobLocation, Blobs};
+use safelight_config::Config;
+use safelight_store::Store;
+use safelight_store_sql::sqlite::{Clock, SqliteStore};
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -73,7 +69,7 @@ impl Ground {
             ("SAFELIGHT_REPUBLISH_AFTER_MS", "5000"),
         ];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let config = config::load_from(None, settings).expect("configuration");
+        let config = safelight_config::load_from(None, settings).expect("configuration");
         let database = runtime().block_on(empty_database(folder.path()));
         Self { folder, database, config }
     }
@@ -82,7 +78,8 @@ impl Ground {
     fn simulate(&self, seed: u64) -> Run {
         let path = self.folder.path().join(format!("{seed}.db"));
         std::fs::write(&path, &self.database).expect("write the database");
-        let blobs = Blobs::open(&self.config.blob_url, &self.folder.path().join("spool"));
+        let location = BlobLocation::Folder(self.folder.path().join("blobs"));
+        let blobs = Blobs::open(&location, &self.folder.path().join("spool"));
         let (held, release) = mpsc::channel::<()>();
         let run = runtime().block_on(async {
             // As long as blocking work is under way, tokio's paused clock only goes when told to.

@@ -4,11 +4,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use safelight_common::{
-    domain::{ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Lane, Rendition, WorkerId},
-    services::Services,
-    store::{ClaimedJob, Outcome},
+use safelight_domain::{
+    ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Lane, Rendition, WorkerId,
 };
+use safelight_services::Services;
+use safelight_store::{ClaimedJob, Outcome};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +54,7 @@ pub(super) struct Process {
 
 impl Process {
     pub fn start(shared: &Arc<Shared>, number: usize, services: Services) -> Self {
-        let alone = !services.broker.survives_restart();
+        let alone = !services.queue.survives_restart();
         let relay = Relay::new(&services);
         let shutdown = CancellationToken::new();
         let handler = {

@@ -7,12 +7,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use safelight_common::{
-    domain::TaskId,
-    store::{
-        StoreError,
-        gated::{Call, Gate, unreachable},
-    },
+use safelight_domain::TaskId;
+use safelight_store::{
+    StoreError,
+    testing::{Call, Gate, unreachable},
 };
 
 use super::{

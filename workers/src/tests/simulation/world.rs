@@ -10,17 +10,12 @@ use std::{
 };
 
 use fastrand::Rng;
-use safelight_common::{
-    blobs::Blobs,
-    config::Config,
-    services::Services,
-    store::{
-        DynStore,
-        gated::Gated,
-        sqlite::{Clock, SqliteStore},
-    },
-    wake::Wake,
-};
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_queue::OutboxSignal;
+use safelight_services::Services;
+use safelight_store::{DynStore, testing::Gated};
+use safelight_store_sql::sqlite::{Clock, SqliteStore};
 
 use super::{
     actions::Action,
@@ -215,9 +210,10 @@ impl World {
                 inner: self.store.clone(),
                 gate: Turn { shared: shared.clone(), process },
             }),
-            broker: Arc::new(SimulatedBroker { shared, process, survives_restart: !self.embedded }),
+            queue: Arc::new(SimulatedBroker { shared, process, survives_restart: !self.embedded }),
             blobs: self.blobs.clone(),
-            wake: Wake::default(),
+            shared_cache: None,
+            outbox_signal: OutboxSignal::default(),
         };
         self.processes.push(Process::start(&self.shared, process, services));
     }

@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use safelight_harness::{client::Client, redis::Redis};
+use safelight_harness::{client::Client, figures::percentile_ms, redis::Redis};
 use tokio::task::block_in_place;
-
-use safelight_harness::figures::percentile_ms;
 
 use crate::{Node, Setup, pictures};
 

@@ -3,13 +3,12 @@
 use anyhow::{Result, ensure};
 use safelight_harness::{
     client::Client,
+    figures::percentile_ms,
     herd::{self, Answer},
     metrics::Metrics,
     redis::Redis,
 };
 use tokio::task::block_in_place;
-
-use safelight_harness::figures::percentile_ms;
 
 use crate::{Node, Setup, pictures};
 

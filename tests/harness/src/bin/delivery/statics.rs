@@ -9,12 +9,11 @@ use reqwest::{
 };
 use safelight_harness::{
     client::Client,
+    figures::median,
     nginx::Nginx,
     server::{Server, safelight},
 };
 use tempfile::TempDir;
-
-use safelight_harness::figures::median;
 
 use crate::{
     Part, Setup, pictures,

@@ -3,11 +3,9 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
-use safelight_common::{
-    config::{self, DatabaseUrl},
-    store::{self, DynStore},
-};
+use safelight_config::DatabaseUrl;
 use safelight_harness::{figures::median, fleet::Engines, process::peak_mib, server::Server};
+use safelight_store::DynStore;
 use safelight_workers::relay;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +32,7 @@ pub fn workman(engines: &Engines, args: &[&str]) -> Result<(Server, TempDir)> {
 pub async fn engines() -> Result<(Engines, DynStore)> {
     let engines = Engines::shared().await?;
     let url: DatabaseUrl = engines.database_url.parse()?;
-    let store = store::connect(&url, 32).await?;
+    let store = safelight_harness::open::store(&url, 32).await?;
     store.migrate().await?;
     Ok((engines, store))
 }
@@ -121,7 +119,7 @@ async fn ended_before(url: &str, rows: usize) -> Result<()> {
 async fn embedded(jobs: usize) -> Result<f64> {
     let folder = TempDir::new()?;
     let data = folder.path().to_string_lossy().into_owned();
-    let config = config::load_from(None, [("SAFELIGHT_DATA_DIR".to_owned(), data)])
+    let config = safelight_config::load_from(None, [("SAFELIGHT_DATA_DIR".to_owned(), data)])
         .map_err(|error| anyhow!("{error}"))?;
     let services = workman::services(config).await?;
     seed::jobs(&services.store, jobs).await?;

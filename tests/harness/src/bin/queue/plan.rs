@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use safelight_common::config;
 use safelight_harness::{
     client::Client,
     fleet::{Engines, Fleet, Plan},
@@ -58,7 +57,8 @@ pub async fn run(binary: &Path, images: usize) -> Result<()> {
 /// Images with their one rendition.
 async fn fill(conn: &mut sqlx::PgConnection, images: usize) -> Result<()> {
     let presets = [("SAFELIGHT_PRESETS".to_owned(), "{ small = { size = 256 } }".to_owned())];
-    let config = config::load_from(None, presets).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let config =
+        safelight_config::load_from(None, presets).map_err(|error| anyhow::anyhow!("{error}"))?;
     let fingerprint = config.presets.get("small").context("the preset")?.fingerprint();
     for first in (0..images).step_by(BATCH) {
         sqlx::query(

@@ -4,14 +4,12 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_common::store;
 use safelight_harness::{
     client::Client,
     figures::median,
     fleet::{Engines, Fleet, Plan},
     pictures,
 };
-
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -147,7 +145,7 @@ async fn rendered(
     photographs: &Photographs,
 ) -> Result<Drained> {
     let engines = Engines::shared().await?;
-    let store = store::connect(&engines.database_url.parse()?, 2).await?;
+    let store = safelight_harness::open::store(&engines.database_url.parse()?, 2).await?;
     let folder = TempDir::new()?;
     let file = folder.path().join("safelight.toml");
     fs::write(&file, photographs.presets)?;

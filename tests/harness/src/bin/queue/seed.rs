@@ -4,11 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_common::{
-    domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, Status, TaskId},
-    store::{DynStore, NewUpload},
-};
+use safelight_domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, Status, TaskId};
 use safelight_harness::process::busy_seconds;
+use safelight_store::{DynStore, NewUpload};
 
 /// Uploads recorded at the same time.
 const AT_ONCE: usize = 64;
@@ -19,9 +17,9 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
         .map(|_| async {
             let image = ImageId::new();
             let upload = NewUpload {
-                owner: safelight_common::domain::Owner::local(),
-                visibility: safelight_common::domain::Visibility::Public,
-                quota: safelight_common::domain::Quota::default(),
+                owner: safelight_domain::Owner::local(),
+                visibility: safelight_domain::Visibility::Public,
+                quota: safelight_domain::Quota::default(),
                 image,
                 task: TaskId::new(),
                 lane: Lane::Interactive,

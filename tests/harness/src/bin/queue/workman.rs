@@ -5,15 +5,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Result, anyhow};
 use clap::Args;
 use futures::FutureExt;
-use safelight_common::{
-    blobs::Blobs,
-    broker,
-    config::{self, Config},
-    domain::{JobKind, Lane},
-    services::Services,
-    store::{self, DynStore, Outcome},
-    wake::Wake,
-};
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_domain::{JobKind, Lane};
+use safelight_queue::OutboxSignal;
+use safelight_services::Services;
+use safelight_store::{DynStore, Outcome};
 use safelight_workers::{WorkerOptions, relay, worker};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +27,7 @@ pub struct WorkmanArgs {
 
 /// Runs until it is killed, configured by the environment.
 pub async fn run(args: &WorkmanArgs) -> Result<()> {
-    let config = config::load(None).map_err(|error| anyhow!("{error}"))?;
+    let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let services = services(config).await?;
     // The harness waits for an address that a server says; this is all that it has to say.
     eprintln!("listening on http://127.0.0.1:0");
@@ -44,11 +41,22 @@ pub async fn run(args: &WorkmanArgs) -> Result<()> {
 
 /// The parts that a configuration names.
 pub async fn services(config: Config) -> Result<Services> {
-    let store: DynStore = store::connect(&config.database_url, config.database_connections).await?;
+    let store: DynStore =
+        safelight_harness::open::store(&config.database_url, config.database_connections).await?;
     store.migrate().await?;
-    let blobs = Blobs::open(&config.blob_url, &config.data_dir.join("spool"))?;
-    let broker = broker::open(&config.queue_url);
-    Ok(Services { config: Arc::new(config), store, broker, blobs, wake: Wake::default() })
+    let blobs = Blobs::open(
+        &safelight_harness::open::blob_location(&config.blob_url),
+        &config.data_dir.join("spool"),
+    )?;
+    let queue = safelight_harness::open::queue(&config.queue_url);
+    Ok(Services {
+        config: Arc::new(config),
+        store,
+        queue,
+        blobs,
+        shared_cache: None,
+        outbox_signal: OutboxSignal::default(),
+    })
 }
 
 /// Works on thumbnail jobs without making thumbnails.

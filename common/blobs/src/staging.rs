@@ -1,0 +1,181 @@
+//! An upload's way into the store: streamed, hashed, durable, or without a trace.
+
+use std::{io::SeekFrom, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
+use safelight_domain::{ContentHash, ContentHasher, ImageId};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+
+use super::{BlobError, BlobKey, store::Spool};
+use crate::blocking::blocking;
+
+/// Bytes gathered before they are written to disk: one hop to a blocking thread each.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// Bytes of one part sent to an object store; S3 wants at least 5 MiB in all but the last.
+const PART_BYTES: u64 = 5 * 1024 * 1024;
+
+/// Bytes that are durably staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagedUpload {
+    /// The image under whose id they are staged.
+    pub image: ImageId,
+    /// Their hash.
+    pub sha256: ContentHash,
+    /// How many there are.
+    pub bytes: u64,
+}
+
+/// An upload being received. Dropping it unfinished removes what it wrote.
+pub struct Staging {
+    image: ImageId,
+    hasher: ContentHasher,
+    bytes: u64,
+    buffer: BytesMut,
+    sink: Sink,
+}
+
+/// Where the bytes go while they arrive.
+enum Sink {
+    /// Straight to a file that gets its name when it is complete and synced.
+    Local(Partial),
+    /// To an unnamed file first (see [`Spool`]).
+    Spool { file: tokio::fs::File, spool: Spool, store: Arc<dyn ObjectStore> },
+}
+
+/// A multipart upload that is aborted when dropped unfinished.
+struct Partial(Option<Box<dyn MultipartUpload>>);
+
+impl Staging {
+    pub(super) async fn begin(
+        store: Arc<dyn ObjectStore>,
+        spool: Option<&Spool>,
+        image: ImageId,
+    ) -> Result<Self, BlobError> {
+        let sink = match spool.cloned() {
+            None => {
+                let path = BlobKey::Incoming(image).path();
+                Sink::Local(Partial(Some(store.put_multipart(&path).await?)))
+            }
+            Some(spool) => {
+                let folder = spool.folder.clone();
+                let file = blocking(move || tempfile::tempfile_in(folder)).await?;
+                let mut file = tokio::fs::File::from_std(file);
+                // Of its own accord it would keep a buffer of 2 MiB for every upload in flight.
+                file.set_max_buf_size(WRITE_BYTES);
+                Sink::Spool { file, spool, store }
+            }
+        };
+        let buffer = BytesMut::new();
+        Ok(Self { image, hasher: ContentHasher::default(), bytes: 0, buffer, sink })
+    }
+
+    /// Takes the next bytes of the body.
+    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), BlobError> {
+        self.hasher.update(chunk);
+        self.bytes += chunk.len() as u64;
+        self.buffer.extend_from_slice(chunk);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// How many bytes have been taken.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The hash of the bytes taken so far.
+    pub fn hash(&self) -> ContentHash {
+        self.hasher.clone().finish()
+    }
+
+    /// Makes everything durable. On an error nothing is left behind.
+    pub async fn finish(mut self) -> Result<StagedUpload, BlobError> {
+        self.flush().await?;
+        match &mut self.sink {
+            Sink::Local(partial) => partial.complete().await?,
+            Sink::Spool { file, spool, store } => {
+                file.flush().await?;
+                send(file, self.bytes, spool, store.as_ref(), self.image).await?;
+            }
+        }
+        Ok(StagedUpload { image: self.image, sha256: self.hasher.finish(), bytes: self.bytes })
+    }
+
+    async fn flush(&mut self) -> Result<(), BlobError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.buffer.split().freeze();
+        match &mut self.sink {
+            Sink::Local(partial) => partial.write(bytes).await,
+            Sink::Spool { file, .. } => Ok(file.write_all(&bytes).await?),
+        }
+    }
+}
+
+impl Partial {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        match &mut self.0 {
+            Some(upload) => Ok(upload.put_part(PutPayload::from(bytes)).await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn complete(&mut self) -> Result<(), BlobError> {
+        if let Some(upload) = &mut self.0 {
+            upload.complete().await?;
+            self.0 = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Outside a runtime (at exit) there is nobody left to run it: the janitor finds the rest.
+        if let (Some(mut upload), Ok(runtime)) =
+            (self.0.take(), tokio::runtime::Handle::try_current())
+        {
+            runtime.spawn(async move { upload.abort().await });
+        }
+    }
+}
+
+/// Sends a complete spooled body to the object store.
+async fn send(
+    file: &mut tokio::fs::File,
+    bytes: u64,
+    spool: &Spool,
+    store: &dyn ObjectStore,
+    image: ImageId,
+) -> Result<(), BlobError> {
+    let path = BlobKey::Incoming(image).path();
+    file.seek(SeekFrom::Start(0)).await?;
+    // The permit is held while a part is in memory; the semaphore is never closed.
+    if bytes <= PART_BYTES {
+        let _permit = spool.parts.acquire().await;
+        let body = read_part(file, bytes).await?;
+        store.put(&path, PutPayload::from(body)).await?;
+        return Ok(());
+    }
+    let mut upload = Partial(Some(store.put_multipart(&path).await?));
+    let mut left = bytes;
+    while left > 0 {
+        let _permit = spool.parts.acquire().await;
+        let part = read_part(file, left.min(PART_BYTES)).await?;
+        left -= part.len() as u64;
+        upload.write(part).await?;
+    }
+    upload.complete().await
+}
+
+async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, BlobError> {
+    // `read_to_end` would double the buffer to look for the end.
+    let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read_exact(&mut part).await?;
+    Ok(part.into())
+}

@@ -1,0 +1,371 @@
+//! The blob store itself.
+
+use std::{ffi::OsString, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+use object_store::{
+    ClientOptions, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
+    PutPayload, RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
+    prefix::PrefixStore,
+};
+use safelight_domain::{ContentHash, ContentHasher, ImageId};
+use tokio::{sync::Semaphore, time::timeout};
+use uuid::Uuid;
+
+use super::{BlobError, BlobKey, StagedUpload, Staging};
+use crate::blocking::blocking;
+
+/// Parts of an object that are in memory at once on their way to an object store, over the whole
+/// process: bounds memory however many uploads there are.
+const PARTS_IN_MEMORY: usize = 4;
+
+/// How long a store may take until it begins to answer a read, tries again included. An object store at its
+/// slowest needs a second or two; whoever waits for longer waits for one that hangs.
+const FIRST_BYTE: Duration = Duration::from_secs(5);
+
+/// How long a read that has begun may stand still. How long it takes in all does not matter.
+const STANDSTILL: Duration = Duration::from_secs(10);
+
+/// How long one write may take, or one part of a large one.
+const WRITE: Duration = Duration::from_mins(1);
+
+/// Enough to find out that a disk is full, little enough to be sent now and then.
+const PROBE_BYTES: usize = 1 << 20;
+
+/// The object whose age tells a store's time.
+const CLOCK: &str = "clock";
+
+/// A local directory or an S3-compatible store. Every successful write is durable: files and
+/// their folders are synced, or the object store has acknowledged.
+#[derive(Clone)]
+pub struct Blobs {
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// The same for reads, which may take any time as long as something comes.
+    reads: Arc<dyn ObjectStore>,
+    /// Where bodies wait for a remote store; `None` for a local directory, which needs no detour.
+    spool: Option<Spool>,
+    /// The folder of staged files, for a local directory.
+    incoming: Option<PathBuf>,
+}
+
+/// A local folder in which a body is collected before it is sent to a remote store: so that a
+/// body which turns out broken never reaches it, and a slow client holds disk, not memory.
+#[derive(Clone)]
+pub(super) struct Spool {
+    pub(super) folder: PathBuf,
+    pub(super) parts: Arc<Semaphore>,
+}
+
+/// Bytes as they come out of the store.
+pub type BlobStream = BoxStream<'static, Result<Bytes, BlobError>>;
+
+/// An object that was opened.
+pub struct OpenBlob {
+    /// Its size.
+    pub bytes: u64,
+    /// Its content.
+    pub content: BlobContent,
+}
+
+/// How an object's content is had.
+pub enum BlobContent {
+    /// From a file of the local directory.
+    File(std::fs::File),
+    /// From a remote store, once, from its beginning.
+    Stream(BlobStream),
+}
+
+/// Staged bytes found lying about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incoming {
+    /// The image whose bytes they are.
+    pub image: ImageId,
+    /// When they were last written.
+    pub modified: DateTime<Utc>,
+}
+
+/// Where bytes are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlobLocation {
+    /// A local or mounted folder.
+    Folder(PathBuf),
+    /// A bucket, reached as the `AWS_*` variables say.
+    Bucket {
+        /// The bucket.
+        bucket: String,
+        /// The prefix of all keys; may be empty.
+        prefix: String,
+    },
+}
+
+impl Blobs {
+    /// Opens the store at `location`; `spool` is used for remote stores only. Makes local
+    /// folders; does not contact a remote store (see [`Blobs::check`]).
+    pub fn open(location: &BlobLocation, spool: &std::path::Path) -> Result<Self, BlobError> {
+        Self::open_from(location, spool, environment())
+    }
+
+    /// [`Blobs::open`] with the `AWS_*` variables taken from `env`.
+    pub fn open_from(
+        location: &BlobLocation,
+        spool: &std::path::Path,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, BlobError> {
+        match location {
+            BlobLocation::Folder(folder) => {
+                let incoming = folder.join(BlobKey::INCOMING);
+                std::fs::create_dir_all(&incoming)?;
+                let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+                let store: Arc<dyn ObjectStore> = Arc::new(store);
+                Ok(Self { reads: store.clone(), store, spool: None, incoming: Some(incoming) })
+            }
+            BlobLocation::Bucket { bucket, prefix } => {
+                std::fs::create_dir_all(spool)?;
+                // Jobs have retries of their own; a request should learn of an outage soon.
+                let retry = RetryConfig {
+                    max_retries: 2,
+                    retry_timeout: Duration::from_secs(10),
+                    ..RetryConfig::default()
+                };
+                let client = ClientOptions::new()
+                    .with_allow_http(true)
+                    .with_connect_timeout(Duration::from_secs(3));
+                let s3 = s3_from(env).with_bucket_name(bucket).with_retry(retry);
+                let reached = |client: ClientOptions| -> Result<Arc<dyn ObjectStore>, BlobError> {
+                    let s3 = s3.clone().with_client_options(client).build()?;
+                    Ok(Arc::new(PrefixStore::new(s3, prefix.as_str())))
+                };
+                Ok(Self {
+                    store: reached(client.clone().with_timeout(WRITE))?,
+                    reads: reached(client.with_timeout_disabled())?,
+                    spool: Some(Spool {
+                        folder: spool.to_owned(),
+                        parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+                    }),
+                    incoming: None,
+                })
+            }
+        }
+    }
+
+    /// Answers if the store can be reached and lets us look: a look-up of an object that cannot
+    /// exist must say so.
+    pub async fn check(&self) -> Result<(), BlobError> {
+        let probe = Path::from("incoming/check");
+        match in_time(FIRST_BYTE, self.store.head(&probe)).await {
+            Ok(_) | Err(BlobError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers if something of an ordinary picture's size can be written.
+    pub async fn check_writable(&self) -> Result<(), BlobError> {
+        let path = Path::from_iter(["probe", &Uuid::new_v4().to_string()]);
+        let written = self.store.put(&path, PutPayload::from(vec![0; PROBE_BYTES])).await;
+        // Also of a write that failed half-way something may be there.
+        let removed = self.store.delete(&path).await;
+        written?;
+        Ok(removed?)
+    }
+
+    /// The time by the store's own clock, which also writes [`Incoming::modified`]: what is old is
+    /// for it to say, since this machine's clock may be an hour off. In whole seconds on some
+    /// stores, rounded down. Writes an empty object, which stays.
+    pub async fn clock(&self) -> Result<DateTime<Utc>, BlobError> {
+        let probe = Path::from(CLOCK);
+        self.store.put(&probe, PutPayload::new()).await?;
+        Ok(self.store.head(&probe).await?.last_modified)
+    }
+
+    /// Whether an object is there.
+    pub async fn exists(&self, key: &BlobKey) -> Result<bool, BlobError> {
+        Ok(self.size(key).await?.is_some())
+    }
+
+    /// How many bytes an object has; `None` if it is not there.
+    pub async fn size(&self, key: &BlobKey) -> Result<Option<u64>, BlobError> {
+        match self.store.head(&key.path()).await.map_err(BlobError::from) {
+            Ok(found) => Ok(Some(found.size)),
+            Err(BlobError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Begins to stage an upload's bytes. Nothing is left behind unless it is finished.
+    pub async fn stage(&self, image: ImageId) -> Result<Staging, BlobError> {
+        Staging::begin(self.store.clone(), self.spool.as_ref(), image).await
+    }
+
+    /// Gives staged bytes their content's name. Idempotent: if they have it already, that is that.
+    pub async fn promote(&self, staged: &StagedUpload) -> Result<(), BlobError> {
+        let (from, to) = (BlobKey::Incoming(staged.image), BlobKey::Blob(staged.sha256));
+        match self.store.rename(&from.path(), &to.path()).await.map_err(BlobError::from) {
+            Err(BlobError::NotFound) => {
+                let found = self.store.head(&to.path()).await?.size;
+                if found == staged.bytes {
+                    Ok(())
+                } else {
+                    // A blob of the wrong size is damage; the staged bytes are gone as well.
+                    Err(BlobError::TooLarge { bytes: found, limit: staged.bytes })
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the store is a local directory.
+    pub fn is_local(&self) -> bool {
+        self.incoming.is_some()
+    }
+
+    /// Opens an object.
+    pub async fn open_blob(&self, key: &BlobKey) -> Result<OpenBlob, BlobError> {
+        let result = self.get(key, None).await?;
+        let bytes = result.meta.size;
+        let content = match result.payload {
+            GetResultPayload::File(file, _) => BlobContent::File(file),
+            GetResultPayload::Stream(stream) => BlobContent::Stream(moving(stream)),
+        };
+        Ok(OpenBlob { bytes, content })
+    }
+
+    /// Streams a part of an object.
+    pub async fn stream_range(
+        &self,
+        key: &BlobKey,
+        range: Range<u64>,
+    ) -> Result<BlobStream, BlobError> {
+        Ok(moving(self.get(key, Some(range.into())).await?.into_stream()))
+    }
+
+    /// Reads a whole object of at most `limit` bytes.
+    pub async fn read(&self, key: &BlobKey, limit: u64) -> Result<Bytes, BlobError> {
+        let result = self.get(key, None).await?;
+        let bytes = result.meta.size;
+        if bytes > limit {
+            return Err(BlobError::TooLarge { bytes, limit });
+        }
+        whole(result).await
+    }
+
+    /// Reads an object's first `count` bytes, or all if it has fewer.
+    pub async fn read_head(&self, key: &BlobKey, count: u64) -> Result<Bytes, BlobError> {
+        whole(self.get(key, Some(GetRange::Bounded(0..count))).await?).await
+    }
+
+    /// Reads an object to its end; answers with the hash of its bytes and how many there are.
+    pub async fn hash(&self, key: &BlobKey) -> Result<(ContentHash, u64), BlobError> {
+        let mut bytes = moving(self.get(key, None).await?.into_stream());
+        let (mut hasher, mut count) = (ContentHasher::default(), 0);
+        while let Some(chunk) = bytes.try_next().await? {
+            hasher.update(&chunk);
+            count += chunk.len() as u64;
+        }
+        Ok((hasher.finish(), count))
+    }
+
+    /// Begins to read an object.
+    async fn get(&self, key: &BlobKey, range: Option<GetRange>) -> Result<GetResult, BlobError> {
+        let options = GetOptions { range, ..GetOptions::default() };
+        in_time(FIRST_BYTE, self.reads.get_opts(&key.path(), options)).await
+    }
+
+    /// Writes an object, replacing what is there.
+    pub async fn put(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
+        self.store.put(&key.path(), PutPayload::from(bytes)).await?;
+        Ok(())
+    }
+
+    /// Removes an object; no error if there is none.
+    pub async fn delete(&self, key: &BlobKey) -> Result<(), BlobError> {
+        self.delete_path(&key.path()).await
+    }
+
+    /// [`Blobs::delete`] of what has no key.
+    pub(super) async fn delete_path(&self, path: &Path) -> Result<(), BlobError> {
+        match self.store.delete(path).await.map_err(BlobError::from) {
+            Err(BlobError::NotFound) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes what uploads left that a crash cut off while they arrived, if it was last written
+    /// before `before`; answers how many. On a local directory these are files with a `#` in their
+    /// name, which `object_store` keeps out of its lists. Elsewhere bodies arrive in unnamed files,
+    /// and an object store forgets unfinished uploads by a rule of its own.
+    pub async fn remove_cut_off(&self, before: DateTime<Utc>) -> Result<u64, BlobError> {
+        let Some(folder) = self.incoming.clone() else { return Ok(0) };
+        let sweep = move || {
+            let mut removed = 0;
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                let cut_off = entry.file_name().to_string_lossy().contains('#');
+                // Whoever wrote it may finish or remove it meanwhile: then it is not there.
+                let written = entry.metadata().and_then(|meta| meta.modified()).ok();
+                if cut_off && written.is_some_and(|written| DateTime::<Utc>::from(written) < before)
+                {
+                    removed += u64::from(std::fs::remove_file(entry.path()).is_ok());
+                }
+            }
+            Ok(removed)
+        };
+        Ok(blocking(sweep).await?)
+    }
+
+    /// All staged bytes, in no order.
+    pub fn incoming(&self) -> impl Stream<Item = Result<Incoming, BlobError>> + '_ {
+        self.store
+            .list(Some(&Path::from(BlobKey::INCOMING)))
+            .map_err(BlobError::from)
+            .try_filter_map(async |object| {
+                let image = object.location.filename().and_then(|name| name.parse().ok());
+                Ok(image.map(|image| Incoming { image, modified: object.last_modified }))
+            })
+    }
+}
+
+/// The answer, if it comes in time.
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, object_store::Error>>,
+) -> Result<T, BlobError> {
+    Ok(timeout(limit, answer).await.map_err(|_| BlobError::Late)??)
+}
+
+/// What a read brings, in one piece.
+async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
+    // A megabyte a second is as good as standing still.
+    let limit = STANDSTILL + Duration::from_secs((result.range.end - result.range.start) >> 20);
+    in_time(limit, result.bytes()).await
+}
+
+/// What a read brings, for as long as it moves.
+fn moving(stream: BoxStream<'static, object_store::Result<Bytes>>) -> BlobStream {
+    let next = async |mut stream: BoxStream<'static, object_store::Result<Bytes>>| {
+        let next = in_time(STANDSTILL, stream.try_next()).await?;
+        Ok(next.map(|bytes| (bytes, stream)))
+    };
+    stream::try_unfold(stream, next).boxed()
+}
+
+/// This process's variables. One that is not UTF-8 cannot be one that we know.
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+    let utf8 = |(key, value): (OsString, OsString)| {
+        Some((key.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(utf8)
+}
+
+/// An S3 client configured by the `AWS_*` variables among `env`, as `object_store` does it.
+pub(super) fn s3_from(env: impl IntoIterator<Item = (String, String)>) -> AmazonS3Builder {
+    let known = env.into_iter().filter_map(|(key, value)| {
+        let key = key.starts_with("AWS_").then(|| key.to_ascii_lowercase().parse().ok())?;
+        Some((key?, value))
+    });
+    known.fold(AmazonS3Builder::new(), |s3, (key, value)| s3.with_config(key, value))
+}

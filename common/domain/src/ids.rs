@@ -1,0 +1,58 @@
+//! Ids are types, so that a task's id cannot be passed where a job's is wanted.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord,
+            Serialize, Deserialize, utoipa::ToSchema,
+        )]
+        #[serde(transparent)]
+        #[schema(value_type = Uuid)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new id (UUIDv7: later ids sort after earlier ones, which keyset pages rely on).
+            #[allow(clippy::new_without_default)] // a default id would be a bug
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self)
+            }
+        }
+    };
+}
+
+id! {
+    /// An uploaded image.
+    ImageId
+}
+id! {
+    /// What a client polls.
+    TaskId
+}
+id! {
+    /// One unit of work on the queue.
+    JobId
+}
+id! {
+    /// One worker process; named in the leases that it holds.
+    WorkerId
+}

@@ -1,0 +1,37 @@
+//! The words of Safelight as types, and the decisions on them: ids, hashes, images, tasks, jobs, presets,
+//! owners and keys, which failures are tried again and when. No I/O.
+
+mod access;
+mod backfill;
+mod cache_key;
+mod deletion;
+mod failure;
+mod hash;
+mod ids;
+mod image;
+mod job_notice;
+pub mod labels;
+mod owner;
+mod preset;
+pub mod retry;
+pub mod secrets;
+#[cfg(feature = "sqlx")]
+mod sql;
+mod task;
+mod text_enum;
+mod trace;
+
+pub use access::{ApiKey, Quota, Scope, Scopes, SigningKey, Usage, Visibility};
+pub use backfill::{Backfill, BackfillKind, BackfillSpec, BackfillState, ItemOutcome};
+pub use cache_key::CacheKey;
+pub use deletion::{Receipt, Removal, RemovedRendition};
+pub use failure::{ErrorCode, Failure, Retries};
+pub use hash::{ContentHash, ContentHasher, InvalidHash};
+pub use ids::{ImageId, JobId, TaskId, WorkerId};
+pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
+pub use job_notice::JobNotice;
+pub use owner::{InvalidOwner, Owner};
+pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
+pub use task::{JOB_VERSION, Job, JobKind, Lane, Progress, Status, Task, TaskKind};
+pub use text_enum::UnknownName;
+pub use trace::{InvalidTraceContext, TraceContext};

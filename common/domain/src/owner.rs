@@ -1,0 +1,91 @@
+//! Whose something is.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Whose an image, a task, a key or a quota is. Nobody sees what is another's.
+///
+/// What was made before there were keys, or without one on this machine, belongs to the owner
+/// [`Owner::local`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Owner(pub(crate) String);
+
+/// How the local owner is called outside. Inside it has no name: rows from before there were owners
+/// have none.
+const LOCAL: &str = "local";
+
+/// Characters of a name at most.
+const MAX_CHARS: usize = 64;
+
+/// A name that no owner can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an owner is named by 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-` and `@`, a letter or digit first"
+)]
+pub struct InvalidOwner;
+
+impl Owner {
+    /// Who works without a key.
+    pub const fn local() -> Self {
+        Self(String::new())
+    }
+
+    /// As it stands in the database: empty for the local owner.
+    pub fn stored(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(if self.0.is_empty() { LOCAL } else { &self.0 })
+    }
+}
+
+impl FromStr for Owner {
+    type Err = InvalidOwner;
+
+    fn from_str(name: &str) -> Result<Self, InvalidOwner> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+        let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+        if !begins_well || name.len() > MAX_CHARS || !name.bytes().all(plain) {
+            return Err(InvalidOwner);
+        }
+        Ok(if name == LOCAL { Self::local() } else { Self(name.to_owned()) })
+    }
+}
+
+impl TryFrom<String> for Owner {
+    type Error = InvalidOwner;
+
+    fn try_from(name: String) -> Result<Self, InvalidOwner> {
+        name.parse()
+    }
+}
+
+impl From<Owner> for String {
+    fn from(owner: Owner) -> Self {
+        owner.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain_and_the_local_owner_is_stored_without_one() {
+        for name in ["a", "ada@example.org", "team-7_x.y", &"a".repeat(64)] {
+            let owner: Owner = name.parse().expect(name);
+            assert_eq!((owner.to_string().as_str(), owner.stored()), (name, name));
+        }
+        let local: Owner = "local".parse().expect("local");
+        assert_eq!((local.stored(), local.to_string().as_str()), ("", "local"));
+        assert_eq!(local, Owner::local());
+        for name in ["", "-a", "*", "a b", "a/b", "é", "a\n", &"a".repeat(65)] {
+            assert_eq!(name.parse::<Owner>(), Err(InvalidOwner), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What a message looks like. Kind and lane are not in it: they are the queue's. The trace that it
+//! belongs to is in the header `traceparent`, where every tracer looks for it.
+
+use std::cmp::Ordering;
+
+use lapin::{
+    BasicProperties,
+    options::BasicPublishOptions,
+    types::{AMQPValue, FieldTable},
+};
+use safelight_domain::JobNotice;
+use safelight_domain::{JobId, TraceContext};
+use safelight_queue::{Queue, UnknownQueue};
+use serde::{Deserialize, Serialize};
+
+const VERSION: u32 = 1;
+const PERSISTENT: u8 = 2;
+
+/// `{"v":1,"job":"0193…","generation":0}`
+#[derive(Serialize, Deserialize)]
+struct Body {
+    v: u32,
+    job: JobId,
+    generation: u32,
+}
+
+/// What a message of any version has, for ever. All else in one of a newer release may be otherwise.
+#[derive(Deserialize)]
+struct Head {
+    v: u32,
+    job: JobId,
+}
+
+/// What a message says to this release.
+#[derive(Debug, PartialEq)]
+pub(super) struct Decoded {
+    pub notice: JobNotice,
+    /// Whether that is all that it says. Of one of a newer release only the job is known: enough to
+    /// ask the store, which decides whether this release may run it.
+    pub whole: bool,
+}
+
+/// A body that this version cannot read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Undecodable {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("unknown version {0}")]
+    Version(u32),
+    #[error(transparent)]
+    Queue(#[from] UnknownQueue),
+}
+
+/// The body and the properties of a notice's message.
+pub(super) fn encode(notice: &JobNotice) -> Result<(Vec<u8>, BasicProperties), serde_json::Error> {
+    let body = Body { v: VERSION, job: notice.job, generation: notice.generation };
+    let mut properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(notice.job.to_string().into())
+        .with_type("notice".into())
+        .with_app_id("safelight".into());
+    if let Some(trace) = notice.trace {
+        let mut headers = FieldTable::default();
+        headers
+            .insert(TraceContext::HEADER.into(), AMQPValue::LongString(trace.to_string().into()));
+        properties = properties.with_headers(headers);
+    }
+    Ok((serde_json::to_vec(&body)?, properties))
+}
+
+/// The notice that arrived on `queue`.
+pub(super) fn decode(
+    queue: Queue,
+    body: &[u8],
+    properties: &BasicProperties,
+) -> Result<Decoded, Undecodable> {
+    let Head { v, job } = serde_json::from_slice(body)?;
+    let (generation, whole) = match v.cmp(&VERSION) {
+        Ordering::Less => return Err(Undecodable::Version(v)),
+        Ordering::Equal => (serde_json::from_slice::<Body>(body)?.generation, true),
+        Ordering::Greater => (0, false),
+    };
+    let trace = properties.headers().as_ref().and_then(trace);
+    let notice = JobNotice { job, kind: queue.kind, lane: queue.lane, generation, trace };
+    Ok(Decoded { notice, whole })
+}
+
+/// The trace that the headers name; `None` also if what they say cannot be read.
+fn trace(headers: &FieldTable) -> Option<TraceContext> {
+    let text = match headers.inner().get(TraceContext::HEADER)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?,
+        AMQPValue::ShortString(text) => text.as_str(),
+        _ => return None,
+    };
+    text.parse().ok()
+}
+
+/// A message that no queue takes comes back, rather than being dropped with a confirm.
+pub(super) fn options() -> BasicPublishOptions {
+    BasicPublishOptions { mandatory: true, immediate: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use safelight_domain::{JobKind, Lane};
+
+    use super::*;
+
+    const QUEUE: Queue = Queue { kind: JobKind::Write, lane: Lane::Bulk };
+
+    fn notice(trace: Option<TraceContext>) -> JobNotice {
+        JobNotice { job: JobId::new(), kind: QUEUE.kind, lane: QUEUE.lane, generation: 7, trace }
+    }
+
+    #[test]
+    fn what_is_encoded_decodes() {
+        let notice = notice(None);
+        let (body, properties) = encode(&notice).expect("encodes");
+        assert!(properties.headers().is_none());
+        let expected = format!(r#"{{"v":1,"job":"{}","generation":7}}"#, notice.job);
+        assert_eq!(String::from_utf8_lossy(&body), expected);
+        let decoded = decode(QUEUE, &body, &properties).expect("decodes");
+        assert_eq!(decoded, Decoded { notice, whole: true });
+    }
+
+    #[test]
+    fn a_trace_is_carried_in_a_header_and_a_malformed_one_is_none() {
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let notice = notice(text.parse().ok());
+        let (body, properties) = encode(&notice).expect("encodes");
+        let carried = properties.headers().as_ref().and_then(|h| h.inner().get("traceparent"));
+        assert_eq!(carried, Some(&AMQPValue::LongString(text.into())));
+        let decoded = decode(QUEUE, &body, &properties).expect("decodes");
+        assert_eq!(decoded, Decoded { notice, whole: true });
+
+        for value in [
+            AMQPValue::LongString("00-zz".into()),
+            AMQPValue::LongString(vec![0xff; 55].into()),
+            AMQPValue::LongUInt(7),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert("traceparent".into(), value);
+            let properties = BasicProperties::default().with_headers(headers);
+            let read = decode(QUEUE, &body, &properties).expect("decodes");
+            assert_eq!(read.notice, JobNotice { trace: None, ..notice });
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_told() {
+        for body in ["", "{}", "[1]", r#"{"v":1,"job":"x","generation":0}"#] {
+            assert!(decode(QUEUE, body.as_bytes(), &BasicProperties::default()).is_err(), "{body}");
+        }
+        let none = format!(r#"{{"v":0,"job":"{}","generation":0}}"#, JobId::new());
+        assert!(matches!(
+            decode(QUEUE, none.as_bytes(), &BasicProperties::default()),
+            Err(Undecodable::Version(0))
+        ));
+    }
+
+    #[test]
+    fn of_a_newer_message_the_job_is_known() {
+        let job = JobId::new();
+        let body = format!(r#"{{"v":2,"job":"{job}","generation":{{"of":"another kind"}}}}"#);
+        let notice =
+            JobNotice { job, kind: QUEUE.kind, lane: QUEUE.lane, generation: 0, trace: None };
+        let decoded = decode(QUEUE, body.as_bytes(), &BasicProperties::default()).expect("decodes");
+        assert_eq!(decoded, Decoded { notice, whole: false });
+    }
+}

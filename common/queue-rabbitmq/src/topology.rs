@@ -1,0 +1,88 @@
+//! What must exist on the broker. Declared again by every publisher and subscription when it
+//! (re)connects, so that a broker that was wiped heals by itself. Works on `RabbitMQ` 3.10 and 4.x.
+//!
+//! A durable queue's arguments can never be changed; to change them, change the version in the
+//! queue's name ([`Queue`]'s `Display`).
+
+use std::time::Duration;
+
+use lapin::{
+    Channel, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use safelight_domain::Lane;
+use safelight_queue::{Queue, QueueError};
+
+use super::link::within;
+
+/// Work goes through this direct exchange; the routing key is the queue's name.
+pub(super) const EXCHANGE: &str = "safelight";
+const DEAD_EXCHANGE: &str = "safelight.dead";
+pub(super) const DEAD_QUEUE: &str = "safelight.dead.v1";
+
+/// Returns of one message before the broker gives up on it. Attempts are counted in the store,
+/// which gives up long before; this only ends loops that the store does not see. Explicit, because
+/// 3.10 has no default and 4.0 has 20; never -1, which 3.10 takes for 0.
+const DELIVERY_LIMIT: i32 = 100;
+const INTERACTIVE_MAX_LENGTH: i64 = 1_000_000;
+/// Backfills wait in the store rather than in the broker's memory.
+const BULK_MAX_LENGTH: i64 = 20_000;
+
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Declares exchanges, queues and bindings. Fails with a closed channel if a queue of the same name
+/// has other arguments.
+pub(super) async fn declare(channel: &Channel) -> Result<(), QueueError> {
+    within(DECLARE_TIMEOUT, declare_all(channel)).await
+}
+
+async fn declare_all(channel: &Channel) -> lapin::Result<()> {
+    exchange(channel, EXCHANGE, ExchangeKind::Direct).await?;
+    exchange(channel, DEAD_EXCHANGE, ExchangeKind::Fanout).await?;
+    let mut dead = FieldTable::default();
+    dead.insert("x-queue-type".into(), text("quorum"));
+    queue(channel, DEAD_QUEUE, DEAD_EXCHANGE, dead).await?;
+    for name in Queue::all() {
+        queue(channel, &name.to_string(), EXCHANGE, work_arguments(name.lane)).await?;
+    }
+    Ok(())
+}
+
+fn work_arguments(lane: Lane) -> FieldTable {
+    let max_length = match lane {
+        Lane::Interactive => INTERACTIVE_MAX_LENGTH,
+        Lane::Bulk => BULK_MAX_LENGTH,
+    };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments.insert("x-dead-letter-exchange".into(), text(DEAD_EXCHANGE));
+    // At-least-once, which needs overflow by refusal: a full queue refuses, it never drops.
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(max_length));
+    arguments
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+async fn exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await
+}
+
+/// A durable queue, bound to `exchange` under its own name.
+async fn queue(
+    channel: &Channel,
+    name: &str,
+    exchange: &str,
+    arguments: FieldTable,
+) -> lapin::Result<()> {
+    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await?;
+    let (queue, exchange, key) = (name.into(), exchange.into(), name.into());
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue, exchange, key, options, FieldTable::default()).await
+}

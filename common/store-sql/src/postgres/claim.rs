@@ -1,0 +1,122 @@
+//! Claims: turning messages into leases.
+
+use std::time::Duration;
+
+use safelight_domain::JobNotice;
+use safelight_domain::{JobId, WorkerId};
+use safelight_store::{Claim, StoreError};
+use sqlx::{PgConnection, Row, postgres::PgRow};
+
+use super::{
+    gather::{Answers, Call, Locked},
+    integer, interval,
+    rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
+};
+
+/// One call of [`Store::claim`](safelight_store::Store::claim).
+pub struct Claiming {
+    pub notice: JobNotice,
+    pub redelivered: bool,
+    pub worker: WorkerId,
+    pub lease: Duration,
+    pub understood: u32,
+}
+
+/// Claims jobs: one row for each that was found, more for one that was claimed and whose blob has
+/// several renditions.
+///
+/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job
+/// that somebody claims at the same time shows as he leaves it. The looks-up by arrays are so that no
+/// plan reads a whole table, whatever statistics say.
+macro_rules! claim_statement {
+    ($locked:literal) => {
+        concat!(
+            "with asked as (
+                 select * from unnest($1::uuid[], $2::boolean[], $3::int[], $4::uuid[],
+                                      $5::interval[], $6::int[]) with ordinality
+                     as a (id, redelivered, generation, worker, lease, understood, place)),
+             found as (
+                 select j.id, a.place, a.worker, a.lease,
+                        j.status = 'queued' and j.run_at <= now()
+                        and j.needs_version > a.understood as newer,
+                        j.fence - j.released < j.max_attempts and j.needs_version <= a.understood
+                        and (j.status = 'queued' and j.run_at <= now()
+                             or j.status = 'running' and (j.lease_until <= now()
+                                 or a.redelivered and j.fence = a.generation + 1
+                                    and j.worker_id is distinct from a.worker)) as free
+                 from jobs j join asked a on a.id = j.id
+                 where j.id = any($1) for update of j ",
+            $locked,
+            "),
+             claimed as (
+                 update jobs j
+                 set status = 'running', fence = fence + 1, lease_until = now() + found.lease,
+                     worker_id = found.worker, updated_at = now()
+                 from found
+                 where j.id = any(array(select id from found where free)) and j.id = found.id
+                 returning j.*),
+             counted as (select task_id, count(*) as jobs from claimed group by task_id),
+             locked as (
+                 select id from tasks where id = any(array(select task_id from counted))
+                 order by id for no key update),
+             task as (
+                 update tasks t
+                 set status = 'running', version = version + counted.jobs, updated_at = now()
+                 from counted
+                 where t.id = any(array(select id from locked)) and t.id = counted.task_id)
+             select found.place, found.free, found.newer,",
+            claimed_columns!(),
+            image_columns!(),
+            "from found
+             left join claimed j on j.id = found.id
+             left join images i on i.id = j.image_id",
+            backfill_joins!(),
+            blob_joins!(),
+            "order by found.place, r.preset, r.fingerprint, r.format"
+        )
+    };
+}
+
+impl Call for Claiming {
+    type Answer = Claim;
+
+    const UNKNOWN: Claim = Claim::Nothing;
+
+    fn job(&self) -> JobId {
+        self.notice.job
+    }
+
+    async fn carry_out(
+        conn: &mut PgConnection,
+        calls: &[Self],
+        locked: Locked,
+    ) -> Result<Answers<Claim>, StoreError> {
+        let statement = match locked {
+            Locked::Skip => claim_statement!("skip locked"),
+            Locked::Wait => claim_statement!(""),
+        };
+        let rows = sqlx::query(statement)
+            .bind(calls.iter().map(|call| call.notice.job.0).collect::<Vec<_>>())
+            .bind(calls.iter().map(|call| call.redelivered).collect::<Vec<_>>())
+            .bind(calls.iter().map(|call| integer(call.notice.generation)).collect::<Vec<_>>())
+            .bind(calls.iter().map(|call| call.worker.0).collect::<Vec<_>>())
+            .bind(calls.iter().map(|call| interval(call.lease)).collect::<Vec<_>>())
+            .bind(calls.iter().map(|call| integer(call.understood)).collect::<Vec<_>>())
+            .fetch_all(conn)
+            .await?;
+        let place = |row: &PgRow| row.try_get::<i64, _>("place").ok();
+        rows.chunk_by(|one, next| place(one) == place(next))
+            .map(|rows| Ok((rows::place(&rows[0])?, answer(rows))))
+            .collect()
+    }
+}
+
+/// The answer from the rows of one job.
+fn answer(rows: &[PgRow]) -> Result<Claim, StoreError> {
+    let [first, ..] = rows else { return Ok(Claim::Nothing) };
+    if first.try_get("free")? {
+        let job = rows::claimed_jobs(rows)?.pop();
+        return Ok(job.map_or(Claim::Nothing, |job| Claim::Run(Box::new(job))));
+    }
+    Ok(if first.try_get("newer")? { Claim::Newer } else { Claim::Nothing })
+}

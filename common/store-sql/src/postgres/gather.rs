@@ -1,0 +1,167 @@
+//! Calls that are ready at the same time, carried out in one statement. A statement costs a round trip
+//! and a flush of the database's log, whether it ends one job or fifty.
+//!
+//! Nobody waits for company: what comes while one batch is being carried out is the next one. And
+//! nobody waits for another's locks: a call whose job somebody holds is left out and carried out alone.
+
+use std::collections::HashSet;
+
+use safelight_domain::JobId;
+use safelight_store::StoreError;
+use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::within;
+
+/// Calls in one statement at most: bounds how long the first waits for what the last costs.
+const BATCH: usize = 64;
+
+/// Calls that may wait; past it callers wait to be queued.
+const WAITING: usize = 1024;
+
+/// What to do about a job's row that somebody else has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locked {
+    /// Leave its call out.
+    Skip,
+    /// Wait until it is free.
+    Wait,
+}
+
+/// What became of those calls of a batch whose job was found: each with its place in the batch.
+pub type Answers<A> = Vec<(usize, Result<A, StoreError>)>;
+
+/// A call about one job that can be carried out together with others of its kind.
+pub trait Call: Send + Sync + 'static {
+    /// What its caller is told.
+    type Answer: Send + 'static;
+
+    /// The answer about a job that does not exist.
+    const UNKNOWN: Self::Answer;
+
+    /// The job.
+    fn job(&self) -> JobId;
+
+    /// Carries out calls about different jobs in one transaction.
+    fn carry_out(
+        conn: &mut PgConnection,
+        calls: &[Self],
+        locked: Locked,
+    ) -> impl Future<Output = Result<Answers<Self::Answer>, StoreError>> + Send
+    where
+        Self: Sized;
+}
+
+/// The way in for calls of one kind. What serves it ends with the last handle.
+pub struct Gathered<C: Call>(mpsc::Sender<Waiting<C>>);
+
+struct Waiting<C: Call> {
+    call: C,
+    caller: oneshot::Sender<Result<C::Answer, StoreError>>,
+}
+
+impl<C: Call> Gathered<C> {
+    /// Begins to serve calls.
+    pub fn start(pool: PgPool) -> Self {
+        let (calls, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(serve(pool, waiting));
+        Self(calls)
+    }
+
+    /// Carries out a call, alone or with others. One whose caller has gone before its turn is not
+    /// carried out.
+    pub async fn call(&self, call: C) -> Result<C::Answer, StoreError> {
+        let (caller, answer) = oneshot::channel();
+        let gone = || StoreError::from(sqlx::Error::WorkerCrashed);
+        self.0.send(Waiting { call, caller }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
+    let mut ready = Vec::with_capacity(BATCH);
+    let mut conn = None;
+    while calls.recv_many(&mut ready, BATCH).await > 0 {
+        ready.retain(|one| !one.caller.is_closed());
+        if !ready.is_empty() {
+            // Of two calls about one job the second must see what came of the first.
+            let mut jobs = HashSet::new();
+            let (batch, doubles): (Vec<_>, Vec<_>) =
+                ready.drain(..).partition(|one| jobs.insert(one.call.job()));
+            let left_out = carry_out(&pool, &mut conn, batch).await;
+            for one in left_out.into_iter().chain(doubles) {
+                // Beside the next batch: it may have to wait for whoever holds its job.
+                tokio::spawn(carry_out_alone(pool.clone(), one));
+            }
+        }
+        if calls.is_empty() {
+            // In between it is anybody's. Under load the same connection is used again: each is a
+            // process of the database with plans and caches of its own.
+            conn = None;
+        }
+    }
+}
+
+/// Carries out a batch and answers its callers. Gives back those that are to be carried out alone.
+async fn carry_out<C: Call>(
+    pool: &PgPool,
+    conn: &mut Option<PoolConnection<Postgres>>,
+    batch: Vec<Waiting<C>>,
+) -> Vec<Waiting<C>> {
+    let (calls, mut callers): (Vec<C>, Vec<_>) =
+        batch.into_iter().map(|one| (one.call, Some(one.caller))).unzip();
+    let answers = match within(on_connection(pool, conn, &calls)).await {
+        Ok(answers) => answers,
+        Err(error) if error.is_unavailable() && !is_about_others(&error) => {
+            same_for_all(calls.len(), &error)
+        }
+        Err(error) => {
+            // One of them is at fault, and nothing has happened.
+            tracing::debug!(%error, calls = calls.len(), "carrying a batch out one by one");
+            Vec::new()
+        }
+    };
+    for (place, answer) in answers {
+        if let Some(caller) = callers.get_mut(place).and_then(Option::take) {
+            // It may have gone; what was committed stays.
+            let _ = caller.send(answer);
+        }
+    }
+    let left = calls.into_iter().zip(callers);
+    left.filter_map(|(call, caller)| Some(Waiting { call, caller: caller? })).collect()
+}
+
+/// Carries calls out on `conn`, which is left there if it is still good.
+async fn on_connection<C: Call>(
+    pool: &PgPool,
+    conn: &mut Option<PoolConnection<Postgres>>,
+    calls: &[C],
+) -> Result<Answers<C::Answer>, StoreError> {
+    let mut mine = match conn.take() {
+        Some(conn) => conn,
+        None => pool.acquire().await?,
+    };
+    let answers = C::carry_out(&mut mine, calls, Locked::Skip).await?;
+    *conn = Some(mine);
+    Ok(answers)
+}
+
+fn same_for_all<A>(calls: usize, error: &StoreError) -> Answers<A> {
+    (0..calls).map(|place| (place, Err(error.clone()))).collect()
+}
+
+/// Whether a transaction failed because of what others did at the same time, as in a deadlock.
+fn is_about_others(error: &StoreError) -> bool {
+    let StoreError::Unavailable(cause) = error else { return false };
+    let code = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    code.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code.starts_with("40"))
+}
+
+async fn carry_out_alone<C: Call>(pool: PgPool, one: Waiting<C>) {
+    let answer = within(async {
+        let mut conn = pool.acquire().await?;
+        let mut answers = C::carry_out(&mut conn, &[one.call], Locked::Wait).await?;
+        answers.pop().map_or(Ok(C::UNKNOWN), |(_, answer)| answer)
+    });
+    let _ = one.caller.send(answer.await);
+}

@@ -1,0 +1,213 @@
+//! The one writer: a task that owns the only connection that writes, and commits in groups.
+//!
+//! A commit costs an fsync, whoever is in it. So the writer takes whatever requests wait, runs each
+//! in a savepoint of one transaction, commits once, and only then answers them all.
+
+use futures::future::BoxFuture;
+use safelight_store::StoreError;
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use super::clock::Clock;
+
+/// Requests in one transaction at most: bounds what one failed commit fails, and how long a reader
+/// of its own write waits.
+const GROUP: usize = 32;
+
+/// Requests that may wait; past it callers wait to be queued.
+const WAITING: usize = 1024;
+
+/// A handle to the writer. The task ends, after what is queued, when the last handle is dropped.
+#[derive(Clone)]
+pub struct Writer {
+    requests: mpsc::Sender<Box<dyn Work>>,
+}
+
+/// One request: what to do, and whom to tell.
+trait Work: Send {
+    /// Runs it, at the time `now`. `false` if it failed and must leave nothing behind.
+    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool>;
+
+    /// Tells the caller. `failure` is that of the whole group.
+    fn answer(self: Box<Self>, failure: Option<StoreError>);
+}
+
+struct Request<T, F> {
+    work: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    caller: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Work for Request<T, F>
+where
+    T: Send,
+    F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>> + Send,
+{
+    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
+        Box::pin(async move {
+            // Nobody waits for it any more: a claim, say, would only lie until its lease ends.
+            let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
+                return true;
+            };
+            let result = work(conn, now).await;
+            let keep = result.is_ok();
+            self.result = Some(result);
+            keep
+        })
+    }
+
+    fn answer(self: Box<Self>, failure: Option<StoreError>) {
+        let result = match (self.result, failure) {
+            (Some(Err(own)), _) => Err(own),
+            (_, Some(failure)) => Err(failure),
+            (Some(Ok(result)), None) => Ok(result),
+            (None, None) => return,
+        };
+        // The caller may have gone; what was committed stays.
+        let _ = self.caller.send(result);
+    }
+}
+
+impl Writer {
+    /// Starts the task, on a connection of its own.
+    pub fn start(options: SqliteConnectOptions, conn: SqliteConnection, clock: Clock) -> Self {
+        let (requests, queue) = mpsc::channel(WAITING);
+        tokio::spawn(serve(options, conn, clock, queue));
+        Self { requests }
+    }
+
+    /// Runs `work` in a transaction, telling it the time at which it begins. On `Ok` it is committed
+    /// and on disk; if `work` fails, nothing of it remains.
+    pub async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
+            + Send
+            + 'static,
+    {
+        let (caller, answer) = oneshot::channel();
+        let request = Request { work: Some(work), result: None, caller };
+        let gone = || StoreError::from(sqlx::Error::WorkerCrashed);
+        self.requests.send(Box::new(request)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+async fn serve(
+    options: SqliteConnectOptions,
+    conn: SqliteConnection,
+    clock: Clock,
+    mut queue: mpsc::Receiver<Box<dyn Work>>,
+) {
+    let mut conn = Some(conn);
+    let mut group = Vec::with_capacity(GROUP);
+    while queue.recv_many(&mut group, GROUP).await > 0 {
+        let outcome = match conn.take() {
+            Some(conn) => commit(conn, &clock, &mut group).await,
+            // The last group failed in a way that leaves the connection's state in doubt.
+            None => match options.connect().await {
+                Ok(conn) => commit(conn, &clock, &mut group).await,
+                Err(error) => Err(error),
+            },
+        };
+        match outcome {
+            Ok(usable) => {
+                conn = Some(usable);
+                group.drain(..).for_each(|work| work.answer(None));
+            }
+            Err(error) => {
+                // Each caller is told, and says what it means to it.
+                tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
+                let error = StoreError::from(error);
+                group.drain(..).for_each(|work| work.answer(Some(error.clone())));
+            }
+        }
+    }
+    if let Some(conn) = conn {
+        // Also empties the write-ahead log into the database. It is safe without.
+        if let Err(error) = conn.close().await {
+            tracing::warn!(%error, "SQLite did not close cleanly");
+        }
+    }
+}
+
+/// Runs the whole group in one transaction, each request in a savepoint. Gives the connection back if it is
+/// still good; one that is dropped takes back what it has begun.
+async fn commit(
+    mut conn: SqliteConnection,
+    clock: &Clock,
+    group: &mut [Box<dyn Work>],
+) -> Result<SqliteConnection, sqlx::Error> {
+    let begin = "begin immediate; savepoint request";
+    let mut transaction = conn.begin_with(begin).await?;
+    let last = group.len().saturating_sub(1);
+    for (number, work) in group.iter_mut().enumerate() {
+        if !work.run(&mut transaction, clock.now()).await {
+            sqlx::query("rollback to request").execute(&mut *transaction).await?;
+        }
+        if number < last {
+            // Both in one go: each is a way to the connection's thread and back, and for a small request
+            // that is the larger part of its cost.
+            let next = "release request; savepoint request";
+            sqlx::query(next).execute(&mut *transaction).await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(conn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer on a table of numbers.
+    async fn writer() -> Result<Writer, sqlx::Error> {
+        let options = SqliteConnectOptions::new().in_memory(true);
+        let mut conn = options.connect().await?;
+        sqlx::query("create table numbers (n integer primary key)").execute(&mut conn).await?;
+        Ok(Writer::start(options, conn, Clock::default()))
+    }
+
+    /// Writes `numbers`, one by one: one that is there already fails.
+    async fn write(writer: &Writer, numbers: &'static [i64]) -> Result<(), StoreError> {
+        writer.run(move |conn, _now| Box::pin(insert(conn, numbers))).await
+    }
+
+    async fn insert(conn: &mut SqliteConnection, numbers: &[i64]) -> Result<(), StoreError> {
+        for number in numbers {
+            sqlx::query("insert into numbers values ($1)").bind(number).execute(&mut *conn).await?;
+        }
+        Ok(())
+    }
+
+    async fn written(writer: &Writer) -> Result<Vec<i64>, StoreError> {
+        writer
+            .run(|conn, _now| {
+                Box::pin(async move {
+                    Ok(sqlx::query_scalar("select n from numbers order by n")
+                        .fetch_all(conn)
+                        .await?)
+                })
+            })
+            .await
+    }
+
+    /// On one thread, so that all requests wait when the writer comes to look.
+    #[tokio::test]
+    async fn a_request_that_fails_takes_only_its_own_with_it() -> Result<(), StoreError> {
+        let writer = writer().await?;
+        let (first, twice, other, again) = tokio::join!(
+            write(&writer, &[1]),
+            write(&writer, &[2, 1]),
+            write(&writer, &[3]),
+            write(&writer, &[4, 3]),
+        );
+        assert!(first.is_ok() && other.is_ok(), "{first:?}, {other:?}");
+        assert!(twice.is_err() && again.is_err());
+        assert_eq!(written(&writer).await?, [1, 3]);
+        assert!(write(&writer, &[5, 1]).await.is_err(), "alone");
+        write(&writer, &[2]).await?;
+        assert_eq!(written(&writer).await?, [1, 2, 3]);
+        Ok(())
+    }
+}

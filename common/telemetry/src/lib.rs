@@ -1,0 +1,70 @@
+//! Logs, metrics and traces.
+
+mod export;
+mod health;
+mod json;
+pub mod names;
+pub mod traces;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use safelight_config::{Config, LogFormat};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, fmt::format::JsonFields, layer::SubscriberExt, registry,
+    util::SubscriberInitExt,
+};
+
+pub use health::DependencyHealth;
+pub use metrics_exporter_prometheus::PrometheusHandle;
+
+/// Seconds; from a claim's millisecond to a minute.
+const SECONDS_BUCKETS: &[f64] =
+    &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+
+/// Libraries that repeat what is said elsewhere, and the spans that are for traces alone
+/// ([`traces::TARGET`]). The configured filter comes after, and wins.
+const QUIET: &str =
+    "lapin=off,sqlx_core::pool=off,sqlx::pool=off,sqlx::postgres::notice=off,safelight_trace=off";
+
+/// Sends log lines to standard error and, if the configuration names a collector, spans there;
+/// `role` says what this process is to it: `serve`, `api`, `worker`. An error names the key that is
+/// wrong. A second call has no effect. Call [`traces::flush`] at the end.
+///
+/// With a collector it must be called within a tokio runtime.
+pub fn init(config: &Config, role: &'static str) -> Result<(), String> {
+    // lapin and sqlx's pool log each lost connection as well, in several lines; whoever uses the
+    // connection says it in one. What PostgreSQL notes beside is that it ends them.
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log))
+        .map_err(|error| format!("log: {error}"))?;
+    let logs = logs(config.log_format);
+    let _ = match &config.otlp_endpoint {
+        // One filter for all: nothing is asked of what it does not let pass.
+        None => registry().with(logs).with(filter).try_init(),
+        Some(endpoint) => {
+            let spans = traces::layer(endpoint, config.trace_sample_ratio, role)
+                .map_err(|error| format!("otlp_endpoint: {error}"))?;
+            registry().with(logs.with_filter(filter)).with(spans).try_init()
+        }
+    };
+    Ok(())
+}
+
+fn logs(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.fmt_fields(JsonFields::new()).event_format(json::FlatJson).boxed(),
+    }
+}
+
+/// Begins to collect metrics; the handle renders them for Prometheus.
+pub fn init_metrics() -> Result<PrometheusHandle, String> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS_BUCKETS)
+        .map_err(|error| error.to_string())?
+        .install_recorder()
+        .map_err(|error| error.to_string())?;
+    names::describe();
+    Ok(handle)
+}

@@ -1,0 +1,36 @@
+//! Opens what a configuration's URLs name, as the program does.
+
+use std::sync::Arc;
+
+use safelight_blobs::BlobLocation;
+use safelight_config::{BlobUrl, DatabaseUrl, QueueUrl};
+use safelight_queue::{DynJobQueue, InProcessQueue};
+use safelight_queue_rabbitmq::RabbitQueue;
+use safelight_store::{DynStore, StoreError};
+use safelight_store_sql::{PostgresStore, SqliteStore};
+
+/// Connects to the database at `url`. Leaves its schema alone.
+pub async fn store(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, StoreError> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
+        DatabaseUrl::Postgres(url) => Arc::new(PostgresStore::connect(url, max_connections).await?),
+    })
+}
+
+/// The job queue at `url`, which connects in the background.
+pub fn queue(url: &QueueUrl) -> DynJobQueue {
+    match url {
+        QueueUrl::Embedded => Arc::new(InProcessQueue::new()),
+        QueueUrl::Amqp(url) => Arc::new(RabbitQueue::start(url)),
+    }
+}
+
+/// Where `url` says that bytes are kept.
+pub fn blob_location(url: &BlobUrl) -> BlobLocation {
+    match url {
+        BlobUrl::File(folder) => BlobLocation::Folder(folder.clone()),
+        BlobUrl::S3 { bucket, prefix } => {
+            BlobLocation::Bucket { bucket: bucket.clone(), prefix: prefix.clone() }
+        }
+    }
+}

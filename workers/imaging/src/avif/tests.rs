@@ -1,0 +1,599 @@
+//! Made and mutated pictures.
+
+use image::{GrayImage, RgbImage, RgbaImage};
+use rav1e::prelude::{
+    ChromaSampling, ColorDescription, ColorPrimaries, Config, EncoderConfig, MatrixCoefficients,
+    PixelRange, SpeedSettings, TransferCharacteristics,
+};
+
+use super::{
+    AvifError::{Corrupt, Unsupported},
+    container::FourCc,
+    *,
+};
+
+type Rgb = [u8; 3];
+
+const RED: Rgb = [200, 40, 30];
+const BLUE: Rgb = [20, 60, 210];
+
+/// What to encode: a picture whose left half is of one colour, its right half of another.
+#[derive(Clone, Copy)]
+struct Av1 {
+    size: (usize, usize),
+    chroma: ChromaSampling,
+    depth: usize,
+    range: PixelRange,
+    matrix: MatrixCoefficients,
+    halves: [Rgb; 2],
+}
+
+impl Default for Av1 {
+    fn default() -> Self {
+        Self {
+            size: (64, 48),
+            chroma: ChromaSampling::Cs444,
+            depth: 8,
+            range: PixelRange::Full,
+            matrix: MatrixCoefficients::BT601,
+            halves: [RED, BLUE],
+        }
+    }
+}
+
+impl Av1 {
+    /// The samples of a colour, by the standard's formulas.
+    fn samples(&self, colour: Rgb) -> [u16; 3] {
+        let [red, green, blue] = colour.map(|value| f64::from(value) / 255.0);
+        let (kr, kb) = match self.matrix {
+            MatrixCoefficients::BT709 => (0.2126, 0.0722),
+            MatrixCoefficients::BT2020NCL => (0.2627, 0.0593),
+            MatrixCoefficients::Identity => {
+                return [green, blue, red].map(|value| self.scale(value, 0.0, 219.0));
+            }
+            _ => (0.299, 0.114),
+        };
+        let y = kr * red + (1.0 - kr - kb) * green + kb * blue;
+        let (u, v) = ((blue - y) / (1.0 - kb) / 2.0, (red - y) / (1.0 - kr) / 2.0);
+        let middle = f64::from(1 << (self.depth - 1));
+        [self.scale(y, 0.0, 219.0), self.scale(u, middle, 224.0), self.scale(v, middle, 224.0)]
+    }
+
+    /// Quantises one component; `middle` is 0 for luma.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn scale(&self, value: f64, middle: f64, limited: f64) -> u16 {
+        let unit = f64::from(1 << (self.depth - 8));
+        let scaled = match self.range {
+            PixelRange::Full => value * f64::from((1 << self.depth) - 1) + middle,
+            PixelRange::Limited if middle == 0.0 => (value * limited + 16.0) * unit,
+            PixelRange::Limited => value * limited * unit + middle,
+        };
+        scaled.round().clamp(0.0, f64::from((1 << self.depth) - 1)) as u16
+    }
+
+    /// The bitstream.
+    fn encode(&self) -> Vec<u8> {
+        if self.depth == 8 { self.encode_as::<u8>() } else { self.encode_as::<u16>() }
+    }
+
+    #[expect(clippy::default_trait_access, reason = "rav1e does not export the type")]
+    fn encode_as<T: rav1e::Pixel>(&self) -> Vec<u8> {
+        let mut config = EncoderConfig::with_speed_preset(10);
+        (config.width, config.height) = self.size;
+        config.bit_depth = self.depth;
+        config.chroma_sampling = self.chroma;
+        // rav1e lets GBR be of full range only: the container has to say otherwise.
+        let is_gbr = self.matrix == MatrixCoefficients::Identity;
+        config.pixel_range = if is_gbr { PixelRange::Full } else { self.range };
+        config.color_description = Some(ColorDescription {
+            color_primaries: ColorPrimaries::BT709,
+            transfer_characteristics: TransferCharacteristics::SRGB,
+            matrix_coefficients: self.matrix,
+        });
+        config.still_picture = true;
+        config.quantizer = 10;
+        config.speed_settings = SpeedSettings::from_preset(10);
+        let config = Config::new().with_encoder_config(config).with_threads(1);
+        let mut context = config.new_context::<T>().expect("a valid configuration");
+        let mut frame = context.new_frame();
+        let halves = self.halves.map(|colour| self.samples(colour));
+        for (index, plane) in frame.planes.iter_mut().enumerate() {
+            let middle = (self.size.0 / 2) >> plane.cfg.xdec;
+            for row in plane.mut_slice(Default::default()).rows_iter_mut() {
+                for (x, sample) in row.iter_mut().enumerate() {
+                    let half = usize::from(x >= middle);
+                    *sample = T::cast_from(halves[half][index]);
+                }
+            }
+        }
+        context.send_frame(frame).expect("a frame is taken");
+        context.flush();
+        context.receive_packet().expect("a packet").data
+    }
+}
+
+/// A file to be made.
+#[derive(Clone, Default)]
+struct Fixture {
+    colour: Vec<u8>,
+    alpha: Option<Vec<u8>>,
+    size: (u32, u32),
+    depth: u8,
+    kind: Option<FourCc>,
+    /// More properties of the picture, each essential.
+    properties: Vec<(FourCc, Vec<u8>)>,
+    premultiplied: bool,
+    /// Extents of the picture, of (offset, length) within its data.
+    extents: Option<Vec<(usize, usize)>>,
+    /// The picture's data lie in the `idat` box.
+    inside: bool,
+}
+
+fn boxed(kind: FourCc, parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    let size = u32::try_from(body.len() + 8).expect("a small box").to_be_bytes();
+    [&size[..], &kind, &body].concat()
+}
+
+fn u16s(values: &[usize]) -> Vec<u8> {
+    let short = |&value| u16::try_from(value).expect("a small number").to_be_bytes();
+    values.iter().flat_map(short).collect()
+}
+
+fn u32s(values: &[usize]) -> Vec<u8> {
+    let long = |&value| u32::try_from(value).expect("a small number").to_be_bytes();
+    values.iter().flat_map(long).collect()
+}
+
+impl Fixture {
+    fn new(av1: Av1) -> Self {
+        Self {
+            colour: av1.encode(),
+            size: (
+                av1.size.0.try_into().expect("made here"),
+                av1.size.1.try_into().expect("made here"),
+            ),
+            depth: av1.depth.try_into().expect("made here"),
+            ..Self::default()
+        }
+    }
+
+    fn with(mut self, kind: FourCc, body: &[u8]) -> Self {
+        self.properties.push((kind, body.to_vec()));
+        self
+    }
+
+    fn with_alpha(mut self, alpha: Av1) -> Self {
+        self.alpha = Some(alpha.encode());
+        self
+    }
+
+    fn build(&self) -> Vec<u8> {
+        let head = self.head(0).len();
+        let alpha = self.alpha.clone().unwrap_or_default();
+        let data = boxed(*b"mdat", &[&self.colour, &alpha]);
+        [self.head(head + 8), data].concat()
+    }
+
+    /// All but the data, which are to lie at an offset.
+    fn head(&self, at: usize) -> Vec<u8> {
+        let full = [0_u8; 4];
+        let kind = self.kind.unwrap_or(*b"av01");
+        let info = |id: usize, kind: FourCc| {
+            boxed(*b"infe", &[&[2, 0, 0, 0], &u16s(&[id, 0]), &kind, b"\0"])
+        };
+        let meta = [
+            boxed(*b"hdlr", &[&full, &full, b"pict", &[0; 13]]),
+            boxed(*b"pitm", &[&full, &u16s(&[1])]),
+            boxed(*b"iinf", &[&full, &u16s(&[2]), &info(1, kind), &info(2, *b"av01")]),
+            self.references(),
+            self.item_properties(),
+            self.locations(at),
+            boxed(*b"idat", &[if self.inside { &self.colour[..] } else { &[] }]),
+        ];
+        let ftyp = boxed(*b"ftyp", &[b"avif", &full, b"avifmif1"]);
+        [ftyp, boxed(*b"meta", &[&full, &meta.concat()])].concat()
+    }
+
+    fn references(&self) -> Vec<u8> {
+        let reference = |kind, from, to| boxed(kind, &[&u16s(&[from, 1, to])]);
+        let mut all = vec![0; 4];
+        if self.alpha.is_some() {
+            all.extend(reference(*b"auxl", 2, 1));
+        }
+        if self.premultiplied {
+            all.extend(reference(*b"prem", 1, 2));
+        }
+        boxed(*b"iref", &[&all])
+    }
+
+    fn item_properties(&self) -> Vec<u8> {
+        let flags = match self.depth {
+            12 => 0x60,
+            10 => 0x40,
+            _ => 0,
+        };
+        let (width, height) = (self.size.0.to_be_bytes(), self.size.1.to_be_bytes());
+        let urn = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0";
+        let mut container = [
+            boxed(*b"ispe", &[&[0; 4], &width, &height]),
+            boxed(*b"av1C", &[&[0x81, 0, flags, 0]]),
+            boxed(*b"auxC", &[&[0; 4], urn]),
+        ]
+        .concat();
+        let mut indices = vec![1, 0x82];
+        for (index, (kind, body)) in self.properties.iter().enumerate() {
+            container.extend(boxed(*kind, &[body]));
+            indices.push(0x84 + u8::try_from(index).expect("made here"));
+        }
+        let count = u8::try_from(indices.len()).expect("made here");
+        let ipma = [&[0; 4][..], &u32s(&[2]), &[0, 1, count], &indices, &[0, 2, 3, 1, 0x82, 3]];
+        boxed(*b"iprp", &[&boxed(*b"ipco", &[&container]), &boxed(*b"ipma", &ipma)])
+    }
+
+    fn locations(&self, at: usize) -> Vec<u8> {
+        let extents = self.extents.clone().unwrap_or(vec![(0, self.colour.len())]);
+        let from = if self.inside { 0 } else { at };
+        let mut body = vec![1, 0, 0, 0, 0x44, 0, 0, 2];
+        body.extend(u16s(&[1, usize::from(self.inside), 0, extents.len()]));
+        for (offset, length) in extents {
+            body.extend(u32s(&[from + offset, length]));
+        }
+        let alpha = self.alpha.as_ref().map_or(0, Vec::len);
+        body.extend(u16s(&[2, 0, 0, 1]));
+        body.extend(u32s(&[at + self.colour.len(), alpha]));
+        boxed(*b"iloc", &[&body])
+    }
+
+    fn decode(&self) -> AvifPicture {
+        decode_coded(&self.build()).expect("a good file")
+    }
+}
+
+/// The colours in the middle of both halves.
+fn halves(image: &DynamicImage) -> [Rgb; 2] {
+    let pixels = image.to_rgb8();
+    let (width, height) = pixels.dimensions();
+    [width / 4, width * 3 / 4].map(|x| pixels.get_pixel(x, height / 2).0)
+}
+
+fn assert_close(found: &[u8], expected: &[u8], tolerance: u8, what: &str) {
+    let far = found.iter().zip(expected).any(|(a, b)| a.abs_diff(*b) > tolerance);
+    assert!(!far, "{what}: found {found:?}, expected {expected:?}");
+}
+
+fn assert_halves(image: &DynamicImage, what: &str) {
+    let found = halves(image);
+    assert_close(&found.concat(), &[RED, BLUE].concat(), 3, what);
+}
+
+/// A picture with gradients.
+fn gradient(width: u32, height: u32) -> RgbaImage {
+    RgbaImage::from_fn(width, height, |x, y| {
+        let value =
+            |part: u32, whole: u32| u8::try_from(part * 255 / whole.max(1)).expect("made here");
+        let across = value(x, width);
+        image::Rgba([across, value(y, height), 255 - across, 255 - value(y, height) / 2])
+    })
+}
+
+fn mean_difference(a: &[u8], b: &[u8]) -> u64 {
+    assert_eq!(a.len(), b.len());
+    let sum: u64 = a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    sum / a.len() as u64
+}
+
+#[test]
+fn what_was_encoded_comes_back() {
+    let rgba = DynamicImage::ImageRgba8(gradient(120, 90));
+    let rgb = DynamicImage::ImageRgb8(rgba.to_rgb8());
+    for image in [rgb, rgba] {
+        let file = encode(&image, 90, None).expect("made here");
+        let header = header(&file).expect("made here");
+        assert_eq!((header.width, header.height, header.bit_depth), (120, 90, 8));
+        assert_eq!(header.has_alpha, image.color().has_alpha());
+        assert_eq!((header.turn, header.crop), (1, None));
+        let decoded = decode_coded(&file).expect("made here");
+        assert_eq!(decoded.image.color(), image.color());
+        assert!(mean_difference(decoded.image.as_bytes(), image.as_bytes()) <= 2);
+        assert_eq!((decoded.primaries, decoded.transfer), (Some(1), Some(13)));
+        assert_eq!(decoded.icc, None);
+    }
+}
+
+#[test]
+fn grey_is_encoded_as_rgb() {
+    let grey = DynamicImage::ImageLuma8(GrayImage::from_pixel(40, 30, image::Luma([99])));
+    let decoded =
+        decode_coded(&encode(&grey, 80, None).expect("made here")).expect("made here").image;
+    assert_close(&halves(&decoded).concat(), &[99; 6], 2, "grey");
+}
+
+#[test]
+fn odd_and_tiny_pictures_come_back() {
+    for (width, height) in [(1, 1), (2, 1), (1, 7), (17, 19), (33, 3), (129, 65)] {
+        let image = DynamicImage::ImageRgba8(gradient(width, height));
+        let decoded =
+            decode_coded(&encode(&image, 90, None).expect("made here")).expect("made here").image;
+        assert_eq!((decoded.width(), decoded.height()), (width, height));
+        for chroma in [ChromaSampling::Cs420, ChromaSampling::Cs422] {
+            for depth in [8, 10] {
+                let size = (width.max(16) as usize + 1, height.max(16) as usize + 1);
+                let fixture = Fixture::new(Av1 { size, chroma, depth, ..Av1::default() });
+                assert_halves(&fixture.decode().image, &format!("{size:?} {chroma} {depth}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn exif_is_stored() {
+    let exif = b"MM\0*\0\0\0\x08\0\0\0\0\0\0";
+    let image = DynamicImage::ImageRgb8(RgbImage::new(20, 20));
+    let file = encode(&image, 80, Some(exif)).expect("made here");
+    assert!(file.windows(exif.len()).any(|window| window == exif));
+    assert!(decode_coded(&file).is_ok());
+}
+
+#[test]
+fn an_empty_picture_is_not_encoded() {
+    assert!(encode(&DynamicImage::ImageRgb8(RgbImage::new(0, 5)), 80, None).is_err());
+}
+
+#[test]
+fn every_layout_depth_range_and_matrix_gives_the_right_colours() {
+    for chroma in [ChromaSampling::Cs420, ChromaSampling::Cs422, ChromaSampling::Cs444] {
+        for depth in [8, 10, 12] {
+            for range in [PixelRange::Full, PixelRange::Limited] {
+                for matrix in [
+                    MatrixCoefficients::BT601,
+                    MatrixCoefficients::BT709,
+                    MatrixCoefficients::BT2020NCL,
+                ] {
+                    let what = format!("{chroma} {depth} {range} {matrix}");
+                    let av1 = Av1 { chroma, depth, range, matrix, ..Av1::default() };
+                    let fixture = Fixture::new(av1);
+                    let header = header(&fixture.build()).expect("made here");
+                    assert_eq!(usize::from(header.bit_depth), depth);
+                    let decoded = fixture.decode().image;
+                    assert_eq!(decoded.color(), image::ColorType::Rgb8, "{what}");
+                    assert_halves(&decoded, &what);
+                    let decoded = fixture.with_alpha(av1).decode().image;
+                    assert_eq!(decoded.color(), image::ColorType::Rgba8, "{what}");
+                    assert_halves(&decoded, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gbr_planes_give_the_right_colours() {
+    for depth in [8, 10, 12] {
+        for range in [PixelRange::Full, PixelRange::Limited] {
+            let matrix = MatrixCoefficients::Identity;
+            let nclx = [&b"nclx\0\x01\0\x08\0\0"[..], &[u8::from(range == PixelRange::Full) << 7]];
+            let fixture = Fixture::new(Av1 { depth, range, matrix, ..Av1::default() });
+            let fixture = fixture.with(*b"colr", &nclx.concat());
+            assert_halves(&fixture.decode().image, &format!("{depth} {range}"));
+        }
+    }
+}
+
+fn grey(range: PixelRange, depth: usize, left: u8, right: u8) -> Av1 {
+    let halves = [[left; 3], [right; 3]];
+    Av1 { chroma: ChromaSampling::Cs400, range, depth, halves, ..Av1::default() }
+}
+
+#[test]
+fn one_plane_gives_grey() {
+    for depth in [8, 10, 12] {
+        for range in [PixelRange::Full, PixelRange::Limited] {
+            let decoded = Fixture::new(grey(range, depth, 0, 180)).decode().image;
+            assert_eq!(decoded.color(), image::ColorType::L8);
+            let expected = [[0; 3], [180; 3]].concat();
+            assert_close(&halves(&decoded).concat(), &expected, 2, &range.to_string());
+        }
+    }
+}
+
+#[test]
+fn alpha_is_brought_to_full_range() {
+    for depth in [8, 10] {
+        let alpha = grey(PixelRange::Limited, depth, 255, 60);
+        for colour in [Av1::default(), grey(PixelRange::Full, 10, 30, 90)] {
+            let fixture = Fixture::new(colour).with_alpha(alpha);
+            assert!(header(&fixture.build()).expect("made here").has_alpha);
+            let decoded = fixture.decode().image.into_rgba8();
+            let found = [16, 48].map(|x| decoded.get_pixel(x, 24).0[3]);
+            assert_close(&found, &[255, 60], 2, "alpha");
+        }
+    }
+}
+
+#[test]
+fn premultiplied_colours_are_divided_by_alpha() {
+    let halves = [[100, 20, 15], [255, 255, 255]];
+    let colour = Av1 { halves, ..Av1::default() };
+    let mut fixture = Fixture::new(colour).with_alpha(grey(PixelRange::Full, 8, 128, 0));
+    fixture.premultiplied = true;
+    let decoded = fixture.decode().image.into_rgba8();
+    assert_close(&decoded.get_pixel(16, 24).0, &[199, 40, 30, 128], 4, "half transparent");
+    assert_close(&decoded.get_pixel(48, 24).0[3..], &[0], 1, "transparent");
+}
+
+#[test]
+fn rotation_and_mirror_make_the_turn() {
+    let expected = [(None, [1, 8, 3, 6]), (Some(0), [4, 5, 2, 7]), (Some(1), [2, 7, 4, 5])];
+    for (mirror, turns) in expected {
+        for (rotation, turn) in (0..).zip(turns) {
+            let mut fixture = Fixture::new(Av1::default()).with(*b"irot", &[rotation]);
+            if let Some(axis) = mirror {
+                fixture = fixture.with(*b"imir", &[axis]);
+            }
+            let header = header(&fixture.build()).expect("made here");
+            assert_eq!((header.turn, header.width), (turn, 64), "{rotation} {mirror:?}");
+        }
+    }
+}
+
+#[test]
+fn the_containers_colours_come_before_the_bitstreams() {
+    let says_601 = Av1::default();
+    let is_709 = Av1 { matrix: MatrixCoefficients::BT709, ..says_601 };
+    let halves = [RED, BLUE].map(|colour| is_709.samples(colour));
+    // The very samples that BT.709 would give, in a bitstream that says GBR: G, B, R.
+    let halves = halves.map(|[y, u, v]| [v, y, u].map(|s| u8::try_from(s).expect("made here")));
+    let gbr = Av1 { matrix: MatrixCoefficients::Identity, halves, ..says_601 };
+    let decoded = Fixture::new(gbr).with(*b"colr", b"nclx\0\x09\0\x10\0\x01\x80").decode();
+    assert_halves(&decoded.image, "nclx");
+    assert_eq!((decoded.primaries, decoded.transfer), (Some(9), Some(16)));
+}
+
+#[test]
+fn the_profile_comes_along() {
+    let fixture = Fixture::new(Av1::default()).with(*b"colr", b"profsome profile");
+    assert_eq!(fixture.decode().icc.as_deref(), Some(&b"some profile"[..]));
+}
+
+#[test]
+fn only_the_clean_aperture_is_shown() {
+    // 30 × 20 whose middle is 16 right of the picture's and 4 above.
+    let aperture = [30, 1, 20, 1, 16, 1, 4_u32.wrapping_neg(), 1].map(u32::to_be_bytes);
+    let fixture = Fixture::new(Av1::default()).with(*b"clap", &aperture.concat());
+    let expected = Crop { x: 33, y: 10, width: 30, height: 20 };
+    assert_eq!(header(&fixture.build()).expect("made here").crop, Some(expected));
+    let decoded = fixture.decode().image;
+    assert_eq!((decoded.width(), decoded.height()), (30, 20));
+    assert_close(&halves(&decoded).concat(), &[BLUE; 2].concat(), 3, "right half");
+}
+
+#[test]
+fn a_clean_aperture_that_is_none_is_disregarded() {
+    let wrong: [[u32; 8]; 5] = [
+        [65, 1, 20, 1, 0, 1, 0, 1],  // wider than the picture
+        [30, 1, 20, 1, 18, 1, 0, 1], // not inside
+        [30, 1, 20, 1, 1, 2, 0, 1],  // half a pixel
+        [30, 0, 20, 1, 0, 1, 0, 1],  // a denominator of 0
+        [0, 1, 20, 1, 0, 1, 0, 1],   // nothing
+    ];
+    for aperture in wrong {
+        let body = aperture.map(u32::to_be_bytes).concat();
+        let fixture = Fixture::new(Av1::default()).with(*b"clap", &body);
+        assert_eq!(header(&fixture.build()).expect("made here").crop, None, "{aperture:?}");
+    }
+}
+
+#[test]
+fn data_may_lie_in_parts_or_inside_the_header() {
+    let mut fixture = Fixture::new(Av1::default());
+    let length = fixture.colour.len();
+    fixture.extents = Some(vec![(0, 5), (5, 7), (12, length - 12)]);
+    assert_halves(&fixture.decode().image, "three extents");
+    fixture.inside = true;
+    assert_halves(&fixture.decode().image, "idat");
+}
+
+#[test]
+fn overlapping_parts_cannot_make_much_of_a_small_file() {
+    let mut fixture = Fixture::new(Av1::default());
+    fixture.extents = Some(vec![(0, fixture.colour.len()); 60_000]);
+    // The list itself makes the file large, so that the data have to be more yet.
+    fixture.colour.extend(vec![0; 50_000]);
+    fixture.extents = Some(vec![(0, fixture.colour.len()); 1000]);
+    assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
+}
+
+#[test]
+fn a_size_that_the_bitstream_does_not_have_is_refused() {
+    for size in [(64, 47), (63, 48), (48, 64), (65, 48), (4000, 4000), (1, 1)] {
+        let fixture = Fixture { size, ..Fixture::new(Av1::default()) };
+        assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt), "{size:?}");
+    }
+    let fixture = Fixture { size: (40_000, 40_000), ..Fixture::new(Av1::default()) };
+    assert!(matches!(header(&fixture.build()), Err(Unsupported(_))));
+    let fixture = Fixture { size: (0, 40), ..Fixture::new(Av1::default()) };
+    assert_eq!(header(&fixture.build()), Err(Corrupt));
+}
+
+#[test]
+fn alpha_of_another_size_is_refused() {
+    let alpha = Av1 { size: (32, 48), ..Av1::default() };
+    let fixture = Fixture::new(Av1::default()).with_alpha(alpha);
+    assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
+}
+
+#[test]
+fn what_is_not_done_is_said() {
+    let mut fixture = Fixture::new(Av1::default());
+    let file = fixture.clone().with(*b"a1op", &[1]).build();
+    assert_eq!(header(&file), Err(Unsupported("operating points")));
+    let file = fixture.clone().with(*b"lsel", &[0, 1]).build();
+    assert_eq!(header(&file), Err(Unsupported("a chosen layer")));
+    let file = fixture.clone().with(*b"what", &[]).build();
+    assert_eq!(header(&file), Err(Unsupported("an unknown essential property")));
+    let file = fixture.clone().with(*b"colr", b"nclx\0\x09\0\x10\0\x0e\x80").build();
+    assert_eq!(decode_coded(&file).err(), Some(Unsupported("matrix coefficients")));
+    fixture.kind = Some(*b"grid");
+    assert_eq!(header(&fixture.build()), Err(Unsupported("grid")));
+    fixture.kind = Some(*b"hvc1");
+    assert_eq!(header(&fixture.build()), Err(Unsupported("a codec other than AV1")));
+    let sequence = [boxed(*b"ftyp", &[b"avis\0\0\0\0"]), boxed(*b"meta", &[&[0; 4]])].concat();
+    let expected = Unsupported("an image sequence without a still picture");
+    assert_eq!(header(&sequence), Err(expected));
+}
+
+#[test]
+fn many_frames_in_one_item_are_refused() {
+    let mut fixture = Fixture::new(Av1::default());
+    fixture.colour = fixture.colour.repeat(4);
+    assert_halves(&fixture.decode().image, "four frames");
+    fixture.colour = Av1::default().encode().repeat(5);
+    assert_eq!(decode_coded(&fixture.build()).err(), Some(Unsupported("many frames in one item")));
+}
+
+#[test]
+fn what_is_no_avif_is_corrupt() {
+    for file in [&b""[..], b"hello, world", b"\0\0\0\x14ftypisom\0\0\0\0isom"] {
+        assert_eq!(header(file), Err(Corrupt));
+        assert_eq!(decode_coded(file).err(), Some(Corrupt));
+    }
+}
+
+/// Files of several kinds, small.
+fn samples() -> Vec<Vec<u8>> {
+    let rgba = DynamicImage::ImageRgba8(gradient(70, 50));
+    let subsampled = Av1 { chroma: ChromaSampling::Cs420, depth: 10, ..Av1::default() };
+    let mut premultiplied = Fixture::new(subsampled).with_alpha(Av1::default());
+    premultiplied.premultiplied = true;
+    vec![encode(&rgba, 70, None).expect("made here"), premultiplied.with(*b"irot", &[1]).build()]
+}
+
+#[test]
+fn truncated_files_are_refused() {
+    for file in samples() {
+        for part in 0..50 {
+            let cut = &file[..file.len() * part / 50];
+            let _ = header(cut);
+            assert!(decode_coded(cut).is_err(), "{part}/50");
+        }
+    }
+}
+
+#[test]
+fn damaged_files_are_refused_or_decoded_at_their_size() {
+    for file in samples() {
+        for round in 0..500_usize {
+            let mut damaged = file.clone();
+            // Knuth's multiplier spreads the bits over the file.
+            let bit = round * 2_654_435_761 % (file.len() * 8);
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            if let (Ok(picture), Ok(header)) = (decode_coded(&damaged), header(&damaged))
+                && header.crop.is_none()
+            {
+                let size = (picture.image.width(), picture.image.height());
+                assert_eq!(size, (header.width, header.height), "bit {bit}");
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! JPEG by libjpeg-turbo: scaled while it is decoded, and kept in planes where that is possible.
+
+mod markers;
+
+use image::{DynamicImage, RgbImage};
+use moxcms::Layout;
+use safelight_domain::{ErrorCode, Failure, Size};
+use turbojpeg::{
+    Colorspace, Compressor, DecompressHeader, Decompressor, Image, PixelFormat, ScalingFactor,
+    Subsamp, YuvImage, YuvPlanesImage,
+};
+
+pub(super) use markers::{Header, is_complete};
+
+use super::{
+    bug,
+    colour::{ToSrgb, plain_cmyk},
+    limits::area,
+    picture::{Picture, Pixels},
+    planes::{Planes, Sampling, shared},
+    resize::Resizer,
+};
+
+/// Scans of a progressive JPEG at most. Encoders make about ten; each may make the decoder walk over
+/// the whole picture again for a few bytes.
+const MAX_SCANS: u32 = 100;
+
+/// By how much libjpeg-turbo shrinks a picture in next to no time: it leaves out the details when it
+/// transforms the blocks of 8 × 8. Other steps have no fast code.
+const REDUCTIONS: [u32; 4] = [8, 4, 2, 1];
+
+/// What libjpeg-turbo says when something is odd but no pixel is lost.
+const HARMLESS: [&str; 3] =
+    ["extraneous bytes before marker", "JFIF revision", "Adobe color transform"];
+
+/// libjpeg-turbo, ready for the next picture.
+pub(super) struct Jpeg {
+    decompressor: Decompressor,
+    compressor: Compressor,
+}
+
+impl Jpeg {
+    pub fn new() -> Result<Self, Failure> {
+        let mut decompressor = Decompressor::new().map_err(bug)?;
+        decompressor.set_scan_limit(MAX_SCANS).map_err(bug)?;
+        Ok(Self { decompressor, compressor: Compressor::new().map_err(bug)? })
+    }
+
+    /// Decodes a picture that will be shown with `reduction` of its pixels for each one, or more.
+    /// `None`: a variant that libjpeg-turbo's interface has no words for; another decoder may.
+    pub fn decode(
+        &mut self,
+        bytes: &[u8],
+        header: &Header,
+        reduction: f64,
+        resizer: &mut Resizer,
+    ) -> Result<Option<Picture>, Failure> {
+        if !is_complete(bytes) {
+            return Err(Failure::new(
+                ErrorCode::CorruptImage,
+                "the JPEG ends before its end marker",
+            ));
+        }
+        let Ok(coded) = self.decompressor.read_header(bytes) else { return Ok(None) };
+        if coded.is_lossless {
+            return Ok(None);
+        }
+        let by = REDUCTIONS.into_iter().find(|by| f64::from(*by) <= reduction).unwrap_or(1);
+        let factor = ScalingFactor::new(1, by as usize);
+        self.decompressor.set_scaling_factor(factor).map_err(bug)?;
+        let scaled = coded.scaled(factor);
+        let pixels = match coded.colorspace {
+            Colorspace::YCbCr | Colorspace::Gray if coded.subsamp != Subsamp::Unknown => {
+                self.planes(bytes, &scaled, resizer)?
+            }
+            // Planes of samplings that have no name among them.
+            Colorspace::YCbCr | Colorspace::Gray | Colorspace::RGB => {
+                let pixels = self.pixels(bytes, &scaled, PixelFormat::RGB)?;
+                Pixels::Image(rgb(pixels, &scaled)?)
+            }
+            Colorspace::CMYK | Colorspace::YCCK => {
+                let mut inks = self.pixels(bytes, &scaled, PixelFormat::CMYK)?;
+                return cmyk(&mut inks, header, &scaled).map(|image| {
+                    Some(Picture { pixels: Pixels::Image(image), scale: scale(by), colour: None })
+                });
+            }
+        };
+        let layout = if coded.colorspace == Colorspace::Gray { Layout::Gray } else { Layout::Rgb };
+        let colour = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, layout));
+        Ok(Some(Picture { pixels, scale: scale(by), colour }))
+    }
+
+    fn planes(
+        &mut self,
+        bytes: &[u8],
+        scaled: &DecompressHeader,
+        resizer: &mut Resizer,
+    ) -> Result<Pixels, Failure> {
+        let Size { width: across, height: down } =
+            sides(scaled.subsamp.width(), scaled.subsamp.height())?;
+        let sampling = (scaled.subsamp != Subsamp::Gray).then_some(Sampling { across, down });
+        let mut planes = Planes::new(size(scaled)?, sampling, resizer);
+        let output = YuvImage {
+            pixels: &mut planes.samples[..],
+            width: scaled.width,
+            height: scaled.height,
+            align: 1,
+            subsamp: scaled.subsamp,
+        };
+        accept(self.decompressor.decompress_to_yuv(bytes, output))?;
+        Ok(Pixels::Planes(planes))
+    }
+
+    fn pixels(
+        &mut self,
+        bytes: &[u8],
+        scaled: &DecompressHeader,
+        format: PixelFormat,
+    ) -> Result<Vec<u8>, Failure> {
+        let pitch = scaled.width * format.size();
+        let mut pixels = vec![0; pitch * scaled.height];
+        let (width, height) = (scaled.width, scaled.height);
+        let output = Image { pixels: &mut pixels[..], width, height, pitch, format };
+        accept(self.decompressor.decompress(bytes, output))?;
+        Ok(pixels)
+    }
+
+    /// Encodes with a quarter of the colour samples, which is what JPEG of this quality is expected
+    /// to have. `quality` is 1–100. An alpha channel must be gone by now.
+    pub fn encode(&mut self, pixels: &Pixels, quality: u8) -> Result<Vec<u8>, Failure> {
+        self.compressor.set_quality(quality.into()).map_err(bug)?;
+        match pixels {
+            Pixels::Planes(planes) => self.encode_planes(planes),
+            Pixels::Image(DynamicImage::ImageLuma8(grey)) => {
+                self.encode_pixels(grey, grey.width(), PixelFormat::GRAY, Subsamp::Gray)
+            }
+            Pixels::Image(image) => {
+                let rgb = image.as_rgb8().ok_or_else(|| bug("neither grey nor RGB"))?;
+                self.encode_pixels(rgb, rgb.width(), PixelFormat::RGB, Subsamp::Sub2x2)
+            }
+        }
+    }
+
+    fn encode_planes(&mut self, planes: &Planes) -> Result<Vec<u8>, Failure> {
+        let Size { width, height } = planes.size;
+        let subsamp = match planes.sampling {
+            None => {
+                return self.encode_pixels(
+                    &planes.samples,
+                    width,
+                    PixelFormat::GRAY,
+                    Subsamp::Gray,
+                );
+            }
+            Some(Sampling::FULL) => Subsamp::None,
+            Some(Sampling::QUARTER) => Subsamp::Sub2x2,
+            Some(_) => return Err(bug("planes of an odd sampling")),
+        };
+        let [y_plane, u_plane, v_plane] = planes.split();
+        let colour = shared(planes.size, planes.sampling.unwrap_or(Sampling::FULL));
+        let picture = YuvPlanesImage {
+            y_plane,
+            u_plane,
+            v_plane,
+            y_stride: width.next_multiple_of(planes.sampling.map_or(1, |s| s.across)) as usize,
+            u_stride: colour.width as usize,
+            v_stride: colour.width as usize,
+            width: width as usize,
+            height: height as usize,
+            subsamp,
+        };
+        self.compressor.compress_yuv_planes_to_vec(&picture).map_err(bug)
+    }
+
+    fn encode_pixels(
+        &mut self,
+        pixels: &[u8],
+        width: u32,
+        format: PixelFormat,
+        subsamp: Subsamp,
+    ) -> Result<Vec<u8>, Failure> {
+        self.compressor.set_subsamp(subsamp).map_err(bug)?;
+        let pitch = width as usize * format.size();
+        let height = pixels.len() / pitch.max(1);
+        let picture = Image { pixels, width: width as usize, height, pitch, format };
+        self.compressor.compress_to_vec(picture).map_err(bug)
+    }
+}
+
+/// About how much memory decoding takes, in bytes: a progressive picture is held as coefficients of
+/// 16 bits; another one passes by.
+pub(super) fn memory(header: &Header) -> u64 {
+    let samples = area(header.width, header.height) * u64::from(header.quarter_samples) / 4;
+    if header.is_progressive { 2 * samples + samples } else { samples }
+}
+
+fn accept(outcome: Result<(), turbojpeg::Error>) -> Result<(), Failure> {
+    match outcome {
+        Ok(()) => Ok(()),
+        // The decoder went on to the end all the same.
+        Err(turbojpeg::Error::TurboJpegError(why))
+            if HARMLESS.iter().any(|harmless| why.contains(harmless)) =>
+        {
+            Ok(())
+        }
+        Err(turbojpeg::Error::TurboJpegError(why)) if why.contains("nsufficient memory") => {
+            Err(Failure::new(ErrorCode::DecoderOutOfMemory, "decoding would take too much memory"))
+        }
+        Err(why) => {
+            tracing::debug!(%why, "libjpeg-turbo refused a picture");
+            Err(Failure::new(ErrorCode::CorruptImage, "the picture is damaged or cut short"))
+        }
+    }
+}
+
+fn scale(by: u32) -> [f64; 2] {
+    [1.0 / f64::from(by); 2]
+}
+
+fn size(scaled: &DecompressHeader) -> Result<Size, Failure> {
+    sides(scaled.width, scaled.height)
+}
+
+fn sides(width: usize, height: usize) -> Result<Size, Failure> {
+    let side = |side: usize| u32::try_from(side).map_err(bug);
+    Ok(Size { width: side(width)?, height: side(height)? })
+}
+
+fn rgb(pixels: Vec<u8>, scaled: &DecompressHeader) -> Result<DynamicImage, Failure> {
+    let Size { width, height } = size(scaled)?;
+    let image = RgbImage::from_raw(width, height, pixels);
+    image.map(DynamicImage::from).ok_or_else(|| bug("a row is missing"))
+}
+
+fn cmyk(
+    inks: &mut [u8],
+    header: &Header,
+    scaled: &DecompressHeader,
+) -> Result<DynamicImage, Failure> {
+    let Size { width, height } = size(scaled)?;
+    let profile = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, Layout::Rgba));
+    // Adobe writes the paper's light, profiles speak of ink.
+    let invert = header.is_adobe == profile.is_some();
+    if invert {
+        for ink in inks.iter_mut() {
+            *ink = u8::MAX - *ink;
+        }
+    }
+    match profile {
+        Some(profile) => Ok(profile.to_rgb(inks, width, height)?.into()),
+        None => Ok(plain_cmyk(inks, width, height).into()),
+    }
+}
