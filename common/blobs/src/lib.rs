@@ -4,7 +4,7 @@
 //! incoming/<image>                                bytes of an upload, until its write job
 //! blobs/<2 hex>/<sha256>                          bytes under their content's name
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
-//! trash/blob=<token>=<path>                       what was moved aside of a blob that may go
+//! trash/blob=<token>=<path>                       a blob or rendition in the trash
 //! probe/<token>                                   for a moment, to find out whether writing works
 //! clock                                           empty; its age tells the store's time
 //! ```
@@ -26,5 +26,5 @@ pub use intake::{Content, Intake, IntakeError, Whole};
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobContent, BlobLocation, BlobStream, Blobs, Incoming, OpenBlob};
-pub use trash::Aside;
+pub use trash::Trashed;
 pub use walk::{Stored, Walked};

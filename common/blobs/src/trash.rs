@@ -1,10 +1,10 @@
 //! Removing what may be shared, without ever losing it.
 //!
 //! A blob belongs to all images of the same content, and a new one may come at any moment. So it is
-//! first moved aside, and only then looked whether somebody needs it: whoever stored the same content
-//! before the move is seen by that look, and gets it back; whoever stores it afterwards stores it
-//! anew. What was moved aside is removed for good last. The steps may stop anywhere and be taken
-//! again, by several processes at once: each move makes a name of its own, and a decision is carried
+//! first moved to the trash, and only then the store is asked whether an image needs it: an image that
+//! stored the same content before the move is found then, and the blob is restored; one that stores it
+//! afterwards stores it again. Deleting from the trash comes last. The steps may stop anywhere and be
+//! taken again, by several processes at once: each move makes a name of its own, and a decision is carried
 //! out on the names that were there before it was made, never on what another has moved since.
 
 use futures::TryStreamExt;
@@ -14,38 +14,38 @@ use uuid::Uuid;
 
 use super::{BlobError, BlobKey, Blobs};
 
-/// The folder of what was moved aside.
+/// The folder of the trash.
 const TRASH: &str = "trash";
 
 /// Stands for the `/` of an object's path: trash is a flat folder, which leaves no folders behind.
 const SEPARATOR: &str = "=";
 
-/// Objects that were moved aside by some moment.
-pub struct Aside(Vec<Path>);
+/// Objects that were in the trash at some moment.
+pub struct Trashed(Vec<Path>);
 
 impl Blobs {
-    /// Moves blobs and renditions aside. Those that are not there are left out.
-    pub async fn move_aside(&self, keys: &[BlobKey]) -> Result<Aside, BlobError> {
+    /// Moves blobs and renditions to the trash. Missing ones are left out.
+    pub async fn trash(&self, keys: &[BlobKey]) -> Result<Trashed, BlobError> {
         let mut moved = Vec::new();
         for key in keys {
-            let (from, to) = (key.path(), aside(&key.path()));
+            let (from, to) = (key.path(), trash_path(&key.path()));
             if self.rename(&from, &to).await? {
                 moved.push(to);
             }
         }
-        Ok(Aside(moved))
+        Ok(Trashed(moved))
     }
 
-    /// What of a blob has been moved aside until now, by whomever.
-    pub async fn aside_of(&self, blob: &ContentHash) -> Result<Aside, BlobError> {
-        let mut paths = self.list_aside().await?;
+    /// What is now in the trash of a blob, whichever process moved it.
+    pub async fn trashed(&self, blob: &ContentHash) -> Result<Trashed, BlobError> {
+        let mut paths = self.list_trash().await?;
         paths.retain(|path| origin(path).is_some_and(|(of, _)| of == *blob));
-        Ok(Aside(paths))
+        Ok(Trashed(paths))
     }
 
-    /// Puts what was moved aside back where it was, unless it has been stored anew.
-    pub async fn put_back(&self, aside: Aside) -> Result<(), BlobError> {
-        for path in aside.0 {
+    /// Moves objects back from the trash, unless they have been stored again.
+    pub async fn restore(&self, trashed: Trashed) -> Result<(), BlobError> {
+        for path in trashed.0 {
             let Some((_, original)) = origin(&path) else { continue };
             match self.store.head(&original).await.map_err(BlobError::from) {
                 Ok(_) => self.delete_path(&path).await?,
@@ -56,25 +56,25 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes for good what was moved aside.
-    pub async fn remove_aside(&self, aside: Aside) -> Result<(), BlobError> {
-        for path in aside.0 {
+    /// Deletes objects from the trash.
+    pub async fn delete_trashed(&self, trashed: Trashed) -> Result<(), BlobError> {
+        for path in trashed.0 {
             self.delete_path(&path).await?;
         }
         Ok(())
     }
 
-    /// The blobs of which anything was moved aside.
-    pub async fn blobs_aside(&self) -> Result<Vec<ContentHash>, BlobError> {
-        let aside = self.list_aside().await?;
-        let mut blobs: Vec<_> = aside.iter().filter_map(|path| Some(origin(path)?.0)).collect();
+    /// The blobs of which anything is in the trash.
+    pub async fn trashed_blobs(&self) -> Result<Vec<ContentHash>, BlobError> {
+        let trash = self.list_trash().await?;
+        let mut blobs: Vec<_> = trash.iter().filter_map(|path| Some(origin(path)?.0)).collect();
         blobs.sort_unstable();
         blobs.dedup();
         Ok(blobs)
     }
 
     /// Everything in the trash: nearly always nothing.
-    async fn list_aside(&self) -> Result<Vec<Path>, BlobError> {
+    async fn list_trash(&self) -> Result<Vec<Path>, BlobError> {
         let objects = self.store.list(Some(&Path::from(TRASH)));
         Ok(objects.map_ok(|object| object.location).try_collect().await?)
     }
@@ -90,13 +90,13 @@ impl Blobs {
 }
 
 /// A name that no other move has: `blob=<token>=<path>`.
-fn aside(path: &Path) -> Path {
+fn trash_path(path: &Path) -> Path {
     let (token, flat) = (Uuid::new_v4().simple(), path.as_ref().replace('/', SEPARATOR));
     Path::from_iter([TRASH, &format!("blob{SEPARATOR}{token}{SEPARATOR}{flat}")])
 }
 
-/// The blob to which something in the trash belongs, and the path from which it was moved. Both are told
-/// by that path alone: an earlier release wrote an image before the token.
+/// The blob to which something in the trash belongs, and the path from which it was moved. Both follow from
+/// that path alone: an earlier release wrote an image before the token.
 fn origin(path: &Path) -> Option<(ContentHash, Path)> {
     let flat = path.filename()?.splitn(3, SEPARATOR).nth(2)?;
     let original = Path::parse(flat.replace(SEPARATOR, "/")).ok()?;
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_moved_aside_knows_where_it_was() {
+    fn trashed_objects_know_their_origin() {
         let blob = ContentHash::of(b"x");
         let rendition = BlobKey::Rendition {
             of: blob,
@@ -120,15 +120,15 @@ mod tests {
             format: ImageFormat::Webp,
         };
         for key in [BlobKey::Blob(blob), rendition] {
-            let path = aside(&key.path());
+            let path = trash_path(&key.path());
             assert_eq!(path.parts().count(), 2, "{path} is flat");
             assert_eq!(origin(&path), Some((blob, key.path())));
-            assert_ne!(path, aside(&key.path()), "each move has a name of its own");
+            assert_ne!(path, trash_path(&key.path()), "each move has a name of its own");
         }
     }
 
     #[test]
-    fn what_an_earlier_release_moved_is_known_too() {
+    fn trash_of_an_earlier_release_is_understood() {
         let key = BlobKey::Blob(ContentHash::of(b"x"));
         let flat = key.path().as_ref().replace('/', "=");
         let image = "0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10";

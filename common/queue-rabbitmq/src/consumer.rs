@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use lapin::{
     Acker, Channel, Connection, Consumer,
-    message::Delivery as Message,
+    message::Delivery,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
 use safelight_domain::retry::Reconnect;
-use safelight_queue::{Delivery, Queue, QueueError, Settle};
+use safelight_queue::{Acknowledge, Message, Queue, QueueError};
 use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -24,13 +24,13 @@ use super::{
     topology,
 };
 
-/// After so long without a delivery a subscription is made anew: see [`End::Silent`].
+/// After so long without a message a subscription is renewed: see [`End::Silent`].
 const SILENCE: Duration = Duration::from_secs(10);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For putting one message back. Written or not, nothing is lost: an unsettled message comes again.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where deliveries come from.
+/// Where messages come from.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
     /// A work queue.
@@ -52,7 +52,7 @@ impl fmt::Display for Source {
 impl Source {
     /// The notice in a message. A dead letter keeps the routing key that it was published with: the
     /// name of the queue that it was for.
-    fn decode(self, message: &Message) -> Result<Decoded, Undecodable> {
+    fn decode(self, message: &Delivery) -> Result<Decoded, Undecodable> {
         let queue = match self {
             Self::Work(queue) => queue,
             Self::Dead => message.routing_key.as_str().parse()?,
@@ -63,7 +63,7 @@ impl Source {
 
 /// How forwarding ends without an error.
 enum End {
-    /// Nobody wants more deliveries.
+    /// The subscription was dropped.
     Unwanted,
     /// None came for a while. It may be that there are none; but a quorum queue that was deleted and
     /// declared anew within a moment leaves its consumers deaf without a word: the broker counts
@@ -77,7 +77,7 @@ pub(super) struct Feeder {
     pub(super) link: Link,
     pub(super) source: Source,
     pub(super) prefetch: u16,
-    pub(super) sender: mpsc::Sender<Delivery>,
+    pub(super) sender: mpsc::Sender<Message>,
     pub(super) closed: CancellationToken,
 }
 
@@ -146,7 +146,7 @@ impl Feeder {
         Ok((Arc::new(channel), consumer))
     }
 
-    /// Passes deliveries on, until none are wanted or none come.
+    /// Passes messages on, until none are wanted or none come.
     async fn forward(
         &self,
         connection: &Connection,
@@ -156,11 +156,11 @@ impl Feeder {
     ) -> Result<End, QueueError> {
         let acks = Acks::start();
         loop {
-            let message = tokio::select! {
+            let delivery = tokio::select! {
                 () = self.unwanted() => break,
-                message = timeout(SILENCE, consumer.next()) => message,
+                delivery = timeout(SILENCE, consumer.next()) => delivery,
             };
-            let Ok(message) = message else {
+            let Ok(delivery) = delivery else {
                 if self.may_be_deaf(connection, &acks).await? {
                     hand_back(channel, consumer).await;
                     return Ok(End::Silent);
@@ -168,12 +168,12 @@ impl Feeder {
                 continue;
             };
             // The stream ends when the broker cancels the consumer, the channel still looking well.
-            let message = message.ok_or(QueueError::Disconnected)?.map_err(failed)?;
+            let delivery = delivery.ok_or(QueueError::Disconnected)?.map_err(failed)?;
             reconnect.reset();
-            let Some(delivery) = self.decode(channel, &acks, message).await else { continue };
+            let Some(message) = self.decode(channel, &acks, delivery).await else { continue };
             let sent = tokio::select! {
                 () = self.closed.cancelled() => break,
-                sent = self.sender.send(delivery) => sent,
+                sent = self.sender.send(message) => sent,
             };
             if sent.is_err() {
                 break;
@@ -203,13 +203,13 @@ impl Feeder {
         &self,
         channel: &Arc<Channel>,
         acks: &Acks,
-        message: Message,
-    ) -> Option<Delivery> {
-        let decoded = self.source.decode(&message);
-        acks.hold(message.delivery_tag);
+        delivery: Delivery,
+    ) -> Option<Message> {
+        let decoded = self.source.decode(&delivery);
+        acks.hold(delivery.delivery_tag);
         let held = Held {
-            tag: message.delivery_tag,
-            acker: Some(message.acker),
+            tag: delivery.delivery_tag,
+            acker: Some(delivery.acker),
             acks: acks.clone(),
             channel: Arc::clone(channel),
             closed: self.closed.clone(),
@@ -217,7 +217,7 @@ impl Feeder {
         match decoded {
             // Without its generation a message that comes again must not end a running attempt.
             Ok(Decoded { notice, whole }) => {
-                Some(Delivery::new(notice, message.redelivered && whole, held))
+                Some(Message::new(notice, delivery.redelivered && whole, held))
             }
             Err(error) => {
                 warn!(queue = %self.source, %error, "dropped a message that cannot be read");
@@ -257,7 +257,7 @@ struct Held {
 }
 
 #[async_trait]
-impl Settle for Held {
+impl Acknowledge for Held {
     async fn ack(mut self: Box<Self>) {
         if let Some(acker) = self.acker.take() {
             self.acks.ack(self.tag, acker).await;

@@ -13,7 +13,7 @@ use safelight_domain::JobNotice;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, JobQueue, Queue, QueueError, Settle, Subscription};
+use super::{Acknowledge, JobQueue, Message, Queue, QueueError, Subscription};
 
 /// Messages that may wait in one queue; about 10 MB each at most. What does not fit stays in the
 /// store's outbox.
@@ -110,27 +110,27 @@ impl JobQueue for InProcessQueue {
 }
 
 /// Moves messages from `line` to one subscription for as long as it listens. May be dropped at any
-/// await: a message is either on the line or in a delivery, and a dropped delivery returns it.
+/// await: a message is either on the line or handed out, and a dropped one returns to the line.
 async fn feed(
     line: &Arc<Line>,
-    sender: &mpsc::Sender<Delivery>,
+    sender: &mpsc::Sender<Message>,
     prefetch: usize,
     closed: &CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(prefetch));
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
-        let (number, message) = line.take_first().await;
+        let (number, queued) = line.take_first().await;
         let held = Held {
             line: Arc::clone(line),
             number,
-            notice: Some(message.notice),
+            notice: Some(queued.notice),
             closed: closed.clone(),
             _permit: permit,
         };
-        // On an error the subscription is gone, and the delivery in the error is dropped.
-        let delivery = Delivery::new(message.notice, message.redelivered, held);
-        if sender.send(delivery).await.is_err() {
+        // On an error the subscription is gone, and the message in the error is dropped.
+        let message = Message::new(queued.notice, queued.redelivered, held);
+        if sender.send(message).await.is_err() {
             return;
         }
     }
@@ -140,20 +140,20 @@ async fn feed(
 #[derive(Default)]
 struct Line {
     waiting: Mutex<Waiting>,
-    /// Rung for every message that is put in. All who wait look again, so no wake-up is lost.
+    /// Notified of every message that is put in. All who wait look again, so no wake-up is lost.
     filled: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
     /// By publishing number.
-    messages: BTreeMap<u64, Message>,
+    messages: BTreeMap<u64, Queued>,
     /// The number of the next message published.
     next: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Message {
+struct Queued {
     notice: JobNotice,
     redelivered: bool,
 }
@@ -172,7 +172,7 @@ impl Line {
             }
             let number = waiting.next;
             waiting.next += 1;
-            waiting.messages.insert(number, Message { notice, redelivered: false });
+            waiting.messages.insert(number, Queued { notice, redelivered: false });
         }
         self.filled.notify_waiters();
         Ok(())
@@ -181,13 +181,13 @@ impl Line {
     /// Files a message under its old number. Not refused when full: it was counted once before,
     /// and prefetches bound how many can be out.
     fn put_back(&self, number: u64, notice: JobNotice) {
-        self.waiting().messages.insert(number, Message { notice, redelivered: true });
+        self.waiting().messages.insert(number, Queued { notice, redelivered: true });
         self.filled.notify_waiters();
     }
 
-    async fn take_first(&self) -> (u64, Message) {
+    async fn take_first(&self) -> (u64, Queued) {
         loop {
-            // Made before the look, so that a message put in after it is heard.
+            // Made before the look, so that a message put in after it is noticed.
             let filled = self.filled.notified();
             if let Some(first) = self.waiting().messages.pop_first() {
                 return first;
@@ -217,7 +217,7 @@ impl Drop for Held {
 }
 
 #[async_trait]
-impl Settle for Held {
+impl Acknowledge for Held {
     async fn ack(mut self: Box<Self>) {
         self.notice = None;
     }

@@ -77,88 +77,87 @@ pub trait JobQueue: Send + Sync + 'static {
 
     /// Subscribes to a queue. The subscription outlives lost connections: it reconnects with
     /// backoff and resubscribes by itself, until it is dropped or the broker is closed. At most
-    /// `prefetch` (at least 1) deliveries are unsettled at any time. Fails only on a closed broker.
+    /// `prefetch` (at least 1) messages are unacknowledged at any time. Fails only on a closed broker.
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, QueueError>;
 
     /// Subscribes to the messages that the broker has given up on, as [`JobQueue::subscribe`] does to a
-    /// queue. Their jobs may wait for ever unless somebody looks at them. A broker that never gives
-    /// up delivers none.
+    /// queue. Their jobs may wait for ever unless they are reconciled with the store. A broker that never
+    /// gives up delivers none.
     async fn dead_letters(&self, prefetch: u16) -> Result<Subscription, QueueError>;
 
     /// How many messages wait in a queue, not yet handed to a consumer. 0 for a queue that was
-    /// deleted: the next publish or subscribe declares it anew. Waits at most 15 s.
+    /// deleted: the next publish or subscribe declares it again. Waits at most 15 s.
     async fn depth(&self, queue: Queue) -> Result<u64, QueueError>;
 
-    /// Answers if messages can be published now.
+    /// Succeeds if messages can be published now.
     async fn check(&self) -> Result<(), QueueError>;
 
-    /// Whether messages survive the restart of this process. Where not, everything queued must be
-    /// published anew at start-up.
+    /// Whether messages survive the restart of this process. If not, everything queued must be
+    /// published again at startup.
     fn survives_restart(&self) -> bool;
 
-    /// Ends subscriptions and connections; messages that were delivered and not settled go back to
+    /// Ends subscriptions and connections; messages that were delivered and not acknowledged go back to
     /// their queue.
     async fn close(&self);
 }
 
-/// Deliveries of one queue. Dropping it cancels; deliveries that were buffered go back, and those
-/// in hand can still be settled.
-pub struct Subscription(mpsc::Receiver<Delivery>);
+/// Messages of one queue. Dropping it cancels; messages that were buffered go back, and those in hand
+/// can still be acknowledged.
+pub struct Subscription(mpsc::Receiver<Message>);
 
 impl Subscription {
-    /// A subscription that yields what is sent into the other end of `deliveries`.
-    pub fn new(deliveries: mpsc::Receiver<Delivery>) -> Self {
-        Self(deliveries)
+    /// A subscription that yields what is sent into the other end of `messages`.
+    pub fn new(messages: mpsc::Receiver<Message>) -> Self {
+        Self(messages)
     }
 
-    /// The next delivery; `None` once the broker is closed. Deliveries that were buffered when
-    /// their connection ended are skipped: the broker gives their messages to somebody again. Safe
-    /// to drop while it waits.
-    pub async fn next(&mut self) -> Option<Delivery> {
+    /// The next message; `None` once the broker is closed. Messages that were buffered when their
+    /// connection ended are skipped: the broker delivers them again. Safe to drop while it waits.
+    pub async fn next(&mut self) -> Option<Message> {
         loop {
-            let delivery = self.0.recv().await?;
-            if delivery.settle.is_current() {
-                return Some(delivery);
+            let message = self.0.recv().await?;
+            if message.acknowledge.is_current() {
+                return Some(message);
             }
         }
     }
 }
 
-/// One message, to be settled exactly once. Dropping it unsettled puts the message back on its
-/// queue (as redelivered), now or when the connection ends.
-pub struct Delivery {
+/// One delivered message, to be acknowledged or requeued exactly once. Dropping it does the latter, now or
+/// when the connection ends; it comes again as redelivered.
+pub struct Message {
     /// The job to look at.
     pub notice: JobNotice,
     /// Whether the broker has delivered this message before and got no answer.
     pub redelivered: bool,
-    settle: Box<dyn Settle>,
+    acknowledge: Box<dyn Acknowledge>,
 }
 
-impl Delivery {
-    /// A delivery that `settle` settles.
-    pub fn new(notice: JobNotice, redelivered: bool, settle: impl Settle) -> Self {
-        Self { notice, redelivered, settle: Box::new(settle) }
+impl Message {
+    /// A message that `acknowledge` answers.
+    pub fn new(notice: JobNotice, redelivered: bool, acknowledge: impl Acknowledge) -> Self {
+        Self { notice, redelivered, acknowledge: Box::new(acknowledge) }
     }
 
     /// Removes the message for good. Only after the store holds what came of it. If the connection
     /// is gone meanwhile the message comes again, and its claim will find nothing to do.
     pub async fn ack(self) {
-        self.settle.ack().await;
+        self.acknowledge.ack().await;
     }
 
     /// Puts the message back on its queue for another consumer.
     pub async fn requeue(self) {
-        self.settle.requeue().await;
+        self.acknowledge.requeue().await;
     }
 }
 
-/// How a backend settles one delivery.
+/// How a backend answers one message.
 #[async_trait]
-pub trait Settle: Send + Sync + 'static {
-    /// See [`Delivery::ack`].
+pub trait Acknowledge: Send + Sync + 'static {
+    /// See [`Message::ack`].
     async fn ack(self: Box<Self>);
-    /// See [`Delivery::requeue`].
+    /// See [`Message::requeue`].
     async fn requeue(self: Box<Self>);
-    /// Whether it can still be settled; not once the connection or the broker it came from is gone.
+    /// Whether it can still be answered; not once the connection or the broker it came from is gone.
     fn is_current(&self) -> bool;
 }

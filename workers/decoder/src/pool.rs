@@ -91,11 +91,11 @@ impl Pool {
                 return decoder;
             }
         }
-        let mut trouble = DependencyHealth::new("start a decoder");
+        let trouble = DependencyHealth::new("start a decoder");
         loop {
             match Process::start(self.limits) {
                 Ok(decoder) => {
-                    trouble.over();
+                    trouble.recovered();
                     return decoder;
                 }
                 Err(error) => tokio::time::sleep(trouble.failed(&error)).await,
