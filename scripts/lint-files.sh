@@ -56,6 +56,7 @@ check() {
 if install_tools; then
   mapfile -t scripts < <(git ls-files '*.sh' .ci/run benches/imaging/run benches/queue/run)
   check "shell scripts" "$tools/bin/shellcheck" "${scripts[@]}"
+  check "spelling" "$tools/bin/typos" --config typos.toml
   check "Dockerfile" "$tools/bin/hadolint" Dockerfile
   check "compose.yaml" check_compose
   custom=(--crds "$crds")
@@ -66,7 +67,7 @@ if install_tools; then
   check "Kubernetes, alerts, dashboard" "$tools/bin/python" scripts/check-deploy.py --self-test "${custom[@]}"
 else
   rm -rf "$tools"
-  echo "shell scripts, Dockerfile, compose.yaml, Kubernetes, dashboard NOT CHECKED: their linters could not be installed"
+  echo "shell scripts, spelling, Dockerfile, compose.yaml, Kubernetes, dashboard NOT CHECKED: their linters could not be installed"
 fi
 
 if promtool=$(command -v promtool); then
