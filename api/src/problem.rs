@@ -33,6 +33,10 @@ macro_rules! problems {
         pub enum ProblemCode { $( $(#[$meta])* $variant ),+ }
 
         impl ProblemCode {
+            /// The whole table.
+            #[cfg(test)]
+            const ALL: &[Self] = &[ $( Self::$variant ),+ ];
+
             /// The stable name; `type` is `urn:safelight:problem:` and this.
             pub const fn as_str(self) -> &'static str {
                 match self { $( Self::$variant => $code ),+ }
@@ -399,6 +403,26 @@ mod tests {
         let (parts, body) = router.oneshot(request).await.expect("infallible").into_parts();
         let body = body.collect().await.expect("body").to_bytes();
         (Response::from_parts(parts, ()), serde_json::from_slice(&body).expect("JSON"))
+    }
+
+    /// Clients decide by `type`, `code`, `status` and `retryable`: whatever of these changes or goes
+    /// breaks them. `tests/snapshots/mod.rs` at the root says how to accept a change.
+    #[tokio::test]
+    async fn problem_documents() {
+        let mut lines = Vec::new();
+        for &code in ProblemCode::ALL {
+            let fail = move || async move { Problem::new(code, "What happened this time.") };
+            let (response, mut body) = answer(Router::new().route("/a", get(fail)), "/a").await;
+            let retry_after = response.headers().get(header::RETRY_AFTER);
+            let retry_after = retry_after.map_or("none", |value| value.to_str().expect("ASCII"));
+            let document = body.as_object_mut().expect("an object");
+            document.retain(|member, _| member != "detail" && member != "instance");
+            lines.push(format!("{} Retry-After: {retry_after} {body}", response.status().as_u16()));
+        }
+        let mut settings = insta::Settings::clone_current();
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        settings.bind(|| insta::assert_snapshot!("problems", lines.join("\n")));
     }
 
     #[tokio::test]
