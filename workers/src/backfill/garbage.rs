@@ -74,7 +74,7 @@ impl GarbageWalk {
                 Verdict::Garbage(found) => garbage.push(*found),
                 Verdict::Passed(reason) => pass(&mut step.passed, reason),
                 Verdict::Unknown => {
-                    step.settled.push(item(&at, ItemOutcome::Skipped, "unknown_name"))
+                    step.settled.push(item(&at, ItemOutcome::Skipped, "unknown_name"));
                 }
             }
             step.to = Some(at);

@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_registered_once_and_in_order() {
-        assert_eq!(JOBS.map(|job| job.kind()), JobKind::ALL);
+        assert_eq!(JOBS.map(Job::kind), JobKind::ALL);
         assert_eq!(kind_names(), "write, thumbnail, verify, delete");
     }
 

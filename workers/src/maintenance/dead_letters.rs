@@ -77,7 +77,7 @@ impl Service for DeadLetters {
         };
         if self.next.is_none() {
             // The queue was closed: this process ends.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
