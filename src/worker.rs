@@ -98,9 +98,10 @@ pub fn start(
     for service in safelight_workers::services(&parts) {
         background.add(service, shutdown);
     }
-    background.0.push(process::supervise("worker", shutdown, move |token| {
-        let (parts, options) = (parts.clone(), options.clone());
-        async move { consumer::run(&parts, options, token).await }
+    let statuses = background.statuses.clone();
+    background.tasks.push(process::supervise("worker", shutdown, move |token| {
+        let (parts, options, statuses) = (parts.clone(), options.clone(), statuses.clone());
+        async move { consumer::run(&parts, options, statuses, token).await }
     }));
     background
 }
@@ -118,7 +119,10 @@ fn worker_parts(services: &Services) -> WorkerParts {
 
 /// The background tasks of a process.
 #[derive(Default)]
-pub struct Background(Vec<JoinHandle<()>>);
+pub struct Background {
+    tasks: Vec<JoinHandle<()>>,
+    statuses: ServiceStatuses,
+}
 
 impl Background {
     /// Publishes what the outbox holds.
@@ -127,13 +131,13 @@ impl Background {
     }
 
     fn add(&mut self, service: Box<dyn Service>, shutdown: &CancellationToken) {
-        let running = run_service(service, ServiceStatuses::default(), shutdown.clone());
-        self.0.push(tokio::spawn(running));
+        let running = run_service(service, self.statuses.clone(), shutdown.clone());
+        self.tasks.push(tokio::spawn(running));
     }
 
     /// Waits until all of them have drained, then lets go of the broker.
     pub async fn finish(self, services: &Services) {
-        for task in self.0 {
+        for task in self.tasks {
             // A supervisor neither panics nor is aborted.
             let _ = task.await;
         }

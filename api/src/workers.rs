@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
 use safelight_domain::WorkerId;
-use safelight_store::{QueueSlots, RegisteredWorker, WorkerStatus};
+use safelight_store::{QueueSlots, RegisteredWorker, ServiceRun, WorkerStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -44,6 +44,8 @@ pub struct WorkerDocument {
     pub concurrency: u32,
     /// Each kind on each lane that it serves.
     pub slots: Vec<SlotsDocument>,
+    /// The background services of its process; empty for a worker of a release that does not report them.
+    pub services: Vec<ServiceDocument>,
     /// When it started.
     pub started_at: DateTime<Utc>,
     /// When it was last heard of.
@@ -68,6 +70,20 @@ pub struct SlotsDocument {
     pub run_ms: u64,
 }
 
+/// The last run of one background service.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WorkerService)]
+pub struct ServiceDocument {
+    /// Its name.
+    pub name: String,
+    /// When its last run began; `null` before the first.
+    pub last_run_at: Option<DateTime<Utc>>,
+    /// When its last successful run ended.
+    pub last_success_at: Option<DateTime<Utc>>,
+    /// Why its last finished run failed; `null` if that succeeded.
+    pub last_error: Option<String>,
+}
+
 fn status_schema() -> utoipa::openapi::Object {
     utoipa::openapi::ObjectBuilder::new()
         .schema_type(utoipa::openapi::schema::Type::String)
@@ -89,6 +105,7 @@ impl From<RegisteredWorker> for WorkerDocument {
             lanes: beat.lanes,
             concurrency: beat.concurrency,
             slots: beat.slots.into_iter().map(SlotsDocument::from).collect(),
+            services: beat.services.into_iter().map(ServiceDocument::from).collect(),
             started_at,
             last_heartbeat_at,
         }
@@ -98,6 +115,12 @@ impl From<RegisteredWorker> for WorkerDocument {
 impl From<QueueSlots> for SlotsDocument {
     fn from(QueueSlots { kind, lane, slots, busy, ended, run_ms }: QueueSlots) -> Self {
         Self { kind, lane, slots, busy, ended, run_ms }
+    }
+}
+
+impl From<ServiceRun> for ServiceDocument {
+    fn from(ServiceRun { name, last_run_at, last_success_at, last_error }: ServiceRun) -> Self {
+        Self { name, last_run_at, last_success_at, last_error }
     }
 }
 

@@ -256,6 +256,7 @@ mod tests {
             lanes: Vec::new(),
             concurrency: 1,
             slots: vec![slots("thumbnail"), slots("dream")],
+            services: Vec::new(),
             period: PERIOD,
             uptime: Duration::from_secs(uptime),
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
-use safelight_store::{Heartbeat, Outcome, QueueSlots};
+use safelight_store::{Heartbeat, Outcome, QueueSlots, ServiceRun};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, picture, task_id, until};
@@ -26,6 +26,12 @@ fn beat(id: WorkerId, ended: u64) -> Heartbeat {
             busy: 1,
             ended,
             run_ms: 99,
+        }],
+        services: vec![ServiceRun {
+            name: "outbox_relay".to_owned(),
+            last_run_at: None,
+            last_success_at: None,
+            last_error: Some("the broker is not connected".to_owned()),
         }],
         period: Duration::from_mins(1),
         uptime: Duration::ZERO,
@@ -60,6 +66,10 @@ async fn workers_are_shown_as_they_describe_themselves() {
         "slots": [{
             "kind": "write", "lane": "interactive", "slots": 12, "busy": 1, "ended": 7,
             "run_ms": 99,
+        }],
+        "services": [{
+            "name": "outbox_relay", "last_run_at": null, "last_success_at": null,
+            "last_error": "the broker is not connected",
         }],
     });
     assert_eq!(known, expected);

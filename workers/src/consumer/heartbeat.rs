@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::worker::Worker;
+use crate::maintenance::status::ServiceStatuses;
 
 /// How long a worker that has drained tries to leave the registry.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -16,13 +17,14 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Sends heartbeats while `work` goes on, as draining once `shutdown` is cancelled; then leaves the registry.
 pub(crate) async fn during(
     worker: &Worker,
+    statuses: &ServiceStatuses,
     shutdown: &CancellationToken,
     work: impl Future<Output = ()>,
 ) {
     tokio::select! {
         biased;
         () = work => {}
-        () = beat(worker, shutdown) => {}
+        () = beat(worker, statuses, shutdown) => {}
     }
     let left = timeout(LEAVE_TIMEOUT, worker.store.leave(worker.id)).await;
     if !matches!(left, Ok(Ok(()))) {
@@ -31,7 +33,7 @@ pub(crate) async fn during(
 }
 
 /// Never returns.
-async fn beat(worker: &Worker, shutdown: &CancellationToken) {
+async fn beat(worker: &Worker, statuses: &ServiceStatuses, shutdown: &CancellationToken) {
     let period = worker.settings.heartbeat_period;
     let began = Instant::now();
     let mut beat = introduction(worker, period);
@@ -40,6 +42,7 @@ async fn beat(worker: &Worker, shutdown: &CancellationToken) {
         beat.draining = shutdown.is_cancelled();
         beat.uptime = began.elapsed();
         beat.slots = worker.stats.snapshot();
+        beat.services = statuses.snapshot();
         match worker.store.heartbeat(&beat).await {
             Ok(()) => health.recovered(),
             Err(error) => health.report(&error),
@@ -66,6 +69,7 @@ fn introduction(worker: &Worker, period: Duration) -> Heartbeat {
         lanes: options.lanes.iter().map(ToString::to_string).collect(),
         concurrency: u32::try_from(options.concurrency).unwrap_or(u32::MAX),
         slots: Vec::new(),
+        services: Vec::new(),
         period,
         uptime: Duration::ZERO,
     }

@@ -11,7 +11,7 @@
 
 mod attempt;
 mod breaker;
-pub(crate) mod heartbeat;
+mod heartbeat;
 mod leases;
 mod options;
 mod slots;
@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::options::WorkerOptions;
 use self::{slots::Lanes, worker::Worker};
-use crate::{jobs, parts::WorkerParts};
+use crate::{jobs, maintenance::status::ServiceStatuses, parts::WorkerParts};
 
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -36,8 +36,15 @@ const HAND_BACK: Duration = Duration::from_secs(5);
 /// Runs jobs until `shutdown` is cancelled. Then takes no more, puts unclaimed messages back,
 /// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
 /// does not count), and returns. All the while it is in the registry of workers.
-pub async fn run(parts: &WorkerParts, options: WorkerOptions, shutdown: CancellationToken) {
-    run_registered(Worker::new(parts, options), shutdown).await;
+///
+/// `statuses` are those of the services that run beside it.
+pub async fn run(
+    parts: &WorkerParts,
+    options: WorkerOptions,
+    statuses: ServiceStatuses,
+    shutdown: CancellationToken,
+) {
+    run_registered(Worker::new(parts, options), &statuses, shutdown).await;
 }
 
 /// [`run`] with jobs that `job` does instead: for measuring the queue without its pictures.
@@ -56,14 +63,18 @@ pub async fn run_with(
         })
     };
     let worker = Worker::with_handler(parts, options, Box::new(handler));
-    run_registered(worker, shutdown).await;
+    run_registered(worker, &ServiceStatuses::default(), shutdown).await;
 }
 
 /// Runs a worker that sends heartbeats.
-pub(crate) async fn run_registered(worker: Worker, shutdown: CancellationToken) {
+pub(crate) async fn run_registered(
+    worker: Worker,
+    statuses: &ServiceStatuses,
+    shutdown: CancellationToken,
+) {
     let worker = Arc::new(worker);
     let consumption = consume(worker.clone(), shutdown.clone());
-    heartbeat::during(&worker, &shutdown, consumption).await;
+    heartbeat::during(&worker, statuses, &shutdown, consumption).await;
 }
 
 /// See [`run`]; without the registry.

@@ -108,7 +108,8 @@ async fn run_once(
         tracing::error!(service = name, "a background service panicked; it is run again");
         Err(Panicked.into())
     });
-    statuses.finished(name, result.as_ref().err().map(ToString::to_string));
+    let error = result.as_ref().err().map(ToString::to_string);
+    statuses.finished(name, error.as_deref());
     result
 }
 
@@ -167,7 +168,7 @@ mod tests {
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
         let running =
             tokio::spawn(run_service(Box::new(service), statuses.clone(), shutdown.clone()));
-        let status = || statuses.snapshot().remove("erratic").unwrap_or_default();
+        let status = || statuses.snapshot().remove(0);
         let after = async |count: u32| {
             while runs.load(Ordering::SeqCst) < count {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -188,9 +189,8 @@ mod tests {
     async fn a_waiting_service_stops_at_once() {
         let (runs, stopped) = (Arc::new(AtomicU32::new(2)), Arc::<AtomicU32>::default());
         let service = Erratic { runs: runs.clone(), stopped: stopped.clone() };
-        let shutdown = CancellationToken::new();
-        let running =
-            tokio::spawn(run_service(Box::new(service), Default::default(), shutdown.clone()));
+        let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
+        let running = tokio::spawn(run_service(Box::new(service), statuses, shutdown.clone()));
         while runs.load(Ordering::SeqCst) < 3 {
             tokio::task::yield_now().await;
         }

@@ -5,48 +5,48 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
+use safelight_store::ServiceRun;
 
 /// The last runs of a process's services. Clones share them.
 #[derive(Clone, Default)]
-pub struct ServiceStatuses(Arc<Mutex<BTreeMap<&'static str, ServiceStatus>>>);
-
-/// What one service did last.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServiceStatus {
-    /// When its last run began, by this machine's clock.
-    pub last_run_at: Option<DateTime<Utc>>,
-    /// When its last successful run ended.
-    pub last_success_at: Option<DateTime<Utc>>,
-    /// Why its last finished run failed; `None` if that succeeded.
-    pub last_error: Option<String>,
-}
+pub struct ServiceStatuses(Arc<Mutex<BTreeMap<&'static str, ServiceRun>>>);
 
 impl ServiceStatuses {
-    /// The status of every service that was started, by name.
-    pub fn snapshot(&self) -> BTreeMap<&'static str, ServiceStatus> {
-        self.lock().clone()
+    /// The last run of every service that was started, by name.
+    pub fn snapshot(&self) -> Vec<ServiceRun> {
+        self.lock().values().cloned().collect()
     }
 
     /// Adds a service that has not run yet.
     pub(super) fn register(&self, name: &'static str) {
-        self.lock().entry(name).or_default();
+        self.update(name, |_| {});
     }
 
     pub(super) fn started(&self, name: &'static str) {
-        self.lock().entry(name).or_default().last_run_at = Some(Utc::now());
+        self.update(name, |run| run.last_run_at = Some(Utc::now()));
     }
 
-    pub(super) fn finished(&self, name: &'static str, error: Option<String>) {
-        let mut statuses = self.lock();
-        let status = statuses.entry(name).or_default();
-        if error.is_none() {
-            status.last_success_at = Some(Utc::now());
-        }
-        status.last_error = error.map(|text| without_details(&text));
+    pub(super) fn finished(&self, name: &'static str, error: Option<&str>) {
+        self.update(name, |run| {
+            if error.is_none() {
+                run.last_success_at = Some(Utc::now());
+            }
+            run.last_error = error.map(without_details);
+        });
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, ServiceStatus>> {
+    fn update(&self, name: &'static str, change: impl FnOnce(&mut ServiceRun)) {
+        let mut runs = self.lock();
+        change(runs.entry(name).or_insert_with(|| ServiceRun {
+            name: name.to_owned(),
+            last_run_at: None,
+            last_success_at: None,
+            last_error: None,
+        }));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, ServiceRun>> {
         // No code that holds the lock can leave it half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,9 +64,8 @@ mod tests {
     #[test]
     fn details_of_errors_are_left_to_the_log() {
         let statuses = ServiceStatuses::default();
-        statuses
-            .finished("relay", Some("the database is unavailable: no route to db-1".to_owned()));
-        let status = statuses.snapshot().remove("relay").expect("recorded");
-        assert_eq!(status.last_error.as_deref(), Some("the database is unavailable"));
+        statuses.finished("relay", Some("the database is unavailable: no route to db-1"));
+        let error = statuses.snapshot().remove(0).last_error;
+        assert_eq!(error.as_deref(), Some("the database is unavailable"));
     }
 }

@@ -72,7 +72,10 @@ async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
         })
     };
     let worker = Worker::with_handler(&test.parts, options, Box::new(handler));
-    let draining = tokio::spawn(consumer::run_registered(worker, shutdown));
+    let statuses = test.statuses.clone();
+    let draining = tokio::spawn(async move {
+        consumer::run_registered(worker, &statuses, shutdown).await;
+    });
     // Of one upload the write job runs, and the thumbnail job.
     test.upload(&picture()).await;
     let busy =
@@ -84,6 +87,25 @@ async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
     release.notify_waiters();
     within("the worker ends", draining).await.expect("no panic");
     assert_eq!(registered(&test).await, []);
+}
+
+#[tokio::test]
+async fn a_worker_reports_the_last_runs_of_its_services() {
+    let test = TestWorker::new(OFTEN).await;
+    test.parts.queue.close().await;
+    let _services = test.services(&["outbox_relay", "old_tasks"]);
+    let _worker = test.worker();
+    test.upload(&picture()).await;
+    let has_failed = |worker: &RegisteredWorker| {
+        worker.beat.services.iter().any(|service| service.last_error.is_some())
+    };
+    let services = worker_when(&test, has_failed).await.beat.services;
+    let names: Vec<_> = services.iter().map(|service| service.name.as_str()).collect();
+    assert_eq!(names, ["old_tasks", "outbox_relay"]);
+    let (tasks, relay) = (&services[0], &services[1]);
+    assert!(tasks.last_success_at.is_some() && tasks.last_error.is_none(), "{tasks:?}");
+    assert!(relay.last_run_at.is_some() && relay.last_success_at.is_none(), "{relay:?}");
+    assert!(relay.last_error.is_some(), "{relay:?}");
 }
 
 #[tokio::test]

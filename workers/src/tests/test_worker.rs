@@ -109,7 +109,8 @@ impl TestWorker {
 
     pub fn worker(&self) -> JoinHandle<()> {
         let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
-        tokio::spawn(async move { consumer::run(&parts, options(), shutdown).await })
+        let statuses = self.statuses.clone();
+        tokio::spawn(async move { consumer::run(&parts, options(), statuses, shutdown).await })
     }
 
     pub fn relay(&self) -> JoinHandle<()> {
