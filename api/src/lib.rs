@@ -15,35 +15,28 @@
 //!     probes    GET  /livez /readyz /metrics
 //! ```
 
-mod access;
-mod backfills;
-mod backlog;
-mod conditional;
-mod connections;
-mod cors;
+mod auth;
 mod delivery;
-mod extract;
-mod front;
-mod head;
-mod headers;
-mod images;
+mod fleet;
+mod http;
 mod limits;
-mod observe;
 mod openapi;
-mod pages;
-mod prefer;
-mod probes;
-mod problem;
-mod pulse;
-mod queues;
+mod routes;
 mod server;
 mod state;
-mod tasks;
-mod tls;
 mod trouble;
 mod uploads;
 mod watch;
-mod workers;
+
+use auth as access;
+use delivery::fast_path as front;
+use http::{
+    conditional, cors, extract, pagination as pages, prefer, problem, request_limits as head,
+    request_log as observe, security_headers as headers,
+};
+use routes::{backfills, images, probes, queues, tasks, workers};
+use server::{connection_permits as connections, idle_timeout as pulse, tls};
+use uploads::backlog;
 
 pub use front::Api;
 pub use openapi::openapi;

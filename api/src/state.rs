@@ -15,7 +15,7 @@ use crate::{
     limits::Rates,
     probes::Gauges,
     queues::Sampler,
-    uploads::places::Places,
+    uploads::permits::Places,
     watch::WatchHub,
 };
 

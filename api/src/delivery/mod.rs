@@ -11,13 +11,18 @@
 //! Nothing here decodes a picture or needs the queue, and no node has what another lacks: everything
 //! that is kept can be dropped at any time. `docs/delivery.md` has the whole way, proxies included.
 
-mod absent;
-mod catalog;
-mod entry;
+pub mod fast_path;
+mod image_view;
+mod metadata_cache;
 mod negotiate;
+mod on_demand;
 mod ranges;
 mod respond;
 mod source;
+
+use image_view as entry;
+use metadata_cache as catalog;
+use on_demand as absent;
 
 use std::{sync::Arc, time::Duration};
 

@@ -14,9 +14,9 @@ use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     digest,
-    form::Form,
+    labels::Form,
     idempotency::{self, HeldKey},
-    places::Place,
+    permits::Place,
 };
 use crate::{
     limits,

@@ -4,13 +4,17 @@
 //! the number of uploads in flight. The body then streams through [`Intake`] to the blob store;
 //! [`commit`] records it.
 
-pub mod body;
+pub mod backlog;
 pub mod commit;
 pub mod digest;
-pub mod form;
 pub mod idempotency;
+pub mod labels;
 pub mod multipart;
-pub mod places;
+pub mod permits;
+
+use crate::http::body;
+use labels as form;
+use permits as places;
 
 use std::time::Duration;
 

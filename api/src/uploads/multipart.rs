@@ -20,10 +20,8 @@ use axum::{
 use futures::{Stream, StreamExt};
 use safelight_blobs::Intake;
 
-use super::{
-    body::{BodyFault, BodyReader},
-    form::{self, Form},
-};
+use super::labels::{self as form, Form};
+use crate::http::body::{BodyFault, BodyReader};
 use crate::problem::{Problem, ProblemCode};
 
 /// Bytes beside the file that a body may have: boundaries, headers, title and tags.

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
-use crate::bench::{Answer, Bench, image_id, picture, task_id};
+use crate::app::{Answer, Bench, image_id, picture, task_id};
 
 impl Bench {
     /// Makes a key.
@@ -354,7 +354,7 @@ async fn without_keys_this_machine_is_let_in_and_nobody_else() {
     assert_eq!(status(list().header("x-forwarded-for", "127.0.0.1")).await, 401);
     assert_eq!(status(list().header("authorization", "Bearer nonsense")).await, 401);
     bench.key("ada", "read").await;
-    crate::bench::until(async || status(list()).await == 401).await;
+    crate::app::until(async || status(list()).await == 401).await;
 
     let elsewhere = Bench::configured(&[("SAFELIGHT_LISTEN", "0.0.0.0:8080")]).await;
     elsewhere.get("/v1/images").await.assert_problem(401, "key_missing");
@@ -420,7 +420,7 @@ async fn a_private_image_needs_its_owners_key_or_a_signature() {
         short["expires_at"].as_str().and_then(|at| at.parse().ok()).expect("a time");
     assert!(begun + TimeDelta::seconds(1) <= expires, "{begun} {expires}: too short");
     let url = short["url"].as_str().expect("a URL").to_owned();
-    crate::bench::until(async || bench.get(&url).await.status.as_u16() == 403).await;
+    crate::app::until(async || bench.get(&url).await.status.as_u16() == 403).await;
     bench.get(&url).await.assert_problem(403, "signature_expired");
 }
 
@@ -488,7 +488,7 @@ async fn the_use_of_a_key_is_noted() {
     ada.get(&bench, "/v1/images").await;
     let owner: Owner = "ada".parse().expect("an owner");
     let page = safelight_store::PageRequest { before: None, limit: 1 };
-    crate::bench::until(async || {
+    crate::app::until(async || {
         let keys = bench.services.store.list_api_keys(Some(&owner), &page).await.expect("keys");
         keys[0].last_used_at.is_some_and(|at| {
             (Utc::now() - at).to_std().is_ok_and(|ago| ago < Duration::from_mins(1))
@@ -673,7 +673,7 @@ async fn what_waits_or_streams_ends_with_its_key() {
     let streams = [&revoked, &expiring].map(|key| waits(key, &events));
     let held = [&revoked, &expiring].map(|key| waits(key, &path));
     let (others_stream, others_wait) = (waits(&ada, &events), waits(&ada, &path));
-    crate::bench::until(async || let_in() >= before + 6).await;
+    crate::app::until(async || let_in() >= before + 6).await;
     bench.services.store.revoke_api_key(revoked.id).await.expect("revoked");
     for stream in streams {
         let story = ended(stream).await.text();
@@ -695,7 +695,7 @@ async fn the_first_key_ends_what_waits_without_one() {
     let path = format!("/v1/tasks/{task}");
     let stream = under_way(&bench, Request::get(format!("{path}/events")));
     let held = under_way(&bench, Request::get(&path).header("prefer", "wait=60"));
-    crate::bench::until(async || loaded() == 2).await;
+    crate::app::until(async || loaded() == 2).await;
     bench.key("ada", "read").await;
     ended(stream).await;
     ended(held).await.assert_problem(401, "key_missing");
@@ -710,7 +710,7 @@ async fn a_private_picture_that_was_waited_for_is_for_who_still_may() {
     let revoked = bench.key("ada", "read").await;
     let before = let_in();
     let waiting = [&revoked, &ada].map(|key| under_way(&bench, key.on(Request::get(&path))));
-    crate::bench::until(async || let_in() == before + 2).await;
+    crate::app::until(async || let_in() == before + 2).await;
     bench.services.store.revoke_api_key(revoked.id).await.expect("revoked");
     bench.write(task_id(&upload)).await;
     let [refused, served] = waiting;

@@ -7,7 +7,7 @@ use axum::{
 use futures::stream;
 use safelight_domain::{ImageId, TaskId};
 
-use crate::bench::{Bench, multipart, multipart_request, picture};
+use crate::app::{Bench, multipart, multipart_request, picture};
 
 /// Small, so that tests can pass it.
 const LIMIT: (&str, &str) = ("SAFELIGHT_MAX_UPLOAD_BYTES", "10000");

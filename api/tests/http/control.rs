@@ -4,7 +4,7 @@ use axum::http::Request;
 use safelight_domain::{ErrorCode, Failure, JobKind, TaskId};
 use serde_json::{Value, json};
 
-use crate::bench::{Answer, Bench, image_id, picture, task_id};
+use crate::app::{Answer, Bench, image_id, picture, task_id};
 
 async fn post(bench: &Bench, path: &str) -> Answer {
     bench.send(Request::post(path), "").await
@@ -124,7 +124,7 @@ async fn past_the_bound_on_queued_jobs_the_body_is_not_read() {
     assert_eq!(bench.incoming().len(), 2);
     // Work that was done makes room.
     post(&bench, &format!("/v1/tasks/{}/cancel", task_id(&first))).await;
-    crate::bench::until(async || {
+    crate::app::until(async || {
         bench.send(Request::post("/v1/images"), picture(500, 3)).await.status.as_u16() == 202
     })
     .await;

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
-    bench::{Answer, Bench, image_id, multipart, multipart_request, picture, task_id},
+    app::{Answer, Bench, image_id, multipart, multipart_request, picture, task_id},
     flaky::{Fault, Flaky},
 };
 
@@ -128,7 +128,7 @@ async fn a_deletion_cannot_be_cancelled_and_one_that_failed_is_tried_again() {
     };
     post(id, "cancel").await.assert_problem(409, "task_not_cancellable");
     post(upload, "cancel").await.assert_problem(409, "task_ended");
-    crate::bench::until(async || {
+    crate::app::until(async || {
         bench
             .services
             .store
@@ -169,7 +169,7 @@ async fn a_client_can_wait_for_the_end() {
     let waiting = bench.send(request("wait=30"), "");
     let working = async {
         let mut task = None;
-        crate::bench::until(async || {
+        crate::app::until(async || {
             let list = bench.get("/v1/tasks?kind=delete").await.json();
             task = list["tasks"].get(0).map(task_id);
             task.is_some()
@@ -272,7 +272,7 @@ async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
     asking.abort();
     assert!(asking.await.is_err_and(|error| error.is_cancelled()));
     late.released.add_permits(1);
-    crate::bench::until(async || bench.get(&path).await.status.as_u16() == 410).await;
+    crate::app::until(async || bench.get(&path).await.status.as_u16() == 410).await;
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use safelight_domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, Jo
 use safelight_store::{Outcome, PageRequest, TaskFilter, testing::Gated};
 
 use crate::{
-    bench::{Bench, image_id, picture, task_id, until},
+    app::{Bench, image_id, picture, task_id, until},
     flaky::{Fault, Flaky},
 };
 

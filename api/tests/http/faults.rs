@@ -10,7 +10,7 @@ use safelight_api::ApiOptions;
 use safelight_store::testing::Gated;
 
 use crate::{
-    bench::{Bench, image_id, picture, until},
+    app::{Bench, image_id, picture, until},
     flaky::{Fault, Flaky},
 };
 

@@ -7,7 +7,7 @@ use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
 use safelight_store::{Heartbeat, Outcome, QueueSlots};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, picture, task_id, until};
+use crate::app::{Bench, picture, task_id, until};
 
 fn beat(id: WorkerId, ended: u64) -> Heartbeat {
     Heartbeat {

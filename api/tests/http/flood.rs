@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use crate::{
-    bench::{picture, until},
+    app::{picture, until},
     server::{Served, read_answer, read_to_end},
 };
 

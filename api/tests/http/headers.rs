@@ -2,7 +2,7 @@
 
 use axum::{body::Body, http::Request};
 
-use crate::bench::{Answer, Bench, image_id, picture, task_id};
+use crate::app::{Answer, Bench, image_id, picture, task_id};
 
 /// Headers of every answer, and what they say of a document.
 const OF_A_DOCUMENT: [(&str, &str); 5] = [

@@ -7,7 +7,7 @@ use axum::{
 use futures::stream;
 use safelight_domain::JobKind;
 
-use crate::bench::{Bench, multipart, multipart_request, picture, task_id, until};
+use crate::app::{Bench, multipart, multipart_request, picture, task_id, until};
 
 fn keyed(key: &str) -> Builder {
     Request::post("/v1/images").header("idempotency-key", key)

@@ -4,7 +4,7 @@ use axum::{body::Body, http::Request};
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    bench::{Bench, image_id, picture, task_id},
+    app::{Bench, image_id, picture, task_id},
     server::{Served, read_answer},
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::bench::Bench;
+use crate::app::Bench;
 
 #[tokio::test]
 async fn readiness_names_every_part() {

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, image_id, picture, task_id, until};
+use crate::app::{Bench, image_id, picture, task_id, until};
 
 /// A node that listens.
 pub struct Served {

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use safelight_domain::{ErrorCode, Failure, JobKind};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, image_id, picture, task_id};
+use crate::app::{Bench, image_id, picture, task_id};
 
 #[tokio::test]
 async fn a_document_follows_its_task_to_the_end() {

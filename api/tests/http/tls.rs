@@ -19,7 +19,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    bench::picture,
+    app::picture,
     server::{Served, read_answer, read_to_end},
 };
 

@@ -12,7 +12,7 @@ use safelight_domain::ContentHash;
 use safelight_store::QueueCapacity;
 use serde_json::json;
 
-use crate::bench::{Bench, image_id, multipart, multipart_request, picture, task_id};
+use crate::app::{Bench, image_id, multipart, multipart_request, picture, task_id};
 
 #[tokio::test]
 async fn a_raw_upload_is_stored_recorded_and_announced() {

@@ -11,15 +11,19 @@
 //! only where it is configured. A tier that fails is left out (see [`health`]); only the store's own
 //! failure is a failure of the read.
 
-mod arrival;
+mod bounded_blocking;
+mod cache_fill;
 mod counters;
 mod disk;
-mod errands;
 mod file;
-mod flight;
 mod health;
 mod memory;
 mod shared;
+mod single_flight;
+
+use bounded_blocking as errands;
+use cache_fill as arrival;
+use single_flight as flight;
 
 use std::{
     collections::HashMap,

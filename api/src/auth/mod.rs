@@ -12,13 +12,16 @@
 //! send it bit by bit, give up when its [`Right`] is over. Pictures are the
 //! exception: most are public, so delivery asks by itself once it knows that one is not.
 
-mod door;
 mod keys;
-mod right;
-mod rules;
-pub mod signed;
+mod loopback;
+mod session_guard;
+pub mod signed_urls;
 
-pub mod admin;
+pub use crate::routes::keys as admin;
+pub use signed_urls as signed;
+use crate::routes::access as rules;
+use loopback as door;
+use session_guard as right;
 
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request, State},

@@ -1,10 +1,11 @@
 //! Tasks: read once, held until final, as events, as lists; cancelled and tried again by hand.
 
 pub mod control;
-pub mod document;
 pub mod events;
 pub mod filter;
 pub mod list;
+
+pub use super::documents::task as document;
 
 use axum::{
     Extension,

@@ -1,9 +1,10 @@
 //! Backfills: begun, paused, resumed, and what became of each image. A backfill is a task, and is polled,
 //! held and cancelled as all tasks are.
 
-pub mod document;
 mod report;
 mod request;
+
+pub use super::documents::backfill as document;
 
 use axum::{
     Json,

@@ -14,8 +14,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::QueueDocument;
-use crate::{trouble::Trouble, workers::MAX_WORKERS};
+use crate::{queues::QueueDocument, trouble::Trouble, workers::MAX_WORKERS};
 
 /// Over how long rates are taken.
 const WINDOW: Duration = Duration::from_mins(1);

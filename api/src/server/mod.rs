@@ -1,5 +1,9 @@
 //! Connections: HTTP/1.1 and HTTP/2, with or without TLS, on one port; bounded in number, time and memory.
 
+pub mod connection_permits;
+pub mod idle_timeout;
+pub mod tls;
+
 use std::{convert::Infallible, future::pending, io, time::Duration};
 
 use axum::response::Response;
@@ -28,7 +32,7 @@ use crate::{
     probes,
     pulse::{Pulse, Working},
     state::Draining,
-    tls::{self, Tls},
+    tls::Tls,
 };
 
 /// Read buffer of an HTTP/1 connection. Bounds the memory of many slow uploads.

@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{state::ApiState, trouble::Trouble, uploads::body::too_large};
+use crate::{state::ApiState, trouble::Trouble, http::body::too_large};
 
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";

@@ -1,13 +1,11 @@
 //! The queues: how much waits, how fast it comes and goes, when it will be done.
 
-mod sampler;
-
 use axum::{Json, extract::State};
 use safelight_domain::{JobKind, Lane};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub use self::sampler::Sampler;
+pub use crate::fleet::queue_sampler::Sampler;
 
 use crate::{extract::Params, openapi::ListProblems, problem::Problem, state::ApiState};
 
