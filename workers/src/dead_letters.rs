@@ -25,7 +25,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 }
 
 async fn bury(services: &Services) {
-    let mut trouble = DependencyHealth::new("take dead letters from the broker");
+    let trouble = DependencyHealth::new("take dead letters from the broker");
     let mut letters = loop {
         match services.queue.dead_letters(PREFETCH).await {
             Ok(letters) => break letters,
@@ -33,7 +33,7 @@ async fn bury(services: &Services) {
         }
     };
     trouble.over();
-    let mut trouble = DependencyHealth::new("reconcile dead letters with the database");
+    let trouble = DependencyHealth::new("reconcile dead letters with the database");
     while let Some(letter) = letters.next().await {
         match reconcile(services, &letter).await {
             Ok(()) => {

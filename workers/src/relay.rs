@@ -52,7 +52,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 
 async fn relay(services: &Services, shutdown: &CancellationToken) {
     let poll = Duration::from_millis(services.config.relay_poll_ms);
-    let mut trouble = DependencyHealth::new("publish jobs");
+    let trouble = DependencyHealth::new("publish jobs");
     let mut relay = Relay::new(services);
     loop {
         let is_last = shutdown.is_cancelled();

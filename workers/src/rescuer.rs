@@ -69,7 +69,7 @@ pub(crate) async fn every<E, Work>(
     E: Error + 'static,
     Work: Future<Output = Result<(), E>>,
 {
-    let mut trouble = DependencyHealth::new(what);
+    let trouble = DependencyHealth::new(what);
     loop {
         let pause = match work(services.clone()).await {
             Ok(()) => {

@@ -1,28 +1,30 @@
-//! Whether somebody without a key may come in: on a machine of one's own, before there are any keys.
+//! Access without a key: from the machine itself, before there are any keys.
 
 use std::{
     net::IpAddr,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::http::{HeaderMap, HeaderName, header, uri::Authority};
 use safelight_store::DynStore;
 
-use crate::problem::Problem;
+use crate::http::problem::Problem;
 
-/// How long it is believed that there are no keys: the first one shuts the door of every node that fast.
-const BELIEVED_FOR: Duration = Duration::from_millis(500);
+/// How long a look-up that found no keys is trusted: the first key ends loopback access on every node that
+/// fast.
+const TRUSTED_FOR: Duration = Duration::from_millis(500);
 
-/// What proxies add, beside `X-Forwarded-…`. Whoever comes through one may come from anywhere.
+/// What proxies add, beside `X-Forwarded-…`. A request through a proxy may come from anywhere.
 const FORWARDED: [HeaderName; 3] =
     [header::FORWARDED, header::VIA, HeaderName::from_static("x-real-ip")];
 
-/// By what a browser tells that a page of another origin sends the request (W3C Fetch Metadata).
+/// Browsers mark requests of pages of other origins with it (W3C Fetch Metadata).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// The way in without a key. Once there was a key it is shut for good.
-pub struct Door {
+/// Access without a key. Once there was a key it is closed for good.
+pub struct LoopbackAccess {
+    store: DynStore,
     is_local: bool,
     seen: Mutex<Seen>,
 }
@@ -34,21 +36,20 @@ enum Seen {
     Keys,
 }
 
-impl Door {
-    /// That of a server which is `local`: for its own machine alone.
-    pub fn new(is_local: bool) -> Self {
-        Self { is_local, seen: Mutex::new(Seen::Nothing) }
+impl LoopbackAccess {
+    /// Open only if the server `is_local`: for its own machine alone.
+    pub fn new(store: DynStore, is_local: bool) -> Self {
+        Self { store, is_local, seen: Mutex::new(Seen::Nothing) }
     }
 
-    /// Whether a request without a key may come in: it is for this machine by name, has not come through a
-    /// proxy, and there were never any keys.
+    /// Whether a request without a key is let in: it names this machine, has not come through a proxy, and
+    /// there were never any keys.
     ///
-    /// The name matters because a page of somebody's can have its own name resolve to this machine (DNS
-    /// rebinding), and a proxy on this machine passes on what it was asked for. A page of another origin can
-    /// send simple requests to this machine; browsers say so.
+    /// The name matters because a web page can have its own name resolve to this machine (DNS rebinding), and
+    /// a proxy on this machine passes on the name that it was asked for. A page of another origin can send
+    /// simple requests to this machine; browsers mark them.
     pub async fn is_open(
         &self,
-        store: &DynStore,
         headers: &HeaderMap,
         authority: Option<&str>,
     ) -> Result<bool, Problem> {
@@ -57,29 +58,29 @@ impl Door {
         }
         match self.seen() {
             Seen::Keys => return Ok(false),
-            Seen::NoKeys(at) if at.elapsed() < BELIEVED_FOR => return Ok(true),
+            Seen::NoKeys(at) if at.elapsed() < TRUSTED_FOR => return Ok(true),
             Seen::NoKeys(_) | Seen::Nothing => {}
         }
         // From before the question, so that the answer is never believed for longer.
         let asked = Instant::now();
-        let seen = match store.has_api_keys().await {
+        let seen = match self.store.has_api_keys().await {
             Ok(true) => Seen::Keys,
             Ok(false) => Seen::NoKeys(asked),
-            // Nobody makes a key in a database that is away, and somebody may want to look at metrics.
-            Err(error) if error.is_unavailable() => return self.believed().ok_or(error.into()),
+            // Nobody creates a key while the database is unavailable, and an operator may need metrics.
+            Err(error) if error.is_unavailable() => return self.last_known().ok_or(error.into()),
             Err(error) => return Err(error.into()),
         };
-        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = seen;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         Ok(matches!(seen, Seen::NoKeys(_)))
     }
 
-    /// What is known without asking: that it is open, if it was.
-    fn believed(&self) -> Option<bool> {
+    /// What is known without asking the database: open, if it was.
+    fn last_known(&self) -> Option<bool> {
         matches!(self.seen(), Seen::NoKeys(_)).then_some(true)
     }
 
     fn seen(&self) -> Seen {
-        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Answers that are held back or go on: a key that was good when they began may be revoked, or expire, before
-//! they end.
+//! Responses that are held back or streamed: a key that was valid when they began may be revoked, or expire,
+//! before they end.
 
 use std::{
     collections::HashMap,
@@ -7,64 +7,74 @@ use std::{
     time::Duration,
 };
 
+use safelight_store::DynStore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Caller, invalid_key, key_missing};
-use crate::{problem::Problem, state::ApiState};
+use super::caller::{Caller, invalid_key, key_missing};
+use crate::http::problem::Problem;
 
-/// Between two looks at the key of those who wait: with what a look takes, how long a right outlives its key.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks of a key: with the time of a check, how long a session outlives its key.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Those of everybody who waits on this node, by key; without one they are the local machine's. One look serves
-/// all who came with the same key, however many wait for however much.
-#[derive(Default)]
-pub struct Rights(Mutex<HashMap<Option<String>, Weak<Lapse>>>);
-
-/// A caller's right to be answered, looked after for as long as this lives.
-#[derive(Clone)]
-pub struct Right(Arc<Lapse>);
-
-struct Lapse {
-    key: Option<String>,
-    /// Cancelled when the right is over. That is for good: no key comes back.
-    over: CancellationToken,
+/// The guards of all sessions on this node, by key; `None` is loopback access. One check serves all sessions
+/// with the same key.
+pub struct SessionGuards {
+    store: DynStore,
+    by_key: Mutex<HashMap<Option<String>, Weak<Session>>>,
 }
 
-impl Right {
-    /// That of `caller`, who was let in just now.
-    pub fn of(state: &ApiState, caller: &Caller) -> Self {
-        let mut known = state.rights.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(right) = known.get(&caller.key).and_then(Weak::upgrade) {
-            return Self(right);
-        }
-        known.retain(|_, right| right.strong_count() > 0);
-        let right = Arc::new(Lapse { key: caller.key.clone(), over: CancellationToken::new() });
-        known.insert(caller.key.clone(), Arc::downgrade(&right));
-        tokio::spawn(look_after(state.clone(), Arc::downgrade(&right)));
-        Self(right)
+/// Watches the key of one caller for as long as this lives.
+#[derive(Clone)]
+pub struct SessionGuard(Arc<Session>);
+
+struct Session {
+    key: Option<String>,
+    /// Cancelled when the key is no longer valid. That is final: no key becomes valid again.
+    ended: CancellationToken,
+}
+
+impl SessionGuards {
+    /// Guards over the keys in `store`.
+    pub fn new(store: DynStore) -> Self {
+        Self { store, by_key: Mutex::default() }
     }
 
-    /// Returns once the right is over, with what to tell whoever had it.
-    pub async fn lapsed(&self) -> Problem {
-        self.0.over.cancelled().await;
+    /// The guard of `caller`, who was let in just now.
+    pub fn guard(&self, caller: &Caller) -> SessionGuard {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = by_key.get(&caller.key).and_then(Weak::upgrade) {
+            return SessionGuard(session);
+        }
+        by_key.retain(|_, session| session.strong_count() > 0);
+        let session = Session { key: caller.key.clone(), ended: CancellationToken::new() };
+        let session = Arc::new(session);
+        by_key.insert(caller.key.clone(), Arc::downgrade(&session));
+        tokio::spawn(watch(self.store.clone(), Arc::downgrade(&session)));
+        SessionGuard(session)
+    }
+}
+
+impl SessionGuard {
+    /// Returns once the key is no longer valid, with the problem for its holder.
+    pub async fn ended(&self) -> Problem {
+        self.0.ended.cancelled().await;
         if self.0.key.is_some() { invalid_key() } else { key_missing() }
     }
 }
 
-/// Looks until the right is over or nobody has it any more.
-async fn look_after(state: ApiState, right: Weak<Lapse>) {
+/// Checks the key until it is invalid or no guard is left.
+async fn watch(store: DynStore, session: Weak<Session>) {
     loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(right) = right.upgrade() else { return };
-        if is_over(&state, right.key.as_deref()).await {
-            return right.over.cancel();
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        let Some(session) = session.upgrade() else { return };
+        if has_ended(&store, session.key.as_deref()).await {
+            return session.ended.cancel();
         }
     }
 }
 
-/// Whether the key is good no more. While the database is away nobody knows, and there is nothing to tell.
-async fn is_over(state: &ApiState, key: Option<&str>) -> bool {
-    let store = &state.services.store;
+/// Whether the key is no longer valid. While the database is unavailable the session goes on.
+async fn has_ended(store: &DynStore, key: Option<&str>) -> bool {
     match key {
         Some(prefix) => {
             store.api_key(prefix).await.is_ok_and(|known| known.is_none_or(|known| !known.is_live))

@@ -8,32 +8,34 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use safelight_blobs::BlobKey;
 use safelight_domain::{CacheKey, Image, ImageFormat, Owner, Visibility};
 
-use super::source::Content;
+use super::source::StoredObject;
 use crate::{
-    conditional::{ETag, Validators},
-    headers,
-    state::CurrentPresets,
+    http::{
+        conditional::{ETag, Validators},
+        security_headers::of_an_image,
+    },
+    presets::CurrentPresets,
 };
 
 /// What is under a path never changes: an id is never given out twice, and a preset that changes
 /// makes renditions anew.
 pub const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// What not everybody may read is kept by nobody but who asked, and shown again only after asking whether
-/// that still holds: a key may be revoked, a signature expire.
+/// Private bytes: only the client itself may keep them, and it must ask again before it shows them, since a
+/// key may be revoked and a signature expire.
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// Characters that stand for themselves in an RFC 8187 value.
 const ATTR_CHAR: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// One image, as far as delivery goes.
+/// What delivery needs to know of one image.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ImageView {
     /// Its upload was cancelled, or it was deleted.
     pub discarded: bool,
     /// It was deleted.
     pub deleted: bool,
-    /// Whose it is, if not everybody may read it.
+    /// Its owner, if it is private.
     pub private_to: Option<Owner>,
     /// The original; `None` until it is stored.
     pub original: Option<Arc<Representation>>,
@@ -46,7 +48,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Representation {
     /// Where they are.
-    pub content: Content,
+    pub object: StoredObject,
     /// Their format.
     pub format: ImageFormat,
     /// By what a client knows that it has them.
@@ -58,16 +60,16 @@ pub struct Representation {
     pub whole: HeaderMap,
 }
 
-impl Entry {
+impl ImageView {
     /// What there is of `image`.
     pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
         let format = image.facts.as_ref().map_or(image.format, |facts| facts.format);
         let private = image.visibility == Visibility::Private;
         let original = image.stored_at.filter(|_| !image.discarded).map(|stored| {
             let key = BlobKey::Blob(image.sha256);
-            let content = Content::new(&image.owner, key, image.sha256, image.bytes);
+            let object = StoredObject::new(&image.owner, key, image.sha256, image.bytes);
             let name = image.filename.clone();
-            Arc::new(Representation::new(content, format, stored, name.as_deref(), false, private))
+            Arc::new(Representation::new(object, format, stored, name.as_deref(), false, private))
         });
         let renditions = presets.names().filter_map(|preset| {
             let varies = presets.varies(preset);
@@ -75,12 +77,12 @@ impl Entry {
                 .variants(image, preset)
                 .map(|made| {
                     let key = BlobKey::rendition(image.sha256, made);
-                    let content = Content::new(&image.owner, key, made.sha256, made.bytes);
-                    // An equal picture of somebody else's may have been there before.
+                    let object = StoredObject::new(&image.owner, key, made.sha256, made.bytes);
+                    // An equal image of another owner may have been there before.
                     let at = made.made_at.map_or(image.created_at, |at| at.max(image.created_at));
                     let name = image.filename.as_deref().map(|name| renamed(name, made.format));
                     let name = name.as_deref();
-                    Arc::new(Representation::new(content, made.format, at, name, varies, private))
+                    Arc::new(Representation::new(object, made.format, at, name, varies, private))
                 })
                 .collect();
             (!made.is_empty()).then(|| (preset.into(), made))
@@ -110,13 +112,13 @@ impl Entry {
         self.renditions.iter().find(|(name, _)| **name == *preset).map_or(&[], |(_, made)| made)
     }
 
-    /// By what caches know what there is.
+    /// The names of its objects in the caches.
     pub fn objects(&self) -> Vec<CacheKey> {
         let renditions = self.renditions.iter().flat_map(|(_, made)| made);
-        renditions.chain(&self.original).map(|one| one.content.cached).collect()
+        renditions.chain(&self.original).map(|one| one.object.cached).collect()
     }
 
-    /// About what it takes in memory, in bytes.
+    /// Its approximate size in memory, in bytes.
     pub fn weight(&self) -> u32 {
         const REPRESENTATION: usize = 2560;
         let count = 1 + self.renditions.iter().map(|(_, made)| made.len()).sum::<usize>();
@@ -126,20 +128,20 @@ impl Entry {
 
 impl Representation {
     fn new(
-        content: Content,
+        object: StoredObject,
         format: ImageFormat,
         modified: DateTime<Utc>,
         filename: Option<&str>,
         varies: bool,
         private: bool,
     ) -> Self {
-        let validators = Validators { tag: ETag::of(content.sha256), modified };
+        let validators = Validators { tag: ETag::of(object.sha256), modified };
         let mut known = HeaderMap::with_capacity(8);
         known.extend(validators.tag.value().map(|tag| (header::ETAG, tag)));
         known.insert(header::LAST_MODIFIED, validators.last_modified());
         known.insert(header::CACHE_CONTROL, if private { PRIVATE } else { IMMUTABLE });
-        headers::of_a_picture(&mut known);
-        // Each answer says it anew. Where there is a place for it no copy has to grow.
+        of_an_image(&mut known);
+        // Each response overwrites it. With the slot reserved, no clone has to grow.
         known.insert(header::CACHE_STATUS, HeaderValue::from_static("safelight"));
         if varies {
             known.insert(header::VARY, HeaderValue::from_static("accept"));
@@ -148,12 +150,12 @@ impl Representation {
         whole.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         whole.extend(inline(filename).map(|value| (header::CONTENT_DISPOSITION, value)));
         whole.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-        whole.insert(header::CONTENT_LENGTH, HeaderValue::from(content.bytes));
-        Self { content, format, validators, known, whole }
+        whole.insert(header::CONTENT_LENGTH, HeaderValue::from(object.bytes));
+        Self { object, format, validators, known, whole }
     }
 }
 
-/// Whose an image is, if not everybody may read it.
+/// The owner of an image, if it is private.
 fn private_to(image: &Image) -> Option<Owner> {
     (image.visibility == Visibility::Private).then(|| image.owner.clone())
 }

@@ -1,3 +1,9 @@
-//! What is known of the workers and their queues.
+//! What the API knows of the workers and their queues.
 
-pub mod queue_sampler;
+mod gauges;
+mod queue_sampler;
+mod workers;
+
+pub use gauges::Gauges;
+pub use queue_sampler::{QueueReport, QueueSampler};
+pub use workers::list_workers;

@@ -1,5 +1,5 @@
-//! Rates, from samples of what is queued and of what workers say that they have ended. Rows of jobs
-//! cannot tell: those of a backfill are removed soon after they have ended.
+//! Rates, from samples of what is queued and of what workers report as ended. Rows of jobs do not suffice: those
+//! of a backfill are removed soon after they have ended.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,12 +9,13 @@ use std::{
 use safelight_domain::{Status, WorkerId};
 use safelight_queue::Queue;
 use safelight_store::{DynStore, JobCount, RegisteredWorker, StoreError};
+use safelight_telemetry::{DependencyHealth, NoAnswer};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
 
-use crate::{queues::QueueDocument, trouble::Trouble, workers::MAX_WORKERS};
+use super::workers::list_workers;
 
 /// Over how long rates are taken.
 const WINDOW: Duration = Duration::from_mins(1);
@@ -28,50 +29,78 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A sample is good for so long.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// Net jobs per second below which a queue counts as standing still.
+/// Net jobs per second below which a queue counts as stalled.
 const STILL: f64 = 0.001;
 
+/// One queue: how much is queued, and how fast it goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueReport {
+    /// The queue.
+    pub queue: Queue,
+    /// Jobs that are queued, due or not.
+    pub depth: u64,
+    /// Those of them that are due.
+    pub due: u64,
+    /// Jobs that run.
+    pub running: u64,
+    /// Jobs that failed for good.
+    pub failed: u64,
+    /// How long the oldest due job has been due; 0 if none is.
+    pub oldest_due_seconds: f64,
+    /// Jobs that came, per second; `None` until enough was seen.
+    pub rate_in: Option<f64>,
+    /// Jobs that ended, per second; `None` until enough was seen.
+    pub rate_out: Option<f64>,
+    /// When the queue will be empty at these rates; `None` if it would never be, or they are not known.
+    pub seconds_to_empty: Option<f64>,
+}
+
 /// Watches the queues.
-pub struct Sampler {
+pub struct QueueSampler {
+    store: DynStore,
     history: Mutex<History>,
     /// How often workers say what they have ended, and how often to look.
     period: Duration,
 }
 
-impl Sampler {
+impl QueueSampler {
     /// Watches workers that beat every `period`.
-    pub fn new(period: Duration) -> Self {
-        Self { history: Mutex::default(), period }
+    pub fn new(store: DynStore, period: Duration) -> Self {
+        Self { store, history: Mutex::default(), period }
     }
 
-    /// The queues now. Samples if the last sample is old; others who ask meanwhile wait for that.
-    pub async fn read(&self, store: &DynStore) -> Result<Vec<QueueDocument>, StoreError> {
+    /// The queues now. Takes a sample if the last one is old; requests at the same time share it.
+    pub async fn read(&self) -> Result<Vec<QueueReport>, StoreError> {
         let mut history = self.history.lock().await;
         let max_age = MAX_AGE.min(self.period / 5);
         if history.samples.back().is_none_or(|last| last.at.elapsed() >= max_age) {
             // In this order a job that ends between the two is seen to end a sample late.
-            let workers = store.list_workers(MAX_WORKERS).await?;
-            let counts = store.job_counts().await?;
+            let workers = list_workers(&self.store).await?;
+            let counts = self.store.job_counts().await?;
             history.add(Instant::now(), &counts, &workers);
         }
-        Ok(history.documents(self.period * 2))
+        Ok(history.reports(self.period * 2))
     }
 
-    /// Samples again and again. Never ends.
-    pub async fn keep(&self, store: &DynStore) {
-        static FAILING: Trouble = Trouble::new("cannot look at the queues");
+    /// Takes samples periodically. Never ends.
+    pub async fn run(&self) {
+        let health = DependencyHealth::new("read the queues");
         loop {
-            match timeout(PATIENCE, self.read(store)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => FAILING.note(&error),
-                Err(_) => FAILING.note(&"the database does not answer"),
+            match timeout(PATIENCE, self.read()).await {
+                Ok(Ok(_)) => health.over(),
+                Ok(Err(error)) => {
+                    health.failed(&error);
+                }
+                Err(_) => {
+                    health.failed(&NoAnswer);
+                }
             }
             tokio::time::sleep(self.period).await;
         }
     }
 }
 
-/// What was seen in the last minute.
+/// The samples of the last minute.
 #[derive(Default)]
 struct History {
     /// Oldest first.
@@ -143,7 +172,7 @@ impl History {
                 let base = match (before, watched) {
                     (Some(before), _) => before.get(&queue).copied().unwrap_or(0),
                     // New since the last sample: all that it did, it did since then. Otherwise it
-                    // has been forgotten for a while, and nobody knows when it did it.
+                    // was forgotten for a while, and when it did it is unknown.
                     (None, Some(watched)) if is_new(worker, watched) => 0,
                     (None, _) => slots.ended,
                 };
@@ -169,14 +198,14 @@ impl History {
     }
 
     /// The queues as last seen; with rates once they were watched for `enough`.
-    fn documents(&self, enough: Duration) -> Vec<QueueDocument> {
+    fn reports(&self, enough: Duration) -> Vec<QueueReport> {
         let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
             return Vec::new();
         };
         let watched = last.at.duration_since(first.at);
         let seconds = (watched >= enough).then_some(watched.as_secs_f64());
         let pairs = first.figures.iter().zip(&last.figures);
-        pairs.map(|(first, last)| document(first, last, seconds)).collect()
+        pairs.map(|(first, last)| report(first, last, seconds)).collect()
     }
 }
 
@@ -185,16 +214,15 @@ fn is_new(worker: &RegisteredWorker, watched: Duration) -> bool {
     worker.beat.uptime <= watched + worker.beat.period
 }
 
-fn document(first: &Figures, last: &Figures, seconds: Option<f64>) -> QueueDocument {
+fn report(first: &Figures, last: &Figures, seconds: Option<f64>) -> QueueReport {
     let rates = seconds.map(|seconds| {
         let open = |figures: &Figures| float(figures.depth + figures.running);
         let rate_out = float(last.ended.saturating_sub(first.ended)) / seconds;
         let rate_in = rate_out + (open(last) - open(first)) / seconds;
         (rate_in.max(0.0), rate_out)
     });
-    QueueDocument {
-        kind: last.queue.kind,
-        lane: last.queue.lane,
+    QueueReport {
+        queue: last.queue,
         depth: last.depth,
         due: last.due,
         running: last.running,
@@ -273,22 +301,21 @@ mod tests {
     }
 
     /// A history, and what it says after each of `samples`: seconds, queued, workers.
-    fn watch(samples: &[(u64, u64, &[RegisteredWorker])]) -> (History, Vec<QueueDocument>) {
+    fn watch(samples: &[(u64, u64, &[RegisteredWorker])]) -> (History, Vec<QueueReport>) {
         let (mut history, begun, mut said) = (History::default(), Instant::now(), Vec::new());
         for (second, queued, workers) in samples {
             let counts = [jobs(Status::Queued, *queued), jobs(Status::Running, 2)];
             history.add(begun + Duration::from_secs(*second), &counts, workers);
-            let documents = history.documents(PERIOD * 2);
-            assert_eq!(documents.len(), Queue::all().count(), "every queue is there");
-            let one =
-                documents.into_iter().find(|one| (one.kind, one.lane) == (QUEUE.kind, QUEUE.lane));
+            let reports = history.reports(PERIOD * 2);
+            assert_eq!(reports.len(), Queue::all().count(), "every queue is there");
+            let one = reports.into_iter().find(|one| one.queue == QUEUE);
             said.push(one.expect("this queue"));
         }
         (history, said)
     }
 
-    fn rates(document: &QueueDocument) -> (Option<f64>, Option<f64>, Option<f64>) {
-        (document.rate_in, document.rate_out, document.seconds_to_empty)
+    fn rates(report: &QueueReport) -> (Option<f64>, Option<f64>, Option<f64>) {
+        (report.rate_in, report.rate_out, report.seconds_to_empty)
     }
 
     #[test]

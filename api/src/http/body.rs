@@ -1,5 +1,4 @@
-//! A request's body, read with a limit and a time-out; and what becomes of the rest of one that
-//! was refused.
+//! Request bodies, read with a limit and a timeout, and discarded after a rejection.
 
 use std::{
     pin::Pin,
@@ -19,13 +18,13 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use crate::problem::{Problem, ProblemCode};
+use super::problem::{Problem, ProblemCode};
 
-/// How much of a refused body is read and thrown away. A client that is still sending reads the
-/// answer only if the connection stays open meanwhile; closing it would reset it.
+/// Bytes of a rejected body that are read and discarded at most. A client that is still sending reads the
+/// response only if the connection stays open meanwhile; closing it would reset it.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
-/// How long a refused body is read at most.
+/// How long a rejected body is read at most.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Why a body cannot be read on.
@@ -45,7 +44,7 @@ pub enum BodyFault {
 impl From<BodyFault> for Problem {
     fn from(fault: BodyFault) -> Self {
         match fault {
-            BodyFault::TooLarge(limit) => too_large(limit),
+            BodyFault::TooLarge(limit) => Self::upload_too_large(limit),
             BodyFault::Idle => Self::new(
                 ProblemCode::UploadTimeout,
                 "The upload was broken off because nothing, or too little, came for too long.",
@@ -57,10 +56,38 @@ impl From<BodyFault> for Problem {
     }
 }
 
-/// More bytes than the limit.
-pub fn too_large(limit: u64) -> Problem {
-    Problem::new(ProblemCode::UploadTooLarge, format!("An upload may have {limit} bytes at most."))
-        .with("limit_bytes", limit)
+/// Rejected bodies that are read to their end at the same time.
+const MAX_LINGERING: usize = 64;
+
+/// How slowly a client may send. Clones share the permits for rejected bodies.
+#[derive(Clone)]
+pub struct BodyPolicy {
+    idle: Duration,
+    bytes_per_second: u64,
+    lingering: Arc<Semaphore>,
+}
+
+impl BodyPolicy {
+    /// With the longest silence, and the fewest bytes per second over the whole body; 0 for no minimum.
+    pub fn new(idle: Duration, bytes_per_second: u64) -> Self {
+        Self { idle, bytes_per_second, lingering: Arc::new(Semaphore::new(MAX_LINGERING)) }
+    }
+
+    /// The limits of a body of at most `bytes` bytes.
+    pub fn limits(&self, bytes: u64) -> BodyLimits {
+        BodyLimits {
+            bytes,
+            idle: self.idle,
+            bytes_per_second: self.bytes_per_second,
+            lingering: self.lingering.clone(),
+        }
+    }
+
+    /// Discards the body of a rejected request: it is read in the background, within bounds, so that a
+    /// client which is still sending gets its response.
+    pub fn discard(&self, headers: &HeaderMap, body: Body) {
+        drop(BodyReader::new(body, headers, self.limits(u64::MAX), false));
+    }
 }
 
 /// What a body is held to.
@@ -69,15 +96,15 @@ pub struct BodyLimits {
     pub bytes: u64,
     /// The longest silence.
     pub idle: Duration,
-    /// The fewest bytes for each second that we wait for the client, over the whole body; 0 for no
-    /// bound. Without it, a byte now and then would hold a place among the uploads for ever.
+    /// The fewest bytes for each second of waiting for the client, over the whole body; 0 for no minimum.
+    /// Without it, a byte now and then would hold an upload permit forever.
     pub bytes_per_second: u64,
-    /// Permits for reading refused bodies to their end.
+    /// Permits for reading rejected bodies to their end.
     pub lingering: Arc<Semaphore>,
 }
 
-/// A body being read. Handles share it. When the last is dropped before the end, the rest is read
-/// and thrown away in the background, within bounds.
+/// A body that is being read. Clones share it. When the last is dropped before the end, the rest is read and
+/// discarded in the background, within bounds.
 #[derive(Clone)]
 pub struct BodyReader(Arc<Mutex<Reading>>);
 
@@ -86,13 +113,13 @@ struct Reading {
     limits: BodyLimits,
     /// Fires when nothing, or too little, has come for too long.
     silence: Pin<Box<Sleep>>,
-    /// Since when we wait for the client.
+    /// Since when the server waits for the client.
     waiting: Option<Instant>,
-    /// How long we have waited for it before.
+    /// How long it has waited for the client before that.
     waited: Duration,
     bytes: u64,
     hasher: Option<ContentHasher>,
-    /// The client waits for `100 Continue` before it sends: an untouched body is not on its way.
+    /// The client waits for `100 Continue` before it sends: nothing of an untouched body has been sent.
     expects_continue: bool,
     touched: bool,
     ended: bool,
@@ -170,7 +197,7 @@ impl Reading {
         }
         if !self.touched {
             self.touched = true;
-            // The time before the first read was ours, not the client's.
+            // The client does not answer for the time before the first read.
             self.silence.as_mut().reset(Instant::now() + self.limits.idle);
         }
         let fault = match self.body.poll_next_unpin(context) {
@@ -202,7 +229,7 @@ impl Reading {
         Poll::Ready(Err(fault))
     }
 
-    /// How long the next bytes may take: the longest silence, less what the client has lagged behind.
+    /// How long the next bytes may take: the longest silence, less what the client is behind.
     fn patience(&self) -> Duration {
         let BodyLimits { idle, bytes_per_second, .. } = self.limits;
         match self.bytes.checked_div(bytes_per_second) {
@@ -225,7 +252,7 @@ impl Drop for Reading {
         let mut body = std::mem::replace(&mut self.body, Body::empty().into_data_stream());
         runtime.spawn(async move {
             let mut left = LINGER_BYTES;
-            let throw_away = async {
+            let discard = async {
                 while let Some(Ok(chunk)) = body.next().await {
                     left = left.saturating_sub(chunk.len());
                     if left == 0 {
@@ -234,7 +261,7 @@ impl Drop for Reading {
                 }
             };
             // Past the time the connection is closed under the client, whatever it does.
-            let _ = tokio::time::timeout(LINGER, throw_away).await;
+            let _ = tokio::time::timeout(LINGER, discard).await;
             drop(permit);
         });
     }

@@ -2,9 +2,16 @@
 
 use std::time::SystemTime;
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::{
+    body::Bytes,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use chrono::{DateTime, SubsecRound, Utc};
 use safelight_domain::ContentHash;
+use serde::Serialize;
+
+use super::problem::Problem;
 
 /// A strong entity tag, quotes included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +23,6 @@ impl ETag {
         Self(format!("\"{hash}\""))
     }
 
-    /// As a header's value.
     pub fn value(&self) -> Option<HeaderValue> {
         HeaderValue::from_str(&self.0).ok()
     }
@@ -39,12 +45,12 @@ impl ETag {
     }
 }
 
-/// By what a client knows that it has a representation.
+/// What identifies a representation to a client.
 #[derive(Debug, Clone)]
 pub struct Validators {
     /// Names the bytes.
     pub tag: ETag,
-    /// When they came to be.
+    /// When they were made.
     pub modified: DateTime<Utc>,
 }
 
@@ -75,8 +81,7 @@ impl Validators {
         since.is_some_and(|since| self.modified.trunc_subsecs(0) <= since)
     }
 
-    /// Whether a part may be added to what the client has: there is no `If-Range`, or it names just
-    /// this, by the strong comparison that it asks for.
+    /// Whether a range may be sent: there is no `If-Range`, or it names this representation, by strong comparison.
     pub fn allows_range(&self, headers: &HeaderMap) -> bool {
         let Some(value) = headers.get(header::IF_RANGE) else { return true };
         value.to_str().is_ok_and(|tag| tag.trim() == self.tag.0)
@@ -84,18 +89,34 @@ impl Validators {
     }
 }
 
-/// An HTTP date; one that cannot be read says nothing.
+/// A document as the response to a conditional GET: 200 with its tag, or 304.
+pub fn conditional(document: &impl Serialize, request: &HeaderMap) -> Result<Response, Problem> {
+    let body = serde_json::to_vec(document).map_err(|error| Problem::internal(&error))?;
+    let tag = ETag::of(ContentHash::of(&body));
+    let mut response = if tag.is_known_to(request) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        let json = HeaderValue::from_static("application/json");
+        ([(header::CONTENT_TYPE, json)], Bytes::from(body)).into_response()
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    headers.extend(tag.value().map(|tag| (header::ETAG, tag)));
+    Ok(response)
+}
+
+/// An HTTP date; `None` if it cannot be read.
 fn date(value: &HeaderValue) -> Option<DateTime<Utc>> {
     let time: SystemTime = httpdate::parse_http_date(value.to_str().ok()?).ok()?;
     Some(time.into())
 }
 
-/// Whether equal tags stand for equal bytes.
+/// Whether equal tags mean equal bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strength {
     /// They do.
     Strong,
-    /// Only for bytes that are as good: `W/`.
+    /// Only for equivalent bytes: `W/`.
     Weak,
 }
 
@@ -133,7 +154,7 @@ mod tests {
         assert!(!validators.is_known_to(&with(&[(since.clone(), before)])));
         assert!(!validators.is_known_to(&with(&[(since.clone(), "yesterday")])));
         let both = with(&[(since, same), (header::IF_NONE_MATCH, "\"b\"")]);
-        assert!(!validators.is_known_to(&both), "the tag is the better witness");
+        assert!(!validators.is_known_to(&both), "the tag takes precedence");
         let expects =
             |name: header::HeaderName, value| validators.are_expected_by(&with(&[(name, value)]));
         let (matches, unmodified) = (header::IF_MATCH, header::IF_UNMODIFIED_SINCE);
@@ -146,7 +167,7 @@ mod tests {
         assert!(expects(unmodified.clone(), same) && expects(unmodified.clone(), "yesterday"));
         assert!(!expects(unmodified.clone(), before));
         let both = with(&[(unmodified, before), (matches, "\"a\"")]);
-        assert!(validators.are_expected_by(&both), "the tag is the better witness");
+        assert!(validators.are_expected_by(&both), "the tag takes precedence");
         let allows = |value| validators.allows_range(&with(&[(header::IF_RANGE, value)]));
         assert!(validators.allows_range(&HeaderMap::new()));
         assert!(allows("\"a\"") && allows(same));

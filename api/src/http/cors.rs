@@ -6,10 +6,10 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use safelight_config::CorsOrigin;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// What a browser may keep of an answer to a preflight.
+/// How long a browser may cache the response to a preflight.
 const PREFLIGHT_KEPT: Duration = Duration::from_hours(1);
 
-/// What clients of the API send beyond what every page may.
+/// Headers that clients of the API send beyond those that every page may.
 const SENT: [HeaderName; 12] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
@@ -25,7 +25,7 @@ const SENT: [HeaderName; 12] = [
     HeaderName::from_static("x-request-id"),
 ];
 
-/// What they read of answers beyond what every page may.
+/// Headers that they read beyond those that every page may.
 const READ: [HeaderName; 12] = [
     header::LOCATION,
     header::RETRY_AFTER,
@@ -41,8 +41,8 @@ const READ: [HeaderName; 12] = [
     HeaderName::from_static("x-request-id"),
 ];
 
-/// Answers preflights and marks answers for the pages of `origins`; `None` for no origins. There are no
-/// cookies, so no page acts in the name of whoever looks at it: it brings its own key.
+/// Answers preflights and marks responses for the pages of `origins`; `None` for no origins. There are no
+/// cookies, so no page acts in the name of its user: it brings its own key.
 pub fn layer(origins: &[CorsOrigin]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
@@ -55,7 +55,7 @@ pub fn layer(origins: &[CorsOrigin]) -> Option<CorsLayer> {
         .expose_headers(READ)
         .max_age(PREFLIGHT_KEPT);
     Some(if any {
-        // The same for all: a cache need not tell them apart.
+        // The same for all origins: caches need not vary on it.
         layer.allow_origin(AllowOrigin::any()).vary([])
     } else {
         layer.allow_origin(AllowOrigin::list(listed)).vary([header::ORIGIN])

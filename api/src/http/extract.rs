@@ -1,4 +1,4 @@
-//! Paths, queries and headers as types; what does not fit is a problem document.
+//! Paths, queries, headers and bodies as types; a request that does not fit gets a problem document.
 
 use std::{error::Error, fmt::Display, str::FromStr, time::Duration};
 
@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use crate::problem::{Problem, ProblemCode};
+use super::problem::{Problem, ProblemCode};
 
-/// How long a JSON document may be on its way.
+/// How long a JSON document may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// An id in a path, and the problem if there is nothing of that id.
@@ -36,8 +36,8 @@ impl PathId for ImageId {
     const NOT_FOUND: ProblemCode = ProblemCode::ImageNotFound;
 }
 
-/// Reads an id in the one spelling that we give out. The same thing under several paths would be
-/// several things to a cache.
+/// Reads an id in its canonical spelling only. One object under several paths would be several objects to a
+/// cache.
 pub fn parse_id<T: PathId>(text: &str) -> Result<T, Problem> {
     const HYPHENATED: usize = 36;
     if text.len() != HYPHENATED || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -61,14 +61,14 @@ impl<T: PathId, S: Send + Sync> FromRequestParts<S> for Id<T> {
 }
 
 /// A body that is one JSON document. It must be declared as JSON, which no page of another origin can do
-/// unasked.
+/// without a CORS preflight.
 pub struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        // An object first: where fields are wanted, a list of their values would do for serde.
+        // An object first: serde would also take a list of the values of the fields.
         let received = timeout(BODY_TIME, Json::<Map<String, Value>>::from_request(request, state));
         let received = received.await.map_err(|_| {
             Problem::new(ProblemCode::UploadTimeout, "The body was not complete in time.")
@@ -92,7 +92,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// The query, to be taken apart parameter by parameter; what nobody takes is a mistake.
+/// The query, taken parameter by parameter. A parameter that no handler takes is an error.
 #[derive(Default)]
 pub struct Params(Vec<(String, String)>);
 
@@ -113,7 +113,7 @@ impl Params {
         self.0.extract_if(.., |(key, _)| key == name).map(|(_, value)| value).collect()
     }
 
-    /// The value of a parameter that may stand once.
+    /// The value of a parameter that may be given once.
     pub fn take(&mut self, name: &str) -> Result<Option<String>, Problem> {
         let mut values = self.take_all(name);
         if values.len() > 1 {
@@ -122,7 +122,7 @@ impl Params {
         Ok(values.pop())
     }
 
-    /// The value of a parameter that may stand once, read as `T`.
+    /// The value of a parameter that may be given once, parsed as `T`.
     pub fn parse<T>(&mut self, name: &str) -> Result<Option<T>, Problem>
     where
         T: FromStr<Err: Display>,
@@ -131,7 +131,7 @@ impl Params {
         value.map(|text| text.parse().map_err(|e: T::Err| invalid_query(name, e))).transpose()
     }
 
-    /// Refuses what is left.
+    /// Rejects parameters that are left.
     pub fn finish(self) -> Result<(), Problem> {
         match self.0.first() {
             Some((name, _)) => {
@@ -142,12 +142,12 @@ impl Params {
     }
 }
 
-/// A query parameter that is wrong.
+/// A query parameter is not valid.
 pub fn invalid_query(name: &(impl Display + ?Sized), why: impl Display) -> Problem {
     Problem::new(ProblemCode::InvalidQuery, format!("Query parameter `{name}`: {why}."))
 }
 
-/// A header that may stand once, as text.
+/// A header that may be given once, as text.
 pub fn single_header<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,

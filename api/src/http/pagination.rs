@@ -5,34 +5,33 @@ use safelight_domain::{ImageId, TaskId};
 use safelight_store::PageRequest;
 use uuid::Uuid;
 
-use crate::{
+use super::{
     extract::{Params, invalid_query},
     problem::Problem,
 };
 
-/// Rows of a page if the client does not say.
+/// Rows of a page by default.
 const DEFAULT_LIMIT: u32 = 50;
 
 /// Rows of a page at most.
 const MAX_LIMIT: u32 = 500;
 
-/// An id that pages can be cut at. The mark keeps a cursor of one list out of another.
+/// An id as a cursor. The mark makes a cursor of one list invalid in every other.
 pub trait Cursor: Sized + Copy {
     /// The first byte of its cursors.
     const MARK: u8;
-    /// From the id's bits.
+    /// The id with these bits.
     fn from_uuid(id: Uuid) -> Self;
-    /// The id's bits.
     fn uuid(self) -> Uuid;
 
-    /// What the client gets.
+    /// The cursor as the client gets it.
     fn encode(self) -> String {
         let mut bytes = vec![Self::MARK];
         bytes.extend_from_slice(self.uuid().as_bytes());
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// What the client sent back.
+    /// The id in a cursor that a client sent.
     fn decode(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (&mark, id) = bytes.split_first()?;

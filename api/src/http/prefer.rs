@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::problem::{Problem, ProblemCode};
+use super::problem::{Problem, ProblemCode};
 
 /// The longest wait that a client may ask for, in seconds.
 const MAX_WAIT_SECONDS: u64 = 60;
 
-/// The header that asks.
+/// The header of a request.
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// The header that says that we did.
+/// The header of a response that honored a preference.
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// How long a client is willing to wait for a final answer.
@@ -20,8 +20,8 @@ pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-a
 pub struct Wait(u64);
 
 impl Wait {
-    /// What the request asks for; `None` if it does not. Preferences that we do not know are
-    /// ignored, as the RFC wants; of several waits the first counts.
+    /// What the request asks for; `None` if it does not. Unknown preferences are
+    /// ignored, as the RFC requires; of several waits the first counts.
     pub fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
         for value in headers.get_all(PREFER) {
             let Ok(list) = value.to_str() else {
@@ -43,7 +43,6 @@ impl Wait {
         parse_seconds(text)
     }
 
-    /// As a duration.
     pub const fn duration(self) -> Duration {
         Duration::from_secs(self.0)
     }

@@ -1,26 +1,25 @@
-//! The one place that turns errors into answers: RFC 9457 problem documents.
+//! The one place that turns errors into responses: RFC 9457 problem documents.
 //!
 //! Handlers return a [`Problem`]; it travels in the response's extensions until [`complete`] writes
-//! the document, because only there is the request's path known. What an internal error says goes
+//! the document, because only there the request's path is known. The text of an internal error goes
 //! to the log and never into the document.
 
-use std::any::Any;
+use std::{any::Any, sync::Arc};
 
 use axum::{
     Json,
     body::Body,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use safelight_blobs::{BlobError, IntakeError};
+use safelight_blobs::{BlobError, IngestError};
 use safelight_store::StoreError;
+use safelight_telemetry::DependencyHealth;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
-
-use crate::{state::ApiState, trouble::Trouble, http::body::too_large};
 
 /// The media type of every error.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -65,9 +64,9 @@ macro_rules! problems {
 pub enum Retry {
     /// It cannot.
     Never,
-    /// It can; nobody knows when.
+    /// It can, at an unknown time.
     Later,
-    /// It can; the answer carries `Retry-After` with these seconds.
+    /// It can; the response carries `Retry-After` with these seconds.
     After(u32),
 }
 
@@ -132,12 +131,12 @@ problems! {
     StorageFull = 507 "storage_full" "No space is left for uploads" 30,
 }
 
-/// An answer that is an error. Boxed, because every `Result` carries room for one.
+/// A response that is an error. Boxed, because every `Result` carries room for one.
 #[derive(Debug, Clone)]
-pub struct Problem(Box<Content>);
+pub struct Problem(Box<Fields>);
 
 #[derive(Debug, Clone)]
-struct Content {
+struct Fields {
     code: ProblemCode,
     detail: String,
     hint: Option<String>,
@@ -177,7 +176,7 @@ pub struct ProblemDocument {
 impl Problem {
     /// A problem with what happened this time, for the client to read.
     pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
-        Self(Box::new(Content {
+        Self(Box::new(Fields {
             code,
             detail: detail.into(),
             hint: None,
@@ -186,13 +185,30 @@ impl Problem {
         }))
     }
 
-    /// A failure of ours: `error` is logged, the client learns only that there was one.
+    /// The upload has more bytes than `limit`.
+    pub fn upload_too_large(limit: u64) -> Self {
+        Self::new(ProblemCode::UploadTooLarge, format!("An upload may have {limit} bytes at most."))
+            .with("limit_bytes", limit)
+    }
+
+    /// The image existed once; it was `deleted`, or its upload was cancelled.
+    pub fn image_gone(deleted: bool) -> Self {
+        if deleted {
+            return Self::new(ProblemCode::ImageDeleted, "The image was deleted.");
+        }
+        Self::new(
+            ProblemCode::ImageCancelled,
+            "The upload of this image was cancelled; its bytes are gone.",
+        )
+    }
+
+    /// The server failed: `error` is logged, and the client is told only that there was one.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "request failed");
         Self::new(ProblemCode::Internal, "Something went wrong on the server; it has been logged.")
     }
 
-    /// Says what to do about it.
+    /// Adds what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
@@ -204,7 +220,7 @@ impl Problem {
         self
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header to the response.
     pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
         self.0.headers.insert(name, value);
         self
@@ -248,8 +264,8 @@ impl From<StoreError> for Problem {
 impl From<&StoreError> for Problem {
     fn from(error: &StoreError) -> Self {
         if error.is_unavailable() {
-            static AWAY: Trouble = Trouble::new("the database is away");
-            AWAY.note(error);
+            static DATABASE: DependencyHealth = DependencyHealth::new("use the database");
+            DATABASE.failed(error);
             if error.is_full() {
                 return Self::new(ProblemCode::StorageFull, "The database has no space left.");
             }
@@ -262,6 +278,12 @@ impl From<&StoreError> for Problem {
     }
 }
 
+impl From<Arc<StoreError>> for Problem {
+    fn from(error: Arc<StoreError>) -> Self {
+        Self::from(&*error)
+    }
+}
+
 impl From<BlobError> for Problem {
     fn from(error: BlobError) -> Self {
         Self::from(&error)
@@ -270,8 +292,8 @@ impl From<BlobError> for Problem {
 
 impl From<&BlobError> for Problem {
     fn from(error: &BlobError) -> Self {
-        static FAILING: Trouble = Trouble::new("the blob store fails");
-        FAILING.note(error);
+        static BLOB_STORE: DependencyHealth = DependencyHealth::new("use the blob store");
+        BLOB_STORE.failed(error);
         match error {
             BlobError::Full => {
                 Self::new(ProblemCode::StorageFull, "The storage has no space left.")
@@ -288,21 +310,21 @@ impl From<&BlobError> for Problem {
     }
 }
 
-impl From<IntakeError> for Problem {
-    fn from(error: IntakeError) -> Self {
+impl From<IngestError> for Problem {
+    fn from(error: IngestError) -> Self {
         match error {
-            IntakeError::Empty => Self::new(ProblemCode::EmptyBody, "The upload has no bytes."),
-            IntakeError::Heic | IntakeError::NotAnImage => Self::new(
+            IngestError::Empty => Self::new(ProblemCode::EmptyBody, "The upload has no bytes."),
+            IngestError::Heic | IngestError::NotAnImage => Self::new(
                 ProblemCode::UnsupportedMediaType,
                 format!("The upload is refused: {error}."),
             ),
-            IntakeError::TooLarge(limit) => too_large(limit),
-            IntakeError::Blobs(error) => error.into(),
+            IngestError::TooLarge(limit) => Self::upload_too_large(limit),
+            IngestError::Blobs(error) => error.into(),
         }
     }
 }
 
-/// Middleware: writes the document of every error, whoever made it.
+/// Middleware: writes the document of every error, wherever it came from.
 pub async fn complete(request: Request, next: Next) -> Response {
     let instance = request.uri().path().to_owned();
     let head = request.method() == Method::HEAD;
@@ -318,7 +340,7 @@ pub async fn complete(request: Request, next: Next) -> Response {
     render(problem, instance, head, response)
 }
 
-/// The kind for an error that a library answered by itself.
+/// The kind of an error response that a library made.
 fn generic(status: StatusCode) -> ProblemCode {
     match status {
         StatusCode::NOT_FOUND => ProblemCode::NotFound,
@@ -330,7 +352,7 @@ fn generic(status: StatusCode) -> ProblemCode {
     }
 }
 
-/// Replaces the body of `response`; headers that it has already (such as `Allow`) stay.
+/// Replaces the body of `response`; its headers (such as `Allow`) stay.
 fn render(problem: Problem, instance: String, head: bool, response: Response) -> Response {
     let status = problem.0.code.status();
     let retry = problem.0.code.retry();
@@ -339,7 +361,7 @@ fn render(problem: Problem, instance: String, head: bool, response: Response) ->
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.extend(problem.0.headers.clone());
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-    // A cache that kept an error would outlive its cause.
+    // A cached error would outlive its cause.
     parts.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Retry::After(seconds) = retry
         && !parts.headers.contains_key(header::RETRY_AFTER)
@@ -353,27 +375,7 @@ fn render(problem: Problem, instance: String, head: bool, response: Response) ->
     Response::from_parts(parts, if head { Body::empty() } else { body })
 }
 
-/// Answers for a path that there is not, or not on this node.
-pub async fn no_such_path(State(state): State<ApiState>, request: Request) -> Problem {
-    let path = request.uri().path();
-    let problem = Problem::new(ProblemCode::NotFound, format!("There is nothing at `{path}`."));
-    let options = state.options();
-    if !options.uploads && path.starts_with("/v1/") {
-        problem.hint("this node does not serve uploads; ask one that does")
-    } else if !options.delivery && path.starts_with("/images/") {
-        problem.hint("this node does not serve delivery; ask one that does")
-    } else {
-        problem.hint("`/docs` lists every call")
-    }
-}
-
-/// Answers for a method that a path does not take; axum adds `Allow`.
-pub async fn no_such_method(request: Request) -> Problem {
-    let (method, path) = (request.method(), request.uri().path());
-    Problem::new(ProblemCode::MethodNotAllowed, format!("`{path}` does not take {method}."))
-}
-
-/// Answers for a handler that panicked.
+/// The response for a handler that panicked.
 #[allow(clippy::needless_pass_by_value)] // the middleware hands it over by value
 pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
@@ -431,13 +433,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_and_an_absent_database_say_that_a_retry_helps() {
+    async fn a_full_disk_and_an_unavailable_database_are_retryable() {
         let full = || async { Problem::from(BlobError::Full) };
         let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
         assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "30");
         assert_eq!(body["retryable"], true);
-        let busy = || async { Problem::new(ProblemCode::DatabaseUnavailable, "away") };
+        let busy = || async { Problem::new(ProblemCode::DatabaseUnavailable, "unavailable") };
         let (response, _) = answer(Router::new().route("/a", get(busy)), "/a").await;
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
     }

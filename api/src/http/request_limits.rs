@@ -1,7 +1,7 @@
-//! How large a request may be before its body.
+//! How large the head of a request may be.
 //!
-//! The HTTP library has bounds of its own behind these, and answers past them without a document: 100
-//! fields, 64 KiB in all.
+//! The HTTP library has larger limits of its own (100 fields, 64 KiB in all), past which it answers without a
+//! problem document.
 
 use axum::{
     extract::Request,
@@ -10,9 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::problem::{Problem, ProblemCode};
+use super::problem::{Problem, ProblemCode};
 
-/// Bytes of a path with its query. Nothing that we give out, and no filter, comes near.
+/// Bytes of a path with its query. No URL of the API and no filter comes near.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
 
 /// Header fields.
@@ -41,7 +41,7 @@ fn target_bytes(uri: &Uri) -> usize {
     uri.path().len() + uri.query().map_or(0, str::len)
 }
 
-/// Middleware: refuses such requests.
+/// Middleware: rejects such requests.
 pub async fn enforce(request: Request, next: Next) -> Response {
     match exceeded(&request) {
         Some(problem) => problem.into_response(),

@@ -1,4 +1,4 @@
-//! Every request has an id and a span, and those to the API one in a trace.
+//! Every request has an id and a span; requests to the API have a span in a trace too.
 
 use std::time::Instant;
 
@@ -18,8 +18,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Characters of a request id that we take over at most.
 const MAX_ID_CHARS: usize = 128;
 
-/// Middleware: gives the request an id (the sender's, if it is sane), and logs how it ended.
-pub async fn observe(request: Request, next: Next) -> Response {
+/// Middleware: gives the request an id (the sender's, if it is valid), and logs how it ended.
+pub async fn log(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!(
         "request",
@@ -83,16 +83,16 @@ fn note_status(status: StatusCode) {
     }
 }
 
-/// The same for a request that was answered on the spot: it has nothing to log but that, so only a sender
-/// who gave it an id has a use for one.
-pub fn note<B>(request: &Request<B>, response: &mut Response) {
+/// The same for a request that was answered from memory. Nothing else is logged of it, so it gets no id unless
+/// its sender gave it one.
+pub fn log_cached<B>(request: &Request<B>, response: &mut Response) {
     let id = sent_id(request.headers());
     tracing::debug!(
         request_id = id.as_ref().and_then(|id| id.to_str().ok()),
         method = %request.method(),
         path = request.uri().path(),
         status = response.status().as_u16(),
-        "answered at once"
+        "answered from memory"
     );
     complete(response, id);
 }
@@ -107,7 +107,7 @@ fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 fn sent_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    headers.get(&REQUEST_ID).filter(|id| is_sane(id)).cloned()
+    headers.get(&REQUEST_ID).filter(|id| is_valid(id)).cloned()
 }
 
 fn complete(response: &mut Response, id: Option<HeaderValue>) {
@@ -115,7 +115,7 @@ fn complete(response: &mut Response, id: Option<HeaderValue>) {
 }
 
 /// Whether an id can go into logs and headers as it is.
-fn is_sane(id: &HeaderValue) -> bool {
+fn is_valid(id: &HeaderValue) -> bool {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
     (1..=MAX_ID_CHARS).contains(&id.len()) && id.as_bytes().iter().all(plain)
 }

@@ -1,13 +1,13 @@
-//! Headers that keep browsers from doing what nobody asked for.
+//! Headers that restrict what browsers do with a response.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Who may load an answer into a page of another origin.
+/// Which pages may load a response.
 pub const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-resource-policy");
 
-/// A picture is shown, and whatever else might be in it does nothing.
-pub const PICTURE_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; sandbox");
+/// An image is shown, and any active content in it does nothing.
+pub const IMAGE_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; sandbox");
 
 /// The page may load nothing from elsewhere. Its styles are partly inline.
 pub const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
@@ -19,25 +19,25 @@ pub const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
 const DOCUMENT_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
-/// A year. Without subdomains: what else runs under the domain is not ours to say.
+/// A year. Without subdomains, which may not be Safelight's.
 const ONLY_BY_TLS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
-/// What every answer says, whoever made it.
+/// The headers of every response.
 #[derive(Debug, Clone, Copy)]
-pub struct Guard {
-    /// Clients come by TLS.
+pub struct SecurityHeaders {
+    /// Clients connect by TLS.
     tls: bool,
 }
 
-impl Guard {
-    /// For a node whose clients come by TLS, or not.
+impl SecurityHeaders {
+    /// For a node whose clients connect by `tls`, or not.
     pub fn new(tls: bool) -> Self {
         Self { tls }
     }
 
-    /// Adds them. What an answer says of itself stays.
+    /// Adds the headers that the response does not have.
     pub fn complete(self, headers: &mut HeaderMap) {
-        // A picture has all of them from the start.
+        // An image has all of them from the start.
         if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
             of_all(headers);
             headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(DOCUMENT_POLICY);
@@ -56,10 +56,10 @@ fn of_all(headers: &mut HeaderMap) {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
-/// What is said of a picture: pages of any origin may show it, and it is never more than a picture.
-/// Also in a 304, which a cache puts in the place of what it has.
-pub fn of_a_picture(headers: &mut HeaderMap) {
+/// The headers of an image: pages of any origin may show it, and it is never more than an image. Also in a 304,
+/// whose headers replace those that a cache has.
+pub fn of_an_image(headers: &mut HeaderMap) {
     of_all(headers);
-    headers.insert(header::CONTENT_SECURITY_POLICY, PICTURE_POLICY);
+    headers.insert(header::CONTENT_SECURITY_POLICY, IMAGE_POLICY);
     headers.insert(CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
 }

@@ -1,34 +1,50 @@
 //! Metadata of images, and their deletion.
 
-use axum::{
-    Extension, Json,
-    extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
-use safelight_domain::{Image, ImageId, JobId, Status, Task, TaskId};
+use axum::{Json, extract::State, http::HeaderMap, response::Response};
+use safelight_domain::{Image, ImageId, JobId, Scope, Status, Task, TaskId};
 use safelight_store::{Deletion, DeletionRequest};
 use safelight_telemetry::traces;
 use serde::Serialize;
 use tracing::Instrument;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
+use super::{
+    documents::{ImageDocument, TaskDocument},
+    registry::{Access, ApiRoutes},
+    task_responses::{created, reload, wait_or_keep},
+};
 use crate::{
-    access::Caller,
-    extract::{Id, Params, PathId},
-    openapi::{DeleteProblems, ImageProblems, ListProblems},
-    pages::{Cursor, page},
-    prefer::Wait,
-    problem::{Problem, ProblemCode},
-    state::{ApiState, Draining},
-    tasks::{
-        self, add_progress_headers,
-        document::{ImageDocument, TaskDocument, conditional},
-        wait_until_final,
+    auth::Caller,
+    http::{
+        conditional::conditional,
+        draining::Draining,
+        extract::{Id, Params, PathId},
+        pagination::{Cursor, page},
+        prefer::Wait,
+        problem::Problem,
+        responses::{ListProblems, problem_responses},
     },
+    state::ApiState,
 };
 
-/// Attempts of a deletion: it is tried until it is done, with at most `backoff_cap_ms` in between.
+problem_responses! {
+    /// Of reading an image's metadata.
+    ImageProblems: ImageNotFound, ImageCancelled, ImageDeleted, DatabaseUnavailable;
+    /// Of deleting an image.
+    DeleteProblems: InvalidHeader, ImageNotFound, ImageDeleted, DatabaseUnavailable;
+}
+
+/// The routes for images.
+pub fn routes() -> ApiRoutes {
+    let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
+    ApiRoutes::new()
+        .route(read, routes!(list))
+        .route(read, routes!(show))
+        .route(upload, routes!(delete))
+}
+
+/// Attempts of a deletion: it is retried until it succeeds, with at most `backoff_cap_ms` in between.
 const ATTEMPTS: u32 = 1_000_000;
 
 /// A page of images.
@@ -69,24 +85,13 @@ pub async fn show(
 /// The image, or the problem that there is none for this caller, or none any more.
 pub async fn load(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, Problem> {
     let image = find(state, caller, id).await?;
-    if image.discarded { Err(gone(image.deleted)) } else { Ok(image) }
+    if image.discarded { Err(Problem::image_gone(image.deleted)) } else { Ok(image) }
 }
 
 /// The image, gone or not; the problem that there never was one for this caller.
 async fn find(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, Problem> {
-    let image = state.services.store.image(id).await?.filter(|image| caller.may_see(&image.owner));
+    let image = state.store.image(id).await?.filter(|image| caller.may_see(&image.owner));
     image.ok_or_else(|| ImageId::not_found(id))
-}
-
-/// The image was there once; whether it was deleted, or its upload cancelled.
-pub fn gone(deleted: bool) -> Problem {
-    if deleted {
-        return Problem::new(ProblemCode::ImageDeleted, "The image was deleted.");
-    }
-    Problem::new(
-        ProblemCode::ImageCancelled,
-        "The upload of this image was cancelled; its bytes are gone.",
-    )
 }
 
 /// Delete an image.
@@ -113,33 +118,28 @@ pub fn gone(deleted: bool) -> Problem {
 pub async fn delete(
     State(state): State<ApiState>,
     caller: Caller,
-    draining: Option<Extension<Draining>>,
+    draining: Draining,
     Id(id): Id<ImageId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wait = Wait::from_headers(&headers)?;
     let image = find(&state, &caller, id).await?;
-    // In a task of its own: who hangs up after the commit does not keep this node from forgetting the image.
+    // In a task of its own: a client that hangs up after the commit does not keep this node from forgetting the
+    // image.
     let begun = {
         let state = state.clone();
         async move { begin_deletion(&state, &image).await }
     };
     let begun = tokio::spawn(begun.in_current_span()).await;
     let task = begun.map_err(|error| Problem::internal(&error))??;
-    let task = match wait {
-        // The image is gone: a wait that cannot be had is no reason to say anything else.
-        Some(wait) => match wait_until_final(&state, &caller, task.clone(), wait, draining).await {
-            Ok(task) => task,
-            Err(_) => task,
-        },
-        None => task,
-    };
-    accepted(&state, &task, wait)
+    // The image is gone: a wait that fails is no reason to say anything else.
+    let task = wait_or_keep(&state, &caller, task, wait, &draining).await;
+    created(&state, &task, wait)
 }
 
-/// Has an image deleted, unless it is; answers with the task that does it.
+/// Begins the deletion of an image, unless it has begun; returns the task that carries it out.
 async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem> {
-    let store = &state.services.store;
+    let store = &state.store;
     let request = deletion_of(state, image.id);
     let deletion = match store.delete_image(&request).await {
         // The connection may have been lost after the commit: then this finds it deleted before.
@@ -148,21 +148,21 @@ async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem
     };
     let id = match deletion? {
         Deletion::Unknown => return Err(ImageId::not_found(image.id)),
-        Deletion::Forgotten => return Err(gone(true)),
+        Deletion::Forgotten => return Err(Problem::image_gone(true)),
         Deletion::Accepted(task) | Deletion::Before(task) => task,
     };
-    state.delivery.bury(image);
-    state.services.outbox_signal.notify();
-    let task = tasks::reload(state, id).await?;
+    state.delivery.mark_deleted(image);
+    state.outbox_signal.notify();
+    let task = reload(state, id).await?;
     if task.status != Status::Failed {
         return Ok(task);
     }
     store.retry(&[id]).await?;
-    tasks::reload(state, id).await
+    reload(state, id).await
 }
 
 fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
-    let config = &state.services.config;
+    let config = &state.config;
     let presets = config.presets.iter();
     DeletionRequest {
         image,
@@ -173,16 +173,6 @@ fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
         presets: presets.map(|(name, preset)| (name.clone(), preset.fingerprint())).collect(),
         trace: traces::current(),
     }
-}
-
-fn accepted(state: &ApiState, task: &Task, wait: Option<Wait>) -> Result<Response, Problem> {
-    let location = HeaderValue::try_from(format!("/v1/tasks/{}", task.id))
-        .map_err(|error| Problem::internal(&error))?;
-    let document = Json(TaskDocument::new(task, &state.presets));
-    let mut response =
-        (StatusCode::ACCEPTED, [(header::LOCATION, location)], document).into_response();
-    add_progress_headers(&mut response, task, wait);
-    Ok(response)
 }
 
 /// Images, newest first.
@@ -204,7 +194,7 @@ pub async fn list(
 ) -> Result<Json<ImageListDocument>, Problem> {
     let request = page::<ImageId>(&mut params)?;
     params.finish()?;
-    let page = state.services.store.list_images(caller.sees(), &request).await?;
+    let page = state.store.list_images(caller.sees(), &request).await?;
     Ok(Json(ImageListDocument {
         images: page.images.iter().map(|image| ImageDocument::new(image, &state.presets)).collect(),
         next_cursor: page.next.map(Cursor::encode),

@@ -1,4 +1,4 @@
-//! What only operators do: keys, and a look at what other operators did.
+//! API keys: created, listed and revoked by admins.
 
 use std::time::Duration;
 
@@ -10,45 +10,51 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use safelight_domain::{ApiKey, Owner, Scope, Scopes, secrets::ApiSecret};
-use safelight_store::{AuditEntry, NewApiKey};
+use safelight_store::NewApiKey;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
+use super::registry::{Access, ApiRoutes};
 use crate::{
-    extract::{Id, JsonBody, Params, PathId, invalid_query},
-    openapi::{KeyProblems, ListProblems, NewKeyProblems},
-    pages::{Cursor, next_cursor, page},
-    problem::{Problem, ProblemCode},
+    http::{
+        extract::{Id, JsonBody, Params, PathId, invalid_query},
+        pagination::{Cursor, next_cursor, page},
+        problem::{Problem, ProblemCode},
+        responses::{ListProblems, problem_responses},
+    },
     state::ApiState,
 };
+
+problem_responses! {
+    /// Of creating a key.
+    NewKeyProblems: InvalidBody, NotJson, BodyTooLarge;
+    /// Of a key.
+    KeyProblems: KeyNotFound;
+}
+
+/// The routes for keys.
+pub fn routes() -> ApiRoutes {
+    let admin = Access::scopes(&[Scope::Admin]);
+    ApiRoutes::new().route(admin, routes!(create, list)).route(admin, routes!(revoke))
+}
 
 /// A key's id.
 #[derive(Clone, Copy)]
 pub struct KeyId(Uuid);
 
-/// An entry of the audit log.
-#[derive(Clone, Copy)]
-struct AuditId(Uuid);
+impl Cursor for KeyId {
+    const MARK: u8 = b'k';
 
-macro_rules! cursor {
-    ($id:ident, $mark:literal) => {
-        impl Cursor for $id {
-            const MARK: u8 = $mark;
+    fn from_uuid(id: Uuid) -> Self {
+        Self(id)
+    }
 
-            fn from_uuid(id: Uuid) -> Self {
-                Self(id)
-            }
-
-            fn uuid(self) -> Uuid {
-                self.0
-            }
-        }
-    };
+    fn uuid(self) -> Uuid {
+        self.0
+    }
 }
-
-cursor!(KeyId, b'k');
-cursor!(AuditId, b'a');
 
 impl std::str::FromStr for KeyId {
     type Err = uuid::Error;
@@ -155,7 +161,7 @@ pub async fn create(
         secret_sha256: secret.hash(),
         lifetime,
     };
-    state.services.store.create_api_key(&new).await?;
+    state.store.create_api_key(&new).await?;
     let location = HeaderValue::from_str(&format!("/v1/keys/{}", new.id))
         .map_err(|error| Problem::internal(&error))?;
     let made =
@@ -194,7 +200,7 @@ pub async fn list(
     let owner = owner(&mut params)?;
     let request = page::<KeyId>(&mut params)?.map(|id| id.0);
     params.finish()?;
-    let keys = state.services.store.list_api_keys(owner.as_ref(), &request).await?;
+    let keys = state.store.list_api_keys(owner.as_ref(), &request).await?;
     let next_cursor = next_cursor(&request, &keys, |key| KeyId(key.id));
     Ok(Json(KeyListDocument { keys: keys.into_iter().map(Into::into).collect(), next_cursor }))
 }
@@ -211,67 +217,8 @@ pub async fn revoke(
     State(state): State<ApiState>,
     Id(id): Id<KeyId>,
 ) -> Result<Json<KeyDocument>, Problem> {
-    let revoked = state.services.store.revoke_api_key(id.0).await?;
+    let revoked = state.store.revoke_api_key(id.0).await?;
     Ok(Json(revoked.ok_or_else(|| KeyId::not_found(id.0))?.into()))
-}
-
-/// Something that an admin did.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = AuditEntry)]
-pub struct AuditDocument {
-    /// Its id.
-    pub id: Uuid,
-    /// When.
-    pub at: DateTime<Utc>,
-    /// The prefix of the key that was used; null for somebody on the machine itself.
-    pub key: Option<String>,
-    /// Whose key, or for whom the admin acted.
-    #[schema(value_type = String)]
-    pub owner: Owner,
-    /// What was done.
-    #[schema(example = "POST")]
-    pub action: String,
-    /// To what; of a backfill also of which kind.
-    #[schema(example = "/v1/keys/0193f5e7-0000-7000-8000-000000000000")]
-    pub target: String,
-}
-
-impl From<AuditEntry> for AuditDocument {
-    fn from(entry: AuditEntry) -> Self {
-        let AuditEntry { id, at, key, owner, action, target } = entry;
-        Self { id, at, key, owner, action, target }
-    }
-}
-
-/// A page of the audit log.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = AuditLog)]
-pub struct AuditListDocument {
-    /// The entries, newest first.
-    pub entries: Vec<AuditDocument>,
-    /// `cursor` of the next page; null on the last.
-    pub next_cursor: Option<String>,
-}
-
-/// What admins did, newest first.
-#[utoipa::path(
-    get, path = "/v1/audit", operation_id = "list_audit", tag = "keys",
-    params(
-        ("limit" = Option<u32>, Query, description = "Entries at most, 50 unless said", minimum = 1, maximum = 500),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-    ),
-    responses((status = 200, description = "A page of the log", body = AuditListDocument), ListProblems),
-)]
-pub async fn audit(
-    State(state): State<ApiState>,
-    mut params: Params,
-) -> Result<Json<AuditListDocument>, Problem> {
-    let request = page::<AuditId>(&mut params)?.map(|id| id.0);
-    params.finish()?;
-    let entries = state.services.store.list_audit(&request).await?;
-    let next_cursor = next_cursor(&request, &entries, |entry| AuditId(entry.id));
-    let entries = entries.into_iter().map(Into::into).collect();
-    Ok(Json(AuditListDocument { entries, next_cursor }))
 }
 
 /// The owner that a query names.

@@ -1,13 +1,22 @@
 //! The queues: how much waits, how fast it comes and goes, when it will be done.
 
 use axum::{Json, extract::State};
-use safelight_domain::{JobKind, Lane};
+use safelight_domain::{JobKind, Lane, Scope};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
-pub use crate::fleet::queue_sampler::Sampler;
+use super::registry::{Access, ApiRoutes};
+use crate::{
+    fleet::QueueReport,
+    http::{extract::Params, problem::Problem, responses::ListProblems},
+    state::ApiState,
+};
 
-use crate::{extract::Params, openapi::ListProblems, problem::Problem, state::ApiState};
+/// The route for queues.
+pub fn routes() -> ApiRoutes {
+    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(list))
+}
 
 /// All queues.
 #[derive(Debug, Serialize, ToSchema)]
@@ -18,7 +27,7 @@ pub struct QueueListDocument {
 }
 
 /// The jobs of one kind on one lane.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Queue)]
 pub struct QueueDocument {
     /// The kind.
@@ -46,6 +55,23 @@ pub struct QueueDocument {
     pub seconds_to_empty: Option<f64>,
 }
 
+impl From<QueueReport> for QueueDocument {
+    fn from(report: QueueReport) -> Self {
+        Self {
+            kind: report.queue.kind,
+            lane: report.queue.lane,
+            depth: report.depth,
+            due: report.due,
+            running: report.running,
+            failed: report.failed,
+            oldest_due_seconds: report.oldest_due_seconds,
+            rate_in: report.rate_in,
+            rate_out: report.rate_out,
+            seconds_to_empty: report.seconds_to_empty,
+        }
+    }
+}
+
 /// How much is queued and how fast it goes.
 ///
 /// Rates are measured by the node that answers, from its start on.
@@ -61,6 +87,6 @@ pub async fn list(
     params: Params,
 ) -> Result<Json<QueueListDocument>, Problem> {
     params.finish()?;
-    let queues = state.sampler.read(&state.services.store).await?;
-    Ok(Json(QueueListDocument { queues }))
+    let queues = state.queues.read().await?;
+    Ok(Json(QueueListDocument { queues: queues.into_iter().map(Into::into).collect() }))
 }

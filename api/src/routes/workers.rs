@@ -1,16 +1,24 @@
-//! The workers of the fleet, as the registry has them.
+//! The registered workers.
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
-use safelight_domain::WorkerId;
+use safelight_domain::{Scope, WorkerId};
 use safelight_store::{QueueSlots, RegisteredWorker, WorkerStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::routes;
 
-use crate::{extract::Params, openapi::ListProblems, problem::Problem, state::ApiState};
+use super::registry::{Access, ApiRoutes};
+use crate::{
+    fleet::list_workers,
+    http::{extract::Params, problem::Problem, responses::ListProblems},
+    state::ApiState,
+};
 
-/// Workers looked at, at most.
-pub const MAX_WORKERS: u32 = 10_000;
+/// The route for workers.
+pub fn routes() -> ApiRoutes {
+    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(list))
+}
 
 /// All workers.
 #[derive(Debug, Serialize, ToSchema)]
@@ -116,6 +124,6 @@ pub async fn list(
     params: Params,
 ) -> Result<Json<WorkerListDocument>, Problem> {
     params.finish()?;
-    let workers = state.services.store.list_workers(MAX_WORKERS).await?;
+    let workers = list_workers(&state.store).await?;
     Ok(Json(WorkerListDocument { workers: workers.into_iter().map(Into::into).collect() }))
 }

@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit};
+use safelight_telemetry::DependencyHealth;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::trouble::Trouble;
+/// One permit for each connection.
+pub struct ConnectionPermits(Arc<Semaphore>);
 
-/// One for each connection.
-pub struct Places(Arc<Semaphore>);
+/// There are as many connections as `max_connections` allows.
+#[derive(Debug, thiserror::Error)]
+#[error("there are max_connections already")]
+struct AllTaken;
 
-impl Places {
-    /// `wanted` places, but no more than half of the files that the process may open: the others are for
-    /// uploads, pictures, and the database. What it may open has been raised as far as the system lets it.
+impl ConnectionPermits {
+    /// `wanted` permits, but no more than half of the files that the process may open: the others are for
+    /// uploads, images, and the database. The limit has been raised as far as the system allows.
     pub fn new(wanted: usize) -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let possible = usize::try_from(files / 2).unwrap_or(usize::MAX);
@@ -27,15 +31,15 @@ impl Places {
         Self(Arc::new(Semaphore::new(wanted.min(possible).min(Semaphore::MAX_PERMITS))))
     }
 
-    /// A place, unless all are taken. Who gets none is closed at once, rather than left to wait behind
-    /// those who came to take places: a load balancer tries another node.
-    pub fn take(&self) -> Option<OwnedSemaphorePermit> {
-        static FULL: Trouble = Trouble::new("a connection is turned away");
-        let place = self.0.clone().try_acquire_owned().ok();
-        if place.is_none() {
+    /// A permit, unless all are taken. A connection without one is closed at once rather than left waiting: a
+    /// load balancer tries another node.
+    pub fn acquire(&self) -> Option<OwnedSemaphorePermit> {
+        static LIMIT: DependencyHealth = DependencyHealth::new("take another connection");
+        let permit = self.0.clone().try_acquire_owned().ok();
+        if permit.is_none() {
             metrics::counter!("safelight_connections_refused_total").increment(1);
-            FULL.note(&"there are max_connections already");
+            LIMIT.failed(&AllTaken);
         }
-        place
+        permit
     }
 }

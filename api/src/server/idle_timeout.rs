@@ -1,5 +1,5 @@
-//! Whether an HTTP/2 client still takes part. On such a connection a client can leave every answer lying
-//! and go on answering pings, so what counts is what moves.
+//! The idle timeout of HTTP/2 connections. A client can leave every response unread and go on answering pings, so
+//! what counts is progress.
 
 use std::{
     pin::Pin,
@@ -11,27 +11,27 @@ use std::{
 use axum::body::{Body, Bytes};
 use hyper::body::{Frame, SizeHint};
 
-/// What is handed over at once: what fits into one frame of every client. The next piece is asked for
-/// only once the client has made room for this one, so each is a sign of life.
+/// Bytes of a response in one piece: what fits into one frame of every client. The next piece is asked for only
+/// once the client has made room for this one, so each shows that the client reads.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// What moves on one connection.
-pub struct Pulse(Mutex<State>);
+/// The progress of one connection.
+pub struct IdleTimeout(Mutex<State>);
 
 struct State {
-    /// Answers that are waited for on our side.
+    /// Responses that the server is working on.
     working: usize,
     last: Instant,
 }
 
-impl Pulse {
+impl IdleTimeout {
     /// Of a connection that has just been made.
     pub fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(State { working: 0, last: Instant::now() })))
     }
 
-    /// Returns when nothing has moved for as long as `idle`, and it was not for us to move it.
-    pub async fn stopped(&self, idle: Duration) {
+    /// Returns when the client has made no progress for `idle` while the server waited for it.
+    pub async fn elapsed(&self, idle: Duration) {
         loop {
             let left = {
                 let state = self.lock();
@@ -44,8 +44,8 @@ impl Pulse {
         }
     }
 
-    /// Notes that something moved.
-    fn beat(&self) {
+    /// Notes progress.
+    fn progress(&self) {
         self.lock().last = Instant::now();
     }
 
@@ -54,20 +54,20 @@ impl Pulse {
     }
 }
 
-/// As long as this lives, it is for us to move something.
-pub struct Working(Arc<Pulse>);
+/// As long as this lives, the server is working, and the client is not late.
+pub struct Working(Arc<IdleTimeout>);
 
 impl Working {
     /// From now on.
-    pub fn new(pulse: &Arc<Pulse>) -> Self {
-        pulse.lock().working += 1;
-        Self(pulse.clone())
+    pub fn new(timeout: &Arc<IdleTimeout>) -> Self {
+        timeout.lock().working += 1;
+        Self(timeout.clone())
     }
 
-    /// The body of the answer that was worked on: it says when the client takes a piece, and waits for
-    /// us only while `body` has none.
+    /// The body of the response: it notes when the client takes a piece, and counts as work only while `body` has
+    /// none.
     pub fn hand_over(self, body: Body) -> Body {
-        Body::new(Paced { body, rest: Bytes::new(), pulse: self.0.clone(), working: None })
+        Body::new(Paced { body, rest: Bytes::new(), timeout: self.0.clone(), working: None })
     }
 }
 
@@ -84,7 +84,7 @@ struct Paced {
     body: Body,
     /// What has come and is not handed over yet.
     rest: Bytes,
-    pulse: Arc<Pulse>,
+    timeout: Arc<IdleTimeout>,
     /// While more is waited for.
     working: Option<Working>,
 }
@@ -98,9 +98,9 @@ impl hyper::body::Body for Paced {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        this.pulse.beat();
+        this.timeout.progress();
         if this.rest.is_empty() {
-            this.working.get_or_insert_with(|| Working::new(&this.pulse));
+            this.working.get_or_insert_with(|| Working::new(&this.timeout));
             let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
             this.working = None;
             match frame.map(|frame| frame.map(Frame::into_data)) {
@@ -142,7 +142,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_comes_in_pieces_and_is_whole() {
         let whole: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-        let mut body = Working::new(&Pulse::new()).hand_over(Body::from(whole.clone()));
+        let mut body = Working::new(&IdleTimeout::new()).hand_over(Body::from(whole.clone()));
         assert_eq!(body.size_hint().exact(), Some(100_000));
         let mut read = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -157,22 +157,22 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_client_can_be_late() {
-        let pulse = Pulse::new();
-        let working = Working::new(&pulse);
+        let timeout = IdleTimeout::new();
+        let working = Working::new(&timeout);
         let (sender, mut pieces) = mpsc::channel::<Bytes>(1);
         let stream = futures::stream::poll_fn(move |context| pieces.poll_recv(context))
             .map(Ok::<_, std::io::Error>);
-        let stopped = |pulse: &Arc<Pulse>| {
-            let pulse = pulse.clone();
-            async move { tokio::time::timeout(IDLE * 4, pulse.stopped(IDLE)).await.is_ok() }
+        let elapsed = |timeout: &Arc<IdleTimeout>| {
+            let timeout = timeout.clone();
+            async move { tokio::time::timeout(IDLE * 4, timeout.elapsed(IDLE)).await.is_ok() }
         };
-        assert!(!stopped(&pulse).await, "an answer is being made");
+        assert!(!elapsed(&timeout).await, "an answer is being made");
         let mut body = working.hand_over(Body::from_stream(stream));
         let next = tokio::spawn(async move { (body.frame().await.is_some(), body) });
-        assert!(!stopped(&pulse).await, "the body has nothing yet");
+        assert!(!elapsed(&timeout).await, "the body has nothing yet");
         sender.send(Bytes::from_static(b"a piece")).await.expect("sent");
         let (came, _body) = next.await.expect("no panic");
         assert!(came);
-        assert!(stopped(&pulse).await, "the client does not come for more");
+        assert!(elapsed(&timeout).await, "the client does not come for more");
     }
 }

@@ -1,69 +1,40 @@
-//! Connections: HTTP/1.1 and HTTP/2, with or without TLS, on one port; bounded in number, time and memory.
+//! Listening: HTTP/1.1 and HTTP/2, with or without TLS, on one port, until the server is drained.
 
-pub mod connection_permits;
-pub mod idle_timeout;
-pub mod tls;
+mod connection;
+mod connection_permits;
+mod idle_timeout;
+mod tls;
 
-use std::{convert::Infallible, future::pending, io, time::Duration};
+use std::{future::pending, io, time::Duration};
 
-use axum::response::Response;
-use hyper::{Request, Version, body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
-};
 use safelight_config::Config;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::OwnedSemaphorePermit,
     time::timeout,
 };
-use tokio_io_timeout::TimeoutStream;
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
 use tower::Service;
 
+pub use tls::{Tls, TlsError};
+
 use crate::{
-    connections::Places,
-    front::Api,
-    probes,
-    pulse::{Pulse, Working},
-    state::Draining,
-    tls::Tls,
+    http::draining::Draining,
+    router::{self, Api},
 };
+use connection::serve_connection;
+use connection_permits::ConnectionPermits;
 
-/// Read buffer of an HTTP/1 connection. Bounds the memory of many slow uploads.
-const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
-
-/// What an HTTP/2 client may send ahead on one stream.
-const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-
-/// What an HTTP/2 client may send ahead on one connection.
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-
-/// Requests of one HTTP/2 connection at once. Bounds what a client that takes nothing can pin.
-const HTTP2_STREAMS: u32 = 100;
-
-/// How long an HTTP/2 client that is asked to leave has for it.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Pauses between two looks for the rest of a preface: the first, and the longest.
-const PREFACE_PAUSE: Duration = Duration::from_millis(5);
-const PREFACE_PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// How long a start may take before anybody is answered.
+/// How long a start may take before clients are answered.
 const QUIET_START: Duration = Duration::from_secs(1);
 
-/// Pause after an `accept` that failed for want of file descriptors.
+/// Pause after an `accept` that failed for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` is cancelled; then takes no more connections, ends answers that are
+/// Serves until `shutdown` is cancelled; then takes no more connections, ends responses that are
 /// held back, lets requests in flight finish for at most `drain_timeout_ms`, and returns.
 pub async fn serve(
     listener: TcpListener,
@@ -73,22 +44,23 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let api = api.draining(Draining(shutdown.clone()));
-    let _watching = AbortOnDropHandle::new(tokio::spawn(api.clone().watch_queues()));
+    let _sampling = AbortOnDropHandle::new(tokio::spawn(api.clone().sample_queues()));
     let connections = TaskTracker::new();
-    // Ends those that are left when the drain is over.
+    // Ends the connections that are left when the drain is over.
     let abort = CancellationToken::new();
-    let places = Places::new(config.max_connections);
+    let permits = ConnectionPermits::new(config.max_connections);
     let idle = Duration::from_millis(config.client_idle_timeout_ms);
-    while let Some((stream, place)) = accept(&listener, &places, &shutdown).await {
+    while let Some((stream, permit)) = accept(&listener, &permits, &shutdown).await {
         let (api, tls) = (api.clone(), tls.clone());
         let (shutdown, abort) = (shutdown.clone(), abort.clone());
         connections.spawn(async move {
+            let answer = |request| api.answer(request);
             tokio::select! {
                 biased;
-                () = connection(stream, tls, |request| api.answer(request), idle, shutdown) => {}
+                () = serve_connection(stream, tls, answer, idle, shutdown) => {}
                 () = abort.cancelled() => {}
             }
-            drop(place);
+            drop(permit);
         });
     }
     drop(listener);
@@ -101,8 +73,8 @@ pub async fn serve(
     Ok(())
 }
 
-/// Does `work`, without which nothing can be served. If that takes a while, connections to `listener` are taken
-/// meanwhile: whoever asks `/livez` learns that the process lives, everybody else to come again.
+/// Does `work`, without which nothing can be served. If that takes a while, connections to `listener` are accepted
+/// meanwhile: `/livez` says that the process lives, every other path answers 503.
 pub async fn while_starting<T>(
     listener: &TcpListener,
     tls: Option<&Tls>,
@@ -113,15 +85,16 @@ pub async fn while_starting<T>(
     let _ended = started.clone().drop_guard();
     let idle = Duration::from_millis(config.client_idle_timeout_ms);
     let answering = async {
-        // Most starts are sooner done than a client is sent away and comes again.
+        // Most starts take less time than a client that is sent away and comes again.
         tokio::time::sleep(QUIET_START).await;
-        let (router, places) = (probes::starting(), Places::new(config.max_connections));
-        while let Some((stream, place)) = accept(listener, &places, &started).await {
+        let (router, permits) =
+            (router::starting(), ConnectionPermits::new(config.max_connections));
+        while let Some((stream, permit)) = accept(listener, &permits, &started).await {
             let (router, tls, started) = (router.clone(), tls.cloned(), started.clone());
             tokio::spawn(async move {
                 let answer = |request| router.clone().call(request);
-                connection(stream, tls, answer, idle, started).await;
-                drop(place);
+                serve_connection(stream, tls, answer, idle, started).await;
+                drop(permit);
             });
         }
         pending().await
@@ -132,21 +105,21 @@ pub async fn while_starting<T>(
     }
 }
 
-/// The next connection that there is a place for; `None` at shutdown.
+/// The next connection that there is a permit for; `None` at shutdown.
 async fn accept(
     listener: &TcpListener,
-    places: &Places,
+    permits: &ConnectionPermits,
     shutdown: &CancellationToken,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let next = async {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if let Some(place) = places.take() {
-                        return Some((stream, place));
+                    if let Some(permit) = permits.acquire() {
+                        return Some((stream, permit));
                     }
                 }
-                // The client is gone already, or we are out of descriptors: neither ends us.
+                // The client is gone already, or descriptors are used up: the server goes on.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -158,125 +131,5 @@ async fn accept(
         biased;
         () = shutdown.cancelled() => None,
         next = next => next,
-    }
-}
-
-/// Serves one connection to its end. `idle` is how long the client may take for a request's head, lie
-/// idle, or take nothing of an answer.
-async fn connection<F>(
-    stream: TcpStream,
-    tls: Option<Tls>,
-    answer: impl Fn(Request<Incoming>) -> F,
-    idle: Duration,
-    shutdown: CancellationToken,
-) where
-    F: Future<Output = Result<Response, Infallible>> + Send + 'static,
-{
-    // Small answers must not wait for acknowledgements. An error means that the peer is gone.
-    let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else {
-        let spoke = timeout(idle, speaks_http2(&stream));
-        if let Some(Ok(Ok(http2))) = shutdown.run_until_cancelled(spoke).await {
-            http(stream, http2, answer, idle, shutdown).await;
-        }
-        return;
-    };
-    let shaken = timeout(idle, tls.accept(stream));
-    if let Some(Ok(Ok(stream))) = shutdown.run_until_cancelled(shaken).await {
-        let http2 = tls::is_http2(&stream);
-        http(stream, http2, answer, idle, shutdown).await;
-    }
-}
-
-/// Speaks HTTP on one connection to its end.
-async fn http<F>(
-    stream: impl AsyncRead + AsyncWrite + Send + 'static,
-    http2: bool,
-    answer: impl Fn(Request<Incoming>) -> F,
-    idle: Duration,
-    shutdown: CancellationToken,
-) where
-    F: Future<Output = Result<Response, Infallible>> + Send + 'static,
-{
-    let builder = Builder::new(TokioExecutor::new());
-    let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle)
-        .max_buf_size(HTTP1_BUFFER_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(HTTP2_STREAMS)
-        .keep_alive_interval(idle);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(idle));
-    let io = TokioIo::new(Box::pin(stream));
-    let pulse = Pulse::new();
-    let service = service_fn(|request: Request<Incoming>| {
-        let working = (request.version() == Version::HTTP_2).then(|| Working::new(&pulse));
-        show_taking(answer(request), working)
-    });
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
-    // HTTP/1 has time-outs for each of its states; of HTTP/2 hyper only knows whether the peer is there.
-    let left = async { if http2 { pulse.stopped(idle).await } else { pending().await } };
-    let served = async {
-        let mut connection = connection.as_mut();
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => return ended,
-            () = shutdown.cancelled() => {}
-        }
-        connection.as_mut().graceful_shutdown();
-        connection.await
-    };
-    let ended = tokio::select! {
-        biased;
-        ended = served => ended,
-        () = left => {
-            connection.as_mut().graceful_shutdown();
-            timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(error, "connection ended");
-    }
-}
-
-/// An answer that shows whether the client takes it, if it matters: if it is being `working` on.
-async fn show_taking(
-    answer: impl Future<Output = Result<Response, Infallible>>,
-    working: Option<Working>,
-) -> Result<Response, Infallible> {
-    let response = answer.await?;
-    Ok(match working {
-        Some(working) => response.map(|body| working.hand_over(body)),
-        None => response,
-    })
-}
-
-/// Whether the client begins as one of HTTP/2. hyper-util waits for the first bytes without a
-/// limit, so a silent client would hold its connection for ever.
-async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut head = [0; HTTP2_PREFACE.len()];
-    let mut pause = PREFACE_PAUSE;
-    loop {
-        stream.readable().await?;
-        let count = stream.peek(&mut head).await?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let begins = HTTP2_PREFACE.starts_with(&head[..count]);
-        if count == head.len() || !begins {
-            return Ok(begins);
-        }
-        // The rest of a preface that came in pieces; peeking does not wait for more. Longer each
-        // time: many clients that never go on must not keep a processor busy.
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PREFACE_PAUSE_MAX);
     }
 }

@@ -1,4 +1,4 @@
-//! TLS, for those who have no proxy that speaks it: a certificate that is exchanged while it serves.
+//! TLS without a proxy, with a certificate that can be replaced while the server runs.
 
 use std::{
     fmt, io,
@@ -102,21 +102,21 @@ impl Tls {
         Ok(true)
     }
 
-    /// The handshake. Whoever waits for it must bound it.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    /// The handshake. Its caller must bound it in time.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }
 }
 
 /// Whether a client has chosen HTTP/2.
-pub(crate) fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
+pub fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(HTTP2)
 }
 
-/// What connections are begun with.
+/// The certificate that new connections get.
 struct Served {
     files: Files,
-    content: RwLock<Content>,
+    content: RwLock<PemFiles>,
     identity: RwLock<Arc<CertifiedKey>>,
     provider: Arc<CryptoProvider>,
 }
@@ -142,23 +142,23 @@ struct Files {
 
 /// The content of both files.
 #[derive(PartialEq, Eq)]
-struct Content {
+struct PemFiles {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
 
 impl Files {
-    fn read(&self) -> Result<Content, TlsError> {
+    fn read(&self) -> Result<PemFiles, TlsError> {
         let read = |path: &Path| {
             std::fs::read(path)
                 .map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })
         };
-        Ok(Content { certificate: read(&self.certificate)?, key: read(&self.key)? })
+        Ok(PemFiles { certificate: read(&self.certificate)?, key: read(&self.key)? })
     }
 
     fn identity(
         &self,
-        content: &Content,
+        content: &PemFiles,
         provider: &CryptoProvider,
     ) -> Result<Arc<CertifiedKey>, TlsError> {
         let lacks = |path: &Path, what| TlsError::Lacks { path: path.to_owned(), what };

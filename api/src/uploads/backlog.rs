@@ -1,4 +1,4 @@
-//! Back pressure: no more uploads while too much work is queued.
+//! Backpressure: no more uploads while too much work is queued.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -12,30 +12,31 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::problem::{Problem, ProblemCode};
+use crate::http::problem::{Problem, ProblemCode};
 
 /// How long a count is good. What this node accepts meanwhile is added to it.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// How long counting may hold up the one upload that does it.
+/// How long counting may delay the one upload that does it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many interactive jobs are queued over all nodes, as far as this one knows.
 pub struct Backlog {
+    store: DynStore,
     limit: u64,
     queued: AtomicU64,
     counted_at: Mutex<Option<Instant>>,
 }
 
 impl Backlog {
-    /// A backlog of at most `limit` jobs.
-    pub fn new(limit: u64) -> Self {
-        Self { limit, queued: AtomicU64::new(0), counted_at: Mutex::new(None) }
+    /// A backlog of at most `limit` jobs in `store`.
+    pub fn new(store: DynStore, limit: u64) -> Self {
+        Self { store, limit, queued: AtomicU64::new(0), counted_at: Mutex::new(None) }
     }
 
-    /// Refuses an upload while the backlog is full.
-    pub async fn admit(&self, store: &DynStore) -> Result<(), Problem> {
-        self.refresh(store).await;
+    /// Rejects an upload while the backlog is full.
+    pub async fn admit(&self) -> Result<(), Problem> {
+        self.refresh().await;
         if self.queued.load(Ordering::Relaxed) < self.limit {
             return Ok(());
         }
@@ -50,15 +51,15 @@ impl Backlog {
         self.queued.fetch_add(jobs as u64, Ordering::Relaxed);
     }
 
-    /// Counts anew if the count is old. One upload does it, the others go by what is known.
-    async fn refresh(&self, store: &DynStore) {
+    /// Counts again if the count is old. One upload does it; the others use the last count.
+    async fn refresh(&self) {
         let Ok(mut counted_at) = self.counted_at.try_lock() else { return };
         if counted_at.is_some_and(|at| at.elapsed() < MAX_AGE) {
             return;
         }
-        // A database that is away is told by what the upload needs it for.
+        // An unavailable database is reported by what else the upload needs it for.
         if let Ok(Ok(queued)) =
-            timeout(PATIENCE, store.count_queued(Lane::Interactive, self.limit)).await
+            timeout(PATIENCE, self.store.count_queued(Lane::Interactive, self.limit)).await
         {
             self.queued.store(queued, Ordering::Relaxed);
         }

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use safelight_domain::ContentHash;
 
-use crate::problem::{Problem, ProblemCode};
+use crate::http::problem::{Problem, ProblemCode};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const WANT_CONTENT_DIGEST: HeaderName = HeaderName::from_static("want-content-digest");

@@ -1,15 +1,14 @@
-//! What a client says beside the bytes: title, tags, file name.
+//! What a client says of an image beside its bytes: title, tags, file name, visibility.
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
 use safelight_domain::{ContentHash, ContentHasher, Visibility, labels};
 
-use crate::problem::{Problem, ProblemCode};
+use crate::http::problem::{Problem, ProblemCode};
 
-/// What a client says beside the bytes.
+/// What a client says of an image beside its bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Form {
-    /// The title.
+pub struct Labels {
     pub title: Option<String>,
     /// The tags, without repetitions.
     pub tags: Vec<String>,
@@ -19,8 +18,8 @@ pub struct Form {
     pub visibility: Option<Visibility>,
 }
 
-impl Form {
-    /// Takes the title; may be done once. An empty one is none.
+impl Labels {
+    /// Sets the title. An empty title is none.
     pub fn set_title(&mut self, text: &str) -> Result<(), Problem> {
         self.title = labels::title(text).map_err(|why| invalid("title", &why))?;
         Ok(())
@@ -34,19 +33,19 @@ impl Form {
         Ok(())
     }
 
-    /// Takes who may read the bytes; may be done once.
+    /// Sets who may read the bytes.
     pub fn set_visibility(&mut self, name: &str) -> Result<(), Problem> {
         let names = |_| invalid("visibility", "must be `public` or `private`");
         self.visibility = Some(name.trim().parse().map_err(names)?);
         Ok(())
     }
 
-    /// Takes the file's name, made harmless.
+    /// Sets the file's name, sanitized.
     pub fn set_filename(&mut self, name: &str) {
         self.filename = labels::file_name(name);
     }
 
-    /// Names the payload of an upload: equal if and only if the bytes and all of this are.
+    /// Identifies the payload of an upload: equal if and only if the bytes and all labels are.
     pub fn fingerprint(&self, content: ContentHash) -> ContentHash {
         let mut hasher = ContentHasher::default();
         hasher.update(content.as_bytes());
@@ -67,13 +66,13 @@ impl Form {
     }
 }
 
-/// A field that cannot be taken.
+/// A field that is not valid.
 pub fn invalid(field: &str, why: &str) -> Problem {
     Problem::new(ProblemCode::InvalidField, format!("Field `{field}`: {why}."))
 }
 
 /// The file name in `Content-Disposition` (RFC 6266; `filename*` as in RFC 8187). One that cannot
-/// be read is none, as that RFC advises.
+/// be read is ignored, as that RFC advises.
 pub fn disposition_filename(headers: &HeaderMap) -> Option<String> {
     let value = String::from_utf8_lossy(headers.get(header::CONTENT_DISPOSITION)?.as_bytes());
     let mut plain = None;
@@ -152,23 +151,23 @@ mod tests {
 
     #[test]
     fn tags_are_split_trimmed_deduplicated_and_bounded() {
-        let mut form = Form::default();
-        form.add_tags("cat, dog,,cat ").expect("tags");
-        form.add_tags("bird").expect("tags");
-        assert_eq!(form.tags, ["cat", "dog", "bird"]);
+        let mut given = Labels::default();
+        given.add_tags("cat, dog,,cat ").expect("tags");
+        given.add_tags("bird").expect("tags");
+        assert_eq!(given.tags, ["cat", "dog", "bird"]);
         let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-        assert!(form.add_tags(&many).is_err());
-        assert!(form.add_tags(&"x".repeat(65)).is_err());
-        assert!(form.set_title("a\u{7}b").is_err());
-        form.set_title("  ").expect("empty");
-        assert_eq!(form.title, None);
+        assert!(given.add_tags(&many).is_err());
+        assert!(given.add_tags(&"x".repeat(65)).is_err());
+        assert!(given.set_title("a\u{7}b").is_err());
+        given.set_title("  ").expect("empty");
+        assert_eq!(given.title, None);
     }
 
     #[test]
-    fn everything_said_is_in_the_fingerprint() {
+    fn all_labels_are_in_the_fingerprint() {
         let content = ContentHash::of(b"x");
-        let form = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
-            Form {
+        let of = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
+            Labels {
                 title: title.map(str::to_owned),
                 tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
                 filename: filename.map(str::to_owned),
@@ -177,13 +176,13 @@ mod tests {
             .fingerprint(content)
         };
         let all = [
-            form(None, &[], None),
-            form(Some("ab"), &[], None),
-            form(None, &[], Some("ab")),
-            form(None, &["ab"], None),
-            form(None, &["a", "b"], None),
-            form(Some("a"), &["b"], None),
-            Form::default().fingerprint(ContentHash::of(b"y")),
+            of(None, &[], None),
+            of(Some("ab"), &[], None),
+            of(None, &[], Some("ab")),
+            of(None, &["ab"], None),
+            of(None, &["a", "b"], None),
+            of(Some("a"), &["b"], None),
+            Labels::default().fingerprint(ContentHash::of(b"y")),
         ];
         for (n, one) in all.iter().enumerate() {
             assert!(all[n + 1..].iter().all(|other| other != one), "{n}");

@@ -1,5 +1,5 @@
-//! Places among the uploads in flight: so many in all, and of each owner no more than its share, so that
-//! whoever sends many bodies, or slow ones, leaves places to others.
+//! Permits for uploads in flight: a number in all, and no more than a share of them per owner, so that an owner
+//! with many bodies, or slow ones, leaves permits to others.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -9,60 +9,64 @@ use std::{
 use safelight_domain::Owner;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Those of a process.
-pub struct Places {
+/// The permits of a process.
+pub struct UploadPermits {
     all: Arc<Semaphore>,
-    held: Arc<Held>,
+    per_owner: Arc<PerOwner>,
 }
 
-/// How many each owner holds that holds any.
+/// How many permits each owner holds; owners without any have no entry.
 #[derive(Default)]
-struct Held(Mutex<HashMap<Owner, usize>>);
+struct PerOwner(Mutex<HashMap<Owner, usize>>);
 
-/// One place, until this is dropped.
-pub struct Place {
+/// A permit for one upload, until this is dropped.
+pub struct UploadPermit {
     owner: Owner,
-    held: Arc<Held>,
-    _one: OwnedSemaphorePermit,
+    per_owner: Arc<PerOwner>,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// Why there is no place.
+/// Why there is no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
+pub enum NoPermit {
     /// The owner holds its share.
-    Share,
+    OwnerShare,
     /// All are taken.
     All,
 }
 
-impl Places {
-    /// `limit` places, all free.
+impl UploadPermits {
+    /// `limit` permits.
     pub fn new(limit: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(limit)), held: Arc::default() }
+        Self { all: Arc::new(Semaphore::new(limit)), per_owner: Arc::default() }
     }
 
-    /// A place for `owner`, which may hold `share` of them.
-    pub fn take(&self, owner: &Owner, share: usize) -> Result<Place, Full> {
+    /// A permit for `owner`, which may hold `share` of them.
+    pub fn acquire(&self, owner: &Owner, share: usize) -> Result<UploadPermit, NoPermit> {
         // First, so that a share which is all of them is never what is used up.
-        let one = self.all.clone().try_acquire_owned().map_err(|_| Full::All)?;
-        let mut held = self.held.lock();
+        let permit = self.all.clone().try_acquire_owned().map_err(|_| NoPermit::All)?;
+        let mut held = self.per_owner.lock();
         if held.get(owner).is_some_and(|count| *count >= share) {
-            return Err(Full::Share);
+            return Err(NoPermit::OwnerShare);
         }
         *held.entry(owner.clone()).or_default() += 1;
-        Ok(Place { owner: owner.clone(), held: self.held.clone(), _one: one })
+        Ok(UploadPermit {
+            owner: owner.clone(),
+            per_owner: self.per_owner.clone(),
+            _permit: permit,
+        })
     }
 }
 
-impl Held {
+impl PerOwner {
     fn lock(&self) -> MutexGuard<'_, HashMap<Owner, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for UploadPermit {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.held.lock().entry(self.owner.clone()) {
+        if let Entry::Occupied(mut entry) = self.per_owner.lock().entry(self.owner.clone()) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
@@ -76,18 +80,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_more_than_its_share_and_all_come_back() {
+    fn an_owner_gets_no_more_than_its_share_and_permits_come_back() {
         let (ada, bob): (Owner, Owner) = ("ada".parse().expect("ada"), "bob".parse().expect("bob"));
-        let places = Places::new(4);
-        let take = |owner: &Owner| places.take(owner, 3);
-        let mut taken: Vec<Place> = (0..3).map(|_| take(&ada).expect("within its share")).collect();
-        assert_eq!(take(&ada).err(), Some(Full::Share));
-        taken.push(take(&bob).expect("a place is left for others"));
-        assert_eq!(take(&bob).err(), Some(Full::All));
+        let permits = UploadPermits::new(4);
+        let take = |owner: &Owner| permits.acquire(owner, 3);
+        let mut taken: Vec<UploadPermit> =
+            (0..3).map(|_| take(&ada).expect("within its share")).collect();
+        assert_eq!(take(&ada).err(), Some(NoPermit::OwnerShare));
+        taken.push(take(&bob).expect("a permit is left for others"));
+        assert_eq!(take(&bob).err(), Some(NoPermit::All));
         drop(taken.remove(0));
         taken.push(take(&ada).expect("one came back"));
         drop(taken);
-        assert!(places.held.lock().is_empty(), "nothing is remembered");
-        assert_eq!(places.all.available_permits(), 4);
+        assert!(permits.per_owner.lock().is_empty(), "nothing is remembered");
+        assert_eq!(permits.all.available_permits(), 4);
     }
 }

@@ -1,4 +1,4 @@
-//! What the tests stand on: an API over real parts in a folder of its own, and pictures.
+//! What the tests share: an API over real parts in a folder of its own, and images.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, request::Builder},
 };
 use http_body_util::BodyExt;
-use safelight_api::{Api, ApiOptions};
+use safelight_api::{Api, ApiOptions, ApiParts};
 use safelight_blobs::{BlobKey, BlobLocation, Blobs, StagedUpload};
 use safelight_config::Config;
 use safelight_domain::JobNotice;
@@ -16,7 +16,6 @@ use safelight_domain::{
     Placeholder, Rendition, TaskId, WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal};
-use safelight_services::Services;
 use safelight_store::{Claim, DynStore, Lease, Outcome, Settled};
 use safelight_store_sql::SqliteStore;
 use serde_json::Value;
@@ -25,21 +24,21 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A node of the API with its parts.
-pub struct Bench {
-    pub services: Services,
+pub struct TestApp {
+    pub parts: ApiParts,
     pub api: Api,
     folder: tempfile::TempDir,
 }
 
-/// An answer, read whole.
+/// A response with its whole body.
 #[derive(Debug)]
-pub struct Answer {
+pub struct TestResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
 }
 
-impl Bench {
+impl TestApp {
     /// With the default configuration.
     pub async fn new() -> Self {
         Self::with(&[], ApiOptions::default(), |store| store).await
@@ -63,7 +62,7 @@ impl Bench {
         store.migrate().await.expect("a schema");
         let location = BlobLocation::Folder(folder.path().join("blobs"));
         let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("a blob folder");
-        let services = Services {
+        let parts = ApiParts {
             queue: Arc::new(InProcessQueue::new()),
             config: Arc::new(config),
             store: wrap(store),
@@ -71,21 +70,21 @@ impl Bench {
             shared_cache: None,
             outbox_signal: OutboxSignal::default(),
         };
-        let api = Api::new(services.clone(), Arc::new(|| "metrics\n".to_owned()), options);
-        Self { services, api, folder }
+        let api = Api::new(parts.clone(), Arc::new(|| "metrics\n".to_owned()), options);
+        Self { parts, api, folder }
     }
 
     /// Sends a request.
-    pub async fn send(&self, request: Builder, body: impl Into<Body>) -> Answer {
+    pub async fn send(&self, request: Builder, body: impl Into<Body>) -> TestResponse {
         let request = request.body(body.into()).expect("a request");
         let response = self.api.answer(request).await.expect("an answer");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes().to_vec();
-        Answer { status: parts.status, headers: parts.headers, body }
+        TestResponse { status: parts.status, headers: parts.headers, body }
     }
 
     /// Gets a path.
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> TestResponse {
         self.send(Request::get(path), Body::empty()).await
     }
 
@@ -114,7 +113,7 @@ impl Bench {
     }
 
     async fn try_claim(&self, task: TaskId, kind: JobKind) -> Option<(Lease, Image)> {
-        let jobs = self.services.store.task(task).await.expect("a task").expect("some").jobs;
+        let jobs = self.parts.store.task(task).await.expect("a task").expect("some").jobs;
         let job = jobs.iter().find(|job| job.kind == kind).expect("a job of the kind");
         let notice = JobNotice {
             job: job.id,
@@ -124,7 +123,7 @@ impl Bench {
             trace: None,
         };
         let lease = Duration::from_secs(30);
-        match self.services.store.claim(&notice, false, WorkerId::new(), lease, JOB_VERSION).await {
+        match self.parts.store.claim(&notice, false, WorkerId::new(), lease, JOB_VERSION).await {
             Ok(Claim::Run(claimed)) => Some((claimed.lease, claimed.image)),
             Ok(Claim::Nothing) => None,
             other => panic!("not claimed: {other:?}"),
@@ -133,7 +132,7 @@ impl Bench {
 
     /// Ends an attempt.
     pub async fn settle(&self, lease: Lease, outcome: Outcome) {
-        let settled = self.services.store.settle(&lease, &outcome).await.expect("settled");
+        let settled = self.parts.store.settle(&lease, &outcome).await.expect("settled");
         assert_eq!(settled, Settled::Applied);
     }
 
@@ -141,7 +140,7 @@ impl Bench {
     pub async fn write(&self, task: TaskId) -> Image {
         let (lease, image) = self.claim(task, JobKind::Write).await;
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
-        self.services.blobs.promote(&staged).await.expect("promoted");
+        self.parts.blobs.promote(&staged).await.expect("promoted");
         let facts = ImageFacts {
             format: image.format,
             width: 30,
@@ -158,10 +157,10 @@ impl Bench {
     pub async fn render(&self, task: TaskId, bytes: &'static [u8]) {
         let (lease, image) = self.claim(task, JobKind::Thumbnail).await;
         let mut made = Vec::new();
-        for name in self.services.config.presets.keys() {
+        for name in self.parts.config.presets.keys() {
             let rendition = self.rendition(name, ImageFormat::Jpeg, bytes);
             let key = BlobKey::rendition(image.sha256, &rendition);
-            self.services.blobs.put(&key, bytes.into()).await.expect("stored");
+            self.parts.blobs.put(&key, bytes.into()).await.expect("stored");
             made.push(rendition);
         }
         let placeholder =
@@ -174,7 +173,7 @@ impl Bench {
     pub fn rendition(&self, preset: &str, format: ImageFormat, bytes: &[u8]) -> Rendition {
         Rendition {
             preset: preset.to_owned(),
-            fingerprint: self.services.config.presets[preset].fingerprint(),
+            fingerprint: self.parts.config.presets[preset].fingerprint(),
             format,
             width: 3,
             height: 2,
@@ -202,7 +201,7 @@ impl Bench {
     }
 }
 
-impl Answer {
+impl TestResponse {
     /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))

@@ -75,7 +75,7 @@ pub async fn run(services: Services, shutdown: CancellationToken) {
 
 async fn lead(services: &Services, id: WorkerId) {
     let mut foreman = Foreman::new(services.clone(), id);
-    let mut trouble = DependencyHealth::new("lead backfills");
+    let trouble = DependencyHealth::new("lead backfills");
     loop {
         let pause = match foreman.look().await {
             Ok(()) => {
@@ -137,24 +137,24 @@ async fn work_on(services: Services, id: TaskId) {
 }
 
 async fn keep_tallying(services: &Services, id: TaskId) {
-    let mut trouble = DependencyHealth::new("count what a backfill has done");
+    let trouble = DependencyHealth::new("count what a backfill has done");
     loop {
         let tallied = services.store.tally_backfill(id, TALLY).await;
-        tokio::time::sleep(pause(&mut trouble, tallied.map(|count| count > 0))).await;
+        tokio::time::sleep(pause(&trouble, tallied.map(|count| count > 0))).await;
     }
 }
 
 async fn keep_feeding(services: &Services, id: TaskId) {
-    let mut trouble = DependencyHealth::new("go on with a backfill");
+    let trouble = DependencyHealth::new("go on with a backfill");
     let mut memory = import::Memory::default();
     loop {
         let fed = feed(services, id, &mut memory).await;
-        tokio::time::sleep(pause(&mut trouble, fed)).await;
+        tokio::time::sleep(pause(&trouble, fed)).await;
     }
 }
 
 /// How long to wait after an act that says whether anything moved.
-fn pause<E: Error + 'static>(trouble: &mut DependencyHealth, acted: Result<bool, E>) -> Duration {
+fn pause<E: Error + 'static>(trouble: &DependencyHealth, acted: Result<bool, E>) -> Duration {
     match acted {
         Ok(moved) => {
             trouble.over();

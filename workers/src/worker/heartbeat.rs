@@ -40,7 +40,7 @@ async fn beat(worker: &Worker, options: &WorkerOptions, shutdown: &CancellationT
     let period = Duration::from_millis(worker.services.config.heartbeat_ms);
     let began = Instant::now();
     let mut beat = introduction(worker, options, period);
-    let mut trouble = DependencyHealth::new("tell the registry that this worker lives");
+    let trouble = DependencyHealth::new("tell the registry that this worker lives");
     loop {
         beat.draining = shutdown.is_cancelled();
         beat.uptime = began.elapsed();

@@ -45,7 +45,7 @@ impl Lanes {
             if !lanes.contains(&lane) {
                 return None;
             }
-            let mut trouble = DependencyHealth::new("subscribe to a queue");
+            let trouble = DependencyHealth::new("subscribe to a queue");
             let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
             loop {
                 match services.queue.subscribe(Queue { kind, lane }, prefetch).await {

@@ -1,16 +1,15 @@
-//! Work on this machine's disk, which may hang: done on threads of its own, never by more than so many, and
-//! not waited for any longer than it may take.
+//! Blocking work on this machine's disk, which may hang: on a bounded number of threads, with a time limit.
 
 use std::{io, sync::Arc, time::Duration};
 
 use safelight_blobs::blocking;
 use tokio::{sync::Semaphore, time::timeout};
 
-/// Threads that may wait for the disk at once. All that a disk can hold up that never answers.
+/// Threads that may wait for the disk at once: as many as a disk that never answers can block.
 const AT_ONCE: usize = 32;
 
-/// How long a disk may take for anything. It is asked before anybody else is, so not much longer than a
-/// store would take.
+/// How long a disk may take for any operation. It is asked before the store, so not much longer than the store
+/// would take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes per second of a disk that is too slow to be of use.
@@ -21,28 +20,27 @@ pub fn patience(bytes: u64) -> Duration {
     PATIENCE + Duration::from_millis(bytes * 1000 / SLOWEST)
 }
 
-/// The threads. Clones share them.
+/// Permits for the threads. Clones share them.
 #[derive(Clone)]
-pub struct Errands(Arc<Semaphore>);
+pub struct BoundedBlocking(Arc<Semaphore>);
 
-impl Default for Errands {
+impl Default for BoundedBlocking {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(AT_ONCE)))
     }
 }
 
-impl Errands {
-    /// Does `work`, which blocks. An error if it takes longer than `limit`; it is then done all the same,
-    /// if ever.
+impl BoundedBlocking {
+    /// Runs `work`, which blocks. An error if it takes longer than `limit`; the work itself goes on.
     pub async fn run<T: Send + 'static>(
         &self,
         limit: Duration,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let done = async {
-            let place = self.0.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let permit = self.0.clone().acquire_owned().await.map_err(io::Error::other)?;
             blocking(move || {
-                let _place = place;
+                let _permit = permit;
                 work()
             })
             .await
@@ -60,7 +58,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_disk_that_hangs_holds_up_so_many_threads_and_nobody_for_long() {
-        let errands = Errands::default();
+        let pool = BoundedBlocking::default();
         let (end, ended) = mpsc::channel::<()>();
         let ended = Arc::new(std::sync::Mutex::new(ended));
         for _ in 0..AT_ONCE {
@@ -69,13 +67,13 @@ mod tests {
                 drop(ended.lock().map(|ended| ended.recv()));
                 Ok(())
             };
-            let late = errands.run(Duration::from_millis(1), hang).await.expect_err("it hangs");
+            let late = pool.run(Duration::from_millis(1), hang).await.expect_err("it hangs");
             assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         }
         let soon = Duration::from_millis(20);
-        let refused = errands.run(soon, || -> io::Result<()> { panic!("one too many") }).await;
+        let refused = pool.run(soon, || -> io::Result<()> { panic!("one too many") }).await;
         assert_eq!(refused.expect_err("no place").kind(), io::ErrorKind::TimedOut);
         drop(end);
-        errands.run(Duration::from_secs(20), || Ok(())).await.expect("it works again");
+        pool.run(Duration::from_secs(20), || Ok(())).await.expect("it works again");
     }
 }

@@ -1,4 +1,4 @@
-//! Requests for the same thing at the same time, collapsed into one.
+//! Work that several requests want at the same time is done once for all of them.
 
 use std::{
     collections::HashMap,
@@ -12,39 +12,39 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 
-/// What is being fetched just now. Clones share it.
-pub struct Flights<K, V>(Arc<Mutex<InFlight<K, V>>>);
+/// The work under way, by key. Clones share it.
+pub struct SingleFlight<K, V>(Arc<Mutex<InFlight<K, V>>>);
 
 type InFlight<K, V> = HashMap<K, Shared<BoxFuture<'static, Option<V>>>>;
 
-/// What a flight brought.
-pub struct Landed<V> {
+/// What the work came to.
+pub struct FlightResult<V> {
     /// The result, errors included; `None` if the work panicked.
     pub value: Option<V>,
     /// Whether another request had begun it.
     pub collapsed: bool,
 }
 
-impl<K, V> Clone for Flights<K, V> {
+impl<K, V> Clone for SingleFlight<K, V> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<K, V> Flights<K, V>
+impl<K, V> SingleFlight<K, V>
 where
     K: Hash + Eq + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
     /// Waits for the work on `key` that is under way, or begins it. It runs as a task of its own:
-    /// whoever leaves, it goes on for the others. Nothing is remembered once it has ended.
-    pub async fn join<F>(&self, key: K, begin: impl FnOnce() -> F) -> Landed<V>
+    /// it goes on for the others if a caller leaves. Nothing is remembered once it has ended.
+    pub async fn join<F>(&self, key: K, begin: impl FnOnce() -> F) -> FlightResult<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -58,10 +58,10 @@ where
                 (flight, false)
             }
         };
-        Landed { value: flight.await, collapsed }
+        FlightResult { value: flight.await, collapsed }
     }
 
-    /// Whether somebody fetches `key` just now.
+    /// Whether work on `key` is under way.
     pub fn is_under_way(&self, key: &K) -> bool {
         self.lock().contains_key(key)
     }
@@ -70,11 +70,11 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let landing = Landing { flights: self.clone(), key };
+        let entry = RemoveOnEnd { flights: self.clone(), key };
         let task = tokio::spawn(async move {
             // Whatever the work leaves for later requests is there before its entry goes, also if
             // it panics.
-            let _landing = landing;
+            let _entry = entry;
             work.await
         });
         task.map(Result::ok).boxed().shared()
@@ -85,13 +85,13 @@ where
     }
 }
 
-/// Removes a flight from the board when its work ends.
-struct Landing<K: Hash + Eq, V> {
-    flights: Flights<K, V>,
+/// Removes a key when its work ends.
+struct RemoveOnEnd<K: Hash + Eq, V> {
+    flights: SingleFlight<K, V>,
     key: K,
 }
 
-impl<K: Hash + Eq, V> Drop for Landing<K, V> {
+impl<K: Hash + Eq, V> Drop for RemoveOnEnd<K, V> {
     fn drop(&mut self) {
         self.flights.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
@@ -107,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_at_once_cost_one_and_a_leaver_stops_nobody() {
-        let flights: Flights<u8, usize> = Flights::default();
+        let flights: SingleFlight<u8, usize> = SingleFlight::default();
         let (runs, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let join = || {
             let (flights, runs, gate) = (flights.clone(), runs.clone(), gate.clone());
@@ -129,8 +129,8 @@ mod tests {
         assert!(first.await.is_err_and(|error| error.is_cancelled()));
         gate.add_permits(1000);
         for other in others {
-            let landed = other.await.expect("no panic");
-            assert_eq!((landed.value, landed.collapsed), (Some(0), true));
+            let result = other.await.expect("no panic");
+            assert_eq!((result.value, result.collapsed), (Some(0), true));
         }
         let later = join().await.expect("no panic");
         assert_eq!((later.value, later.collapsed), (Some(1), false), "nothing is remembered");
@@ -138,9 +138,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_told_and_forgotten() {
-        let flights: Flights<u8, ()> = Flights::default();
-        let landed = flights.join(1, || async { panic!("on purpose") }).await;
-        assert!(landed.value.is_none());
+        let flights: SingleFlight<u8, ()> = SingleFlight::default();
+        let result = flights.join(1, || async { panic!("on purpose") }).await;
+        assert!(result.value.is_none());
         assert!(flights.join(1, || async {}).await.value.is_some());
     }
 }

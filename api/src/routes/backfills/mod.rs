@@ -4,27 +4,51 @@
 mod report;
 mod request;
 
-pub use super::documents::backfill as document;
-
 use axum::{
-    Json,
     body::Body,
     extract::State,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use safelight_domain::{Task, TaskId, TaskKind};
+use safelight_domain::{Scope, Task, TaskId, TaskKind};
 use safelight_store::NewBackfill;
+use utoipa_axum::routes;
 
 use self::request::BackfillRequest;
-use crate::{
-    access::{Caller, Particulars},
-    extract::{Id, JsonBody},
-    openapi::{BackfillProblems, PauseProblems, ReportProblems},
-    problem::{Problem, ProblemCode},
-    state::ApiState,
-    tasks::{add_progress_headers, document::TaskDocument, load},
+use super::{
+    documents::TaskDocument,
+    registry::{Access, ApiRoutes},
+    task_responses::{accepted, load},
 };
+use crate::{
+    auth::{AuditDetail, Caller},
+    http::{
+        extract::{Id, JsonBody, Params},
+        problem::{Problem, ProblemCode},
+        responses::problem_responses,
+    },
+    state::ApiState,
+};
+
+problem_responses! {
+    /// Of beginning a backfill.
+    BackfillProblems: InvalidBody, UploadTimeout, SourceForbidden, BodyTooLarge, NotJson, IdTaken,
+        DatabaseUnavailable;
+    /// Of pausing and resuming a backfill.
+    PauseProblems: TaskNotFound, TaskEnded, NotABackfill, DatabaseUnavailable;
+    /// Of a backfill's report.
+    ReportProblems: InvalidQuery, TaskNotFound, NotABackfill, DatabaseUnavailable;
+}
+
+/// The routes for backfills.
+pub fn routes() -> ApiRoutes {
+    let admin = Access::scopes(&[Scope::Admin]);
+    ApiRoutes::new()
+        .route(admin, routes!(create))
+        .route(admin, routes!(pause))
+        .route(admin, routes!(resume))
+        .route(admin, routes!(report))
+}
 
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
@@ -49,9 +73,9 @@ pub async fn create(
     JsonBody(request): JsonBody<BackfillRequest>,
 ) -> Result<Response, Problem> {
     let task = request.id.unwrap_or_else(TaskId::new);
-    let spec = request.check(&state, &caller.owner)?;
+    let spec = request.check(&state.config, &state.presets, state.limits.quota(&caller.owner))?;
     let new = NewBackfill { task, owner: caller.owner.clone(), spec };
-    if !state.services.store.create_backfill(&new).await? {
+    if !state.store.create_backfill(&new).await? {
         return Err(Problem::new(
             ProblemCode::IdTaken,
             "The id is that of another task, or of a backfill that was begun to do something else.",
@@ -60,9 +84,9 @@ pub async fn create(
     tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");
     let mut response = answer(&state, &caller, new.task).await?;
     let dry_run = if new.spec.dry_run { ", dry run" } else { "" };
-    response.extensions_mut().insert(Particulars(format!("({}{dry_run})", new.spec.kind)));
+    response.extensions_mut().insert(AuditDetail(format!("({}{dry_run})", new.spec.kind)));
     let location = HeaderValue::try_from(format!("/v1/tasks/{}", new.task));
-    response.headers_mut().extend(location.ok().map(|place| (header::LOCATION, place)));
+    response.headers_mut().extend(location.ok().map(|at| (header::LOCATION, at)));
     Ok(response)
 }
 
@@ -103,7 +127,7 @@ async fn set_paused(
     paused: bool,
 ) -> Result<Response, Problem> {
     let task = backfill(state, caller, id).await?;
-    if state.services.store.pause_backfill(id, paused).await? {
+    if state.store.pause_backfill(id, paused).await? {
         return answer(state, caller, id).await;
     }
     let why = if task.status.is_final() {
@@ -136,12 +160,12 @@ pub async fn report(
     State(state): State<ApiState>,
     caller: Caller,
     Id(id): Id<TaskId>,
-    mut params: crate::extract::Params,
+    mut params: Params,
 ) -> Result<Response, Problem> {
     let after = params.parse("after")?;
     params.finish()?;
     backfill(&state, &caller, id).await?;
-    let lines = report::lines(state.services.store.clone(), id, after).await?;
+    let lines = report::lines(state.store.clone(), id, after).await?;
     let headers: [(HeaderName, HeaderValue); 2] = [
         (header::CONTENT_TYPE, NDJSON),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -162,9 +186,5 @@ async fn backfill(state: &ApiState, caller: &Caller, id: TaskId) -> Result<Task,
 }
 
 async fn answer(state: &ApiState, caller: &Caller, id: TaskId) -> Result<Response, Problem> {
-    let task = load(state, caller, id).await?;
-    let document = Json(TaskDocument::new(&task, &state.presets));
-    let mut response = (StatusCode::ACCEPTED, document).into_response();
-    add_progress_headers(&mut response, &task, None);
-    Ok(response)
+    Ok(accepted(state, &load(state, caller, id).await?, None))
 }

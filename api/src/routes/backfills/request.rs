@@ -2,14 +2,13 @@
 
 use chrono::{DateTime, Datelike, Utc};
 use safelight_config::{Config, QueueUrl, import_roots};
-use safelight_domain::{BackfillKind, BackfillSpec, ImageFormat, Owner, Quota, TaskId, Visibility};
+use safelight_domain::{BackfillKind, BackfillSpec, ImageFormat, Quota, TaskId, Visibility};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::{
-    limits,
-    problem::{Problem, ProblemCode},
-    state::ApiState,
+    http::problem::{Problem, ProblemCode},
+    presets::CurrentPresets,
 };
 
 /// Images per second that a rate may name; more is no limit.
@@ -69,13 +68,17 @@ pub struct BackfillRequest {
 }
 
 impl BackfillRequest {
-    /// What is to be done for `owner`, if it can be.
-    pub fn check(self, state: &ApiState, owner: &Owner) -> Result<BackfillSpec, Problem> {
-        let config = &state.services.config;
+    /// What to do, if this server can: an import stores no more than `quota`.
+    pub fn check(
+        self,
+        config: &Config,
+        presets: &CurrentPresets,
+        quota: Quota,
+    ) -> Result<BackfillSpec, Problem> {
         self.check_id()?;
         self.check_belonging()?;
-        if let Some(unknown) = self.presets.iter().find(|name| !state.presets.has(name)) {
-            let known: Vec<_> = state.presets.names().collect();
+        if let Some(unknown) = self.presets.iter().find(|name| !presets.has(name)) {
+            let known: Vec<_> = presets.names().collect();
             let why = format!("there is no preset `{}`", unknown.escape_debug());
             return Err(invalid("presets", &why).hint(format!("there are: {}", known.join(", "))));
         }
@@ -100,7 +103,7 @@ impl BackfillRequest {
             source,
             roots: if import { config.import_roots.clone() } else { Vec::new() },
             visibility: import.then(|| self.visibility.unwrap_or(config.default_visibility)),
-            quota: if import { limits::quota(config, owner) } else { Quota::default() },
+            quota: if import { quota } else { Quota::default() },
             dry_run: self.dry_run,
             rate: self.rate,
             concurrency: self.concurrency,
@@ -122,7 +125,7 @@ impl BackfillRequest {
         Ok(())
     }
 
-    /// Refuses what has no meaning for the kind: whoever says it expects something of it.
+    /// Rejects fields that have no meaning for the kind: a client that sends one expects an effect.
     fn check_belonging(&self) -> Result<(), Problem> {
         let (renditions, import) =
             (self.kind == BackfillKind::Renditions, self.kind == BackfillKind::Import);

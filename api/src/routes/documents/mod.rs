@@ -1,4 +1,8 @@
-//! The documents that several resources answer with.
+//! The documents that several resources answer with, made from what the store knows.
 
-pub mod backfill;
-pub mod task;
+mod backfill;
+mod image;
+mod task;
+
+pub use image::ImageDocument;
+pub use task::TaskDocument;

@@ -1,30 +1,33 @@
-//! What clients and operators do to tasks by hand.
+//! Tasks cancelled and retried by hand.
 
-use axum::{
-    Json,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, response::Response};
 use safelight_domain::{Scope, Status, Task, TaskId, TaskKind};
 use safelight_store::TaskFilter;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    add_progress_headers,
-    document::TaskDocument,
-    filter::{self, FilterParams},
-    load, reload,
-};
+use super::filter::{self, FilterParams};
 use crate::{
-    access::{Caller, scope_missing},
-    extract::{Id, Params, invalid_query},
-    openapi::{CancelProblems, ListProblems, RetryProblems},
-    pages::{Cursor, page},
-    problem::{Problem, ProblemCode},
+    auth::{Caller, scope_missing},
+    http::{
+        extract::{Id, Params, invalid_query},
+        pagination::{Cursor, page},
+        problem::{Problem, ProblemCode},
+        responses::{ListProblems, problem_responses},
+    },
+    routes::{
+        documents::TaskDocument,
+        task_responses::{accepted, load, reload},
+    },
     state::ApiState,
 };
+
+problem_responses! {
+    /// Of cancelling a task.
+    CancelProblems: TaskNotFound, TaskEnded, NotCancellable, DatabaseUnavailable;
+    /// Of retrying a task.
+    RetryProblems: TaskNotFound, TaskNotFailed, TaskDiscarded, DatabaseUnavailable;
+}
 
 /// Cancel a task.
 ///
@@ -45,7 +48,7 @@ pub async fn cancel(
 ) -> Result<Response, Problem> {
     let task = load(&state, &caller, id).await?;
     check_kind(&caller, &task)?;
-    let cancelled = state.services.store.cancel(id).await?;
+    let cancelled = state.store.cancel(id).await?;
     let task = reload(&state, id).await?;
     state.delivery.forget_image_of(&task);
     // Asked again, perhaps because the answer was lost, it is as the client wants it.
@@ -61,7 +64,7 @@ pub async fn cancel(
             format!("The task has ended as `{}`; there is nothing to cancel.", task.status),
         ));
     }
-    Ok(accepted(&state, &task))
+    Ok(accepted(&state, &task, None))
 }
 
 /// Try a failed task again.
@@ -82,21 +85,21 @@ pub async fn retry(
 ) -> Result<Response, Problem> {
     let task = load(&state, &caller, id).await?;
     check_kind(&caller, &task)?;
-    let retried = state.services.store.retry(&[id]).await?;
-    state.services.outbox_signal.notify();
+    let retried = state.store.retry(&[id]).await?;
+    state.outbox_signal.notify();
     let task = reload(&state, id).await?;
     if retried.is_empty() {
         return Err(not_retried(&task));
     }
-    Ok(accepted(&state, &task))
+    Ok(accepted(&state, &task, None))
 }
 
-/// Whether a task is about an image that was discarded, and not its deletion.
+/// Whether the image of a task was discarded; the deletion of an image is not such a task.
 fn is_discarded(task: &Task) -> bool {
     task.kind != TaskKind::Delete && task.image.as_ref().is_some_and(|image| image.discarded)
 }
 
-/// Backfills are for operators, as beginning one is.
+/// Backfills are for operators alone.
 fn check_kind(caller: &Caller, task: &Task) -> Result<(), Problem> {
     let is_operators = task.kind == TaskKind::Backfill;
     if is_operators && !caller.has(Scope::Admin) {
@@ -181,21 +184,14 @@ pub async fn retry_many(
     let dry_run = params.parse("dry_run")?.unwrap_or(false);
     let request = page::<TaskId>(&mut params)?;
     params.finish()?;
-    let store = &state.services.store;
+    let store = &state.store;
     let page = store.list_tasks(&filter, &request).await?;
     let has_bytes = |task: &&Task| !is_discarded(task);
     let mut tasks: Vec<TaskId> = page.tasks.iter().filter(has_bytes).map(|task| task.id).collect();
     if !dry_run {
         let retried = store.retry(&tasks).await?;
         tasks.retain(|id| retried.contains(id));
-        state.services.outbox_signal.notify();
+        state.outbox_signal.notify();
     }
     Ok(Json(RetriedDocument { tasks, dry_run, next_cursor: page.next.map(Cursor::encode) }))
-}
-
-fn accepted(state: &ApiState, task: &Task) -> Response {
-    let document = Json(TaskDocument::new(task, &state.presets));
-    let mut response = (StatusCode::ACCEPTED, document).into_response();
-    add_progress_headers(&mut response, task, None);
-    response
 }

@@ -3,7 +3,6 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{
-    Extension,
     extract::State,
     http::{HeaderMap, HeaderName, StatusCode},
     response::{
@@ -15,15 +14,17 @@ use futures::{Stream, stream};
 use safelight_domain::{Task, TaskId, retry::Reconnect};
 use utoipa::ToSchema;
 
-use super::{document::TaskDocument, load};
 use crate::{
-    access::{Caller, Right},
-    extract::Id,
-    openapi::EventProblems,
-    problem::Problem,
-    state::{ApiState, Draining},
+    auth::Caller,
+    http::{draining::Draining, extract::Id, problem::Problem, responses::problem_responses},
+    routes::{documents::TaskDocument, task_responses::load},
+    state::ApiState,
     watch::Watcher,
 };
+
+problem_responses! {
+    EventProblems: TaskNotFound, TooManyWaiting, DatabaseUnavailable;
+}
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -64,11 +65,11 @@ struct TaskEventDocument {
 pub async fn events(
     State(state): State<ApiState>,
     caller: Caller,
-    draining: Option<Extension<Draining>>,
+    Draining(draining): Draining,
     Id(id): Id<TaskId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    // An id that we did not make is no reason to refuse: the client then gets the whole story.
+    // An id that is not ours is no reason to reject: the client then gets the task from the start.
     let seen = headers.get(LAST_EVENT_ID).and_then(|v| v.to_str().ok()?.parse::<i64>().ok());
     let task = load(&state, &caller, id).await?;
     if seen == Some(task.version) && task.status.is_final() {
@@ -79,12 +80,11 @@ pub async fn events(
         Some(seen) if seen == task.version => (seen, None),
         _ => (task.version, Some(task)),
     };
-    let Draining(draining) = draining.map(|Extension(draining)| draining).unwrap_or_default();
-    let right = Right::of(&state, &caller);
+    let session = state.session_guards.guard(&caller);
     let ended = async move {
         tokio::select! {
             () = draining.cancelled() => {}
-            _ = right.lapsed() => {}
+            _ = session.ended() => {}
         }
     };
     let feed = Feed { state, id, version, first, watcher, over: false };
@@ -124,12 +124,12 @@ impl Feed {
         Some((Ok(event), self))
     }
 
-    /// The task once it has changed; `None` if it is gone. A database that is away delays.
+    /// The task once it has changed; `None` if it is gone. An unavailable database delays.
     async fn changed(&mut self) -> Option<Task> {
         self.watcher.changed_from(self.version).await;
         let mut reconnect = Reconnect::default();
         loop {
-            match self.state.services.store.task(self.id).await {
+            match self.state.store.task(self.id).await {
                 Ok(task) => return task,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read a task for its events");

@@ -6,9 +6,11 @@ use safelight_store::TaskFilter;
 use utoipa::IntoParams;
 
 use crate::{
-    access::Caller,
-    extract::{Params, invalid_query},
-    problem::{Problem, ProblemCode},
+    auth::Caller,
+    http::{
+        extract::{Params, invalid_query},
+        problem::{Problem, ProblemCode},
+    },
 };
 
 /// The parameters that [`from_params`] takes. For the API's description only.

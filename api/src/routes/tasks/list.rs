@@ -5,13 +5,16 @@ use safelight_domain::TaskId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{document::TaskDocument, filter};
+use super::filter;
 use crate::{
-    access::Caller,
-    extract::Params,
-    openapi::ListProblems,
-    pages::{Cursor, page},
-    problem::Problem,
+    auth::Caller,
+    http::{
+        extract::Params,
+        pagination::{Cursor, page},
+        problem::Problem,
+        responses::ListProblems,
+    },
+    routes::documents::TaskDocument,
     state::ApiState,
 };
 
@@ -46,7 +49,7 @@ pub async fn list(
     let filter = filter::from_params(&caller, &mut params)?;
     let request = page::<TaskId>(&mut params)?;
     params.finish()?;
-    let page = state.services.store.list_tasks(&filter, &request).await?;
+    let page = state.store.list_tasks(&filter, &request).await?;
     Ok(Json(TaskListDocument {
         tasks: page.tasks.iter().map(|task| TaskDocument::new(task, &state.presets)).collect(),
         next_cursor: page.next.map(Cursor::encode),

@@ -8,7 +8,7 @@ use super::{BlobError, Blobs, Staging};
 const READABLE: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP are";
 
 /// The bytes of a picture on their way in. Dropping it unfinished leaves nothing behind.
-pub struct Intake {
+pub struct Ingest {
     target: Target,
     /// The first bytes, until there are enough to tell the format.
     head: Vec<u8>,
@@ -45,7 +45,7 @@ pub struct Whole {
 
 /// Why bytes are not taken in.
 #[derive(Debug, thiserror::Error)]
-pub enum IntakeError {
+pub enum IngestError {
     /// There are none.
     #[error("it has no bytes")]
     Empty,
@@ -63,7 +63,7 @@ pub enum IntakeError {
     Blobs(#[from] BlobError),
 }
 
-impl Intake {
+impl Ingest {
     /// For at most `limit` bytes that are staged for `image`.
     pub fn staging(blobs: Blobs, image: ImageId, limit: u64) -> Self {
         Self::new(Target::Stage(blobs, image), limit)
@@ -79,10 +79,10 @@ impl Intake {
     }
 
     /// Takes the next bytes.
-    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), IntakeError> {
+    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), IngestError> {
         self.bytes += chunk.len() as u64;
         if self.bytes > self.limit {
-            return Err(IntakeError::TooLarge(self.limit));
+            return Err(IngestError::TooLarge(self.limit));
         }
         if self.format.is_some() {
             return Ok(self.pass_on(chunk).await?);
@@ -95,7 +95,7 @@ impl Intake {
     }
 
     /// There are no more bytes.
-    pub async fn end(mut self) -> Result<Whole, IntakeError> {
+    pub async fn end(mut self) -> Result<Whole, IngestError> {
         let format = match self.format {
             Some(format) => format,
             None => self.judge().await?,
@@ -104,18 +104,18 @@ impl Intake {
             Target::Staging(staging) => (staging.hash(), Some(staging)),
             Target::Hash(hasher) => (hasher.finish(), None),
             // Judging has begun to stage.
-            Target::Stage(..) => return Err(IntakeError::Empty),
+            Target::Stage(..) => return Err(IngestError::Empty),
         };
         Ok(Whole { content: Content { sha256, bytes: self.bytes, format }, staging })
     }
 
     /// Decides by the first bytes, and passes them on.
-    async fn judge(&mut self) -> Result<ImageFormat, IntakeError> {
+    async fn judge(&mut self) -> Result<ImageFormat, IngestError> {
         let format = match ImageFormat::sniff(&self.head) {
             Some(format) => format,
-            None if self.head.is_empty() => return Err(IntakeError::Empty),
-            None if is_heif(&self.head) => return Err(IntakeError::Heic),
-            None => return Err(IntakeError::NotAnImage),
+            None if self.head.is_empty() => return Err(IngestError::Empty),
+            None if is_heif(&self.head) => return Err(IngestError::Heic),
+            None => return Err(IngestError::NotAnImage),
         };
         self.format = Some(format);
         if let Target::Stage(blobs, image) = &self.target {
@@ -158,11 +158,11 @@ mod tests {
 
     #[tokio::test]
     async fn decides_as_soon_as_it_can_and_not_before() {
-        let mut intake = Intake::hashing(1000);
-        intake.write(b"\x89PN").await.expect("too few to tell");
+        let mut ingest = Ingest::hashing(1000);
+        ingest.write(b"\x89PN").await.expect("too few to tell");
         let rest = [b"G\r\n\x1a\n".as_slice(), &[0; 40]].concat();
-        intake.write(&rest).await.expect("a PNG");
-        let content = intake.end().await.expect("a picture").content;
+        ingest.write(&rest).await.expect("a PNG");
+        let content = ingest.end().await.expect("a picture").content;
         assert_eq!(content.format, ImageFormat::Png);
         assert_eq!(content.bytes, 3 + rest.len() as u64);
         assert_eq!(content.sha256, ContentHash::of(&[b"\x89PN".as_slice(), &rest].concat()));
@@ -171,17 +171,17 @@ mod tests {
     #[tokio::test]
     async fn refuses_what_is_no_picture_at_once() {
         let svg = b"<svg xmlns=\"http://www.w3.org/2000/svg\">".as_slice();
-        let refused = Intake::hashing(1000).write(svg).await;
-        assert!(matches!(refused, Err(IntakeError::NotAnImage)), "{refused:?}");
+        let refused = Ingest::hashing(1000).write(svg).await;
+        assert!(matches!(refused, Err(IngestError::NotAnImage)), "{refused:?}");
         let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".as_slice();
-        let refused = Intake::hashing(1000).write(heic).await;
-        assert!(matches!(refused, Err(IntakeError::Heic)), "{refused:?}");
-        let refused = Intake::hashing(9).end().await.err();
-        assert!(matches!(refused, Some(IntakeError::Empty)), "{refused:?}");
-        let mut short = Intake::hashing(9);
+        let refused = Ingest::hashing(1000).write(heic).await;
+        assert!(matches!(refused, Err(IngestError::Heic)), "{refused:?}");
+        let refused = Ingest::hashing(9).end().await.err();
+        assert!(matches!(refused, Some(IngestError::Empty)), "{refused:?}");
+        let mut short = Ingest::hashing(9);
         short.write(b"hello").await.expect("too few to tell");
         assert!(short.end().await.is_err());
-        let refused = Intake::hashing(2).write(b"abc").await;
-        assert!(matches!(refused, Err(IntakeError::TooLarge(2))), "{refused:?}");
+        let refused = Ingest::hashing(2).write(b"abc").await;
+        assert!(matches!(refused, Err(IngestError::TooLarge(2))), "{refused:?}");
     }
 }
