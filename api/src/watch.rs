@@ -57,8 +57,11 @@ pub struct TooManyWatchers;
 
 impl From<TooManyWatchers> for Problem {
     fn from(_: TooManyWatchers) -> Self {
-        Self::new(ProblemCode::TooManyWaiting, "This node holds as many answers as it can.")
-            .hint("poll without `Prefer: wait`")
+        Self::new(
+            ProblemCode::TooManyWaiting,
+            "This node is holding back as many responses as it can.",
+        )
+        .hint("poll without `Prefer: wait`")
     }
 }
 

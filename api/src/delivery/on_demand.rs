@@ -204,7 +204,7 @@ impl Pending {
                 .with("reason", Status::Cancelled.as_str()),
             Self::NotMade => Problem::new(
                 ProblemCode::RenditionNotMade,
-                "The image was processed, and this was not made of it.",
+                "The image was processed without making this rendition.",
             )
             .hint("are all workers configured with the same presets as this node?"),
             Self::Gone => Problem::image_gone(false),

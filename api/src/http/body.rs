@@ -47,7 +47,7 @@ impl From<BodyFault> for Problem {
             BodyFault::TooLarge(limit) => Self::upload_too_large(limit),
             BodyFault::Idle => Self::new(
                 ProblemCode::UploadTimeout,
-                "The upload was broken off because nothing, or too little, came for too long.",
+                "The upload timed out: no bytes, or too few, arrived.",
             ),
             BodyFault::Broken => {
                 Self::new(ProblemCode::BrokenBody, "The body ended before it was complete.")

@@ -110,8 +110,11 @@ pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> 
     let is_lacking = !database || !blobs;
     // A node that only delivers can go on with what it has cached; and all such nodes lack the same.
     if is_lacking && !state.readiness.only_delivers() {
-        return Err(Problem::new(ProblemCode::NotReady, "A part that this node needs is absent.")
-            .with("parts", json!(parts)));
+        return Err(Problem::new(
+            ProblemCode::NotReady,
+            "A dependency of this node is unavailable.",
+        )
+        .with("parts", json!(parts)));
     }
     let status = if is_lacking || broker == Some(false) {
         ReadinessStatus::Degraded

@@ -175,7 +175,7 @@ impl Committer {
         }
         Err(Problem::new(
             ProblemCode::BlobsUnavailable,
-            "The upload took so long to be recorded that its bytes were given up.",
+            "The upload took too long to be recorded, and its staged bytes were deleted.",
         ))
     }
 

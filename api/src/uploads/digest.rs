@@ -23,7 +23,7 @@ pub fn from_headers(headers: &HeaderMap) -> Result<Option<ContentHash>, Problem>
     let Some((_, digest)) = members.into_iter().rfind(|(name, _)| name == "sha-256") else {
         return Err(Problem::new(
             ProblemCode::UnsupportedDigest,
-            "None of the algorithms in `Content-Digest` is checked here.",
+            "`Content-Digest` names no supported algorithm.",
         )
         .hint("send sha-256")
         .header(WANT_CONTENT_DIGEST, HeaderValue::from_static("sha-256=1")));

@@ -91,7 +91,7 @@ fn reject_encodings(headers: &HeaderMap) -> Result<(), Problem> {
     }
     Err(Problem::new(
         ProblemCode::UnsupportedMediaType,
-        "Content codings are not undone here; send the picture as it is.",
+        "Content codings are not supported; send the image as it is.",
     ))
 }
 

@@ -118,7 +118,7 @@ fn request(method: &str, route: &str, upload: &Value) -> Builder {
 }
 
 #[test]
-fn every_route_is_in_the_table() {
+fn every_route_has_a_test_case() {
     let document = json!(safelight_api::openapi());
     let mut described = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -138,7 +138,7 @@ fn every_route_is_in_the_table() {
 }
 
 #[tokio::test]
-async fn every_route_asks_for_its_scope() {
+async fn every_route_requires_its_scope() {
     let app = TestApp::new().await;
     let both = app.key("ada", "upload,read").await;
     for (method, route, needed) in ROUTES {
@@ -179,7 +179,7 @@ async fn every_route_asks_for_its_scope() {
 }
 
 #[tokio::test]
-async fn what_is_anothers_is_not_there() {
+async fn objects_of_other_owners_answer_404() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let bob = app.key("bob", "upload,read,admin").await;
@@ -219,7 +219,7 @@ async fn what_is_anothers_is_not_there() {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_is_its_owners() {
+async fn idempotency_keys_are_separate_per_owner() {
     let app = TestApp::new().await;
     let keys = [app.key("ada", "upload").await, app.key("bob", "upload").await];
     let mut tasks = Vec::new();
@@ -234,7 +234,7 @@ async fn an_idempotency_key_is_its_owners() {
 }
 
 #[tokio::test]
-async fn an_admin_acts_for_others_only_by_name() {
+async fn an_admin_must_name_the_owner_it_acts_for() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let admin = app.key("ops", "upload,read,admin").await;
@@ -260,7 +260,7 @@ async fn an_admin_acts_for_others_only_by_name() {
 }
 
 #[tokio::test]
-async fn the_audit_log_says_what_a_backfill_does() {
+async fn the_audit_log_names_the_kind_of_a_backfill() {
     let app = TestApp::new().await;
     let admin = app.key("ops", "admin").await;
     for (kind, dry_run) in [("renditions", false), ("verify", false), ("gc", true)] {
@@ -275,7 +275,7 @@ async fn the_audit_log_says_what_a_backfill_does() {
 }
 
 #[tokio::test]
-async fn an_import_is_as_its_owners_uploads_are() {
+async fn an_import_has_its_owners_quota_and_visibility() {
     let owners = ("SAFELIGHT_OWNERS", "{ ada = { quota_images = 7 } }");
     let app = TestApp::configured(&[owners, ("SAFELIGHT_DEFAULT_VISIBILITY", "private")]).await;
     let admin = app.key("ops", "admin,read").await;
@@ -293,7 +293,7 @@ async fn an_import_is_as_its_owners_uploads_are() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_nothing_is_imported_that_no_root_names() {
+async fn behind_a_proxy_imports_are_limited_to_import_roots() {
     let keys = [("SAFELIGHT_LISTEN", "127.0.0.1:0"), ("SAFELIGHT_BEHIND_TLS", "true")];
     let app = TestApp::configured(&keys).await;
     let admin = app.key("ops", "admin").await;
@@ -304,7 +304,7 @@ async fn behind_a_proxy_nothing_is_imported_that_no_root_names() {
 }
 
 #[tokio::test]
-async fn keys_are_made_used_listed_and_revoked() {
+async fn keys_are_created_used_listed_and_revoked() {
     let app = TestApp::new().await;
     let admin = app.key("ops", "admin").await;
     let make = |body: Value| {
@@ -345,7 +345,7 @@ async fn keys_are_made_used_listed_and_revoked() {
 }
 
 #[tokio::test]
-async fn without_keys_this_machine_is_let_in_and_nobody_else() {
+async fn without_keys_only_loopback_requests_are_let_in() {
     let app = TestApp::new().await;
     let list = || Request::get("/v1/images");
     let status = async |request: Builder| app.send(request, Body::empty()).await.status.as_u16();
@@ -354,14 +354,14 @@ async fn without_keys_this_machine_is_let_in_and_nobody_else() {
     assert_eq!(status(list().header("x-forwarded-for", "127.0.0.1")).await, 401);
     assert_eq!(status(list().header("authorization", "Bearer nonsense")).await, 401);
     app.key("ada", "read").await;
-    crate::app::until(async || status(list()).await == 401).await;
+    crate::app::eventually(async || status(list()).await == 401).await;
 
     let elsewhere = TestApp::configured(&[("SAFELIGHT_LISTEN", "0.0.0.0:8080")]).await;
     elsewhere.get("/v1/images").await.assert_problem(401, "key_missing");
 }
 
 #[tokio::test]
-async fn a_private_image_needs_its_owners_key_or_a_signature() {
+async fn a_private_image_requires_its_owners_key_or_a_signature() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let uploads_only = app.key("ada", "upload").await;
@@ -420,12 +420,12 @@ async fn a_private_image_needs_its_owners_key_or_a_signature() {
         short["expires_at"].as_str().and_then(|at| at.parse().ok()).expect("a time");
     assert!(begun + TimeDelta::seconds(1) <= expires, "{begun} {expires}: too short");
     let url = short["url"].as_str().expect("a URL").to_owned();
-    crate::app::until(async || app.get(&url).await.status.as_u16() == 403).await;
+    crate::app::eventually(async || app.get(&url).await.status.as_u16() == 403).await;
     app.get(&url).await.assert_problem(403, "signature_expired");
 }
 
 #[tokio::test]
-async fn a_public_image_needs_nothing_and_is_kept_by_everybody() {
+async fn a_public_image_requires_no_key_and_is_cacheable() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "").await;
@@ -436,7 +436,7 @@ async fn a_public_image_needs_nothing_and_is_kept_by_everybody() {
 }
 
 #[tokio::test]
-async fn a_quota_refuses_uploads_and_cancelling_makes_room() {
+async fn a_full_quota_rejects_uploads_until_an_image_is_cancelled() {
     let app = TestApp::configured(&[("SAFELIGHT_OWNERS", "{ ada = { quota_images = 1 } }")]).await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "").await;
@@ -455,7 +455,7 @@ async fn a_quota_refuses_uploads_and_cancelling_makes_room() {
 }
 
 #[tokio::test]
-async fn rates_are_told_and_held() {
+async fn rates_are_reported_and_enforced() {
     let keys = [("SAFELIGHT_REQUESTS_PER_MINUTE", "5"), ("SAFELIGHT_UPLOADS_PER_MINUTE", "2")];
     let app = TestApp::configured(&keys).await;
     let ada = app.key("ada", "upload,read").await;
@@ -482,13 +482,13 @@ async fn rates_are_told_and_held() {
 }
 
 #[tokio::test]
-async fn the_use_of_a_key_is_noted() {
+async fn the_use_of_a_key_is_recorded() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "read").await;
     ada.get(&app, "/v1/images").await;
     let owner: Owner = "ada".parse().expect("an owner");
     let page = safelight_store::PageRequest { before: None, limit: 1 };
-    crate::app::until(async || {
+    crate::app::eventually(async || {
         let keys = app.parts.store.list_api_keys(Some(&owner), &page).await.expect("keys");
         keys[0].last_used_at.is_some_and(|at| {
             (Utc::now() - at).to_std().is_ok_and(|ago| ago < Duration::from_mins(1))
@@ -563,7 +563,7 @@ async fn an_owner_takes_no_more_than_its_share_of_the_uploads_in_flight() {
 }
 
 #[tokio::test]
-async fn without_keys_there_is_nobody_to_share_with() {
+async fn without_keys_one_client_may_use_all_upload_permits() {
     let app = TestApp::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "2")]).await;
     let post = || Request::post("/v1/images");
     let slow = [Slow::begin(&app, post()).await, Slow::begin(&app, post()).await];
@@ -575,7 +575,7 @@ async fn without_keys_there_is_nobody_to_share_with() {
 }
 
 #[tokio::test]
-async fn what_one_owner_reads_is_no_hit_of_anothers() {
+async fn caches_are_separate_per_owner() {
     let app = TestApp::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
     let keys = [app.key("ada", "upload").await, app.key("bob", "upload").await];
     for bytes in [500, 3_000_000] {
@@ -659,7 +659,7 @@ async fn ended(waiting: JoinHandle<TestResponse>) -> TestResponse {
 }
 
 #[tokio::test]
-async fn what_waits_or_streams_ends_with_its_key() {
+async fn held_and_streamed_responses_end_with_their_key() {
     let (app, let_in) = counting("api_key").await;
     let ada = app.key("ada", "upload,read").await;
     let task = task_id(&ada.upload(&app, "").await);
@@ -673,7 +673,7 @@ async fn what_waits_or_streams_ends_with_its_key() {
     let streams = [&revoked, &expiring].map(|key| waits(key, &events));
     let held = [&revoked, &expiring].map(|key| waits(key, &path));
     let (others_stream, others_wait) = (waits(&ada, &events), waits(&ada, &path));
-    crate::app::until(async || let_in() >= before + 6).await;
+    crate::app::eventually(async || let_in() >= before + 6).await;
     app.parts.store.revoke_api_key(revoked.id).await.expect("revoked");
     for stream in streams {
         let story = ended(stream).await.text();
@@ -689,20 +689,20 @@ async fn what_waits_or_streams_ends_with_its_key() {
 }
 
 #[tokio::test]
-async fn the_first_key_ends_what_waits_without_one() {
+async fn the_first_key_ends_responses_held_without_one() {
     let (app, loaded) = counting("task").await;
     let task = task_id(&app.upload(picture(500, 1)).await);
     let path = format!("/v1/tasks/{task}");
     let stream = under_way(&app, Request::get(format!("{path}/events")));
     let held = under_way(&app, Request::get(&path).header("prefer", "wait=60"));
-    crate::app::until(async || loaded() == 2).await;
+    crate::app::eventually(async || loaded() == 2).await;
     app.key("ada", "read").await;
     ended(stream).await;
     ended(held).await.assert_problem(401, "key_missing");
 }
 
 #[tokio::test]
-async fn a_private_picture_that_was_waited_for_is_for_who_still_may() {
+async fn access_to_a_private_image_is_checked_again_after_a_wait() {
     let (app, let_in) = counting("api_key").await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "?visibility=private").await;
@@ -710,7 +710,7 @@ async fn a_private_picture_that_was_waited_for_is_for_who_still_may() {
     let revoked = app.key("ada", "read").await;
     let before = let_in();
     let waiting = [&revoked, &ada].map(|key| under_way(&app, key.on(Request::get(&path))));
-    crate::app::until(async || let_in() == before + 2).await;
+    crate::app::eventually(async || let_in() == before + 2).await;
     app.parts.store.revoke_api_key(revoked.id).await.expect("revoked");
     app.write(task_id(&upload)).await;
     let [refused, served] = waiting;

@@ -103,8 +103,8 @@ impl TestApp {
     }
 
     /// Waits until nothing is staged any more.
-    pub async fn until_nothing_is_staged(&self) {
-        until(async || self.incoming().is_empty()).await;
+    pub async fn eventually_nothing_is_staged(&self) {
+        eventually(async || self.incoming().is_empty()).await;
     }
 
     /// Claims a job of a task as a worker would.
@@ -136,7 +136,7 @@ impl TestApp {
         assert_eq!(settled, Settled::Applied);
     }
 
-    /// Does what the write job does.
+    /// Carries out the write job.
     pub async fn write(&self, task: TaskId) -> Image {
         let (lease, image) = self.claim(task, JobKind::Write).await;
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
@@ -153,7 +153,7 @@ impl TestApp {
         image
     }
 
-    /// Does what the thumbnail job does, with `bytes` for every preset.
+    /// Carries out the thumbnail job, with `bytes` for every preset.
     pub async fn render(&self, task: TaskId, bytes: &'static [u8]) {
         let (lease, image) = self.claim(task, JobKind::Thumbnail).await;
         let mut made = Vec::new();
@@ -169,7 +169,7 @@ impl TestApp {
         self.settle(lease, rendered).await;
     }
 
-    /// What the store is told of a rendition.
+    /// A rendition as a worker records it.
     pub fn rendition(&self, preset: &str, format: ImageFormat, bytes: &[u8]) -> Rendition {
         Rendition {
             preset: preset.to_owned(),
@@ -183,10 +183,10 @@ impl TestApp {
         }
     }
 
-    /// Does what the delete job does, once it is due, as far as the database goes.
+    /// Carries out the database part of the delete job, once it is due.
     pub async fn remove(&self, task: TaskId) {
         let mut lease = None;
-        until(async || {
+        eventually(async || {
             lease = self.try_claim(task, JobKind::Delete).await.map(|(lease, _)| lease);
             lease.is_some()
         })
@@ -241,8 +241,8 @@ fn configuration(folder: &Path, keys: &[(&str, &str)]) -> Config {
     safelight_config::load_from(None, keys.chain([data_dir])).expect("a configuration")
 }
 
-/// Waits for a condition.
-pub async fn until(mut condition: impl AsyncFnMut() -> bool) {
+/// Waits until a condition is met, for [`PATIENCE`] at most.
+pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let met = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

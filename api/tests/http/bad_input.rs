@@ -98,7 +98,7 @@ async fn uploads_with_bad_headers_and_fields() {
         let wants = answer.header("want-content-digest");
         assert_eq!(wants == "sha-256=1", code == "unsupported_digest", "{problem}");
     }
-    app.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn uploads_with_bad_bodies() {
     ]);
     let answer = app.send(Request::post("/v1/images"), Body::from_stream(broken)).await;
     answer.assert_problem(400, "broken_body");
-    app.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn the_limit_itself_is_allowed() {
 }
 
 #[tokio::test]
-async fn multipart_bodies_that_are_none() {
+async fn invalid_multipart_bodies_are_rejected() {
     let app = TestApp::configured(&[LIMIT]).await;
     let png = picture(500, 1);
     let cut = multipart(&[("name=\"file\"", &png)]);
@@ -177,11 +177,11 @@ async fn multipart_bodies_that_are_none() {
     let request = multipart_request().uri("/v1/images?title=x");
     let answer = app.send(request, multipart(&[file])).await;
     answer.assert_problem(400, "invalid_query");
-    app.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_parser_that_finds_nothing_is_not_fed_for_ever() {
+async fn the_multipart_parser_buffers_a_bounded_number_of_bytes() {
     let app = TestApp::new().await;
     let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
     // More than is let through, less than the limit of an upload.

@@ -42,7 +42,7 @@ async fn a_cancelled_task_stays_cancelled_and_its_image_is_gone() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_cancelled_or_tried_again_says_why() {
+async fn a_rejected_cancel_or_retry_says_why() {
     let app = TestApp::new().await;
     let task = failed(&app, ErrorCode::CorruptImage).await;
     post(&app, &format!("/v1/tasks/{task}/cancel")).await.assert_problem(409, "task_ended");
@@ -71,7 +71,7 @@ async fn a_failed_task_is_queued_again() {
 }
 
 #[tokio::test]
-async fn failed_tasks_are_found_and_tried_again_by_filter() {
+async fn failed_tasks_are_retried_by_filter() {
     let app = TestApp::new().await;
     let outage = failed(&app, ErrorCode::StoreUnavailable).await;
     let corrupt = failed(&app, ErrorCode::CorruptImage).await;
@@ -124,7 +124,7 @@ async fn past_the_bound_on_queued_jobs_the_body_is_not_read() {
     assert_eq!(app.incoming().len(), 2);
     // Work that was done makes room.
     post(&app, &format!("/v1/tasks/{}/cancel", task_id(&first))).await;
-    crate::app::until(async || {
+    crate::app::eventually(async || {
         app.send(Request::post("/v1/images"), picture(500, 3)).await.status.as_u16() == 202
     })
     .await;

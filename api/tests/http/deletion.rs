@@ -105,7 +105,7 @@ async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
 }
 
 #[tokio::test]
-async fn asked_again_it_is_the_same_task() {
+async fn a_repeated_deletion_returns_the_same_task() {
     let app = TestApp::configured(HASTY).await;
     delete(&app, ImageId::new()).await.assert_problem(404, "image_not_found");
     let (_, image) = stored(&app).await;
@@ -119,7 +119,7 @@ async fn asked_again_it_is_the_same_task() {
 }
 
 #[tokio::test]
-async fn a_deletion_cannot_be_cancelled_and_one_that_failed_is_tried_again() {
+async fn a_deletion_cannot_be_cancelled_and_is_retried_when_failed() {
     let app = TestApp::configured(HASTY).await;
     let (upload, image) = stored(&app).await;
     let id = task_id(&deleted(&app, image).await);
@@ -128,7 +128,7 @@ async fn a_deletion_cannot_be_cancelled_and_one_that_failed_is_tried_again() {
     };
     post(id, "cancel").await.assert_problem(409, "task_not_cancellable");
     post(upload, "cancel").await.assert_problem(409, "task_ended");
-    crate::app::until(async || {
+    crate::app::eventually(async || {
         app.parts
             .store
             .job_counts()
@@ -146,7 +146,7 @@ async fn a_deletion_cannot_be_cancelled_and_one_that_failed_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_cancelled_image_can_be_deleted_for_what_is_known_of_it() {
+async fn a_cancelled_image_can_be_deleted() {
     let app = TestApp::configured(HASTY).await;
     let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
@@ -168,7 +168,7 @@ async fn a_client_can_wait_for_the_end() {
     let waiting = app.send(request("wait=30"), "");
     let working = async {
         let mut task = None;
-        crate::app::until(async || {
+        crate::app::eventually(async || {
             let list = app.get("/v1/tasks?kind=delete").await.json();
             task = list["tasks"].get(0).map(task_id);
             task.is_some()
@@ -182,7 +182,7 @@ async fn a_client_can_wait_for_the_end() {
 }
 
 #[tokio::test]
-async fn a_node_that_knows_of_a_deletion_says_so_without_a_database() {
+async fn a_known_deletion_answers_410_without_the_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let app = TestApp::with(HASTY, ApiOptions::default(), |inner| {
@@ -241,7 +241,7 @@ impl Gate for Late {
 }
 
 #[tokio::test]
-async fn a_look_up_from_before_brings_nothing_back() {
+async fn a_look_up_begun_before_a_deletion_does_not_undo_it() {
     let late = Barrier::new();
     let gate = Late("image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
@@ -258,7 +258,7 @@ async fn a_look_up_from_before_brings_nothing_back() {
 }
 
 #[tokio::test]
-async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
+async fn a_deletion_is_noted_although_its_client_hangs_up() {
     let late = Barrier::new();
     let gate = Late("delete_image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
@@ -271,7 +271,7 @@ async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
     asking.abort();
     assert!(asking.await.is_err_and(|error| error.is_cancelled()));
     late.released.add_permits(1);
-    crate::app::until(async || app.get(&path).await.status.as_u16() == 410).await;
+    crate::app::eventually(async || app.get(&path).await.status.as_u16() == 410).await;
 }
 
 #[tokio::test]

@@ -18,12 +18,12 @@ use safelight_domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, Jo
 use safelight_store::{Outcome, PageRequest, TaskFilter, testing::Gated};
 
 use crate::{
-    app::{TestApp, image_id, picture, task_id, until},
+    app::{TestApp, eventually, image_id, picture, task_id},
     flaky::{Fault, Flaky},
 };
 
 #[tokio::test]
-async fn originals_and_renditions_are_served_for_ever() {
+async fn originals_and_renditions_are_immutable() {
     let app = TestApp::new().await;
     let bytes = picture(300_000, 1);
     let request = Request::post("/v1/images")
@@ -68,7 +68,7 @@ async fn originals_and_renditions_are_served_for_ever() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_says_whether_it_will_be() {
+async fn an_absent_image_says_whether_it_is_pending_or_failed() {
     let app = TestApp::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
     let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
@@ -91,7 +91,7 @@ async fn what_is_not_there_says_whether_it_will_be() {
 }
 
 #[tokio::test]
-async fn a_request_is_held_until_the_picture_is_made() {
+async fn a_request_waits_until_the_rendition_is_made() {
     let app = TestApp::new().await;
     let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
@@ -138,7 +138,7 @@ async fn a_preset_that_was_never_made_is_queued_once() {
         })
         .collect();
     let mut asked = None;
-    until(async || {
+    eventually(async || {
         let filter = TaskFilter { kind: Some(TaskKind::Rendition), ..TaskFilter::default() };
         let page = PageRequest { before: None, limit: 500 };
         let tasks = app.parts.store.list_tasks(&filter, &page).await.expect("tasks").tasks;
@@ -157,7 +157,7 @@ async fn a_preset_that_was_never_made_is_queued_once() {
 }
 
 #[tokio::test]
-async fn a_picture_that_cannot_be_made_on_demand_is_not_tried_for_ever() {
+async fn a_rendition_that_fails_on_demand_is_not_retried_forever() {
     let app = TestApp::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
     let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
@@ -296,7 +296,7 @@ async fn clients_choose_among_the_formats_of_a_preset() {
 }
 
 #[tokio::test]
-async fn answers_say_where_they_came_from() {
+async fn responses_name_their_cache_tier() {
     let app = TestApp::new().await;
     let document = app.upload(picture(5_000, 1)).await;
     app.write(task_id(&document)).await;
@@ -311,7 +311,7 @@ async fn answers_say_where_they_came_from() {
 }
 
 #[tokio::test]
-async fn what_is_known_is_served_while_the_database_is_away() {
+async fn cached_images_are_served_while_the_database_is_unavailable() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
@@ -332,11 +332,11 @@ async fn what_is_known_is_served_while_the_database_is_away() {
     let unknown = app.get(&format!("/images/{}", ImageId::new())).await;
     unknown.assert_problem(503, "database_unavailable");
     fault.store(Fault::None as u8, Ordering::SeqCst);
-    until(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
+    eventually(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_is_waited_for_by_one_of_many() {
+async fn one_request_at_a_time_waits_for_a_hanging_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
@@ -357,7 +357,7 @@ async fn a_database_that_hangs_is_waited_for_by_one_of_many() {
     // Each of them for itself would have waited for a quarter of a second.
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     fault.store(Fault::None as u8, Ordering::SeqCst);
-    until(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
+    eventually(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
 }
 
 #[tokio::test]
@@ -379,7 +379,7 @@ async fn requests_that_share_the_reading_of_a_large_object_say_so() {
 }
 
 #[tokio::test]
-async fn clients_get_the_bytes_that_they_expect_or_none() {
+async fn preconditions_are_enforced() {
     let app = TestApp::new().await;
     let document = app.upload(picture(5_000, 1)).await;
     app.write(task_id(&document)).await;
@@ -400,7 +400,7 @@ async fn clients_get_the_bytes_that_they_expect_or_none() {
 }
 
 #[tokio::test]
-async fn a_wait_that_cannot_be_read_is_refused_whether_it_is_needed_or_not() {
+async fn an_invalid_wait_is_always_rejected() {
     let app = TestApp::new().await;
     let document = app.upload(picture(500, 1)).await;
     app.write(task_id(&document)).await;
@@ -414,7 +414,7 @@ async fn a_wait_that_cannot_be_read_is_refused_whether_it_is_needed_or_not() {
 }
 
 #[tokio::test]
-async fn nodes_serve_what_they_are_for() {
+async fn nodes_serve_only_their_half_of_the_api() {
     let delivery = ApiOptions { uploads: false, delivery: true };
     let app = TestApp::with(&[], delivery, |store| store).await;
     let answer = app.send(Request::post("/v1/images"), picture(500, 1)).await;
@@ -430,7 +430,7 @@ async fn nodes_serve_what_they_are_for() {
 }
 
 #[tokio::test]
-async fn damaged_bytes_are_not_passed_off_as_the_image() {
+async fn damaged_bytes_are_never_served() {
     let app = TestApp::new().await;
     let document = app.upload(picture(5_000, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));

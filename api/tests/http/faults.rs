@@ -10,7 +10,7 @@ use safelight_api::ApiOptions;
 use safelight_store::testing::Gated;
 
 use crate::{
-    app::{TestApp, image_id, picture, until},
+    app::{TestApp, eventually, image_id, picture},
     flaky::{Fault, Flaky},
 };
 
@@ -28,7 +28,7 @@ fn keyed() -> axum::http::request::Builder {
 }
 
 #[tokio::test]
-async fn an_accept_whose_answer_was_lost_is_accepted() {
+async fn an_accept_whose_response_was_lost_is_accepted() {
     let (app, fault) = flaky().await;
     fault.store(Fault::AcceptUnheard as u8, Ordering::SeqCst);
     let answer = app.send(keyed(), picture(500, 1)).await;
@@ -44,13 +44,13 @@ async fn an_accept_that_certainly_failed_leaves_nothing() {
     let (app, fault) = flaky().await;
     fault.store(Fault::AcceptRefused as u8, Ordering::SeqCst);
     app.send(keyed(), picture(500, 1)).await.assert_problem(500, "internal");
-    app.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
     fault.store(Fault::None as u8, Ordering::SeqCst);
-    until(async || app.send(keyed(), picture(500, 2)).await.status.as_u16() == 202).await;
+    eventually(async || app.send(keyed(), picture(500, 2)).await.status.as_u16() == 202).await;
 }
 
 #[tokio::test]
-async fn bytes_stay_while_nobody_knows_whether_they_are_needed() {
+async fn staged_bytes_stay_while_the_outcome_of_an_accept_is_unknown() {
     let (app, fault) = flaky().await;
     app.get("/v1/images").await;
     fault.store(Fault::Away as u8, Ordering::SeqCst);
@@ -60,7 +60,7 @@ async fn bytes_stay_while_nobody_knows_whether_they_are_needed() {
 }
 
 #[tokio::test]
-async fn an_absent_database_is_a_problem_with_a_retry() {
+async fn an_unavailable_database_answers_503_with_retry_after() {
     let (app, fault) = flaky().await;
     let document = app.upload(picture(500, 1)).await;
     fault.store(Fault::Away as u8, Ordering::SeqCst);
@@ -78,7 +78,7 @@ async fn an_absent_database_is_a_problem_with_a_retry() {
 }
 
 #[tokio::test]
-async fn without_the_database_nothing_is_said_of_the_fleet() {
+async fn without_the_database_workers_and_queues_answer_503() {
     let (app, fault) = flaky().await;
     fault.store(Fault::Away as u8, Ordering::SeqCst);
     for path in ["/v1/workers", "/v1/queues"] {

@@ -7,7 +7,7 @@ use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
 use safelight_store::{Heartbeat, Outcome, QueueSlots};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, picture, task_id, until};
+use crate::app::{TestApp, eventually, picture, task_id};
 
 fn beat(id: WorkerId, ended: u64) -> Heartbeat {
     Heartbeat {
@@ -91,7 +91,7 @@ async fn queues_have_depths_and_learn_their_rates() {
     let (lease, _) = app.claim(tasks[1], JobKind::Write).await;
     let away = Failure::new(ErrorCode::StoreUnavailable, "away");
     app.settle(lease, Outcome::Retry(away.clone(), Duration::from_hours(1))).await;
-    until(async || {
+    eventually(async || {
         let queue = write_queue(&app).await;
         let counts = ["depth", "due", "running", "failed"].map(|key| queue[key].as_u64());
         counts == [Some(2), Some(1), Some(1), Some(0)]
@@ -101,10 +101,10 @@ async fn queues_have_depths_and_learn_their_rates() {
     // A worker that ends what is queued, as far as it says.
     let worker = WorkerId::new();
     app.parts.store.heartbeat(&beat(worker, 0)).await.expect("registered");
-    until(async || write_queue(&app).await["rate_out"].is_number()).await;
+    eventually(async || write_queue(&app).await["rate_out"].is_number()).await;
     app.settle(running, Outcome::Failed(away)).await;
     app.parts.store.heartbeat(&beat(worker, 1)).await.expect("registered");
-    until(async || write_queue(&app).await["rate_out"].as_f64() > Some(0.0)).await;
+    eventually(async || write_queue(&app).await["rate_out"].as_f64() > Some(0.0)).await;
     let queue = write_queue(&app).await;
     assert_eq!((queue["failed"].as_u64(), queue["running"].as_u64()), (Some(1), Some(0)));
     assert!(queue["rate_in"].is_number() && queue["oldest_due_seconds"].is_number(), "{queue}");

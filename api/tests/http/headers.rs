@@ -29,7 +29,7 @@ async fn delivered(app: &TestApp) -> String {
 }
 
 #[tokio::test]
-async fn documents_errors_and_probes_do_nothing_in_a_browser() {
+async fn documents_errors_and_probes_are_inert_in_a_browser() {
     let app = TestApp::new().await;
     for path in ["/livez", "/readyz", "/metrics", "/v1/images", "/v1/none", "/images/x", "/"] {
         assert_headers(&app.get(path).await, &OF_A_DOCUMENT, path);
@@ -42,7 +42,7 @@ async fn documents_errors_and_probes_do_nothing_in_a_browser() {
 
 /// A cache puts the headers of a 304 in the place of those that it has: they must be the picture's too.
 #[tokio::test]
-async fn pictures_can_be_shown_anywhere_and_run_nowhere() {
+async fn images_can_be_shown_anywhere_and_execute_nothing() {
     let app = TestApp::new().await;
     let path = delivered(&app).await;
     let tag = app.get(&path).await.header("etag").to_owned();
@@ -66,7 +66,7 @@ async fn pictures_can_be_shown_anywhere_and_run_nowhere() {
 }
 
 #[tokio::test]
-async fn browsers_are_told_to_stay_with_tls_only_where_there_is_tls() {
+async fn hsts_is_sent_only_where_there_is_tls() {
     let app = TestApp::configured(&[("SAFELIGHT_BEHIND_TLS", "true")]).await;
     let document = app.key("ada", "upload").await.upload(&app, "").await;
     app.write(task_id(&document)).await;

@@ -7,7 +7,7 @@ use axum::{
 use futures::stream;
 use safelight_domain::JobKind;
 
-use crate::app::{TestApp, multipart, multipart_request, picture, task_id, until};
+use crate::app::{TestApp, eventually, multipart, multipart_request, picture, task_id};
 
 fn keyed(key: &str) -> Builder {
     Request::post("/v1/images").header("idempotency-key", key)
@@ -60,13 +60,13 @@ async fn a_key_in_flight_is_a_conflict_until_its_client_is_gone() {
     is_reading.await.expect("the first is being received");
     app.send(keyed("a"), picture(500, 1)).await.assert_problem(409, "idempotency_key_in_flight");
     slow.abort();
-    until(async || app.send(keyed("a"), picture(500, 1)).await.status.as_u16() == 202).await;
+    eventually(async || app.send(keyed("a"), picture(500, 1)).await.status.as_u16() == 202).await;
 }
 
 #[tokio::test]
-async fn a_refused_upload_gives_its_key_back() {
+async fn a_rejected_upload_releases_its_key() {
     let app = TestApp::new().await;
     let text = b"this is some text and no picture whatsoever".to_vec();
     app.send(keyed("a"), text).await.assert_problem(415, "unsupported_media_type");
-    until(async || app.send(keyed("a"), picture(500, 1)).await.status.as_u16() == 202).await;
+    eventually(async || app.send(keyed("a"), picture(500, 1)).await.status.as_u16() == 202).await;
 }

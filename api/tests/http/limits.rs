@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn heads_that_are_too_large_are_refused_also_where_the_answer_is_at_hand() {
+async fn too_large_heads_are_rejected_also_on_the_fast_path() {
     let app = TestApp::new().await;
     let document = app.upload(picture(500, 1)).await;
     app.write(task_id(&document)).await;
@@ -29,7 +29,7 @@ async fn heads_that_are_too_large_are_refused_also_where_the_answer_is_at_hand()
 }
 
 #[tokio::test]
-async fn what_the_library_refuses_is_a_4xx_too() {
+async fn requests_rejected_by_the_http_library_answer_4xx() {
     let served = Served::new(&[]).await;
     let get = "GET /livez HTTP/1.1\r\nHost: localhost\r\n";
     let long_path = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(70_000));
@@ -61,7 +61,7 @@ async fn what_the_library_refuses_is_a_4xx_too() {
 
 /// Two ideas of where a request ends would let one hide in another's body, behind a proxy.
 #[tokio::test]
-async fn a_request_ends_where_every_proxy_says_that_it_ends() {
+async fn ambiguous_request_framing_is_rejected() {
     let served = Served::new(&[]).await;
     let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let smuggled = format!(

@@ -29,7 +29,7 @@ async fn metrics_are_text() {
 }
 
 #[tokio::test]
-async fn the_description_and_its_page_need_no_other_host() {
+async fn the_docs_page_loads_nothing_from_other_hosts() {
     let app = TestApp::new().await;
     let document = app.get("/openapi.json").await.json();
     let expected = serde_json::to_value(safelight_api::openapi()).expect("JSON");
@@ -54,7 +54,7 @@ async fn the_description_and_its_page_need_no_other_host() {
 }
 
 #[tokio::test]
-async fn every_answer_has_a_request_id() {
+async fn every_response_has_a_request_id() {
     let app = TestApp::new().await;
     let made = app.get("/livez").await.header("x-request-id").to_owned();
     assert_eq!(made.len(), 36);

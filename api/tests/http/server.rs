@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{TestApp, image_id, picture, task_id, until};
+use crate::app::{TestApp, eventually, image_id, picture, task_id};
 
 /// A node that listens.
 pub struct Served {
@@ -88,15 +88,15 @@ async fn a_client_that_hangs_up_leaves_nothing() {
     stream.write_all(head.as_bytes()).await.expect("sent");
     stream.write_all(&picture(300_000, 1)).await.expect("sent");
     // Its bytes are on the disk already, under a temporary name.
-    until(async || !served.app.incoming().is_empty()).await;
+    eventually(async || !served.app.incoming().is_empty()).await;
     drop(stream);
-    served.app.until_nothing_is_staged().await;
+    served.app.eventually_nothing_is_staged().await;
     let list = served.app.get("/v1/images").await.json();
     assert_eq!(list["images"], serde_json::json!([]));
 }
 
 #[tokio::test]
-async fn a_silent_upload_is_broken_off() {
+async fn a_silent_upload_times_out() {
     let served = Served::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
     let mut stream = served.connect().await;
     let head = format!("{POST}Content-Length: 1000000\r\n\r\n");
@@ -105,11 +105,11 @@ async fn a_silent_upload_is_broken_off() {
     let answer = read_answer(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains("upload_timeout"), "{answer}");
-    served.app.until_nothing_is_staged().await;
+    served.app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_client_that_only_sends_still_gets_its_refusal() {
+async fn a_client_that_is_still_sending_gets_its_rejection() {
     let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
     let head = format!("{POST}Content-Length: 8000000\r\n\r\n");
     for body in [picture(8_000_000, 1), vec![b'x'; 8_000_000]] {
@@ -123,7 +123,7 @@ async fn a_client_that_only_sends_still_gets_its_refusal() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_need_not_send() {
+async fn a_rejected_expect_continue_body_is_not_sent() {
     let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
     let asked =
         |bytes: usize| format!("{POST}Expect: 100-continue\r\nContent-Length: {bytes}\r\n\r\n");
@@ -152,7 +152,7 @@ async fn http2_is_spoken_on_the_same_port() {
 }
 
 #[tokio::test]
-async fn a_start_that_takes_long_shows_that_the_process_lives() {
+async fn livez_answers_during_a_slow_start() {
     let app = TestApp::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -199,7 +199,7 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
     let bytes = picture(300_000, 2);
     uploading.write_all(head.as_bytes()).await.expect("sent");
     uploading.write_all(&bytes[..200_000]).await.expect("sent");
-    until(async || served.app.incoming().len() > 1).await;
+    eventually(async || served.app.incoming().len() > 1).await;
     served.shutdown.cancel();
     let answer = read_to_end(&mut waiting).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -214,21 +214,21 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
 }
 
 #[tokio::test]
-async fn shutdown_waits_no_longer_than_it_may() {
+async fn shutdown_waits_at_most_drain_timeout() {
     let served = Served::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
     let mut stuck = served.connect().await;
     let head = format!("{POST}Content-Length: 300000\r\n\r\n");
     stuck.write_all(head.as_bytes()).await.expect("sent");
     stuck.write_all(&picture(200_000, 1)).await.expect("sent");
-    until(async || !served.app.incoming().is_empty()).await;
+    eventually(async || !served.app.incoming().is_empty()).await;
     served.shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), served.ended).await;
     ended.expect("in time").expect("no panic").expect("no error");
-    served.app.until_nothing_is_staged().await;
+    served.app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_half_way_costs_the_others_nothing() {
+async fn a_client_that_leaves_during_a_read_affects_no_other() {
     let served = Served::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
     let (get, size) = large_original(&served).await;
     let mut gone = served.connect().await;
@@ -242,7 +242,7 @@ async fn a_client_that_leaves_half_way_costs_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn clients_that_dawdle_are_disconnected() {
+async fn slow_clients_are_disconnected() {
     let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
     let (get, size) = large_original(&served).await;
     // One says nothing, one never ends its head, one lies idle after an answer.
@@ -258,7 +258,7 @@ async fn clients_that_dawdle_are_disconnected() {
     let mut deaf = served.connect().await;
     deaf.write_all(get.as_bytes()).await.expect("sent");
     // Once the server has closed the connection, what is sent on it comes back as a reset.
-    until(async || deaf.write_all(b"x").await.is_err()).await;
+    eventually(async || deaf.write_all(b"x").await.is_err()).await;
     let mut answer = Vec::new();
     // Ends in order or with a reset.
     let _ = deaf.read_to_end(&mut answer).await;

@@ -105,7 +105,7 @@ async fn events(app: &TestApp, request: axum::http::request::Builder) -> Vec<(St
 }
 
 #[tokio::test]
-async fn events_tell_the_story_and_end() {
+async fn events_follow_a_task_and_end() {
     let app = TestApp::new().await;
     let task = task_id(&app.upload(picture(500, 1)).await);
     let path = format!("/v1/tasks/{task}/events");
@@ -129,7 +129,7 @@ async fn events_tell_the_story_and_end() {
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_gets_only_news() {
+async fn a_reconnecting_client_gets_only_newer_events() {
     let app = TestApp::new().await;
     let task = task_id(&app.upload(picture(500, 1)).await);
     let request = Request::get(format!("/v1/tasks/{task}/events"))

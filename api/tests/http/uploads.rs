@@ -92,7 +92,7 @@ async fn ten_megabytes_arrive_in_chunks_of_any_size() {
 }
 
 #[tokio::test]
-async fn a_digest_that_fits_is_accepted() {
+async fn a_matching_digest_is_accepted() {
     let app = TestApp::new().await;
     let bytes = picture(1000, 4);
     let digest = |bytes: &[u8]| {

@@ -78,7 +78,7 @@ pub async fn create(
     if !state.store.create_backfill(&new).await? {
         return Err(Problem::new(
             ProblemCode::IdTaken,
-            "The id is that of another task, or of a backfill that was begun to do something else.",
+            "The id is that of another task, or of a backfill with another request.",
         ));
     }
     tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");

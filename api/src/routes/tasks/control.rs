@@ -127,12 +127,12 @@ fn not_retried(task: &Task) -> Problem {
     if task.status == Status::Failed {
         return Problem::new(
             ProblemCode::TaskNotFailed,
-            "The task was being tried again at that moment, and has failed since.",
+            "The task was being retried at that moment, and has failed again.",
         );
     }
     Problem::new(
         ProblemCode::TaskNotFailed,
-        format!("The task is `{}`; only failed ones can be tried again.", task.status),
+        format!("The task is `{}`; only failed tasks can be retried.", task.status),
     )
 }
 
