@@ -26,6 +26,8 @@ pub fn all(frame: ApiRoutes, options: ApiOptions) -> ApiRoutes {
     let mut all = frame.merge(probes::routes());
     if options.uploads {
         let resources = [
+            // Before backfills, which also describe a `Scope`: the first of a name is kept.
+            keys::routes(),
             uploads::routes(),
             images::routes(),
             signed_urls::routes(),
@@ -34,7 +36,6 @@ pub fn all(frame: ApiRoutes, options: ApiOptions) -> ApiRoutes {
             limits::routes(),
             workers::routes(),
             queues::routes(),
-            keys::routes(),
             audit::routes(),
         ];
         all = resources.into_iter().fold(all, ApiRoutes::merge);
