@@ -12,7 +12,7 @@
 mod blocking;
 mod bucket;
 mod error;
-mod intake;
+mod ingest;
 mod key;
 mod staging;
 mod store;
@@ -22,7 +22,7 @@ mod walk;
 pub use blocking::blocking;
 pub use bucket::{Bucket, Listed};
 pub use error::BlobError;
-pub use intake::{Content, Intake, IntakeError, Whole};
+pub use ingest::{Content, Ingest, IngestError, Whole};
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobContent, BlobLocation, BlobStream, Blobs, Incoming, OpenBlob};

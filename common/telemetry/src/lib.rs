@@ -13,7 +13,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub use health::DependencyHealth;
+pub use health::{DependencyHealth, NoAnswer};
 pub use metrics_exporter_prometheus::PrometheusHandle;
 
 /// Seconds; from a claim's millisecond to a minute.

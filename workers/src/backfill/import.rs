@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_blobs::{BlobKey, Blobs, Content, Intake, IntakeError, StagedUpload, Whole};
+use safelight_blobs::{BlobKey, Blobs, Content, Ingest, IngestError, StagedUpload, Whole};
 use safelight_domain::{
     Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
 };
@@ -189,11 +189,11 @@ impl Import<'_> {
             Err(error) => return failed("unreadable", with_causes(&error)),
         };
         let image = ImageId::new();
-        let mut intake = self.intake(image);
+        let mut ingest = self.ingest(image);
         loop {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
-                    if let Err(error) = intake.write(&chunk).await {
+                    if let Err(error) = ingest.write(&chunk).await {
                         return not_taken(&entry, error);
                     }
                 }
@@ -202,19 +202,19 @@ impl Import<'_> {
                 Err(error) => return failed("unreadable", with_causes(&error)),
             }
         }
-        match intake.end().await {
+        match ingest.end().await {
             Ok(picture) => self.keep(entry, image, picture).await,
             Err(error) => not_taken(&entry, error),
         }
     }
 
     /// Where the bytes of an entry go: of a dry run nowhere.
-    fn intake(&self, image: ImageId) -> Intake {
+    fn ingest(&self, image: ImageId) -> Ingest {
         let limit = self.walk.max_upload_bytes;
         if self.backfill.spec.dry_run {
-            Intake::hashing(limit)
+            Ingest::hashing(limit)
         } else {
-            Intake::staging(self.walk.blobs.clone(), image, limit)
+            Ingest::staging(self.walk.blobs.clone(), image, limit)
         }
     }
 
@@ -337,11 +337,11 @@ struct Known {
 
 /// An entry whose bytes are not taken in: a failure if it is a picture or named like one, else of no
 /// interest.
-fn not_taken(entry: &Entry, error: IntakeError) -> Result<Found, BackfillError> {
+fn not_taken(entry: &Entry, error: IngestError) -> Result<Found, BackfillError> {
     let code = match error {
-        IntakeError::Blobs(error) => return Err(error.into()),
-        IntakeError::TooLarge(_) => ErrorCode::TooLarge,
-        IntakeError::Empty | IntakeError::Heic | IntakeError::NotAnImage => ErrorCode::NotAnImage,
+        IngestError::Blobs(error) => return Err(error.into()),
+        IngestError::TooLarge(_) => ErrorCode::TooLarge,
+        IngestError::Empty | IngestError::Heic | IngestError::NotAnImage => ErrorCode::NotAnImage,
     };
     let outcome = if code == ErrorCode::NotAnImage && !entry.is_named_like_a_picture() {
         ItemOutcome::Skipped
