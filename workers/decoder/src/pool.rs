@@ -91,7 +91,7 @@ impl Pool {
                 return decoder;
             }
         }
-        let mut trouble = DependencyHealth::new("start a decoder");
+        let trouble = DependencyHealth::new("start a decoder");
         loop {
             match Process::start(self.limits) {
                 Ok(decoder) => {
