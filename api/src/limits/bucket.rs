@@ -83,7 +83,7 @@ impl Buckets {
             match take_shared(cache, name, rate).await {
                 Ok(taken) => return taken,
                 Err(error) => {
-                    tracing::debug!(%error, "shared cache unavailable; this node counts rates alone")
+                    tracing::debug!(%error, "shared cache unavailable; this node counts rates alone");
                 }
             }
         }

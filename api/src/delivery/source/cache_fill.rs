@@ -92,7 +92,7 @@ impl Filler {
         };
         let (progress, arriving) = watch::channel(Arrived::Until(0));
         let local = Local::arriving(file.try_clone()?, arriving);
-        let fill = CacheFill {
+        let cache_fill = CacheFill {
             filler: self.clone(),
             object: object.clone(),
             file: Arc::new(file),
@@ -101,7 +101,7 @@ impl Filler {
             hasher: ContentHasher::default(),
             written: 0,
         };
-        tokio::spawn(fill.run(stream));
+        tokio::spawn(cache_fill.run(stream));
         Ok((local, tier))
     }
 
