@@ -69,7 +69,7 @@ impl Readiness {
 }
 
 impl<T> Checked<T> {
-    const fn new(dependency: T, what: &'static str) -> Self {
+    fn new(dependency: T, what: &'static str) -> Self {
         Self { dependency, health: DependencyHealth::new(what) }
     }
 }
@@ -83,7 +83,7 @@ impl Check for DependencyHealth {
     async fn check<E: Error + 'static>(&self, answer: impl Future<Output = Result<(), E>>) -> bool {
         match timeout(CHECK_TIMEOUT, answer).await {
             Ok(Ok(())) => {
-                self.over();
+                self.recovered();
                 return true;
             }
             Ok(Err(error)) => self.failed(&error),

@@ -4,7 +4,10 @@
 //! the document, because only there the request's path is known. The text of an internal error goes
 //! to the log and never into the document.
 
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
     Json,
@@ -269,7 +272,7 @@ impl From<&StoreError> for Problem {
     fn from(error: &StoreError) -> Self {
         if error.is_unavailable() {
             static DATABASE: LazyLock<DependencyHealth> =
-            LazyLock::new(|| DependencyHealth::new("use the database"));
+                LazyLock::new(|| DependencyHealth::new("use the database"));
             DATABASE.failed(error);
             if error.is_full() {
                 return Self::new(ProblemCode::StorageFull, "The database has no space left.");

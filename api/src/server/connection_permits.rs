@@ -1,6 +1,6 @@
 //! How many connections there may be at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustix::process::{Resource, getrlimit};
 use safelight_telemetry::DependencyHealth;

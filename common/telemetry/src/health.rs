@@ -56,12 +56,7 @@ impl DependencyHealth {
 
     /// [`DependencyHealth::new`] for a failure that does more than delay its own loop.
     pub fn with_consequence(action: &'static str, consequence: &'static str) -> Self {
-        Self {
-            action,
-            consequence,
-            available: watch::Sender::new(true),
-            failing: Mutex::new(None),
-        }
+        Self { action, consequence, available: watch::Sender::new(true), failing: Mutex::new(None) }
     }
 
     /// Marks the dependency as unavailable. Warns once a minute.
