@@ -205,7 +205,8 @@ mod tests {
 
     use safelight_domain::JobNotice;
     use safelight_domain::{
-        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Lane, Status, WorkerId,
+        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Labels, Lane, Status,
+        WorkerId,
     };
     use safelight_store::{Claim, DynStore, NewUpload};
     use safelight_store_sql::SqliteStore;
@@ -331,9 +332,7 @@ mod tests {
             sha256: ContentHash::of(b"x"),
             bytes: 1,
             format: ImageFormat::Png,
-            title: None,
-            tags: Vec::new(),
-            filename: None,
+            labels: Labels::default(),
             jobs: vec![(JobId::new(), JobKind::Write)],
             max_attempts: 3,
             key: None,

@@ -20,10 +20,7 @@ pub(crate) fn after_failure(job: &ClaimedJob, failure: Failure, config: &Config)
 /// How traces and metrics call the end of an attempt, with what went wrong.
 pub(crate) fn describe(outcome: &Outcome) -> (&'static str, Option<&Failure>) {
     match outcome {
-        Outcome::Written(_)
-        | Outcome::Rendered { .. }
-        | Outcome::Verified { .. }
-        | Outcome::Deleted { .. } => ("succeeded", None),
+        Outcome::Succeeded(_) => ("succeeded", None),
         Outcome::Retry(failure, _) => ("retry", Some(failure)),
         Outcome::Failed(failure) => ("failed", Some(failure)),
         Outcome::Released => ("released", None),

@@ -2,19 +2,15 @@
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
-use safelight_domain::{ContentHash, ContentHasher, Visibility, labels};
+use safelight_domain::{ContentHash, ContentHasher, Labels, Visibility};
 
 use crate::problem::{Problem, ProblemCode};
 
 /// What a client says beside the bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Form {
-    /// The title.
-    pub title: Option<String>,
-    /// The tags, without repetitions.
-    pub tags: Vec<String>,
-    /// The file's name, without folders.
-    pub filename: Option<String>,
+    /// What the client calls the image.
+    pub labels: Labels,
     /// Who may read the bytes.
     pub visibility: Option<Visibility>,
 }
@@ -22,14 +18,13 @@ pub struct Form {
 impl Form {
     /// Takes the title; may be done once. An empty one is none.
     pub fn set_title(&mut self, text: &str) -> Result<(), Problem> {
-        self.title = labels::title(text).map_err(|why| invalid("title", &why))?;
-        Ok(())
+        self.labels.set_title(text).map_err(|why| invalid("title", &why))
     }
 
     /// Adds tags, separated by commas.
     pub fn add_tags(&mut self, list: &str) -> Result<(), Problem> {
         for tag in list.split(',') {
-            labels::add_tag(&mut self.tags, tag).map_err(|why| invalid("tags", &why))?;
+            self.labels.add_tag(tag).map_err(|why| invalid("tags", &why))?;
         }
         Ok(())
     }
@@ -43,7 +38,7 @@ impl Form {
 
     /// Takes the file's name, made harmless.
     pub fn set_filename(&mut self, name: &str) {
-        self.filename = labels::file_name(name);
+        self.labels.set_filename(name);
     }
 
     /// Names the payload of an upload: equal if and only if the bytes and all of this are.
@@ -56,9 +51,9 @@ impl Form {
             hasher.update(&length.to_be_bytes());
             hasher.update(part.unwrap_or_default().as_bytes());
         };
-        add(self.title.as_deref());
-        add(self.filename.as_deref());
-        self.tags.iter().for_each(|tag| add(Some(tag)));
+        add(self.labels.title.as_deref());
+        add(self.labels.filename.as_deref());
+        self.labels.tags.iter().for_each(|tag| add(Some(tag)));
         if let Some(visibility) = self.visibility {
             add(None);
             add(Some(visibility.as_str()));
@@ -155,13 +150,13 @@ mod tests {
         let mut form = Form::default();
         form.add_tags("cat, dog,,cat ").expect("tags");
         form.add_tags("bird").expect("tags");
-        assert_eq!(form.tags, ["cat", "dog", "bird"]);
+        assert_eq!(form.labels.tags, ["cat", "dog", "bird"]);
         let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         assert!(form.add_tags(&many).is_err());
         assert!(form.add_tags(&"x".repeat(65)).is_err());
         assert!(form.set_title("a\u{7}b").is_err());
         form.set_title("  ").expect("empty");
-        assert_eq!(form.title, None);
+        assert_eq!(form.labels.title, None);
     }
 
     #[test]
@@ -169,9 +164,11 @@ mod tests {
         let content = ContentHash::of(b"x");
         let form = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
             Form {
-                title: title.map(str::to_owned),
-                tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-                filename: filename.map(str::to_owned),
+                labels: Labels {
+                    title: title.map(str::to_owned),
+                    tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+                    filename: filename.map(str::to_owned),
+                },
                 visibility: None,
             }
             .fingerprint(content)

@@ -19,7 +19,7 @@ use safelight_api::{Api, ApiOptions};
 use safelight_domain::{ErrorCode, Failure, ImageId, JobKind, TaskId};
 use safelight_store::{
     StoreError,
-    testing::{Call, Gate, Gated},
+    testing::{Call, FaultPlan, FaultyStore},
 };
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
@@ -187,7 +187,7 @@ async fn a_node_that_knows_of_a_deletion_says_so_without_a_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let bench = Bench::with(HASTY, ApiOptions::default(), |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
     let (_, image) = stored(&bench).await;
@@ -226,12 +226,12 @@ impl Barrier {
 type Asking = JoinHandle<Result<Response, Infallible>>;
 
 #[async_trait]
-impl Gate for Late {
-    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Late {
+    async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let Self(method, barrier) = self;
         if call.method == *method && barrier.armed.swap(false, Ordering::SeqCst) {
             barrier.reached.add_permits(1);
@@ -246,8 +246,10 @@ async fn a_look_up_from_before_brings_nothing_back() {
     let late = Barrier::new();
     let gate = Late("image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let bench =
-        Bench::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    let bench = Bench::with(&keys, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
     let (_, image) = stored(&bench).await;
     let path = format!("/images/{image}");
     let asking = late.hold_up(&bench, Request::get(&path)).await;
@@ -263,8 +265,10 @@ async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
     let late = Barrier::new();
     let gate = Late("delete_image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let bench =
-        Bench::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    let bench = Bench::with(&keys, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
     let (_, image) = stored(&bench).await;
     let path = format!("/images/{image}");
     assert_eq!(bench.get(&path).await.status.as_u16(), 200);

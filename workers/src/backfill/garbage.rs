@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use safelight_blobs::{BlobKey, Stored};
 use safelight_domain::{Backfill, ContentHash, ItemOutcome};
 use safelight_services::Services;
-use safelight_store::{Advance, Item, Reference};
+use safelight_store::{BackfillStep, Reference, ReportLine};
 use uuid::Uuid;
 
 use super::BackfillError;
@@ -35,7 +35,7 @@ enum Verdict {
 
 /// An object that nobody seems to refer to.
 struct Garbage {
-    item: Item,
+    item: ReportLine,
     key: BlobKey,
     /// The blob that it is, or was made of.
     blob: ContentHash,
@@ -48,8 +48,8 @@ pub(super) async fn step(
     services: &Services,
     backfill: &Backfill,
     room: u32,
-) -> Result<Advance, BackfillError> {
-    let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+) -> Result<BackfillStep, BackfillError> {
+    let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
     let walked = services.blobs.walk(backfill.cursor.as_deref(), PAGE).await?;
     let old = old_before(services).await?;
     let references = references(services, &walked.objects).await?;
@@ -117,7 +117,7 @@ fn judge(
         return Verdict::Passed("too_young");
     }
     let detail = Some(format!("{} bytes", object.bytes));
-    let item = Item { detail, ..item(&object.path, ItemOutcome::Succeeded, "unreferenced") };
+    let item = ReportLine { detail, ..item(&object.path, ItemOutcome::Succeeded, "unreferenced") };
     Verdict::Garbage(Box::new(Garbage {
         item,
         key,
@@ -140,7 +140,7 @@ async fn collect(
     services: &Services,
     dry_run: bool,
     garbage: Vec<Garbage>,
-    step: &mut Advance,
+    step: &mut BackfillStep,
 ) -> Result<(), BackfillError> {
     let mut blobs: BTreeMap<(ContentHash, bool), Vec<Garbage>> = BTreeMap::new();
     for one in garbage {
@@ -156,7 +156,7 @@ async fn collect(
         let outcome = if dry_run { ItemOutcome::Planned } else { ItemOutcome::Succeeded };
         for one in garbage {
             if is_removed {
-                step.done.push(Item { outcome, ..one.item });
+                step.done.push(ReportLine { outcome, ..one.item });
             } else {
                 pass(&mut step.passed, "in_use");
             }
@@ -188,8 +188,8 @@ fn pass(passed: &mut BTreeMap<String, u64>, reason: &str) {
 }
 
 /// A report line of an object; its id is made for the purpose.
-fn item(path: &str, outcome: ItemOutcome, reason: &str) -> Item {
-    Item {
+fn item(path: &str, outcome: ItemOutcome, reason: &str) -> ReportLine {
+    ReportLine {
         id: Uuid::now_v7(),
         outcome,
         reason: Some(reason.to_owned()),

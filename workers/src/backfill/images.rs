@@ -8,7 +8,7 @@ use safelight_domain::{
     TaskId, TaskKind,
 };
 use safelight_services::Services;
-use safelight_store::{Advance, Child, ImageFilter, Item, Obstacle};
+use safelight_store::{BackfillStep, BlockingJob, ChildTask, ImageFilter, ReportLine};
 
 use super::{BackfillError, failure};
 use crate::handlers::missing_presets;
@@ -21,14 +21,14 @@ pub(super) async fn step(
     services: &Services,
     backfill: &Backfill,
     room: u32,
-) -> Result<Advance, BackfillError> {
+) -> Result<BackfillStep, BackfillError> {
     let spec = &backfill.spec;
     let filter = ImageFilter {
         until: backfill.begun_at,
         created_after: spec.created_after,
         format: spec.format,
     };
-    let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+    let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
     if backfill.expected.is_none() {
         step.expected = Some(services.store.count_images(&filter).await?);
         return Ok(step);
@@ -38,8 +38,8 @@ pub(super) async fn step(
     let limit = room.saturating_mul(4).clamp(50, PAGE);
     let page = services.store.walk_images(&filter, after, limit).await?;
     let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
-    let mut obstacles = HashMap::<ImageId, Vec<Obstacle>>::new();
-    for obstacle in services.store.obstacles(&ids).await? {
+    let mut obstacles = HashMap::<ImageId, Vec<BlockingJob>>::new();
+    for obstacle in services.store.blocking_jobs(&ids).await? {
         obstacles.entry(obstacle.image).or_default().push(obstacle);
     }
     for image in &page {
@@ -85,9 +85,9 @@ fn judge(
     presets: &Presets,
     backfill: &Backfill,
     image: &Image,
-    obstacles: &[Obstacle],
+    obstacles: &[BlockingJob],
 ) -> Option<Item> {
-    let line = |outcome, reason: &str, detail| Item {
+    let line = |outcome, reason: &str, detail| ReportLine {
         id: image.id.0,
         outcome,
         reason: Some(reason.to_owned()),
@@ -123,10 +123,16 @@ fn judge(
     Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())))
 }
 
-fn child(kind: BackfillKind, image: ImageId) -> Child {
+fn child(kind: BackfillKind, image: ImageId) -> ChildTask {
     let (task, job) = match kind {
         BackfillKind::Verify => (TaskKind::Verify, JobKind::Verify),
         _ => (TaskKind::Rendition, JobKind::Thumbnail),
     };
-    Child { task: TaskId::new(), kind: task, image, jobs: vec![(JobId::new(), job)], import: None }
+    ChildTask {
+        task: TaskId::new(),
+        kind: task,
+        image,
+        jobs: vec![(JobId::new(), job)],
+        import: None,
+    }
 }

@@ -24,7 +24,7 @@ use safelight_domain::{
     Backfill, BackfillKind, BackfillState, Failure, JobKind, Status, TaskId, WorkerId,
 };
 use safelight_services::Services;
-use safelight_store::{Advance, Obstacle, StoreError};
+use safelight_store::{BackfillStep, BlockingJob, StoreError};
 use safelight_telemetry::DependencyHealth;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -125,7 +125,7 @@ impl Foreman {
 #[cfg(test)]
 pub(crate) async fn step(services: &Services, foreman: WorkerId) -> Result<(), BackfillError> {
     for Backfill { id, .. } in services.store.lead_backfills(foreman, HOLD, BACKFILLS).await? {
-        services.store.tally_backfill(id, TALLY).await?;
+        services.store.collect_results(id, TALLY).await?;
         feed(services, id, &mut import::Memory::default()).await?;
     }
     Ok(())
@@ -139,7 +139,7 @@ async fn work_on(services: Services, id: TaskId) {
 async fn keep_tallying(services: &Services, id: TaskId) {
     let mut trouble = DependencyHealth::new("count what a backfill has done");
     loop {
-        let tallied = services.store.tally_backfill(id, TALLY).await;
+        let tallied = services.store.collect_results(id, TALLY).await;
         tokio::time::sleep(pause(&mut trouble, tallied.map(|count| count > 0))).await;
     }
 }
@@ -204,10 +204,10 @@ async fn walk(
         BackfillKind::Gc => garbage::step(services, backfill, room).await?,
         BackfillKind::Import => match import::step(services, backfill, room, memory).await {
             // What is not there will not come: the backfill ends with what it has.
-            Err(BackfillError::Source(error)) if error.is_final() => Advance {
+            Err(BackfillError::Source(error)) if error.is_final() => BackfillStep {
                 is_last: true,
                 problem: Some(error.to_string()),
-                ..Advance::of(backfill.id, backfill.cursor.clone())
+                ..BackfillStep::of(backfill.id, backfill.cursor.clone())
             },
             step => step?,
         },
@@ -215,7 +215,7 @@ async fn walk(
     let paced = backfill.spec.rate.filter(|_| !backfill.spec.dry_run);
     #[allow(clippy::cast_precision_loss)] // at most a window
     let paced_seconds = paced.map_or(0.0, |rate| (step.work.len() + step.done.len()) as f64 / rate);
-    let step = Advance { paced_seconds, max_attempts: services.config.max_attempts, ..step };
+    let step = BackfillStep { paced_seconds, max_attempts: services.config.max_attempts, ..step };
     let counted = services.store.advance_backfill(&step).await;
     memory.step_ended(matches!(counted, Ok(true)));
     if matches!(counted, Ok(false)) {
@@ -225,7 +225,7 @@ async fn walk(
 }
 
 /// Why jobs of these kinds have failed for good; `None` if they have not, or are being tried again.
-fn failure<'a>(obstacles: &'a [Obstacle], kinds: &[JobKind]) -> Option<&'a Failure> {
+fn failure<'a>(obstacles: &'a [BlockingJob], kinds: &[JobKind]) -> Option<&'a Failure> {
     let mut concerned = obstacles.iter().filter(|obstacle| kinds.contains(&obstacle.kind));
     if concerned.clone().any(|obstacle| obstacle.status != Status::Failed) {
         return None;

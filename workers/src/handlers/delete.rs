@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use safelight_domain::{CacheKey, ErrorCode, Failure, Removal};
 use safelight_services::Services;
-use safelight_store::{ClaimedJob, Outcome};
+use safelight_store::{ClaimedJob, Effect, Outcome};
 use tokio::time::Instant;
 
 use super::{Context, database_away, source};
@@ -36,7 +36,7 @@ pub(super) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, 
     tokio::time::sleep_until(begun + whole_grains(begun.elapsed())).await;
     let proxies = u32::try_from(services.config.purge_urls.len()).unwrap_or(u32::MAX);
     tracing::info!(image = %job.image.id, "removed a deleted image");
-    Ok(Outcome::Deleted { proxies })
+    Ok(Outcome::Succeeded(vec![Effect::ForgetImage { proxies }]))
 }
 
 fn whole_grains(elapsed: Duration) -> Duration {

@@ -4,7 +4,7 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_blobs::{BlobError, BlobKey, StagedUpload};
 use safelight_domain::{ContentHash, ErrorCode, Failure, Image, Rendition};
-use safelight_store::Outcome;
+use safelight_store::{Effect, Outcome};
 
 use super::{Context, source, thumbnail};
 
@@ -50,7 +50,7 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         notes.insert(0, format!("the original was {}, and was restored", original.word()));
     }
     if notes.is_empty() {
-        return Ok(Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None });
+        return Ok(Outcome::Succeeded(Vec::new()));
     }
     let (repaired, forgotten) = repair(context, image, bad).await?;
     let names = |list: &[Rendition]| {
@@ -64,7 +64,11 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
         notes.push(format!("not made any more, records removed: {}", names(&forgotten)));
     }
     tracing::warn!(image = %image.id, found = notes.join("; "), "stored bytes were bad");
-    Ok(Outcome::Verified { repaired, forgotten, note: Some(notes.join("; ")) })
+    Ok(Outcome::Succeeded(vec![
+        Effect::UpsertRenditions(repaired),
+        Effect::ForgetRenditions(forgotten),
+        Effect::Note(notes.join("; ")),
+    ]))
 }
 
 /// Reads one object to its end.

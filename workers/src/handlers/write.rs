@@ -3,7 +3,7 @@
 
 use safelight_blobs::StagedUpload;
 use safelight_domain::{ErrorCode, Failure, Image, ImageFacts};
-use safelight_store::Outcome;
+use safelight_store::{Effect, Outcome};
 
 use super::{Context, source};
 
@@ -19,7 +19,7 @@ pub(super) async fn run(context: &Context, image: &Image) -> Result<Outcome, Fai
     safelight_fail_points::hit("write.inspected").await;
     context.services.blobs.promote(&staged).await.map_err(source::failure)?;
     safelight_fail_points::hit("write.promoted").await;
-    Ok(Outcome::Written(facts))
+    Ok(Outcome::Succeeded(vec![Effect::StoredBlob(facts)]))
 }
 
 async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> {

@@ -7,7 +7,7 @@ use safelight_domain::{
     BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Quota, Status, Task,
     TaskId, Visibility,
 };
-use safelight_store::{Item, NewBackfill};
+use safelight_store::{NewBackfill, ReportLine};
 
 use super::lab::{Lab, files, picture, within};
 use crate::backfill;
@@ -36,7 +36,7 @@ async fn report(lab: &Lab, id: TaskId) -> (Task, Vec<Item>) {
     (task, report)
 }
 
-fn reasons(report: &[Item]) -> Vec<(&str, Option<&str>)> {
+fn reasons(report: &[ReportLine]) -> Vec<(&str, Option<&str>)> {
     report.iter().map(|item| (item.outcome.as_str(), item.reason.as_deref())).collect()
 }
 
@@ -307,6 +307,6 @@ async fn what_another_task_is_at_is_worked_on_all_the_same() {
         assert_eq!((task.status, reasons(&found)), (Status::Succeeded, vec![("succeeded", None)]));
     }
     within("it is stored", lab.ended(upload.task)).await;
-    let obstacles = lab.services.store.obstacles(&[upload.image]).await.expect("read");
+    let obstacles = lab.services.store.blocking_jobs(&[upload.image]).await.expect("read");
     assert!(obstacles.iter().all(|obstacle| obstacle.kind != JobKind::Write), "{obstacles:?}");
 }

@@ -8,7 +8,7 @@ use std::{
 use safelight_blobs::{BlobKey, StagedUpload};
 use safelight_domain::JobNotice;
 use safelight_domain::{JOB_VERSION, JobKind, Status, WorkerId};
-use safelight_store::{Claim, NewUpload, Outcome, QueueCapacity, Settled};
+use safelight_store::{Claim, Effect, NewUpload, Outcome, QueueCapacity, Settled};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -171,7 +171,7 @@ async fn a_running_job_is_stopped_and_its_result_discarded() {
         .expect("take");
     let held = claim(&lab, &bells.due, JobKind::Thumbnail).await;
     lab.services.store.cancel(upload.task).await.expect("cancel");
-    let rendered = Outcome::Rendered { renditions: Vec::new(), placeholder: None };
+    let rendered = Outcome::Succeeded(Vec::new());
     let settled = lab.services.store.settle(&held, &rendered).await;
     assert_eq!(settled.expect("settle"), Settled::Stale);
     let task = lab.ended(upload.task).await;
@@ -188,7 +188,11 @@ pub(super) async fn written(lab: &Lab, bytes: &[u8]) -> NewUpload {
     let (id, kind) = upload.jobs[0];
     let bell = JobNotice { job: id, kind, lane: upload.lane, generation: 0, trace: None };
     let lease = claim(lab, &[bell], JobKind::Write).await;
-    let settled = lab.services.store.settle(&lease, &Outcome::Written(facts())).await;
+    let settled = lab
+        .services
+        .store
+        .settle(&lease, &Outcome::Succeeded(vec![Effect::StoredBlob(facts())]))
+        .await;
     assert_eq!(settled.expect("settle"), Settled::Applied);
     upload
 }

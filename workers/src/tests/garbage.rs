@@ -12,7 +12,7 @@ use safelight_domain::{
     Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
     ImageFormat, ItemOutcome, JOB_VERSION, JobKind, TaskId, WorkerId,
 };
-use safelight_store::{Claim, Item, Lease, NewBackfill, NewUpload, Outcome};
+use safelight_store::{Claim, Lease, NewBackfill, NewUpload, Outcome, ReportLine};
 
 use super::{
     cancel::written,

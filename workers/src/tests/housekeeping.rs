@@ -132,7 +132,7 @@ async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
 /// Records a write job as done while its staged bytes lie where they are.
 async fn settle_write_job(lab: &Lab, image: ImageId) {
     use safelight_domain::JobKind;
-    use safelight_store::{Outcome, Settled};
+    use safelight_store::{Effect, Outcome, Settled};
     let store = &lab.services.store;
     for notice in lose_messages(lab).await {
         let claim =
@@ -141,7 +141,7 @@ async fn settle_write_job(lab: &Lab, image: ImageId) {
         if job.image.id != image || job.kind != JobKind::Write {
             continue;
         }
-        let written = Outcome::Written(facts());
+        let written = Outcome::Succeeded(vec![Effect::StoredBlob(facts())]);
         let settled = store.settle(&job.lease, &written).await.expect("settle");
         assert_eq!(settled, Settled::Applied);
     }

@@ -6,7 +6,7 @@ use safelight_blobs::BlobKey;
 use safelight_domain::{
     BackfillKind, BackfillSpec, BackfillState, Image, ItemOutcome, Status, TaskId, WorkerId,
 };
-use safelight_store::{Item, NewBackfill, NewUpload};
+use safelight_store::{NewBackfill, NewUpload, ReportLine};
 
 use super::lab::{Lab, picture, within};
 use crate::backfill;

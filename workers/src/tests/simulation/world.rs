@@ -14,7 +14,7 @@ use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_queue::OutboxSignal;
 use safelight_services::Services;
-use safelight_store::{DynStore, testing::Gated};
+use safelight_store::{DynStore, testing::FaultyStore};
 use safelight_store_sql::sqlite::{Clock, SqliteStore};
 
 use super::{
@@ -206,7 +206,7 @@ impl World {
         let shared = self.shared.clone();
         let services = Services {
             config: self.config.clone(),
-            store: Arc::new(Gated {
+            store: Arc::new(FaultyStore {
                 inner: self.store.clone(),
                 gate: Turn { shared: shared.clone(), process },
             }),
