@@ -225,7 +225,8 @@ mod tests {
 
     use safelight_domain::JobNotice;
     use safelight_domain::{
-        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Lane, Status, WorkerId,
+        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Labels, Lane, Status,
+        WorkerId,
     };
     use safelight_store::{Claim, NewUpload};
     use safelight_store_sql::SqliteStore;
@@ -351,9 +352,7 @@ mod tests {
             sha256: ContentHash::of(b"x"),
             bytes: 1,
             format: ImageFormat::Png,
-            title: None,
-            tags: Vec::new(),
-            filename: None,
+            labels: Labels::default(),
             jobs: vec![(JobId::new(), JobKind::Write)],
             max_attempts: 3,
             key: None,

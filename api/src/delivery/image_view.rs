@@ -68,7 +68,7 @@ impl ImageView {
         let original = image.stored_at.filter(|_| !image.discarded).map(|stored| {
             let key = BlobKey::Blob(image.sha256);
             let object = StoredObject::new(&image.owner, key, image.sha256, image.bytes);
-            let name = image.filename.clone();
+            let name = image.labels.filename.clone();
             Arc::new(Representation::new(object, format, stored, name.as_deref(), false, private))
         });
         let renditions = presets.names().filter_map(|preset| {
@@ -80,7 +80,8 @@ impl ImageView {
                     let object = StoredObject::new(&image.owner, key, made.sha256, made.bytes);
                     // An equal image of another owner may have been there before.
                     let at = made.made_at.map_or(image.created_at, |at| at.max(image.created_at));
-                    let name = image.filename.as_deref().map(|name| renamed(name, made.format));
+                    let name =
+                        image.labels.filename.as_deref().map(|name| renamed(name, made.format));
                     let name = name.as_deref();
                     Arc::new(Representation::new(object, made.format, at, name, varies, private))
                 })

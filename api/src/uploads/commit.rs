@@ -16,7 +16,7 @@ use tracing::{Instrument, Span, field::Empty};
 use super::{
     digest,
     idempotency::{self, ReservedKey},
-    labels::Labels,
+    labels::UploadLabels,
     permits::UploadPermit,
 };
 use crate::{
@@ -33,7 +33,7 @@ pub struct ReceivedUpload {
     /// Its bytes.
     pub ingest: Ingest,
     /// What came beside them.
-    pub labels: Labels,
+    pub labels: UploadLabels,
     /// The hash that the bytes must have, if the client gave one that is still to be checked.
     pub expected: Option<ContentHash>,
     /// Its idempotency key.
@@ -108,7 +108,7 @@ impl Committer {
         &self,
         (image, owner, quota): (ImageId, Owner, Quota),
         content: &Content,
-        labels: Labels,
+        labels: UploadLabels,
         key: Option<&ReservedKey>,
     ) -> NewUpload {
         let fingerprint = labels.fingerprint(content.sha256);
@@ -122,9 +122,7 @@ impl Committer {
             sha256: content.sha256,
             bytes: content.bytes,
             format: content.format,
-            title: labels.title,
-            tags: labels.tags,
-            filename: labels.filename,
+            labels: labels.labels,
             jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
             max_attempts: self.max_attempts,
             key: key.and_then(ReservedKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
@@ -245,9 +243,7 @@ fn accepted_task(upload: NewUpload, at: DateTime<Utc>) -> Task {
             bytes: upload.bytes,
             format: upload.format,
             facts: None,
-            title: upload.title,
-            tags: upload.tags,
-            filename: upload.filename,
+            labels: upload.labels,
             created_at: at,
             stored_at: None,
             discarded: false,

@@ -2,33 +2,29 @@
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
-use safelight_domain::{ContentHash, ContentHasher, Visibility, labels};
+use safelight_domain::{ContentHash, ContentHasher, Labels, Visibility};
 
 use crate::http::problem::{Problem, ProblemCode};
 
 /// What a client says of an image beside its bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Labels {
-    pub title: Option<String>,
-    /// The tags, without repetitions.
-    pub tags: Vec<String>,
-    /// The file's name, without folders.
-    pub filename: Option<String>,
+pub struct UploadLabels {
+    /// Title, tags and file name.
+    pub labels: Labels,
     /// Who may read the bytes.
     pub visibility: Option<Visibility>,
 }
 
-impl Labels {
+impl UploadLabels {
     /// Sets the title. An empty title is none.
     pub fn set_title(&mut self, text: &str) -> Result<(), Problem> {
-        self.title = labels::title(text).map_err(|why| invalid("title", &why))?;
-        Ok(())
+        self.labels.set_title(text).map_err(|why| invalid("title", &why))
     }
 
     /// Adds tags, separated by commas.
     pub fn add_tags(&mut self, list: &str) -> Result<(), Problem> {
         for tag in list.split(',') {
-            labels::add_tag(&mut self.tags, tag).map_err(|why| invalid("tags", &why))?;
+            self.labels.add_tag(tag).map_err(|why| invalid("tags", &why))?;
         }
         Ok(())
     }
@@ -42,7 +38,7 @@ impl Labels {
 
     /// Sets the file's name, sanitized.
     pub fn set_filename(&mut self, name: &str) {
-        self.filename = labels::file_name(name);
+        self.labels.set_filename(name);
     }
 
     /// Identifies the payload of an upload: equal if and only if the bytes and all labels are.
@@ -55,9 +51,9 @@ impl Labels {
             hasher.update(&length.to_be_bytes());
             hasher.update(part.unwrap_or_default().as_bytes());
         };
-        add(self.title.as_deref());
-        add(self.filename.as_deref());
-        self.tags.iter().for_each(|tag| add(Some(tag)));
+        add(self.labels.title.as_deref());
+        add(self.labels.filename.as_deref());
+        self.labels.tags.iter().for_each(|tag| add(Some(tag)));
         if let Some(visibility) = self.visibility {
             add(None);
             add(Some(visibility.as_str()));
@@ -151,26 +147,28 @@ mod tests {
 
     #[test]
     fn tags_are_split_trimmed_deduplicated_and_bounded() {
-        let mut given = Labels::default();
+        let mut given = UploadLabels::default();
         given.add_tags("cat, dog,,cat ").expect("tags");
         given.add_tags("bird").expect("tags");
-        assert_eq!(given.tags, ["cat", "dog", "bird"]);
+        assert_eq!(given.labels.tags, ["cat", "dog", "bird"]);
         let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         assert!(given.add_tags(&many).is_err());
         assert!(given.add_tags(&"x".repeat(65)).is_err());
         assert!(given.set_title("a\u{7}b").is_err());
         given.set_title("  ").expect("empty");
-        assert_eq!(given.title, None);
+        assert_eq!(given.labels.title, None);
     }
 
     #[test]
     fn all_labels_are_in_the_fingerprint() {
         let content = ContentHash::of(b"x");
         let of = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
-            Labels {
-                title: title.map(str::to_owned),
-                tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-                filename: filename.map(str::to_owned),
+            UploadLabels {
+                labels: Labels {
+                    title: title.map(str::to_owned),
+                    tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+                    filename: filename.map(str::to_owned),
+                },
                 visibility: None,
             }
             .fingerprint(content)
@@ -182,7 +180,7 @@ mod tests {
             of(None, &["ab"], None),
             of(None, &["a", "b"], None),
             of(Some("a"), &["b"], None),
-            Labels::default().fingerprint(ContentHash::of(b"y")),
+            UploadLabels::default().fingerprint(ContentHash::of(b"y")),
         ];
         for (n, one) in all.iter().enumerate() {
             assert!(all[n + 1..].iter().all(|other| other != one), "{n}");

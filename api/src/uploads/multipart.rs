@@ -20,7 +20,7 @@ use axum::{
 use futures::{Stream, StreamExt};
 use safelight_blobs::Ingest;
 
-use super::labels::{self, Labels};
+use super::labels::{self, UploadLabels};
 use crate::http::{
     body::{BodyFault, BodyReader},
     problem::{Problem, ProblemCode},
@@ -44,7 +44,7 @@ pub async fn receive(
     body: &BodyReader,
     content_type: &HeaderValue,
     ingest: &mut Ingest,
-) -> Result<Labels, Problem> {
+) -> Result<UploadLabels, Problem> {
     let outcome = parse(body, content_type, ingest).await;
     // The parser hides what went wrong with the body; the reader remembers it.
     match (outcome, body.fault()) {
@@ -57,7 +57,7 @@ async fn parse(
     body: &BodyReader,
     content_type: &HeaderValue,
     ingest: &mut Ingest,
-) -> Result<Labels, Problem> {
+) -> Result<UploadLabels, Problem> {
     let used = Arc::new(AtomicU64::new(0));
     let mut request = Request::new(Body::from_stream(feed(body, used.clone())));
     request.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
@@ -66,7 +66,7 @@ async fn parse(
     let mut multipart = Multipart::from_request(request, &())
         .await
         .map_err(|_| invalid("the media type has no boundary"))?;
-    let mut given = Labels::default();
+    let mut given = UploadLabels::default();
     let (mut file, mut title, mut parts) = (false, false, 0);
     while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
         parts += 1;

@@ -6,7 +6,7 @@ use safelight_store::IdempotencyKey;
 
 use super::{
     digest, idempotency,
-    labels::{self, Labels},
+    labels::{self, UploadLabels},
     multipart,
 };
 use crate::http::{
@@ -20,7 +20,7 @@ pub struct UploadParams {
     /// The owner of the image.
     pub owner: Owner,
     /// The labels of a raw upload; `None` for multipart, where they are in the body.
-    pub labels: Option<Labels>,
+    pub labels: Option<UploadLabels>,
     /// Its idempotency key.
     pub key: Option<IdempotencyKey>,
     /// The hash that its content must have.
@@ -45,11 +45,11 @@ impl UploadParams {
 }
 
 /// The labels of a raw upload; `None` for multipart.
-fn raw_labels(headers: &HeaderMap, mut params: Params) -> Result<Option<Labels>, Problem> {
+fn raw_labels(headers: &HeaderMap, mut params: Params) -> Result<Option<UploadLabels>, Problem> {
     let labels = if is_multipart(headers) {
         None
     } else {
-        let mut labels = Labels::default();
+        let mut labels = UploadLabels::default();
         if let Some(visibility) = params.take("visibility")? {
             labels.set_visibility(&visibility)?;
         }

@@ -17,7 +17,7 @@ use super::{
     backlog::Backlog,
     commit::{self, Committer, ReceivedUpload},
     idempotency::{self, Reservation, ReservedKey},
-    labels::Labels,
+    labels::UploadLabels,
     multipart,
     params::{self, UploadParams},
     permits::{NoPermit, UploadPermit, UploadPermits},
@@ -206,7 +206,7 @@ async fn receive(
     body: &BodyReader,
     mut ingest: Ingest,
     params: &UploadParams,
-) -> Result<(Ingest, Labels, Option<ContentHash>), Problem> {
+) -> Result<(Ingest, UploadLabels, Option<ContentHash>), Problem> {
     let labels = match (&params.labels, headers.get(header::CONTENT_TYPE)) {
         (None, Some(content_type)) => multipart::receive(body, content_type, &mut ingest).await?,
         (labels, _) => {

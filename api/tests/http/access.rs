@@ -21,7 +21,7 @@ use safelight_api::ApiOptions;
 use safelight_domain::{Owner, Scope, Scopes, secrets::ApiSecret};
 use safelight_store::{
     NewApiKey, StoreError,
-    testing::{Call, Gate, Gated},
+    testing::{Call, FaultPlan, FaultyStore},
 };
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -619,12 +619,12 @@ async fn caches_are_separate_per_owner() {
 struct Counted(&'static str, Arc<AtomicUsize>);
 
 #[async_trait]
-impl Gate for Counted {
-    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Counted {
+    async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         if call.method == self.0 {
             self.1.fetch_add(1, Ordering::SeqCst);
         }
@@ -636,8 +636,10 @@ impl Gate for Counted {
 async fn counting(method: &'static str) -> (TestApp, impl Fn() -> usize) {
     let calls = Arc::new(AtomicUsize::new(0));
     let gate = Counted(method, calls.clone());
-    let app =
-        TestApp::with(&[], ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    let app = TestApp::with(&[], ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
     (app, move || calls.load(Ordering::SeqCst))
 }
 

@@ -16,7 +16,7 @@ use safelight_domain::{
     Placeholder, Rendition, TaskId, WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal};
-use safelight_store::{Claim, DynStore, Lease, Outcome, Settled};
+use safelight_store::{Claim, DynStore, Effect, Lease, Outcome, Settled};
 use safelight_store_sql::SqliteStore;
 use serde_json::Value;
 
@@ -149,7 +149,7 @@ impl TestApp {
             taken_at: None,
             gps: None,
         };
-        self.settle(lease, Outcome::Written(facts)).await;
+        self.settle(lease, Outcome::Succeeded(vec![Effect::StoredBlob(facts)])).await;
         image
     }
 
@@ -165,7 +165,10 @@ impl TestApp {
         }
         let placeholder =
             Placeholder { thumbhash: vec![1, 7, 18, 29, 254], dominant_color: [0, 17, 255] };
-        let rendered = Outcome::Rendered { renditions: made, placeholder: Some(placeholder) };
+        let rendered = Outcome::Succeeded(vec![
+            Effect::UpsertRenditions(made),
+            Effect::Placeholder(placeholder),
+        ]);
         self.settle(lease, rendered).await;
     }
 
@@ -191,7 +194,11 @@ impl TestApp {
             lease.is_some()
         })
         .await;
-        self.settle(lease.expect("claimed"), Outcome::Deleted { proxies: 2 }).await;
+        self.settle(
+            lease.expect("claimed"),
+            Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 2 }]),
+        )
+        .await;
     }
 
     /// Fails a job for good.

@@ -19,7 +19,7 @@ use safelight_api::{Api, ApiOptions};
 use safelight_domain::{ErrorCode, Failure, ImageId, JobKind, TaskId};
 use safelight_store::{
     StoreError,
-    testing::{Call, Gate, Gated},
+    testing::{Call, FaultPlan, FaultyStore},
 };
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
@@ -186,7 +186,7 @@ async fn a_known_deletion_answers_410_without_the_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let app = TestApp::with(HASTY, ApiOptions::default(), |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
     let (_, image) = stored(&app).await;
@@ -225,12 +225,12 @@ impl Barrier {
 type Asking = JoinHandle<Result<Response, Infallible>>;
 
 #[async_trait]
-impl Gate for Late {
-    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Late {
+    async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let Self(method, barrier) = self;
         if call.method == *method && barrier.armed.swap(false, Ordering::SeqCst) {
             barrier.reached.add_permits(1);
@@ -245,8 +245,10 @@ async fn a_look_up_begun_before_a_deletion_does_not_undo_it() {
     let late = Barrier::new();
     let gate = Late("image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let app =
-        TestApp::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    let app = TestApp::with(&keys, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
     let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
     let asking = late.hold_up(&app, Request::get(&path)).await;
@@ -262,8 +264,10 @@ async fn a_deletion_is_noted_although_its_client_hangs_up() {
     let late = Barrier::new();
     let gate = Late("delete_image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let app =
-        TestApp::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
+    let app = TestApp::with(&keys, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
     let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
     assert_eq!(app.get(&path).await.status.as_u16(), 200);

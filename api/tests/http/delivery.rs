@@ -15,7 +15,7 @@ use axum::{
 use safelight_api::ApiOptions;
 use safelight_blobs::BlobKey;
 use safelight_domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, JobKind, TaskKind};
-use safelight_store::{Outcome, PageRequest, TaskFilter, testing::Gated};
+use safelight_store::{Effect, Outcome, PageRequest, TaskFilter, testing::FaultyStore};
 
 use crate::{
     app::{TestApp, eventually, image_id, picture, task_id},
@@ -128,7 +128,7 @@ async fn a_preset_that_was_never_made_is_queued_once() {
     app.write(task).await;
     // As it is after a preset was added: the upload's own job has ended without it.
     let (lease, _) = app.claim(task, JobKind::Thumbnail).await;
-    app.settle(lease, Outcome::Rendered { renditions: Vec::new(), placeholder: None }).await;
+    app.settle(lease, Outcome::Succeeded(Vec::new())).await;
     let path = format!("/images/{image}/small?wait=60");
     let held: Vec<_> = (0..50)
         .map(|_| {
@@ -163,7 +163,7 @@ async fn a_rendition_that_fails_on_demand_is_not_retried_forever() {
     let (task, image) = (task_id(&document), image_id(&document));
     app.write(task).await;
     let (lease, _) = app.claim(task, JobKind::Thumbnail).await;
-    app.settle(lease, Outcome::Rendered { renditions: Vec::new(), placeholder: None }).await;
+    app.settle(lease, Outcome::Succeeded(Vec::new())).await;
     let path = format!("/images/{image}/small");
     app.get(&path).await.assert_problem(503, "image_not_ready");
     let list = app.get("/v1/tasks").await.json();
@@ -276,7 +276,7 @@ async fn clients_choose_among_the_formats_of_a_preset() {
         app.parts.blobs.put(&key, bytes.into()).await.expect("stored");
         renditions.push(made);
     }
-    app.settle(lease, Outcome::Rendered { renditions, placeholder: None }).await;
+    app.settle(lease, Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions)])).await;
     let get = async |preset: &str, accept: &str| {
         let path = format!("/images/{image}/{preset}");
         app.send(Request::get(path).header("accept", accept), "").await
@@ -316,7 +316,7 @@ async fn cached_images_are_served_while_the_database_is_unavailable() {
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
     let app = TestApp::with(&keys, ApiOptions::default(), move |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
     let document = app.upload(picture(5_000, 1)).await;
@@ -341,7 +341,7 @@ async fn one_request_at_a_time_waits_for_a_hanging_database() {
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
     let app = TestApp::with(&keys, ApiOptions::default(), move |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
     let document = app.upload(picture(5_000, 1)).await;

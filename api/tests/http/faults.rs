@@ -7,7 +7,7 @@ use std::sync::{
 
 use axum::http::Request;
 use safelight_api::ApiOptions;
-use safelight_store::testing::Gated;
+use safelight_store::testing::FaultyStore;
 
 use crate::{
     app::{TestApp, eventually, image_id, picture},
@@ -18,7 +18,7 @@ async fn flaky() -> (TestApp, Arc<AtomicU8>) {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let app = TestApp::with(&[], ApiOptions::default(), move |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     });
     (app.await, fault)
 }

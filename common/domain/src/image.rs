@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::{ContentHash, ImageId, Owner, Visibility, text_enum::text_enum};
+use super::{ContentHash, ImageId, Labels, Owner, Visibility, text_enum::text_enum};
 
 text_enum! {
     /// A picture format by its bytes, never by a file name or a client's word.
@@ -119,12 +119,8 @@ pub struct Image {
     pub format: ImageFormat,
     /// What the write job learnt; `None` until it has succeeded.
     pub facts: Option<ImageFacts>,
-    /// The client's title.
-    pub title: Option<String>,
-    /// The client's tags.
-    pub tags: Vec<String>,
-    /// The client's name for the file, without folders.
-    pub filename: Option<String>,
+    /// What the client calls it.
+    pub labels: Labels,
     /// When the upload was accepted.
     pub created_at: DateTime<Utc>,
     /// When the write job had stored it under its content's name.

@@ -7,11 +7,12 @@ use safelight_config::DatabaseUrl;
 use safelight_domain::JobNotice;
 use safelight_domain::{
     ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
-    JobKind, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility, WorkerId,
+    JobKind, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility,
+    WorkerId,
 };
 use safelight_harness::postgres::Postgres;
 use safelight_store::{
-    Accepted, Claim, ClaimedJob, DynStore, NewUpload, Outcome, QueueCapacity, Settled,
+    Accepted, Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, QueueCapacity, Settled,
 };
 use tempfile::TempDir;
 
@@ -167,9 +168,11 @@ pub fn upload() -> NewUpload {
         sha256: ContentHash::of(image.0.as_bytes()),
         bytes: 829_183,
         format: ImageFormat::Jpeg,
-        title: Some("Ein Hügel \"im\" Nebel 🌫".to_owned()),
-        tags: vec!["fog".to_owned(), "a, b".to_owned()],
-        filename: Some("hill.jpg".to_owned()),
+        labels: Labels {
+            title: Some("Ein Hügel \"im\" Nebel 🌫".to_owned()),
+            tags: vec!["fog".to_owned(), "a, b".to_owned()],
+            filename: Some("hill.jpg".to_owned()),
+        },
         jobs: vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)],
         max_attempts: 3,
         key: None,
@@ -178,16 +181,16 @@ pub fn upload() -> NewUpload {
 }
 
 /// The first message of an upload's write job.
-pub fn write_bell(upload: &NewUpload) -> JobNotice {
-    bell(upload, 0)
+pub fn write_notice(upload: &NewUpload) -> JobNotice {
+    notice(upload, 0)
 }
 
 /// The first message of an upload's thumbnail job.
-pub fn thumbnail_bell(upload: &NewUpload) -> JobNotice {
-    bell(upload, 1)
+pub fn thumbnail_notice(upload: &NewUpload) -> JobNotice {
+    notice(upload, 1)
 }
 
-fn bell(upload: &NewUpload, index: usize) -> JobNotice {
+fn notice(upload: &NewUpload, index: usize) -> JobNotice {
     let (job, kind) = upload.jobs[index];
     JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None }
 }
@@ -204,7 +207,7 @@ pub fn facts() -> ImageFacts {
 }
 
 pub fn written() -> Outcome {
-    Outcome::Written(facts())
+    Outcome::Succeeded(vec![Effect::StoredBlob(facts())])
 }
 
 pub fn rendition(preset: &str, bytes: u64) -> Rendition {
@@ -236,7 +239,10 @@ pub fn placeholder(mark: u8) -> Placeholder {
 }
 
 pub fn rendered() -> Outcome {
-    Outcome::Rendered { renditions: renditions(), placeholder: Some(placeholder(1)) }
+    Outcome::Succeeded(vec![
+        Effect::UpsertRenditions(renditions()),
+        Effect::Placeholder(placeholder(1)),
+    ])
 }
 
 pub fn failure() -> Failure {

@@ -9,7 +9,7 @@ use safelight_harness::{postgres::Postgres, process::free_port};
 use safelight_store::StoreError;
 
 use super::{
-    fixture::{Fixture, HOUR, upload, write_bell, written},
+    fixture::{Fixture, HOUR, upload, write_notice, written},
     promises,
 };
 
@@ -73,7 +73,7 @@ async fn the_embedded_queues_lock_is_exclusive(store: Fixture) -> Result<()> {
 async fn everything_survives_reopening(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     let before = store.task_of(&upload).await?;
 
     let store = store.reopened().await?;

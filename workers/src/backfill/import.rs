@@ -10,7 +10,7 @@ use safelight_blobs::{BlobKey, Blobs, Content, Ingest, IngestError, StagedUpload
 use safelight_domain::{
     Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
 };
-use safelight_store::{Advance, Child, DynStore, Imported, Item};
+use safelight_store::{BackfillStep, ChildTask, DynStore, ImportedImage, ReportLine};
 use uuid::Uuid;
 
 use super::{
@@ -45,8 +45,8 @@ pub(super) struct Memory {
 
 /// What an entry came to.
 enum Found {
-    Work(Child),
-    Settled(Item),
+    Work(ChildTask),
+    Settled(ReportLine),
 }
 
 /// Walks through a source.
@@ -67,9 +67,9 @@ impl ImportWalk {
         backfill: &Backfill,
         capacity: u32,
         memory: &mut Memory,
-    ) -> Result<Advance, BackfillError> {
+    ) -> Result<BackfillStep, BackfillError> {
         let source = Source::of(&backfill.spec, memory.reader.clone()).await?;
-        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+        let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
         if backfill.expected.is_none() {
             step.expected = Some(source.count().await?);
             return Ok(step);
@@ -113,7 +113,7 @@ impl ImportWalk {
     }
 
     /// Removes what was staged for a step that did not count. The janitor finds what is left in spite of it.
-    pub async fn give_up(&self, step: &Advance) {
+    pub async fn give_up(&self, step: &BackfillStep) {
         for child in step.work.iter().filter(|child| child.import.is_some()) {
             if let Err(error) = self.blobs.delete(&BlobKey::Incoming(child.image)).await {
                 tracing::warn!(%error, image = %child.image, "cannot remove bytes of an import");
@@ -124,12 +124,12 @@ impl ImportWalk {
 
 impl Memory {
     /// Removes from the step of a dry run what an earlier step has found.
-    fn leave_out_equal(&mut self, step: &mut Advance) {
+    fn leave_out_equal(&mut self, step: &mut BackfillStep) {
         let found = std::mem::take(&mut step.work);
         let (first, equal): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|child| self.is_first(child));
         step.work = first;
-        step.settled.extend(equal.into_iter().map(|child| Item {
+        step.settled.extend(equal.into_iter().map(|child| ReportLine {
             id: child.image.0,
             outcome: ItemOutcome::Skipped,
             reason: Some("duplicate".to_owned()),
@@ -138,7 +138,7 @@ impl Memory {
         }));
     }
 
-    fn is_first(&mut self, child: &Child) -> bool {
+    fn is_first(&mut self, child: &ChildTask) -> bool {
         let Some(import) = &child.import else { return true };
         let beginning = import.sha256.as_bytes().iter().take(8);
         let beginning = beginning.fold(0, |all, byte| all << 8 | u64::from(*byte));
@@ -242,19 +242,12 @@ impl Import<'_> {
         // Whether there is room is decided where the step is recorded. What certainly has none need not be
         // staged for that.
         if !self.has_room(bytes) {
-            return Ok(Found::Settled(Item::over_quota(image.0, entry.name)));
+            return Ok(Found::Settled(ReportLine::over_quota(image.0, entry.name)));
         }
         picture.keep().await?;
-        let import = Imported {
-            source: entry.name,
-            sha256,
-            bytes,
-            format,
-            title: entry.title,
-            tags: entry.tags,
-            filename: entry.filename,
-        };
-        Ok(Found::Work(Child {
+        let import =
+            ImportedImage { source: entry.name, sha256, bytes, format, labels: entry.labels };
+        Ok(Found::Work(ChildTask {
             task: TaskId::new(),
             kind: TaskKind::Upload,
             image,
@@ -280,7 +273,7 @@ impl Import<'_> {
             let detail = "equal to another one of this import".to_owned();
             return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
         };
-        let obstacles = store.obstacles(&[equal]).await?;
+        let obstacles = store.blocking_jobs(&[equal]).await?;
         if let Some(failed) = failure(&obstacles, &[JobKind::Write, JobKind::Thumbnail]) {
             let spec = &self.backfill.spec;
             let detail = format!("equal to image {equal}, which failed: {failed}");
@@ -330,7 +323,7 @@ impl Import<'_> {
 
 /// A picture that is there already.
 struct Known {
-    line: Item,
+    line: ReportLine,
     /// Its bytes are not, or are others, and are to be brought back.
     is_bad: bool,
 }
@@ -355,8 +348,8 @@ fn settled(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<Str
     Found::Settled(item(entry, outcome, reason, detail))
 }
 
-fn item(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> Item {
-    Item {
+fn item(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> ReportLine {
+    ReportLine {
         id: Uuid::now_v7(),
         outcome,
         reason: Some(reason.to_owned()),

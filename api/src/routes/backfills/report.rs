@@ -3,7 +3,7 @@
 use axum::body::Bytes;
 use futures::{Stream, StreamExt, stream};
 use safelight_domain::{ItemOutcome, TaskId};
-use safelight_store::{DynStore, Item, StoreError};
+use safelight_store::{DynStore, ReportLine, StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -53,9 +53,9 @@ pub async fn lines(
     .boxed())
 }
 
-fn text(page: Vec<Item>) -> Bytes {
+fn text(page: Vec<ReportLine>) -> Bytes {
     let mut text = Vec::new();
-    for Item { id, outcome, reason, detail, source } in page {
+    for ReportLine { id, outcome, reason, detail, source } in page {
         let line = ItemDocument { id, outcome, reason, detail, source };
         // Plain strings and an id: nothing that JSON cannot say.
         if serde_json::to_writer(&mut text, &line).is_ok() {

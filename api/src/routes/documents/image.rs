@@ -110,9 +110,9 @@ impl ImageDocument {
             format: facts.map_or(image.format, |facts| facts.format),
             bytes: image.bytes,
             sha256: (!image.deleted).then(|| image.sha256.to_string()),
-            title: image.title.clone(),
-            tags: image.tags.clone(),
-            filename: image.filename.clone(),
+            title: image.labels.title.clone(),
+            tags: image.labels.tags.clone(),
+            filename: image.labels.filename.clone(),
             orientation: facts.map(|facts| facts.orientation),
             taken_at: facts.and_then(|facts| facts.taken_at).map(|time| time.and_utc()),
             gps: facts

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, Status, TaskId};
+use safelight_domain::{
+    ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Status, TaskId,
+};
 use safelight_harness::process::busy_seconds;
 use safelight_store::{DynStore, NewUpload};
 
@@ -26,9 +28,7 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
                 sha256: ContentHash::of(image.0.as_bytes()),
                 bytes: 1,
                 format: ImageFormat::Jpeg,
-                title: None,
-                tags: Vec::new(),
-                filename: None,
+                labels: Labels::default(),
                 jobs: vec![(JobId::new(), JobKind::Thumbnail)],
                 max_attempts: 8,
                 trace: None,

@@ -79,7 +79,7 @@ pub async fn work(
             if !pad.is_zero() {
                 tokio::time::sleep(pad).await;
             }
-            Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None })
+            Ok(Outcome::Succeeded(Vec::new()))
         }
         .boxed()
     };
