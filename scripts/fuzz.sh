@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# scripts/fuzz.sh [SECONDS [TARGET…]]   feeds arbitrary bytes to the imaging code: every target of
-# fuzz/fuzz_targets, or those named, for so many seconds each (60).
+# scripts/fuzz.sh [SECONDS [TARGET…]]   fuzzes the imaging code: all targets in fuzz/fuzz_targets, or the
+# given ones, for SECONDS each (default 60).
 #
-# Exits 0 when nothing was found, 1 on a finding (and says where its bytes are), 2 where it cannot
-# run. All that it makes is in target/fuzz; the corpus there grows from run to run.
+# Exits 0 without findings, 1 with one (and prints the path of its input), 2 if it cannot run. All output is
+# in target/fuzz; the corpus there grows from run to run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,7 +14,7 @@ made=$PWD/target/fuzz
 corpus=$made/corpus
 findings=$made/findings
 
-# `SECONDS` is a name that bash uses itself.
+# `SECONDS` is a variable of bash itself.
 duration=${1:-60}
 targets=("${@:2}")
 if [[ ! $duration =~ ^[1-9][0-9]*$ ]]; then
@@ -31,14 +31,14 @@ for target in "${targets[@]}"; do
   fi
 done
 
-# Only a nightly compiler knows sanitizers.
+# Sanitizers need a nightly compiler.
 if ! host=$(rustup run nightly rustc -vV 2>/dev/null | sed -n 's/^host: //p') || [[ -z $host ]]; then
   echo "error: fuzzing needs a nightly toolchain, and there is none" >&2
   echo "hint: rustup toolchain install nightly --profile minimal" >&2
   exit 2
 fi
 
-# Unoptimised: it only calls cargo.
+# A debug build suffices: it only calls cargo.
 if [[ $("$fuzzer" --version 2>/dev/null) != "cargo-fuzz $version" ]]; then
   echo "installing: cargo-fuzz $version (into target/tools)" >&2
   cargo install --quiet cargo-fuzz --version "$version" --locked --debug --root "$root" \
@@ -46,9 +46,9 @@ if [[ $("$fuzzer" --version 2>/dev/null) != "cargo-fuzz $version" ]]; then
   rm -rf target/tools/build
 fi
 
-# What is fuzzed is what the product is built of.
+# Fuzz the versions that the product is built with.
 cp Cargo.lock fuzz/Cargo.lock
-# -O: fuzz/Cargo.toml says which code gets debug assertions; without it all of it does.
+# With -O, fuzz/Cargo.toml decides which crates get debug assertions; without it all crates get them.
 RUSTUP_TOOLCHAIN=nightly "$fuzzer" fuzz build -O --fuzz-dir fuzz --target-dir "$made"
 built=$made/$host/release
 "$built/corpus" "$corpus"
@@ -73,11 +73,11 @@ for target in "${targets[@]}"; do
     status=1
     if file=$(sed -n "s/.*Test unit written to //p" "$log" | tail -1) && [[ -n $file ]]; then
       echo "FOUND by $target: ${file#"$PWD/"}" >&2
-      echo "  see it again: ${built#"$PWD/"}/$target ${file#"$PWD/"}" >&2
-      echo "  make it small: ${built#"$PWD/"}/$target -minimize_crash=1 -max_total_time=60 \\" >&2
+      echo "  reproduce: ${built#"$PWD/"}/$target ${file#"$PWD/"}" >&2
+      echo "  minimize: ${built#"$PWD/"}/$target -minimize_crash=1 -max_total_time=60 \\" >&2
       echo "    -exact_artifact_path=target/fuzz/small ${file#"$PWD/"}" >&2
     fi
-    echo "  the fuzzer's own words: ${log#"$PWD/"}" >&2
+    echo "  full log: ${log#"$PWD/"}" >&2
   fi
 done
 exit $status
