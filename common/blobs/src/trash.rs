@@ -1,11 +1,11 @@
-//! Removing what may be shared, without ever losing it.
+//! Deletes shared blobs without losing one that is still needed.
 //!
-//! A blob belongs to all images of the same content, and a new one may come at any moment. So it is
-//! first moved aside, and only then looked whether somebody needs it: whoever stored the same content
-//! before the move is seen by that look, and gets it back; whoever stores it afterwards stores it
-//! anew. What was moved aside is removed for good last. The steps may stop anywhere and be taken
-//! again, by several processes at once: each move makes a name of its own, and a decision is carried
-//! out on the names that were there before it was made, never on what another has moved since.
+//! A blob belongs to all images with the same content, and a new one can be uploaded at any moment. So a blob is
+//! first moved to the trash, and only then checked for references. The check sees every image that was stored
+//! before the move, and restores the blob for it; an image that is stored afterwards stores the blob again. At
+//! last, the trash is deleted. Every step can be interrupted and repeated, by several processes at once: each
+//! move uses a unique name, and a decision applies only to names that existed before the check, never to
+//! objects that another process has moved since.
 
 use futures::TryStreamExt;
 use object_store::{ObjectStoreExt, path::Path};
@@ -14,21 +14,21 @@ use uuid::Uuid;
 
 use super::{BlobError, BlobKey, Blobs};
 
-/// The folder of what was moved aside.
+/// The folder of the trash.
 const TRASH: &str = "trash";
 
-/// Stands for the `/` of an object's path: trash is a flat folder, which leaves no folders behind.
+/// Replaces the `/` of an object's path, because the trash is a flat folder that leaves no empty folders.
 const SEPARATOR: &str = "=";
 
-/// Objects that were moved aside by some moment.
+/// Objects in the trash at some moment.
 pub struct Aside(Vec<Path>);
 
 impl Blobs {
-    /// Moves blobs and renditions aside. Those that are not there are left out.
+    /// Moves blobs and renditions to the trash. Skips those that do not exist.
     pub async fn move_aside(&self, keys: &[BlobKey]) -> Result<Aside, BlobError> {
         let mut moved = Vec::new();
         for key in keys {
-            let (from, to) = (key.path(), aside(&key.path()));
+            let (from, to) = (key.path(), trash_path(&key.path()));
             if self.rename(&from, &to).await? {
                 moved.push(to);
             }
@@ -36,14 +36,14 @@ impl Blobs {
         Ok(Aside(moved))
     }
 
-    /// What of a blob has been moved aside until now, by whomever.
+    /// All objects of a blob in the trash, moved by any process.
     pub async fn aside_of(&self, blob: &ContentHash) -> Result<Aside, BlobError> {
         let mut paths = self.list_aside().await?;
         paths.retain(|path| origin(path).is_some_and(|(of, _)| of == *blob));
         Ok(Aside(paths))
     }
 
-    /// Puts what was moved aside back where it was, unless it has been stored anew.
+    /// Restores objects from the trash, unless they have been stored again.
     pub async fn put_back(&self, aside: Aside) -> Result<(), BlobError> {
         for path in aside.0 {
             let Some((_, original)) = origin(&path) else { continue };
@@ -56,7 +56,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes for good what was moved aside.
+    /// Deletes objects in the trash permanently.
     pub async fn remove_aside(&self, aside: Aside) -> Result<(), BlobError> {
         for path in aside.0 {
             self.delete_path(&path).await?;
@@ -64,7 +64,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// The blobs of which anything was moved aside.
+    /// The blobs with objects in the trash.
     pub async fn blobs_aside(&self) -> Result<Vec<ContentHash>, BlobError> {
         let aside = self.list_aside().await?;
         let mut blobs: Vec<_> = aside.iter().filter_map(|path| Some(origin(path)?.0)).collect();
@@ -73,13 +73,13 @@ impl Blobs {
         Ok(blobs)
     }
 
-    /// Everything in the trash: nearly always nothing.
+    /// Everything in the trash, which is nearly always empty.
     async fn list_aside(&self) -> Result<Vec<Path>, BlobError> {
         let objects = self.store.list(Some(&Path::from(TRASH)));
         Ok(objects.map_ok(|object| object.location).try_collect().await?)
     }
 
-    /// `false` if there was nothing.
+    /// Returns `false` if the object does not exist.
     async fn rename(&self, from: &Path, to: &Path) -> Result<bool, BlobError> {
         match self.store.rename(from, to).await.map_err(BlobError::from) {
             Ok(()) => Ok(true),
@@ -89,14 +89,14 @@ impl Blobs {
     }
 }
 
-/// A name that no other move has: `blob=<token>=<path>`.
-fn aside(path: &Path) -> Path {
+/// A unique name in the trash: `blob=<token>=<path>`.
+fn trash_path(path: &Path) -> Path {
     let (token, flat) = (Uuid::new_v4().simple(), path.as_ref().replace('/', SEPARATOR));
     Path::from_iter([TRASH, &format!("blob{SEPARATOR}{token}{SEPARATOR}{flat}")])
 }
 
-/// The blob to which something in the trash belongs, and the path from which it was moved. Both are told
-/// by that path alone: an earlier release wrote an image before the token.
+/// The blob of an object in the trash, and its original path. Ignores what precedes the token, because earlier
+/// releases wrote an image's id there.
 fn origin(path: &Path) -> Option<(ContentHash, Path)> {
     let flat = path.filename()?.splitn(3, SEPARATOR).nth(2)?;
     let original = Path::parse(flat.replace(SEPARATOR, "/")).ok()?;
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_moved_aside_knows_where_it_was() {
+    fn names_in_the_trash_contain_the_original_path() {
         let blob = ContentHash::of(b"x");
         let rendition = BlobKey::Rendition {
             of: blob,
@@ -120,15 +120,15 @@ mod tests {
             format: ImageFormat::Webp,
         };
         for key in [BlobKey::Blob(blob), rendition] {
-            let path = aside(&key.path());
+            let path = trash_path(&key.path());
             assert_eq!(path.parts().count(), 2, "{path} is flat");
             assert_eq!(origin(&path), Some((blob, key.path())));
-            assert_ne!(path, aside(&key.path()), "each move has a name of its own");
+            assert_ne!(path, trash_path(&key.path()), "each move has a unique name");
         }
     }
 
     #[test]
-    fn what_an_earlier_release_moved_is_known_too() {
+    fn names_of_an_earlier_release_are_supported() {
         let key = BlobKey::Blob(ContentHash::of(b"x"));
         let flat = key.path().as_ref().replace('/', "=");
         let image = "0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10";

@@ -1,38 +1,38 @@
-//! What people say of a picture beside its bytes, title, tags and file name: the same rules for uploads and
-//! for imports.
+//! The rules for titles, tags and file names, in uploads and in imports.
 
-/// Characters of a title at most.
+/// Maximum number of characters in a title.
 const MAX_TITLE_CHARS: usize = 500;
 
-/// Tags of an image at most.
+/// Maximum number of tags of an image.
 const MAX_TAGS: usize = 32;
 
-/// Characters of a tag at most.
+/// Maximum number of characters in a tag.
 const MAX_TAG_CHARS: usize = 64;
 
-/// Bytes of a file name at most, as in most file systems.
+/// Maximum number of bytes in a file name, as in most file systems.
 const MAX_FILENAME_BYTES: usize = 255;
 
-/// A title without surrounding space; an empty one is none. If it cannot be taken, why not.
+/// Trims a title; an empty one becomes `None`. The error says why a title is invalid.
 pub fn title(text: &str) -> Result<Option<String>, String> {
     let title = checked(text, MAX_TITLE_CHARS)?;
     Ok((!title.is_empty()).then(|| title.to_owned()))
 }
 
-/// Adds a tag without surrounding space, unless it is empty or there already. If it cannot be taken, why not.
+/// Trims a tag, and adds it unless it is empty or a duplicate. The error says why a tag is invalid.
 pub fn add_tag(tags: &mut Vec<String>, text: &str) -> Result<(), String> {
     let tag = checked(text, MAX_TAG_CHARS)?;
     if tag.is_empty() || tags.iter().any(|known| known == tag) {
         return Ok(());
     }
     if tags.len() == MAX_TAGS {
-        return Err(format!("at most {MAX_TAGS} are taken"));
+        return Err(format!("at most {MAX_TAGS} are allowed"));
     }
     tags.push(tag.to_owned());
     Ok(())
 }
 
-/// The last component of a path, printable, of bounded length; `None` if nothing is left.
+/// The last component of a path, without control characters and with limited length; `None` if nothing is
+/// left.
 pub fn file_name(name: &str) -> Option<String> {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let mut name: String = last.chars().filter(|c| !c.is_control()).collect();
@@ -41,14 +41,14 @@ pub fn file_name(name: &str) -> Option<String> {
     (!matches!(name, "" | "." | "..")).then(|| name.to_owned())
 }
 
-/// `text` without surrounding space, if it is short enough and printable.
+/// Trims `text`, and checks that it is short enough and printable.
 fn checked(text: &str, max_chars: usize) -> Result<&str, String> {
     let text = text.trim();
     if text.chars().count() > max_chars {
-        return Err(format!("at most {max_chars} characters are taken"));
+        return Err(format!("at most {max_chars} characters are allowed"));
     }
     if text.chars().any(char::is_control) {
-        return Err("control characters are not taken".to_owned());
+        return Err("control characters are not allowed".to_owned());
     }
     Ok(text)
 }

@@ -1,33 +1,34 @@
-//! A dependency that is away: one log line when it goes, one when it is back, backoff between.
+//! The health of a dependency: one log line when it becomes unavailable, one when it is available again, and
+//! backoff between retries.
 
 use std::{error::Error, time::Duration};
 
 use safelight_domain::retry::Reconnect;
 
-/// Keeps count of one loop's failures.
+/// Tracks the failures of a loop that uses a dependency.
 pub struct DependencyHealth {
-    /// What fails, as in "cannot …".
+    /// A verb phrase, to follow "cannot".
     what: &'static str,
     reconnect: Reconnect,
     failing: bool,
 }
 
 impl DependencyHealth {
-    /// No trouble yet with `what` (a verb phrase).
+    /// A healthy dependency. `what` is a verb phrase.
     pub fn new(what: &'static str) -> Self {
         Self { what, reconnect: Reconnect::default(), failing: false }
     }
 
-    /// Notes a failure; returns how long to wait before the next try.
+    /// Records a failure, and returns the delay before the next attempt.
     pub fn failed(&mut self, error: &(dyn Error + 'static)) -> Duration {
         if !self.failing {
-            tracing::warn!(error, "cannot {}; trying again until it works", self.what);
+            tracing::warn!(error, "cannot {}; retrying", self.what);
         }
         self.failing = true;
         self.reconnect.next_delay()
     }
 
-    /// Notes a success.
+    /// Records a success.
     pub fn over(&mut self) {
         if self.failing {
             tracing::info!("can {} again", self.what);

@@ -1,5 +1,5 @@
-//! Log lines for machines: one flat JSON object each. What a line says and what the spans around it
-//! say stand side by side, so that `task`, `job` or `trace_id` is found without knowing the spans.
+//! Log lines as flat JSON objects. The fields of an event and of its spans are on the same level, so that log
+//! queries can use `task`, `job` or `trace_id` without knowing the spans.
 //!
 //! ```json
 //! {"timestamp":"2026-…Z","level":"WARN","target":"safelight_workers::policy","message":"the attempt failed",
@@ -22,8 +22,8 @@ use tracing_subscriber::{
     registry::{LookupSpan, Scope},
 };
 
-/// Formats an event as said above. A name that is used twice means the innermost: the line before
-/// its span, a span before the one around it.
+/// Formats an event as a flat JSON object. Of several fields with the same name the innermost is used: that of the
+/// event before that of its span, and that of a span before that of its parent.
 pub(super) struct FlatJson;
 
 impl<S> FormatEvent<S, JsonFields> for FlatJson

@@ -188,7 +188,7 @@ async fn insert(
         .bind(upload.jobs.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
         .bind(upload.jobs.iter().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>())
         .bind(i32::try_from(upload.max_attempts).unwrap_or(i32::MAX))
-        .bind(key.map(|(ticket, _)| ticket.key.owner.stored()))
+        .bind(key.map(|(ticket, _)| ticket.key.owner.storage_name()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(key.map(|(ticket, _)| ticket.token))
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))

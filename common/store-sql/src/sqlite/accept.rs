@@ -171,7 +171,7 @@ pub async fn accept(
         .bind(Json(jobs))
         .bind(upload.max_attempts)
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
-        .bind(key.map(|(ticket, _)| ticket.key.owner.stored()))
+        .bind(key.map(|(ticket, _)| ticket.key.owner.storage_name()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(upload.trace.map(|trace| trace.to_string()))
         .bind(&upload.owner)
