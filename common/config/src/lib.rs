@@ -131,7 +131,7 @@ config! {
     presets: Presets,
 }
 
-fn check_bounds<T: PartialOrd + Display>(
+fn check_bounds<T: PartialOrd + Display + Copy>(
     key: &str,
     value: T,
     bounds: &RangeInclusive<T>,
