@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 
-# The same sources make the same program: pinned bases and Cargo.lock, no paths of the machine in it, and
-# times that are SOURCE_DATE_EPOCH (`docker buildx build --build-arg SOURCE_DATE_EPOCH=… --output
+# The build is reproducible: pinned base images and Cargo.lock, no paths of the build machine, and
+# timestamps of SOURCE_DATE_EPOCH (`docker buildx build --build-arg SOURCE_DATE_EPOCH=… --output
 # type=image,rewrite-timestamp=true`). Debian's packages are those of the day.
 ARG RUST=rust:1.95.0-slim-bookworm
 ARG DEBIAN=debian:12.12-slim
@@ -9,8 +9,8 @@ ARG DEBIAN=debian:12.12-slim
 FROM ${RUST} AS build
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
-# SQLite, libjpeg-turbo, libwebp, ring and jemalloc are built from sources in their crates; cmake
-# for libjpeg-turbo, nasm for its inner loops and those of the AV1 codecs.
+# The crates of SQLite, libjpeg-turbo, libwebp, ring and jemalloc compile their C sources. cmake builds
+# libjpeg-turbo; nasm assembles its inner loops and those of the AV1 codecs.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends cmake gcc libc6-dev make nasm \
@@ -34,7 +34,7 @@ RUN apt-get update \
 COPY --from=build --chmod=755 /out/safelight /usr/local/bin/safelight
 COPY --chmod=755 deploy/probe.sh /usr/local/bin/probe
 USER 65532:65532
-# The only place that is written to; the rest of the file system may be read-only.
+# The only directory that is written to; the rest of the file system may be read-only.
 VOLUME /var/lib/safelight
 ENV SAFELIGHT_LISTEN=0.0.0.0:8080 \
     SAFELIGHT_DATA_DIR=/var/lib/safelight

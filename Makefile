@@ -6,50 +6,51 @@ SHELL := /bin/bash -eu -o pipefail
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-run: ## build and start Safelight on embedded parts; installs what the build needs
+run: ## build Safelight and run it in one process; installs what the build needs
 	@scripts/setup.sh build
 	cargo build --release
 	target/release/safelight serve
 
-test: ## the whole suite; installs the engines that it runs against
+test: ## run all tests; installs the engines that they use
 	@scripts/setup.sh build test
 	cargo test --workspace
 
-test-api: ## what the OpenAPI document says against what a running server does, by schemathesis
+test-api: ## compare a running server with its OpenAPI document (schemathesis)
 	@scripts/setup.sh build test-api
 	cargo test --workspace --test e2e -- e2e::openapi --nocapture
 
-simulate: ## seeded schedules of faults; SEEDS=20000 says how many, FROM=0 where to begin
+simulate: ## run seeded schedules of faults; SEEDS=20000 is their number, FROM=0 the first
 	@scripts/setup.sh build
 	SAFELIGHT_SIM_SEEDS=$(or $(SEEDS),20000) SAFELIGHT_SIM_FROM=$(or $(FROM),0) \
 		cargo test --workspace --lib -- simulation --nocapture
 
-fuzz: ## arbitrary bytes to the imaging code, for SECONDS each target; needs a nightly toolchain
+fuzz: ## send arbitrary bytes to the imaging code, SECONDS per target; needs a nightly toolchain
 	@scripts/setup.sh build fuzz
 	@scripts/fuzz.sh $(or $(SECONDS),60)
 
-lint: ## format, lints, dependency audit, shell scripts, container files, manifests, dashboard
+lint: ## check format, lints, dependencies, shell scripts, container files, manifests, dashboard
 	@scripts/setup.sh build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 	@scripts/lint-files.sh
 	@scripts/audit.sh
 
-audit: ## licences, sources, bans and known vulnerabilities of the dependencies
+audit: ## check licenses, sources, bans and known vulnerabilities of the dependencies
 	@scripts/setup.sh build
 	@scripts/audit.sh
 
-fleet: ## two api nodes, two workers, RabbitMQ, PostgreSQL, S3 and HAProxy, without Docker
+fleet: ## run two API nodes, two workers, RabbitMQ, PostgreSQL, S3 and HAProxy, without Docker
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/fleet
 
-soak: ## load with random kills for MINUTES on one process and on a fleet, an import of 10,000 pictures, then an audit; ARGS="--help"
+soak: ## load with random kills for MINUTES on one process and on a fleet, an import of 10,000 images, an audit; ARGS="--help"
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/soak --minutes $(or $(MINUTES),10) $(ARGS)
 
-bench-accept: ## rate and latency of accepted uploads beside this machine's ceiling; ARGS="--help"
+bench-accept: ## rate and latency of uploads beside this machine's ceiling; ARGS="--help"
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/bench $(ARGS)
@@ -59,18 +60,18 @@ bench-delivery: ## reads beside nginx, collapsed requests, bounded memory, cold 
 	cargo build --release --workspace --bins
 	target/release/delivery $(ARGS)
 
-bench-imaging: ## CPU, quality and memory of thumbnails beside sharp and libvips; CORPUS=dir, ARGS="--help"
-	@[[ -n "$(CORPUS)" ]] || { echo 'usage: make bench-imaging CORPUS=folder-of-pictures' >&2; exit 2; }
+bench-imaging: ## CPU, quality and memory of renditions beside sharp and libvips; CORPUS=dir, ARGS="--help"
+	@[[ -n "$(CORPUS)" ]] || { echo 'usage: make bench-imaging CORPUS=directory-of-images' >&2; exit 2; }
 	@scripts/setup.sh build bench-imaging
 	cargo build --release --workspace --bins
 	benches/imaging/run $(CORPUS) $(ARGS)
 
-bench-queue: ## jobs without work beside Celery and BullMQ, more workers, uploads beside a backfill; ARGS="--help"
+bench-queue: ## empty jobs beside Celery and BullMQ, more workers, uploads beside a backfill; ARGS="--help"
 	@scripts/setup.sh build test bench-queue
 	cargo build --release --workspace --bins
 	benches/queue/run $(ARGS)
 
-mutants: ## break the lines that docs/reliability.md relies on; NAMES="settle claim" says which
+mutants: ## break the lines that docs/reliability.md relies on, and expect a failing test; NAMES="settle claim" selects
 	@scripts/setup.sh build test
 	cargo build --workspace --bins
 	target/debug/mutants $(NAMES)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# certbot calls this after it has got a certificate: HAProxy wants chain and key in one file.
+# certbot runs this after each renewal: HAProxy needs chain and key in one file.
 set -euo pipefail
 target=${TARGET:-/etc/haproxy/safelight.pem}
 umask 077

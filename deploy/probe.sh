@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# probe PATH [PORT]   exits 0 if the server in this container answers PATH with 200 (port 8080 unless
-# said): a health check for an image without curl.
+# probe PATH [PORT]   exits 0 if the server in this container answers PATH with 200 (default port
+# 8080): a health check for an image without curl.
 set -euo pipefail
 exec 3<>"/dev/tcp/127.0.0.1/${2:-8080}"
 printf 'GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n' "${1:-/readyz}" >&3

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the files that compose.yaml names under secrets/, with random passwords. Keeps what is there.
+# Creates the files that compose.yaml names under secrets/, with random passwords. Keeps existing files.
 #
-# The folder is closed to others; the files in it are not, because each is mounted into containers
-# whose users have other ids.
+# Other users cannot open the directory. The files in it are readable, because they are mounted into
+# containers whose users have other ids.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p secrets
@@ -11,7 +11,7 @@ umask 022
 
 random_hex() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 
-# new FILE: whether it is still to be made, from standard input.
+# new FILE: succeeds if the file does not exist yet.
 new() { [[ ! -e secrets/$1 ]]; }
 
 new postgres-password && random_hex 24 >secrets/postgres-password

@@ -1,14 +1,14 @@
-# A caching, collapsing proxy in front of delivery nodes (Varnish 7): one fetch for however many ask
-# at once, any range from one copy, and what is cached goes on being served while every node is away.
-# The tests use this file with other addresses in the `.host` and `.port` lines. deploy/README.md says
-# how to use it, and how to drain a node.
+# A caching proxy in front of delivery nodes (Varnish 7). It collapses concurrent requests into one
+# fetch, serves any range from one copy, and continues to serve cached images while no node is
+# available. The tests use this file with other addresses in the `.host` and `.port` lines.
+# deploy/README.md describes how to use it and how to drain a node.
 
 vcl 4.1;
 
 import directors;
 import std;
 
-# A node that drains, or that misses its database or its store, says so on /readyz.
+# On /readyz a node reports that it drains, or that its database or its store is unavailable.
 probe ready {
   .url = "/readyz";
   .interval = 500ms;
@@ -18,7 +18,7 @@ probe ready {
   .initial = 1;
 }
 
-# The first byte may take delivery_wait_ms, and some more.
+# The first byte may take delivery_wait_ms and somewhat more.
 backend api_1 {
   .host = "api-1";
   .port = "8080";
@@ -37,8 +37,8 @@ backend api_2 {
   .between_bytes_timeout = 20s;
 }
 
-# Who may remove: the workers, by purge_urls. Narrow this to their addresses where clients come from
-# private networks too.
+# Who may purge: the workers (purge_urls). Narrow this to their addresses if clients also come from
+# private networks.
 acl purgers {
   "localhost";
   "10.0.0.0"/8;
@@ -48,8 +48,8 @@ acl purgers {
 }
 
 sub vcl_init {
-  # Each address has its own node, so that the nodes' memory holds different things; a node that is
-  # away or broke the connection is stood in for by the next on the ring.
+  # Each path has its own node, so that the nodes' memory holds different images. If a node is
+  # unavailable or broke the connection, the next one on the ring takes over.
   new nodes = directors.shard();
   nodes.add_backend(api_1);
   nodes.add_backend(api_2);
@@ -57,47 +57,47 @@ sub vcl_init {
 }
 
 sub vcl_recv {
-  # Ours alone, never a client's.
+  # Internal: never taken from a client.
   unset req.http.X-Varnish-Cache;
-  # What is asked for past the cache.
+  # For requests that bypass the cache.
   set req.backend_hint = nodes.backend(by=URL);
 
   if (req.method == "PURGE") {
     if (client.ip !~ purgers) {
       return (synth(405, "Method Not Allowed"));
     }
-    # All variants: they hang on one address.
+    # All variants: they share one path.
     return (purge);
   }
   if ((req.method != "GET" && req.method != "HEAD") || req.url !~ "^/images/") {
     return (pass);
   }
-  # A signed URL is its holder's, and good for nothing without its query.
+  # A signed URL belongs to its holder and is worthless without its query.
   if (req.url ~ "[?&]signature=") {
     return (pass);
   }
-  # One client's patience must not hold up those who wait with it: the nodes' own counts. And a
-  # purge names the bare address.
+  # A collapsed request must not wait as long as one of its clients asks for, so the nodes' default
+  # applies. And a purge names the path without a query.
   set req.url = regsub(req.url, "\?.*$", "");
   unset req.http.Prefer;
-  # Safelight gives out one spelling of an address, and a purge reaches no other.
+  # Safelight uses one spelling of each path, and a purge reaches no other.
   if (req.url !~ "^/images/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[a-z0-9_-]{1,32})?$") {
     return (pass);
   }
-  # Varnish serves one range from its copy, but can neither cut out several nor pass on an answer that
-  # has them: who asks for several gets the whole, which a server may always give (RFC 9110, 14.2).
+  # Varnish can serve one range from its copy, but neither several ranges nor an answer that contains
+  # them. A request for several gets the whole object, which is always allowed (RFC 9110, 14.2).
   if (req.http.Range ~ ",") {
     unset req.http.Range;
   }
-  # What is asked for with credentials is its asker's. And of conditions Varnish knows only those of a
-  # client that has a copy.
+  # The answer to a request with credentials is for its sender alone. And Varnish knows only the
+  # conditions of a client that has a copy.
   if (req.http.Authorization || req.http.If-Match || req.http.If-Unmodified-Since) {
     return (pass);
   }
   unset req.http.Cookie;
 
-  # Browsers' many lists come down to three, so that `Vary: Accept` keeps three copies at most.
-  # A format with q=0 is one that the client does not want.
+  # Reduce the many values of Accept to three, so that `Vary: Accept` keeps at most three copies.
+  # q=0 means that the client does not want a format.
   if (req.http.Accept ~ "(?i)image/avif(?!\s*;\s*q=0(\.0*)?\s*(,|$))"
       && req.http.Accept ~ "(?i)image/webp(?!\s*;\s*q=0(\.0*)?\s*(,|$))") {
     set req.http.Accept = "image/avif,image/webp,*/*;q=0.5";
@@ -109,7 +109,7 @@ sub vcl_recv {
   return (hash);
 }
 
-# By the address alone: a purge comes under another Host than the clients use.
+# By the path alone: a purge comes with another Host than the clients use.
 sub vcl_hash {
   hash_data(req.url);
   return (lookup);
@@ -134,7 +134,7 @@ sub vcl_pass {
 sub vcl_backend_fetch {
   unset bereq.http.X-Varnish-Cache;
   if (bereq.method == "GET" || bereq.method == "HEAD") {
-    # Each further try goes to another node.
+    # Each retry goes to another node.
     set bereq.backend = nodes.backend(by=URL, alt=bereq.retries);
   }
   if (bereq.uncacheable && bereq.url !~ "^/images/") {
@@ -149,28 +149,29 @@ sub vcl_backend_response {
     return (deliver);
   }
   if (beresp.http.Cache-Control !~ "(?i)max-age" || beresp.http.Cache-Control ~ "(?i)no-store|private") {
-    # Not final, or an error. Those who wait for it all get their own answer now, rather than one
-    # after the other; a second later requests are collapsed again.
+    # Not final, or an error. All waiting requests now get their own answer, instead of one after the
+    # other. A second later requests are collapsed again.
     set beresp.uncacheable = true;
     set beresp.ttl = 1s;
     set beresp.grace = 0s;
     return (deliver);
   }
-  # For when no node is ready.
+  # Serve stale objects while no node is ready.
   set beresp.grace = 1d;
   if (std.integer(beresp.http.Content-Length, 1048576) < 1048576) {
-    # Kept until it is complete: if it breaks off, it is fetched again and nobody notices.
+    # Do not send it before it is complete: if the fetch breaks off, it is repeated unnoticed.
     set beresp.do_stream = false;
   }
   return (deliver);
 }
 
-# No answer, or one that broke off.
+# No answer, or an incomplete one.
 sub vcl_backend_error {
   if ((bereq.method == "GET" || bereq.method == "HEAD") && bereq.retries < 3) {
     return (retry);
   }
-  # As the nodes themselves say that they cannot serve. RFC 9211 wants no member of ours in it.
+  # The same problem document as from a node that cannot serve. An error that Varnish generates gets
+  # no member in Cache-Status (RFC 9211).
   set beresp.http.Content-Type = "application/problem+json";
   set beresp.http.Cache-Control = "no-store";
   set beresp.http.Retry-After = "2";
@@ -181,11 +182,12 @@ sub vcl_backend_error {
 }
 
 sub vcl_deliver {
-  # Whatever the client has, it is good (RFC 9110, 13.1.2). Varnish compares tags only.
+  # `*` matches any stored object (RFC 9110, 13.1.2). Varnish only compares tags.
   if (req.http.If-None-Match == "*" && resp.http.ETag) {
     set req.http.If-None-Match = resp.http.ETag;
   }
-  # RFC 9211: the nodes' members stay as they were when it was stored, ours comes last.
+  # RFC 9211: the members of the nodes stay as they were when the object was stored; the member of
+  # Varnish comes last.
   if (req.url ~ "^/images/" && !resp.http.X-Varnish-Cache) {
     if (req.http.X-Varnish-Cache == "fwd=miss" && !obj.uncacheable) {
       set req.http.X-Varnish-Cache = "fwd=miss; stored";

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The dependency audit (deny.toml): licences, bans, sources; advisories where their database can be
-# reached, and a line that says so where it cannot.
+# The dependency audit (deny.toml): licenses, bans, sources, and advisories. Prints a line if the
+# database of advisories cannot be reached.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,7 +8,7 @@ version=0.20.2
 root=$PWD/target/tools
 deny=$root/bin/cargo-deny
 
-# Unoptimised: it builds in a minute, and checks this workspace in seconds all the same.
+# An unoptimized build takes a minute, and still checks this workspace in seconds.
 if ! command -v "$deny" >/dev/null; then
   echo "installing: cargo-deny $version (into target/tools)" >&2
   cargo install --quiet cargo-deny --version "$version" --locked --debug --root "$root" \
@@ -18,7 +18,7 @@ fi
 
 "$deny" --locked check licenses bans sources
 
-# A database that cannot be fetched is no finding; a fetched one that is old is better than none.
+# An unreachable database is not a finding, and an old copy is better than none.
 if said=$("$deny" fetch db 2>&1); then
   "$deny" --locked check advisories
 else

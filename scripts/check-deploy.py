@@ -3,11 +3,11 @@
 
     check-deploy.py [--crds FOLDER] [--metrics FILE] [--self-test]
 
-Every object against its schema (custom resources only with --crds, where scripts/crd-schemas is
-installed), what refers to what, the figures that follow from each other, every PromQL expression by a
-real parser and its metrics and labels against the table in docs/fleet.md, and the dashboard's layout.
-Prints one line for each problem and exits 1 if there is any. --self-test breaks each thing in turn, in
-memory, and wants to be told. scripts/lint-files.sh installs what it imports.
+Checks every object against its schema (custom resources only with --crds, where scripts/crd-schemas is
+installed), references between objects, figures that depend on each other, every PromQL expression with a
+parser, its metrics and labels against the table in docs/fleet.md, and the layout of the dashboard.
+Prints one line for each problem and exits 1 if there is any. --self-test breaks each checked item in
+turn, in memory, and expects a problem. scripts/lint-files.sh installs the modules that this imports.
 """
 
 import argparse
@@ -26,17 +26,17 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 
-# The oldest Kubernetes that the manifests are for, and the newest whose schemas we have.
+# The oldest supported version of Kubernetes, and the newest with a known schema.
 KUBERNETES = ["1.30", kubernetes_validate.latest_version()]
 
-# Applied by themselves: they need what not every cluster has, or hold what is secret.
+# Applied separately: they need components that not every cluster has, or contain secrets.
 OPTIONAL = {"keda.yaml", "podmonitor.yaml", "secret.example.yaml"}
 
-# What a pod takes beside what its configuration says, in MiB (docs/performance.md).
+# Memory of a pod in addition to its configured caches and decoders, in MiB (docs/performance.md).
 API_OVERHEAD_MIB = 128
 WORKER_OVERHEAD_MIB = 512
 
-# KEDA's schema has every trigger's metadata as a map of strings. Keys by type: required, optional.
+# KEDA's schema allows any map of strings as a trigger's metadata. Keys by type: required, optional.
 TRIGGERS = {
     "rabbitmq": ({"queueName", "mode", "value", "protocol"}, {"activationValue", "vhostName", "timeout"}),
     "prometheus": ({"serverAddress", "query", "threshold"}, {"activationThreshold", "ignoreNullValues"}),
@@ -47,7 +47,7 @@ SCRAPE_LABELS = {"instance", "job", "namespace", "pod"}
 
 
 class Deploy:
-    """What is checked, as it was read: `objects` are (file name, object) of deploy/kubernetes."""
+    """The checked files, parsed: `objects` are (file name, object) of deploy/kubernetes."""
 
     def __init__(self, metrics_file):
         self.kustomization = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())
@@ -64,13 +64,13 @@ class Deploy:
         self.defaults = tomllib.loads((ROOT / "common/config/src/defaults.toml").read_text())
 
     def of(self, *kinds):
-        """(where, object) of these kinds."""
+        """Yields (where, object) for these kinds."""
         for name, found in self.objects:
             if found.get("kind") in kinds:
                 yield f"{name}: {found['kind']} {found['metadata']['name']}", found
 
     def named(self, kind, name):
-        """The object, or None."""
+        """Returns the object, or None."""
         return next((found for _, found in self.of(kind) if found["metadata"]["name"] == name), None)
 
 
@@ -112,7 +112,7 @@ def check_schemas(deploy):
 
 def check_custom(deploy, crds):
     custom = [(where, found) for where, found in deploy.objects if is_custom(found)]
-    # The rules as the operator wants them, since they say that they can be used so.
+    # alerts.yaml claims to be usable as a PrometheusRule.
     rule = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "safelight"}}
     custom.append(("alerts.yaml", rule | {"spec": deploy.rules}))
     said = subprocess.run(
@@ -142,7 +142,7 @@ def pod_template(found):
 
 
 def environment(deploy, container):
-    """Variables of a container, and the names of what was not found."""
+    """Variables of a container, and the names of missing sources."""
     variables, missing = {}, []
     for source in container.get("envFrom", []):
         for key, kind, field in (("configMapRef", "ConfigMap", "data"), ("secretRef", "Secret", "stringData")):
@@ -176,7 +176,7 @@ def check_references(deploy):
             key = variable.removeprefix("SAFELIGHT_").lower()
             if variable.startswith("SAFELIGHT_") and key not in deploy.defaults:
                 yield f"{where}: {variable} is no key of the configuration"
-        # Service links would be such keys, too.
+        # Service links would add such variables too.
         if spec.get("enableServiceLinks", True):
             yield f"{where}: enableServiceLinks is on"
         volumes = {volume["name"] for volume in spec.get("volumes", [])}
@@ -209,7 +209,7 @@ def quantity(text):
 
 
 def check_figures(deploy):
-    """What README and defaults.toml say that a process takes, beside what its pod is given."""
+    """Compares what a process needs by its configuration with the limits of its pod."""
     for where, found in deploy.of("Deployment"):
         _, spec, container = pod_template(found)
         variables, _ = environment(deploy, container)
@@ -269,7 +269,7 @@ def check_scaling(deploy):
 
 
 def expressions(deploy):
-    """(where, PromQL, what is filled in from its result's labels)."""
+    """Yields (where, PromQL, labels of the result that a legend or a text uses)."""
     for panel in deploy.dashboard["panels"]:
         for target in panel.get("targets", []):
             legend = re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))
@@ -286,7 +286,7 @@ def expressions(deploy):
 
 def check_promql(deploy):
     for where, expression, shown in expressions(deploy):
-        # Grafana fills in its variables before Prometheus reads it.
+        # Grafana replaces its variables before Prometheus parses the expression.
         try:
             tree = promql_parser.parse(expression.replace("$__rate_interval", "5m"))
         except ValueError as error:
@@ -375,7 +375,7 @@ def problems(deploy, crds):
 
 
 def self_test(deploy, crds):
-    """Breaks one thing after the other; returns how many its check did not notice."""
+    """Breaks one item after the other; returns how many its check did not notice."""
     container = lambda d, name: pod_template(d.named("Deployment", name))[2]  # noqa: E731
     scaled = lambda d: d.named("ScaledObject", "worker-interactive")["spec"]  # noqa: E731
     panel = lambda d: next(p for p in d.dashboard["panels"] if p["type"] != "row")  # noqa: E731
@@ -441,10 +441,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crds", type=pathlib.Path, help="where scripts/crd-schemas is installed")
     parser.add_argument("--metrics", type=pathlib.Path, default=ROOT / "docs/fleet.md", help="file with the table of metrics")
-    parser.add_argument("--self-test", action="store_true", help="also break everything in turn")
+    parser.add_argument("--self-test", action="store_true", help="also break each checked item in turn")
     options = parser.parse_args()
     if not options.metrics.exists():
-        sys.exit(f"{options.metrics} is not there: the metrics in use cannot be checked")
+        sys.exit(f"{options.metrics} does not exist: cannot check the metrics in use")
     deploy = Deploy(options.metrics)
     found = problems(deploy, options.crds)
     for problem in found:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# scripts/fuzz.sh [SECONDS [TARGET…]]   fuzzes the imaging code: all targets in fuzz/fuzz_targets, or the
-# given ones, for SECONDS each (default 60).
+# scripts/fuzz.sh [SECONDS [TARGET…]]   sends arbitrary bytes to the imaging code: all targets of
+# fuzz/fuzz_targets, or those named, for SECONDS each (60).
 #
-# Exits 0 without findings, 1 with one (and prints the path of its input), 2 if it cannot run. All output is
-# in target/fuzz; the corpus there grows from run to run.
+# Exits 0 if nothing was found, 1 on a finding (and prints where its bytes are), 2 if it cannot run.
+# Everything that it creates is in target/fuzz; the corpus there grows from run to run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,7 +14,7 @@ made=$PWD/target/fuzz
 corpus=$made/corpus
 findings=$made/findings
 
-# `SECONDS` is a variable of bash itself.
+# `SECONDS` is a variable of bash.
 duration=${1:-60}
 targets=("${@:2}")
 if [[ ! $duration =~ ^[1-9][0-9]*$ ]]; then
@@ -26,19 +26,19 @@ if ((${#targets[@]} == 0)); then
 fi
 for target in "${targets[@]}"; do
   if [[ ! -e fuzz/fuzz_targets/$target.rs ]]; then
-    echo "error: no fuzz target \`$target\` (there are: header, render)" >&2
+    echo "error: no fuzz target \`$target\`; the targets are: header, render" >&2
     exit 2
   fi
 done
 
-# Sanitizers need a nightly compiler.
+# Only a nightly compiler supports sanitizers.
 if ! host=$(rustup run nightly rustc -vV 2>/dev/null | sed -n 's/^host: //p') || [[ -z $host ]]; then
-  echo "error: fuzzing needs a nightly toolchain, and there is none" >&2
+  echo "error: fuzzing needs a nightly toolchain, and none is installed" >&2
   echo "hint: rustup toolchain install nightly --profile minimal" >&2
   exit 2
 fi
 
-# A debug build suffices: it only calls cargo.
+# An unoptimized build is enough: it only calls cargo.
 if [[ $("$fuzzer" --version 2>/dev/null) != "cargo-fuzz $version" ]]; then
   echo "installing: cargo-fuzz $version (into target/tools)" >&2
   cargo install --quiet cargo-fuzz --version "$version" --locked --debug --root "$root" \
@@ -46,9 +46,9 @@ if [[ $("$fuzzer" --version 2>/dev/null) != "cargo-fuzz $version" ]]; then
   rm -rf target/tools/build
 fi
 
-# Fuzz the versions that the product is built with.
+# Fuzz the same versions that the product uses.
 cp Cargo.lock fuzz/Cargo.lock
-# With -O, fuzz/Cargo.toml decides which crates get debug assertions; without it all crates get them.
+# -O: fuzz/Cargo.toml selects the code with debug assertions; without -O all code gets them.
 RUSTUP_TOOLCHAIN=nightly "$fuzzer" fuzz build -O --fuzz-dir fuzz --target-dir "$made"
 built=$made/$host/release
 "$built/corpus" "$corpus"
@@ -67,7 +67,7 @@ for target in "${targets[@]}"; do
   stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }
   coverage=$(grep -o 'cov: [0-9]*' "$log" | tail -1 || true)
   echo "$target: $(stat number_of_executed_units) runs, $(stat average_exec_per_sec)/s," \
-    "coverage ${coverage#cov: }, $(find "$corpus/$target" -type f | wc -l) pictures kept," \
+    "coverage ${coverage#cov: }, $(find "$corpus/$target" -type f | wc -l) inputs kept," \
     "$(stat peak_rss_mb) MiB, $found findings"
   if ((result != 0)); then
     status=1
@@ -77,7 +77,7 @@ for target in "${targets[@]}"; do
       echo "  minimize: ${built#"$PWD/"}/$target -minimize_crash=1 -max_total_time=60 \\" >&2
       echo "    -exact_artifact_path=target/fuzz/small ${file#"$PWD/"}" >&2
     fi
-    echo "  full log: ${log#"$PWD/"}" >&2
+    echo "  log of the fuzzer: ${log#"$PWD/"}" >&2
   fi
 done
 exit $status

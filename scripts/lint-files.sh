@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks what no compiler reads: shell scripts, the Dockerfile, compose.yaml, the Kubernetes manifests,
-# alert rules and dashboard, the configurations of HAProxy and Varnish, the systemd unit. None of it needs a Docker engine
-# or a cluster. Says so in one line where a check was not made.
+# Checks the files that no compiler reads: shell scripts, the Dockerfile, compose.yaml, the Kubernetes
+# manifests, alert rules, the dashboard, the configurations of HAProxy and Varnish, the systemd unit.
+# None of this needs a Docker engine or a cluster. Prints one line for each check that cannot run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,7 +10,7 @@ crds=$PWD/target/tools/crd-schemas
 wanted=scripts/lint-requirements.txt
 status=0
 
-# Installed anew when the list changes.
+# Installs again when the list changes.
 install_tools() {
   cmp -s "$wanted" "$tools/requirements.txt" && return
   echo "installing: $(grep -o '^[a-z].*==[0-9.]*' "$wanted" | paste -sd' ') (into target/tools)" >&2
@@ -21,7 +21,7 @@ install_tools() {
     cp "$wanted" "$tools/requirements.txt"
 }
 
-# The schemas of KEDA's and the Prometheus operator's objects come from npm. Installed anew when the list
+# The schemas of KEDA's and the Prometheus operator's objects come from npm. Installs again when the list
 # changes.
 install_crds() {
   cmp -s scripts/crd-schemas/package-lock.json "$crds/installed.json" && cp scripts/crd-schemas/validate.mjs "$crds" && return
@@ -34,7 +34,7 @@ install_crds() {
     cp scripts/crd-schemas/package-lock.json "$crds/installed.json"
 }
 
-# Validated with secrets as an operator makes them, in a copy: none are left here.
+# Validates a copy with secrets like an operator's, so that no secrets remain here.
 # shellcheck disable=SC2329 # called by check
 check_compose() {
   local copy
@@ -56,6 +56,7 @@ check() {
 if install_tools; then
   mapfile -t scripts < <(git ls-files '*.sh' .ci/run benches/imaging/run benches/queue/run)
   check "shell scripts" "$tools/bin/shellcheck" "${scripts[@]}"
+  check "spelling" "$tools/bin/typos" --config typos.toml
   check "Dockerfile" "$tools/bin/hadolint" Dockerfile
   check "compose.yaml" check_compose
   custom=(--crds "$crds")
@@ -66,7 +67,7 @@ if install_tools; then
   check "Kubernetes, alerts, dashboard" "$tools/bin/python" scripts/check-deploy.py --self-test "${custom[@]}"
 else
   rm -rf "$tools"
-  echo "shell scripts, Dockerfile, compose.yaml, Kubernetes, dashboard NOT CHECKED: their linters could not be installed"
+  echo "shell scripts, spelling, Dockerfile, compose.yaml, Kubernetes, dashboard NOT CHECKED: their linters could not be installed"
 fi
 
 if promtool=$(command -v promtool); then
@@ -75,7 +76,7 @@ else
   echo "alerts' tests NOT RUN: no promtool on this machine (Debian: prometheus)"
 fi
 
-# As it is rated: 2 is the most that a service without rights may have.
+# --threshold=20: an exposure level of at most 2.0, which an unprivileged service should reach.
 # shellcheck disable=SC2329 # called by check
 check_service() {
   local folder
@@ -88,7 +89,7 @@ check_service() {
     "$analyze" security --offline=true --threshold=20 --no-pager "$folder/safelight.service" >/dev/null
 }
 
-# Its certificate is made for the occasion.
+# Creates a certificate for this check.
 # shellcheck disable=SC2329 # called by check
 check_public_haproxy() {
   local identity
@@ -101,21 +102,21 @@ check_public_haproxy() {
 }
 
 if analyze=$(command -v systemd-analyze); then
-  # The program need not be there: any will do.
+  # The binary need not exist: the check uses /bin/true.
   check "safelight.service" check_service
 else
   echo "safelight.service NOT CHECKED: no systemd-analyze on this machine"
 fi
 
 if haproxy=$(PATH="$PATH:/usr/sbin" command -v haproxy); then
-  # The nodes' names resolve in the compose network only.
+  # The names of the nodes resolve only in the compose network.
   check "haproxy-public.cfg" check_public_haproxy
   check "haproxy.cfg" "$haproxy" -c -q -f <(sed 's/ api-[12]:8080$/ 127.0.0.1:8080/' deploy/haproxy.cfg)
 else
   echo "haproxy.cfg NOT CHECKED: no haproxy on this machine"
 fi
 
-# Varnish compiles its configuration to look at it, in a folder that it insists on.
+# Varnish compiles its configuration to check it, and needs a directory for that.
 # shellcheck disable=SC2329 # called by check
 check_varnish() {
   local folder

@@ -1,25 +1,24 @@
 #!/usr/bin/env bash
 # scripts/setup.sh build|test|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…   installs what is
-# missing to build Safelight, to test it (or its API alone), to measure its imaging, its delivery or its
-# queue, or to fuzz it.
+# missing to build Safelight, to test it (or only its API), to run a benchmark, or to fuzz it.
 #
-# Quiet and quick when nothing is missing. Installs Debian packages as root or by passwordless
-# sudo; otherwise says what to install and exits 1. Never starts, stops or changes a service: the
-# tests run engines of their own on free ports.
+# Quiet and quick when nothing is missing. Installs Debian packages as root or with passwordless sudo;
+# otherwise prints what to install and exits 1. Never starts, stops or changes a service: the tests
+# run their own engines on free ports.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 missing=()
 schemathesis=
 
-# need COMMAND PACKAGE: the package is wanted unless the command is there. Servers live in sbin,
-# which an ordinary user's path may lack.
+# need COMMAND PACKAGE: adds the package if the command is missing. Servers are in sbin, which may not
+# be in an ordinary user's PATH.
 need() {
   PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null || missing+=("$2")
 }
 
-# C compiler: for SQLite, libjpeg-turbo, libwebp, ring and jemalloc, which build from sources in
-# their crates. cmake builds libjpeg-turbo; nasm its inner loops and those of the AV1 codecs.
+# The crates of SQLite, libjpeg-turbo, libwebp, ring and jemalloc compile their C sources. cmake builds
+# libjpeg-turbo; nasm assembles its inner loops and those of the AV1 codecs.
 need_for_build() {
   need cc gcc
   need make make
@@ -49,7 +48,7 @@ need_for_test_api() {
   schemathesis=wanted
 }
 
-# Into target/tools/schemathesis; anew when the list changes.
+# Installs into target/tools/schemathesis; again when the list changes.
 install_schemathesis() {
   local wanted=scripts/test-api-requirements.txt folder=target/tools/schemathesis
   cmp -s "$wanted" "$folder/requirements.txt" && return
@@ -61,7 +60,7 @@ install_schemathesis() {
   cp "$wanted" "$folder/requirements.txt"
 }
 
-# The peers that imaging is measured beside come from npm and PyPI.
+# The engines that imaging is compared with come from npm and PyPI.
 need_for_bench_imaging() {
   need python3 python3
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
@@ -69,12 +68,12 @@ need_for_bench_imaging() {
   need npm npm
 }
 
-# The peers that the queue is measured beside come from PyPI and npm.
+# The queues that ours is compared with come from PyPI and npm.
 need_for_bench_queue() {
   need_for_bench_imaging
 }
 
-# What delivery is measured beside, and the load generator.
+# The server that delivery is compared with, and the load generator.
 need_for_bench_delivery() {
   need nginx nginx-light
   need wrk wrk
@@ -85,8 +84,8 @@ need_for_fuzz() {
   need c++ g++
 }
 
-# Installing a server starts it, unless policy-rc.d says no (exit 101). The rule is ours for the
-# time of the installation only, and an existing one is put back.
+# Installing a server starts it, unless policy-rc.d forbids it (exit 101). This script sets that rule
+# only for the installation, and restores an existing one.
 install_quietly() {
   local as_root=("$@") policy=/usr/sbin/policy-rc.d kept=""
   if [[ -e $policy ]]; then
@@ -98,7 +97,7 @@ install_quietly() {
   printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
   "${as_root[@]}" chmod 755 "$policy"
   "${as_root[@]}" apt-get update -qq
-  # No default cluster either: the tests make their own.
+  # The tests create their own PostgreSQL clusters.
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
@@ -108,7 +107,7 @@ install_missing() {
   echo "installing: ${missing[*]}" >&2
   if ! command -v apt-get >/dev/null; then
     echo "error: this machine lacks: ${missing[*]}" >&2
-    echo "hint: install what these Debian packages hold, then try again" >&2
+    echo "hint: install the content of these Debian packages, then try again" >&2
     exit 1
   elif [[ $(id -u) == 0 ]]; then
     install_quietly
@@ -121,13 +120,13 @@ install_missing() {
   fi
 }
 
-# The oldest Rust that builds Safelight is written in Cargo.toml; Debian's own is older.
+# Cargo.toml names the oldest Rust that builds Safelight; Debian's own is older.
 check_rust() {
   local wanted found
   wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
   if ! command -v cargo >/dev/null; then
     echo "error: no cargo on this machine; Safelight needs Rust $wanted or newer" >&2
-    echo "hint: install rustup as https://rustup.rs tells, then: rustup toolchain install stable" >&2
+    echo "hint: install rustup (https://rustup.rs), then: rustup toolchain install stable" >&2
     exit 1
   fi
   found=$(cargo --version | awk '{ print $2 }')

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use safelight_api::{Api, ApiOptions, Tls};
+use safelight_api::{Api, ApiOptions, ApiParts, Tls};
 use safelight_config::Config;
 use safelight_services::Services;
 use safelight_telemetry::PrometheusHandle;
@@ -70,7 +70,15 @@ pub async fn serve(
     shutdown: &CancellationToken,
 ) -> Result<(), Exit> {
     let address = listener.local_addr().map_err(Exit::failed)?;
-    let api = Api::new(services.clone(), Arc::new(move || metrics.render()), options);
+    let parts = ApiParts {
+        config: services.config.clone(),
+        store: services.store.clone(),
+        blobs: services.blobs.clone(),
+        queue: services.queue.clone(),
+        shared_cache: services.shared_cache.clone(),
+        outbox_signal: services.outbox_signal.clone(),
+    };
+    let api = Api::new(parts, Arc::new(move || metrics.render()), options);
     let scheme = if tls.is_some() { "https" } else { "http" };
     if let Some(tls) = &tls {
         tls::keep_current(tls, shutdown)?;

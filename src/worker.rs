@@ -5,7 +5,9 @@ use safelight_api::ApiOptions;
 use safelight_config::Config;
 use safelight_domain::{JobKind, Lane};
 use safelight_services::Services;
-use safelight_workers::{WorkerOptions, backfill, dead_letters, janitor, relay, rescuer, worker};
+use safelight_workers::{
+    Service, ServiceStatuses, WorkerOptions, WorkerParts, consumer, jobs, run_service,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +25,7 @@ const PROBES_ONLY: ApiOptions = ApiOptions { uploads: false, delivery: false };
 /// Options of `safelight worker`.
 #[derive(Args)]
 pub struct WorkerArgs {
-    /// Job kinds to run, separated by commas: write, thumbnail, verify, delete [default: all]
-    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    #[arg(long, value_delimiter = ',', value_name = "KIND", help = kinds_help())]
     kinds: Vec<JobKind>,
     /// Lanes to serve, separated by commas: interactive, bulk [default: all]
     #[arg(long, value_delimiter = ',', value_name = "LANE")]
@@ -74,6 +75,10 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), Exit> {
     served
 }
 
+fn kinds_help() -> String {
+    format!("Job kinds to run, separated by commas: {} [default: all]", jobs::kind_names())
+}
+
 /// Thumbnail jobs at once: as configured, or one per core.
 pub fn slots(configured: usize) -> usize {
     match configured {
@@ -82,50 +87,57 @@ pub fn slots(configured: usize) -> usize {
     }
 }
 
-/// Begins everything that works: the worker, and the relay, rescuer, foreman and janitor beside it.
+/// Starts everything that works: the worker, and the background services beside it.
 pub fn start(
     services: &Services,
     options: WorkerOptions,
     shutdown: &CancellationToken,
 ) -> Background {
+    let parts = worker_parts(services);
     let mut background = Background::default();
-    background.add("worker", services, shutdown, move |services, token| {
-        worker::run(services, options.clone(), token)
-    });
-    background.relay(services, shutdown);
-    background.add("rescuer", services, shutdown, rescuer::run);
-    background.add("foreman", services, shutdown, backfill::run);
-    background.add("dead letters", services, shutdown, dead_letters::run);
-    background.add("janitor", services, shutdown, janitor::run);
+    for service in safelight_workers::services(&parts) {
+        background.add(service, shutdown);
+    }
+    let statuses = background.statuses.clone();
+    background.tasks.push(process::supervise("worker", shutdown, move |token| {
+        let (parts, options, statuses) = (parts.clone(), options.clone(), statuses.clone());
+        async move { consumer::run(&parts, options, statuses, token).await }
+    }));
     background
+}
+
+fn worker_parts(services: &Services) -> WorkerParts {
+    WorkerParts {
+        config: services.config.clone(),
+        store: services.store.clone(),
+        queue: services.queue.clone(),
+        blobs: services.blobs.clone(),
+        shared_cache: services.shared_cache.clone(),
+        outbox_signal: services.outbox_signal.clone(),
+    }
 }
 
 /// The background tasks of a process.
 #[derive(Default)]
-pub struct Background(Vec<JoinHandle<()>>);
+pub struct Background {
+    tasks: Vec<JoinHandle<()>>,
+    statuses: ServiceStatuses,
+}
 
 impl Background {
-    /// Begins to publish what the outbox holds.
+    /// Publishes what the outbox holds.
     pub fn relay(&mut self, services: &Services, shutdown: &CancellationToken) {
-        self.add("relay", services, shutdown, relay::run);
+        self.add(safelight_workers::outbox_relay(&worker_parts(services)), shutdown);
     }
 
-    fn add<F>(
-        &mut self,
-        name: &'static str,
-        services: &Services,
-        shutdown: &CancellationToken,
-        run: impl Fn(Services, CancellationToken) -> F + Send + 'static,
-    ) where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let services = services.clone();
-        self.0.push(process::supervise(name, shutdown, move |token| run(services.clone(), token)));
+    fn add(&mut self, service: Box<dyn Service>, shutdown: &CancellationToken) {
+        let running = run_service(service, self.statuses.clone(), shutdown.clone());
+        self.tasks.push(tokio::spawn(running));
     }
 
     /// Waits until all of them have drained, then lets go of the broker.
     pub async fn finish(self, services: &Services) {
-        for task in self.0 {
+        for task in self.tasks {
             // A supervisor neither panics nor is aborted.
             let _ = task.await;
         }

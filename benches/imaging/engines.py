@@ -1,6 +1,6 @@
-"""The engines: child processes that render pictures and say what it cost them.
+"""The engines: child processes that render images and report the cost.
 
-They speak lines of JSON (README.md has the protocol), so that all are measured alike.
+All use the same protocol, lines of JSON (README.md), so that all are measured in the same way.
 """
 
 import json
@@ -27,10 +27,10 @@ MODES: dict[str, tuple[str, ...]] = {
     "sharp": ("usual", "best"),
     "vips": ("usual", "best"),
 }
-# What an engine's bare name stands for.
+# The modes of an engine that is named without a mode.
 DEFAULT_MODES = MODES | {"vips": ("best",)}
 
-# An engine that takes longer for one picture is ended and counted as failed.
+# An engine that takes longer for one image is killed, and the image counts as failed.
 TIMEOUT_S = 300
 
 Answer = dict[str, Any]
@@ -38,7 +38,7 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine in one of its modes: what is measured as one."""
+    """An engine in one of its modes."""
 
     engine: str
     mode: str
@@ -48,8 +48,8 @@ class Variant:
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """`ours,sharp,vips:usual`: engines with their usual modes, or one mode by name."""
-    variants: dict[Variant, None] = {}  # keeps the order, drops repetitions
+    """Parses `ours,sharp,vips:usual`: engines with their default modes, or with one named mode."""
+    variants: dict[Variant, None] = {}  # an ordered set
     for item in text.split(","):
         engine, _, mode = item.strip().partition(":")
         if engine not in COMMANDS or (mode and mode not in MODES[engine]):
@@ -75,7 +75,7 @@ def request_for(
 
 
 class Engine:
-    """A running engine; started again by itself after a picture that killed it."""
+    """A running engine; restarted after an image that killed it."""
 
     def __init__(self, name: str, log: Path) -> None:
         self.name = name
@@ -89,7 +89,7 @@ class Engine:
         self.close()
 
     def ask(self, request: Answer) -> Answer:
-        """The engine's answer, or `{"error": …}`; never raises for what a picture did to it."""
+        """The engine's answer, or `{"error": …}`; never raises if an image kills the engine."""
         process = self._running()
         assert process.stdin and process.stdout
         timer = threading.Timer(TIMEOUT_S, process.kill)
@@ -105,7 +105,7 @@ class Engine:
         return json.loads(line) if line else {"error": self._how_it_ended()}
 
     def close(self) -> None:
-        """Ends the engine: its input ends, and so does it."""
+        """Ends the engine by closing its input."""
         if self.process:
             assert self.process.stdin and self.process.stdout
             self.process.stdin.close()

@@ -1,4 +1,4 @@
-"""The measurements as a picture: CPU time, memory and quality side by side."""
+"""Draws the measurements: CPU time, memory and quality side by side."""
 
 from pathlib import Path
 from statistics import mean
@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # files only; no display is asked for
+matplotlib.use("Agg")  # files only, no display
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -17,8 +17,8 @@ from quality import ENCODED_REFERENCE
 from report import FLOOR
 from results import Results
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = {
+# Okabe and Ito's palette, which color-blind people can distinguish.
+COLORS = {
     "ours": "#D55E00",
     "sharp usual": "#56B4E9",
     "sharp best": "#0072B2",
@@ -33,7 +33,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     variants = [v for v in results.variants if v != FLOOR]
     height = max(6.0, 0.14 * len(results.pictures) * len(variants) + 2)
     panels = ["memory"] * bool(results.memory) + ["quality"] * bool(results.quality)
-    # The right column as high as its few bars need, whatever the length of the left one.
+    # The right column is as high as its few bars need, independent of the left one.
     mosaic: list[Any] = [["cpu", panel] for panel in [*panels, "."]] if panels else [["cpu"]]
     figure, axes = plt.subplot_mosaic(
         mosaic,
@@ -54,7 +54,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         for panel in axes.values()
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    names = [name for name in COLOURS if name in handles]
+    names = [name for name in COLORS if name in handles]
     figure.legend(
         [handles[n] for n in names],
         names,
@@ -72,23 +72,23 @@ def draw(results: Results, folder: Path) -> list[Path]:
 def grouped_bars(
     axes: Axes, groups: list[str], bars: dict[str, list[float | None]], *, missing: str = ""
 ) -> None:
-    """Horizontal bars, read from the top; a bar that is None has `missing` in its place."""
+    """Horizontal bars from top to bottom; `missing` replaces a bar that is None."""
     height = 0.8 / len(bars)
     for i, (name, values) in enumerate(bars.items()):
         places = [group - 0.4 + height * (i + 0.5) for group in range(len(groups))]
-        colour = COLOURS[name]
-        axes.barh(places, [v or 0 for v in values], height, label=name, color=colour)
+        color = COLORS[name]
+        axes.barh(places, [v or 0 for v in values], height, label=name, color=color)
         for place, value in zip(places, values, strict=True):
             if value is None:
                 axes.annotate(
                     missing, (0, place), (2, 0), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", va="center", fontsize=6, color=colour,
+                    textcoords="offset points", va="center", fontsize=6, color=color,
                 )  # fmt: skip
     finish(axes, groups)
 
 
 def finish(axes: Axes, groups: list[str]) -> None:
-    """The look that all panels share."""
+    """The style that all panels share."""
     axes.set_yticks(range(len(groups)), groups, fontsize=8)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=8)
@@ -119,7 +119,7 @@ def draw_memory(axes: Axes, results: Results) -> None:
 
 
 def draw_quality(axes: Axes, results: Results) -> None:
-    """Points, not bars: what matters lies between 0.9 and 1, and a bar has to begin at 0."""
+    """Points, not bars: the interesting range is 0.9 to 1, and a bar must start at 0."""
     names = list(dict.fromkeys(name for _, name, _ in results.quality))
     sizes = list(dict.fromkeys(size for _, _, size in results.quality))
     files = {file for file, _, _ in results.quality}
@@ -129,9 +129,9 @@ def draw_quality(axes: Axes, results: Results) -> None:
         return
     for i, name in enumerate(names):
         means = [mean(results.quality[f, name, s].ssim for f in common) for s in sizes]
-        # Beside each other, so that equal ones do not hide one another.
+        # Side by side, so that equal values do not hide each other.
         places = [place + 0.12 * (i - (len(names) - 1) / 2) for place in range(len(sizes))]
-        axes.plot(means, places, "o", markersize=5, label=name, color=COLOURS[name])
+        axes.plot(means, places, "o", markersize=5, label=name, color=COLORS[name])
     axes.set_title(f"Quality: mean SSIM over {len(common)} pictures", fontsize=10)
     axes.set_xlabel("SSIM against the lossless reference", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6))

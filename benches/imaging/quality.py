@@ -1,8 +1,8 @@
-"""How near the renditions are to what a careful, slow program makes of the same picture.
+"""Compares renditions with those of a careful, slow program.
 
-The reference is Pillow's: everything decoded, turned upright, converted to sRGB by its profile,
-resized by Lanczos. SSIM is of the luma, PSNR of the three colours. Beside the engines stands the
-reference itself encoded as they encode (q80, 4:2:0): what the encoding alone costs.
+The reference is made by Pillow: decoded in full, rotated upright, converted to sRGB by its profile,
+resized by Lanczos. SSIM is of the luma, PSNR of the three colors. The reference encoded like the
+engines encode (q80, 4:2:0) is listed too: it shows the cost of encoding alone.
 """
 
 import io
@@ -16,13 +16,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 SIZES = (1280, 640, 256)
 ENCODED_REFERENCE = "reference q80"
 
-# Engines may round a side differently; more than this is another picture.
+# Engines may round a side differently; a larger difference means another image.
 ROUNDING_PX = 1
 
-# The side of the window that sigma 1.5 gives.
+# Side of the window for sigma 1.5.
 SSIM_WINDOW_PX = 11
 
-# Of equal pictures, whose true value is infinite and would spoil every mean.
+# For equal images, whose true value is infinite and would make every mean infinite.
 HIGHEST_PSNR_DB = 99.0
 
 Pixels = np.ndarray
@@ -36,11 +36,11 @@ class Score:
 
 
 class NotScored(Exception):
-    """A rendition that cannot be compared, and why."""
+    """A rendition that cannot be compared; the message says why."""
 
 
 class Reference:
-    """One picture, decoded once, and its renditions."""
+    """One image, decoded once, and its renditions."""
 
     def __init__(self, path: Path) -> None:
         with Image.open(path) as image:
@@ -48,7 +48,7 @@ class Reference:
         self._resized: dict[tuple[int, int], Image.Image] = {}
 
     def dimensions(self, size: int) -> tuple[int, int]:
-        """Within a square of that side, never enlarged."""
+        """The size of the rendition that fits into a square of this side; never enlarged."""
         width, height = self.image.size
         scale = min(1.0, size / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
@@ -77,7 +77,7 @@ class Reference:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """RGB by the picture's own profile; without one it is taken for sRGB."""
+    """RGB by the image's own profile; an image without one counts as sRGB."""
     if profile := image.info.get("icc_profile"):
         if image.mode not in {"RGB", "CMYK", "L"}:
             image = image.convert("RGB")
@@ -87,7 +87,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
         )
         assert converted
         return converted
-    if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
+    if image.mode.startswith("I;16"):  # Pillow would clip the values at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 

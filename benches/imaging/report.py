@@ -1,4 +1,4 @@
-"""The measurements as tables of text."""
+"""Prints the measurements as text tables."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean
@@ -15,7 +15,7 @@ FAILED = "failed"
 
 
 def table(head: Row, rows: Iterable[Row], names: int = 1) -> str:
-    """Aligned columns: the first `names` to the left, the numbers to the right."""
+    """Aligned columns: the first `names` columns to the left, numbers to the right."""
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -33,11 +33,11 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 class Report:
-    """Writes what a run measured; every part is a heading and a table."""
+    """Formats the results of a run; every part is a heading and a table."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        # The floor is no competitor: it only says how far ours is from what cannot be saved.
+        # The floor is no competitor: it only shows the work that cannot be saved.
         self.shown = [v for v in results.variants if v != FLOOR]
         self.peers = [v for v in self.shown if v != OURS] if OURS in results.variants else []
         self.floor = FLOOR in results.variants and OURS in results.variants
@@ -67,7 +67,7 @@ class Report:
         return f"{title}\n{table(head, rows)}"
 
     def totals(self) -> str:
-        """Sums over the files that every engine shown could render, by format and over all."""
+        """Sums over the files that every engine could render, by format and in total."""
         common = [
             p for p in self.results.pictures
             if all(self.results.cpu_ms(p.name, v) is not None for v in self.shown)
@@ -102,7 +102,7 @@ class Report:
         return "Refused or failed\n" + "\n".join(lines) if lines else ""
 
     def differences(self) -> str:
-        """Where the engines did not make the same thing, so that the times do not compare."""
+        """Files whose renditions differ between engines, so that the times are not comparable."""
         lines = []
         for picture in self.results.pictures:
             made = {
@@ -123,7 +123,7 @@ class Report:
         columns = list(dict.fromkeys(name for (_, name, _) in scores))
         files = list(dict.fromkeys(file for (file, _, _) in scores))
         sizes = list(dict.fromkeys(size for (_, _, size) in scores))
-        # A mean over other files would be of another thing.
+        # Means are comparable only over the same files.
         common = [f for f in files if all((f, c, s) in scores for c in columns for s in sizes)]
         if not common:
             return "Quality: no file that all of them rendered"

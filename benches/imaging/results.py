@@ -1,4 +1,4 @@
-"""What a run measured, and how it is written down as JSON."""
+"""The results of a run, and their JSON form."""
 
 import json
 import platform
@@ -33,7 +33,7 @@ class Served:
     photo: str
     count: int
     idle_ms_per_s: float
-    cpu_ms: dict[str, float]  # mean for one image; "served" is the server
+    cpu_ms: dict[str, float]  # mean per image; "served" is the server
     ratios: dict[str, float]  # a peer's time divided by the server's
 
 
@@ -43,9 +43,9 @@ class Results:
     variants: list[Variant]
     rounds: int
     optimise: bool
-    # One answer for each round that counts.
+    # One answer per measured round.
     answers: dict[tuple[str, Variant], list[Answer]] = field(default_factory=dict)
-    # The renditions, as the warm-up round wrote them.
+    # The renditions that the warm-up round wrote.
     outputs: dict[tuple[str, Variant], list[dict[str, Any]]] = field(default_factory=dict)
     errors: dict[tuple[str, Variant], str] = field(default_factory=dict)
     quality: dict[tuple[str, str, int], Score] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Results:
         return median(times) if times else None
 
     def shapes(self, file: str, variant: Variant) -> str:
-        """Formats and dimensions in words."""
+        """Formats and dimensions as text."""
         return ", ".join(
             f"{o.get('width')}×{o.get('height')}{format_of(o)}" for o in self.outputs[file, variant]
         )
@@ -102,7 +102,7 @@ class Results:
         answers = self.answers.get((file, variant))
         if not answers:
             return None
-        # Paths tell of this machine only.
+        # Paths are specific to this machine.
         outputs = [{k: v for k, v in o.items() if k != "path"} for o in self.outputs[file, variant]]
         return {
             "cpu_ms_median": self.cpu_ms(file, variant),
@@ -130,7 +130,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The peers' versions, as they are pinned."""
+    """The pinned versions of the peers."""
     pinned = [
         line.split("==") for line in (HERE / "requirements.txt").read_text().split() if "==" in line
     ]

@@ -23,37 +23,37 @@ from report import FLOOR, Report
 from results import Memory, Results
 
 OUT = engines.ROOT / "target/bench-imaging"
-# The median of fewer is one round's luck.
+# With fewer rounds, chance decides the median.
 FEWEST_ROUNDS = 3
 
 
 class UsageError(Exception):
-    """A wrong call; the second argument is a hint."""
+    """Wrong usage; the second argument is a hint."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benches/imaging/run", description=(__doc__ or "").split(";")[0] + "."
     )
-    parser.add_argument("corpus", type=Path, help="folder of pictures")
+    parser.add_argument("corpus", type=Path, help="directory of images")
     parser.add_argument(
         "--engines", default="ours,sharp,vips", metavar="LIST",
-        help="of ours, sharp, vips; one mode alone as vips:usual (default: %(default)s)",
+        help="engines, or single modes such as vips:usual (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--rounds", type=int, default=7, help="that count, after a warm-up (default: 7)"
+        "--rounds", type=int, default=7, help="measured rounds after a warm-up (default: 7)"
     )
     parser.add_argument(
-        "--optimise", action="store_true", help="optimised Huffman tables, for all engines"
+        "--optimise", action="store_true", help="use optimized Huffman tables in all engines"
     )
-    parser.add_argument("--core", type=int, help="the core to run on (default: the last one)")
+    parser.add_argument("--core", type=int, help="core to run on (default: the last one)")
     parser.add_argument(
         "--memory", nargs="*", type=Path, metavar="FILE",
-        help="pictures to measure memory with (default: the corpus's largest JPEG, and "
+        help="images to measure memory with (default: the corpus's largest JPEG, and "
         "100 megapixels tiled from it)",
     )  # fmt: skip
-    parser.add_argument("--no-memory", action="store_true", help="leave memory out")
-    parser.add_argument("--no-quality", action="store_true", help="leave PSNR and SSIM out")
+    parser.add_argument("--no-memory", action="store_true", help="skip memory")
+    parser.add_argument("--no-quality", action="store_true", help="skip PSNR and SSIM")
     parser.add_argument(
         "--serve", nargs="?", type=Path, const=Path(), metavar="PHOTO",
         help="also measure the whole server with that JPEG (default: the corpus's first)",
@@ -94,7 +94,7 @@ def pin(core: int | None) -> None:
 
 
 def measure_times(results: Results) -> None:
-    """All files, in each round by all engines in turn, so that a slow moment hits all of them."""
+    """In each round the engines take turns, so that a slow moment affects all of them."""
     folders = {v: OUT / "renditions" / str(v).replace(" ", "-") for v in results.variants}
     for folder in folders.values():
         folder.mkdir(parents=True)
@@ -104,7 +104,7 @@ def measure_times(results: Results) -> None:
             asked = [v for v in results.variants if v != FLOOR or picture.format == "jpeg"]
             for round_ in range(results.rounds + 1):
                 for variant in asked:
-                    # The first round warms up, and leaves its renditions for the quality.
+                    # The first round warms up and writes the renditions for the quality.
                     measure_once(
                         results, fleet, picture, variant, None if round_ else folders[variant]
                     )
@@ -162,7 +162,7 @@ def memory_pictures(chosen: list[Path] | None, pictures: list[Picture]) -> list[
     if chosen is not None:
         for path in chosen:
             if not path.is_file() or path.suffix.lower() not in corpus.FORMATS:
-                raise UsageError(f"no picture {path}", "--memory takes files")
+                raise UsageError(f"no image {path}", "--memory takes files")
         return [corpus.read_picture(path) for path in chosen]
     largest = corpus.largest_jpeg(pictures)
     if largest is None:
@@ -172,7 +172,7 @@ def memory_pictures(chosen: list[Path] | None, pictures: list[Picture]) -> list[
 
 
 def measure_memory(results: Results, pictures: list[Picture]) -> None:
-    """Each in a fresh process: the peak of one that has run before is of its largest picture."""
+    """Each in a fresh process: the peak of a used one is that of its largest image."""
     for picture in pictures:
         say(f"memory: {picture.name}")
         for variant in results.variants:
@@ -203,12 +203,12 @@ def photo_to_serve(chosen: Path, pictures: list[Picture]) -> Picture:
             raise UsageError("no JPEG in the corpus to serve", "--serve PHOTO names one")
         photo = jpegs[0]
     if photo.format != "jpeg":
-        raise UsageError(f"{photo.name} is no JPEG", "--serve takes a JPEG")
+        raise UsageError(f"{photo.name} is not a JPEG", "--serve takes a JPEG")
     return photo
 
 
 def prepare_output() -> None:
-    """An empty folder, but for the big picture, which takes a while to make."""
+    """Empties the output directory, except for the large image, which takes long to make."""
     OUT.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(OUT / "renditions", ignore_errors=True)
     for name in ("engines.log", "serve.log", "imaging.json", "imaging.svg", "imaging.png"):
@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
     weighed = [] if arguments.no_memory else memory_pictures(arguments.memory, pictures)
 
     results = Results(pictures, variants, arguments.rounds, arguments.optimise)
-    # The server first: it is the likeliest to be missing, and that should show at once.
+    # The server first: it is the part most likely to be missing, and that should show at once.
     if photo:
         say(f"serve: {photo.name}")
         results.served = serve.measure(photo, OUT, optimise=arguments.optimise)

@@ -1,8 +1,8 @@
-"""What an image costs the whole server, beside a bare loop over sharp.
+"""Measures the cost of an image in the whole server, beside a bare loop over sharp.
 
-Starts `safelight serve` on a free port with a temporary data folder and uploads one photograph
-again and again, each time with other bytes at its end so that nothing is recognised. The CPU time
-of the server and of all its children counts: it decodes in processes of its own.
+Starts `safelight serve` on a free port with a temporary data directory and uploads one photograph
+repeatedly, each time with other bytes at its end so that no upload equals another. The CPU time of
+the server and of all its children counts: it decodes in child processes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ SERVER = ROOT / "target/release/safelight"
 UPLOADS = 40
 WARM_UP = 4
 IDLE_S = 4.0
-# After the last task is done the server still tidies up; that is part of what the images cost.
+# After the last task the server still cleans up; that is part of the cost of the images.
 SETTLE_S = 1.0
 READY_S = 30
 TASK_S = 120
@@ -47,8 +47,8 @@ def measure(photo: Picture, folder: Path, *, optimise: bool) -> Served:
         raise ServeError(
             f"no {SERVER.relative_to(ROOT)}", "cargo build --release --workspace --bins"
         )
-    # Half of sharp's loop before the server and half after it, so that a machine that becomes
-    # slower or faster meanwhile does the same to both.
+    # Half of sharp's loop runs before the server and half after it, so that a change of the machine's
+    # speed affects both.
     loops = {peer: [sharp_ms(photo, peer, folder, optimise)] for peer in PEERS}
     with running_server(folder) as (pid, client):
         served_ms, idle = measure_uploads(photo.path.read_bytes(), pid, client)
@@ -60,7 +60,7 @@ def measure(photo: Picture, folder: Path, *, optimise: bool) -> Served:
 
 
 def sharp_ms(photo: Picture, peer: Variant, folder: Path, optimise: bool) -> float:
-    """The mean of half the uploads' number, in a process that is warm."""
+    """The mean over half as many renderings as uploads, in a warm process."""
     with Fleet([peer], folder / "engines.log") as fleet:
         for repeat in (WARM_UP, UPLOADS // 2):
             request = request_for(photo, peer.mode, optimise=optimise, out=None, repeat=repeat)
@@ -73,7 +73,7 @@ def sharp_ms(photo: Picture, peer: Variant, folder: Path, optimise: bool) -> flo
 
 
 def measure_uploads(photo: bytes, pid: int, client: "Client") -> tuple[float, float]:
-    """CPU ms for one image, and the ms that the idle server takes in a second."""
+    """CPU ms per image, and CPU ms per second of the idle server."""
     for _ in range(WARM_UP):
         client.upload(photo)
     time.sleep(SETTLE_S)
@@ -93,11 +93,11 @@ def measure_uploads(photo: bytes, pid: int, client: "Client") -> tuple[float, fl
 
 @contextlib.contextmanager
 def running_server(folder: Path) -> Iterator[tuple[int, "Client"]]:
-    """A server of its own, ended with everything that it stored."""
+    """A temporary server; its data are deleted at the end."""
     port = free_port()
     log_path = folder / "serve.log"
     with tempfile.TemporaryDirectory(prefix="safelight-bench-") as data, log_path.open("w") as log:
-        # Not as the user's own server is set up, but with the defaults.
+        # With the defaults, not with the user's configuration.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SAFELIGHT_")}
         environment |= {"SAFELIGHT_LISTEN": f"127.0.0.1:{port}", "SAFELIGHT_DATA_DIR": data}
         server = subprocess.Popen(
@@ -127,7 +127,7 @@ def free_port() -> int:
 
 
 class Client:
-    """Uploads over one kept-alive connection, and waits for the end of each task."""
+    """Uploads over one keep-alive connection, and waits for the end of each task."""
 
     def __init__(self, port: int, log: Path) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
@@ -144,8 +144,8 @@ class Client:
         raise ServeError("the server did not become ready", f"look at {self.log.relative_to(ROOT)}")
 
     def upload(self, photo: bytes) -> None:
-        """Returns when the renditions are made."""
-        # After a JPEG's end marker anything may stand.
+        """Uploads the photograph, and returns when its renditions are made."""
+        # A JPEG may have any bytes after its end marker.
         body = photo + secrets.token_bytes(16)
         status, task = self._call("POST", "/v1/images", body)
         if status != 202:
@@ -172,9 +172,9 @@ class Client:
 
 
 def tree_cpu_ms(root: int) -> float:
-    """User and system time of a process, its live descendants, and those that have ended.
+    """User and system time of a process, its live descendants, and its ended descendants.
 
-    A process that ended and was waited for counts in its parent's times of children.
+    An ended process that was waited for counts in the child times of its parent.
     """
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}

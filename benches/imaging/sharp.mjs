@@ -1,8 +1,8 @@
-// The sharp engine: renders pictures as Node.js programs do, for run.py to measure.
+// The sharp engine: renders images with sharp for run.py.
 //
 //   node sharp.mjs DIR    DIR is where npm installed sharp
 //
-// One request as JSON on a line of stdin, one answer on a line of stdout; README.md has both.
+// Reads one JSON request per line of stdin, writes one answer per line of stdout (README.md).
 import { readFile, writeFile } from 'node:fs/promises';
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -15,7 +15,7 @@ const SIZES = [1280, 640, 256];
 const JPEG = { quality: 80, chromaSubsampling: '4:2:0' };
 const WEBP = { quality: 80, effort: 4 };
 
-// One thread, and nothing remembered between repetitions: each has to do the whole work.
+// One thread, and no cache between repetitions: each must do the whole work.
 sharp.concurrency(1);
 sharp.cache(false);
 
@@ -27,7 +27,7 @@ function encode(pipeline, request, timing = {}) {
     : pipeline.jpeg({ ...JPEG, optimiseCoding: request.optimise });
 }
 
-// What people write: the whole pipeline anew for each size.
+// What people usually write: the whole pipeline again for each size.
 async function usual(bytes, request) {
   const renditions = [];
   for (const size of SIZES) {
@@ -39,7 +39,7 @@ async function usual(bytes, request) {
   return renditions;
 }
 
-// As well as sharp can: one decode, and each size made from the raw pixels of the one above it.
+// The best that sharp can do: one decode, and each size from the raw pixels of the one above it.
 async function best(bytes, request, header) {
   let pixels = await toRaw(
     prepare(sharp(bytes, { animated: request.format === 'webp' }).rotate(), request, header)
@@ -56,17 +56,17 @@ async function best(bytes, request, header) {
     pixels = await toRaw(fromRaw(pixels).resize(...within(size)), header);
     renditions.push(await encoded(fromRaw(pixels)));
   }
-  // Nothing is made from the smallest, so it goes from resizing to encoding in one pipeline.
+  // No size is made from the smallest, so one pipeline resizes and encodes it.
   renditions.push(await encoded(fromRaw(pixels).resize(...within(SIZES.at(-1)))));
   return renditions;
 }
 
-// An alpha channel that is opaque throughout would be resized, premultiplied, for nothing.
+// Drop an opaque alpha channel, which would only cost premultiplication.
 function prepare(pipeline, request, header) {
   return header.hasAlpha && request.format === 'jpeg' ? pipeline.flatten() : pipeline;
 }
 
-// sharp makes three equal channels of a grey picture unless told.
+// By default sharp turns a gray image into three equal channels.
 function keepGrey(pipeline, header) {
   return pipeline.toColourspace(header.space === 'b-w' ? 'b-w' : 'srgb');
 }
@@ -107,14 +107,14 @@ async function described(rendition, size, request) {
   return output;
 }
 
-let idleKib; // of the first request: later the process holds what earlier ones left behind
+let idleKib; // measured at the first request: later requests see what earlier ones left behind
 
 async function answer(request) {
   const render = MODES[request.mode];
   if (!render) return { error: `sharp has no mode ${request.mode}` };
   const bytes = await readFile(request.file);
   idleKib ??= memoryKib('VmRSS');
-  // Outside the clock, in sharp's favour: what kind of picture it is counts as known.
+  // Before the clock starts, in favor of sharp: the kind of image counts as known.
   const header = await sharp(bytes, { animated: request.format === 'webp' }).metadata();
 
   const cpu = [];

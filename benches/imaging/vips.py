@@ -1,6 +1,6 @@
-"""The libvips engine: renders pictures by pyvips, for run.py to measure.
+"""The libvips engine: renders images with pyvips for run.py.
 
-One request as JSON on a line of stdin, one answer on a line of stdout; README.md has both.
+Reads one JSON request per line of stdin, writes one answer per line of stdout (README.md).
 """
 
 import json
@@ -24,23 +24,23 @@ WEBP_EFFORT = 4
 Request = dict[str, Any]
 Rendition = tuple[pyvips.Image, bytes]
 
-# Nothing remembered between repetitions: each has to do the whole work.
+# No cache between repetitions: each must do the whole work.
 pyvips.cache_set_max(0)
 
 
 class Source:
-    """A picture's bytes, and what its header says to ask of the decoder."""
+    """An image's bytes, and the decoder options that follow from its header."""
 
     def __init__(self, data: bytes, request: Request) -> None:
         self.data = data
         header = pyvips.Image.new_from_buffer(data, "")
         has_profile = header.get_typeof("icc-profile-data") != 0
-        # Asked for where there is nothing to convert from, libvips goes through Lab and back all
-        # the same: half its time on a plain photograph.
+        # Without a profile, libvips would still convert through Lab and back: half its time on a
+        # plain photograph.
         converts = has_profile or header.interpretation == "cmyk"
-        # The intent is what sharp and the reference use.
+        # The same intent as sharp and the reference.
         self.options = {"export_profile": "srgb", "intent": "perceptual"} if converts else {}
-        # Only these loaders know the option for all pages.
+        # Only these loaders have the option for all pages.
         pages = data[:4] == b"GIF8" or data[8:12] == b"WEBP"
         if pages and request["format"] == "webp":
             self.options["option_string"] = "n=-1"
@@ -61,14 +61,14 @@ def encode(image: pyvips.Image, request: Request) -> bytes:
 
 
 def usual(source: Source, request: Request) -> list[Rendition]:
-    """What people write: the whole pipeline anew for each size."""
+    """What people usually write: the whole pipeline again for each size."""
     images = [source.thumbnail(size) for size in SIZES]
     return [(image, encode(image, request)) for image in images]
 
 
 def best(source: Source, request: Request) -> list[Rendition]:
     """One decode, and each size made from the pixels of the one above it."""
-    # Turned after it is small: a picture that is turned first is held in memory as a whole.
+    # Rotate after shrinking: an image that is rotated first is held in memory as a whole.
     image = eight_bit(source.thumbnail(SIZES[0], no_rotate=True), request).copy_memory().autorot()
     image = image.copy_memory()
     renditions = [(image, encode(image, request))]
@@ -79,7 +79,7 @@ def best(source: Source, request: Request) -> list[Rendition]:
 
 
 def eight_bit(image: pyvips.Image, request: Request) -> pyvips.Image:
-    """What the encoder takes, made once and not for each size."""
+    """The encoder's input format, converted once and not for each size."""
     if image.hasalpha() and request["format"] == "jpeg":
         image = image.flatten()
     if image.format != "uchar":
@@ -89,7 +89,7 @@ def eight_bit(image: pyvips.Image, request: Request) -> pyvips.Image:
 
 def smaller(image: pyvips.Image, size: int) -> pyvips.Image:
     if image.hasalpha() or image.get_n_pages() > 1:
-        # Slower than resize, but weighs colours by their alpha and keeps frames apart.
+        # Slower than resize, but premultiplies alpha and keeps frames separate.
         return image.thumbnail_image(size, height=size, size="down", no_rotate=True)
     scale = size / max(image.width, image.height)
     return image.resize(scale) if scale < 1 else image
@@ -130,7 +130,7 @@ class Engine:
     """Answers requests one after the other."""
 
     def __init__(self) -> None:
-        # Of the first request: later the process holds what earlier ones left behind.
+        # Measured at the first request: later requests see what earlier ones left behind.
         self.idle_kib: int | None = None
 
     def answer(self, request: Request) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Engine:
         data = Path(request["file"]).read_bytes()
         if self.idle_kib is None:
             self.idle_kib = memory_kib("VmRSS")
-        # Outside the clock, in libvips's favour: what kind of picture it is counts as known.
+        # Before the clock starts, in favor of libvips: the kind of image counts as known.
         source = Source(data, request)
         cpu, wall = [], []
         renditions: list[Rendition] = []

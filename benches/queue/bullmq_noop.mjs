@@ -1,4 +1,4 @@
-// BullMQ doing nothing: enqueues jobs, starts one worker, prints jobs per second.
+// BullMQ with jobs that do nothing: enqueues jobs, starts one worker, prints jobs per second.
 // Usage: node bullmq_noop.mjs COUNT REDIS_PORT
 import { Queue, Worker } from "bullmq";
 

@@ -1,7 +1,7 @@
-"""Celery doing nothing: enqueues tasks, starts one worker, prints tasks per second.
+"""Celery with tasks that do nothing: enqueues tasks, starts one worker, prints tasks per second.
 
 Usage: celery_noop.py COUNT, with BROKER_URL and, to keep results, RESULT_URL in the environment. Each child
-notes a finished task as a byte in a file of its own, which costs it next to nothing.
+writes one byte per finished task to a file of its own, which costs almost nothing.
 """
 
 import os

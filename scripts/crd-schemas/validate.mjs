@@ -1,8 +1,8 @@
 // validate.mjs < OBJECTS   checks a JSON array of custom resources; prints a JSON array of problems for each.
 //
-// The compiled schemas let unknown fields pass, as a cluster does (it drops them): a misspelt field would
-// not be noticed. So each object is handed over behind proxies that note which fields the validator never
-// looked at: the schema does not know those.
+// The compiled schemas accept unknown fields, like a cluster (it drops them), so a misspelled field would not
+// be noticed. So each object is passed behind proxies that record which fields the validator never read:
+// those are unknown to the schema.
 import { readFileSync } from "node:fs";
 
 const KEDA = "@kubernetes-models/keda/_schemas/ComGithubKedacoreKedaV2ApisKedaV1alpha1";
@@ -15,7 +15,7 @@ const SCHEMAS = {
   "monitoring.coreos.com/v1 PrometheusRule": `${MONITORING}PrometheusRule`,
 };
 
-/** `value`, whose fields are in `unread` until somebody reads them. */
+/** `value`, whose fields stay in `unread` until the validator reads them. */
 function watched(value, path, unread) {
   if (value === null || typeof value !== "object") return value;
   const fields = new Map();
@@ -33,7 +33,7 @@ function watched(value, path, unread) {
 async function problems(object) {
   const schema = SCHEMAS[`${object.apiVersion} ${object.kind}`];
   if (!schema) return ["no schema for this kind"];
-  // Not among the package's exports, so by its place.
+  // The package does not export it, so import it by path.
   const { validate } = await import(new URL(`node_modules/${schema}.js`, import.meta.url));
   const unread = new Set();
   if (!validate(watched(object, "", unread)))

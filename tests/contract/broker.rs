@@ -11,7 +11,7 @@ use safelight_domain::JobNotice;
 use safelight_domain::{JobId, JobKind, Lane, TraceContext};
 use safelight_harness::rabbitmq::RabbitMq;
 use safelight_queue::{
-    Delivery, DynJobQueue, InProcessQueue, JobQueue, Queue, QueueError, Subscription,
+    DynJobQueue, InProcessQueue, JobQueue, Message, Queue, QueueError, Subscription,
 };
 use tokio::time::{sleep, timeout};
 
@@ -99,13 +99,13 @@ async fn acknowledging_some_at_once_leaves_the_rest(broker: DynJobQueue) -> Resu
             if kept.contains(&place) { &mut left } else { &mut done }.push(delivery);
         }
         let expected: HashSet<_> = left.iter().map(|delivery| delivery.notice).collect();
-        join_all(done.into_iter().rev().map(Delivery::ack)).await;
+        join_all(done.into_iter().rev().map(Message::ack)).await;
         drop((left, subscription));
         let mut subscription = broker.subscribe(QUEUE, 8).await?;
         let again = [next(&mut subscription).await?, next(&mut subscription).await?];
         ensure!(again.iter().map(|one| one.notice).collect::<HashSet<_>>() == expected);
         ensure!(nothing_comes(&mut subscription).await, "an acknowledged message came again");
-        join_all(again.into_iter().map(Delivery::ack)).await;
+        join_all(again.into_iter().map(Message::ack)).await;
     }
     Ok(())
 }
@@ -322,7 +322,7 @@ fn notice(queue: Queue) -> JobNotice {
     JobNotice { job: JobId::new(), kind: queue.kind, lane: queue.lane, generation: 3, trace: None }
 }
 
-async fn next(subscription: &mut Subscription) -> Result<Delivery> {
+async fn next(subscription: &mut Subscription) -> Result<Message> {
     let delivery = timeout(DEADLINE, subscription.next()).await.context("nothing was delivered")?;
     delivery.context("the subscription ended")
 }

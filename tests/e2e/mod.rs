@@ -26,18 +26,18 @@ use safelight_harness::{
 use tempfile::TempDir;
 
 /// The program under test.
-fn binary() -> &'static Path {
+pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_safelight"))
 }
 
 /// `safelight serve` on a folder, ready.
-async fn serve(data: &Path) -> Result<Server> {
+pub(crate) async fn serve(data: &Path) -> Result<Server> {
     let command = safelight(binary(), ["serve"], &embedded_env(data));
     tokio::task::spawn_blocking(move || Server::start(command)).await?
 }
 
 /// The configuration of a process on embedded parts in `data`.
-fn embedded_env(data: &Path) -> Vec<(String, String)> {
+pub(crate) fn embedded_env(data: &Path) -> Vec<(String, String)> {
     vec![
         ("SAFELIGHT_DATA_DIR".to_owned(), data.to_string_lossy().into_owned()),
         ("SAFELIGHT_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),

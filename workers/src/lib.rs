@@ -1,21 +1,26 @@
-//! The work behind the queue: the worker loop with its job handlers, imaging, and the four
-//! housekeepers ([`relay`], [`rescuer`], [`dead_letters`], [`janitor`]) that make lost messages, dead
-//! workers, worn-out messages and abandoned bytes harmless.
+//! The work behind the queue: the worker that runs jobs, and the background services that make lost
+//! messages, dead workers, worn-out messages and abandoned bytes harmless.
 //!
 //! Any number of each may run, in one process or in many; each returns once its `shutdown` token is
 //! cancelled.
+//!
+//! Modules use what stands above them in this list, never below: `retry_policy`, `removal` <
+//! `jobs` < `maintenance`, `backfill` < `consumer` < `services`.
 
 pub mod backfill;
-pub mod dead_letters;
-mod handlers;
-pub mod janitor;
-mod policy;
-pub mod relay;
+pub mod consumer;
+pub mod jobs;
+pub mod maintenance;
+mod parts;
 mod removal;
-pub mod rescuer;
-pub mod worker;
+mod retry_policy;
+mod services;
 
 #[cfg(test)]
 mod tests;
 
-pub use worker::{WorkerOptions, decoder_options};
+pub use consumer::WorkerOptions;
+pub use jobs::decoder_options;
+pub use maintenance::{Service, ServiceStatuses, run_service};
+pub use parts::WorkerParts;
+pub use services::{outbox_relay, services};

@@ -20,12 +20,12 @@ const TRASH: &str = "trash";
 /// Replaces the `/` of an object's path, because the trash is a flat folder that leaves no empty folders.
 const SEPARATOR: &str = "=";
 
-/// Objects in the trash at some moment.
-pub struct Aside(Vec<Path>);
+/// Objects that were in the trash at some moment.
+pub struct Trashed(Vec<Path>);
 
 impl Blobs {
-    /// Moves blobs and renditions to the trash. Skips those that do not exist.
-    pub async fn move_aside(&self, keys: &[BlobKey]) -> Result<Aside, BlobError> {
+    /// Moves blobs and renditions to the trash. Missing ones are left out.
+    pub async fn trash(&self, keys: &[BlobKey]) -> Result<Trashed, BlobError> {
         let mut moved = Vec::new();
         for key in keys {
             let (from, to) = (key.path(), trash_path(&key.path()));
@@ -33,19 +33,19 @@ impl Blobs {
                 moved.push(to);
             }
         }
-        Ok(Aside(moved))
+        Ok(Trashed(moved))
     }
 
     /// All objects of a blob in the trash, moved by any process.
-    pub async fn aside_of(&self, blob: &ContentHash) -> Result<Aside, BlobError> {
-        let mut paths = self.list_aside().await?;
+    pub async fn trashed(&self, blob: &ContentHash) -> Result<Trashed, BlobError> {
+        let mut paths = self.list_trash().await?;
         paths.retain(|path| origin(path).is_some_and(|(of, _)| of == *blob));
-        Ok(Aside(paths))
+        Ok(Trashed(paths))
     }
 
     /// Restores objects from the trash, unless they have been stored again.
-    pub async fn put_back(&self, aside: Aside) -> Result<(), BlobError> {
-        for path in aside.0 {
+    pub async fn restore(&self, trashed: Trashed) -> Result<(), BlobError> {
+        for path in trashed.0 {
             let Some((_, original)) = origin(&path) else { continue };
             match self.store.head(&original).await.map_err(BlobError::from) {
                 Ok(_) => self.delete_path(&path).await?,
@@ -56,25 +56,25 @@ impl Blobs {
         Ok(())
     }
 
-    /// Deletes objects in the trash permanently.
-    pub async fn remove_aside(&self, aside: Aside) -> Result<(), BlobError> {
-        for path in aside.0 {
+    /// Deletes objects from the trash.
+    pub async fn delete_trashed(&self, trashed: Trashed) -> Result<(), BlobError> {
+        for path in trashed.0 {
             self.delete_path(&path).await?;
         }
         Ok(())
     }
 
     /// The blobs with objects in the trash.
-    pub async fn blobs_aside(&self) -> Result<Vec<ContentHash>, BlobError> {
-        let aside = self.list_aside().await?;
-        let mut blobs: Vec<_> = aside.iter().filter_map(|path| Some(origin(path)?.0)).collect();
+    pub async fn trashed_blobs(&self) -> Result<Vec<ContentHash>, BlobError> {
+        let trash = self.list_trash().await?;
+        let mut blobs: Vec<_> = trash.iter().filter_map(|path| Some(origin(path)?.0)).collect();
         blobs.sort_unstable();
         blobs.dedup();
         Ok(blobs)
     }
 
     /// Everything in the trash, which is nearly always empty.
-    async fn list_aside(&self) -> Result<Vec<Path>, BlobError> {
+    async fn list_trash(&self) -> Result<Vec<Path>, BlobError> {
         let objects = self.store.list(Some(&Path::from(TRASH)));
         Ok(objects.map_ok(|object| object.location).try_collect().await?)
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_in_the_trash_contain_the_original_path() {
+    fn trashed_objects_know_their_origin() {
         let blob = ContentHash::of(b"x");
         let rendition = BlobKey::Rendition {
             of: blob,
@@ -123,12 +123,12 @@ mod tests {
             let path = trash_path(&key.path());
             assert_eq!(path.parts().count(), 2, "{path} is flat");
             assert_eq!(origin(&path), Some((blob, key.path())));
-            assert_ne!(path, trash_path(&key.path()), "each move has a unique name");
+            assert_ne!(path, trash_path(&key.path()), "each move has a name of its own");
         }
     }
 
     #[test]
-    fn names_of_an_earlier_release_are_supported() {
+    fn trash_of_an_earlier_release_is_understood() {
         let key = BlobKey::Blob(ContentHash::of(b"x"));
         let flat = key.path().as_ref().replace('/', "=");
         let image = "0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10";

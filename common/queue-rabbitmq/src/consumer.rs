@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use lapin::{
     Acker, Channel, Connection, Consumer,
-    message::Delivery as Message,
+    message::Delivery,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
 use safelight_domain::retry::Reconnect;
-use safelight_queue::{Delivery, Queue, QueueError, Settle};
+use safelight_queue::{Acknowledge, Message, Queue, QueueError};
 use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -24,7 +24,7 @@ use super::{
     topology,
 };
 
-/// A subscription without deliveries for this long is renewed: see [`End::Silent`].
+/// A subscription without messages for this long is renewed: see [`End::Silent`].
 const SILENCE: Duration = Duration::from_secs(10);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For returning one message. Without it nothing is lost: an unsettled message is delivered again.
@@ -51,7 +51,7 @@ impl fmt::Display for Source {
 
 impl Source {
     /// Decodes a message. A dead letter keeps its routing key, which is the name of its original queue.
-    fn decode(self, message: &Message) -> Result<Decoded, Undecodable> {
+    fn decode(self, message: &Delivery) -> Result<Decoded, Undecodable> {
         let queue = match self {
             Self::Work(queue) => queue,
             Self::Dead => message.routing_key.as_str().parse()?,
@@ -62,7 +62,7 @@ impl Source {
 
 /// Why forwarding ended without an error.
 enum End {
-    /// The subscription was dropped or closed.
+    /// The subscription was dropped.
     Unwanted,
     /// There were no deliveries for a while. Either there are no messages, or the quorum queue was deleted and
     /// declared again: then its consumers are deaf without an error, and the broker counts messages as delivered
@@ -75,7 +75,7 @@ pub(super) struct Feeder {
     pub(super) link: Link,
     pub(super) source: Source,
     pub(super) prefetch: u16,
-    pub(super) sender: mpsc::Sender<Delivery>,
+    pub(super) sender: mpsc::Sender<Message>,
     pub(super) closed: CancellationToken,
 }
 
@@ -143,7 +143,7 @@ impl Feeder {
         Ok((Arc::new(channel), consumer))
     }
 
-    /// Forwards deliveries until an [`End`].
+    /// Forwards messages until an [`End`].
     async fn forward(
         &self,
         connection: &Connection,
@@ -153,11 +153,11 @@ impl Feeder {
     ) -> Result<End, QueueError> {
         let acks = Acks::start();
         loop {
-            let message = tokio::select! {
+            let delivery = tokio::select! {
                 () = self.unwanted() => break,
-                message = timeout(SILENCE, consumer.next()) => message,
+                delivery = timeout(SILENCE, consumer.next()) => delivery,
             };
-            let Ok(message) = message else {
+            let Ok(delivery) = delivery else {
                 if self.may_be_deaf(connection, &acks).await? {
                     hand_back(channel, consumer).await;
                     return Ok(End::Silent);
@@ -165,12 +165,12 @@ impl Feeder {
                 continue;
             };
             // The stream ends when the broker cancels the consumer, although the channel is still open.
-            let message = message.ok_or(QueueError::Disconnected)?.map_err(failed)?;
+            let delivery = delivery.ok_or(QueueError::Disconnected)?.map_err(failed)?;
             reconnect.reset();
-            let Some(delivery) = self.decode(channel, &acks, message).await else { continue };
+            let Some(message) = self.decode(channel, &acks, delivery).await else { continue };
             let sent = tokio::select! {
                 () = self.closed.cancelled() => break,
-                sent = self.sender.send(delivery) => sent,
+                sent = self.sender.send(message) => sent,
             };
             if sent.is_err() {
                 break;
@@ -200,13 +200,13 @@ impl Feeder {
         &self,
         channel: &Arc<Channel>,
         acks: &Acks,
-        message: Message,
-    ) -> Option<Delivery> {
-        let decoded = self.source.decode(&message);
-        acks.hold(message.delivery_tag);
+        delivery: Delivery,
+    ) -> Option<Message> {
+        let decoded = self.source.decode(&delivery);
+        acks.hold(delivery.delivery_tag);
         let unsettled = Unsettled {
-            tag: message.delivery_tag,
-            acker: Some(message.acker),
+            tag: delivery.delivery_tag,
+            acker: Some(delivery.acker),
             acks: acks.clone(),
             channel: Arc::clone(channel),
             closed: self.closed.clone(),
@@ -214,10 +214,10 @@ impl Feeder {
         match decoded {
             // A redelivered message without its generation must not end a running attempt.
             Ok(Decoded { notice, whole }) => {
-                Some(Delivery::new(notice, message.redelivered && whole, unsettled))
+                Some(Message::new(notice, delivery.redelivered && whole, unsettled))
             }
             Err(error) => {
-                warn!(queue = %self.source, %error, "dropped a message that cannot be decoded");
+                warn!(queue = %self.source, %error, "dropped a message that cannot be read");
                 Box::new(unsettled).ack().await;
                 None
             }
@@ -254,7 +254,7 @@ struct Unsettled {
 }
 
 #[async_trait]
-impl Settle for Unsettled {
+impl Acknowledge for Unsettled {
     async fn ack(mut self: Box<Self>) {
         if let Some(acker) = self.acker.take() {
             self.acks.ack(self.tag, acker).await;

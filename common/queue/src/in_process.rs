@@ -13,7 +13,7 @@ use safelight_domain::JobNotice;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, JobQueue, Queue, QueueError, Settle, Subscription};
+use super::{Acknowledge, JobQueue, Message, Queue, QueueError, Subscription};
 
 /// Maximum number of messages in one queue, which is about 10 MB. The rest stays in the store's outbox.
 const CAPACITY: usize = 100_000;
@@ -109,27 +109,27 @@ impl JobQueue for InProcessQueue {
 }
 
 /// Moves messages from `line` to one subscription as long as it exists. Can be dropped at any await: a message is
-/// either in the line or in a delivery, and dropping a delivery returns its message.
+/// either in the line or delivered, and dropping a delivered message returns it to the line.
 async fn feed(
     line: &Arc<Line>,
-    sender: &mpsc::Sender<Delivery>,
+    sender: &mpsc::Sender<Message>,
     prefetch: usize,
     closed: &CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(prefetch));
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
-        let (number, message) = line.take_first().await;
+        let (number, queued) = line.take_first().await;
         let unsettled = Unsettled {
             line: Arc::clone(line),
             number,
-            notice: Some(message.notice),
+            notice: Some(queued.notice),
             closed: closed.clone(),
             _permit: permit,
         };
         // On an error the subscription has ended, and dropping the error returns the message.
-        let delivery = Delivery::new(message.notice, message.redelivered, unsettled);
-        if sender.send(delivery).await.is_err() {
+        let message = Message::new(queued.notice, queued.redelivered, unsettled);
+        if sender.send(message).await.is_err() {
             return;
         }
     }
@@ -139,20 +139,20 @@ async fn feed(
 #[derive(Default)]
 struct Line {
     waiting: Mutex<Waiting>,
-    /// Notified for every added message. All waiting tasks check again, so no notification is lost.
+    /// Notified of every added message. All waiting tasks check again, so no notification is lost.
     filled: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
     /// By publishing number.
-    messages: BTreeMap<u64, Message>,
+    messages: BTreeMap<u64, Queued>,
     /// The number of the next message published.
     next: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Message {
+struct Queued {
     notice: JobNotice,
     redelivered: bool,
 }
@@ -171,7 +171,7 @@ impl Line {
             }
             let number = waiting.next;
             waiting.next += 1;
-            waiting.messages.insert(number, Message { notice, redelivered: false });
+            waiting.messages.insert(number, Queued { notice, redelivered: false });
         }
         self.filled.notify_waiters();
         Ok(())
@@ -180,11 +180,11 @@ impl Line {
     /// Returns a message under its old number, even to a full line: it was counted before, and prefetch limits the
     /// number of delivered messages.
     fn put_back(&self, number: u64, notice: JobNotice) {
-        self.waiting().messages.insert(number, Message { notice, redelivered: true });
+        self.waiting().messages.insert(number, Queued { notice, redelivered: true });
         self.filled.notify_waiters();
     }
 
-    async fn take_first(&self) -> (u64, Message) {
+    async fn take_first(&self) -> (u64, Queued) {
         loop {
             // Created before the check, so that it is notified of messages added after the check.
             let filled = self.filled.notified();
@@ -216,7 +216,7 @@ impl Drop for Unsettled {
 }
 
 #[async_trait]
-impl Settle for Unsettled {
+impl Acknowledge for Unsettled {
     async fn ack(mut self: Box<Self>) {
         self.notice = None;
     }

@@ -75,86 +75,86 @@ pub trait JobQueue: Send + Sync + 'static {
     async fn publish(&self, notices: &[JobNotice]) -> Result<(), QueueError>;
 
     /// Subscribes to a queue. The subscription survives lost connections: it reconnects with backoff and subscribes
-    /// again, until it is dropped or the queue is closed. At most `prefetch` (at least 1) deliveries are unsettled
-    /// at any time. Fails only if the queue is closed.
+    /// again, until it is dropped or the queue is closed. At most `prefetch` (at least 1) messages are
+    /// unacknowledged at any time. Fails only if the queue is closed.
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, QueueError>;
 
-    /// Subscribes to dead letters, like [`JobQueue::subscribe`] to a queue. Their jobs might never run if nothing
-    /// handles them. A backend without dead letters delivers none.
+    /// Subscribes to dead letters, like [`JobQueue::subscribe`] to a queue. Their jobs might never run unless they are
+    /// reconciled with the store. A backend without dead letters delivers none.
     async fn dead_letters(&self, prefetch: u16) -> Result<Subscription, QueueError>;
 
     /// The number of messages in a queue that are not delivered to a consumer yet. 0 for a deleted queue, which the
     /// next publish or subscribe declares again. Waits at most 15 s.
     async fn depth(&self, queue: Queue) -> Result<u64, QueueError>;
 
-    /// Checks whether messages can be published now.
+    /// Succeeds if messages can be published now.
     async fn check(&self) -> Result<(), QueueError>;
 
-    /// Whether messages survive a restart of this process. If not, everything queued must be published again at
-    /// startup.
+    /// Whether messages survive the restart of this process. If not, everything queued must be
+    /// published again at startup.
     fn survives_restart(&self) -> bool;
 
-    /// Ends subscriptions and connections. Unsettled messages return to their queues.
+    /// Ends subscriptions and connections. Unacknowledged messages return to their queues.
     async fn close(&self);
 }
 
-/// Deliveries of one queue. Dropping it cancels the subscription and returns buffered messages; received
-/// deliveries can still be settled.
-pub struct Subscription(mpsc::Receiver<Delivery>);
+/// Messages of one queue. Dropping it cancels the subscription and returns buffered messages; received messages can
+/// still be acknowledged.
+pub struct Subscription(mpsc::Receiver<Message>);
 
 impl Subscription {
-    /// A subscription to a channel of deliveries.
-    pub fn new(deliveries: mpsc::Receiver<Delivery>) -> Self {
-        Self(deliveries)
+    /// A subscription to a channel of messages.
+    pub fn new(messages: mpsc::Receiver<Message>) -> Self {
+        Self(messages)
     }
 
-    /// The next delivery; `None` once the queue is closed. Skips deliveries that were buffered when their connection
-    /// ended, because the broker delivers their messages again. Safe to drop while it waits.
-    pub async fn next(&mut self) -> Option<Delivery> {
+    /// The next message; `None` once the queue is closed. Skips messages that were buffered when their connection
+    /// ended, because the broker delivers them again. Safe to drop while it waits.
+    pub async fn next(&mut self) -> Option<Message> {
         loop {
-            let delivery = self.0.recv().await?;
-            if delivery.settle.is_current() {
-                return Some(delivery);
+            let message = self.0.recv().await?;
+            if message.acknowledge.is_current() {
+                return Some(message);
             }
         }
     }
 }
 
-/// One message, to be settled exactly once. Dropping it unsettled returns the message to its queue (as
-/// redelivered), now or when the connection ends.
-pub struct Delivery {
+/// One delivered message, to be acknowledged or requeued exactly once. Dropping it requeues the message as
+/// redelivered, now or when the connection ends.
+pub struct Message {
     /// The job to claim.
     pub notice: JobNotice,
-    /// Whether the message was delivered before without being settled.
+    /// Whether the message was delivered before without being acknowledged.
     pub redelivered: bool,
-    settle: Box<dyn Settle>,
+    acknowledge: Box<dyn Acknowledge>,
 }
 
-impl Delivery {
-    /// A delivery that is settled by `settle`.
-    pub fn new(notice: JobNotice, redelivered: bool, settle: impl Settle) -> Self {
-        Self { notice, redelivered, settle: Box::new(settle) }
+impl Message {
+    /// A message that is acknowledged by `acknowledge`.
+    pub fn new(notice: JobNotice, redelivered: bool, acknowledge: impl Acknowledge) -> Self {
+        Self { notice, redelivered, acknowledge: Box::new(acknowledge) }
     }
 
     /// Removes the message permanently. Only call it after the store contains the outcome. If the connection ended
     /// meanwhile, the message is delivered again, and its claim finds nothing to do.
     pub async fn ack(self) {
-        self.settle.ack().await;
+        self.acknowledge.ack().await;
     }
 
     /// Returns the message to its queue for another consumer.
     pub async fn requeue(self) {
-        self.settle.requeue().await;
+        self.acknowledge.requeue().await;
     }
 }
 
-/// How a backend settles one delivery.
+/// How a backend acknowledges or requeues one message.
 #[async_trait]
-pub trait Settle: Send + Sync + 'static {
-    /// See [`Delivery::ack`].
+pub trait Acknowledge: Send + Sync + 'static {
+    /// See [`Message::ack`].
     async fn ack(self: Box<Self>);
-    /// See [`Delivery::requeue`].
+    /// See [`Message::requeue`].
     async fn requeue(self: Box<Self>);
-    /// Whether it can still be settled: not once its connection or its queue is closed.
+    /// Whether it can still be acknowledged: not once its connection or its queue is closed.
     fn is_current(&self) -> bool;
 }

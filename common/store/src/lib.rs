@@ -35,7 +35,7 @@ pub use records::{
     NewUpload, OutboxBatch, Outcome, PageRequest, QueueCapacity, RenditionRequest, Renewed,
     Requested, Settled, TaskFilter, TaskPage, TaskVersion,
 };
-pub use registry::{Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
+pub use registry::{Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, WorkerStatus};
 
 /// A shared handle to whichever backend the configuration names.
 pub type DynStore = Arc<dyn Store>;

@@ -58,6 +58,8 @@ pub struct Heartbeat {
     pub concurrency: u32,
     /// Each kind on each lane that it serves.
     pub slots: Vec<QueueSlots>,
+    /// The background services of its process; none from a release that does not send them.
+    pub services: Vec<ServiceRun>,
     /// How often it means to beat.
     pub period: Duration,
     /// How long ago it started.
@@ -80,6 +82,19 @@ pub struct QueueSlots {
     pub ended: u64,
     /// Time spent on attempts since the start, in ms.
     pub run_ms: u64,
+}
+
+/// The last run of one background service. Stored as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRun {
+    /// Its name.
+    pub name: String,
+    /// When its last run began, by the clock of its machine.
+    pub last_run_at: Option<DateTime<Utc>>,
+    /// When its last successful run ended.
+    pub last_success_at: Option<DateTime<Utc>>,
+    /// Why its last finished run failed; `None` if that succeeded.
+    pub last_error: Option<String>,
 }
 
 /// A worker that has beaten and not left.

@@ -13,7 +13,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub use health::DependencyHealth;
+pub use health::{DependencyHealth, NoAnswer};
 pub use metrics_exporter_prometheus::PrometheusHandle;
 
 /// Histogram buckets in seconds, from the millisecond of a claim to a minute.

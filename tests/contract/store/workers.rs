@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use chrono::DateTime;
 use safelight_domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId};
-use safelight_store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, WorkerStatus};
+use safelight_store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, WorkerStatus};
 
 use super::{
     fixture::{Fixture, HOUR, NOW, thumbnail_bell, write_bell, written},
@@ -40,6 +41,12 @@ fn beat() -> Heartbeat {
         lanes: vec!["bulk".to_owned()],
         concurrency: 2,
         slots: vec![queue("thumbnail", 2), queue("dream", 8)],
+        services: vec![ServiceRun {
+            name: "outbox_relay".to_owned(),
+            last_run_at: DateTime::from_timestamp(1_700_000_000, 0),
+            last_success_at: None,
+            last_error: Some("the broker is not connected".to_owned()),
+        }],
         period: Duration::from_mins(1),
         uptime: HOUR,
     }
@@ -56,10 +63,12 @@ async fn a_worker_is_as_its_last_beat_said(store: Fixture) -> Result<()> {
 
     let mut second = Heartbeat { draining: true, uptime: HOUR * 2, ..first };
     second.slots[0].busy = 0;
+    second.services[0].last_error = None;
     store.heartbeat(&second).await?;
     let again = store.list_workers(9).await?;
     assert_eq!((again.len(), again[0].status()), (1, WorkerStatus::Draining));
     assert_eq!(again[0].beat.slots, second.slots);
+    assert_eq!(again[0].beat.services, second.services);
     assert_eq!(again[0].started_at, shown[0].started_at, "it is told once");
     assert!(again[0].last_heartbeat_at > shown[0].last_heartbeat_at);
 

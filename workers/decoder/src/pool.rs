@@ -91,11 +91,11 @@ impl Pool {
                 return decoder;
             }
         }
-        let mut health = DependencyHealth::new("start a decoder");
+        let health = DependencyHealth::new("start a decoder");
         loop {
             match Process::start(self.limits) {
                 Ok(decoder) => {
-                    health.over();
+                    health.recovered();
                     return decoder;
                 }
                 Err(error) => tokio::time::sleep(health.failed(&error)).await,

@@ -1,39 +1,38 @@
-//! Collects garbage: walks over all stored blobs and renditions, and removes those that nobody refers to.
-//! That an object is missing which somebody refers to, `verify` finds.
+//! Collects garbage: walks over all stored blobs and renditions, and removes those that nothing refers to.
+//! (Missing objects are found by `verify`.)
 //!
-//! A first look tells what seems to be garbage; it is believed only of objects that are older than
-//! `staged_grace_ms`. Then they are moved aside, and looked at again before they are removed (ADR 4), so
-//! that neither an upload nor a job that stores the same object at that moment loses it.
+//! A first query shows what seems to be garbage; objects younger than `staged_grace_ms` are kept. The others
+//! are moved to the trash, and the query is repeated before they are removed (ADR 4), so that neither an
+//! upload nor a job that stores the same object at that moment loses it.
 
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use safelight_blobs::{BlobKey, Stored};
+use safelight_blobs::{BlobKey, Blobs, Stored};
 use safelight_domain::{Backfill, ContentHash, ItemOutcome};
-use safelight_services::Services;
-use safelight_store::{Advance, Item, Reference};
+use safelight_store::{Advance, DynStore, Item, Reference};
 use uuid::Uuid;
 
-use super::BackfillError;
-use crate::removal::{RemovalError, remove_blob};
+use super::error::BackfillError;
+use crate::removal::{RemovalError, Remover};
 
-/// Objects looked at in one step.
+/// Objects listed in one step.
 const PAGE: usize = 500;
 
 /// Objects removed in one step: few, so that a step is soon over.
 const REMOVALS: usize = 32;
 
-/// What the first look says of an object.
+/// What the first query says of an object.
 enum Verdict {
     /// Needs nothing, for this reason.
     Passed(&'static str),
     /// It is not one of ours, and stays.
     Unknown,
-    /// Nobody refers to it.
+    /// Nothing refers to it.
     Garbage(Box<Garbage>),
 }
 
-/// An object that nobody seems to refer to.
+/// An object that nothing seems to refer to.
 struct Garbage {
     item: Item,
     key: BlobKey,
@@ -43,63 +42,124 @@ struct Garbage {
     is_blob_referred_to: bool,
 }
 
-/// The next step of the walk, in which at most `room` objects are removed.
-pub(super) async fn step(
-    services: &Services,
-    backfill: &Backfill,
-    room: u32,
-) -> Result<Advance, BackfillError> {
-    let mut step = Advance::of(backfill.id, backfill.cursor.clone());
-    let walked = services.blobs.walk(backfill.cursor.as_deref(), PAGE).await?;
-    let old = old_before(services).await?;
-    let references = references(services, &walked.objects).await?;
-    let room = (room as usize).min(REMOVALS);
-    let (mut garbage, mut is_whole) = (Vec::new(), true);
-    for object in walked.objects {
-        let at = object.path.clone();
-        match judge(object, old, &references) {
-            Verdict::Garbage(_) if garbage.len() == room => {
-                is_whole = false;
-                break;
+/// Walks over stored objects.
+pub(super) struct GarbageWalk {
+    store: DynStore,
+    blobs: Blobs,
+    remover: Remover,
+    grace_ms: u64,
+}
+
+impl GarbageWalk {
+    pub fn new(store: DynStore, blobs: Blobs, grace_ms: u64) -> Self {
+        let remover = Remover::new(store.clone(), blobs.clone());
+        Self { store, blobs, remover, grace_ms }
+    }
+
+    /// The next step of the walk, in which at most `capacity` objects are removed.
+    pub async fn step(&self, backfill: &Backfill, capacity: u32) -> Result<Advance, BackfillError> {
+        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+        let walked = self.blobs.walk(backfill.cursor.as_deref(), PAGE).await?;
+        let old = self.old_before().await?;
+        let references = self.references(&walked.objects).await?;
+        let capacity = (capacity as usize).min(REMOVALS);
+        let (mut garbage, mut is_whole) = (Vec::new(), true);
+        for object in walked.objects {
+            let at = object.path.clone();
+            match judge(object, old, &references) {
+                Verdict::Garbage(_) if garbage.len() == capacity => {
+                    is_whole = false;
+                    break;
+                }
+                Verdict::Garbage(found) => garbage.push(*found),
+                Verdict::Passed(reason) => pass(&mut step.passed, reason),
+                Verdict::Unknown => {
+                    step.settled.push(item(&at, ItemOutcome::Skipped, "unknown_name"));
+                }
             }
-            Verdict::Garbage(found) => garbage.push(*found),
-            Verdict::Passed(reason) => pass(&mut step.passed, reason),
-            Verdict::Unknown => step.settled.push(item(&at, ItemOutcome::Skipped, "unknown_name")),
+            step.to = Some(at);
         }
-        step.to = Some(at);
+        self.collect(backfill.spec.dry_run, garbage, &mut step).await?;
+        if is_whole {
+            step.is_last = walked.next.is_none();
+            step.to = walked.next.or(step.to);
+        }
+        if step.is_last {
+            // To count them beforehand would take as long as the walk.
+            let found =
+                step.passed.values().sum::<u64>() + (step.settled.len() + step.done.len()) as u64;
+            step.expected = Some(backfill.walked() + found);
+        }
+        Ok(step)
     }
-    collect(services, backfill.spec.dry_run, garbage, &mut step).await?;
-    if is_whole {
-        step.is_last = walked.next.is_none();
-        step.to = walked.next.or(step.to);
-    }
-    if step.is_last {
-        // To count them beforehand would take as long as the walk.
-        let found =
-            step.passed.values().sum::<u64>() + (step.settled.len() + step.done.len()) as u64;
-        step.expected = Some(backfill.walked() + found);
-    }
-    Ok(step)
-}
 
-/// When an object must have been written last to be old enough, by the store's own clock.
-async fn old_before(services: &Services) -> Result<Option<DateTime<Utc>>, BackfillError> {
-    let now = services.blobs.clock().await?;
-    let grace = i64::try_from(services.config.staged_grace_ms).unwrap_or(i64::MAX);
-    let grace = TimeDelta::try_milliseconds(grace);
-    Ok(grace.and_then(|grace| now.checked_sub_signed(grace)))
-}
+    /// An object is old enough if it was last written before this, by the store's own clock.
+    async fn old_before(&self) -> Result<Option<DateTime<Utc>>, BackfillError> {
+        let now = self.blobs.clock().await?;
+        let grace = i64::try_from(self.grace_ms).unwrap_or(i64::MAX);
+        let grace = TimeDelta::try_milliseconds(grace);
+        Ok(grace.and_then(|grace| now.checked_sub_signed(grace)))
+    }
 
-async fn references(
-    services: &Services,
-    objects: &[Stored],
-) -> Result<HashMap<ContentHash, Reference>, BackfillError> {
-    let mut hashes: Vec<ContentHash> =
-        objects.iter().filter_map(|object| object.key.as_ref()?.blob()).collect();
-    hashes.sort_unstable();
-    hashes.dedup();
-    let found = services.store.references(&hashes).await?;
-    Ok(found.into_iter().map(|reference| (reference.sha256, reference)).collect())
+    async fn references(
+        &self,
+        objects: &[Stored],
+    ) -> Result<HashMap<ContentHash, Reference>, BackfillError> {
+        let mut hashes: Vec<ContentHash> =
+            objects.iter().filter_map(|object| object.key.as_ref()?.blob()).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        let found = self.store.references(&hashes).await?;
+        Ok(found.into_iter().map(|reference| (reference.sha256, reference)).collect())
+    }
+
+    /// Removes garbage; in a dry run only reports it.
+    async fn collect(
+        &self,
+        dry_run: bool,
+        garbage: Vec<Garbage>,
+        step: &mut Advance,
+    ) -> Result<(), BackfillError> {
+        let mut blobs: BTreeMap<(ContentHash, bool), Vec<Garbage>> = BTreeMap::new();
+        for one in garbage {
+            blobs.entry((one.blob, one.is_blob_referred_to)).or_default().push(one);
+        }
+        for ((blob, is_referred_to), garbage) in blobs {
+            let keys: Vec<BlobKey> = garbage.iter().map(|one| one.key.clone()).collect();
+            let is_removed = match (dry_run, is_referred_to) {
+                (true, _) => true,
+                (false, false) => self.remover.remove_blob(&blob, &keys).await?,
+                (false, true) => self.remove_renditions(&blob, &keys).await?,
+            };
+            let outcome = if dry_run { ItemOutcome::Planned } else { ItemOutcome::Succeeded };
+            for one in garbage {
+                if is_removed {
+                    step.done.push(Item { outcome, ..one.item });
+                } else {
+                    pass(&mut step.passed, "in_use");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes renditions of a blob that stays, unless they were recorded meanwhile, or may yet be. Returns
+    /// whether they were removed.
+    async fn remove_renditions(
+        &self,
+        blob: &ContentHash,
+        keys: &[BlobKey],
+    ) -> Result<bool, RemovalError> {
+        let trashed = self.blobs.trash(keys).await?;
+        safelight_fail_points::hit("gc.moved").await;
+        let now = self.store.references(&[*blob]).await?;
+        if now.iter().any(|now| keys.iter().any(|key| refers_to(now, key))) {
+            self.blobs.restore(trashed).await?;
+            return Ok(false);
+        }
+        self.blobs.delete_trashed(trashed).await?;
+        Ok(true)
+    }
 }
 
 fn judge(
@@ -133,54 +193,6 @@ fn refers_to(reference: &Reference, key: &BlobKey) -> bool {
     let is_recorded =
         || reference.renditions.iter().any(|made| BlobKey::rendition(blob, made) == *key);
     *key == BlobKey::Blob(blob) || reference.is_busy || is_recorded()
-}
-
-/// Removes garbage, or of a dry run only says what would be.
-async fn collect(
-    services: &Services,
-    dry_run: bool,
-    garbage: Vec<Garbage>,
-    step: &mut Advance,
-) -> Result<(), BackfillError> {
-    let mut blobs: BTreeMap<(ContentHash, bool), Vec<Garbage>> = BTreeMap::new();
-    for one in garbage {
-        blobs.entry((one.blob, one.is_blob_referred_to)).or_default().push(one);
-    }
-    for ((blob, is_referred_to), garbage) in blobs {
-        let keys: Vec<BlobKey> = garbage.iter().map(|one| one.key.clone()).collect();
-        let is_removed = match (dry_run, is_referred_to) {
-            (true, _) => true,
-            (false, false) => remove_blob(services, &blob, &keys).await?,
-            (false, true) => remove_renditions(services, &blob, &keys).await?,
-        };
-        let outcome = if dry_run { ItemOutcome::Planned } else { ItemOutcome::Succeeded };
-        for one in garbage {
-            if is_removed {
-                step.done.push(Item { outcome, ..one.item });
-            } else {
-                pass(&mut step.passed, "in_use");
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Removes renditions of a blob that stays, unless they came on record, or may yet. Answers whether they
-/// did not.
-async fn remove_renditions(
-    services: &Services,
-    blob: &ContentHash,
-    keys: &[BlobKey],
-) -> Result<bool, RemovalError> {
-    let aside = services.blobs.move_aside(keys).await?;
-    safelight_fail_points::hit("gc.moved").await;
-    let now = services.store.references(&[*blob]).await?;
-    if now.iter().any(|now| keys.iter().any(|key| refers_to(now, key))) {
-        services.blobs.put_back(aside).await?;
-        return Ok(false);
-    }
-    services.blobs.remove_aside(aside).await?;
-    Ok(true)
 }
 
 fn pass(passed: &mut BTreeMap<String, u64>, reason: &str) {

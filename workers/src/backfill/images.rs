@@ -2,85 +2,89 @@
 
 use std::collections::HashMap;
 
-use safelight_blobs::BlobKey;
+use safelight_blobs::{BlobKey, Blobs};
 use safelight_domain::{
     Backfill, BackfillKind, ErrorCode, Image, ImageId, ItemOutcome, JobId, JobKind, Presets,
     TaskId, TaskKind,
 };
-use safelight_services::Services;
-use safelight_store::{Advance, Child, ImageFilter, Item, Obstacle};
+use safelight_store::{Advance, Child, DynStore, ImageFilter, Item, Obstacle};
 
-use super::{BackfillError, failure};
-use crate::handlers::missing_presets;
+use super::{blocking_jobs::failure, error::BackfillError};
+use crate::jobs::presets::missing_presets;
 
 /// Images read at once.
 const PAGE: u32 = 500;
 
-/// The next step of a walk, with at most `room` images to work on.
-pub(super) async fn step(
-    services: &Services,
-    backfill: &Backfill,
-    room: u32,
-) -> Result<Advance, BackfillError> {
-    let spec = &backfill.spec;
-    let filter = ImageFilter {
-        until: backfill.begun_at,
-        created_after: spec.created_after,
-        format: spec.format,
-    };
-    let mut step = Advance::of(backfill.id, backfill.cursor.clone());
-    if backfill.expected.is_none() {
-        step.expected = Some(services.store.count_images(&filter).await?);
-        return Ok(step);
+/// Walks over stored images.
+pub(super) struct ImageWalk {
+    store: DynStore,
+    blobs: Blobs,
+    presets: Presets,
+}
+
+impl ImageWalk {
+    pub fn new(store: DynStore, blobs: Blobs, presets: Presets) -> Self {
+        Self { store, blobs, presets }
     }
-    let after: Option<ImageId> = backfill.cursor.as_deref().and_then(|id| id.parse().ok());
-    // Most may need nothing; of few that may be handed out, not too many are read in vain.
-    let limit = room.saturating_mul(4).clamp(50, PAGE);
-    let page = services.store.walk_images(&filter, after, limit).await?;
-    let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
-    let mut obstacles = HashMap::<ImageId, Vec<Obstacle>>::new();
-    for obstacle in services.store.obstacles(&ids).await? {
-        obstacles.entry(obstacle.image).or_default().push(obstacle);
-    }
-    for image in &page {
-        if step.work.len() >= room as usize {
+
+    /// The next step of a walk, with at most `capacity` images to work on.
+    pub async fn step(&self, backfill: &Backfill, capacity: u32) -> Result<Advance, BackfillError> {
+        let spec = &backfill.spec;
+        let filter = ImageFilter {
+            until: backfill.begun_at,
+            created_after: spec.created_after,
+            format: spec.format,
+        };
+        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+        if backfill.expected.is_none() {
+            step.expected = Some(self.store.count_images(&filter).await?);
             return Ok(step);
         }
-        let mut known = obstacles.remove(&image.id).unwrap_or_default();
-        if spec.kind == BackfillKind::Verify
-            && !spec.retry_failed
-            && let Some(found) = failure(&known, &[JobKind::Verify])
-            && !still_shows(services, image, found.code).await?
-        {
-            known.retain(|obstacle| obstacle.kind != JobKind::Verify);
+        let after: Option<ImageId> = backfill.cursor.as_deref().and_then(|id| id.parse().ok());
+        // Most may need nothing; of few that may be handed out, not too many are read in vain.
+        let limit = capacity.saturating_mul(4).clamp(50, PAGE);
+        let page = self.store.walk_images(&filter, after, limit).await?;
+        let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
+        let mut obstacles = HashMap::<ImageId, Vec<Obstacle>>::new();
+        for obstacle in self.store.obstacles(&ids).await? {
+            obstacles.entry(obstacle.image).or_default().push(obstacle);
         }
-        match judge(&services.config.presets, backfill, image, &known) {
-            None => step.work.push(child(backfill.spec.kind, image.id)),
-            Some(line) => step.settled.push(line),
+        for image in &page {
+            if step.work.len() >= capacity as usize {
+                return Ok(step);
+            }
+            let mut known = obstacles.remove(&image.id).unwrap_or_default();
+            if spec.kind == BackfillKind::Verify
+                && !spec.retry_failed
+                && let Some(found) = failure(&known, &[JobKind::Verify])
+                && !self.still_shows(image, found.code).await?
+            {
+                known.retain(|obstacle| obstacle.kind != JobKind::Verify);
+            }
+            match judge(&self.presets, backfill, image, &known) {
+                None => step.work.push(child(backfill.spec.kind, image.id)),
+                Some(line) => step.settled.push(line),
+            }
+            step.to = Some(image.id.to_string());
         }
-        step.to = Some(image.id.to_string());
+        step.is_last = page.len() < limit as usize;
+        Ok(step)
     }
-    step.is_last = page.len() < limit as usize;
-    Ok(step)
+
+    /// Whether what a verification has found of an original shows without reading it. If not, the original
+    /// may have been restored, or was never read because the store was unavailable.
+    async fn still_shows(&self, image: &Image, found: ErrorCode) -> Result<bool, BackfillError> {
+        let size = self.blobs.size(&BlobKey::Blob(image.sha256)).await?;
+        Ok(match found {
+            ErrorCode::BlobMissing => size.is_none(),
+            ErrorCode::BlobDamaged => size.is_some_and(|size| size != image.bytes),
+            _ => false,
+        })
+    }
 }
 
-/// Whether what a verification has found of an original shows without reading it. If not, it may have been brought
-/// back, or was never looked at because the store was away.
-async fn still_shows(
-    services: &Services,
-    image: &Image,
-    found: ErrorCode,
-) -> Result<bool, BackfillError> {
-    let size = services.blobs.size(&BlobKey::Blob(image.sha256)).await?;
-    Ok(match found {
-        ErrorCode::BlobMissing => size.is_none(),
-        ErrorCode::BlobDamaged => size.is_some_and(|size| size != image.bytes),
-        _ => false,
-    })
-}
-
-/// The line of an image that gets no work; `None` if it gets some. That another task is at it is no reason:
-/// what this one's job finds done it does not do again.
+/// The line of an image that gets no work; `None` if it gets some. Another task that works on it is no
+/// reason: the job does not repeat what it finds done.
 fn judge(
     presets: &Presets,
     backfill: &Backfill,

@@ -1,4 +1,4 @@
-//! Takes existing pictures in: reads what the source names, stages what is new.
+//! Imports existing pictures: reads what the source names, stages what is new.
 
 use std::{
     collections::HashSet,
@@ -6,16 +6,16 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_blobs::{BlobKey, Content, Intake, IntakeError, StagedUpload, Whole};
+use safelight_blobs::{BlobKey, Blobs, Content, Ingest, IngestError, StagedUpload, Whole};
 use safelight_domain::{
     Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
 };
-use safelight_services::Services;
-use safelight_store::{Advance, Child, Imported, Item};
+use safelight_store::{Advance, Child, DynStore, Imported, Item};
 use uuid::Uuid;
 
 use super::{
-    BackfillError, failure, reason,
+    blocking_jobs::failure,
+    error::{BackfillError, with_causes},
     source::{Entry, Reader, Source, SourceError, Verdict},
 };
 
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 4;
 /// Hashes that a dry run keeps at most. Beyond them it may count equal files more than once.
 const SEEN: usize = 1_000_000;
 
-/// What an import keeps from step to step. A foreman who takes it over begins anew.
+/// What an import keeps from step to step. A coordinator that takes it over starts without it.
 #[derive(Default)]
 pub(super) struct Memory {
     reader: Reader,
@@ -49,60 +49,82 @@ enum Found {
     Settled(Item),
 }
 
-/// The next step through a source, with at most `room` pictures to take in.
-pub(super) async fn step(
-    services: &Services,
-    backfill: &Backfill,
-    room: u32,
-    memory: &mut Memory,
-) -> Result<Advance, BackfillError> {
-    let source = Source::of(&backfill.spec, memory.reader.clone()).await?;
-    let mut step = Advance::of(backfill.id, backfill.cursor.clone());
-    if backfill.expected.is_none() {
-        step.expected = Some(source.count().await?);
-        return Ok(step);
+/// Walks through a source.
+pub(super) struct ImportWalk {
+    store: DynStore,
+    blobs: Blobs,
+    max_upload_bytes: u64,
+}
+
+impl ImportWalk {
+    pub fn new(store: DynStore, blobs: Blobs, max_upload_bytes: u64) -> Self {
+        Self { store, blobs, max_upload_bytes }
     }
-    let limit = room.min(ENTRIES);
-    let entries = source.page(backfill.cursor.as_deref(), limit).await?;
-    step.is_last = entries.len() < limit as usize;
-    step.to = entries.last().map(|entry| entry.cursor.clone()).or(step.to);
-    let quota = backfill.spec.quota;
-    let used = if quota.is_unlimited() {
-        Usage::default()
-    } else {
-        services.store.usage(&backfill.owner).await?
-    };
-    let import = Import {
-        services,
-        source,
-        backfill,
-        is_last_try: memory.tries >= TRIES,
-        seen: Mutex::default(),
-        used: Mutex::new(used),
-    };
-    // In the order of the source, whichever is read first.
-    let mut found = stream::iter(entries).map(|entry| import.take(entry)).buffered(AT_ONCE);
-    while let Some(found) = found.next().await {
-        match found {
-            Ok(Found::Work(child)) => step.work.push(child),
-            Ok(Found::Settled(item)) => step.settled.push(item),
-            Err(error) => {
-                memory.tries += u32::from(matches!(error, BackfillError::Source(_)));
-                give_up(services, &step).await;
-                return Err(error);
+
+    /// The next step through a source, with at most `capacity` pictures to take in.
+    pub async fn step(
+        &self,
+        backfill: &Backfill,
+        capacity: u32,
+        memory: &mut Memory,
+    ) -> Result<Advance, BackfillError> {
+        let source = Source::of(&backfill.spec, memory.reader.clone()).await?;
+        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+        if backfill.expected.is_none() {
+            step.expected = Some(source.count().await?);
+            return Ok(step);
+        }
+        let limit = capacity.min(ENTRIES);
+        let entries = source.page(backfill.cursor.as_deref(), limit).await?;
+        step.is_last = entries.len() < limit as usize;
+        step.to = entries.last().map(|entry| entry.cursor.clone()).or(step.to);
+        let quota = backfill.spec.quota;
+        let used = if quota.is_unlimited() {
+            Usage::default()
+        } else {
+            self.store.usage(&backfill.owner).await?
+        };
+        let import = Import {
+            walk: self,
+            source,
+            backfill,
+            is_last_try: memory.tries >= TRIES,
+            seen: Mutex::default(),
+            used: Mutex::new(used),
+        };
+        // In the order of the source, whichever is read first.
+        let mut found = stream::iter(entries).map(|entry| import.take(entry)).buffered(AT_ONCE);
+        while let Some(found) = found.next().await {
+            match found {
+                Ok(Found::Work(child)) => step.work.push(child),
+                Ok(Found::Settled(item)) => step.settled.push(item),
+                Err(error) => {
+                    memory.tries += u32::from(matches!(error, BackfillError::Source(_)));
+                    self.give_up(&step).await;
+                    return Err(error);
+                }
+            }
+        }
+        memory.tries = 0;
+        if backfill.spec.dry_run {
+            memory.leave_out_equal(&mut step);
+        }
+        Ok(step)
+    }
+
+    /// Removes what was staged for a step that did not count. The janitor finds what is left in spite of it.
+    pub async fn give_up(&self, step: &Advance) {
+        for child in step.work.iter().filter(|child| child.import.is_some()) {
+            if let Err(error) = self.blobs.delete(&BlobKey::Incoming(child.image)).await {
+                tracing::warn!(%error, image = %child.image, "cannot remove bytes of an import");
             }
         }
     }
-    memory.tries = 0;
-    if backfill.spec.dry_run {
-        memory.set_equal_aside(&mut step);
-    }
-    Ok(step)
 }
 
 impl Memory {
-    /// Takes what a dry run has come across before out of its step.
-    fn set_equal_aside(&mut self, step: &mut Advance) {
+    /// Removes from the step of a dry run what an earlier step has found.
+    fn leave_out_equal(&mut self, step: &mut Advance) {
         let found = std::mem::take(&mut step.work);
         let (first, equal): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|child| self.is_first(child));
@@ -132,17 +154,8 @@ impl Memory {
     }
 }
 
-/// Removes what was staged for a step that did not count. What is left in spite of it, the janitor finds.
-pub(super) async fn give_up(services: &Services, step: &Advance) {
-    for child in step.work.iter().filter(|child| child.import.is_some()) {
-        if let Err(error) = services.blobs.delete(&BlobKey::Incoming(child.image)).await {
-            tracing::warn!(%error, image = %child.image, "cannot remove bytes of an import");
-        }
-    }
-}
-
 struct Import<'a> {
-    services: &'a Services,
+    walk: &'a ImportWalk,
     source: Source,
     backfill: &'a Backfill,
     /// Entries that cannot be read now are not tried again.
@@ -173,35 +186,35 @@ impl Import<'_> {
             }
             Err(SourceError::Forbidden(why)) => return failed("invalid_line", why),
             Err(error) if self.is_tried_again(&error) => return Err(error.into()),
-            Err(error) => return failed("unreadable", reason(&error)),
+            Err(error) => return failed("unreadable", with_causes(&error)),
         };
         let image = ImageId::new();
-        let mut intake = self.intake(image);
+        let mut ingest = self.ingest(image);
         loop {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
-                    if let Err(error) = intake.write(&chunk).await {
+                    if let Err(error) = ingest.write(&chunk).await {
                         return not_taken(&entry, error);
                     }
                 }
                 Ok(None) => break,
                 Err(error) if self.is_tried_again(&error) => return Err(error.into()),
-                Err(error) => return failed("unreadable", reason(&error)),
+                Err(error) => return failed("unreadable", with_causes(&error)),
             }
         }
-        match intake.end().await {
+        match ingest.end().await {
             Ok(picture) => self.keep(entry, image, picture).await,
             Err(error) => not_taken(&entry, error),
         }
     }
 
     /// Where the bytes of an entry go: of a dry run nowhere.
-    fn intake(&self, image: ImageId) -> Intake {
-        let limit = self.services.config.max_upload_bytes;
+    fn ingest(&self, image: ImageId) -> Ingest {
+        let limit = self.walk.max_upload_bytes;
         if self.backfill.spec.dry_run {
-            Intake::hashing(limit)
+            Ingest::hashing(limit)
         } else {
-            Intake::staging(self.services.blobs.clone(), image, limit)
+            Ingest::staging(self.walk.blobs.clone(), image, limit)
         }
     }
 
@@ -222,7 +235,7 @@ impl Import<'_> {
         if let Some(known) = self.known(&entry, sha256, bytes).await? {
             if known.is_bad && !self.backfill.spec.dry_run {
                 picture.keep().await?;
-                self.services.blobs.promote(&StagedUpload { image, sha256, bytes }).await?;
+                self.walk.blobs.promote(&StagedUpload { image, sha256, bytes }).await?;
             }
             return Ok(Found::Settled(known.line));
         }
@@ -250,7 +263,7 @@ impl Import<'_> {
         }))
     }
 
-    /// A picture that is there already. One that failed for good is taken in anew if that was asked for.
+    /// A picture that is there already. One that failed for good is imported again if that was asked for.
     async fn known(
         &self,
         entry: &Entry,
@@ -261,7 +274,7 @@ impl Import<'_> {
             let line = item(entry, ItemOutcome::Skipped, reason, Some(detail));
             Some(Known { line, is_bad: false })
         };
-        let store = &self.services.store;
+        let store = &self.walk.store;
         let known = store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
         let Some(&(_, equal)) = known.first() else {
             let detail = "equal to another one of this import".to_owned();
@@ -293,7 +306,7 @@ impl Import<'_> {
         bytes: u64,
         is_suspect: bool,
     ) -> Result<Option<&'static str>, BackfillError> {
-        let (blobs, key) = (&self.services.blobs, BlobKey::Blob(sha256));
+        let (blobs, key) = (&self.walk.blobs, BlobKey::Blob(sha256));
         Ok(match blobs.size(&key).await? {
             None => Some("gone"),
             Some(size) if size != bytes => Some("damaged"),
@@ -324,11 +337,11 @@ struct Known {
 
 /// An entry whose bytes are not taken in: a failure if it is a picture or named like one, else of no
 /// interest.
-fn not_taken(entry: &Entry, error: IntakeError) -> Result<Found, BackfillError> {
+fn not_taken(entry: &Entry, error: IngestError) -> Result<Found, BackfillError> {
     let code = match error {
-        IntakeError::Blobs(error) => return Err(error.into()),
-        IntakeError::TooLarge(_) => ErrorCode::TooLarge,
-        IntakeError::Empty | IntakeError::Heic | IntakeError::NotAnImage => ErrorCode::NotAnImage,
+        IngestError::Blobs(error) => return Err(error.into()),
+        IngestError::TooLarge(_) => ErrorCode::TooLarge,
+        IngestError::Empty | IngestError::Heic | IngestError::NotAnImage => ErrorCode::NotAnImage,
     };
     let outcome = if code == ErrorCode::NotAnImage && !entry.is_named_like_a_picture() {
         ItemOutcome::Skipped

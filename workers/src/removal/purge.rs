@@ -1,4 +1,4 @@
-//! Telling caching proxies that an image was deleted.
+//! Purges deleted images from caching proxies.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,50 +25,70 @@ pub(crate) enum PurgeError {
     NoClient(#[source] reqwest::Error),
 }
 
-/// How long an image must have been discarded before it is purged. A delivery node may serve it out
-/// of its metadata cache, and a proxy that asked within that time would hold it again, after the purge.
-/// Without proxies, no time at all.
-pub(super) fn age(config: &Config) -> Duration {
-    if config.purge_urls.is_empty() { Duration::ZERO } else { config.unknown_after() }
+/// Purges images from every caching proxy.
+pub(crate) struct Purger {
+    proxies: Vec<HttpUrl>,
+    /// The names of the configured presets.
+    presets: Vec<String>,
+    unknown_after: Duration,
 }
 
-/// A client that proxies answer.
+impl Purger {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            proxies: config.purge_urls.clone(),
+            presets: config.presets.keys().cloned().collect(),
+            unknown_after: config.unknown_after(),
+        }
+    }
+
+    /// How many proxies have to confirm a purge.
+    pub fn proxies(&self) -> u32 {
+        u32::try_from(self.proxies.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How long an image must have been discarded before it is purged. A delivery node may serve it from
+    /// its metadata cache, and a proxy that asked within that time would cache it again, after the purge.
+    /// Without proxies, no time at all.
+    pub fn min_age(&self) -> Duration {
+        if self.proxies.is_empty() { Duration::ZERO } else { self.unknown_after }
+    }
+
+    /// Purges an image and all its renditions, of `presets` and of those that are configured, from every
+    /// proxy: `PURGE /images/…`, a method that Varnish and others know. A proxy that does not have it may
+    /// answer 404.
+    pub async fn purge<'a>(
+        &'a self,
+        image: ImageId,
+        presets: impl Iterator<Item = &'a str>,
+    ) -> Result<(), PurgeError> {
+        if self.proxies.is_empty() {
+            return Ok(());
+        }
+        let client = client()?;
+        let paths = self.paths(image, presets);
+        let mut requests = Vec::new();
+        for proxy in &self.proxies {
+            requests
+                .extend(paths.iter().map(|path| send(client.clone(), proxy.clone(), path.clone())));
+        }
+        stream::iter(requests).buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    /// Where the image is, or ever was as far as we know.
+    fn paths<'a>(&'a self, image: ImageId, presets: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let configured = self.presets.iter().map(String::as_str);
+        let presets: BTreeSet<&str> = configured.chain(presets).collect();
+        let original = format!("/images/{image}");
+        let renditions = presets.iter().map(|preset| format!("{original}/{preset}"));
+        renditions.chain([original.clone()]).collect()
+    }
+}
+
+/// A client for the proxies.
 fn client() -> Result<Client, PurgeError> {
     let client = Client::builder().timeout(TIMEOUT).redirect(Policy::none()).build();
     client.map_err(PurgeError::NoClient)
-}
-
-/// Purges an image and all its renditions, of `presets` and of those that are configured, from every proxy:
-/// `PURGE /images/…`, a method that Varnish and others know. A proxy that does not have it may say so
-/// with 404.
-pub(crate) async fn everywhere<'a>(
-    config: &'a Config,
-    image: ImageId,
-    presets: impl Iterator<Item = &'a str>,
-) -> Result<(), PurgeError> {
-    if config.purge_urls.is_empty() {
-        return Ok(());
-    }
-    let client = client()?;
-    let paths = paths(config, image, presets);
-    let mut requests = Vec::new();
-    for proxy in &config.purge_urls {
-        requests.extend(paths.iter().map(|path| send(client.clone(), proxy.clone(), path.clone())));
-    }
-    stream::iter(requests).buffer_unordered(AT_ONCE).try_collect().await
-}
-
-/// Where the image is, or ever was as far as we know.
-fn paths<'a>(
-    config: &'a Config,
-    image: ImageId,
-    presets: impl Iterator<Item = &'a str>,
-) -> Vec<String> {
-    let configured = config.presets.keys().map(String::as_str);
-    let presets: BTreeSet<&str> = configured.chain(presets).collect();
-    let original = format!("/images/{image}");
-    let renditions = presets.iter().map(|preset| format!("{original}/{preset}"));
-    renditions.chain([original.clone()]).collect()
 }
 
 async fn send(client: Client, proxy: HttpUrl, path: String) -> Result<(), PurgeError> {

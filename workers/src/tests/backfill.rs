@@ -9,12 +9,11 @@ use safelight_domain::{
 };
 use safelight_store::{Item, NewBackfill};
 
-use super::lab::{Lab, files, picture, within};
-use crate::backfill;
+use super::test_worker::{TestWorker, files, picture, within};
 
-async fn begun(lab: &Lab, spec: BackfillSpec) -> TaskId {
+async fn begun(test: &TestWorker, spec: BackfillSpec) -> TaskId {
     let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
-    assert!(lab.services.store.create_backfill(&new).await.expect("begin"));
+    assert!(test.parts.store.create_backfill(&new).await.expect("begin"));
     new.task
 }
 
@@ -24,14 +23,10 @@ fn import(source: &Path) -> BackfillSpec {
     spec
 }
 
-fn foreman(lab: &Lab) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(backfill::run(lab.services.clone(), lab.shutdown.clone()))
-}
-
 /// A backfill's task, once that has ended, and its report by source: files of one step are read side by side.
-async fn report(lab: &Lab, id: TaskId) -> (Task, Vec<Item>) {
-    let task = lab.ended(id).await;
-    let mut report = lab.store.inner.backfill_report(id, None, 100).await.expect("report");
+async fn report(test: &TestWorker, id: TaskId) -> (Task, Vec<Item>) {
+    let task = test.ended(id).await;
+    let mut report = test.store.inner.backfill_report(id, None, 100).await.expect("report");
     report.sort_by(|one, other| one.source.cmp(&other.source));
     (task, report)
 }
@@ -42,41 +37,41 @@ fn reasons(report: &[Item]) -> Vec<(&str, Option<&str>)> {
 
 #[tokio::test]
 async fn an_import_that_hangs_holds_no_other_up_and_can_be_cancelled() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    lab.ended(upload.task).await;
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    test.ended(upload.task).await;
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("a.png"), picture()).expect("write");
-    *lab.store.gate.hangs.lock().expect("not poisoned") = Some("images_with_blobs");
-    let hung = begun(&lab, import(photos.path())).await;
-    let other = begun(&lab, BackfillSpec::new(BackfillKind::Verify)).await;
-    let _foreman = foreman(&lab);
-    lab.task_when(hung, |task| {
+    *test.store.gate.hangs.lock().expect("not poisoned") = Some("images_with_blobs");
+    let hung = begun(&test, import(photos.path())).await;
+    let other = begun(&test, BackfillSpec::new(BackfillKind::Verify)).await;
+    let _coordinator = test.coordinator();
+    test.task_when(hung, |task| {
         task.backfill.as_ref().is_some_and(|backfill| backfill.expected == Some(1))
     })
     .await;
-    assert_eq!(lab.ended(other).await.status, Status::Succeeded);
-    assert!(lab.store.inner.cancel(hung).await.expect("cancel"));
-    assert_eq!(lab.ended(hung).await.status, Status::Cancelled);
+    assert_eq!(test.ended(other).await.status, Status::Succeeded);
+    assert!(test.store.inner.cancel(hung).await.expect("cancel"));
+    assert_eq!(test.ended(hung).await.status, Status::Cancelled);
 }
 
 #[tokio::test]
 async fn a_source_that_is_no_list_ends_its_import() {
-    let lab = Lab::new(&[]).await;
+    let test = TestWorker::new(&[]).await;
     let folder = tempfile::tempdir().expect("folder");
     let (pipe, photo) = (folder.path().join("pipe"), folder.path().join("a.png"));
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
     assert!(made.success());
     fs::write(&photo, picture()).expect("write");
-    let _foreman = foreman(&lab);
+    let _coordinator = test.coordinator();
     for (source, why) in [
         (pipe.as_path(), "is neither folder nor file"),
         (Path::new("/dev/zero"), "is neither folder nor file"),
         (photo.as_path(), "is a picture; name its folder"),
     ] {
-        let id = begun(&lab, import(source)).await;
-        let task = lab.ended(id).await;
+        let id = begun(&test, import(source)).await;
+        let task = test.ended(id).await;
         let problem = task.backfill.and_then(|backfill| backfill.problem).unwrap_or_default();
         assert!(problem.contains(why), "{problem}");
         assert_eq!(task.status, Status::Failed);
@@ -85,8 +80,8 @@ async fn a_source_that_is_no_list_ends_its_import() {
 
 #[tokio::test]
 async fn a_bad_entry_is_a_line_and_no_obstacle() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
     let folder = tempfile::tempdir().expect("folder");
     fs::write(folder.path().join("good.png"), picture()).expect("write");
     let looped = folder.path().join("looped");
@@ -101,9 +96,9 @@ async fn a_bad_entry_is_a_line_and_no_obstacle() {
         "\"good.png\"".to_owned(),
     ];
     fs::write(&list, lines.join("\n")).expect("write");
-    let id = begun(&lab, import(&list)).await;
-    let _foreman = foreman(&lab);
-    let (task, report) = report(&lab, id).await;
+    let id = begun(&test, import(&list)).await;
+    let _coordinator = test.coordinator();
+    let (task, report) = report(&test, id).await;
     assert_eq!(task.status, Status::Failed);
     let mut found = reasons(&report);
     found.sort_unstable();
@@ -119,22 +114,22 @@ async fn a_bad_entry_is_a_line_and_no_obstacle() {
 
 #[tokio::test]
 async fn an_equal_picture_is_worth_what_became_of_it() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let mut torn = picture();
     torn.truncate(torn.len() / 2);
-    let bad = lab.upload(&torn).await;
-    assert_eq!(lab.ended(bad.task).await.status, Status::Failed);
-    let lost = lab.upload(&picture()).await;
-    lab.ended(lost.task).await;
-    let blob = lab.path(&BlobKey::Blob(lost.sha256));
+    let bad = test.upload(&torn).await;
+    assert_eq!(test.ended(bad.task).await.status, Status::Failed);
+    let lost = test.upload(&picture()).await;
+    test.ended(lost.task).await;
+    let blob = test.path(&BlobKey::Blob(lost.sha256));
     fs::remove_file(&blob).expect("remove");
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("1.png"), &torn).expect("write");
     fs::write(photos.path().join("2.png"), picture()).expect("write");
 
-    let id = begun(&lab, import(photos.path())).await;
-    let (_, found) = report(&lab, id).await;
+    let id = begun(&test, import(photos.path())).await;
+    let (_, found) = report(&test, id).await;
     let outcomes = [("skipped", Some("failed_before")), ("skipped", Some("duplicate"))];
     assert_eq!(reasons(&found), outcomes, "{found:?}");
     assert!(
@@ -145,20 +140,20 @@ async fn an_equal_picture_is_worth_what_became_of_it() {
 
     let mut again = import(photos.path());
     again.retry_failed = true;
-    let id = begun(&lab, again).await;
-    let (_, found) = report(&lab, id).await;
+    let id = begun(&test, again).await;
+    let (_, found) = report(&test, id).await;
     let outcomes = [("failed", Some("corrupt_image")), ("skipped", Some("duplicate"))];
     let mut sorted = reasons(&found);
     sorted.sort_unstable();
     assert_eq!(sorted, outcomes, "{found:?}");
     let taken = found.iter().find(|item| item.outcome == ItemOutcome::Failed).expect("a line");
-    assert!(lab.services.store.image(ImageId(taken.id)).await.expect("read").is_some());
+    assert!(test.parts.store.image(ImageId(taken.id)).await.expect("read").is_some());
 }
 
 #[tokio::test]
 async fn an_import_keeps_to_the_quota_and_goes_on_when_there_is_room() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("1.png"), picture()).expect("write");
     // The same picture to look at, but other bytes.
@@ -168,55 +163,55 @@ async fn an_import_keeps_to_the_quota_and_goes_on_when_there_is_room() {
     spec.quota = Quota { images: Some(1), bytes: None };
     let refused = ("failed", Some("over_quota"));
     for first in [("succeeded", None), ("skipped", Some("duplicate"))] {
-        let id = begun(&lab, spec.clone()).await;
-        let (task, found) = report(&lab, id).await;
+        let id = begun(&test, spec.clone()).await;
+        let (task, found) = report(&test, id).await;
         assert_eq!(task.status, Status::Failed, "{found:?}");
         let mut reasons = reasons(&found);
         reasons.sort_unstable_by_key(|reason| *reason == refused);
         assert_eq!(reasons, [first, refused], "{found:?}");
     }
-    let staged = lab.path(&BlobKey::Incoming(ImageId::new()));
+    let staged = test.path(&BlobKey::Incoming(ImageId::new()));
     assert_eq!(files(staged.parent().expect("a folder")), 0, "what was refused is not staged");
 
     spec.quota.images = Some(2);
-    let id = begun(&lab, spec).await;
-    let (task, found) = report(&lab, id).await;
+    let id = begun(&test, spec).await;
+    let (task, found) = report(&test, id).await;
     assert_eq!(task.status, Status::Succeeded, "{found:?}");
     let mut reasons = reasons(&found);
     reasons.sort_unstable();
     assert_eq!(reasons, [("skipped", Some("duplicate")), ("succeeded", None)]);
     let made = found.iter().find(|item| item.outcome == ItemOutcome::Succeeded).expect("a line");
-    let image = lab.services.store.image(ImageId(made.id)).await.expect("read").expect("an image");
+    let image = test.parts.store.image(ImageId(made.id)).await.expect("read").expect("an image");
     assert_eq!(image.visibility, Visibility::Private);
 }
 
 #[tokio::test]
 async fn a_dry_run_counts_equal_files_once_however_far_apart() {
-    let lab = Lab::new(&[("SAFELIGHT_BACKFILL_WINDOW", "1")]).await;
+    let test = TestWorker::new(&[("SAFELIGHT_BACKFILL_WINDOW", "1")]).await;
     let photos = tempfile::tempdir().expect("folder");
     for name in ["1.png", "2.png", "3.png"] {
         fs::write(photos.path().join(name), picture()).expect("write");
     }
     let mut spec = import(photos.path());
     spec.dry_run = true;
-    let id = begun(&lab, spec).await;
-    let _foreman = foreman(&lab);
-    let counted = lab.ended(id).await.backfill.expect("a backfill");
+    let id = begun(&test, spec).await;
+    let _coordinator = test.coordinator();
+    let counted = test.ended(id).await.backfill.expect("a backfill");
     assert_eq!((counted.planned, counted.skipped["duplicate"]), (1, 2));
 }
 
 #[tokio::test]
 async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_anew() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
-    let upload = lab.upload(&picture()).await;
-    lab.ended(upload.task).await;
-    fs::write(lab.path(&BlobKey::Blob(upload.sha256)), b"damaged").expect("write");
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
+    let upload = test.upload(&picture()).await;
+    test.ended(upload.task).await;
+    fs::write(test.path(&BlobKey::Blob(upload.sha256)), b"damaged").expect("write");
     let verify = async |retry_failed: bool| {
         let mut spec = BackfillSpec::new(BackfillKind::Verify);
         spec.retry_failed = retry_failed;
-        let id = begun(&lab, spec).await;
-        let (task, found) = report(&lab, id).await;
+        let id = begun(&test, spec).await;
+        let (task, found) = report(&test, id).await;
         let backfill = task.backfill.expect("a backfill");
         (task.status, backfill.planned, found)
     };
@@ -232,25 +227,25 @@ async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_
     }
     let (status, looked_at, found) = verify(true).await;
     assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
-    // The same picture again: its bytes are stored anew.
-    let again = lab.upload(&picture()).await;
-    lab.ended(again.task).await;
+    // The same picture again: its bytes are stored again.
+    let again = test.upload(&picture()).await;
+    test.ended(again.task).await;
     let (status, looked_at, found) = verify(false).await;
     assert_eq!((status, looked_at), (Status::Succeeded, 2), "{found:?}");
 }
 
 #[tokio::test]
 async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay, _foreman) = (lab.worker(), lab.relay(), foreman(&lab));
-    let upload = lab.upload(&picture()).await;
-    lab.ended(upload.task).await;
-    let blob = lab.path(&BlobKey::Blob(upload.sha256));
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
+    let upload = test.upload(&picture()).await;
+    test.ended(upload.task).await;
+    let blob = test.path(&BlobKey::Blob(upload.sha256));
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("the same.png"), picture()).expect("write");
     let run = async |spec: BackfillSpec| {
-        let id = begun(&lab, spec).await;
-        let (task, found) = report(&lab, id).await;
+        let id = begun(&test, spec).await;
+        let (task, found) = report(&test, id).await;
         (task.status, found)
     };
     let verify = || BackfillSpec::new(BackfillKind::Verify);
@@ -284,29 +279,29 @@ async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
 
 #[tokio::test]
 async fn what_another_task_is_at_is_worked_on_all_the_same() {
-    let lab = Lab::new(&[]).await;
-    let _foreman = foreman(&lab);
+    let test = TestWorker::new(&[]).await;
+    let _coordinator = test.coordinator();
     // Nobody works yet: the upload's jobs wait, and so does the first backfill's.
-    let upload = lab.upload(&picture()).await;
+    let upload = test.upload(&picture()).await;
     let mut ids = Vec::new();
     for preset in ["small", "medium"] {
         let mut spec = BackfillSpec::new(BackfillKind::Renditions);
         spec.presets = vec![preset.to_owned()];
-        ids.push(begun(&lab, spec).await);
+        ids.push(begun(&test, spec).await);
     }
-    ids.push(begun(&lab, BackfillSpec::new(BackfillKind::Verify)).await);
+    ids.push(begun(&test, BackfillSpec::new(BackfillKind::Verify)).await);
     for &id in &ids {
-        lab.task_when(id, |task| {
+        test.task_when(id, |task| {
             task.backfill.as_ref().is_some_and(|backfill| backfill.planned == 1)
         })
         .await;
     }
-    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let (_worker, _relay) = (test.worker(), test.relay());
     for id in ids {
-        let (task, found) = report(&lab, id).await;
+        let (task, found) = report(&test, id).await;
         assert_eq!((task.status, reasons(&found)), (Status::Succeeded, vec![("succeeded", None)]));
     }
-    within("it is stored", lab.ended(upload.task)).await;
-    let obstacles = lab.services.store.obstacles(&[upload.image]).await.expect("read");
+    within("it is stored", test.ended(upload.task)).await;
+    let obstacles = test.parts.store.obstacles(&[upload.image]).await.expect("read");
     assert!(obstacles.iter().all(|obstacle| obstacle.kind != JobKind::Write), "{obstacles:?}");
 }

@@ -1,4 +1,4 @@
-//! Deleted images: nothing is left of them, unless it is somebody else's as well.
+//! Deleted images: nothing is left of them but what other images share.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use safelight_store::{Advance, Child, Deletion, DeletionRequest, NewBackfill, Ne
 
 use super::{
     cancel::{proxy, read, written},
-    lab::{Lab, files, picture},
+    test_worker::{TestWorker, files, picture},
 };
 
-/// Has an upload's image deleted, as the API does; answers with the task.
-pub(super) async fn delete(lab: &Lab, upload: &NewUpload) -> TaskId {
-    let presets = lab.services.config.presets.iter();
+/// Has an upload's image deleted, as the API does; returns the task.
+pub(super) async fn delete(test: &TestWorker, upload: &NewUpload) -> TaskId {
+    let presets = test.parts.config.presets.iter();
     let request = DeletionRequest {
         image: upload.image,
         task: TaskId::new(),
@@ -26,14 +26,14 @@ pub(super) async fn delete(lab: &Lab, upload: &NewUpload) -> TaskId {
         presets: presets.map(|(name, preset)| (name.clone(), preset.fingerprint())).collect(),
         trace: None,
     };
-    let deletion = lab.services.store.delete_image(&request).await.expect("delete");
+    let deletion = test.parts.store.delete_image(&request).await.expect("delete");
     assert_eq!(deletion, Deletion::Accepted(request.task));
-    lab.services.outbox_signal.notify();
+    test.parts.outbox_signal.notify();
     request.task
 }
 
-pub(super) async fn image(lab: &Lab, upload: &NewUpload) -> Image {
-    lab.services.store.image(upload.image).await.expect("read").expect("an image")
+pub(super) async fn image(test: &TestWorker, upload: &NewUpload) -> Image {
+    test.parts.store.image(upload.image).await.expect("read").expect("an image")
 }
 
 fn receipt(task: &Task) -> Receipt {
@@ -41,31 +41,31 @@ fn receipt(task: &Task) -> Receipt {
 }
 
 /// All objects of an image that are there.
-fn there(lab: &Lab, image: &Image) -> usize {
+fn there(test: &TestWorker, image: &Image) -> usize {
     let renditions = image.renditions.iter().map(|made| BlobKey::rendition(image.sha256, made));
     let keys = renditions.chain([BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id)]);
-    keys.filter(|key| lab.path(key).exists()).count()
+    keys.filter(|key| test.path(key).exists()).count()
 }
 
 #[tokio::test]
 async fn a_deleted_image_leaves_nothing_and_a_shared_one_what_is_shared() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let (first, second) = (lab.upload(&picture()).await, lab.upload(&picture()).await);
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let (first, second) = (test.upload(&picture()).await, test.upload(&picture()).await);
     for upload in [&first, &second] {
-        assert_eq!(lab.ended(upload.task).await.status, Status::Succeeded);
+        assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
     }
-    let before = image(&lab, &second).await;
+    let before = image(&test, &second).await;
     assert_eq!(before.renditions.len(), 3);
 
-    let shared = lab.ended(delete(&lab, &first).await).await;
+    let shared = test.ended(delete(&test, &first).await).await;
     assert_eq!(shared.status, Status::Succeeded, "{shared:?}");
-    assert_eq!(image(&lab, &second).await, before);
-    assert_eq!(there(&lab, &before), 4, "its own bytes, and three renditions");
+    assert_eq!(image(&test, &second).await, before);
+    assert_eq!(there(&test, &before), 4, "its own bytes, and three renditions");
 
-    let alone = lab.ended(delete(&lab, &second).await).await;
+    let alone = test.ended(delete(&test, &second).await).await;
     assert_eq!(alone.status, Status::Succeeded, "{alone:?}");
-    assert_eq!((there(&lab, &before), lab.trash()), (0, 0));
+    assert_eq!((there(&test, &before), test.trash()), (0, 0));
     assert_eq!(receipt(&alone), receipt(&shared), "it tells nothing of others");
     assert_eq!((receipt(&alone).renditions.len(), receipt(&alone).proxies), (3, Some(0)));
 }
@@ -74,20 +74,20 @@ async fn a_deleted_image_leaves_nothing_and_a_shared_one_what_is_shared() {
 async fn a_deletion_is_tried_until_every_proxy_has_confirmed() {
     let (url, status, asked) = proxy().await;
     let urls = format!("[\"{url}\"]");
-    let lab = Lab::new(&[("SAFELIGHT_PURGE_URLS", &urls)]).await;
-    let upload = written(&lab, b"secret").await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let id = delete(&lab, &upload).await;
-    let refused = lab.task_when(id, |task| task.jobs[0].attempt >= 3).await;
+    let test = TestWorker::new(&[("SAFELIGHT_PURGE_URLS", &urls)]).await;
+    let upload = written(&test, b"secret").await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let id = delete(&test, &upload).await;
+    let refused = test.task_when(id, |task| task.jobs[0].attempt >= 3).await;
     let error = refused.jobs[0].error.clone().expect("why");
     assert_eq!(error.code, ErrorCode::ProxyUnavailable);
     assert!(!error.message.contains("127.0.0.1"), "{error}");
-    assert!(!lab.path(&BlobKey::Blob(upload.sha256)).exists(), "that need not wait for a proxy");
+    assert!(!test.path(&BlobKey::Blob(upload.sha256)).exists(), "that need not wait for a proxy");
     assert_eq!(receipt(&refused).proxies, None);
 
     status.send_replace(200);
     asked.lock().expect("a lock").clear();
-    let done = lab.ended(id).await;
+    let done = test.ended(id).await;
     assert_eq!((done.status, receipt(&done).proxies), (Status::Succeeded, Some(1)));
     let path = |end: &str| format!("PURGE /images/{}{end} HTTP/1.1", upload.image);
     let asked = asked.lock().expect("a lock");
@@ -101,9 +101,9 @@ async fn a_deletion_is_tried_until_every_proxy_has_confirmed() {
 async fn a_second_attempt_knows_what_the_first_has_removed() {
     let (url, status, asked) = proxy().await;
     let urls = format!("[\"{url}\"]");
-    let lab = Lab::new(&[("SAFELIGHT_PURGE_URLS", &urls)]).await;
-    let upload = written(&lab, b"secret").await;
-    let fingerprint = lab.services.config.presets["small"].fingerprint();
+    let test = TestWorker::new(&[("SAFELIGHT_PURGE_URLS", &urls)]).await;
+    let upload = written(&test, b"secret").await;
+    let fingerprint = test.parts.config.presets["small"].fingerprint();
     for preset in ["small", "retired"] {
         let made = Rendition {
             preset: preset.to_owned(),
@@ -115,15 +115,15 @@ async fn a_second_attempt_knows_what_the_first_has_removed() {
             sha256: ContentHash::of(preset.as_bytes()),
             made_at: None,
         };
-        lab.record_rendition(&upload, &made).await;
+        test.record_rendition(&upload, &made).await;
     }
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let id = delete(&lab, &upload).await;
-    lab.task_when(id, |task| task.jobs[0].attempt >= 2).await;
-    assert!(image(&lab, &upload).await.renditions.is_empty(), "forgotten with the first attempt");
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let id = delete(&test, &upload).await;
+    test.task_when(id, |task| task.jobs[0].attempt >= 2).await;
+    assert!(image(&test, &upload).await.renditions.is_empty(), "forgotten with the first attempt");
     asked.lock().expect("a lock").clear();
     status.send_replace(404);
-    let done = lab.ended(id).await;
+    let done = test.ended(id).await;
     let named: Vec<_> = receipt(&done).renditions.into_iter().map(|made| made.preset).collect();
     assert_eq!(named, ["small"], "of what is configured");
     let retired = format!("PURGE /images/{}/retired HTTP/1.1", upload.image);
@@ -132,58 +132,58 @@ async fn a_second_attempt_knows_what_the_first_has_removed() {
 
 #[tokio::test]
 async fn a_shared_cache_that_is_away_is_asked_again() {
-    let lab = Lab::new(&[("SAFELIGHT_SHARED_CACHE_URL", "redis://127.0.0.1:1")]).await;
-    let (first, second) = (written(&lab, b"the same").await, written(&lab, b"the same").await);
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    for (upload, whose) in [(&first, "shared"), (&second, "nobody else's")] {
-        let id = delete(&lab, upload).await;
-        let waiting = lab.task_when(id, |task| task.jobs[0].attempt >= 2).await;
+    let test = TestWorker::new(&[("SAFELIGHT_SHARED_CACHE_URL", "redis://127.0.0.1:1")]).await;
+    let (first, second) = (written(&test, b"the same").await, written(&test, b"the same").await);
+    let (_worker, _relay) = (test.worker(), test.relay());
+    for (upload, whose) in [(&first, "shared"), (&second, "unshared")] {
+        let id = delete(&test, upload).await;
+        let waiting = test.task_when(id, |task| task.jobs[0].attempt >= 2).await;
         let error = waiting.jobs[0].error.clone().expect("why");
-        assert_eq!(error.code, ErrorCode::CacheUnavailable, "{whose}: no difference is told");
+        assert_eq!(error.code, ErrorCode::CacheUnavailable, "{whose}: no difference shows");
     }
 }
 
 #[tokio::test]
 async fn an_equal_upload_that_comes_after_the_look_keeps_its_bytes() {
-    let lab = Lab::new(&[]).await;
-    let first = written(&lab, b"the same").await;
-    let id = delete(&lab, &first).await;
-    // A worker has looked, found nobody, moved the bytes aside, and died; then the upload came.
+    let test = TestWorker::new(&[]).await;
+    let first = written(&test, b"the same").await;
+    let id = delete(&test, &first).await;
+    // A worker has asked, found no other image, moved the bytes to the trash, and died; then the upload came.
     let keys = [BlobKey::Blob(first.sha256)];
-    lab.services.blobs.move_aside(&keys).await.expect("move");
-    let late = written(&lab, b"the same").await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    assert_eq!(lab.ended(id).await.status, Status::Succeeded);
-    assert_eq!(read(&lab, &late).await, b"the same");
+    test.parts.blobs.trash(&keys).await.expect("move");
+    let late = written(&test, b"the same").await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    assert_eq!(test.ended(id).await.status, Status::Succeeded);
+    assert_eq!(read(&test, &late).await, b"the same");
 }
 
-/// What a sleeper moves aside after the hash of a deleted image was forgotten is told by its own name.
+/// Trash that appears after the hash of a deleted image was forgotten is identified by its own name.
 #[tokio::test]
 async fn trash_of_an_image_that_is_forgotten_is_decided_by_its_blob() {
-    let lab = Lab::new(&[]).await;
-    let first = written(&lab, b"the same").await;
-    let id = delete(&lab, &first).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    lab.ended(id).await;
-    let late = written(&lab, b"the same").await;
+    let test = TestWorker::new(&[]).await;
+    let first = written(&test, b"the same").await;
+    let id = delete(&test, &first).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    test.ended(id).await;
+    let late = written(&test, b"the same").await;
     let keys = [BlobKey::Blob(first.sha256)];
-    lab.services.blobs.move_aside(&keys).await.expect("the sleeper moves");
-    crate::removal::resume(lab.services.clone()).await.expect("resume");
-    assert_eq!(read(&lab, &late).await, b"the same");
-    assert_eq!(lab.trash(), 0);
+    test.parts.blobs.trash(&keys).await.expect("the sleeper moves");
+    test.remover().resume().await.expect("resume");
+    assert_eq!(read(&test, &late).await, b"the same");
+    assert_eq!(test.trash(), 0);
 }
 
 /// A child of a backfill that was queued just after the image was deleted.
 #[tokio::test]
 async fn nothing_is_made_of_an_image_that_is_gone() {
-    let lab = Lab::new(&[]).await;
-    let upload = written(&lab, &picture()).await;
-    let store = &lab.services.store;
+    let test = TestWorker::new(&[]).await;
+    let upload = written(&test, &picture()).await;
+    let store = &test.parts.store;
     let (backfill, child) = (TaskId::new(), TaskId::new());
     let spec = BackfillSpec::new(BackfillKind::Renditions);
     let new = NewBackfill { task: backfill, owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
-    let deletion = delete(&lab, &upload).await;
+    let deletion = delete(&test, &upload).await;
     let work = Child {
         task: child,
         kind: TaskKind::Rendition,
@@ -193,9 +193,9 @@ async fn nothing_is_made_of_an_image_that_is_gone() {
     };
     let step = Advance { work: vec![work], max_attempts: 8, ..Advance::of(backfill, None) };
     assert!(store.advance_backfill(&step).await.expect("a step"));
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let ended = lab.ended(child).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let ended = test.ended(child).await;
     assert_eq!((ended.status, ended.jobs[0].attempt), (Status::Failed, 1), "{ended:?}");
-    lab.ended(deletion).await;
-    assert_eq!(files(&lab.renditions()), 0);
+    test.ended(deletion).await;
+    assert_eq!(files(&test.renditions()), 0);
 }

@@ -1,4 +1,4 @@
-//! A database that goes away and comes back.
+//! A database that becomes unavailable and recovers.
 
 use std::{
     collections::HashSet,
@@ -18,7 +18,7 @@ use safelight_store::{
 #[derive(Default)]
 pub(crate) struct Flaky {
     /// While set, every call fails.
-    pub away: AtomicBool,
+    pub unavailable: AtomicBool,
     /// Calls that failed because of it.
     pub refused: AtomicU32,
     /// As many settles yet to come are done, but their answer is lost.
@@ -32,7 +32,7 @@ pub(crate) struct Flaky {
 #[async_trait]
 impl Gate for Flaky {
     async fn enter(&self, call: Call<'_>) -> Result<(), StoreError> {
-        if self.away.load(Ordering::SeqCst) {
+        if self.unavailable.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(unreachable());
         }

@@ -1,4 +1,4 @@
-//! What nobody refers to is collected, and nothing else.
+//! Objects that nothing refers to are collected, and no others.
 
 use std::{
     fs,
@@ -7,30 +7,28 @@ use std::{
 };
 
 use safelight_blobs::BlobKey;
-use safelight_domain::JobNotice;
 use safelight_domain::{
     Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
-    ImageFormat, ItemOutcome, JOB_VERSION, JobKind, TaskId, WorkerId,
+    ImageFormat, ItemOutcome, JOB_VERSION, JobKind, JobNotice, TaskId, WorkerId,
 };
 use safelight_store::{Claim, Item, Lease, NewBackfill, NewUpload, Outcome};
 
 use super::{
     cancel::written,
     delete::image,
-    lab::{Lab, picture, within},
+    test_worker::{TestWorker, picture, within},
 };
-use crate::backfill;
 
 /// Collects garbage; answers with how it ended, and its report.
-async fn collect(lab: &Lab, dry_run: bool) -> (Backfill, Vec<Item>) {
-    let store = &lab.services.store;
+async fn collect(test: &TestWorker, dry_run: bool) -> (Backfill, Vec<Item>) {
+    let store = &test.parts.store;
     let spec = BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) };
     let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
-    let foreman = WorkerId::new();
+    let coordinator = test.stepping_coordinator();
     within("the backfill ends", async {
         loop {
-            Box::pin(backfill::step(&lab.services, foreman)).await.expect("a step");
+            Box::pin(coordinator.step()).await.expect("a step");
             let task = store.task(new.task).await.expect("read").expect("a task");
             let stands = *task.backfill.expect("a backfill");
             if stands.state == BackfillState::Ended {
@@ -58,9 +56,9 @@ fn rendition_of(of: ContentHash) -> BlobKey {
 }
 
 /// Stores an old object that no row refers to.
-async fn orphan(lab: &Lab, key: &BlobKey) {
-    lab.services.blobs.put(key, "left over".into()).await.expect("put");
-    age(&lab.path(key));
+async fn orphan(test: &TestWorker, key: &BlobKey) {
+    test.parts.blobs.put(key, "left over".into()).await.expect("put");
+    age(&test.path(key));
 }
 
 fn count(backfill: &Backfill, reason: &str) -> u64 {
@@ -69,28 +67,28 @@ fn count(backfill: &Backfill, reason: &str) -> u64 {
 
 #[tokio::test]
 async fn garbage_is_shown_and_then_removed_and_nothing_else_is() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    lab.ended(upload.task).await;
-    let live = image(&lab, &upload).await;
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    test.ended(upload.task).await;
+    let live = image(&test, &upload).await;
     let renditions = live.renditions.iter().map(|made| BlobKey::rendition(live.sha256, made));
     let kept: Vec<BlobKey> = renditions.chain([BlobKey::Blob(live.sha256)]).collect();
     for key in &kept {
-        age(&lab.path(key));
+        age(&test.path(key));
     }
-    let nobody = ContentHash::of(b"left over");
-    let garbage = [BlobKey::Blob(nobody), rendition_of(nobody), rendition_of(live.sha256)];
+    let unused = ContentHash::of(b"left over");
+    let garbage = [BlobKey::Blob(unused), rendition_of(unused), rendition_of(live.sha256)];
     for key in &garbage {
-        orphan(&lab, key).await;
+        orphan(&test, key).await;
     }
     let young = BlobKey::Blob(ContentHash::of(b"young"));
-    lab.services.blobs.put(&young, "young".into()).await.expect("put");
-    let foreign = lab.path(&BlobKey::Blob(nobody)).with_file_name("notes.txt");
+    test.parts.blobs.put(&young, "young".into()).await.expect("put");
+    let foreign = test.path(&BlobKey::Blob(unused)).with_file_name("notes.txt");
     fs::write(&foreign, "not ours").expect("write");
     age(&foreign);
 
-    let (plan, lines) = collect(&lab, true).await;
+    let (plan, lines) = collect(&test, true).await;
     assert_eq!((plan.planned, plan.succeeded, plan.expected), (3, 0, Some(9)));
     assert!(lines.iter().all(|line| line.outcome == ItemOutcome::Planned), "{lines:?}");
     let mut named: Vec<_> = lines.iter().filter_map(|line| line.source.clone()).collect();
@@ -98,71 +96,71 @@ async fn garbage_is_shown_and_then_removed_and_nothing_else_is() {
     let mut expected = garbage.each_ref().map(|key| key.path().to_string());
     expected.sort();
     assert_eq!(named, expected);
-    assert!(garbage.iter().all(|key| lab.path(key).exists()), "only shown");
+    assert!(garbage.iter().all(|key| test.path(key).exists()), "only shown");
 
-    let (done, lines) = collect(&lab, false).await;
+    let (done, lines) = collect(&test, false).await;
     assert_eq!((done.planned, done.succeeded, done.expected), (3, 3, Some(9)));
     assert_eq!((count(&done, "in_use"), count(&done, "too_young")), (4, 1));
     let removed = lines.iter().filter(|line| line.outcome == ItemOutcome::Succeeded);
     assert!(removed.clone().all(|line| line.detail.as_deref() == Some("9 bytes")));
     assert_eq!((removed.count(), count(&done, "unknown_name")), (3, 1));
-    assert!(garbage.iter().all(|key| !lab.path(key).exists()));
-    assert!(kept.iter().chain([&young]).all(|key| lab.path(key).exists()) && foreign.exists());
-    assert_eq!(image(&lab, &upload).await, live);
-    assert_eq!(lab.trash(), 0);
-    assert_eq!(collect(&lab, false).await.0.planned, 0, "nothing is left");
+    assert!(garbage.iter().all(|key| !test.path(key).exists()));
+    assert!(kept.iter().chain([&young]).all(|key| test.path(key).exists()) && foreign.exists());
+    assert_eq!(image(&test, &upload).await, live);
+    assert_eq!(test.trash(), 0);
+    assert_eq!(collect(&test, false).await.0.planned, 0, "nothing is left");
 }
 
 /// More than a step removes and a page holds.
 #[tokio::test]
 async fn much_garbage_is_collected_step_by_step() {
-    let lab = Lab::new(&[]).await;
+    let test = TestWorker::new(&[]).await;
     let keys: Vec<_> =
         (0..600_u32).map(|n| BlobKey::Blob(ContentHash::of(&n.to_le_bytes()))).collect();
     for key in &keys {
-        let path = lab.path(key);
+        let path = test.path(key);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(&path, "left over").expect("write");
         age(&path);
     }
-    let (done, lines) = collect(&lab, false).await;
+    let (done, lines) = collect(&test, false).await;
     assert_eq!((done.succeeded, lines.len()), (600, 600));
-    assert!(keys.iter().all(|key| !lab.path(key).exists()));
+    assert!(keys.iter().all(|key| !test.path(key).exists()));
 }
 
 #[tokio::test]
-async fn bytes_of_a_cancelled_upload_are_the_janitors() {
-    let lab = Lab::new(&[]).await;
-    let upload = written(&lab, b"going").await;
-    age(&lab.path(&BlobKey::Blob(upload.sha256)));
-    lab.services.store.cancel(upload.task).await.expect("cancel");
-    assert_eq!(count(&collect(&lab, false).await.0, "in_use"), 1);
-    lab.services.store.mark_removed(upload.image).await.expect("another said so, and was wrong");
-    assert_eq!(collect(&lab, false).await.0.succeeded, 1);
+async fn bytes_of_a_cancelled_upload_are_left_to_the_janitor() {
+    let test = TestWorker::new(&[]).await;
+    let upload = written(&test, b"going").await;
+    age(&test.path(&BlobKey::Blob(upload.sha256)));
+    test.parts.store.cancel(upload.task).await.expect("cancel");
+    assert_eq!(count(&collect(&test, false).await.0, "in_use"), 1);
+    test.parts.store.mark_removed(upload.image).await.expect("another said so, and was wrong");
+    assert_eq!(collect(&test, false).await.0.succeeded, 1);
 }
 
 /// A job has stored a rendition, and takes long until it records it.
 #[tokio::test]
-async fn what_a_job_has_yet_to_record_is_no_garbage() {
-    let lab = Lab::new(&[]).await;
-    let upload = written(&lab, &picture()).await;
-    let lease = claim(&lab, &upload).await;
+async fn renditions_that_a_job_has_yet_to_record_are_kept() {
+    let test = TestWorker::new(&[]).await;
+    let upload = written(&test, &picture()).await;
+    let lease = claim(&test, &upload).await;
     let made = rendition_of(upload.sha256);
-    orphan(&lab, &made).await;
-    assert_eq!(count(&collect(&lab, false).await.0, "in_use"), 2);
-    assert!(lab.path(&made).exists());
+    orphan(&test, &made).await;
+    assert_eq!(count(&collect(&test, false).await.0, "in_use"), 2);
+    assert!(test.path(&made).exists());
     let failed = Outcome::Failed(Failure::new(ErrorCode::CorruptImage, "as told"));
-    lab.services.store.settle(&lease, &failed).await.expect("settle");
-    assert_eq!(collect(&lab, false).await.0.succeeded, 1, "nobody will record it");
-    assert!(!lab.path(&made).exists() && lab.path(&BlobKey::Blob(upload.sha256)).exists());
+    test.parts.store.settle(&lease, &failed).await.expect("settle");
+    assert_eq!(collect(&test, false).await.0.succeeded, 1, "no job will record it");
+    assert!(!test.path(&made).exists() && test.path(&BlobKey::Blob(upload.sha256)).exists());
 }
 
-async fn claim(lab: &Lab, upload: &NewUpload) -> Lease {
+async fn claim(test: &TestWorker, upload: &NewUpload) -> Lease {
     let (job, kind) = upload.jobs[1];
     assert_eq!(kind, JobKind::Thumbnail);
-    let bell = JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None };
+    let notice = JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None };
     let (worker, lease) = (WorkerId::new(), Duration::from_hours(1));
-    match lab.services.store.claim(&bell, false, worker, lease, JOB_VERSION).await {
+    match test.parts.store.claim(&notice, false, worker, lease, JOB_VERSION).await {
         Ok(Claim::Run(job)) => job.lease,
         other => panic!("{other:?}"),
     }

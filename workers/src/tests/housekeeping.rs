@@ -6,15 +6,14 @@ use std::{
 };
 
 use safelight_blobs::BlobKey;
-use safelight_domain::JobNotice;
-use safelight_domain::{ErrorCode, ImageId, JOB_VERSION, Status, WorkerId};
+use safelight_domain::{ErrorCode, ImageId, JOB_VERSION, JobNotice, Status, WorkerId};
 use safelight_store::{Claim, QueueCapacity};
 
-use super::lab::{Lab, facts, picture, within};
+use super::test_worker::{TestWorker, facts, picture, within};
 
 /// Takes everything out of the outbox as if it had been published, and loses it.
-async fn lose_messages(lab: &Lab) -> Vec<JobNotice> {
-    let store = &lab.services.store;
+async fn lose_messages(test: &TestWorker) -> Vec<JobNotice> {
+    let store = &test.parts.store;
     let due = store
         .take_unpublished(&QueueCapacity::each(100), Duration::from_secs(10))
         .await
@@ -24,9 +23,9 @@ async fn lose_messages(lab: &Lab) -> Vec<JobNotice> {
     due
 }
 
-async fn until_depth(lab: &Lab, depth: u64) {
+async fn until_depth(test: &TestWorker, depth: u64) {
     within("the broker holds the messages", async {
-        while lab.depth().await != depth {
+        while test.depth().await != depth {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -34,37 +33,38 @@ async fn until_depth(lab: &Lab, depth: u64) {
 }
 
 #[tokio::test]
-async fn the_relay_publishes_anew_what_an_in_process_queue_has_forgotten() {
-    let lab = Lab::new(&[]).await;
-    lab.upload(&picture()).await;
-    assert_eq!(lose_messages(&lab).await.len(), 2);
-    let _relay = lab.relay();
-    until_depth(&lab, 2).await;
-    assert_eq!(lab.services.store.count_unpublished().await.expect("count"), 0);
+async fn the_relay_publishes_again_what_an_in_process_queue_has_lost() {
+    let test = TestWorker::new(&[]).await;
+    test.upload(&picture()).await;
+    assert_eq!(lose_messages(&test).await.len(), 2);
+    let _relay = test.relay();
+    until_depth(&test, 2).await;
+    assert_eq!(test.parts.store.count_unpublished().await.expect("count"), 0);
 }
 
 #[tokio::test]
 async fn the_relay_keeps_what_the_broker_does_not_take() {
-    let lab = Lab::new(&[]).await;
-    lab.services.queue.close().await;
-    lab.upload(&picture()).await;
-    let relay = lab.relay();
+    let test = TestWorker::new(&[]).await;
+    test.parts.queue.close().await;
+    test.upload(&picture()).await;
+    let relay = test.relay();
     within("it has given the rows back", async {
-        while !lab.store.gate.called.lock().expect("not poisoned").contains("return_unpublished") {
+        while !test.store.gate.called.lock().expect("not poisoned").contains("return_unpublished") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    assert_eq!(lab.services.store.count_unpublished().await.expect("count"), 2);
+    assert_eq!(test.parts.store.count_unpublished().await.expect("count"), 2);
     assert!(!relay.is_finished());
 }
 
 #[tokio::test]
 async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
-    let lab = Lab::new(&[("SAFELIGHT_MAX_ATTEMPTS", "2"), ("SAFELIGHT_LEASE_MS", "100")]).await;
-    let upload = lab.upload(&picture()).await;
-    let _rescuer = lab.rescuer();
-    let store = &lab.services.store;
+    let test =
+        TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "2"), ("SAFELIGHT_LEASE_MS", "100")]).await;
+    let upload = test.upload(&picture()).await;
+    let _rescuer = test.rescuer();
+    let store = &test.parts.store;
     // Workers that claim and are never heard of again.
     for attempt in 1..=2_u32 {
         let mut claimed = 0;
@@ -88,7 +88,7 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
         })
         .await;
     }
-    let task = lab.ended(upload.task).await;
+    let task = test.ended(upload.task).await;
     assert_eq!(task.status, Status::Failed);
     for job in &task.jobs {
         assert_eq!(job.attempt, 2);
@@ -98,26 +98,26 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
 
 #[tokio::test]
 async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
-    let lab = Lab::new(&[]).await;
-    let blobs = &lab.services.blobs;
+    let test = TestWorker::new(&[]).await;
+    let blobs = &test.parts.blobs;
     let abandon = async || {
         let image = ImageId::new();
         let mut staging = blobs.stage(image).await.expect("stage");
         staging.write(b"bytes").await.expect("write");
         staging.finish().await.expect("finish");
-        lab.path(&BlobKey::Incoming(image))
+        test.path(&BlobKey::Incoming(image))
     };
     let (old, young) = (abandon().await, abandon().await);
     // An accepted upload whose write job has not run, and one whose write job has.
-    let waiting = lab.path(&BlobKey::Incoming(lab.upload(&picture()).await.image));
-    let stored = lab.upload(b"another picture").await;
-    let left_over = lab.path(&BlobKey::Incoming(stored.image));
-    settle_write_job(&lab, stored.image).await;
+    let waiting = test.path(&BlobKey::Incoming(test.upload(&picture()).await.image));
+    let stored = test.upload(b"another picture").await;
+    let left_over = test.path(&BlobKey::Incoming(stored.image));
+    settle_write_job(&test, stored.image).await;
     let long_ago = SystemTime::now() - Duration::from_hours(24);
     for path in [&old, &waiting, &left_over] {
         File::options().append(true).open(path).expect("open").set_modified(long_ago).expect("age");
     }
-    let _janitor = lab.janitor();
+    let _janitor = test.janitor();
     within("the sweep is done", async {
         while old.exists() || left_over.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -125,16 +125,16 @@ async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
     })
     .await;
     assert!(young.exists() && waiting.exists());
-    let bytes = std::fs::read(lab.path(&BlobKey::Blob(stored.sha256))).expect("moved, not lost");
+    let bytes = std::fs::read(test.path(&BlobKey::Blob(stored.sha256))).expect("moved, not lost");
     assert_eq!(bytes, b"another picture");
 }
 
 /// Records a write job as done while its staged bytes lie where they are.
-async fn settle_write_job(lab: &Lab, image: ImageId) {
+async fn settle_write_job(test: &TestWorker, image: ImageId) {
     use safelight_domain::JobKind;
     use safelight_store::{Outcome, Settled};
-    let store = &lab.services.store;
-    for notice in lose_messages(lab).await {
+    let store = &test.parts.store;
+    for notice in lose_messages(test).await {
         let claim =
             store.claim(&notice, false, WorkerId::new(), Duration::from_mins(1), JOB_VERSION).await;
         let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };

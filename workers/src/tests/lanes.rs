@@ -12,40 +12,40 @@ use safelight_queue::Queue;
 use safelight_store::{ClaimedJob, Outcome};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use super::lab::{Lab, picture, within};
+use super::test_worker::{TestWorker, picture, within};
 use crate::{
     WorkerOptions,
-    relay::Relay,
-    worker::{self, Worker},
+    consumer::{self, worker::Worker},
+    maintenance::outbox_relay::OutboxRelay,
 };
 
 /// Thumbnail jobs that have begun, by lane, and that end only as they are let go.
 #[derive(Clone)]
-struct Workshop {
+struct HeldJobs {
     begun: Arc<[AtomicUsize; 2]>,
     let_go: Arc<Semaphore>,
 }
 
-impl Workshop {
-    fn open(lab: &Lab, lanes: &[Lane], concurrency: usize) -> (Self, JoinHandle<()>) {
-        let shop = Self { begun: Arc::default(), let_go: Arc::new(Semaphore::new(0)) };
-        let in_shop = shop.clone();
+impl HeldJobs {
+    fn open(test: &TestWorker, lanes: &[Lane], concurrency: usize) -> (Self, JoinHandle<()>) {
+        let jobs = Self { begun: Arc::default(), let_go: Arc::new(Semaphore::new(0)) };
+        let in_jobs = jobs.clone();
         let handler = move |attempt: Attempt, job: ClaimedJob| {
-            let shop = in_shop.clone();
+            let jobs = in_jobs.clone();
             async move {
-                // With it goes the slot.
+                // The attempt holds the slot.
                 let _attempt = attempt;
-                shop.begun[job.lane as usize].fetch_add(1, Ordering::SeqCst);
-                shop.let_go.acquire().await.expect("open").forget();
+                jobs.begun[job.lane as usize].fetch_add(1, Ordering::SeqCst);
+                jobs.let_go.acquire().await.expect("open").forget();
                 Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None })
             }
             .boxed()
         };
         let (kinds, lanes) = (vec![JobKind::Thumbnail], lanes.to_vec());
         let options = WorkerOptions { kinds, lanes, concurrency };
-        let worker = Worker::with_handler(lab.services.clone(), &options, Box::new(handler));
-        let work = worker::work(Arc::new(worker), options, lab.shutdown.clone());
-        (shop, tokio::spawn(work))
+        let worker = Worker::with_handler(&test.parts, options, Box::new(handler));
+        let work = consumer::consume(Arc::new(worker), test.shutdown.clone());
+        (jobs, tokio::spawn(work))
     }
 
     fn begun(&self, lane: Lane) -> usize {
@@ -64,69 +64,69 @@ impl Workshop {
 
 #[tokio::test]
 async fn a_flood_of_bulk_work_leaves_a_slot_for_who_is_waiting() {
-    let lab = Lab::new(&[]).await;
+    let test = TestWorker::new(&[]).await;
     for _ in 0..12 {
-        lab.upload_on(Lane::Bulk, &picture()).await;
+        test.upload_on(Lane::Bulk, &picture()).await;
     }
-    let _relay = lab.relay();
-    let (shop, _worker) = Workshop::open(&lab, Lane::ALL, 4);
-    shop.has_begun(Lane::Bulk, 3).await;
+    let _relay = test.relay();
+    let (jobs, _worker) = HeldJobs::open(&test, Lane::ALL, 4);
+    jobs.has_begun(Lane::Bulk, 3).await;
     // Had the flood taken the last slot, this one would not begin: nothing ever ends here.
-    lab.upload(&picture()).await;
-    lab.services.outbox_signal.notify();
-    shop.has_begun(Lane::Interactive, 1).await;
-    assert_eq!(shop.begun(Lane::Bulk), 3);
+    test.upload(&picture()).await;
+    test.parts.outbox_signal.notify();
+    jobs.has_begun(Lane::Interactive, 1).await;
+    assert_eq!(jobs.begun(Lane::Bulk), 3);
 }
 
 #[tokio::test]
 async fn interactive_work_comes_first_and_may_take_every_slot() {
-    let lab = Lab::new(&[]).await;
+    let test = TestWorker::new(&[]).await;
     for _ in 0..4 {
-        lab.upload_on(Lane::Bulk, &picture()).await;
-        lab.upload(&picture()).await;
+        test.upload_on(Lane::Bulk, &picture()).await;
+        test.upload(&picture()).await;
     }
-    let relay = lab.relay();
+    let relay = test.relay();
     let queues = Lane::ALL.iter().map(|&lane| Queue { kind: JobKind::Thumbnail, lane });
     for queue in queues {
         within("all are published", async {
-            while lab.services.queue.depth(queue).await.expect("depth") < 4 {
+            while test.parts.queue.depth(queue).await.expect("depth") < 4 {
                 tokio::task::yield_now().await;
             }
         })
         .await;
     }
     relay.abort();
-    let (shop, _worker) = Workshop::open(&lab, Lane::ALL, 1);
+    let (jobs, _worker) = HeldJobs::open(&test, Lane::ALL, 1);
     for done in 1..=4 {
-        shop.has_begun(Lane::Interactive, done).await;
-        assert_eq!(shop.begun(Lane::Bulk), 0, "bulk waits until nobody else does");
-        shop.let_go.add_permits(1);
+        jobs.has_begun(Lane::Interactive, done).await;
+        assert_eq!(jobs.begun(Lane::Bulk), 0, "bulk waits until no interactive job does");
+        jobs.let_go.add_permits(1);
     }
-    shop.has_begun(Lane::Bulk, 1).await;
+    jobs.has_begun(Lane::Bulk, 1).await;
 }
 
 #[tokio::test]
 async fn a_worker_of_bulk_alone_uses_all_its_slots() {
-    let lab = Lab::new(&[]).await;
+    let test = TestWorker::new(&[]).await;
     for _ in 0..6 {
-        lab.upload_on(Lane::Bulk, &picture()).await;
+        test.upload_on(Lane::Bulk, &picture()).await;
     }
-    let _relay = lab.relay();
-    let (shop, _worker) = Workshop::open(&lab, &[Lane::Bulk], 4);
-    shop.has_begun(Lane::Bulk, 4).await;
+    let _relay = test.relay();
+    let (jobs, _worker) = HeldJobs::open(&test, &[Lane::Bulk], 4);
+    jobs.has_begun(Lane::Bulk, 4).await;
 }
 
 #[tokio::test]
 async fn a_backlog_is_published_only_as_it_is_worked_off() {
-    let lab = Lab::new(&[("SAFELIGHT_PUBLISH_AHEAD", "5")]).await;
+    let test = TestWorker::new(&[("SAFELIGHT_PUBLISH_AHEAD", "5")]).await;
     let mut uploads = Vec::new();
     for _ in 0..12 {
-        uploads.push(lab.upload(&picture()).await);
+        uploads.push(test.upload(&picture()).await);
     }
-    let _relay = lab.relay();
+    let _relay = test.relay();
     let depth = async |kind| {
         let queue = Queue { kind, lane: Lane::Interactive };
-        lab.services.queue.depth(queue).await.expect("depth")
+        test.parts.queue.depth(queue).await.expect("depth")
     };
     within("both queues are filled", async {
         while depth(JobKind::Write).await < 5 || depth(JobKind::Thumbnail).await < 5 {
@@ -134,23 +134,26 @@ async fn a_backlog_is_published_only_as_it_is_worked_off() {
         }
     })
     .await;
-    // A ring changes nothing: there is no room.
-    lab.services.outbox_signal.notify();
-    let unpublished = async || lab.services.store.count_unpublished().await.expect("count");
+    // A notification changes nothing: the queues are full.
+    test.parts.outbox_signal.notify();
+    let unpublished = async || test.parts.store.count_unpublished().await.expect("count");
     within("the rest stays where it is", async {
         while unpublished().await != 14 {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    // Nor do relays that begin anew, of nodes that were restarted.
+    // Nor do new relays, of nodes that were restarted.
     for _ in 0..3 {
-        let mut anew = Relay::new(&lab.services);
-        anew.step(&lab.services).await.expect("step");
+        let parts = &test.parts;
+        let (store, queue) = (parts.store.clone(), parts.queue.clone());
+        let signal = parts.outbox_signal.clone();
+        let mut relay = OutboxRelay::new(store, queue, signal, &parts.config);
+        relay.step().await.expect("step");
     }
     assert_eq!((depth(JobKind::Write).await, depth(JobKind::Thumbnail).await), (5, 5));
-    let _worker = lab.worker();
+    let _worker = test.worker();
     for upload in uploads {
-        lab.ended(upload.task).await;
+        test.ended(upload.task).await;
     }
 }

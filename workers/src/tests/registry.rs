@@ -9,20 +9,23 @@ use safelight_domain::{ErrorCode, Failure, Status};
 use safelight_store::{Heartbeat, RegisteredWorker, WorkerStatus};
 use tokio::sync::Notify;
 
-use super::lab::{Lab, options, picture, within};
-use crate::worker::{self, Worker, heartbeat};
+use super::test_worker::{TestWorker, options, picture, within};
+use crate::consumer::{self, worker::Worker};
 
 const OFTEN: &[(&str, &str)] = &[("SAFELIGHT_HEARTBEAT_MS", "50")];
 
-async fn registered(lab: &Lab) -> Vec<RegisteredWorker> {
-    lab.store.inner.list_workers(9).await.expect("list")
+async fn registered(test: &TestWorker) -> Vec<RegisteredWorker> {
+    test.store.inner.list_workers(9).await.expect("list")
 }
 
 /// The only worker, once `wanted` holds for it.
-async fn worker_when(lab: &Lab, wanted: impl Fn(&RegisteredWorker) -> bool) -> RegisteredWorker {
+async fn worker_when(
+    test: &TestWorker,
+    wanted: impl Fn(&RegisteredWorker) -> bool,
+) -> RegisteredWorker {
     within("the registry shows it", async {
         loop {
-            let workers = registered(lab).await;
+            let workers = registered(test).await;
             assert!(workers.len() <= 1, "{workers:?}");
             if let Some(worker) = workers.into_iter().next().filter(&wanted) {
                 return worker;
@@ -39,28 +42,28 @@ fn ended(beat: &Heartbeat) -> u64 {
 
 #[tokio::test]
 async fn a_worker_is_registered_with_what_it_did_until_it_has_drained() {
-    let lab = Lab::new(OFTEN).await;
-    let (worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    assert_eq!(lab.ended(upload.task).await.status, Status::Succeeded);
-    let shown = worker_when(&lab, |worker| ended(&worker.beat) == 2).await;
+    let test = TestWorker::new(OFTEN).await;
+    let (worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
+    let shown = worker_when(&test, |worker| ended(&worker.beat) == 2).await;
     assert_eq!(shown.status(), WorkerStatus::Running);
     let beat = &shown.beat;
     assert_eq!((beat.pid, beat.concurrency), (std::process::id(), 2));
     assert_eq!((beat.kinds.len(), beat.lanes.len(), beat.slots.len()), (4, 2, 8));
     assert!(!beat.host.is_empty() && !beat.version.is_empty());
     assert!(beat.slots.iter().all(|one| one.busy == 0 && one.slots > 0), "{beat:?}");
-    lab.shutdown.cancel();
+    test.shutdown.cancel();
     within("the worker ends", worker).await.expect("no panic");
-    assert_eq!(registered(&lab).await, []);
+    assert_eq!(registered(&test).await, []);
 }
 
 #[tokio::test]
 async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
-    let lab = Lab::new(OFTEN).await;
-    let _relay = lab.relay();
+    let test = TestWorker::new(OFTEN).await;
+    let _relay = test.relay();
     let release = Arc::new(Notify::new());
-    let (gate, options, shutdown) = (release.clone(), options(), lab.shutdown.clone());
+    let (gate, options, shutdown) = (release.clone(), options(), test.shutdown.clone());
     let handler = move |_, _| -> futures::future::BoxFuture<'static, _> {
         let gate = gate.clone();
         Box::pin(async move {
@@ -68,34 +71,52 @@ async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
             Err(Failure::new(ErrorCode::CorruptImage, "damaged"))
         })
     };
-    let services = lab.services.clone();
-    let worker = Arc::new(Worker::with_handler(services, &options, Box::new(handler)));
+    let worker = Worker::with_handler(&test.parts, options, Box::new(handler));
+    let statuses = test.statuses.clone();
     let draining = tokio::spawn(async move {
-        let work = worker::work(worker.clone(), options.clone(), shutdown.clone());
-        heartbeat::during(&worker, &options, &shutdown, work).await;
+        consumer::run_registered(worker, &statuses, shutdown).await;
     });
     // Of one upload the write job runs, and the thumbnail job.
-    lab.upload(&picture()).await;
+    test.upload(&picture()).await;
     let busy =
         |worker: &RegisteredWorker| worker.beat.slots.iter().map(|one| one.busy).sum::<u32>();
-    worker_when(&lab, |worker| busy(worker) == 2).await;
-    lab.shutdown.cancel();
-    let shown = worker_when(&lab, |worker| worker.status() == WorkerStatus::Draining).await;
+    worker_when(&test, |worker| busy(worker) == 2).await;
+    test.shutdown.cancel();
+    let shown = worker_when(&test, |worker| worker.status() == WorkerStatus::Draining).await;
     assert_eq!(busy(&shown), 2);
     release.notify_waiters();
     within("the worker ends", draining).await.expect("no panic");
-    assert_eq!(registered(&lab).await, []);
+    assert_eq!(registered(&test).await, []);
+}
+
+#[tokio::test]
+async fn a_worker_reports_the_last_runs_of_its_services() {
+    let test = TestWorker::new(OFTEN).await;
+    test.parts.queue.close().await;
+    let _services = test.services(&["outbox_relay", "old_tasks"]);
+    let _worker = test.worker();
+    test.upload(&picture()).await;
+    let has_failed = |worker: &RegisteredWorker| {
+        worker.beat.services.iter().any(|service| service.last_error.is_some())
+    };
+    let services = worker_when(&test, has_failed).await.beat.services;
+    let names: Vec<_> = services.iter().map(|service| service.name.as_str()).collect();
+    assert_eq!(names, ["old_tasks", "outbox_relay"]);
+    let (tasks, relay) = (&services[0], &services[1]);
+    assert!(tasks.last_success_at.is_some() && tasks.last_error.is_none(), "{tasks:?}");
+    assert!(relay.last_run_at.is_some() && relay.last_success_at.is_none(), "{relay:?}");
+    assert!(relay.last_error.is_some(), "{relay:?}");
 }
 
 #[tokio::test]
 async fn a_worker_outlives_beats_that_the_database_does_not_take() {
-    let lab = Lab::new(OFTEN).await;
-    let worker = lab.worker();
-    let before = worker_when(&lab, |_| true).await;
-    lab.store.gate.away.store(true, Ordering::SeqCst);
-    worker_when(&lab, |worker| worker.status() == WorkerStatus::Lost).await;
-    assert!(lab.store.gate.refused.load(Ordering::SeqCst) >= 2 && !worker.is_finished());
-    lab.store.gate.away.store(false, Ordering::SeqCst);
-    let after = worker_when(&lab, |worker| worker.status() == WorkerStatus::Running).await;
+    let test = TestWorker::new(OFTEN).await;
+    let worker = test.worker();
+    let before = worker_when(&test, |_| true).await;
+    test.store.gate.unavailable.store(true, Ordering::SeqCst);
+    worker_when(&test, |worker| worker.status() == WorkerStatus::Lost).await;
+    assert!(test.store.gate.refused.load(Ordering::SeqCst) >= 2 && !worker.is_finished());
+    test.store.gate.unavailable.store(false, Ordering::SeqCst);
+    let after = worker_when(&test, |worker| worker.status() == WorkerStatus::Running).await;
     assert_eq!((after.beat.id, after.started_at), (before.beat.id, before.started_at));
 }

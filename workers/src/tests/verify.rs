@@ -4,24 +4,23 @@ use std::fs;
 
 use safelight_blobs::BlobKey;
 use safelight_domain::{
-    BackfillKind, BackfillSpec, BackfillState, Image, ItemOutcome, Status, TaskId, WorkerId,
+    BackfillKind, BackfillSpec, BackfillState, Image, ItemOutcome, Status, TaskId,
 };
 use safelight_store::{Item, NewBackfill, NewUpload};
 
-use super::lab::{Lab, picture, within};
-use crate::backfill;
+use super::test_worker::{TestWorker, picture, within};
 
-/// Runs a backfill that verifies everything, also what was bad before; answers with its report.
-async fn verified(lab: &Lab) -> (Status, Vec<Item>) {
-    let store = &lab.services.store;
+/// Runs a backfill that verifies everything, also what was bad before; returns its report.
+async fn verified(test: &TestWorker) -> (Status, Vec<Item>) {
+    let store = &test.parts.store;
     let mut spec = BackfillSpec::new(BackfillKind::Verify);
     spec.retry_failed = true;
     let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
-    let foreman = WorkerId::new();
+    let coordinator = test.stepping_coordinator();
     within("the backfill ends", async {
         loop {
-            Box::pin(backfill::step(&lab.services, foreman)).await.expect("a step");
+            Box::pin(coordinator.step()).await.expect("a step");
             let task = store.task(new.task).await.expect("read").expect("a task");
             if task.backfill.expect("a backfill").state == BackfillState::Ended {
                 let report = store.backfill_report(new.task, None, 100).await.expect("report");
@@ -33,24 +32,24 @@ async fn verified(lab: &Lab) -> (Status, Vec<Item>) {
     .await
 }
 
-async fn image(lab: &Lab, upload: &NewUpload) -> Image {
-    lab.services.store.image(upload.image).await.expect("read").expect("an image")
+async fn image(test: &TestWorker, upload: &NewUpload) -> Image {
+    test.parts.store.image(upload.image).await.expect("read").expect("an image")
 }
 
 #[tokio::test]
-async fn what_is_bad_is_found_and_repaired() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    lab.ended(upload.task).await;
-    assert_eq!(verified(&lab).await.0, Status::Succeeded);
+async fn verify_repairs_damaged_renditions() {
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    test.ended(upload.task).await;
+    assert_eq!(verified(&test).await.0, Status::Succeeded);
 
-    let made = image(&lab, &upload).await.renditions;
-    let file = |at: usize| lab.path(&BlobKey::rendition(upload.sha256, &made[at]));
+    let made = image(&test, &upload).await.renditions;
+    let file = |at: usize| test.path(&BlobKey::rendition(upload.sha256, &made[at]));
     let good = fs::read(file(0)).expect("a rendition");
     fs::write(file(0), b"damaged").expect("write");
     fs::remove_file(file(1)).expect("remove");
-    let (status, report) = verified(&lab).await;
+    let (status, report) = verified(&test).await;
     assert_eq!(status, Status::Succeeded);
     let found = report[0].detail.as_deref().expect("what was found");
     for bad in [format!("{} (", made[0].preset), format!("{} (", made[1].preset)] {
@@ -59,27 +58,27 @@ async fn what_is_bad_is_found_and_repaired() {
     assert!(found.contains("damaged") && found.contains("missing"), "{found}");
     assert_eq!(fs::read(file(0)).expect("it is back"), good);
     assert!(file(1).exists());
-    assert_eq!(verified(&lab).await.1[0].detail, None, "all is well again");
+    assert_eq!(verified(&test).await.1[0].detail, None, "all is well again");
 }
 
 #[tokio::test]
-async fn what_has_no_source_is_told_and_kept() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    lab.ended(upload.task).await;
-    let blob = lab.path(&BlobKey::Blob(upload.sha256));
+async fn a_damaged_original_is_reported_and_kept() {
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    test.ended(upload.task).await;
+    let blob = test.path(&BlobKey::Blob(upload.sha256));
     let good = fs::read(&blob).expect("a blob");
     fs::write(&blob, b"damaged").expect("write");
-    let (status, report) = verified(&lab).await;
+    let (status, report) = verified(&test).await;
     assert_eq!(status, Status::Failed);
     assert_eq!(report[0].outcome, ItemOutcome::Failed);
     assert_eq!(report[0].reason.as_deref(), Some("blob_damaged"));
     assert!(blob.exists(), "nothing is thrown away");
 
     // Its staged bytes would do: as after a promotion that was lost.
-    fs::write(lab.path(&BlobKey::Incoming(upload.image)), &good).expect("write");
-    let (status, report) = verified(&lab).await;
+    fs::write(test.path(&BlobKey::Incoming(upload.image)), &good).expect("write");
+    let (status, report) = verified(&test).await;
     assert_eq!(status, Status::Succeeded, "{report:?}");
     assert_eq!(fs::read(&blob).expect("it is back"), good);
 }

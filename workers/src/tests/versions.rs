@@ -7,11 +7,11 @@ use safelight_domain::{JOB_VERSION, JobKind, Status};
 use safelight_store::QueueCapacity;
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 
-use super::lab::{Lab, job, picture, within};
+use super::test_worker::{TestWorker, job, picture, within};
 
 /// Makes all jobs of a kind such as a worker needs this version for.
-async fn set_version(lab: &Lab, kind: JobKind, version: u32) {
-    let DatabaseUrl::Sqlite(file) = &lab.services.config.database_url else { panic!("no file") };
+async fn set_version(test: &TestWorker, kind: JobKind, version: u32) {
+    let DatabaseUrl::Sqlite(file) = &test.parts.config.database_url else { panic!("no file") };
     let mut conn = SqliteConnectOptions::new().filename(file).connect().await.expect("open");
     sqlx::query("update jobs set needs_version = $1 where kind = $2")
         .bind(version)
@@ -23,41 +23,41 @@ async fn set_version(lab: &Lab, kind: JobKind, version: u32) {
 
 #[tokio::test]
 async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
-    let lab = Lab::new(&[]).await;
-    let upload = lab.upload(&picture()).await;
-    set_version(&lab, JobKind::Write, JOB_VERSION + 1).await;
-    // By hand, so that nothing rings again before it is looked at.
-    let due = lab
-        .services
+    let test = TestWorker::new(&[]).await;
+    let upload = test.upload(&picture()).await;
+    set_version(&test, JobKind::Write, JOB_VERSION + 1).await;
+    // By hand, so that no relay publishes it again before the check.
+    let due = test
+        .parts
         .store
         .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
-    lab.services.queue.publish(&due.due).await.expect("publish");
-    lab.services.store.mark_published(&due.due).await.expect("mark");
-    let _worker = lab.worker();
+    test.parts.queue.publish(&due.due).await.expect("publish");
+    test.parts.store.mark_published(&due.due).await.expect("mark");
+    let _worker = test.worker();
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
-    lab.task_when(upload.task, thumbnail_is_done).await;
-    within("the bell is to ring again", async {
-        while !lab.store.gate.called.lock().expect("not poisoned").contains("republish") {
+    test.task_when(upload.task, thumbnail_is_done).await;
+    within("the job is published again later", async {
+        while !test.store.gate.called.lock().expect("not poisoned").contains("republish") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    let batch = lab
+    let batch = test
         .store
         .inner
         .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
-    assert_eq!((batch.due.len(), lab.depth().await), (0, 0), "not at once");
+    assert_eq!((batch.due.len(), test.depth().await), (0, 0), "not at once");
     assert!(batch.next_in.is_some_and(|next| next <= Duration::from_secs(1)), "{batch:?}");
-    let task = lab.task(upload.task).await;
+    let task = test.task(upload.task).await;
     let write = job(&task, JobKind::Write);
     assert_eq!((write.status, write.attempt, &write.error), (Status::Queued, 0, &None));
     // As good as a newer worker.
-    set_version(&lab, JobKind::Write, 1).await;
-    let _relay = lab.relay();
-    let task = lab.ended(upload.task).await;
+    set_version(&test, JobKind::Write, 1).await;
+    let _relay = test.relay();
+    let task = test.ended(upload.task).await;
     assert_eq!((task.status, job(&task, JobKind::Write).attempt), (Status::Succeeded, 1));
 }

@@ -5,55 +5,55 @@ use std::{sync::atomic::Ordering, time::Duration};
 use safelight_blobs::BlobKey;
 use safelight_domain::{ErrorCode, ImageFormat, JobKind, Status, Task};
 
-use super::lab::{Lab, job, picture, within};
+use super::test_worker::{TestWorker, job, picture, within};
 
 #[tokio::test]
 async fn an_upload_becomes_a_blob_with_facts_and_renditions() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    lab.services.outbox_signal.notify();
-    let task = lab.ended(upload.task).await;
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    test.parts.outbox_signal.notify();
+    let task = test.ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1 && job.error.is_none()), "{task:?}");
     let image = task.image.expect("the upload's image");
     let facts = image.facts.expect("facts");
     assert_eq!((facts.format, facts.width, facts.height), (ImageFormat::Png, 300, 200));
-    assert!(lab.path(&BlobKey::Blob(upload.sha256)).exists());
-    assert!(!lab.path(&BlobKey::Incoming(upload.image)).exists());
+    assert!(test.path(&BlobKey::Blob(upload.sha256)).exists());
+    assert!(!test.path(&BlobKey::Incoming(upload.image)).exists());
     let mut sizes: Vec<_> =
         image.renditions.iter().map(|r| (r.preset.as_str(), r.width, r.height)).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [("large", 300, 200), ("medium", 300, 200), ("small", 256, 171)]);
     for rendition in &image.renditions {
-        let stored = std::fs::metadata(lab.path(&BlobKey::rendition(upload.sha256, rendition)));
+        let stored = std::fs::metadata(test.path(&BlobKey::rendition(upload.sha256, rendition)));
         assert_eq!(stored.expect("stored").len(), rendition.bytes);
     }
 }
 
 #[tokio::test]
 async fn an_equal_upload_uses_the_renditions_of_the_first() {
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let first = lab.upload(&picture()).await;
-    lab.ended(first.task).await;
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let first = test.upload(&picture()).await;
+    test.ended(first.task).await;
     // Whoever rendered again would write them again.
-    std::fs::remove_dir_all(lab.renditions()).expect("there were some");
-    let second = lab.upload(&picture()).await;
-    let task = lab.ended(second.task).await;
+    std::fs::remove_dir_all(test.renditions()).expect("there were some");
+    let second = test.upload(&picture()).await;
+    let task = test.ended(second.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert_eq!(task.image.expect("image").renditions.len(), 3);
-    assert!(!lab.renditions().exists());
+    assert!(!test.renditions().exists());
 }
 
 #[tokio::test]
 async fn a_failing_blob_store_is_tried_again_until_it_works() {
-    let lab = Lab::new(&[("SAFELIGHT_MAX_ATTEMPTS", "100")]).await;
+    let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "100")]).await;
     // A file where a folder should be: nothing can be written below it.
-    std::fs::write(lab.renditions(), "").expect("write");
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    let task = lab
+    std::fs::write(test.renditions(), "").expect("write");
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    let task = test
         .task_when(upload.task, |task| {
             let thumbnail = job(task, JobKind::Thumbnail);
             thumbnail.status == Status::Queued && thumbnail.attempt >= 2
@@ -64,40 +64,40 @@ async fn a_failing_blob_store_is_tried_again_until_it_works() {
     assert_eq!(error.code, ErrorCode::StoreUnavailable);
     assert!(!error.message.contains('/'), "no paths: {error}");
     assert!(thumbnail.retry_at.is_some());
-    std::fs::remove_file(lab.renditions()).expect("remove");
-    assert_eq!(lab.ended(upload.task).await.status, Status::Succeeded);
+    std::fs::remove_file(test.renditions()).expect("remove");
+    assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
 }
 
 #[tokio::test]
 async fn a_blob_store_that_is_away_burns_no_attempts() {
-    let lab = Lab::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
+    let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
     // Nothing can be written: neither renditions nor the probe that asks whether it can.
-    std::fs::write(lab.renditions(), "").expect("write");
-    std::fs::write(lab.probes(), "").expect("write");
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
+    std::fs::write(test.renditions(), "").expect("write");
+    std::fs::write(test.probes(), "").expect("write");
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
     let waits = |task: &Task| job(task, JobKind::Thumbnail).error.is_some();
-    lab.task_when(upload.task, waits).await;
-    let late = lab.upload(&picture()).await;
+    test.task_when(upload.task, waits).await;
+    let late = test.upload(&picture()).await;
     // Far longer than the three attempts would last.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let tasks = [lab.task(upload.task).await, lab.task(late.task).await];
+    let tasks = [test.task(upload.task).await, test.task(late.task).await];
     let attempts = tasks.each_ref().map(|task| job(task, JobKind::Thumbnail).attempt);
     assert_eq!(attempts, [1, 0]);
 
-    std::fs::remove_file(lab.renditions()).expect("remove");
-    std::fs::remove_file(lab.probes()).expect("remove");
-    assert_eq!(lab.ended(upload.task).await.status, Status::Succeeded);
-    assert_eq!(lab.ended(late.task).await.status, Status::Succeeded);
+    std::fs::remove_file(test.renditions()).expect("remove");
+    std::fs::remove_file(test.probes()).expect("remove");
+    assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
+    assert_eq!(test.ended(late.task).await.status, Status::Succeeded);
 }
 
 #[tokio::test]
 async fn a_job_that_never_works_runs_out_of_attempts() {
-    let lab = Lab::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
-    let upload = lab.upload(&picture()).await;
-    lab.services.blobs.delete(&BlobKey::Incoming(upload.image)).await.expect("delete");
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let task = lab.ended(upload.task).await;
+    let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
+    let upload = test.upload(&picture()).await;
+    test.parts.blobs.delete(&BlobKey::Incoming(upload.image)).await.expect("delete");
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let task = test.ended(upload.task).await;
     assert_eq!(task.status, Status::Failed);
     for job in &task.jobs {
         assert_eq!((job.status, job.attempt), (Status::Failed, 3));
@@ -107,8 +107,8 @@ async fn a_job_that_never_works_runs_out_of_attempts() {
 
 #[tokio::test]
 async fn what_no_attempt_can_help_fails_at_once() {
-    let lab = Lab::new(&[("SAFELIGHT_MAX_PIXELS", "59999")]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
+    let test = TestWorker::new(&[("SAFELIGHT_MAX_PIXELS", "59999")]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
     let cut_short = &picture()[..400];
     for (bytes, code) in [
         (&b"no picture at all"[..], ErrorCode::NotAnImage),
@@ -120,8 +120,8 @@ async fn what_no_attempt_can_help_fails_at_once() {
             ErrorCode::UnsupportedFormat,
         ),
     ] {
-        let upload = lab.upload(bytes).await;
-        let task = lab.ended(upload.task).await;
+        let upload = test.upload(bytes).await;
+        let task = test.ended(upload.task).await;
         assert_eq!(task.status, Status::Failed);
         for job in &task.jobs {
             assert_eq!(job.attempt, 1, "{code}");
@@ -130,9 +130,9 @@ async fn what_no_attempt_can_help_fails_at_once() {
     }
     // A sound header over missing pixels: the write job keeps the original, the other says why
     // there are no renditions.
-    let lab = Lab::new(&[]).await;
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let task = lab.ended(lab.upload(cut_short).await.task).await;
+    let test = TestWorker::new(&[]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let task = test.ended(test.upload(cut_short).await.task).await;
     assert_eq!(job(&task, JobKind::Write).status, Status::Succeeded);
     let thumbnail = job(&task, JobKind::Thumbnail);
     assert_eq!(thumbnail.error.as_ref().expect("reason").code, ErrorCode::CorruptImage);
@@ -140,57 +140,57 @@ async fn what_no_attempt_can_help_fails_at_once() {
 
 #[tokio::test]
 async fn a_database_that_is_away_burns_no_attempts() {
-    let lab = Lab::new(&[]).await;
-    let upload = lab.upload(&picture()).await;
-    let relay = lab.relay();
+    let test = TestWorker::new(&[]).await;
+    let upload = test.upload(&picture()).await;
+    let relay = test.relay();
     within("both are published", async {
-        while lab.depth().await < 2 {
+        while test.depth().await < 2 {
             tokio::task::yield_now().await;
         }
     })
     .await;
     // The worker meets an absent database with messages waiting.
     relay.abort();
-    lab.store.gate.away.store(true, Ordering::SeqCst);
-    let _worker = lab.worker();
+    test.store.gate.unavailable.store(true, Ordering::SeqCst);
+    let _worker = test.worker();
     within("the absence is noticed", async {
-        while lab.store.gate.refused.load(Ordering::SeqCst) < 4 {
+        while test.store.gate.refused.load(Ordering::SeqCst) < 4 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    let task = lab.store.inner.task(upload.task).await.expect("task").expect("known");
+    let task = test.store.inner.task(upload.task).await.expect("task").expect("known");
     assert_eq!(task.status, Status::Queued);
-    lab.store.gate.away.store(false, Ordering::SeqCst);
-    let task = lab.ended(upload.task).await;
+    test.store.gate.unavailable.store(false, Ordering::SeqCst);
+    let task = test.ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1), "{task:?}");
 }
 
 #[tokio::test]
 async fn a_lost_answer_to_a_settle_changes_nothing() {
-    let lab = Lab::new(&[]).await;
-    lab.store.gate.answers_to_lose.store(2, Ordering::SeqCst);
-    let (_worker, _relay) = (lab.worker(), lab.relay());
-    let upload = lab.upload(&picture()).await;
-    let task = lab.ended(upload.task).await;
+    let test = TestWorker::new(&[]).await;
+    test.store.gate.answers_to_lose.store(2, Ordering::SeqCst);
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let upload = test.upload(&picture()).await;
+    let task = test.ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert_eq!(task.image.expect("image").renditions.len(), 3);
 }
 
 #[tokio::test]
 async fn a_worker_that_is_told_to_stop_finishes_and_leaves_the_rest() {
-    let lab = Lab::new(&[]).await;
-    let (worker, _relay) = (lab.worker(), lab.relay());
+    let test = TestWorker::new(&[]).await;
+    let (worker, _relay) = (test.worker(), test.relay());
     let mut tasks = Vec::new();
     for _ in 0..20 {
-        tasks.push(lab.upload(&picture()).await.task);
+        tasks.push(test.upload(&picture()).await.task);
     }
-    lab.ended(tasks[0]).await;
-    lab.shutdown.cancel();
+    test.ended(tasks[0]).await;
+    test.shutdown.cancel();
     within("the worker ends", worker).await.expect("no panic");
     for task in tasks {
-        let task = lab.store.inner.task(task).await.expect("task").expect("known");
+        let task = test.store.inner.task(task).await.expect("task").expect("known");
         assert!(task.jobs.iter().all(|job| job.status != Status::Running), "{task:?}");
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use safelight_domain::WorkerId;
-use safelight_store::{Heartbeat, QueueSlots, RegisteredWorker, StoreError, WorkerStatus};
+use safelight_store::{
+    Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, StoreError, WorkerStatus,
+};
 use sqlx::{PgPool, Row, postgres::PgRow, types::Json};
 
 use super::{interval, rows};
@@ -13,10 +15,10 @@ use crate::convert::{duration, to_i64};
 pub async fn heartbeat(pool: &PgPool, beat: &Heartbeat) -> Result<(), StoreError> {
     sqlx::query(
         "insert into workers (id, host, pid, version, status, kinds, lanes, concurrency, slots,
-                              period_ms, started_at, last_heartbeat_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() - $11, now())
+                              period_ms, started_at, last_heartbeat_at, services)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() - $11, now(), $12)
          on conflict (id) do update
-         set status = excluded.status, slots = excluded.slots,
+         set status = excluded.status, slots = excluded.slots, services = excluded.services,
              last_heartbeat_at = excluded.last_heartbeat_at",
     )
     .bind(beat.id)
@@ -30,6 +32,7 @@ pub async fn heartbeat(pool: &PgPool, beat: &Heartbeat) -> Result<(), StoreError
     .bind(Json(&beat.slots))
     .bind(to_i64(beat.period.as_millis()))
     .bind(interval(beat.uptime))
+    .bind(Json(&beat.services))
     .execute(pool)
     .await?;
     Ok(())
@@ -38,7 +41,7 @@ pub async fn heartbeat(pool: &PgPool, beat: &Heartbeat) -> Result<(), StoreError
 pub async fn list(pool: &PgPool, limit: u32) -> Result<Vec<RegisteredWorker>, StoreError> {
     let rows = sqlx::query(
         "select id, host, pid, version, status, kinds, lanes, concurrency, slots, period_ms,
-                started_at, last_heartbeat_at,
+                started_at, last_heartbeat_at, services,
                 (extract(epoch from now() - last_heartbeat_at) * 1000000)::bigint as silent_for
          from workers order by last_heartbeat_at desc, id limit $1",
     )
@@ -75,6 +78,7 @@ fn worker(row: &PgRow) -> Result<RegisteredWorker, StoreError> {
         lanes: row.try_get::<Json<Vec<String>>, _>("lanes")?.0,
         concurrency: rows::number(row, "concurrency")?,
         slots: row.try_get::<Json<Vec<QueueSlots>>, _>("slots")?.0,
+        services: row.try_get::<Json<Vec<ServiceRun>>, _>("services")?.0,
         period: Duration::from_millis(rows::big(row, "period_ms")?),
         uptime: (last_heartbeat_at - started_at).to_std().unwrap_or_default(),
     };

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use safelight_domain::WorkerId;
-use safelight_store::{Heartbeat, QueueSlots, RegisteredWorker, StoreError, WorkerStatus};
+use safelight_store::{
+    Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, StoreError, WorkerStatus,
+};
 use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 
 use super::rows;
@@ -16,10 +18,10 @@ pub async fn heartbeat(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "insert into workers (id, host, pid, version, status, kinds, lanes, concurrency, slots,
-                              period_ms, started_at, last_heartbeat_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                              period_ms, started_at, last_heartbeat_at, services)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          on conflict (id) do update
-         set status = excluded.status, slots = excluded.slots,
+         set status = excluded.status, slots = excluded.slots, services = excluded.services,
              last_heartbeat_at = excluded.last_heartbeat_at",
     )
     .bind(beat.id)
@@ -34,6 +36,7 @@ pub async fn heartbeat(
     .bind(to_i64(beat.period.as_millis()))
     .bind(now.saturating_sub(micros(beat.uptime)))
     .bind(now)
+    .bind(Json(&beat.services))
     .execute(conn)
     .await?;
     Ok(())
@@ -46,7 +49,7 @@ pub async fn list(
 ) -> Result<Vec<RegisteredWorker>, StoreError> {
     let rows = sqlx::query(
         "select id, host, pid, version, status, kinds, lanes, concurrency, slots, period_ms,
-                started_at, last_heartbeat_at
+                started_at, last_heartbeat_at, services
          from workers order by last_heartbeat_at desc, id limit $1",
     )
     .bind(limit)
@@ -86,6 +89,7 @@ fn worker(row: &SqliteRow, now: i64) -> Result<RegisteredWorker, StoreError> {
         lanes: row.try_get::<Json<Vec<String>>, _>("lanes")?.0,
         concurrency: row.try_get("concurrency")?,
         slots: row.try_get::<Json<Vec<QueueSlots>>, _>("slots")?.0,
+        services: row.try_get::<Json<Vec<ServiceRun>>, _>("services")?.0,
         period: duration(period.saturating_mul(1000)),
         uptime: duration(heard.saturating_sub(started)),
     };

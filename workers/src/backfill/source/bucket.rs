@@ -4,7 +4,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use safelight_blobs::{BlobError, Bucket, Listed};
 
-use super::{ByteStream, Entry, Place, Reader, SourceError, Verdict};
+use super::{
+    entry::{ByteStream, Entry, Place, Verdict},
+    error::SourceError,
+    reader::Reader,
+};
 
 /// Keys listed at once to be counted.
 const PAGE: usize = 1000;
@@ -12,7 +16,7 @@ const PAGE: usize = 1000;
 /// What a cursor writes otherwise: a key is any text, and PostgreSQL has none with a NUL in it.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
-pub(in crate::backfill) struct S3Source {
+pub(super) struct S3Source {
     bucket: String,
     /// Empty, or a folder with its `/`.
     prefix: String,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use nix::libc;
 
-use super::{ByteStream, Reader, SourceError};
+use super::{entry::ByteStream, error::SourceError, reader::Reader};
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 256 * 1024;

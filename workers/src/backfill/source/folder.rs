@@ -12,7 +12,11 @@ use std::{
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
-use super::{Entry, Place, Progress, Reader, SourceError, Verdict};
+use super::{
+    entry::{Entry, Place, Verdict},
+    error::SourceError,
+    reader::{Progress, Reader},
+};
 
 /// Names of one folder in memory at once. A larger folder is read once for each so many names.
 const NAMES: usize = 8192;
@@ -20,7 +24,7 @@ const NAMES: usize = 8192;
 /// What a cursor writes otherwise: it is text, and names on Unix are any bytes.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
-pub(in crate::backfill) struct Folder {
+pub(super) struct Folder {
     root: PathBuf,
 }
 
@@ -243,7 +247,7 @@ mod tests {
         let folder = Folder::new("/nowhere/at/all".into());
         assert!(matches!(folder.count(&Reader::default()).await, Err(SourceError::Unusable(_))));
     }
-    /// A folder deeper than any path may be long: nobody may read its end, not even root.
+    /// A folder deeper than any path may be long: no user can read its end, not even root.
     fn bottomless(root: &Path) -> PathBuf {
         let script = "for i in $(seq 30); do mkdir -p \"$0\"; cd \"$0\"; done; echo x > deep.jpg";
         let name = "d".repeat(200);

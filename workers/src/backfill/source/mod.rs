@@ -1,153 +1,26 @@
-//! Where an import finds pictures. Each source has an order of its own, and its cursors say how far one
+//! Where an import finds pictures. Each source has an order of its own, and its cursors say how far a walk
 //! has come in it; a page costs no more memory than its entries, however many there are in all.
 
 mod bucket;
+mod entry;
+mod error;
 mod file;
 mod folder;
 mod list;
 mod reader;
 
-use std::{
-    io::{self, Read},
-    path::{Path, PathBuf},
-    time::Duration,
+use std::{io::Read, path::PathBuf};
+
+use safelight_config::import_roots;
+use safelight_domain::{BackfillSpec, ImageFormat};
+
+pub(super) use self::{
+    entry::{ByteStream, Entry, Verdict},
+    error::SourceError,
+    reader::Reader,
 };
 
-use bytes::Bytes;
-use futures::stream::BoxStream;
-use nix::libc;
-use safelight_blobs::BlobError;
-use safelight_config::import_roots;
-use safelight_domain::{BackfillSpec, ImageFormat, labels};
-
-pub(super) use self::reader::Reader;
-
-use self::{bucket::S3Source, folder::Folder, list::List, reader::Progress};
-
-/// The content of an entry.
-pub(super) type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
-
-/// What cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SourceError {
-    /// And never will be: for people.
-    #[error("{0}")]
-    Unusable(String),
-    /// A pipe, a device or a folder where a plain file was expected.
-    #[error("it is no plain file")]
-    NotAFile,
-    /// It may not be read.
-    #[error("{0}")]
-    Forbidden(String),
-    /// Nothing came for so long.
-    #[error("nothing came from the source for {} seconds", .0.as_secs())]
-    Silent(Duration),
-    /// A file system that failed, and may work again.
-    #[error("cannot read the source: {0}")]
-    Io(#[source] io::Error),
-    /// An object store that failed, and may work again.
-    #[error("cannot read the source: {0}")]
-    Store(#[source] BlobError),
-}
-
-impl SourceError {
-    /// An error of the file system at `path`. What is not known to pass stays.
-    fn at(path: &Path, error: io::Error) -> Self {
-        if may_pass(&error) {
-            return Self::Io(error);
-        }
-        Self::Unusable(format!("{}: {error}", path.display()))
-    }
-
-    /// Whether the same will not work later either.
-    pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::Store(_) | Self::Silent(_))
-    }
-}
-
-/// Whether a file system is away, or this process has too much open: not the fault of what was read.
-fn may_pass(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    let is_known = matches!(
-        error.kind(),
-        Kind::Interrupted
-            | Kind::WouldBlock
-            | Kind::TimedOut
-            | Kind::OutOfMemory
-            | Kind::NotConnected
-            | Kind::ConnectionAborted
-            | Kind::ConnectionRefused
-            | Kind::ConnectionReset
-            | Kind::HostUnreachable
-            | Kind::NetworkDown
-            | Kind::NetworkUnreachable
-    );
-    is_known || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// Something that may be a picture.
-#[derive(Debug)]
-pub(super) struct Entry {
-    /// The walk's cursor once this is done.
-    pub cursor: String,
-    /// How it is called in a report.
-    pub name: String,
-    /// Where its bytes are.
-    pub place: Place,
-    /// Why it is no picture, if that is known without reading it.
-    pub verdict: Option<Verdict>,
-    /// Title, if the source has one.
-    pub title: Option<String>,
-    /// Tags, if the source has any.
-    pub tags: Vec<String>,
-    /// The name of the file.
-    pub filename: Option<String>,
-}
-
-/// Why an entry is not even read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is a symbolic link, a pipe or a device; in a bucket the mark of a folder.
-    NotAFile,
-    /// A folder that cannot be read.
-    Unreadable(String),
-    /// A line of a list that names nothing.
-    Invalid(String),
-}
-
-/// Where bytes are.
-#[derive(Debug)]
-pub(super) enum Place {
-    /// In a file.
-    File(PathBuf),
-    /// In a bucket, under a key.
-    Object { bucket: String, key: String },
-}
-
-impl Entry {
-    /// An entry of which nothing is known but where it is.
-    fn at(cursor: String, name: &str, place: Place) -> Self {
-        let filename = match &place {
-            Place::File(path) => {
-                path.file_name().and_then(|name| labels::file_name(&name.to_string_lossy()))
-            }
-            Place::Object { key, .. } => labels::file_name(key),
-        };
-        // PostgreSQL has no text with a NUL in it.
-        let name = name.replace('\0', "\u{fffd}");
-        Self { cursor, name, place, verdict: None, title: None, tags: Vec::new(), filename }
-    }
-
-    /// Whether its name says that it is a picture.
-    pub fn is_named_like_a_picture(&self) -> bool {
-        const EXTENSIONS: [&str; 12] = [
-            "jpg", "jpeg", "jpe", "png", "gif", "webp", "avif", "tif", "tiff", "bmp", "heic",
-            "heif",
-        ];
-        let extension = Path::new(&self.name).extension().and_then(|e| e.to_str());
-        extension.is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
-    }
-}
+use self::{bucket::S3Source, entry::Place, folder::Folder, list::List, reader::Progress};
 
 /// Where an import finds pictures.
 pub(super) struct Source {
@@ -249,4 +122,36 @@ async fn kind_of_path(reader: &Reader, path: PathBuf) -> Result<Kind, SourceErro
         Ok(Kind::List(List::new(path)))
     };
     reader.run(read).await
+}
+
+#[cfg(test)]
+mod tests {
+    use safelight_domain::BackfillKind;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_names_nothing_outside_of_the_roots() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("list.ndjson");
+        std::fs::write(folder.path().join("in.jpg"), b"x").expect("file");
+        std::fs::write(
+            &path,
+            "\"in.jpg\"\n\"/etc/passwd\"\n\"../../etc/passwd\"\n\"s3://other/a\"",
+        )
+        .expect("list");
+        let mut spec = BackfillSpec::new(BackfillKind::Import);
+        spec.source = Some(path.to_string_lossy().into_owned());
+        spec.roots = vec![folder.path().to_string_lossy().into_owned()];
+        let source = Source::of(&spec, Reader::default()).await.expect("a list");
+        let mut opened = Vec::new();
+        for entry in source.page(None, 9).await.expect("page") {
+            opened.push(match source.open(&entry).await {
+                Ok(_) => "read",
+                Err(SourceError::Forbidden(_)) => "forbidden",
+                Err(_) => "unreadable",
+            });
+        }
+        assert_eq!(opened, ["read", "forbidden", "forbidden", "forbidden"]);
+    }
 }

@@ -12,18 +12,18 @@ use std::{
 
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::SourceError;
+use super::error::SourceError;
 
 /// How long a read may show nothing before it is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Threads that one import may keep. A read that hangs keeps its thread until the system lets go of it: what
-/// hangs so often is away as a whole, and is waited for.
+/// Threads that one import may keep. A read that hangs keeps its thread until the system releases it: a source
+/// that hangs so often is unavailable as a whole, and is waited for.
 const THREADS: usize = 8;
 
 /// How one import reads. Clones share its threads.
 #[derive(Clone)]
-pub(in crate::backfill) struct Reader {
+pub(crate) struct Reader {
     threads: Arc<Semaphore>,
     silence: Duration,
 }
@@ -39,7 +39,7 @@ impl Reader {
         Self { threads: Arc::new(Semaphore::new(threads)), silence }
     }
 
-    /// Runs `work`, which waits for a disk, on a thread that nobody else waits for, as long as it shows
+    /// Runs `work`, which waits for a disk, on a thread of its own, as long as it shows
     /// progress. One that is given up learns of it with its next progress.
     pub(super) async fn run<T: Send + 'static>(
         &self,
@@ -89,7 +89,7 @@ struct State {
 }
 
 impl Progress {
-    /// Shows that the read goes on. An error if nobody waits for it any more.
+    /// Shows that the read goes on. An error if the read was given up.
     pub fn show(&self) -> Result<(), SourceError> {
         self.0.shown.fetch_add(1, Ordering::Relaxed);
         if self.0.is_given_up.load(Ordering::Relaxed) {

@@ -40,7 +40,7 @@ pub(super) enum Action {
     SetClockForward,
     Cancel,
     Retry,
-    RingAgain,
+    Republish,
     Delete,
 }
 
@@ -66,7 +66,7 @@ impl Action {
         (Self::SetClockForward, 1),
         (Self::Cancel, 1),
         (Self::Retry, 3),
-        (Self::RingAgain, 1),
+        (Self::Republish, 1),
         (Self::Delete, 1),
     ];
 
@@ -87,7 +87,7 @@ impl Action {
         )
     }
 
-    /// What a system without faults does when nobody waits.
+    /// What a system without faults does when no task waits.
     pub fn calm(deliverable: bool) -> &'static [Self] {
         if deliverable {
             &[Self::Deliver]
@@ -120,7 +120,7 @@ impl Action {
             Self::SetClockForward => set_clock_forward(world),
             Self::Cancel => by_hand(world, ByHand::Cancel),
             Self::Retry => by_hand(world, ByHand::Retry),
-            Self::RingAgain => by_hand(world, ByHand::RingAgain),
+            Self::Republish => by_hand(world, ByHand::Republish),
             Self::Delete => by_hand(world, ByHand::Delete),
         }
     }
@@ -141,7 +141,7 @@ fn upload(world: &mut World) {
     };
     world.next_id += IDS;
     world.note(&format!("an upload to process {process}, key {:?}", plan.key));
-    let store = world.processes[process].services.store.clone();
+    let store = world.processes[process].parts.store.clone();
     tokio::spawn(client::upload(world.shared.clone(), store, plan));
 }
 
@@ -232,7 +232,7 @@ fn terminate(world: &mut World) {
 enum ByHand {
     Cancel,
     Retry,
-    RingAgain,
+    Republish,
     Delete,
 }
 
@@ -241,7 +241,7 @@ fn by_hand(world: &mut World, what: ByHand) {
     let accepted = world.shared.promises(|told| told.accepted.clone());
     let Some(&task) = world.rng.choice(&accepted) else { return };
     world.note(&super::text::short(&format!("{what:?} {task:?} at process {process}")));
-    let store = world.processes[process].services.store.clone();
+    let store = world.processes[process].parts.store.clone();
     // The numbers after a task's are those of its jobs, of its image, and of whatever deletes that.
     let number = |after: u128| Uuid::from_u128(task.0.as_u128() + after);
     let job = JobId(number(1));
@@ -259,7 +259,7 @@ fn by_hand(world: &mut World, what: ByHand) {
         match what {
             ByHand::Cancel => drop(store.cancel(task).await),
             ByHand::Retry => drop(store.retry(&[task]).await),
-            ByHand::RingAgain => drop(store.republish(job, Duration::from_secs(5)).await),
+            ByHand::Republish => drop(store.republish(job, Duration::from_secs(5)).await),
             ByHand::Delete => drop(store.delete_image(&deletion).await),
         }
     });

@@ -6,9 +6,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use safelight_domain::JobId;
-use safelight_domain::JobNotice;
-use safelight_queue::{Delivery, JobQueue, Queue, QueueError, Settle, Subscription};
+use safelight_domain::{JobId, JobNotice};
+use safelight_queue::{Acknowledge, JobQueue, Message, Queue, QueueError, Subscription};
 use tokio::sync::mpsc;
 
 use super::{
@@ -23,7 +22,7 @@ pub(super) struct Queues(Mutex<State>);
 
 #[derive(Default)]
 pub(super) struct State {
-    pub messages: Vec<Message>,
+    pub messages: Vec<Queued>,
     /// Delivered and not settled, by delivery tag.
     pub unsettled: BTreeMap<u64, Unsettled>,
     pub consumers: Vec<Consumer>,
@@ -35,13 +34,13 @@ pub(super) struct State {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Message {
+pub(super) struct Queued {
     pub notice: JobNotice,
     pub redelivered: bool,
 }
 
 pub(super) struct Unsettled {
-    pub message: Message,
+    pub message: Queued,
     pub process: usize,
     consumer: usize,
 }
@@ -50,7 +49,7 @@ pub(super) struct Consumer {
     pub process: usize,
     queue: Queue,
     prefetch: usize,
-    deliveries: mpsc::Sender<Delivery>,
+    deliveries: mpsc::Sender<Message>,
 }
 
 impl Queues {
@@ -83,14 +82,14 @@ impl State {
         shared: &Arc<Shared>,
         (at, consumer): (usize, usize),
         doubled: bool,
-    ) -> Option<Delivery> {
+    ) -> Option<Message> {
         let message = if doubled { self.messages[at] } else { self.messages.remove(at) };
         self.last_tag += 1;
         let tag = self.last_tag;
         let process = self.consumers[consumer].process;
         self.unsettled.insert(tag, Unsettled { message, process, consumer });
         let settle = Tagged { shared: shared.clone(), process, tag, notice: message.notice };
-        let delivery = Delivery::new(message.notice, message.redelivered, settle);
+        let delivery = Message::new(message.notice, message.redelivered, settle);
         // Given back to be dropped where the lock is free: that puts the message back.
         self.consumers[consumer].deliveries.try_send(delivery).err().map(|error| match error {
             mpsc::error::TrySendError::Full(delivery)
@@ -98,7 +97,7 @@ impl State {
         })
     }
 
-    /// The process has lost its connection: what it has not settled goes to somebody again.
+    /// The process has lost its connection: what it has not acknowledged is delivered again.
     pub fn disconnect(&mut self, process: usize) {
         let tags: Vec<u64> = self
             .unsettled
@@ -133,13 +132,13 @@ impl State {
     fn put_back(&mut self, tag: u64) {
         if let Some(one) = self.unsettled.remove(&tag) {
             self.shaken.insert((one.process, one.message.notice.job));
-            self.messages.push(Message { redelivered: true, ..one.message });
+            self.messages.push(Queued { redelivered: true, ..one.message });
         }
     }
 
     fn append(&mut self, notices: &[JobNotice]) {
         for &notice in notices {
-            self.messages.push(Message { notice, redelivered: false });
+            self.messages.push(Queued { notice, redelivered: false });
         }
     }
 }
@@ -183,7 +182,7 @@ impl JobQueue for SimulatedBroker {
         Ok(Subscription::new(receiver))
     }
 
-    /// Letters reach the store by [`super::actions::Action::RingAgain`].
+    /// Letters reach the store by [`super::actions::Action::Republish`].
     async fn dead_letters(&self, _prefetch: u16) -> Result<Subscription, QueueError> {
         Err(QueueError::Disconnected)
     }
@@ -194,7 +193,7 @@ impl JobQueue for SimulatedBroker {
         if verdict == Verdict::Fail {
             return Err(QueueError::TimedOut);
         }
-        let of = |one: &&Message| (one.notice.kind, one.notice.lane) == (queue.kind, queue.lane);
+        let of = |one: &&Queued| (one.notice.kind, one.notice.lane) == (queue.kind, queue.lane);
         Ok(self.shared.queues.lock().messages.iter().filter(of).count() as u64)
     }
 
@@ -218,7 +217,7 @@ struct Tagged {
 }
 
 #[async_trait]
-impl Settle for Tagged {
+impl Acknowledge for Tagged {
     async fn ack(self: Box<Self>) {
         let spot = Spot::Ack(self.tag);
         let label = short(&format!("ack {:?}", self.notice));

@@ -5,7 +5,7 @@
 //! `SAFELIGHT_SIM_SEED=42` replays one and prints it. `make simulate` does the former.
 
 mod actions;
-mod books;
+mod audit;
 mod broker;
 mod client;
 mod odds;

@@ -8,7 +8,7 @@ use super::{actions::Action, turnstile::Ending};
 pub(super) struct Odds {
     /// Steps with faults.
     pub steps: usize,
-    /// Per cent of the steps that let somebody through, if anybody waits.
+    /// Percent of the steps that let a task through, if one waits.
     pub eagerness: u32,
     /// Per cent of the calls that fail, and of the answers that get lost.
     pub failure: u32,

@@ -1,28 +1,28 @@
 //! One process: a whole worker, and a relay and a rescuer that take steps when the schedule says.
-//! A dead process is one whose tasks nobody lets through any more: like one killed with `kill -9`,
+//! A dead process is one whose tasks are no longer let through: like one killed with `kill -9`,
 //! it runs no destructors.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use safelight_domain::{
-    ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Lane, Rendition, WorkerId,
-};
-use safelight_services::Services;
-use safelight_store::{ClaimedJob, Outcome};
+use safelight_domain::{ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Rendition, WorkerId};
+use safelight_store::{ClaimedJob, DynStore, Outcome};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    books::fingerprint,
+    audit::fingerprint,
     shared::Shared,
     text::short,
     turnstile::{Ending, Spot, Verdict},
 };
 use crate::{
-    WorkerOptions,
-    relay::Relay,
-    rescuer,
-    worker::{self, Worker},
+    WorkerOptions, WorkerParts,
+    consumer::{self, worker::Worker},
+    maintenance::{
+        outbox_relay::OutboxRelay,
+        pruning::ExpiredKeys,
+        rescuer::{LeaseRescuer, MessageRescuer},
+    },
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,18 +44,18 @@ pub(super) enum Chore {
 
 pub(super) struct Process {
     pub life: Life,
-    pub services: Services,
+    pub parts: WorkerParts,
     pub worker: WorkerId,
     pub shutdown: CancellationToken,
     main: JoinHandle<()>,
     chores: HashMap<Chore, JoinHandle<()>>,
-    relay: Arc<tokio::sync::Mutex<Relay>>,
+    relay: Arc<tokio::sync::Mutex<OutboxRelay>>,
 }
 
 impl Process {
-    pub fn start(shared: &Arc<Shared>, number: usize, services: Services) -> Self {
-        let alone = !services.queue.survives_restart();
-        let relay = Relay::new(&services);
+    pub fn start(shared: &Arc<Shared>, number: usize, parts: WorkerParts) -> Self {
+        let alone = !parts.queue.survives_restart();
+        let relay = relay(&parts);
         let shutdown = CancellationToken::new();
         let handler = {
             let shared = shared.clone();
@@ -68,19 +68,14 @@ impl Process {
                 })
             }
         };
-        let options = WorkerOptions {
-            kinds: JobKind::ALL.to_vec(),
-            lanes: Lane::ALL.to_vec(),
-            concurrency: 1,
-        };
-        let worker = Worker::with_handler(services.clone(), &options, Box::new(handler));
+        let worker = Worker::with_handler(&parts, WorkerOptions::all(1), Box::new(handler));
         let (worker, stop) = (Arc::new(worker), shutdown.clone());
         Self {
             life: Life::Running,
             worker: worker.id,
-            main: tokio::spawn(main(worker, options, services.clone(), alone, stop)),
+            main: tokio::spawn(main(worker, parts.store.clone(), alone, stop)),
             shutdown,
-            services,
+            parts,
             chores: HashMap::new(),
             relay: Arc::new(tokio::sync::Mutex::new(relay)),
         }
@@ -95,51 +90,55 @@ impl Process {
         if self.chores.get(&chore).is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let (services, relay) = (self.services.clone(), self.relay.clone());
+        let (parts, relay) = (self.parts.clone(), self.relay.clone());
         let task = tokio::spawn(async move {
+            let WorkerParts { config, store, queue, outbox_signal, .. } = parts;
             // A failed step is tried again when the schedule says so.
             match chore {
-                Chore::Relay => {
-                    let _ = relay.lock().await.step(&services).await;
+                Chore::Relay => drop(relay.lock().await.step().await),
+                Chore::Leases => {
+                    drop(LeaseRescuer::new(store, outbox_signal, &config).rescue().await);
                 }
-                Chore::Leases => drop(rescuer::rescue_leases(services).await),
-                Chore::Messages => drop(rescuer::rescue_messages(services).await),
-                Chore::Keys => drop(rescuer::expire_keys(services).await),
+                Chore::Messages => {
+                    drop(MessageRescuer::new(store, queue, outbox_signal, &config).rescue().await);
+                }
+                Chore::Keys => drop(ExpiredKeys::new(store, &config).prune().await),
             }
         });
         self.chores.insert(chore, task);
     }
 }
 
-async fn main(
-    worker: Arc<Worker>,
-    options: WorkerOptions,
-    services: Services,
-    alone: bool,
-    shutdown: CancellationToken,
-) {
-    while alone && services.store.take_over().await.is_err() {
+async fn main(worker: Arc<Worker>, store: DynStore, alone: bool, shutdown: CancellationToken) {
+    while alone && store.take_over().await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    worker::work(worker, options, shutdown).await;
+    consumer::consume(worker, shutdown).await;
+}
+
+fn relay(parts: &WorkerParts) -> OutboxRelay {
+    let (store, queue) = (parts.store.clone(), parts.queue.clone());
+    OutboxRelay::new(store, queue, parts.outbox_signal.clone(), &parts.config)
 }
 
 /// What stands for the picture work.
 async fn attempt(shared: &Shared, process: usize, job: &ClaimedJob) -> Result<Outcome, Failure> {
     let label = short(&format!("attempt {:?}", job.lease));
     match shared.turnstile.pass(process, Spot::End, label).await {
-        Verdict::End(Ending::Transient) => Err(away()),
+        Verdict::End(Ending::Transient) => Err(unavailable()),
         Verdict::End(Ending::Permanent) => Err(Failure::new(ErrorCode::CorruptImage, "damaged")),
-        Verdict::End(Ending::AsksForRetry) => Ok(Outcome::Retry(away(), Duration::from_secs(1))),
+        Verdict::End(Ending::AsksForRetry) => {
+            Ok(Outcome::Retry(unavailable(), Duration::from_secs(1)))
+        }
         // Past the hook that would print it.
         Verdict::End(Ending::Panic) => std::panic::resume_unwind(Box::new("a codec's bug")),
         _ => Ok(effect(job)),
     }
 }
 
-fn away() -> Failure {
-    // Not of the blob store: whether that is away, the worker would find out by itself.
-    Failure::new(ErrorCode::BlobMissing, "away")
+fn unavailable() -> Failure {
+    // Not of the blob store: the worker would probe whether that is available.
+    Failure::new(ErrorCode::BlobMissing, "unavailable")
 }
 
 /// A result that tells which attempt it is of.

@@ -13,19 +13,19 @@ use fastrand::Rng;
 use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_queue::OutboxSignal;
-use safelight_services::Services;
 use safelight_store::{DynStore, testing::Gated};
 use safelight_store_sql::sqlite::{Clock, SqliteStore};
 
 use super::{
     actions::Action,
-    books::Books,
+    audit::Audit,
     broker::SimulatedBroker,
     odds::Odds,
     process::{Chore, Life, Process},
     shared::{Shared, Turn},
     turnstile::{Ending, Spot, Verdict, Waiting},
 };
+use crate::WorkerParts;
 
 /// Steps that a system without faults may take until it is quiet; far more than it needs.
 const PATIENCE: usize = 4000;
@@ -42,7 +42,7 @@ pub(super) struct World {
     pub config: Arc<Config>,
     pub odds: Odds,
     pub next_id: u128,
-    pub books: Books,
+    pub audit: Audit,
     blobs: Blobs,
     store: DynStore,
     clock: Arc<AtomicI64>,
@@ -65,7 +65,7 @@ impl World {
         let began = 1_800_000_000_000_000;
         let clock = Arc::new(AtomicI64::new(began));
         let store = SqliteStore::open_simulated(&database, Clock::manual(clock.clone())).await;
-        let books = Books::open(&database).await;
+        let audit = Audit::open(&database).await;
         let config = Config { max_attempts: rng.u32(1..=4), ..config.clone() };
         let mut world = Self {
             embedded: rng.u32(..3) == 0,
@@ -75,7 +75,7 @@ impl World {
             processes: Vec::new(),
             config: Arc::new(config),
             next_id: 1,
-            books,
+            audit,
             blobs,
             store: Arc::new(store.expect("open the database")),
             clock,
@@ -97,7 +97,7 @@ impl World {
         while !self.is_quiet() {
             report.steps += 1;
             if report.steps > PATIENCE {
-                return Err(format!("never quiet:\n{}", self.books.story().join("\n")));
+                return Err(format!("never quiet:\n{}", self.audit.story().join("\n")));
             }
             self.calm_step().await?;
         }
@@ -106,13 +106,13 @@ impl World {
             let queues = self.shared.queues.lock();
             (queues.messages.len(), queues.unsettled.len())
         };
-        self.books.audit(&promises, messages + unsettled).await?;
-        (report.tasks, report.failed) = self.books.ended();
+        self.audit.finish(&promises, messages + unsettled).await?;
+        (report.tasks, report.failed) = self.audit.ended();
         report.steps += self.odds.steps;
         Ok(report)
     }
 
-    /// One step of the schedule: somebody who waits is let through, or something else happens.
+    /// One step of the schedule: a waiting task is let through, or something else happens.
     async fn step(&mut self) -> Result<(), String> {
         let places = self.places();
         if !places.is_empty() && self.rng.u32(..100) < self.odds.eagerness {
@@ -140,7 +140,7 @@ impl World {
     async fn act(&mut self, action: Action) -> Result<(), String> {
         action.take(self).await;
         self.stand_still().await;
-        self.bury();
+        self.note_ended_processes();
         self.shared.is_wrong().map_or(Ok(()), Err)
     }
 
@@ -152,7 +152,7 @@ impl World {
         if let (Spot::Ack(tag), Verdict::Go) = (spot, verdict) {
             let job = self.shared.queues.lock().last_of_its_job(tag);
             if let Some(job) = job {
-                self.books.acknowledged(job, self.processes[process].worker)?;
+                self.audit.acknowledged(job, self.processes[process].worker)?;
             }
         }
         one.go(verdict);
@@ -162,10 +162,10 @@ impl World {
             let shared = self.shared.clone();
             let confirmed =
                 |job, generation| shared.queues.lock().confirmed.contains(&(job, generation));
-            self.books.look(method, &label, confirmed).await?;
+            self.audit.look(method, &label, confirmed).await?;
         }
         self.stand_still().await;
-        self.bury();
+        self.note_ended_processes();
         self.shared.is_wrong().map_or(Ok(()), Err)
     }
 
@@ -204,7 +204,7 @@ impl World {
     pub fn start(&mut self) {
         let process = self.processes.len();
         let shared = self.shared.clone();
-        let services = Services {
+        let parts = WorkerParts {
             config: self.config.clone(),
             store: Arc::new(Gated {
                 inner: self.store.clone(),
@@ -215,7 +215,7 @@ impl World {
             shared_cache: None,
             outbox_signal: OutboxSignal::default(),
         };
-        self.processes.push(Process::start(&self.shared, process, services));
+        self.processes.push(Process::start(&self.shared, process, parts));
     }
 
     /// The process and all that only it knew is gone.
@@ -230,7 +230,7 @@ impl World {
     }
 
     /// Processes that have ended by themselves are as gone as others.
-    fn bury(&mut self) {
+    fn note_ended_processes(&mut self) {
         for process in 0..self.processes.len() {
             if self.processes[process].life == Life::Running && self.processes[process].is_over() {
                 self.note(&format!("process {process} has ended"));
@@ -239,7 +239,7 @@ impl World {
         }
     }
 
-    /// Wakes whoever sleeps, and starts a process if there is none.
+    /// Wakes frozen processes, and starts a process if there is none.
     fn heal(&mut self) {
         for process in &mut self.processes {
             if process.life == Life::Frozen {
@@ -260,7 +260,7 @@ impl World {
 
     fn is_quiet(&self) -> bool {
         let queues = self.shared.queues.lock();
-        self.books.unfinished() == 0
+        self.audit.unfinished() == 0
             && queues.messages.is_empty()
             && queues.unsettled.is_empty()
             && self.places().is_empty()

@@ -6,7 +6,6 @@ use anyhow::{Context, Result, anyhow};
 use safelight_config::DatabaseUrl;
 use safelight_harness::{figures::median, fleet::Engines, process::peak_mib, server::Server};
 use safelight_store::DynStore;
-use safelight_workers::relay;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -121,19 +120,18 @@ async fn embedded(jobs: usize) -> Result<f64> {
     let data = folder.path().to_string_lossy().into_owned();
     let config = safelight_config::load_from(None, [("SAFELIGHT_DATA_DIR".to_owned(), data)])
         .map_err(|error| anyhow!("{error}"))?;
-    let services = workman::services(config).await?;
-    seed::jobs(&services.store, jobs).await?;
+    let parts = workman::parts(config).await?;
+    seed::jobs(&parts.store, jobs).await?;
     let shutdown = CancellationToken::new();
+    let (relayed, worked) = (parts.clone(), parts.clone());
+    let (relay_end, work_end) = (shutdown.clone(), shutdown.clone());
     let running = [
-        tokio::spawn(relay::run(services.clone(), shutdown.clone())),
-        tokio::spawn(workman::work(
-            services.clone(),
-            CONCURRENCY,
-            Duration::ZERO,
-            shutdown.clone(),
-        )),
+        tokio::spawn(async move { workman::relay(&relayed, relay_end).await }),
+        tokio::spawn(async move {
+            workman::work(&worked, CONCURRENCY, Duration::ZERO, work_end).await;
+        }),
     ];
-    let drained = seed::drained(&services.store, jobs, jobs / 20).await?;
+    let drained = seed::drained(&parts.store, jobs, jobs / 20).await?;
     shutdown.cancel();
     for task in running {
         task.await?;

@@ -9,9 +9,10 @@ use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_domain::{JobKind, Lane};
 use safelight_queue::OutboxSignal;
-use safelight_services::Services;
 use safelight_store::{DynStore, Outcome};
-use safelight_workers::{WorkerOptions, relay, worker};
+use safelight_workers::{
+    ServiceStatuses, WorkerOptions, WorkerParts, consumer, outbox_relay, run_service,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How such a worker works.
@@ -28,19 +29,19 @@ pub struct WorkmanArgs {
 /// Runs until it is killed, configured by the environment.
 pub async fn run(args: &WorkmanArgs) -> Result<()> {
     let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
-    let services = services(config).await?;
+    let parts = parts(config).await?;
     // The harness waits for an address that a server says; this is all that it has to say.
     eprintln!("listening on http://127.0.0.1:0");
     let shutdown = CancellationToken::new();
     tokio::join!(
-        relay::run(services.clone(), shutdown.clone()),
-        work(services, args.concurrency, Duration::from_millis(args.pad_ms), shutdown),
+        relay(&parts, shutdown.clone()),
+        work(&parts, args.concurrency, Duration::from_millis(args.pad_ms), shutdown),
     );
     Ok(())
 }
 
 /// The parts that a configuration names.
-pub async fn services(config: Config) -> Result<Services> {
+pub async fn parts(config: Config) -> Result<WorkerParts> {
     let store: DynStore =
         safelight_harness::open::store(&config.database_url, config.database_connections).await?;
     store.migrate().await?;
@@ -49,7 +50,7 @@ pub async fn services(config: Config) -> Result<Services> {
         &config.data_dir.join("spool"),
     )?;
     let queue = safelight_harness::open::queue(&config.queue_url);
-    Ok(Services {
+    Ok(WorkerParts {
         config: Arc::new(config),
         store,
         queue,
@@ -59,9 +60,14 @@ pub async fn services(config: Config) -> Result<Services> {
     })
 }
 
+/// Publishes what the outbox holds.
+pub async fn relay(parts: &WorkerParts, shutdown: CancellationToken) {
+    run_service(outbox_relay(parts), ServiceStatuses::default(), shutdown).await;
+}
+
 /// Works on thumbnail jobs without making thumbnails.
 pub async fn work(
-    services: Services,
+    parts: &WorkerParts,
     concurrency: usize,
     pad: Duration,
     shutdown: CancellationToken,
@@ -77,5 +83,5 @@ pub async fn work(
         }
         .boxed()
     };
-    worker::run_with(services, options, job, shutdown).await;
+    consumer::run_with(parts, options, job, shutdown).await;
 }

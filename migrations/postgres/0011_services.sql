@@ -1,0 +1,3 @@
+-- What the background services of a worker's process did last: an array of objects, one for each service.
+-- Workers of earlier releases do not send it.
+alter table workers add column services jsonb not null default '[]';

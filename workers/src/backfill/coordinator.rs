@@ -1,0 +1,153 @@
+//! The backfill coordinator: decides which backfills this process leads, and runs them.
+
+use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_domain::{Backfill, TaskId, WorkerId};
+use safelight_queue::OutboxSignal;
+use safelight_store::{DynStore, StoreError};
+use safelight_telemetry::DependencyHealth;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::{feeder::Feeder, import::Memory};
+use crate::maintenance::service::{Service, ServiceError};
+
+/// How long a coordinator that died keeps its backfills from others.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// Backfills that one coordinator leads. Paused ones are led after those that are not.
+const BACKFILLS: u32 = 64;
+
+/// How often it looks for backfills, and renews its lead of those that it has.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// How often it looks at each of them: while nothing moves, and while something does.
+const IDLE_PAUSE: Duration = Duration::from_millis(100);
+const MOVING_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long it may take at shutdown to give up its lead.
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Ended tasks counted in one transaction.
+const RESULTS: u32 = 500;
+
+/// Leads backfills, each in a task of its own. All end with it.
+pub(crate) struct BackfillCoordinator {
+    store: DynStore,
+    id: WorkerId,
+    feeder: Arc<Feeder>,
+    led: HashMap<TaskId, AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+impl BackfillCoordinator {
+    pub fn new(
+        store: DynStore,
+        blobs: Blobs,
+        outbox_signal: OutboxSignal,
+        config: &Config,
+    ) -> Self {
+        Self {
+            feeder: Arc::new(Feeder::new(store.clone(), blobs, outbox_signal, config)),
+            store,
+            id: WorkerId::new(),
+            led: HashMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Renews the lead, starts new backfills, and stops those that ended or that another one leads.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        let found = self.store.lead_backfills(self.id, HOLD, BACKFILLS).await?;
+        self.led.retain(|id, work| {
+            let is_led = found.iter().any(|backfill| backfill.id == *id);
+            if !is_led {
+                work.abort();
+            }
+            is_led && !work.is_finished()
+        });
+        for Backfill { id, .. } in found {
+            if !self.led.contains_key(&id) {
+                let work = work_on(self.store.clone(), self.feeder.clone(), id);
+                self.led.insert(id, self.tasks.spawn(work));
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
+    /// One step of every backfill that it leads, for tests that go step by step.
+    #[cfg(test)]
+    pub async fn step(&self) -> Result<(), super::error::BackfillError> {
+        for Backfill { id, .. } in self.store.lead_backfills(self.id, HOLD, BACKFILLS).await? {
+            self.store.tally_backfill(id, RESULTS).await?;
+            self.feeder.feed(id, &mut Memory::default()).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Service for BackfillCoordinator {
+    fn name(&self) -> &'static str {
+        "backfill_coordinator"
+    }
+
+    fn action(&self) -> &'static str {
+        "lead backfills"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(PERIOD)
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        Ok(self.look().await?)
+    }
+
+    fn grace(&self) -> Duration {
+        GIVE_UP_TIMEOUT
+    }
+
+    /// Leaves its backfills to other coordinators at once; otherwise they wait for the end of the hold.
+    async fn stop(&mut self) -> Result<(), ServiceError> {
+        self.tasks.shutdown().await;
+        self.store.lead_backfills(self.id, Duration::ZERO, BACKFILLS).await?;
+        Ok(())
+    }
+}
+
+/// Collects the results of a backfill and feeds it until it is left: neither waits for the other.
+async fn work_on(store: DynStore, feeder: Arc<Feeder>, id: TaskId) {
+    tokio::join!(keep_collecting(&store, id), keep_feeding(&feeder, id));
+}
+
+async fn keep_collecting(store: &DynStore, id: TaskId) {
+    let health = DependencyHealth::new("collect the results of a backfill");
+    loop {
+        let collected = store.tally_backfill(id, RESULTS).await;
+        tokio::time::sleep(pause(&health, collected.map(|count| count > 0))).await;
+    }
+}
+
+async fn keep_feeding(feeder: &Feeder, id: TaskId) {
+    let health = DependencyHealth::new("continue a backfill");
+    let mut memory = Memory::default();
+    loop {
+        let fed = feeder.feed(id, &mut memory).await;
+        tokio::time::sleep(pause(&health, fed)).await;
+    }
+}
+
+/// How long to wait after an act that says whether anything moved.
+fn pause<E: Error + 'static>(health: &DependencyHealth, acted: Result<bool, E>) -> Duration {
+    match acted {
+        Ok(moved) => {
+            health.recovered();
+            if moved { MOVING_PAUSE } else { IDLE_PAUSE }
+        }
+        Err(error) => health.failed(&error),
+    }
+}

@@ -1,0 +1,103 @@
+//! Hands out a backfill's work, step by step.
+
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_domain::{Backfill, BackfillKind, BackfillState, TaskId};
+use safelight_queue::OutboxSignal;
+use safelight_store::{Advance, DynStore};
+
+use super::{
+    error::BackfillError,
+    garbage::GarbageWalk,
+    images::ImageWalk,
+    import::{ImportWalk, Memory},
+    pace,
+};
+
+/// Feeds backfills.
+pub(super) struct Feeder {
+    store: DynStore,
+    outbox_signal: OutboxSignal,
+    images: ImageWalk,
+    garbage: GarbageWalk,
+    import: ImportWalk,
+    /// Images under way at once.
+    window: u32,
+    /// Attempts of each job.
+    max_attempts: u32,
+}
+
+impl Feeder {
+    pub fn new(
+        store: DynStore,
+        blobs: Blobs,
+        outbox_signal: OutboxSignal,
+        config: &Config,
+    ) -> Self {
+        Self {
+            images: ImageWalk::new(store.clone(), blobs.clone(), config.presets.clone()),
+            garbage: GarbageWalk::new(store.clone(), blobs.clone(), config.staged_grace_ms),
+            import: ImportWalk::new(store.clone(), blobs, config.max_upload_bytes),
+            store,
+            outbox_signal,
+            window: config.backfill_window,
+            max_attempts: config.max_attempts,
+        }
+    }
+
+    /// Hands out as much work as a backfill has capacity for. Returns whether anything moved.
+    pub async fn feed(&self, id: TaskId, memory: &mut Memory) -> Result<bool, BackfillError> {
+        let Some(backfill) = self.store.task(id).await?.and_then(|task| task.backfill) else {
+            return Ok(false);
+        };
+        let capacity = pace::capacity(&backfill, backfill.under_way(), self.window);
+        if backfill.paused || capacity == 0 {
+            return Ok(false);
+        }
+        let moved = if backfill.retrying {
+            self.store.retry_backfill(backfill.id, capacity).await? > 0
+        } else if backfill.state == BackfillState::Walking {
+            self.walk(&backfill, capacity, memory).await?
+        } else {
+            false
+        };
+        if moved {
+            self.outbox_signal.notify();
+        }
+        Ok(moved)
+    }
+
+    async fn walk(
+        &self,
+        backfill: &Backfill,
+        capacity: u32,
+        memory: &mut Memory,
+    ) -> Result<bool, BackfillError> {
+        let step = match backfill.spec.kind {
+            BackfillKind::Renditions | BackfillKind::Verify => {
+                self.images.step(backfill, capacity).await?
+            }
+            BackfillKind::Gc => self.garbage.step(backfill, capacity).await?,
+            BackfillKind::Import => match self.import.step(backfill, capacity, memory).await {
+                // A source that does not exist will not appear: the backfill ends with what it has.
+                Err(BackfillError::Source(error)) if error.is_final() => Advance {
+                    is_last: true,
+                    problem: Some(error.to_string()),
+                    ..Advance::of(backfill.id, backfill.cursor.clone())
+                },
+                step => step?,
+            },
+        };
+        let paced = backfill.spec.rate.filter(|_| !backfill.spec.dry_run);
+        #[allow(clippy::cast_precision_loss)] // at most a window
+        let paced_seconds =
+            paced.map_or(0.0, |rate| (step.work.len() + step.done.len()) as f64 / rate);
+        let step = Advance { paced_seconds, max_attempts: self.max_attempts, ..step };
+        let counted = self.store.advance_backfill(&step).await;
+        memory.step_ended(matches!(counted, Ok(true)));
+        if matches!(counted, Ok(false)) {
+            self.import.give_up(&step).await;
+        }
+        Ok(counted?)
+    }
+}

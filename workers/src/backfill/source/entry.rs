@@ -1,0 +1,76 @@
+//! What a source consists of.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use safelight_domain::labels;
+
+use super::error::SourceError;
+
+/// The content of an entry.
+pub(crate) type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// Something that may be a picture.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// The walk's cursor once this is done.
+    pub cursor: String,
+    /// How it is called in a report.
+    pub name: String,
+    /// Where its bytes are.
+    pub place: Place,
+    /// Why it is no picture, if that is known without reading it.
+    pub verdict: Option<Verdict>,
+    /// Title, if the source has one.
+    pub title: Option<String>,
+    /// Tags, if the source has any.
+    pub tags: Vec<String>,
+    /// The name of the file.
+    pub filename: Option<String>,
+}
+
+/// Why an entry is not even read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is a symbolic link, a pipe or a device; in a bucket the mark of a folder.
+    NotAFile,
+    /// A folder that cannot be read.
+    Unreadable(String),
+    /// A line of a list that names nothing.
+    Invalid(String),
+}
+
+/// Where bytes are.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In a file.
+    File(PathBuf),
+    /// In a bucket, under a key.
+    Object { bucket: String, key: String },
+}
+
+impl Entry {
+    /// An entry of which nothing is known but where it is.
+    pub(super) fn at(cursor: String, name: &str, place: Place) -> Self {
+        let filename = match &place {
+            Place::File(path) => {
+                path.file_name().and_then(|name| labels::file_name(&name.to_string_lossy()))
+            }
+            Place::Object { key, .. } => labels::file_name(key),
+        };
+        // PostgreSQL has no text with a NUL in it.
+        let name = name.replace('\0', "\u{fffd}");
+        Self { cursor, name, place, verdict: None, title: None, tags: Vec::new(), filename }
+    }
+
+    /// Whether its name says that it is a picture.
+    pub fn is_named_like_a_picture(&self) -> bool {
+        const EXTENSIONS: [&str; 12] = [
+            "jpg", "jpeg", "jpe", "png", "gif", "webp", "avif", "tif", "tiff", "bmp", "heic",
+            "heif",
+        ];
+        let extension = Path::new(&self.name).extension().and_then(|e| e.to_str());
+        extension.is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
+    }
+}

@@ -1,0 +1,103 @@
+//! The delete job: removes what is stored of one image. It is due once no worker can be writing for the image
+//! and no delivery node knows it, so what is removed now does not come back.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use safelight_domain::{CacheKey, ErrorCode, Failure, JobKind, Removal};
+use safelight_shared_cache::SharedCache;
+use safelight_store::{ClaimedJob, Outcome};
+use tokio::time::Instant;
+
+use super::{
+    job::{Context, Job, SlotClass, database_unavailable},
+    source,
+};
+use crate::removal::RemovalError;
+
+/// A job takes a whole number of these, so that its duration does not reveal whether another owner has the
+/// same bytes, which are then left where they are.
+const GRAIN: Duration = Duration::from_millis(250);
+
+/// Removes all that is stored of an image.
+pub(super) struct Delete;
+
+#[async_trait]
+impl Job for Delete {
+    fn kind(&self) -> JobKind {
+        JobKind::Delete
+    }
+
+    fn slots(&self) -> SlotClass {
+        SlotClass::Storage
+    }
+
+    fn runs_without_image(&self) -> bool {
+        true
+    }
+
+    async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
+        let (parts, begun) = (&context.parts, Instant::now());
+        let removal = parts.store.removal(job.task).await;
+        // `None` only of a job that is done, and that another attempt ended: this one's end does not count.
+        let Some(Removal { presets, objects }) =
+            removal.map_err(|error| database_unavailable(&error))?
+        else {
+            let why = "the image was removed by another attempt";
+            return Err(Failure::new(ErrorCode::LeaseLost, why));
+        };
+        safelight_fail_points::hit("delete.begun").await;
+        parts.remover.remove_image(&job.image).await.map_err(failure)?;
+        safelight_fail_points::hit("delete.removed").await;
+        // Whether or not other owners have the same: theirs are other objects to a cache.
+        let objects: Vec<_> =
+            objects.iter().map(|object| CacheKey::of(&job.image.owner, object)).collect();
+        forget_cached(parts.shared_cache.as_ref(), &objects).await?;
+        let presets = presets.iter().map(String::as_str);
+        let purged = parts.purger.purge(job.image.id, presets).await;
+        purged.map_err(|error| failure(error.into()))?;
+        safelight_fail_points::hit("delete.purged").await;
+        tokio::time::sleep_until(begun + whole_grains(begun.elapsed())).await;
+        let proxies = parts.purger.proxies();
+        tracing::info!(image = %job.image.id, "removed a deleted image");
+        Ok(Outcome::Deleted { proxies })
+    }
+}
+
+fn whole_grains(elapsed: Duration) -> Duration {
+    let grains = elapsed.as_millis() / GRAIN.as_millis() + 1;
+    GRAIN * u32::try_from(grains).unwrap_or(u32::MAX)
+}
+
+async fn forget_cached(cache: Option<&SharedCache>, objects: &[CacheKey]) -> Result<(), Failure> {
+    let Some(cache) = cache else { return Ok(()) };
+    cache.forget(objects).await.map_err(|error| {
+        tracing::warn!(%error, "the shared cache does not forget a deleted image");
+        Failure::new(ErrorCode::CacheUnavailable, "the shared cache did not answer")
+    })
+}
+
+/// As a job's failure; where proxies are, and what engines say, goes to the log only.
+fn failure(error: RemovalError) -> Failure {
+    match error {
+        RemovalError::Store(error) => database_unavailable(&error),
+        RemovalError::Blobs(error) => source::failure(error),
+        RemovalError::Purge(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot purge a proxy");
+            let message = "a caching proxy did not confirm that it has the image no more";
+            Failure::new(ErrorCode::ProxyUnavailable, message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_removal_takes_as_long_as_none() {
+        let took = |ms| whole_grains(Duration::from_millis(ms)).as_millis();
+        assert_eq!([took(0), took(40), took(249)], [250; 3]);
+        assert_eq!([took(250), took(499), took(500)], [500, 500, 750]);
+    }
+}

@@ -1,0 +1,89 @@
+//! The registry of jobs: what each kind of job does.
+//!
+//! A job may run any number of times, at once or again: blobs are named by content, and the store
+//! takes one result per attempt.
+//!
+//! To add a kind: its name in [`JobKind`], a file here that implements [`Job`], and its line in
+//! [`JOBS`]. Dispatch, slots, queues and the help of `--kinds` follow from that.
+
+mod delete;
+pub(crate) mod job;
+pub(crate) mod presets;
+mod source;
+mod thumbnail;
+mod verify;
+mod write;
+
+use safelight_domain::{ErrorCode, Failure, JobKind, Lane};
+use safelight_queue::Queue;
+use safelight_store::{ClaimedJob, Outcome};
+
+pub(crate) use self::job::JobParts;
+pub use self::job::decoder_options;
+use self::job::{Context, Job};
+
+/// Every kind of job.
+static JOBS: [&dyn Job; 4] =
+    [&write::Write, &thumbnail::Thumbnail, &verify::Verify, &delete::Delete];
+
+/// Runs one attempt of a job.
+pub(crate) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
+    let found = of(job.kind);
+    if job.image.discarded && !found.runs_without_image() {
+        // Claimed or retried by hand while its image was being discarded: the bytes are going, and
+        // what was made now would be left over.
+        let why = Failure::new(ErrorCode::BlobMissing, "the image was deleted or cancelled");
+        return Ok(Outcome::Failed(why));
+    }
+    found.run(context, job).await
+}
+
+/// Attempts of this kind at once, in a worker with this concurrency.
+pub(crate) fn slots(kind: JobKind, concurrency: usize) -> usize {
+    of(kind).slots().count(concurrency)
+}
+
+/// The newest version of jobs of this kind that this release understands.
+pub(crate) fn newest_version(kind: JobKind) -> u32 {
+    of(kind).newest_version()
+}
+
+/// The queues of `kinds` that a worker of `lanes` takes jobs from.
+pub(crate) fn queues(kinds: &[JobKind], lanes: &[Lane]) -> Vec<Queue> {
+    let of_kind = |&kind: &JobKind| {
+        let lanes = lanes.iter().filter(move |lane| of(kind).lanes().contains(lane));
+        lanes.map(move |&lane| Queue { kind, lane })
+    };
+    kinds.iter().flat_map(of_kind).collect()
+}
+
+/// The names of all kinds, for the help of options that take some.
+pub fn kind_names() -> String {
+    JOBS.map(|job| job.kind().as_str()).join(", ")
+}
+
+fn of(kind: JobKind) -> &'static dyn Job {
+    let found = JOBS.into_iter().find(|job| job.kind() == kind);
+    // A test says that every kind is registered.
+    found.unwrap_or(&write::Write)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_registered_once_and_in_order() {
+        assert_eq!(JOBS.map(Job::kind), JobKind::ALL);
+        assert_eq!(kind_names(), "write, thumbnail, verify, delete");
+    }
+
+    #[test]
+    fn jobs_that_wait_for_disks_get_more_slots() {
+        let slots = |concurrency| {
+            JobKind::ALL.iter().map(|&kind| slots(kind, concurrency)).collect::<Vec<_>>()
+        };
+        assert_eq!(slots(3), [12, 3, 3, 12]);
+        assert_eq!(slots(0), [4, 1, 1, 4]);
+    }
+}

@@ -1,0 +1,167 @@
+//! The verify job: reads an image's bytes and renditions back, compares each with its hash, and repairs
+//! what it can: a blob from its staged bytes, a rendition from the blob.
+
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt, stream};
+use safelight_blobs::{BlobError, BlobKey, StagedUpload};
+use safelight_domain::{ContentHash, ErrorCode, Failure, Image, JobKind, Rendition};
+use safelight_store::{ClaimedJob, Outcome};
+
+use super::{
+    job::{Context, Job, SlotClass},
+    source, thumbnail,
+};
+
+/// Renditions read back at the same time.
+const AT_ONCE: usize = 4;
+
+/// What reading an object back showed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Good,
+    Missing,
+    Damaged,
+}
+
+impl Found {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Missing => "missing",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// Reads an image's bytes and renditions back, and repairs what is bad.
+pub(super) struct Verify;
+
+#[async_trait]
+impl Job for Verify {
+    fn kind(&self) -> JobKind {
+        JobKind::Verify
+    }
+
+    fn slots(&self) -> SlotClass {
+        SlotClass::Processor
+    }
+
+    async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
+        verify(context, &job.image).await
+    }
+}
+
+async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
+    let mut notes = Vec::new();
+    let bad: Vec<(Rendition, Found)> = stream::iter(image.renditions.clone())
+        .map(|made| async {
+            let key = BlobKey::rendition(image.sha256, &made);
+            let found = look(context, &key, made.sha256, made.bytes).await?;
+            Ok::<_, Failure>((made, found))
+        })
+        .buffered(AT_ONCE)
+        .try_filter(|(_, found)| std::future::ready(*found != Found::Good))
+        .try_collect()
+        .await?;
+    for (made, found) in &bad {
+        notes.push(format!("{} ({}) was {}", made.preset, made.format, found.word()));
+    }
+    let original = look_at_original(context, image).await?;
+    if original != Found::Good {
+        restore(context, image, original, &notes).await?;
+        notes.insert(0, format!("the original was {}, and was restored", original.word()));
+    }
+    if notes.is_empty() {
+        return Ok(Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None });
+    }
+    let (repaired, forgotten) = repair(context, image, bad).await?;
+    let names = |list: &[Rendition]| {
+        let names = list.iter().map(|made| format!("{} ({})", made.preset, made.format));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    if !repaired.is_empty() {
+        notes.push(format!("made again: {}", names(&repaired)));
+    }
+    if !forgotten.is_empty() {
+        notes.push(format!("no longer made, records removed: {}", names(&forgotten)));
+    }
+    tracing::warn!(image = %image.id, found = notes.join("; "), "stored bytes were bad");
+    Ok(Outcome::Verified { repaired, forgotten, note: Some(notes.join("; ")) })
+}
+
+/// Reads one object to its end.
+async fn look(
+    context: &Context,
+    key: &BlobKey,
+    sha256: ContentHash,
+    bytes: u64,
+) -> Result<Found, Failure> {
+    match context.parts.blobs.hash(key).await {
+        Ok(read) if read == (sha256, bytes) => Ok(Found::Good),
+        Ok(_) => Ok(Found::Damaged),
+        Err(BlobError::NotFound) => Ok(Found::Missing),
+        Err(error) => Err(source::failure(error)),
+    }
+}
+
+/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be moved
+/// to their place between two looks.
+async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Failure> {
+    let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
+    let at = async |key: &BlobKey| look(context, key, image.sha256, image.bytes).await;
+    let found = at(&blob).await?;
+    if found != Found::Missing || image.stored_at.is_some() {
+        return Ok(found);
+    }
+    match at(&staged).await? {
+        Found::Missing => at(&blob).await,
+        found => Ok(found),
+    }
+}
+
+/// Brings a blob back from the staged bytes of its upload, if those are still there.
+async fn restore(
+    context: &Context,
+    image: &Image,
+    found: Found,
+    notes: &[String],
+) -> Result<(), Failure> {
+    let staged = BlobKey::Incoming(image.id);
+    if look(context, &staged, image.sha256, image.bytes).await? == Found::Good {
+        let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
+        return context.parts.blobs.promote(&staged).await.map_err(source::failure);
+    }
+    let code = match found {
+        Found::Damaged => ErrorCode::BlobDamaged,
+        Found::Good | Found::Missing => ErrorCode::BlobMissing,
+    };
+    let renditions = if notes.is_empty() { "its renditions are good" } else { &notes.join("; ") };
+    let advice = "uploading the same picture again repairs it";
+    Err(Failure::new(code, format!("the original is {}; {renditions}; {advice}", found.word())))
+}
+
+/// Makes bad renditions again, as far as they are still configured. Returns those made, and those that
+/// cannot be.
+async fn repair(
+    context: &Context,
+    image: &Image,
+    bad: Vec<(Rendition, Found)>,
+) -> Result<(Vec<Rendition>, Vec<Rendition>), Failure> {
+    let configured = &context.parts.presets;
+    let (made_today, forgotten): (Vec<_>, Vec<_>) =
+        bad.into_iter().map(|(made, _)| made).partition(|made| {
+            configured.get(&made.preset).is_some_and(|p| p.fingerprint() == made.fingerprint)
+        });
+    let mut presets = configured.clone();
+    presets.retain(|name, _| made_today.iter().any(|made| made.preset == *name));
+    for made in &forgotten {
+        let key = BlobKey::rendition(image.sha256, made);
+        context.parts.blobs.delete(&key).await.map_err(source::failure)?;
+    }
+    if presets.is_empty() {
+        return Ok((Vec::new(), forgotten));
+    }
+    let bytes = source::read(&context.parts.blobs, image).await?;
+    let (repaired, _) = thumbnail::make(context, image, bytes, presets).await?;
+    Ok((repaired, forgotten))
+}

@@ -1,0 +1,56 @@
+//! The write job: proves that the bytes are a picture, learns its facts, and gives the bytes their
+//! content's name.
+
+use async_trait::async_trait;
+use safelight_blobs::StagedUpload;
+use safelight_domain::{ErrorCode, Failure, Image, ImageFacts, JobKind};
+use safelight_store::{ClaimedJob, Outcome};
+
+use super::{
+    job::{Context, Job, SlotClass},
+    source,
+};
+
+/// First bytes that usually hold the header and the EXIF block (at most 64 KiB, among others).
+const HEAD_BYTES: u64 = 256 * 1024;
+
+/// Persists a blob under its content's name, and its metadata.
+pub(super) struct Write;
+
+#[async_trait]
+impl Job for Write {
+    fn kind(&self) -> JobKind {
+        JobKind::Write
+    }
+
+    fn slots(&self) -> SlotClass {
+        SlotClass::Storage
+    }
+
+    async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
+        let image = &job.image;
+        let mut facts = facts(context, image).await?;
+        if !context.parts.keep_gps {
+            facts.gps = None;
+        }
+        let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
+        safelight_fail_points::hit("write.inspected").await;
+        context.parts.blobs.promote(&staged).await.map_err(source::failure)?;
+        safelight_fail_points::hit("write.promoted").await;
+        Ok(Outcome::Written(facts))
+    }
+}
+
+async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> {
+    let blobs = &context.parts.blobs;
+    let head = source::read_head(blobs, image, HEAD_BYTES).await?;
+    let is_whole = head.len() as u64 >= image.bytes;
+    if is_whole || safelight_imaging::head_suffices(&head) {
+        match context.parts.decoder.inspect(head, &context.attempt).await {
+            // Of all failures, only a damaged header may be due to the cut.
+            Err(failure) if failure.code == ErrorCode::CorruptImage && !is_whole => {}
+            known => return known,
+        }
+    }
+    context.parts.decoder.inspect(source::read(blobs, image).await?, &context.attempt).await
+}

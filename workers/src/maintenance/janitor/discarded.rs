@@ -1,0 +1,69 @@
+//! Images whose upload was cancelled: their bytes go, unless another image has the same.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use safelight_config::Config;
+use safelight_store::DynStore;
+
+use crate::{
+    maintenance::service::{Service, ServiceError},
+    removal::{Purger, RemovalError, Remover},
+};
+
+/// Images in one statement.
+const BATCH: u32 = 100;
+
+/// The query reads an index that is nearly always empty.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// Removes the bytes of images that were discarded.
+pub(crate) struct DiscardedImages {
+    store: DynStore,
+    remover: Remover,
+    purger: Purger,
+}
+
+impl DiscardedImages {
+    pub fn new(store: DynStore, remover: Remover, config: &Config) -> Self {
+        Self { store, remover, purger: Purger::new(config) }
+    }
+
+    /// Removes the bytes of all images that were discarded and that no worker can be writing for. Proxies
+    /// come first, since the renditions' names go with the bytes; while one of them does not confirm,
+    /// nothing is removed, and the next run tries everything again.
+    pub async fn remove(&self) -> Result<(), RemovalError> {
+        loop {
+            let discarded = self.store.discarded(BATCH, self.purger.min_age()).await?;
+            for image in &discarded {
+                let presets = image.renditions.iter().map(|made| made.preset.as_str());
+                self.purger.purge(image.id, presets).await?;
+                self.remover.remove_image(image).await?;
+                self.store.mark_removed(image.id).await?;
+                tracing::info!(image = %image.id, "removed the bytes of a cancelled upload");
+            }
+            if discarded.len() < BATCH as usize {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Service for DiscardedImages {
+    fn name(&self) -> &'static str {
+        "discarded_images"
+    }
+
+    fn action(&self) -> &'static str {
+        "remove cancelled images"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(PERIOD)
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        Ok(self.remove().await?)
+    }
+}

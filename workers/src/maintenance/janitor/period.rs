@@ -1,0 +1,17 @@
+//! How often the janitor lists objects.
+
+use std::time::Duration;
+
+use safelight_config::Config;
+
+/// A sweep lists all staged bytes, so it runs rarely; unless the grace time is so short that it must
+/// run more often.
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// No sweep follows another sooner than this, however short the grace time.
+const SHORTEST: Duration = Duration::from_millis(250);
+
+/// Half the grace time, within bounds.
+pub(super) fn sweep_period(config: &Config) -> Duration {
+    Duration::from_millis(config.staged_grace_ms / 2).clamp(SHORTEST, LONGEST)
+}

@@ -1,0 +1,114 @@
+//! Staged bytes that no image has: left by uploads that died between storing and recording them.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::TimeDelta;
+use futures::TryStreamExt;
+use safelight_blobs::{BlobError, BlobKey, Blobs, Incoming, StagedUpload};
+use safelight_config::Config;
+use safelight_domain::ImageId;
+use safelight_store::{DynStore, StoreError};
+
+use super::period::sweep_period;
+use crate::maintenance::service::{Service, ServiceError};
+
+/// Images asked for in one statement.
+const BATCH: usize = 500;
+
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
+}
+
+/// Deletes abandoned staged bytes.
+pub(crate) struct StagedBytes {
+    store: DynStore,
+    blobs: Blobs,
+    grace_ms: u64,
+    period: Duration,
+}
+
+impl StagedBytes {
+    pub fn new(store: DynStore, blobs: Blobs, config: &Config) -> Self {
+        Self { store, blobs, grace_ms: config.staged_grace_ms, period: sweep_period(config) }
+    }
+
+    /// Looks at all staged bytes older than `staged_grace_ms`, by the clock that dated them: by this
+    /// machine's, if it ran ahead, bytes that were just staged would be old.
+    async fn sweep(&self) -> Result<(), SweepError> {
+        let now = self.blobs.clock().await?;
+        let grace = i64::try_from(self.grace_ms).unwrap_or(i64::MAX);
+        let Some(before) =
+            TimeDelta::try_milliseconds(grace).and_then(|grace| now.checked_sub_signed(grace))
+        else {
+            return Ok(());
+        };
+        let cut_off = self.blobs.remove_cut_off(before).await?;
+        if cut_off > 0 {
+            tracing::info!(removed = cut_off, "removed uploads that a crash cut off");
+        }
+        let old = |staged: Incoming| {
+            std::future::ready(Ok((staged.modified < before).then_some(staged.image)))
+        };
+        let mut batches =
+            std::pin::pin!(self.blobs.incoming().try_filter_map(old).try_chunks(BATCH));
+        while let Some(batch) = batches.try_next().await.map_err(|error| error.1)? {
+            self.clean(&batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn clean(&self, staged: &[ImageId]) -> Result<(), SweepError> {
+        let owned = self.store.existing_images(staged).await?;
+        let mut removed = 0_u32;
+        for &image in staged {
+            if owned.contains(&image) {
+                self.finish_promotion(image).await?;
+            } else {
+                self.blobs.delete(&BlobKey::Incoming(image)).await?;
+                removed += 1;
+            }
+        }
+        if removed > 0 {
+            tracing::info!(removed, "removed staged bytes of uploads that were never accepted");
+        }
+        Ok(())
+    }
+
+    /// Staged bytes of an image whose write job is done: a move that was cut off half-way (object
+    /// stores copy, then delete), or a stale worker's. Moving them again cannot lose anything; deleting
+    /// them could. (Those of a discarded image are removed with it.)
+    async fn finish_promotion(&self, image: ImageId) -> Result<(), SweepError> {
+        match self.store.image(image).await? {
+            Some(image) if image.stored_at.is_some() && !image.discarded => {
+                let (sha256, bytes) = (image.sha256, image.bytes);
+                let staged = StagedUpload { image: image.id, sha256, bytes };
+                Ok(self.blobs.promote(&staged).await?)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Service for StagedBytes {
+    fn name(&self) -> &'static str {
+        "staged_bytes"
+    }
+
+    fn action(&self) -> &'static str {
+        "clean up staged bytes"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(self.period)
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        Ok(self.sweep().await?)
+    }
+}

@@ -1,0 +1,43 @@
+//! Bytes that a removal moved to the trash before its process died.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use safelight_config::Config;
+
+use super::period::sweep_period;
+use crate::{
+    maintenance::service::{Service, ServiceError},
+    removal::Remover,
+};
+
+/// Empties the trash.
+pub(crate) struct Trash {
+    remover: Remover,
+    period: Duration,
+}
+
+impl Trash {
+    pub fn new(remover: Remover, config: &Config) -> Self {
+        Self { remover, period: sweep_period(config) }
+    }
+}
+
+#[async_trait]
+impl Service for Trash {
+    fn name(&self) -> &'static str {
+        "trash"
+    }
+
+    fn action(&self) -> &'static str {
+        "empty the trash"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(self.period)
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        Ok(self.remover.resume().await?)
+    }
+}

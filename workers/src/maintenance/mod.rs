@@ -1,0 +1,17 @@
+//! Background services: each makes something harmless that has gone wrong elsewhere, and any number
+//! of each may run at once.
+//!
+//! To add one: a type that implements [`Service`], and a line in `services.rs`.
+
+pub(crate) mod dead_letters;
+pub(crate) mod janitor;
+pub(crate) mod outbox_relay;
+pub(crate) mod pruning;
+pub(crate) mod rescuer;
+pub(crate) mod service;
+pub(crate) mod status;
+
+pub use self::{
+    service::{Service, ServiceError, run_service},
+    status::ServiceStatuses,
+};

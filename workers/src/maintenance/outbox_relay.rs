@@ -1,0 +1,247 @@
+//! The relay: from the outbox to the broker. A job's row in the outbox is removed only after the
+//! broker has confirmed its message, so a message may be doubled but never forgotten.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use safelight_config::Config;
+use safelight_domain::JobNotice;
+use safelight_queue::{DynJobQueue, OutboxSignal, Queue, QueueError};
+use safelight_store::{DynStore, OutboxBatch, QueueCapacity, StoreError};
+use safelight_telemetry::traces;
+use tracing::{Span, field::Empty};
+
+use super::service::{Service, ServiceError};
+
+/// Jobs of one queue per publish; larger batches are hardly faster.
+const BATCH: u32 = 256;
+
+/// How long taken rows stay hidden from other relays. Publishing waits at most this long too.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// How often the depth of a full queue is asked for: its consumers do not notify.
+const CONGESTED: Duration = Duration::from_millis(10);
+
+/// Jobs put back into the outbox in one statement.
+const UNPUBLISH_BATCH: u32 = 1_000;
+
+/// How long a batch may take that was begun before shutdown: no other relay sees its rows during the hold.
+const FINISH: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RelayError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Publishes what the outbox holds, as it comes due, and once more at shutdown, so that what was accepted
+/// last waits for no other relay. Sleeps until [`OutboxSignal`] notifies, the next row comes due, or
+/// `relay_poll_ms` is over.
+///
+/// Of a backlog only about `publish_ahead` messages wait in each queue, so that an upload that comes late
+/// waits for no more than those: the store yields rows of owners and backfills in turn.
+pub(crate) struct OutboxRelay {
+    store: DynStore,
+    queue: DynJobQueue,
+    outbox_signal: OutboxSignal,
+    poll: Duration,
+    publish_ahead: u32,
+    /// The queue's name in traces.
+    messaging_system: &'static str,
+    /// How long to wait until the next step.
+    pause: Duration,
+    /// The broker may have lost what the store holds as published.
+    forgotten: bool,
+    /// Messages that may still be published to each queue before its depth is asked for again.
+    credit: Vec<(Queue, u32)>,
+}
+
+impl OutboxRelay {
+    /// A relay that has published nothing yet.
+    pub fn new(
+        store: DynStore,
+        queue: DynJobQueue,
+        outbox_signal: OutboxSignal,
+        config: &Config,
+    ) -> Self {
+        Self {
+            forgotten: !queue.survives_restart(),
+            store,
+            queue,
+            outbox_signal,
+            poll: Duration::from_millis(config.relay_poll_ms),
+            publish_ahead: config.publish_ahead,
+            messaging_system: config.queue_url.system(),
+            pause: Duration::ZERO,
+            // Nothing before the first look: what others have published may wait there.
+            credit: Queue::all().map(|queue| (queue, 0)).collect(),
+        }
+    }
+
+    /// Publishes one batch; returns how long until there is more, if that is known.
+    pub async fn step(&mut self) -> Result<Option<Duration>, RelayError> {
+        if self.forgotten {
+            for queue in Queue::all() {
+                while self
+                    .store
+                    .unpublish(queue.kind, queue.lane, Duration::ZERO, UNPUBLISH_BATCH)
+                    .await?
+                    > 0
+                {}
+            }
+            self.forgotten = false;
+        }
+        let asked = self.ask_for_credit().await;
+        let capacity = self
+            .credit
+            .iter()
+            .map(|(queue, credit)| (queue.kind, queue.lane, (*credit).min(BATCH)));
+        let capacity = QueueCapacity(capacity.collect());
+        let batch = self.store.take_unpublished(&capacity, HOLD).await?;
+        if batch.due.is_empty() {
+            return asked.map(|()| batch.next_in);
+        }
+        safelight_fail_points::hit("relay.taken").await;
+        self.spend(&batch.due);
+        // They end, and are exported, with the confirms.
+        let spans = self.spans(&batch.due);
+        if let Err(error) = self.queue.publish(&batch.due).await {
+            for span in &spans {
+                span.record("otel.status_code", "error");
+            }
+            // Only to save time: they show again after the hold anyway.
+            if let Err(error) = self.store.return_unpublished(&batch.due).await {
+                tracing::debug!(%error, "could not return unpublished jobs to the outbox");
+            }
+            return Err(error.into());
+        }
+        drop(spans);
+        safelight_fail_points::hit("relay.confirmed").await;
+        self.store.mark_published(&batch.due).await?;
+        asked.map(|()| self.next_in(&batch))
+    }
+
+    /// How long until more can be published, if that is known. Rows that wait for a full queue do not
+    /// count.
+    fn next_in(&self, batch: &OutboxBatch) -> Option<Duration> {
+        let of =
+            |queue: &Queue| batch.due.iter().filter(|notice| Queue::of(notice) == *queue).count();
+        let has_more = |(queue, credit): &(Queue, u32)| *credit > 0 && of(queue) >= BATCH as usize;
+        batch.next_in.filter(|next| !next.is_zero() || self.credit.iter().any(has_more))
+    }
+
+    /// Returns when a queue that was full has capacity again; never if none is full.
+    async fn capacity(&mut self) {
+        let full = |relay: &Self| relay.credit.iter().filter(|(_, credit)| *credit == 0).count();
+        let before = full(self);
+        if before == 0 {
+            return std::future::pending().await;
+        }
+        while full(self) == before {
+            tokio::time::sleep(CONGESTED).await;
+            // The next step meets the error again and reports it.
+            if self.ask_for_credit().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Asks for the depth of queues whose credit is used up: most uploads' jobs cost no request. A queue
+    /// that is still more than half full gets nothing yet: a backlog published a few messages at a time
+    /// costs a statement and a publish for each few.
+    async fn ask_for_credit(&mut self) -> Result<(), RelayError> {
+        let ahead = self.publish_ahead;
+        let mut failure = None;
+        for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
+            match self.queue.depth(*queue).await {
+                Ok(depth) => {
+                    let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
+                    *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
+                }
+                // It gets nothing, and the other queues are served all the same.
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn spend(&mut self, published: &[JobNotice]) {
+        for notice in published {
+            let found = self.credit.iter_mut().find(|(queue, _)| *queue == Queue::of(notice));
+            if let Some((_, credit)) = found {
+                *credit = credit.saturating_sub(1);
+            }
+        }
+    }
+
+    /// One span for each message that belongs to a trace, in that trace.
+    fn spans(&self, due: &[JobNotice]) -> Vec<Span> {
+        if !traces::are_on() {
+            return Vec::new();
+        }
+        let traced = due.iter().filter(|notice| notice.trace.is_some());
+        traced.map(|notice| publish_span(self.messaging_system, notice)).collect()
+    }
+}
+
+#[async_trait]
+impl Service for OutboxRelay {
+    fn name(&self) -> &'static str {
+        "outbox_relay"
+    }
+
+    fn action(&self) -> &'static str {
+        "publish jobs"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        let next_in = self.step().await?;
+        self.pause = next_in.unwrap_or(self.poll).min(self.poll);
+        Ok(())
+    }
+
+    async fn wait(&mut self) {
+        if self.pause.is_zero() {
+            return;
+        }
+        let (signal, pause) = (self.outbox_signal.clone(), self.pause);
+        tokio::select! {
+            () = signal.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = self.capacity() => {}
+        }
+    }
+
+    fn grace(&self) -> Duration {
+        FINISH
+    }
+
+    async fn stop(&mut self) -> Result<(), ServiceError> {
+        self.step().await?;
+        Ok(())
+    }
+}
+
+fn publish_span(messaging_system: &'static str, notice: &JobNotice) -> Span {
+    let queue = Queue::of(notice);
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        "publish",
+        otel.name = format!("publish {}", notice.kind),
+        otel.kind = "producer",
+        otel.status_code = Empty,
+        messaging.system = messaging_system,
+        messaging.operation.name = "publish",
+        messaging.destination.name = %queue,
+        messaging.message.id = %notice.job,
+        safelight.job = %notice.job,
+    );
+    traces::continue_from(&span, notice.trace);
+    span
+}

@@ -1,0 +1,206 @@
+//! The rescuer: jobs whose worker died, and jobs whose message was lost.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use safelight_config::Config;
+use safelight_domain::{ErrorCode, Failure};
+use safelight_queue::{DynJobQueue, OutboxSignal, Queue, QueueError};
+use safelight_store::{ClaimedJob, DynStore, Settled, StoreError};
+
+use super::service::{Service, ServiceError};
+use crate::retry_policy::{self, RetryPolicy};
+
+/// Leases in one statement.
+const BATCH: u32 = 256;
+
+/// No check runs more often than this, however short the configured times.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
+
+const LONGEST_LEASE_PERIOD: Duration = Duration::from_secs(10);
+const LONGEST_MESSAGE_PERIOD: Duration = Duration::from_mins(1);
+
+/// Fails attempts whose lease ran out.
+pub(crate) struct LeaseRescuer {
+    store: DynStore,
+    outbox_signal: OutboxSignal,
+    retries: RetryPolicy,
+    period: Duration,
+}
+
+impl LeaseRescuer {
+    pub fn new(store: DynStore, outbox_signal: OutboxSignal, config: &Config) -> Self {
+        let period = Duration::from_millis(config.lease_ms / 3);
+        let period = period.clamp(SHORTEST_PERIOD, LONGEST_LEASE_PERIOD);
+        Self { store, outbox_signal, retries: RetryPolicy::new(config), period }
+    }
+
+    pub async fn rescue(&self) -> Result<(), StoreError> {
+        loop {
+            let expired = self.store.expired_leases(BATCH).await?;
+            for job in &expired {
+                self.fail_attempt(job).await?;
+            }
+            if !expired.is_empty() {
+                self.outbox_signal.notify();
+            }
+            if expired.len() < BATCH as usize {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn fail_attempt(&self, job: &ClaimedJob) -> Result<(), StoreError> {
+        let failure = Failure::new(
+            ErrorCode::LeaseLost,
+            "the worker of this attempt stopped answering: it crashed, hung or lost its network",
+        );
+        let outcome = self.retries.after_failure(job, failure);
+        if self.store.settle(&job.lease, &outcome).await? == Settled::Applied {
+            retry_policy::record_settled(job, &outcome);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Service for LeaseRescuer {
+    fn name(&self) -> &'static str {
+        "lease_rescuer"
+    }
+
+    fn action(&self) -> &'static str {
+        "rescue jobs of lost workers"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(self.period)
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        Ok(self.rescue().await?)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RescueError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Publishes jobs again whose message was lost.
+pub(crate) struct MessageRescuer {
+    store: DynStore,
+    queue: DynJobQueue,
+    outbox_signal: OutboxSignal,
+    republish_after: Duration,
+}
+
+impl MessageRescuer {
+    pub fn new(
+        store: DynStore,
+        queue: DynJobQueue,
+        outbox_signal: OutboxSignal,
+        config: &Config,
+    ) -> Self {
+        let republish_after = Duration::from_millis(config.republish_after_ms);
+        Self { store, queue, outbox_signal, republish_after }
+    }
+
+    /// Publishes again where the broker holds fewer messages than there are published, waiting jobs.
+    ///
+    /// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited
+    /// for `republish_after_ms` are published twice. That costs a claim that finds nothing. Leaving a
+    /// margin instead would leave a single lost message lost.
+    pub async fn rescue(&self) -> Result<(), RescueError> {
+        let mut republished = 0;
+        for queue in Queue::all() {
+            let expected = self.store.count_published(queue.kind, queue.lane).await?;
+            if expected == 0 {
+                continue;
+            }
+            let missing = expected.saturating_sub(self.queue.depth(queue).await?);
+            let limit = u32::try_from(missing).unwrap_or(u32::MAX);
+            if limit > 0 {
+                let (kind, lane, waited) = (queue.kind, queue.lane, self.republish_after);
+                republished += self.store.unpublish(kind, lane, waited, limit).await?;
+            }
+        }
+        if republished > 0 {
+            tracing::info!(jobs = republished, "publishing jobs whose message seems lost");
+            self.outbox_signal.notify();
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Service for MessageRescuer {
+    fn name(&self) -> &'static str {
+        "message_rescuer"
+    }
+
+    fn action(&self) -> &'static str {
+        "look for lost messages"
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some((self.republish_after / 2).clamp(SHORTEST_PERIOD, LONGEST_MESSAGE_PERIOD))
+    }
+
+    async fn run(&mut self) -> Result<(), ServiceError> {
+        Ok(self.rescue().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safelight_domain::{JobKind, Lane};
+    use safelight_store::QueueCapacity;
+
+    use super::*;
+    use crate::{
+        WorkerParts,
+        tests::test_worker::{TestWorker, picture},
+    };
+
+    #[tokio::test]
+    async fn only_lost_messages_are_published_again() {
+        let test = TestWorker::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
+        let WorkerParts { config, store, queue, outbox_signal, .. } = &test.parts;
+        let signal = outbox_signal.clone();
+        let rescuer = MessageRescuer::new(store.clone(), queue.clone(), signal, config);
+        test.upload(&picture()).await;
+        test.upload(&picture()).await;
+        let due = store
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
+            .await
+            .expect("take")
+            .due;
+        assert_eq!(due.len(), 4);
+        queue.publish(&due).await.expect("publish");
+        store.mark_published(&due).await.expect("mark");
+        rescuer.rescue().await.expect("rescue");
+        assert_eq!(store.count_unpublished().await.expect("count"), 0, "nothing was lost");
+        let name = Queue { kind: JobKind::Write, lane: Lane::Interactive };
+        let mut subscription = queue.subscribe(name, 1).await.expect("subscribe");
+        subscription.next().await.expect("a message").ack().await;
+        drop(subscription);
+        crate::tests::test_worker::within("the fetched one is back", async {
+            while queue.depth(name).await.expect("depth") != 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        rescuer.rescue().await.expect("rescue");
+        let again = store
+            .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
+            .await
+            .expect("take")
+            .due;
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].kind, JobKind::Write);
+    }
+}

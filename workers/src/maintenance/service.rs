@@ -1,0 +1,201 @@
+//! What a background service is, and the loop that runs one.
+
+use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use safelight_telemetry::DependencyHealth;
+use tokio_util::sync::CancellationToken;
+
+use super::status::ServiceStatuses;
+
+/// Why a run failed. Its text, without its sources, is shown to operators.
+pub type ServiceError = Box<dyn Error + Send + Sync>;
+
+/// Work that a process repeats until its end. Every run is one that any number of processes may do at
+/// once, and that may be cut off anywhere.
+#[async_trait]
+pub trait Service: Send + 'static {
+    /// How operators see it; unique, and stable.
+    fn name(&self) -> &'static str;
+
+    /// What it does, as in "cannot `action`".
+    fn action(&self) -> &'static str;
+
+    /// How often it runs. A failed run is repeated sooner. `None`: whenever [`Service::wait`] returns.
+    fn period(&self) -> Option<Duration>;
+
+    /// Does its work once.
+    async fn run(&mut self) -> Result<(), ServiceError>;
+
+    /// Returns when the next run is due. Dropped at shutdown, so it must hold nothing that is lost then.
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.period().unwrap_or_default()).await;
+    }
+
+    /// How long a run may continue after shutdown, together with [`Service::stop`]. Zero: it is cut off.
+    fn grace(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Last work at shutdown.
+    async fn stop(&mut self) -> Result<(), ServiceError> {
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the service panicked")]
+struct Panicked;
+
+/// Runs a service until `shutdown`: after an error or a panic again, with backoff.
+pub async fn run_service(
+    mut service: Box<dyn Service>,
+    statuses: ServiceStatuses,
+    shutdown: CancellationToken,
+) {
+    let (name, grace) = (service.name(), service.grace());
+    let health = DependencyHealth::new(service.action());
+    statuses.register(name);
+    let work = async {
+        repeat(&mut *service, &health, &statuses, &shutdown).await;
+        if let Err(error) = service.stop().await {
+            health.report(&*error);
+        }
+    };
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        biased;
+        () = work => {}
+        () = too_late => if !grace.is_zero() {
+            tracing::warn!(service = name, "did not stop in time; other processes continue its work");
+        },
+    }
+}
+
+async fn repeat(
+    service: &mut dyn Service,
+    health: &DependencyHealth,
+    statuses: &ServiceStatuses,
+    shutdown: &CancellationToken,
+) {
+    while !shutdown.is_cancelled() {
+        match run_once(service, statuses).await {
+            Ok(()) => {
+                health.recovered();
+                shutdown.run_until_cancelled(service.wait()).await;
+            }
+            Err(error) => {
+                let delay = health.failed(&*error);
+                let delay = service.period().map_or(delay, |period| delay.min(period));
+                shutdown.run_until_cancelled(tokio::time::sleep(delay)).await;
+            }
+        }
+    }
+}
+
+async fn run_once(
+    service: &mut dyn Service,
+    statuses: &ServiceStatuses,
+) -> Result<(), ServiceError> {
+    let name = service.name();
+    statuses.started(name);
+    // A service that panicked continues from the state that it has: its runs may be cut off anywhere.
+    let result = AssertUnwindSafe(service.run()).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(service = name, "a background service panicked; it is run again");
+        Err(Panicked.into())
+    });
+    let error = result.as_ref().err().map(ToString::to_string);
+    statuses.finished(name, error.as_deref());
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+
+    /// Fails, panics, succeeds, and then hangs.
+    struct Erratic {
+        runs: Arc<AtomicU32>,
+        stopped: Arc<AtomicU32>,
+    }
+
+    #[async_trait]
+    impl Service for Erratic {
+        fn name(&self) -> &'static str {
+            "erratic"
+        }
+
+        fn action(&self) -> &'static str {
+            "behave"
+        }
+
+        fn period(&self) -> Option<Duration> {
+            Some(Duration::from_mins(1))
+        }
+
+        async fn run(&mut self) -> Result<(), ServiceError> {
+            match self.runs.fetch_add(1, Ordering::SeqCst) {
+                0 => Err("out of order".into()),
+                1 => std::panic::resume_unwind(Box::new("a bug")),
+                2 => Ok(()),
+                _ => std::future::pending().await,
+            }
+        }
+
+        fn grace(&self) -> Duration {
+            Duration::from_secs(5)
+        }
+
+        async fn stop(&mut self) -> Result<(), ServiceError> {
+            self.stopped.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_and_panics_are_recorded_and_do_not_end_a_service() {
+        let runs = Arc::<AtomicU32>::default();
+        let service = Erratic { runs: runs.clone(), stopped: Arc::default() };
+        let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
+        let running =
+            tokio::spawn(run_service(Box::new(service), statuses.clone(), shutdown.clone()));
+        let status = || statuses.snapshot().remove(0);
+        let after = async |count: u32| {
+            while runs.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            status()
+        };
+        let failed = after(1).await;
+        assert_eq!(failed.last_error.as_deref(), Some("out of order"));
+        assert!(failed.last_run_at.is_some() && failed.last_success_at.is_none());
+        assert_eq!(after(2).await.last_error.as_deref(), Some("the service panicked"));
+        let succeeded = after(4).await;
+        assert!(succeeded.last_error.is_none() && succeeded.last_success_at.is_some());
+        shutdown.cancel();
+        running.await.expect("it ends although a run hangs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiting_service_stops_at_once() {
+        let (runs, stopped) = (Arc::new(AtomicU32::new(2)), Arc::<AtomicU32>::default());
+        let service = Erratic { runs: runs.clone(), stopped: stopped.clone() };
+        let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
+        let running = tokio::spawn(run_service(Box::new(service), statuses, shutdown.clone()));
+        while runs.load(Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        shutdown.cancel();
+        running.await.expect("no panic");
+        assert_eq!((runs.load(Ordering::SeqCst), stopped.load(Ordering::SeqCst)), (3, 1));
+    }
+}

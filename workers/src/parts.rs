@@ -1,0 +1,27 @@
+//! What a program opens for the work.
+
+use std::sync::Arc;
+
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_queue::{DynJobQueue, OutboxSignal};
+use safelight_shared_cache::SharedCache;
+use safelight_store::DynStore;
+
+/// What the program opens and hands over once. The worker and the services take from it what they
+/// use; none of them keeps it.
+#[derive(Clone)]
+pub struct WorkerParts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The source of truth.
+    pub store: DynStore,
+    /// Carries job notices.
+    pub queue: DynJobQueue,
+    /// The bytes.
+    pub blobs: Blobs,
+    /// The cache that nodes share, if one is configured.
+    pub shared_cache: Option<SharedCache>,
+    /// Notifies the relay of this process that there is something in the outbox.
+    pub outbox_signal: OutboxSignal,
+}

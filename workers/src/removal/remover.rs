@@ -1,0 +1,68 @@
+//! Removes bytes that images may share. Every step may be cut off, and taken again by anybody (ADR 4).
+
+use safelight_blobs::{BlobKey, Blobs};
+use safelight_domain::{ContentHash, Image};
+use safelight_store::DynStore;
+
+use super::error::RemovalError;
+
+/// Removes bytes, unless an image needs them.
+#[derive(Clone)]
+pub(crate) struct Remover {
+    store: DynStore,
+    blobs: Blobs,
+}
+
+impl Remover {
+    pub fn new(store: DynStore, blobs: Blobs) -> Self {
+        Self { store, blobs }
+    }
+
+    /// Removes an image's bytes, those of its blob only if no other image needs them.
+    pub async fn remove_image(&self, image: &Image) -> Result<(), RemovalError> {
+        // No other image shares staged bytes.
+        self.blobs.delete(&BlobKey::Incoming(image.id)).await?;
+        let renditions = image.renditions.iter().map(|made| BlobKey::rendition(image.sha256, made));
+        let keys: Vec<BlobKey> = renditions.chain([BlobKey::Blob(image.sha256)]).collect();
+        self.remove_blob(&image.sha256, &keys).await?;
+        Ok(())
+    }
+
+    /// Removes a blob with its renditions, unless an image needs it. Returns whether none does.
+    pub async fn remove_blob(
+        &self,
+        blob: &ContentHash,
+        keys: &[BlobKey],
+    ) -> Result<bool, RemovalError> {
+        // Spares images that share it the moment in which it is not where it should be.
+        if self.store.is_blob_wanted(blob).await? {
+            return Ok(false);
+        }
+        safelight_fail_points::hit("removal.looked").await;
+        self.blobs.trash(keys).await?;
+        safelight_fail_points::hit("removal.moved").await;
+        self.decide(blob).await
+    }
+
+    /// Decides about everything in the trash: processes that died left it there.
+    pub async fn resume(&self) -> Result<(), RemovalError> {
+        for blob in self.blobs.trashed_blobs().await? {
+            self.decide(&blob).await?;
+        }
+        Ok(())
+    }
+
+    /// After the move, never before: an upload that stored the same content until then is seen now. And
+    /// only about what was in the trash before: what another process moves from now on, it decides itself.
+    async fn decide(&self, blob: &ContentHash) -> Result<bool, RemovalError> {
+        let trashed = self.blobs.trashed(blob).await?;
+        if self.store.forget_blob(blob).await? {
+            safelight_fail_points::hit("removal.decided").await;
+            self.blobs.delete_trashed(trashed).await?;
+            Ok(true)
+        } else {
+            self.blobs.restore(trashed).await?;
+            Ok(false)
+        }
+    }
+}

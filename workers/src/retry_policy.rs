@@ -1,0 +1,66 @@
+//! What a failed attempt leads to. The one place that decides between another attempt and the end.
+
+use std::time::Duration;
+
+use metrics::counter;
+use safelight_config::Config;
+use safelight_domain::{Failure, retry};
+use safelight_store::{ClaimedJob, Outcome};
+
+/// How long failed attempts wait for the next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RetryPolicy {
+    backoff_base: Duration,
+    backoff_cap: Duration,
+}
+
+impl RetryPolicy {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            backoff_base: Duration::from_millis(config.backoff_base_ms),
+            backoff_cap: Duration::from_millis(config.backoff_cap_ms),
+        }
+    }
+
+    /// Another attempt after a jittered delay; the end where no attempt can help or none is left.
+    pub fn after_failure(&self, job: &ClaimedJob, failure: Failure) -> Outcome {
+        if job.attempt >= failure.code.retries(job.kind).attempts(job.max_attempts) {
+            return Outcome::Failed(failure);
+        }
+        let delay = retry::job_delay(job.attempt, self.backoff_base, self.backoff_cap);
+        Outcome::Retry(failure, delay)
+    }
+}
+
+/// The name that traces and metrics give an attempt's end, with what went wrong.
+pub(crate) fn describe(outcome: &Outcome) -> (&'static str, Option<&Failure>) {
+    match outcome {
+        Outcome::Written(_)
+        | Outcome::Rendered { .. }
+        | Outcome::Verified { .. }
+        | Outcome::Deleted { .. } => ("succeeded", None),
+        Outcome::Retry(failure, _) => ("retry", Some(failure)),
+        Outcome::Failed(failure) => ("failed", Some(failure)),
+        Outcome::Released => ("released", None),
+    }
+}
+
+/// Counts and logs an attempt whose end the store has recorded.
+pub(crate) fn record_settled(job: &ClaimedJob, outcome: &Outcome) {
+    let (name, failure) = describe(outcome);
+    let code = failure.map_or("none", |failure| failure.code.as_str());
+    counter!(
+        "safelight_attempts_total",
+        "kind" => job.kind.as_str(), "outcome" => name, "code" => code,
+    )
+    .increment(1);
+    match (outcome, failure) {
+        (Outcome::Retry(_, delay), Some(failure)) => tracing::warn!(
+            job = %job.lease.job, attempt = job.attempt, %failure, ?delay, "the attempt failed"
+        ),
+        (_, Some(failure)) => tracing::warn!(
+            job = %job.lease.job, attempt = job.attempt, %failure, "the job failed for good"
+        ),
+        _ => tracing::debug!(job = %job.lease.job, attempt = job.attempt, "the attempt {name}"),
+    }
+}

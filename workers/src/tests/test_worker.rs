@@ -1,0 +1,283 @@
+//! A Safelight without HTTP in a temporary folder.
+
+use std::{
+    io::Cursor,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use image::{DynamicImage, RgbImage};
+use safelight_blobs::{BlobKey, BlobLocation, Blobs};
+use safelight_config::DatabaseUrl;
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId, JobKind,
+    JobNotice, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
+};
+use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
+use safelight_store::{
+    Accepted, Advance, Child, Claim, DynStore, NewBackfill, NewUpload, Outcome, testing::Gated,
+};
+use safelight_store_sql::SqliteStore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::flaky::Flaky;
+use crate::{
+    ServiceStatuses, WorkerOptions, WorkerParts, backfill::BackfillCoordinator, consumer,
+    maintenance::janitor::discarded::DiscardedImages, removal::Remover, run_service, services,
+};
+
+/// How long anything may take that is expected to happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) struct TestWorker {
+    pub parts: WorkerParts,
+    pub statuses: ServiceStatuses,
+    pub store: Arc<Gated<Flaky>>,
+    pub shutdown: CancellationToken,
+    folder: tempfile::TempDir,
+}
+
+impl TestWorker {
+    /// Defaults with short waits, changed by `settings`.
+    pub async fn new(settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().to_str().expect("UTF-8");
+        let base = [
+            ("SAFELIGHT_DATA_DIR", path),
+            // A decoder is the running program, and here that is a test.
+            ("SAFELIGHT_ISOLATE_DECODING", "false"),
+            ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
+            ("SAFELIGHT_BACKOFF_CAP_MS", "50"),
+            ("SAFELIGHT_RELAY_POLL_MS", "20"),
+        ];
+        let environment = base.iter().chain(settings);
+        let environment = environment.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let config = safelight_config::load_from(None, environment).expect("configuration");
+        let DatabaseUrl::Sqlite(file) = &config.database_url else { panic!("SQLite by default") };
+        let sqlite: DynStore = Arc::new(SqliteStore::open(file).await.expect("open"));
+        sqlite.migrate().await.expect("migrate");
+        let store = Arc::new(Gated { inner: sqlite, gate: Flaky::default() });
+        let location = BlobLocation::Folder(folder.path().join("blobs"));
+        let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("blobs");
+        let parts = WorkerParts {
+            config: Arc::new(config),
+            store: store.clone(),
+            queue: Arc::new(InProcessQueue::new()),
+            blobs,
+            shared_cache: None,
+            outbox_signal: OutboxSignal::default(),
+        };
+        let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
+        Self { parts, statuses, store, shutdown, folder }
+    }
+
+    /// Stages and accepts an upload as the API does, without notifying the relay.
+    pub async fn upload(&self, bytes: &[u8]) -> NewUpload {
+        self.upload_on(Lane::Interactive, bytes).await
+    }
+
+    /// [`TestWorker::upload`] on a lane.
+    pub async fn upload_on(&self, lane: Lane, bytes: &[u8]) -> NewUpload {
+        let image = ImageId::new();
+        let mut staging = self.parts.blobs.stage(image).await.expect("stage");
+        staging.write(bytes).await.expect("write");
+        let staged = staging.finish().await.expect("finish");
+        let upload = NewUpload {
+            owner: safelight_domain::Owner::local(),
+            visibility: safelight_domain::Visibility::Public,
+            quota: safelight_domain::Quota::default(),
+            image,
+            task: TaskId::new(),
+            lane,
+            sha256: staged.sha256,
+            bytes: staged.bytes,
+            format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),
+            title: None,
+            tags: Vec::new(),
+            filename: None,
+            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+            max_attempts: self.parts.config.max_attempts,
+            key: None,
+            trace: None,
+        };
+        let accepted = self.parts.store.accept(&upload).await.expect("accept");
+        assert!(matches!(accepted, Accepted::Yes(_)), "{accepted:?}");
+        upload
+    }
+
+    pub fn worker(&self) -> JoinHandle<()> {
+        let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
+        let statuses = self.statuses.clone();
+        tokio::spawn(async move { consumer::run(&parts, options(), statuses, shutdown).await })
+    }
+
+    pub fn relay(&self) -> JoinHandle<()> {
+        self.services(&["outbox_relay"])
+    }
+
+    pub fn rescuer(&self) -> JoinHandle<()> {
+        self.services(&["lease_rescuer", "message_rescuer"])
+    }
+
+    pub fn janitor(&self) -> JoinHandle<()> {
+        self.services(&["staged_bytes", "trash", "discarded_images"])
+    }
+
+    pub fn coordinator(&self) -> JoinHandle<()> {
+        self.services(&["backfill_coordinator"])
+    }
+
+    /// Runs background services until shutdown.
+    pub fn services(&self, names: &[&str]) -> JoinHandle<()> {
+        let mut chosen = services(&self.parts);
+        chosen.retain(|service| names.contains(&service.name()));
+        assert_eq!(chosen.len(), names.len(), "{names:?}");
+        let run = |service| run_service(service, self.statuses.clone(), self.shutdown.clone());
+        let running: Vec<_> = chosen.into_iter().map(run).collect();
+        tokio::spawn(async move { drop(futures::future::join_all(running).await) })
+    }
+
+    /// A coordinator that goes step by step.
+    pub fn stepping_coordinator(&self) -> BackfillCoordinator {
+        let WorkerParts { config, store, blobs, outbox_signal, .. } = &self.parts;
+        BackfillCoordinator::new(store.clone(), blobs.clone(), outbox_signal.clone(), config)
+    }
+
+    pub fn remover(&self) -> Remover {
+        Remover::new(self.parts.store.clone(), self.parts.blobs.clone())
+    }
+
+    pub fn discarded_images(&self) -> DiscardedImages {
+        DiscardedImages::new(self.parts.store.clone(), self.remover(), &self.parts.config)
+    }
+
+    /// The task once `wanted` holds for it.
+    pub async fn task_when(&self, id: TaskId, wanted: impl Fn(&Task) -> bool) -> Task {
+        within("the task gets there", async {
+            loop {
+                // What the test breaks must not break the test.
+                let task = self.store.inner.task(id).await.expect("task").expect("a known task");
+                if wanted(&task) {
+                    return task;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    /// The task as it is.
+    pub async fn task(&self, id: TaskId) -> Task {
+        self.store.inner.task(id).await.expect("task").expect("a known task")
+    }
+
+    pub async fn ended(&self, id: TaskId) -> Task {
+        self.task_when(id, |task| task.status.is_final()).await
+    }
+
+    /// How many messages the broker holds.
+    pub async fn depth(&self) -> u64 {
+        let mut depth = 0;
+        for queue in Queue::all() {
+            depth += self.parts.queue.depth(queue).await.expect("depth");
+        }
+        depth
+    }
+
+    /// Where the local blob store keeps an object.
+    pub fn path(&self, key: &BlobKey) -> PathBuf {
+        self.folder.path().join("blobs").join(key.path().as_ref())
+    }
+
+    /// How many objects are in the trash.
+    pub fn trash(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("blobs/trash")).map_or(0, Iterator::count)
+    }
+
+    /// Records a rendition of an upload that is done, as a verify job does that has made it again.
+    pub async fn record_rendition(&self, upload: &NewUpload, made: &Rendition) {
+        let spec = BackfillSpec::new(BackfillKind::Verify);
+        let (backfill, job) = (TaskId::new(), JobId::new());
+        let new = NewBackfill { task: backfill, owner: safelight_domain::Owner::local(), spec };
+        self.store.inner.create_backfill(&new).await.expect("begin");
+        let work = Child {
+            task: TaskId::new(),
+            kind: TaskKind::Rendition,
+            image: upload.image,
+            jobs: vec![(job, JobKind::Verify)],
+            import: None,
+        };
+        let step = Advance { work: vec![work], max_attempts: 1, ..Advance::of(backfill, None) };
+        assert!(self.store.inner.advance_backfill(&step).await.expect("a step"));
+        let notice =
+            JobNotice { job, kind: JobKind::Verify, lane: Lane::Bulk, generation: 0, trace: None };
+        let (worker, lease) = (WorkerId::new(), Duration::from_mins(1));
+        let claim = self.store.inner.claim(&notice, false, worker, lease, JOB_VERSION).await;
+        let Ok(Claim::Run(claimed)) = claim else { panic!("{claim:?}") };
+        let outcome =
+            Outcome::Verified { repaired: vec![made.clone()], forgotten: Vec::new(), note: None };
+        self.store.inner.settle(&claimed.lease, &outcome).await.expect("settle");
+    }
+
+    /// The folder of the probes of [`Blobs::check_writable`].
+    pub fn probes(&self) -> PathBuf {
+        self.folder.path().join("blobs/probe")
+    }
+
+    /// The folder of all renditions.
+    pub fn renditions(&self) -> PathBuf {
+        self.folder.path().join("blobs/renditions")
+    }
+}
+
+impl Drop for TestWorker {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// How many files a folder holds, however deep.
+pub(crate) fn files(folder: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
+}
+
+/// Those of a small worker that takes everything.
+pub(crate) fn options() -> WorkerOptions {
+    WorkerOptions { kinds: JobKind::ALL.to_vec(), lanes: Lane::ALL.to_vec(), concurrency: 2 }
+}
+
+pub(crate) fn job(task: &Task, kind: JobKind) -> &Job {
+    task.jobs.iter().find(|job| job.kind == kind).expect("a job of each kind")
+}
+
+/// What a write job might have learnt.
+pub(crate) fn facts() -> ImageFacts {
+    ImageFacts {
+        format: ImageFormat::Png,
+        width: 1,
+        height: 1,
+        orientation: 1,
+        taken_at: None,
+        gps: None,
+    }
+}
+
+/// A sound picture of 300 × 200.
+pub(crate) fn picture() -> Vec<u8> {
+    let picture: DynamicImage = RgbImage::from_fn(300, 200, |x, y| {
+        image::Rgb([(x % 256).to_le_bytes()[0], (y % 256).to_le_bytes()[0], 90])
+    })
+    .into();
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).expect("encode");
+    bytes.into_inner()
+}
+
+/// Waits for what must happen.
+pub(crate) async fn within<T>(what: &str, happens: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, happens).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
