@@ -154,7 +154,7 @@ mod tests {
         let mut line: Map<String, Value> = serde_json::from_str(&text).expect("JSON");
         assert!(line.remove("timestamp").is_some_and(|time| time.is_string()));
         let expected = serde_json::json!({
-            "level": "WARN", "target": "crate::json::tests",
+            "level": "WARN", "target": module_path!(),
             "message": "oh\nno", "ok": true, "error": "disk", "path": "/v1/\"x\"", "task": "t-1",
             "attempt": 2, "kind": "write", "trace_id": "4bf9",
         });
