@@ -237,7 +237,7 @@ async fn revoke(store: &DynStore, keys: &[String], as_json: bool) -> Result<(), 
 
 async fn create_signing(store: &DynStore, owner: Owner, as_json: bool) -> Result<(), Exit> {
     let (id, secret) = secrets::new_signing_key().map_err(Exit::failed)?;
-    let shown = secrets::shown(&secret);
+    let shown = secrets::encode(&secret);
     let new = NewSigningKey { id: id.clone(), owner: owner.clone(), secret };
     let created = store.create_signing_key(&new, LIVE_SIGNING_KEYS).await.map_err(Exit::failed)?;
     if !created {

@@ -1,16 +1,16 @@
-//! A picture on its way in: judged by its first bytes, counted, and staged or only hashed.
+//! Receives a picture: detects its format from the first bytes, counts them, and stages or only hashes them.
 
 use safelight_domain::{ContentHash, ContentHasher, ImageFormat, ImageId};
 
 use super::{BlobError, Blobs, Staging};
 
-/// The formats that are read, for people.
-const READABLE: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP are";
+/// The supported formats, for messages.
+const SUPPORTED: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP";
 
-/// The bytes of a picture on their way in. Dropping it unfinished leaves nothing behind.
+/// A picture that is being received. Dropping it unfinished leaves nothing behind.
 pub struct Ingest {
     target: Target,
-    /// The first bytes, until there are enough to tell the format.
+    /// The first bytes, until they suffice to detect the format.
     head: Vec<u8>,
     format: Option<ImageFormat>,
     bytes: u64,
@@ -18,58 +18,58 @@ pub struct Ingest {
 }
 
 enum Target {
-    /// To be staged as soon as the format is known: what is refused never touches the disk.
+    /// To be staged once the format is known, so that rejected bytes are never written to disk.
     Stage(Blobs, ImageId),
     Staging(Box<Staging>),
-    /// Not to be kept: only the hash is wanted.
+    /// Not stored; only hashed.
     Hash(ContentHasher),
 }
 
-/// What all bytes of a picture are.
+/// The hash, size and format of a received picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Content {
-    /// Their hash.
+    /// The hash of the bytes.
     pub sha256: ContentHash,
-    /// How many.
+    /// The number of bytes.
     pub bytes: u64,
-    /// The format that the first bytes announce.
+    /// The format, detected from the first bytes.
     pub format: ImageFormat,
 }
 
-/// A picture that has come to its end. Dropping it leaves nothing behind.
+/// A completely received picture. Dropping it leaves nothing behind.
 pub struct Whole {
-    /// What it is.
+    /// Its hash, size and format.
     pub content: Content,
     staging: Option<Box<Staging>>,
 }
 
-/// Why bytes are not taken in.
+/// Why bytes are rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// There are none.
+    /// There are no bytes.
     #[error("it has no bytes")]
     Empty,
-    /// They are of the HEIF family.
-    #[error("HEIC pictures are not read here; {}", READABLE)]
+    /// The format is of the HEIF family.
+    #[error("HEIC is not supported; supported formats: {}", SUPPORTED)]
     Heic,
-    /// They are nothing that is known.
-    #[error("it is no picture that is read here; {}", READABLE)]
+    /// The format is unknown.
+    #[error("it is not a picture in a supported format; supported formats: {}", SUPPORTED)]
     NotAnImage,
-    /// There are more than this.
-    #[error("it has more than the {0} bytes that are allowed")]
+    /// There are more bytes than allowed.
+    #[error("it has more than the allowed {0} bytes")]
     TooLarge(u64),
-    /// They cannot be staged.
+    /// The bytes cannot be staged.
     #[error(transparent)]
     Blobs(#[from] BlobError),
 }
 
 impl Ingest {
-    /// For at most `limit` bytes that are staged for `image`.
+    /// Receives at most `limit` bytes and stages them for `image`.
     pub fn staging(blobs: Blobs, image: ImageId, limit: u64) -> Self {
         Self::new(Target::Stage(blobs, image), limit)
     }
 
-    /// For at most `limit` bytes that are not kept.
+    /// Receives at most `limit` bytes without storing them.
     pub fn hashing(limit: u64) -> Self {
         Self::new(Target::Hash(ContentHasher::default()), limit)
     }
@@ -78,7 +78,7 @@ impl Ingest {
         Self { target, head: Vec::new(), format: None, bytes: 0, limit }
     }
 
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub async fn write(&mut self, chunk: &[u8]) -> Result<(), IngestError> {
         self.bytes += chunk.len() as u64;
         if self.bytes > self.limit {
@@ -89,28 +89,28 @@ impl Ingest {
         }
         self.head.extend_from_slice(chunk);
         if self.head.len() >= ImageFormat::SNIFF_BYTES {
-            self.judge().await?;
+            self.detect().await?;
         }
         Ok(())
     }
 
-    /// There are no more bytes.
+    /// Ends the picture.
     pub async fn end(mut self) -> Result<Whole, IngestError> {
         let format = match self.format {
             Some(format) => format,
-            None => self.judge().await?,
+            None => self.detect().await?,
         };
         let (sha256, staging) = match self.target {
             Target::Staging(staging) => (staging.hash(), Some(staging)),
             Target::Hash(hasher) => (hasher.finish(), None),
-            // Judging has begun to stage.
+            // `detect` has started to stage.
             Target::Stage(..) => return Err(IngestError::Empty),
         };
         Ok(Whole { content: Content { sha256, bytes: self.bytes, format }, staging })
     }
 
-    /// Decides by the first bytes, and passes them on.
-    async fn judge(&mut self) -> Result<ImageFormat, IngestError> {
+    /// Detects the format from the first bytes, and forwards them.
+    async fn detect(&mut self) -> Result<ImageFormat, IngestError> {
         let format = match ImageFormat::sniff(&self.head) {
             Some(format) => format,
             None if self.head.is_empty() => return Err(IngestError::Empty),
@@ -137,7 +137,7 @@ impl Ingest {
 }
 
 impl Whole {
-    /// Makes it durable, if it was to be staged.
+    /// Makes it durable if it is staged.
     pub async fn keep(self) -> Result<Content, BlobError> {
         if let Some(staging) = self.staging {
             staging.finish().await?;
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn decides_as_soon_as_it_can_and_not_before() {
+    async fn detects_the_format_as_early_as_possible() {
         let mut ingest = Ingest::hashing(1000);
         ingest.write(b"\x89PN").await.expect("too few to tell");
         let rest = [b"G\r\n\x1a\n".as_slice(), &[0; 40]].concat();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_what_is_no_picture_at_once() {
+    async fn rejects_other_data_at_once() {
         let svg = b"<svg xmlns=\"http://www.w3.org/2000/svg\">".as_slice();
         let refused = Ingest::hashing(1000).write(svg).await;
         assert!(matches!(refused, Err(IngestError::NotAnImage)), "{refused:?}");

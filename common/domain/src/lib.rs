@@ -1,5 +1,5 @@
-//! The words of Safelight as types, and the decisions on them: ids, hashes, images, tasks, jobs, presets,
-//! owners and keys, which failures are tried again and when. No I/O.
+//! The domain model and its decisions: ids, hashes, images, tasks, jobs, presets, owners and keys, and which
+//! failures are retried and when. No I/O.
 
 mod access;
 mod backfill;

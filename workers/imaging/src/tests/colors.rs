@@ -1,4 +1,4 @@
-//! Colour models, profiles and samplings: every way to say the same colours gives the same picture.
+//! Color models, profiles and samplings: every way to say the same colors gives the same picture.
 
 use image::{ImageEncoder, codecs::png::PngEncoder};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
@@ -9,13 +9,13 @@ use super::*;
 /// A JPEG of `quarters`, encoded as `set` says.
 fn quarters_jpeg(
     pixels: &[u8],
-    colours: ColorType,
+    colors: ColorType,
     set: impl FnOnce(&mut Encoder<&mut Vec<u8>>),
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes, 95);
     set(&mut encoder);
-    encoder.encode(pixels, 96, 64, colours).expect("encode");
+    encoder.encode(pixels, 96, 64, colors).expect("encode");
     bytes
 }
 
@@ -49,7 +49,7 @@ fn every_jpeg_that_cameras_and_editors_write_gives_the_same_picture() {
 }
 
 #[test]
-fn inks_become_colours() {
+fn inks_become_colors() {
     // The encoder writes them inverted, with Adobe's marker, as Photoshop does.
     let inks: Vec<u8> = quarters_image()
         .into_rgb8()
@@ -59,11 +59,11 @@ fn inks_become_colours() {
             [255 - red, 255 - green, 255 - blue, 0]
         })
         .collect();
-    for colours in [ColorType::Cmyk, ColorType::CmykAsYcck] {
-        let bytes = quarters_jpeg(&inks, colours, |_| ());
+    for colors in [ColorType::Cmyk, ColorType::CmykAsYcck] {
+        let bytes = quarters_jpeg(&inks, colors, |_| ());
         for format in [PresetFormat::Auto, PresetFormat::Webp, PresetFormat::Png] {
             let (_, image) = render_one(&bytes, 48, format);
-            assert_quarters(&image, &format!("{colours:?} as {format}"));
+            assert_quarters(&image, &format!("{colors:?} as {format}"));
         }
     }
 }
