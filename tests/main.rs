@@ -1,7 +1,7 @@
-//! End-to-end, contract and fault tests over real engines: one binary, so that they link once and
-//! share what they start.
+//! Architecture, contract, end-to-end and fault tests: one binary, so that they link once and share the engines
+//! that they start.
 
+mod architecture;
 mod contract;
 mod e2e;
 mod faults;
-mod wait;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use reqwest::{Method, StatusCode};
-use safelight_harness::{
+use reqwest::StatusCode;
+use safelight_testing::{
     client::Client,
     fleet::{Fleet, Plan},
     pictures,
@@ -135,9 +135,7 @@ async fn a_revoked_key_is_refused_by_every_node() -> Result<()> {
         streams.push(stream);
     }
     let id = ada["id"].as_str().context("no id")?;
-    let url = format!("{}/v1/keys/{id}", fleet.apis[0].url());
-    let client = Client::with_key(fleet.apis[0].url(), secret(&admin)?)?;
-    ensure!(client.http().request(Method::DELETE, url).send().await?.status() == StatusCode::OK);
+    Client::with_key(fleet.apis[0].url(), secret(&admin)?)?.revoke_key(id).await?;
     for node in &fleet.apis {
         ensure!(list(node.url(), secret(&ada)?).await? == StatusCode::UNAUTHORIZED);
     }

@@ -9,8 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{
-    client::Client,
+use reqwest::Method;
+use safelight_testing::{
+    client::{Client, TestClient as _},
     fleet::Plan,
     pictures,
     server::{Finished, run},
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Deployment, fleet, on_every_deployment};
-use crate::wait::eventually;
+use safelight_testing::wait::eventually;
 
 /// How long a command may take, on a busy machine.
 const COMMAND: Duration = Duration::from_mins(2);
@@ -216,7 +217,7 @@ async fn a_backfill_is_paused_resumed_and_cancelled(at: &Deployment) -> Result<(
 async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let post = async |path: &str, body: &str| -> Result<(u16, String)> {
-        let request = client.http().post(client.url(path)).body(body.to_owned());
+        let request = client.request(Method::POST, path).body(body.to_owned());
         let answer = request.header("content-type", "application/json").send().await?;
         let status = answer.status().as_u16();
         let code = answer.json::<Value>().await?["code"].as_str().unwrap_or_default().to_owned();
@@ -245,7 +246,7 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
     ] {
         assert_eq!(post("/v1/backfills", body).await?, (400, "invalid_body".to_owned()), "{body}");
     }
-    let request = client.http().post(client.url("/v1/backfills")).body(r#"{"kind":"verify"}"#);
+    let request = client.request(Method::POST, "/v1/backfills").body(r#"{"kind":"verify"}"#);
     assert_eq!(request.send().await?.status(), 415, "a page of another origin can send this");
     let upload = client.upload(pictures::jpeg(64, 48, 30)?).await?;
     let id = upload["id"].as_str().context("an id")?;

@@ -3,7 +3,8 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
-use safelight_harness::{
+use safelight_testing::{
+    client::TestClient as _,
     pictures,
     server::{Finished, run, safelight},
 };

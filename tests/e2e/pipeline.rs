@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use reqwest::{
-    StatusCode,
+    Method, StatusCode,
     header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
 use safelight_domain::ContentHash;
-use safelight_harness::{
-    client::{Client, Form, accepted},
+use safelight_testing::{
+    client::{Client, Form, TestClient as _, accepted},
     fleet::Plan,
     pictures,
 };
@@ -167,7 +167,7 @@ async fn rendition(
 async fn assert_unchanged(client: &Client, path: &str) -> Result<()> {
     let tag = client.get(path).await?.headers()[ETAG].clone();
     assert!(tag.as_bytes().starts_with(b"\""), "{tag:?} is not strong");
-    let again = client.http().get(client.url(path)).header(IF_NONE_MATCH, tag).send().await?;
+    let again = client.request(Method::GET, path).header(IF_NONE_MATCH, tag).send().await?;
     assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(again.bytes().await?.len(), 0);
     Ok(())

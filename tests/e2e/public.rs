@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Result, ensure};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use reqwest::{StatusCode, redirect};
-use safelight_harness::{
+use safelight_testing::{
     client::Client,
     haproxy::PublicHaProxy,
     pictures,

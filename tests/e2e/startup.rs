@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use safelight_harness::{
+use safelight_testing::{
     client::Client,
     fleet::Engines,
     server::{Finished, Server, run, safelight},

@@ -12,15 +12,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use image::{ImageBuffer, ImageFormat, Rgba};
-use safelight_harness::{
-    client::Client,
+use safelight_testing::{
+    client::{Client, TestClient as _},
     pictures,
     server::{Server, safelight},
 };
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::wait::{LIMIT, eventually};
+use safelight_testing::wait::{LIMIT, eventually};
 
 /// Thumbnail jobs at once; there are two more decoders.
 const SLOTS: usize = 2;
@@ -111,7 +111,7 @@ async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path(), &[("DECODE_MEMORY_BYTES", &BOUND.to_string())]).await?;
     let client = Client::new(server.url())?;
-    // The one by intent, the other by its size: 96 MB of samples alone.
+    // The one by intent, the other by its size: 96 MB of samples site.
     let tasks =
         [client.upload(poison("bloat")?).await?, client.upload(deep_png(4000, 3000)?).await?];
     let mut most = 0;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use reqwest::StatusCode;
-use safelight_harness::{client::Client, haproxy::HaProxy, reads::Reads};
+use safelight_testing::{client::Client, haproxy::HaProxy, reads::Reads};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 

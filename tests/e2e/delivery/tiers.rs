@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use safelight_domain::{CacheKey, ContentHash, Owner};
-use safelight_harness::{
+use safelight_testing::{
     chaos::Link,
     client::Client,
     herd,

@@ -1,0 +1,81 @@
+//! A worker whose jobs do nothing, or wait: everything of Safelight but pictures.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+use futures::FutureExt;
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_domain::{JobKind, Lane};
+use safelight_queue::OutboxSignal;
+use safelight_services::Services;
+use safelight_store::{DynStore, Outcome};
+use safelight_workers::{WorkerOptions, relay, worker};
+use tokio_util::sync::CancellationToken;
+
+/// How such a worker works.
+#[derive(Args)]
+pub struct WorkmanArgs {
+    /// Milliseconds that each job waits
+    #[arg(long, default_value_t = 0)]
+    pad_ms: u64,
+    /// Jobs at once
+    #[arg(long, default_value_t = 1)]
+    concurrency: usize,
+}
+
+/// Runs until it is killed, configured by the environment.
+pub async fn run(args: &WorkmanArgs) -> Result<()> {
+    let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
+    let services = services(config).await?;
+    // The harness waits for an address that a server says; this is all that it has to say.
+    eprintln!("listening on http://127.0.0.1:0");
+    let shutdown = CancellationToken::new();
+    tokio::join!(
+        relay::run(services.clone(), shutdown.clone()),
+        work(services, args.concurrency, Duration::from_millis(args.pad_ms), shutdown),
+    );
+    Ok(())
+}
+
+/// The parts that a configuration names.
+pub async fn services(config: Config) -> Result<Services> {
+    let store: DynStore =
+        safelight_testing::open::store(&config.database_url, config.database_connections).await?;
+    store.migrate().await?;
+    let blobs = Blobs::open(
+        &safelight_testing::open::blob_location(&config.blob_url),
+        &config.data_dir.join("spool"),
+    )?;
+    let queue = safelight_testing::open::queue(&config.queue_url);
+    Ok(Services {
+        config: Arc::new(config),
+        store,
+        queue,
+        blobs,
+        shared_cache: None,
+        outbox_signal: OutboxSignal::default(),
+    })
+}
+
+/// Works on thumbnail jobs without making thumbnails.
+pub async fn work(
+    services: Services,
+    concurrency: usize,
+    pad: Duration,
+    shutdown: CancellationToken,
+) {
+    let (kinds, lanes) = (vec![JobKind::Thumbnail], vec![Lane::Interactive]);
+    let options = WorkerOptions { kinds, lanes, concurrency };
+    let job = move |_| {
+        async move {
+            if !pad.is_zero() {
+                tokio::time::sleep(pad).await;
+            }
+            Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None })
+        }
+        .boxed()
+    };
+    worker::run_with(services, options, job, shutdown).await;
+}
