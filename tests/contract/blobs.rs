@@ -66,7 +66,7 @@ on_both! {
     staged_bytes_are_promoted_once_and_read_back,
     an_unfinished_upload_leaves_nothing,
     objects_are_replaced_and_removed,
-    what_is_missing_is_told_from_what_is_broken,
+    missing_objects_differ_from_store_errors,
     the_clock_is_that_which_dates_staged_bytes,
     a_walk_finds_every_blob_and_rendition_once_page_by_page,
 }
@@ -191,7 +191,7 @@ async fn objects_are_replaced_and_removed(test: TestBlobs) -> Result<()> {
     Ok(())
 }
 
-async fn what_is_missing_is_told_from_what_is_broken(test: TestBlobs) -> Result<()> {
+async fn missing_objects_differ_from_store_errors(test: TestBlobs) -> Result<()> {
     let TestBlobs { blobs, s3, .. } = test;
     blobs.check().await?;
     let missing = BlobKey::Blob(ContentHash::of(b"nothing"));

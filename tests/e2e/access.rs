@@ -55,7 +55,7 @@ async fn list(url: &str, secret: &str) -> Result<StatusCode> {
 }
 
 #[tokio::test]
-async fn a_server_for_others_wants_a_key_first() -> Result<()> {
+async fn a_server_on_a_public_address_requires_a_key() -> Result<()> {
     let data = TempDir::new()?;
     let mut env = embedded_env(data.path());
     env.push(("SAFELIGHT_LISTEN".to_owned(), "0.0.0.0:0".to_owned()));

@@ -43,7 +43,7 @@ async fn with_every_worker_dead_tasks_wait_for_the_next_one() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_killed_api_node_costs_nobody_an_answer() -> Result<()> {
+async fn killing_an_api_node_fails_no_request() -> Result<()> {
     let mut fleet = fleet(Plan::default()).await?;
     let client = Client::new(&fleet.url())?;
     let task = client.upload(pictures::jpeg(320, 240, 1)?).await?;

@@ -20,7 +20,7 @@ on_every_deployment! {
     a_form_carries_a_picture_with_its_title,
     renditions_are_upright,
     equal_uploads_share_their_bytes,
-    what_is_no_picture_fails_with_a_reason,
+    files_that_are_no_pictures_fail_with_a_reason,
     an_idempotency_key_holds_on_every_node,
 }
 
@@ -110,7 +110,7 @@ async fn equal_uploads_share_their_bytes(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn what_is_no_picture_fails_with_a_reason(at: &Deployment) -> Result<()> {
+async fn files_that_are_no_pictures_fail_with_a_reason(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let refused = client.post_image(pictures::text(), &[]).await?;
     assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
@@ -182,7 +182,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn workers_show_their_own_figures() -> Result<()> {
+async fn workers_serve_their_own_metrics() -> Result<()> {
     let fleet = super::fleet(Plan { workers: 1, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
     let task = client.finished(&client.upload(pictures::jpeg(320, 240, 9)?).await?).await?;

@@ -126,7 +126,7 @@ async fn a_slow_upload_is_not_taken_for_a_dead_one() -> Result<()> {
 /// Promise: an upload whose process was frozen for longer than the grace time, so that its bytes
 /// were collected, is not answered with 202.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_slept_too_long_is_refused() -> Result<()> {
+async fn an_upload_frozen_past_its_grace_time_is_rejected() -> Result<()> {
     let cluster = test_cluster(1, 1, FAST_RECOVERY).await?;
     let mut frozen = cluster.start_node(&["api"], &[armed("upload.staged=stop")])?;
     let client = Client::new(frozen.url())?;

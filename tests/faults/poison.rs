@@ -67,7 +67,7 @@ async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_captured_decoder_reaches_nothing_outside() -> Result<()> {
+async fn a_hijacked_decoder_reaches_nothing_outside() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
@@ -92,7 +92,7 @@ async fn a_captured_decoder_reaches_nothing_outside() -> Result<()> {
 
 /// What the test above would see if there were no sandbox; and that it can be turned off.
 #[tokio::test]
-async fn a_captured_decoder_without_a_sandbox_reaches_everything() -> Result<()> {
+async fn a_hijacked_decoder_without_a_sandbox_reaches_everything() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path(), &[("SANDBOX_DECODING", "false")]).await?;
     let client = Client::new(server.url())?;

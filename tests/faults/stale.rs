@@ -48,7 +48,7 @@ async fn a_worker_that_wakes_too_late_changes_nothing() -> Result<()> {
 
 /// Promise: a single process that slept past its own leases goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_was_asleep_goes_on() -> Result<()> {
+async fn a_server_that_was_frozen_continues() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[armed("worker.worked=stop")])?;
     // Its answer may have to wait until the server wakes.

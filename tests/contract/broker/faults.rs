@@ -35,7 +35,7 @@ async fn a_publish_to_a_deleted_queue_is_an_error_and_mends_it() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_broker_is_declared_anew() -> Result<()> {
+async fn a_wiped_broker_is_redeclared() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     broker.publish(&[notice(QUEUE)]).await?;
@@ -81,7 +81,7 @@ async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_is_dropped() -> Result<()> {
+async fn unreadable_messages_are_dropped() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let (exchange, key) = ("safelight".into(), QUEUE.to_string().into());
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
@@ -100,7 +100,7 @@ async fn what_cannot_be_read_is_dropped() -> Result<()> {
 
 /// A release to come may write messages otherwise, but for the job's id.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_of_a_newer_release_is_one_of_its_job() -> Result<()> {
+async fn messages_of_newer_releases_are_readable() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let sent = JobNotice { generation: 0, ..notice(QUEUE) };
     let body = format!(r#"{{"v":2,"job":"{}","epoch":[7]}}"#, sent.job);
@@ -121,7 +121,7 @@ async fn a_message_of_a_newer_release_is_one_of_its_job() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_always_comes_back_ends_among_the_dead() -> Result<()> {
+async fn a_message_over_the_delivery_limit_becomes_a_dead_letter() -> Result<()> {
     let broker = open(&RabbitMq::shared()?.fresh_vhost()?).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let sent = exhaust_deliveries(&*broker, &mut subscription).await?;

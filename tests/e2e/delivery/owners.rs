@@ -45,7 +45,7 @@ async fn read(client: &Client, path: &str) -> Result<(String, Bytes)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_owner_reads_brings_no_tier_to_another() -> Result<()> {
+async fn caches_are_not_shared_between_owners() -> Result<()> {
     let site = Site::start(0).await?;
     let redis = block_in_place(Redis::start)?;
     let (cache, hasty) = (redis.url(), ("SAFELIGHT_METADATA_CACHE_MS", "200"));

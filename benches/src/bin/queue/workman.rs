@@ -29,7 +29,7 @@ pub struct WorkmanArgs {
 pub async fn run(args: &WorkmanArgs) -> Result<()> {
     let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let services = services(config).await?;
-    // The harness waits for an address that a server says; this is all that it has to say.
+    // `Server::start` waits for the address that a server prints; this process has nothing else to print.
     eprintln!("listening on http://127.0.0.1:0");
     let shutdown = CancellationToken::new();
     tokio::join!(
