@@ -30,7 +30,7 @@ impl<'a> NewImage<'a> {
     pub fn of_upload(upload: &'a NewUpload) -> Self {
         Self {
             id: upload.image,
-            owner: upload.owner.stored(),
+            owner: upload.owner.storage_name(),
             visibility: upload.visibility,
             sha256: upload.sha256,
             bytes: upload.bytes,
@@ -48,7 +48,7 @@ impl<'a> NewImage<'a> {
         let import = child.import.as_ref()?;
         Some(Self {
             id: child.image,
-            owner: owner.stored(),
+            owner: owner.storage_name(),
             visibility,
             sha256: import.sha256,
             bytes: import.bytes,
@@ -84,7 +84,7 @@ impl<'a> NewTask<'a> {
     /// The task of an upload.
     pub fn of_upload(upload: &'a NewUpload) -> Self {
         Self {
-            owner: Some(upload.owner.stored()),
+            owner: Some(upload.owner.storage_name()),
             lane: upload.lane,
             max_attempts: upload.max_attempts,
             trace: trace(upload.trace),
@@ -119,7 +119,7 @@ impl<'a> NewTask<'a> {
             id: new.task,
             kind: TaskKind::Backfill,
             lane: Lane::Bulk,
-            owner: Some(new.owner.stored()),
+            owner: Some(new.owner.storage_name()),
             image: None,
             backfill: None,
             source: None,

@@ -10,10 +10,10 @@ use safelight_domain::{
     JobKind, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility,
     WorkerId,
 };
-use safelight_harness::postgres::Postgres;
 use safelight_store::{
     Accepted, Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, QueueCapacity, Settled,
 };
+use safelight_testing::postgres::Postgres;
 use tempfile::TempDir;
 
 /// Over at once.
@@ -48,20 +48,20 @@ impl Fixture {
     }
 
     async fn migrated(url: DatabaseUrl, folder: Option<TempDir>) -> Result<Self> {
-        let store = safelight_harness::open::store(&url, 8).await?;
+        let store = safelight_testing::open::store(&url, 8).await?;
         store.migrate().await?;
         Ok(Self { store, url, folder })
     }
 
     /// Another store on the same database, as another process would have it.
     pub async fn another(&self) -> Result<DynStore> {
-        Ok(safelight_harness::open::store(&self.url, 8).await?)
+        Ok(safelight_testing::open::store(&self.url, 8).await?)
     }
 
     /// The same database after its only store was dropped.
     pub async fn reopened(self) -> Result<Self> {
         drop(self.store);
-        let store = safelight_harness::open::store(&self.url, 8).await?;
+        let store = safelight_testing::open::store(&self.url, 8).await?;
         Ok(Self { store, url: self.url, folder: self.folder })
     }
 

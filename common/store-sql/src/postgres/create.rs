@@ -120,7 +120,7 @@ pub async fn insert_upload(
     let accepted = query
         .bind(Json([NewTask::of_upload(upload)]))
         .bind(Json([NewImage::of_upload(upload)]))
-        .bind(key.map(|(ticket, _)| ticket.key.owner.stored()))
+        .bind(key.map(|(ticket, _)| ticket.key.owner.storage_name()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .bind(key.map(|(ticket, _)| ticket.token))
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))

@@ -112,7 +112,7 @@ pub async fn insert_upload(
         .bind(Json([NewImage::of_upload(upload)]))
         .bind(upload.task)
         .bind(key.map(|(_, fingerprint)| fingerprint.as_bytes()))
-        .bind(key.map(|(ticket, _)| ticket.key.owner.stored()))
+        .bind(key.map(|(ticket, _)| ticket.key.owner.storage_name()))
         .bind(key.map(|(ticket, _)| ticket.key.key.as_str()))
         .execute(conn)
         .await?;
