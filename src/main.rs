@@ -1,33 +1,21 @@
-//! `safelight`: the command line. One file per subcommand; the work is done by the `api`,
-//! `workers` and `common` crates.
+//! The `safelight` program: a subcommand for each role and each task of an operator. The work is done by the
+//! crates below it; this one reads the configuration, opens what it names, and prints.
 
-mod api;
-mod backfill;
-mod client;
-mod config;
-mod decoder;
-mod exit;
-mod images;
-mod keys;
-mod migrate;
-mod openapi;
-mod process;
-mod queues;
-mod say;
-mod serve;
-mod startup;
-mod table;
-mod tasks;
-mod tls;
-mod upload;
-mod worker;
-mod workers;
+mod bootstrap;
+mod commands;
+mod error;
+mod output;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use exit::Exit;
+use bootstrap::runtime::block_on;
+use commands::{
+    api, backfill, config, decoder, images, keys, migrate, openapi, queues, serve, tasks, upload,
+    worker, workers,
+};
+use error::CommandError;
 
 // Many threads allocating buffers of many sizes fragment the system's allocator.
 #[global_allocator]
@@ -62,7 +50,7 @@ enum Command {
     Migrate,
     /// Upload files to a running server
     Upload(upload::UploadArgs),
-    /// List, show, try again or cancel tasks of a running server
+    /// List, show, retry or cancel tasks of a running server
     Tasks(tasks::TasksArgs),
     /// Delete images of a running server
     Images(images::ImagesArgs),
@@ -70,15 +58,15 @@ enum Command {
     Backfill(backfill::BackfillArgs),
     /// List the workers of a running server's fleet
     Workers(workers::WorkersArgs),
-    /// List what waits, and how fast it comes and goes
+    /// List the queues: how many jobs wait, and how fast they arrive and finish
     Queues(queues::QueuesArgs),
-    /// Make, list and revoke keys
+    /// Create, list and revoke keys
     Keys(keys::KeysArgs),
     /// Print the configuration in force
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
     Openapi,
-    /// Decode pictures for a worker, which starts this by itself
+    /// Decode pictures for a worker, which starts this itself
     #[command(hide = true)]
     Decoder(decoder::DecoderArgs),
 }
@@ -91,23 +79,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Exit> {
-    // One TLS implementation for the database, the broker and the object store. It fails only if
-    // one is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let load = || safelight_config::load(cli.file.path.as_deref()).map_err(Exit::from);
+fn run(cli: Cli) -> Result<(), CommandError> {
+    // Databases, brokers, object stores and HTTP clients share one TLS implementation.
+    safelight_client::install_crypto_provider();
+    let load = || safelight_config::load(cli.file.path.as_deref()).map_err(CommandError::from);
     match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => process::block_on(serve::run(load()?)),
-        Command::Api(args) => process::block_on(api::run(load()?, args)),
-        Command::Worker(args) => process::block_on(worker::run(load()?, args)),
-        Command::Migrate => process::block_on(migrate::run(load()?)),
-        Command::Upload(args) => process::block_on(upload::run(args)),
-        Command::Tasks(args) => process::block_on(tasks::run(args)),
-        Command::Images(args) => process::block_on(images::run(args)),
-        Command::Backfill(args) => process::block_on(backfill::run(args)),
-        Command::Workers(args) => process::block_on(workers::run(args)),
-        Command::Queues(args) => process::block_on(queues::run(args)),
-        Command::Keys(args) => process::block_on(keys::run(load()?, args)),
+        Command::Serve => block_on(serve::run(load()?)),
+        Command::Api(args) => block_on(api::run(load()?, args)),
+        Command::Worker(args) => block_on(worker::run(load()?, args)),
+        Command::Migrate => block_on(migrate::run(load()?)),
+        Command::Upload(args) => block_on(upload::run(args)),
+        Command::Tasks(args) => block_on(tasks::run(args)),
+        Command::Images(args) => block_on(images::run(args)),
+        Command::Backfill(args) => block_on(backfill::run(args)),
+        Command::Workers(args) => block_on(workers::run(args)),
+        Command::Queues(args) => block_on(queues::run(args)),
+        Command::Keys(args) => block_on(keys::run(load()?, args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
         Command::Decoder(args) => decoder::run(args),

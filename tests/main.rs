@@ -1,8 +1,8 @@
-//! End-to-end, contract and fault tests over real engines, and snapshots of what must not change: one
-//! binary, so that they link once and share what they start.
+//! Architecture, contract, end-to-end and fault tests, and snapshots of what must not change: one binary, so that
+//! they link once and share the engines that they start.
 
+mod architecture;
 mod contract;
 mod e2e;
 mod faults;
 mod snapshots;
-mod wait;

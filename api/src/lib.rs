@@ -1,68 +1,33 @@
 //! HTTP: uploads, tasks, images, delivery, probes, and the document that describes them.
 //!
+//! A layer imports only from the layers below it:
+//!
 //! ```text
-//! server ─ connections, TLS, time-outs, drain
-//!   front ─ headers of every answer ─ CORS ─ pictures at hand are answered on the spot; for the rest,
-//!     the router:
-//!   observe ─ request id, span ─ problem::complete ─ RFC 9457 bodies ─ head ─ catch panic
-//!   access  ─ who asks, and whether they may; limits ─ how often
-//!     uploads   POST /v1/images
-//!     tasks     GET, POST  /v1/tasks…   watch: one batched look-up per tick for all who wait
-//!     backfills POST /v1/backfills   a task that walks over many images; its report
-//!     images    GET  /v1/images…
-//!     delivery  GET  /images…
-//!     fleet     GET  /v1/workers /v1/queues
-//!     probes    GET  /livez /readyz /metrics
+//! server    connections, TLS, timeouts, drain
+//! router    fast path ─ CORS ─ request log ─ problem documents ─ request limits ─ guard; openapi
+//! routes    a file or folder per resource, with what each route requires and answers
+//! state     the parts together
+//! parts     auth ─ limits ─ uploads ─ delivery ─ watch ─ fleet ─ readiness ─ presets
+//! http      problem documents, requests as types, headers, bodies
 //! ```
 
-mod access;
-mod backfills;
-mod backlog;
-mod conditional;
-mod connections;
-mod cors;
+mod auth;
 mod delivery;
-mod extract;
-mod front;
-mod head;
-mod headers;
-mod images;
+mod fleet;
+mod guard;
+mod http;
 mod limits;
-mod observe;
 mod openapi;
-mod pages;
-mod prefer;
-mod probes;
-mod problem;
-mod pulse;
-mod queues;
+mod presets;
+mod readiness;
+mod router;
+mod routes;
 mod server;
 mod state;
-mod tasks;
-mod tls;
-mod trouble;
 mod uploads;
 mod watch;
-mod workers;
 
-pub use front::Api;
 pub use openapi::openapi;
-pub use server::{serve, while_starting};
-pub use state::RenderMetrics;
-pub use tls::{Tls, TlsError};
-
-/// Which parts of the API a node serves. Probes and the API's description are served everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ApiOptions {
-    /// Uploads, tasks and the metadata of images.
-    pub uploads: bool,
-    /// The bytes of images and renditions.
-    pub delivery: bool,
-}
-
-impl Default for ApiOptions {
-    /// Everything.
-    fn default() -> Self {
-        Self { uploads: true, delivery: true }
-    }
-}
+pub use router::Api;
+pub use server::{Tls, TlsError, serve, while_starting};
+pub use state::{ApiOptions, ApiParts, RenderMetrics};

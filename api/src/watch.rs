@@ -1,4 +1,4 @@
-//! Many clients waiting for tasks, one batched look-up per tick for all of them.
+//! Many clients wait for tasks; one batched look-up per tick serves all of them.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -9,10 +9,12 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use safelight_domain::{TaskId, retry::Reconnect};
-use safelight_store::{StoreError, TaskVersion};
+use safelight_store::{DynStore, StoreError, TaskVersion};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// Clients waiting at once in this process. Past it a client is told to come back.
+use crate::http::problem::{Problem, ProblemCode};
+
+/// Clients waiting at once in this process; more are rejected with 503.
 const MAX_WATCHERS: usize = 20_000;
 
 /// Time between look-ups while few are waiting.
@@ -25,27 +27,27 @@ const SLOW_TICK: Duration = Duration::from_millis(250);
 type Lookup =
     dyn Fn(Vec<TaskId>) -> BoxFuture<'static, Result<Vec<TaskVersion>, StoreError>> + Send + Sync;
 
-/// Where those who wait are registered. Clones share them.
+/// Registers watchers and looks up their tasks. Clones share it.
 #[derive(Clone)]
 pub struct WatchHub(Arc<Hub>);
 
 struct Hub {
     lookup: Box<Lookup>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     board: Mutex<Board>,
 }
 
 #[derive(Default)]
 struct Board {
     watched: HashMap<TaskId, Watched>,
-    /// Whether a ticker runs. It ends, under this lock, when nobody is waiting.
+    /// Whether a ticker runs. It ends, under this lock, when no task is watched.
     ticking: bool,
 }
 
 /// One watched task.
 struct Watched {
     seen: watch::Sender<Option<TaskVersion>>,
-    /// How many wait for it; the last to go removes the entry.
+    /// How many watch it; the last to leave removes the entry.
     watchers: usize,
 }
 
@@ -53,23 +55,41 @@ struct Watched {
 #[derive(Debug)]
 pub struct TooManyWatchers;
 
+impl From<TooManyWatchers> for Problem {
+    fn from(_: TooManyWatchers) -> Self {
+        Self::new(
+            ProblemCode::TooManyWaiting,
+            "This node is holding back as many responses as it can.",
+        )
+        .hint("poll without `Prefer: wait`")
+    }
+}
+
 /// One client that waits for one task. Dropping it ends the wait.
 pub struct Watcher {
     id: TaskId,
     seen: watch::Receiver<Option<TaskVersion>>,
     hub: Arc<Hub>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl WatchHub {
-    /// A hub that asks `lookup` while anybody waits.
+    /// A hub over the tasks in `store`.
+    pub fn over(store: DynStore) -> Self {
+        Self::new(move |ids| {
+            let store = store.clone();
+            async move { store.task_versions(&ids).await }
+        })
+    }
+
+    /// A hub that calls `lookup` while any task is watched.
     pub fn new<F>(lookup: impl Fn(Vec<TaskId>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<Vec<TaskVersion>, StoreError>> + Send + 'static,
     {
         Self(Arc::new(Hub {
             lookup: Box::new(move |ids| lookup(ids).boxed()),
-            places: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            permits: Arc::new(Semaphore::new(MAX_WATCHERS)),
             board: Mutex::default(),
         }))
     }
@@ -77,7 +97,7 @@ impl WatchHub {
     /// Begins to wait for changes of a task.
     pub fn watch(&self, id: TaskId) -> Result<Watcher, TooManyWatchers> {
         let hub = self.0.clone();
-        let place = hub.places.clone().try_acquire_owned().map_err(|_| TooManyWatchers)?;
+        let permit = hub.permits.clone().try_acquire_owned().map_err(|_| TooManyWatchers)?;
         let mut board = hub.board();
         let entry = board
             .watched
@@ -90,7 +110,7 @@ impl WatchHub {
             tokio::spawn(tick(hub.clone()));
         }
         drop(board);
-        Ok(Watcher { id, seen, hub, _place: place })
+        Ok(Watcher { id, seen, hub, _permit: permit })
     }
 
     /// How many tasks are watched.
@@ -114,8 +134,8 @@ impl Watcher {
     async fn until(&mut self, condition: impl Fn(&TaskVersion) -> bool) {
         let met = self.seen.wait_for(|seen| seen.as_ref().is_some_and(&condition)).await.is_ok();
         if !met {
-            // The sender lives as long as this watcher's entry; if it should ever not, waiting on
-            // is right, for the caller has a deadline.
+            // The sender lives as long as this watcher's entry. If it did not, waiting on would still be
+            // right, since every caller has a deadline.
             std::future::pending::<()>().await;
         }
     }
@@ -137,7 +157,7 @@ impl Hub {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tasks to look up; `None` ends the ticker, because nobody waits.
+    /// The tasks to look up; `None` ends the ticker, because no task is watched.
     fn wanted(&self) -> Option<Vec<TaskId>> {
         let mut board = self.board();
         if board.watched.is_empty() {
@@ -151,7 +171,7 @@ impl Hub {
         Some(board.watched.iter().filter(|(_, w)| unsettled(w)).map(|(id, _)| *id).collect())
     }
 
-    fn tell(&self, versions: Vec<TaskVersion>) {
+    fn publish(&self, versions: Vec<TaskVersion>) {
         let board = self.board();
         for version in versions {
             if let Some(watched) = board.watched.get(&version.id) {
@@ -165,8 +185,8 @@ impl Hub {
     }
 }
 
-/// Looks up all that is watched, again and again, until nothing is. A look-up that fails is tried
-/// again later; those who wait notice nothing but the delay.
+/// Looks up all watched tasks, again and again, until there are none. A look-up that fails is retried later;
+/// watchers notice only the delay.
 async fn tick(hub: Arc<Hub>) {
     let mut reconnect = Reconnect::default();
     let mut pause = FAST_TICK;
@@ -180,7 +200,7 @@ async fn tick(hub: Arc<Hub>) {
         let (count, begun) = (ids.len(), Instant::now());
         match (hub.lookup)(ids).await {
             Ok(versions) => {
-                hub.tell(versions);
+                hub.publish(versions);
                 reconnect.reset();
                 // A slow database is asked less often: at most a third of the time.
                 pause = tick_for(count).max(begun.elapsed() * 2);
@@ -205,9 +225,10 @@ mod tests {
 
     use safelight_domain::JobNotice;
     use safelight_domain::{
-        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Lane, Status, WorkerId,
+        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Labels, Lane, Status,
+        WorkerId,
     };
-    use safelight_store::{Claim, DynStore, NewUpload};
+    use safelight_store::{Claim, NewUpload};
     use safelight_store_sql::SqliteStore;
 
     use super::*;
@@ -233,7 +254,7 @@ mod tests {
                 let left = counting.failing.load(Ordering::SeqCst);
                 if left > 0 {
                     counting.failing.store(left - 1, Ordering::SeqCst);
-                    return Err(StoreError::Corrupt("away".to_owned()));
+                    return Err(StoreError::Corrupt("unavailable".to_owned()));
                 }
                 let version = counting.version.load(Ordering::SeqCst);
                 let status = if version > 1 { Status::Succeeded } else { Status::Queued };
@@ -257,7 +278,7 @@ mod tests {
         let (hub, counting) = hub();
         let begun = Instant::now();
         let mut watchers: Vec<_> =
-            (0..10_000).map(|_| hub.watch(TaskId::new()).expect("a place")).collect();
+            (0..10_000).map(|_| hub.watch(TaskId::new()).expect("a permit")).collect();
         // The first tick came while there were few; all others are as slow as they should be.
         until(|| counting.calls.load(Ordering::SeqCst) >= 4).await;
         assert!(begun.elapsed() >= SLOW_TICK * 3, "four look-ups in {:?}", begun.elapsed());
@@ -266,20 +287,20 @@ mod tests {
         for watcher in &mut watchers {
             watcher.is_final().await;
         }
-        // One look-up told them all; another may have been on its way.
+        // One look-up served them all; another may have been under way.
         assert!(counting.calls.load(Ordering::SeqCst) <= calls + 2);
         drop(watchers);
         assert_eq!(hub.watched(), 0);
     }
 
     #[tokio::test]
-    async fn nobody_waiting_costs_nothing() {
+    async fn no_watchers_cost_no_look_ups() {
         let (hub, counting) = hub();
-        drop(hub.watch(TaskId::new()).expect("a place"));
+        drop(hub.watch(TaskId::new()).expect("a permit"));
         until(|| !hub.0.board().ticking).await;
         assert_eq!(counting.calls.load(Ordering::SeqCst), 0);
         // And a later one is served again.
-        let mut watcher = hub.watch(TaskId::new()).expect("a place");
+        let mut watcher = hub.watch(TaskId::new()).expect("a permit");
         watcher.changed_from(0).await;
     }
 
@@ -303,7 +324,7 @@ mod tests {
         let begun = Instant::now();
         let mut watchers: Vec<_> = uploads
             .iter()
-            .flat_map(|upload| (0..4).map(|_| hub.watch(upload.task).expect("a place")))
+            .flat_map(|upload| (0..4).map(|_| hub.watch(upload.task).expect("a permit")))
             .collect();
         until(|| calls.load(Ordering::SeqCst) >= 2).await;
         for upload in &uploads {
@@ -331,9 +352,7 @@ mod tests {
             sha256: ContentHash::of(b"x"),
             bytes: 1,
             format: ImageFormat::Png,
-            title: None,
-            tags: Vec::new(),
-            filename: None,
+            labels: Labels::default(),
             jobs: vec![(JobId::new(), JobKind::Write)],
             max_attempts: 3,
             key: None,
@@ -346,17 +365,17 @@ mod tests {
         let (hub, counting) = hub();
         counting.failing.store(4, Ordering::SeqCst);
         counting.version.store(2, Ordering::SeqCst);
-        let mut watcher = hub.watch(TaskId::new()).expect("a place");
+        let mut watcher = hub.watch(TaskId::new()).expect("a permit");
         watcher.is_final().await;
         assert_eq!(counting.calls.load(Ordering::SeqCst), 5);
     }
 
     #[tokio::test]
-    async fn those_who_wait_for_one_task_share_it() {
+    async fn watchers_of_one_task_share_a_look_up() {
         let (hub, counting) = hub();
         let id = TaskId::new();
-        let mut first = hub.watch(id).expect("a place");
-        let second = hub.watch(id).expect("a place");
+        let mut first = hub.watch(id).expect("a permit");
+        let second = hub.watch(id).expect("a permit");
         assert_eq!(hub.watched(), 1);
         drop(second);
         counting.version.store(2, Ordering::SeqCst);
@@ -364,10 +383,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn places_are_bounded_and_come_back() {
+    async fn watchers_are_bounded() {
         let (hub, _) = hub();
         let id = TaskId::new();
-        let watchers: Vec<_> = (0..MAX_WATCHERS).map(|_| hub.watch(id).expect("a place")).collect();
+        let watchers: Vec<_> =
+            (0..MAX_WATCHERS).map(|_| hub.watch(id).expect("a permit")).collect();
         assert!(hub.watch(id).is_err());
         drop(watchers);
         assert!(hub.watch(id).is_ok());

@@ -1,11 +1,10 @@
-//! Arbitrary bytes, looked at as an upload is when it comes in.
+//! Inspects arbitrary bytes like an upload.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use safelight_domain::ImageFormat;
 use safelight_fuzz::LIMITS;
-use safelight_imaging::{head_suffices, inspect};
+use safelight_imaging::{ImageFormat, head_suffices, inspect};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = head_suffices(&bytes[..bytes.len().min(ImageFormat::SNIFF_BYTES)]);

@@ -1,23 +1,23 @@
-//! Arbitrary bytes, made into renditions. The last byte chooses the presets; the others are the
-//! picture.
+//! Renders arbitrary bytes. The last byte selects the presets; the others are the picture.
 
 #![no_main]
 
 use std::io::stderr;
 
 use libfuzzer_sys::fuzz_target;
-use safelight_domain::{ImageFormat, Placeholder, Preset, Presets};
 use safelight_fuzz::{LIMITS, SECRET, presets};
-use safelight_imaging::{Rendered, Renderer, inspect};
+use safelight_imaging::{
+    ImageFormat, Placeholder, Preset, Presets, Rendered, Renderer, inspect,
+};
 use tracing::Level;
 
 fuzz_target!(
-    // A bug's cause stands only in the log.
+    // The cause of a bug is only in the log.
     init: tracing_subscriber::fmt().with_max_level(Level::ERROR).with_writer(stderr).init(),
     |bytes: &[u8]| {
         let Some((choice, picture)) = bytes.split_last() else { return };
         let presets = presets(*choice);
-        // A new one each time: a finding must not depend on the pictures before it.
+        // A new one for each input, so that findings do not depend on earlier inputs.
         let mut renderer = Renderer::new().expect("codecs");
         let rendered = renderer.render(picture, &presets, LIMITS, &|| false);
         let facts = inspect(picture, LIMITS);
@@ -33,16 +33,16 @@ fuzz_target!(
             }
             Err(failure) => {
                 assert!(!failure.code.is_retryable(), "{failure}");
-                if let Err(refused) = facts {
-                    assert_eq!(failure, refused);
+                if let Err(inspection) = facts {
+                    assert_eq!(failure, inspection);
                 }
             }
         }
     }
 );
 
-/// Holds a rendition against its preset, and makes a rendition of it in turn: what we write we can
-/// read.
+/// Checks a rendition against its preset, and renders it again: the product must be able to read what it
+/// writes.
 fn check(one: &Rendered, presets: &Presets, longest: u32, renderer: &mut Renderer) {
     let Rendered { rendition, data } = one;
     let preset = &presets[&rendition.preset];
@@ -52,15 +52,15 @@ fn check(one: &Rendered, presets: &Presets, longest: u32, renderer: &mut Rendere
     assert_eq!(rendition.bytes, data.len() as u64);
     assert_eq!(ImageFormat::sniff(data), Some(rendition.format));
 
-    let facts = inspect(data, LIMITS).expect("a rendition has a sound header");
+    let facts = inspect(data, LIMITS).expect("a rendition has a valid header");
     assert_eq!((facts.format, facts.width, facts.height), (rendition.format, width, height));
     assert_eq!((facts.orientation, facts.taken_at, facts.gps), (1, None, None));
-    // Whoever puts it into the copyright, which may be kept, has said it.
-    let tells = data.windows(SECRET.len()).any(|window| window == SECRET);
-    assert!(preset.keep_copyright || !tells, "{rendition:?} tells a secret");
+    // The fuzzer may copy it into the copyright text, which a preset can keep.
+    let leaks = data.windows(SECRET.len()).any(|window| window == SECRET);
+    assert!(preset.keep_copyright || !leaks, "{rendition:?} leaks the position");
 
     let again = Presets::from([("again".to_owned(), Preset::new(preset.size))]);
-    let again = renderer.render(data, &again, LIMITS, &|| false).expect("a sound picture");
+    let again = renderer.render(data, &again, LIMITS, &|| false).expect("a valid picture");
     let [again] = &again.renditions[..] else { panic!("one preset, one rendition") };
     assert_eq!((again.rendition.width, again.rendition.height), (width, height));
 }

@@ -1,9 +1,8 @@
-//! What the fuzz targets and the maker of their first pictures share.
+//! Shared by the fuzz targets and the program that writes the initial corpus.
 
-use safelight_domain::{Fit, Focus, Preset, PresetFormat, Presets, Size};
-use safelight_imaging::Limits;
+use safelight_imaging::{Fit, Focus, Limits, Preset, PresetFormat, Presets, Size};
 
-/// Small enough that memory stays flat and nothing sound takes a second.
+/// Small enough that memory use stays constant and no valid picture takes a second.
 pub const LIMITS: Limits = Limits {
     max_pixels: 1 << 20,
     max_side: 4096,
@@ -12,19 +11,19 @@ pub const LIMITS: Limits = Limits {
     max_memory: 64 << 20,
 };
 
-/// Stands in every made picture's EXIF position, and may stand in no rendition.
+/// Written into the EXIF position of every generated picture; no rendition may contain it.
 pub const SECRET: &[u8] = b"where-this-was-taken";
 
-/// How many different [`presets`] there are.
+/// The number of different [`presets`].
 pub const CHOICES: u8 = 5 * 3 * 2 * 2 * 2;
 
-/// One of [`CHOICES`] tiny presets, and a larger one, so that one is made of the other. The fuzzer
-/// chooses by a byte, since all of them for every picture would be slow.
+/// One of [`CHOICES`] tiny presets, and a larger one, so that one rendition is made from the other. One byte
+/// of the input selects it, because all presets for every picture would be slow.
 pub fn presets(choice: u8) -> Presets {
-    let mut left = usize::from(choice);
-    let mut pick = |of: usize| {
-        let picked = left % of;
-        left /= of;
+    let mut remaining = usize::from(choice);
+    let mut pick = |count: usize| {
+        let picked = remaining % count;
+        remaining /= count;
         picked
     };
     let format = PresetFormat::ALL[pick(PresetFormat::ALL.len())];

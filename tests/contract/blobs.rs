@@ -13,9 +13,10 @@ use safelight_blobs::{
     BlobContent, BlobError, BlobKey, BlobLocation, Blobs, OpenBlob, StagedUpload,
 };
 use safelight_domain::{ContentHash, ImageFormat, ImageId};
-use safelight_harness::{
+use safelight_testing::{
     chaos::{Chaos, Link},
     s3::S3,
+    wait::eventually,
 };
 use tempfile::TempDir;
 
@@ -23,25 +24,25 @@ use tempfile::TempDir;
 const SIZES: [usize; 3] = [1, 800_000, 11_000_000];
 
 /// A store under test, with what it stands on.
-struct Bench {
+struct TestBlobs {
     blobs: Blobs,
     s3: Option<S3>,
     folder: TempDir,
 }
 
-fn local() -> Result<Bench> {
+fn local() -> Result<TestBlobs> {
     let folder = TempDir::new()?;
     let url = BlobLocation::Folder(folder.path().join("blobs"));
     let blobs = Blobs::open(&url, &folder.path().join("spool"))?;
-    Ok(Bench { blobs, s3: None, folder })
+    Ok(TestBlobs { blobs, s3: None, folder })
 }
 
-fn s3() -> Result<Bench> {
+fn s3() -> Result<TestBlobs> {
     let (folder, s3) = (TempDir::new()?, S3::start("images")?);
     let url =
         BlobLocation::Bucket { bucket: "images".to_owned(), prefix: "some/prefix".to_owned() };
     let blobs = Blobs::open_from(&url, &folder.path().join("spool"), s3.env())?;
-    Ok(Bench { blobs, s3: Some(s3), folder })
+    Ok(TestBlobs { blobs, s3: Some(s3), folder })
 }
 
 macro_rules! on_both {
@@ -65,13 +66,13 @@ on_both! {
     staged_bytes_are_promoted_once_and_read_back,
     an_unfinished_upload_leaves_nothing,
     objects_are_replaced_and_removed,
-    what_is_missing_is_told_from_what_is_broken,
+    missing_objects_differ_from_store_errors,
     the_clock_is_that_which_dates_staged_bytes,
     a_walk_finds_every_blob_and_rendition_once_page_by_page,
 }
 
-async fn the_clock_is_that_which_dates_staged_bytes(bench: Bench) -> Result<()> {
-    let blobs = &bench.blobs;
+async fn the_clock_is_that_which_dates_staged_bytes(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
     let before = blobs.clock().await?;
     stage(blobs, b"bytes").await?;
     let staged: Vec<_> = blobs.incoming().try_collect().await?;
@@ -82,8 +83,8 @@ async fn the_clock_is_that_which_dates_staged_bytes(bench: Bench) -> Result<()> 
     Ok(())
 }
 
-async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()> {
-    let blobs = &bench.blobs;
+async fn staged_bytes_are_promoted_once_and_read_back(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
     for size in SIZES {
         let bytes = content(size);
         let staged = stage(blobs, &bytes).await?;
@@ -113,8 +114,8 @@ async fn staged_bytes_are_promoted_once_and_read_back(bench: Bench) -> Result<()
 }
 
 /// However small the pages, and whatever else is stored.
-async fn a_walk_finds_every_blob_and_rendition_once_page_by_page(bench: Bench) -> Result<()> {
-    let blobs = &bench.blobs;
+async fn a_walk_finds_every_blob_and_rendition_once_page_by_page(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
     stage(blobs, b"staged").await?;
     let mut keys: Vec<BlobKey> = (0..40_u8).map(|n| BlobKey::Blob(ContentHash::of(&[n]))).collect();
     for n in 0..20_u8 {
@@ -164,24 +165,23 @@ async fn content_of(opened: OpenBlob) -> Result<Vec<u8>> {
     }
 }
 
-async fn an_unfinished_upload_leaves_nothing(bench: Bench) -> Result<()> {
-    let mut staging = bench.blobs.stage(ImageId::new()).await?;
+async fn an_unfinished_upload_leaves_nothing(test: TestBlobs) -> Result<()> {
+    let mut staging = test.blobs.stage(ImageId::new()).await?;
     staging.write(&content(3_000_000)).await?;
     drop(staging);
     // The removal runs in the background.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !files_under(bench.folder.path())?.is_empty() {
-        assert!(Instant::now() < deadline, "{:?}", files_under(bench.folder.path())?);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    if let Some(s3) = &bench.s3 {
+    eventually("the staged bytes are removed", async || {
+        Ok(files_under(test.folder.path())?.is_empty())
+    })
+    .await?;
+    if let Some(s3) = &test.s3 {
         assert_eq!(files_under(&s3.bucket_folder())?, Vec::<PathBuf>::new());
     }
     Ok(())
 }
 
-async fn objects_are_replaced_and_removed(bench: Bench) -> Result<()> {
-    let (blobs, key) = (&bench.blobs, BlobKey::Blob(ContentHash::of(b"name")));
+async fn objects_are_replaced_and_removed(test: TestBlobs) -> Result<()> {
+    let (blobs, key) = (&test.blobs, BlobKey::Blob(ContentHash::of(b"name")));
     blobs.put(&key, Bytes::from_static(b"first")).await?;
     blobs.put(&key, Bytes::from_static(b"second")).await?;
     assert_eq!(blobs.read(&key, 100).await?, "second");
@@ -191,8 +191,8 @@ async fn objects_are_replaced_and_removed(bench: Bench) -> Result<()> {
     Ok(())
 }
 
-async fn what_is_missing_is_told_from_what_is_broken(bench: Bench) -> Result<()> {
-    let Bench { blobs, s3, .. } = bench;
+async fn missing_objects_differ_from_store_errors(test: TestBlobs) -> Result<()> {
+    let TestBlobs { blobs, s3, .. } = test;
     blobs.check().await?;
     let missing = BlobKey::Blob(ContentHash::of(b"nothing"));
     assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::NotFound)));
@@ -239,7 +239,7 @@ async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
 
 #[tokio::test]
 async fn what_a_crash_cut_off_is_removed_when_it_is_old() -> Result<()> {
-    let Bench { blobs, folder, .. } = local()?;
+    let TestBlobs { blobs, folder, .. } = local()?;
     let mut arriving = blobs.stage(ImageId::new()).await?;
     arriving.write(&content(300_000)).await?;
     let files = || files_under(&folder.path().join("blobs"));

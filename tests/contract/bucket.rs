@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use safelight_blobs::{Bucket, Listed};
-use safelight_harness::s3::S3;
+use safelight_testing::s3::S3;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -100,7 +100,7 @@ async fn keys_that_are_no_paths_are_listed_and_read() -> Result<()> {
         ("AWS_SECRET_ACCESS_KEY", "secret"),
     ];
     let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    safelight_harness::client::install_tls();
+    safelight_client::install_crypto_provider();
     let bucket = Bucket::open_from("b", env).await?;
     let found = bucket.list("a&/", None, 9).await?;
     let found: Vec<_> = found.iter().map(|l| (l.key.as_str(), l.is_folder())).collect();

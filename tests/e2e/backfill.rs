@@ -9,8 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{
-    client::Client,
+use reqwest::Method;
+use safelight_testing::{
+    client::{Client, TestClient as _},
     fleet::Plan,
     pictures,
     server::{Finished, run},
@@ -19,17 +20,17 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Deployment, fleet, on_every_deployment};
-use crate::wait::eventually;
+use safelight_testing::wait::eventually;
 
 /// How long a command may take, on a busy machine.
 const COMMAND: Duration = Duration::from_mins(2);
 
 on_every_deployment! {
-    existing_pictures_are_taken_in_once,
+    import_stores_each_picture_once,
     a_list_brings_titles_and_tags,
     renditions_are_made_where_they_are_missing,
     a_backfill_is_paused_resumed_and_cancelled,
-    bad_requests_are_told_apart,
+    invalid_backfill_requests_get_specific_errors,
 }
 
 async fn finished(command: Command) -> Result<Finished> {
@@ -53,7 +54,7 @@ fn outcome<'a>(lines: &'a HashMap<String, Value>, name: &str) -> (&'a str, &'a s
     (text("outcome").unwrap_or_default(), text("reason").unwrap_or_default())
 }
 
-async fn existing_pictures_are_taken_in_once(at: &Deployment) -> Result<()> {
+async fn import_stores_each_picture_once(at: &Deployment) -> Result<()> {
     let folder = TempDir::new()?;
     let photos = folder.path().join("photos");
     fs::create_dir_all(photos.join("2024/summer"))?;
@@ -213,10 +214,10 @@ async fn a_backfill_is_paused_resumed_and_cancelled(at: &Deployment) -> Result<(
     Ok(())
 }
 
-async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
+async fn invalid_backfill_requests_get_specific_errors(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let post = async |path: &str, body: &str| -> Result<(u16, String)> {
-        let request = client.http().post(client.url(path)).body(body.to_owned());
+        let request = client.request(Method::POST, path).body(body.to_owned());
         let answer = request.header("content-type", "application/json").send().await?;
         let status = answer.status().as_u16();
         let code = answer.json::<Value>().await?["code"].as_str().unwrap_or_default().to_owned();
@@ -245,7 +246,7 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
     ] {
         assert_eq!(post("/v1/backfills", body).await?, (400, "invalid_body".to_owned()), "{body}");
     }
-    let request = client.http().post(client.url("/v1/backfills")).body(r#"{"kind":"verify"}"#);
+    let request = client.request(Method::POST, "/v1/backfills").body(r#"{"kind":"verify"}"#);
     assert_eq!(request.send().await?.status(), 415, "a page of another origin can send this");
     let upload = client.upload(pictures::jpeg(64, 48, 30)?).await?;
     let id = upload["id"].as_str().context("an id")?;
@@ -265,7 +266,7 @@ async fn bad_requests_are_told_apart(at: &Deployment) -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_command_says_what_cannot_be_done() -> Result<()> {
+async fn backfill_command_reports_invalid_requests() -> Result<()> {
     let at = Deployment::embedded().await?;
     let client = at.client()?;
     let folder = TempDir::new()?;
@@ -294,7 +295,7 @@ async fn the_command_says_what_cannot_be_done() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_had_enough_is_a_normal_end() -> Result<()> {
+async fn closed_output_pipes_end_commands_normally() -> Result<()> {
     let at = Deployment::embedded().await?;
     let begun =
         finished(at.command(&["backfill", "verify", "--follow", "--json"])).await?.success()?;

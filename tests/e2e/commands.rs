@@ -3,7 +3,8 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
-use safelight_harness::{
+use safelight_testing::{
+    client::TestClient as _,
     pictures,
     server::{Finished, run, safelight},
 };
@@ -16,16 +17,16 @@ use super::{Deployment, binary, on_every_deployment};
 const LIMIT: Duration = Duration::from_mins(2);
 
 on_every_deployment! {
-    a_folder_is_uploaded_and_waited_for,
+    upload_sends_a_folder_and_waits,
     failed_tasks_are_found_and_tried_again,
-    the_fleet_shows_who_works_and_on_what,
+    workers_and_queues_are_listed,
 }
 
 async fn finished(command: Command) -> Result<Finished> {
     tokio::task::spawn_blocking(move || run(command, LIMIT)).await?
 }
 
-async fn a_folder_is_uploaded_and_waited_for(at: &Deployment) -> Result<()> {
+async fn upload_sends_a_folder_and_waits(at: &Deployment) -> Result<()> {
     let folder = TempDir::new()?;
     fs::create_dir(folder.path().join("inner"))?;
     fs::write(folder.path().join("a.jpg"), pictures::jpeg(320, 240, 1)?)?;
@@ -51,7 +52,7 @@ async fn a_folder_is_uploaded_and_waited_for(at: &Deployment) -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_upload_to_nobody_is_one_error() -> Result<()> {
+async fn upload_without_a_server_fails_with_one_error() -> Result<()> {
     let folder = TempDir::new()?;
     let file = folder.path().join("a.jpg");
     fs::write(&file, pictures::jpeg(32, 24, 1)?)?;
@@ -102,7 +103,7 @@ async fn the_configuration_is_shown_without_its_passwords() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_api_describes_itself() -> Result<()> {
+async fn openapi_prints_the_document() -> Result<()> {
     let printed = finished(safelight(binary(), ["openapi"], &[])).await?.success()?;
     let document: Value = serde_json::from_str(&printed.stdout)?;
     assert!(document["openapi"].is_string());
@@ -111,7 +112,7 @@ async fn the_api_describes_itself() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wrong_command_is_a_usage_error() -> Result<()> {
+async fn unknown_commands_are_usage_errors() -> Result<()> {
     let ended = finished(safelight(binary(), ["wroker"], &[])).await?;
     assert_eq!(ended.code, Some(2), "{ended:#?}");
     Ok(())
@@ -158,7 +159,7 @@ async fn failed_tasks_are_found_and_tried_again(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn the_fleet_shows_who_works_and_on_what(at: &Deployment) -> Result<()> {
+async fn workers_and_queues_are_listed(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
     let run = async |args: &[&str]| finished(at.command(args)).await?.success();

@@ -3,21 +3,21 @@
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use safelight_domain::{JobKind, Lane};
-use safelight_harness::{
-    client::Client,
+use safelight_queue::Queue;
+use safelight_testing::{
+    client::{Client, TestClient as _},
     fleet::{Engines, Fleet, Plan},
     pictures,
 };
-use safelight_queue::Queue;
 
 use super::binary;
-use crate::wait::eventually;
+use safelight_testing::wait::eventually;
 
 #[tokio::test]
 async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
     const UPLOADS: usize = 30;
     let engines = Engines::shared().await?;
-    let broker = safelight_harness::open::queue(&engines.queue_url.parse()?);
+    let broker = safelight_testing::open::queue(&engines.queue_url.parse()?);
     let env = vec![("SAFELIGHT_PUBLISH_AHEAD".to_owned(), "8".to_owned())];
     let plan = Plan { apis: 1, workers: 0, env };
     let start = move || Fleet::start(binary(), &engines, &plan);

@@ -1,8 +1,12 @@
 //! What a running server tells Prometheus.
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{client::Client, metrics::Metrics, pictures};
 use safelight_telemetry::names::{METRICS, Metric, MetricType};
+use safelight_testing::{
+    client::{Client, TestClient as _},
+    metrics::Metrics,
+    pictures,
+};
 use tempfile::TempDir;
 
 use super::serve;

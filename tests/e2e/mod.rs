@@ -18,7 +18,7 @@ mod traces;
 use std::{path::Path, process::Command};
 
 use anyhow::Result;
-use safelight_harness::{
+use safelight_testing::{
     client::Client,
     fleet::{Engines, Fleet, Plan},
     server::{Server, safelight},
@@ -77,15 +77,16 @@ impl Deployment {
     }
 
     fn client(&self) -> Result<Client> {
-        Client::new(&self.url())
+        Ok(Client::new(&self.url())?)
     }
 
     /// A client for each api node, past the load balancer.
     fn nodes(&self) -> Result<Vec<Client>> {
-        match self {
-            Self::Embedded { server, .. } => Ok(vec![Client::new(server.url())?]),
-            Self::Fleet(fleet) => fleet.apis.iter().map(|api| Client::new(api.url())).collect(),
-        }
+        let apis = match self {
+            Self::Embedded { server, .. } => std::slice::from_ref(server),
+            Self::Fleet(fleet) => &fleet.apis,
+        };
+        Ok(apis.iter().map(|api| Client::new(api.url())).collect::<Result<_, _>>()?)
     }
 
     /// A command of the program that speaks to it.

@@ -3,8 +3,8 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{
-    client::Client,
+use safelight_testing::{
+    client::{Client, TestClient as _},
     pictures,
     server::{Server, run, safelight},
 };

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use reqwest::{
-    StatusCode,
+    Method, StatusCode,
     header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
 use safelight_domain::ContentHash;
-use safelight_harness::{
-    client::{Client, Form, accepted},
+use safelight_testing::{
+    client::{Client, Form, TestClient as _, accepted},
     fleet::Plan,
     pictures,
 };
@@ -20,7 +20,7 @@ on_every_deployment! {
     a_form_carries_a_picture_with_its_title,
     renditions_are_upright,
     equal_uploads_share_their_bytes,
-    what_is_no_picture_fails_with_a_reason,
+    files_that_are_no_pictures_fail_with_a_reason,
     an_idempotency_key_holds_on_every_node,
 }
 
@@ -110,7 +110,7 @@ async fn equal_uploads_share_their_bytes(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn what_is_no_picture_fails_with_a_reason(at: &Deployment) -> Result<()> {
+async fn files_that_are_no_pictures_fail_with_a_reason(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let refused = client.post_image(pictures::text(), &[]).await?;
     assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
@@ -167,7 +167,7 @@ async fn rendition(
 async fn assert_unchanged(client: &Client, path: &str) -> Result<()> {
     let tag = client.get(path).await?.headers()[ETAG].clone();
     assert!(tag.as_bytes().starts_with(b"\""), "{tag:?} is not strong");
-    let again = client.http().get(client.url(path)).header(IF_NONE_MATCH, tag).send().await?;
+    let again = client.request(Method::GET, path).header(IF_NONE_MATCH, tag).send().await?;
     assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(again.bytes().await?.len(), 0);
     Ok(())
@@ -182,7 +182,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn workers_show_their_own_figures() -> Result<()> {
+async fn workers_serve_their_own_metrics() -> Result<()> {
     let fleet = super::fleet(Plan { workers: 1, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
     let task = client.finished(&client.upload(pictures::jpeg(320, 240, 9)?).await?).await?;

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Result, ensure};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use reqwest::{StatusCode, redirect};
-use safelight_harness::{
+use safelight_testing::{
     client::Client,
     haproxy::PublicHaProxy,
     pictures,
@@ -33,7 +33,7 @@ const CLOSED: [&str; 12] = [
 ];
 
 #[tokio::test]
-async fn nothing_is_open_on_a_public_address_that_should_not_be() -> Result<()> {
+async fn public_proxy_exposes_only_the_client_api() -> Result<()> {
     let folder = TempDir::new()?;
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/safelight.toml");
     let mut env = embedded_env(folder.path());

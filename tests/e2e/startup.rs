@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use safelight_harness::{
+use safelight_testing::{
     client::Client,
     fleet::Engines,
     server::{Finished, Server, run, safelight},
@@ -148,7 +148,7 @@ async fn open_files_are_taken_as_far_as_the_hard_limit_goes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_command_that_only_looks_makes_no_database() -> Result<()> {
+async fn read_only_commands_create_no_database() -> Result<()> {
     let folder = TempDir::new()?;
     let data = folder.path().join("data");
     for command in [

@@ -4,14 +4,14 @@ use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use safelight_harness::{
+use safelight_testing::{
     client::Client,
     server::{Server, safelight},
 };
 use tempfile::TempDir;
 
 use super::{binary, embedded_env};
-use crate::wait::LIMIT;
+use safelight_testing::wait::LIMIT;
 
 /// Writes a certificate for `localhost` and its key as PEM; gives the certificate.
 fn renew(certificate: &Path, key: &Path) -> Result<reqwest::Certificate> {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{
-    client::{Client, accepted},
+use safelight_testing::{
+    client::{Client, TestClient as _, accepted},
     fleet::Plan,
     otlp::{Collector, Span},
     pictures,
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use super::{binary, embedded_env, fleet};
-use crate::wait::{LIMIT, eventually};
+use safelight_testing::wait::{LIMIT, eventually};
 
 /// The client's trace, and its own span.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";

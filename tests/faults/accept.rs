@@ -3,14 +3,16 @@
 use anyhow::{Context, Result};
 use futures::stream;
 use reqwest::StatusCode;
-use safelight_harness::{
-    books::Ledger,
-    client::{Client, accepted},
+use safelight_testing::{
+    audit::Ledger,
+    client::{Client, TestClient as _, accepted},
     pictures,
     server::Server,
 };
 
-use super::{Alone, Cluster, HASTY, armed, dies, eventually, upload_until_accepted};
+use super::{
+    FAST_RECOVERY, armed, dies, eventually, test_cluster, test_server, upload_until_accepted,
+};
 
 /// The steps, in order.
 const STEPS: [&str; 5] =
@@ -40,12 +42,12 @@ async fn upload_to_death(
 async fn a_server_that_dies_while_accepting_keeps_an_upload_once() -> Result<()> {
     let photo = pictures::jpeg(320, 240, 1)?;
     for step in STEPS {
-        let (alone, ledger) = (Alone::new(HASTY)?, Ledger::default());
-        let (mut server, _) = alone.start(&[armed(&format!("{step}=kill"))])?;
+        let (site, ledger) = (test_server(FAST_RECOVERY)?, Ledger::default());
+        let (mut server, _) = site.start(&[armed(&format!("{step}=kill"))])?;
         upload_to_death(&mut server, &photo, "once", &ledger).await?;
-        let (_server, client) = alone.start(&[])?;
+        let (_server, client) = site.start(&[])?;
         ledger.record(&upload_until_accepted(&client, &photo, "once").await?, &photo)?;
-        let report = alone.books().audit(&ledger).await?.clean().context(step)?;
+        let report = site.audit().run(&ledger).await?.clean().context(step)?;
         assert_eq!(report.tasks, 1, "after {step}");
         let tasks: Vec<_> = ledger.entries().into_iter().map(|entry| entry.task).collect();
         assert!(tasks.iter().all(|task| *task == tasks[0]), "{step}: {tasks:?}");
@@ -56,7 +58,7 @@ async fn a_server_that_dies_while_accepting_keeps_an_upload_once() -> Result<()>
 /// The same promise on a fleet: one api node dies, and the client turns to the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_node_that_dies_while_accepting_leaves_the_rest_to_the_others() -> Result<()> {
-    let cluster = Cluster::start(1, 1, HASTY).await?;
+    let cluster = test_cluster(1, 1, FAST_RECOVERY).await?;
     let (ledger, client) = (Ledger::default(), cluster.client()?);
     for (number, step) in (1..).zip(STEPS) {
         // The other nodes' relays would be quicker than the doomed one.
@@ -66,7 +68,7 @@ async fn an_api_node_that_dies_while_accepting_leaves_the_rest_to_the_others() -
             relay.signal("STOP")?;
         }
         let photo = pictures::jpeg(320, 240, number)?;
-        let mut doomed = cluster.node(&["api"], &[armed(&format!("{step}=kill"))])?;
+        let mut doomed = cluster.start_node(&["api"], &[armed(&format!("{step}=kill"))])?;
         upload_to_death(&mut doomed, &photo, step, &ledger).await.context(step)?;
         for node in paused.apis.iter().chain(&paused.workers) {
             node.signal("CONT")?;
@@ -76,7 +78,7 @@ async fn an_api_node_that_dies_while_accepting_leaves_the_rest_to_the_others() -
         // Or the next doomed node would find its work before its own upload, and die too early.
         client.finished(&task).await?;
     }
-    let report = cluster.books()?.audit(&ledger).await?.clean()?;
+    let report = cluster.audit()?.run(&ledger).await?.clean()?;
     assert_eq!(report.tasks, STEPS.len());
     Ok(())
 }
@@ -87,15 +89,15 @@ async fn an_api_node_that_dies_while_accepting_leaves_the_rest_to_the_others() -
 async fn bytes_of_dead_uploads_are_collected() -> Result<()> {
     let photo = pictures::jpeg(320, 240, 1)?;
     for (step, tasks) in [("upload.received", 0), ("upload.staged", 0), ("upload.accepted", 1)] {
-        let alone = Alone::new(HASTY)?;
-        let (mut server, client) = alone.start(&[armed(&format!("{step}=kill"))])?;
+        let site = test_server(FAST_RECOVERY)?;
+        let (mut server, client) = site.start(&[armed(&format!("{step}=kill"))])?;
         assert!(client.upload(photo.clone()).await.is_err());
         dies(&mut server)?;
-        let incoming = alone.data.path().join("blobs/incoming");
+        let incoming = site.data().join("blobs/incoming");
         assert_eq!(std::fs::read_dir(&incoming)?.count(), 1, "{step}");
-        let _server = alone.start(&[])?;
+        let _server = site.start(&[])?;
         // The audit waits until nothing is staged.
-        let report = alone.books().audit(&Ledger::default()).await?.clean().context(step)?;
+        let report = site.audit().run(&Ledger::default()).await?.clean().context(step)?;
         assert_eq!(report.tasks, tasks, "after {step}");
     }
     Ok(())
@@ -104,8 +106,8 @@ async fn bytes_of_dead_uploads_are_collected() -> Result<()> {
 /// Promise: bytes of an upload in progress are not collected, however long it takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_upload_is_not_taken_for_a_dead_one() -> Result<()> {
-    let alone = Alone::new(HASTY)?;
-    let (server, client) = alone.start(&[])?;
+    let site = test_server(FAST_RECOVERY)?;
+    let (server, client) = site.start(&[])?;
     let photo = pictures::jpeg(1600, 1200, 1)?;
     // Three times the grace time, in pieces that are each written at once.
     let pieces: Vec<_> = photo.chunks(photo.len().div_ceil(12)).map(<[u8]>::to_vec).collect();
@@ -116,7 +118,7 @@ async fn a_slow_upload_is_not_taken_for_a_dead_one() -> Result<()> {
     let answer = client.post_image(reqwest::Body::wrap_stream(slowly), &[]).await?;
     let ledger = Ledger::default();
     ledger.record(&accepted(answer).await?, &photo)?;
-    alone.books().audit(&ledger).await?.clean()?;
+    site.audit().run(&ledger).await?.clean()?;
     drop(server);
     Ok(())
 }
@@ -124,9 +126,9 @@ async fn a_slow_upload_is_not_taken_for_a_dead_one() -> Result<()> {
 /// Promise: an upload whose process was frozen for longer than the grace time, so that its bytes
 /// were collected, is not answered with 202.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_slept_too_long_is_refused() -> Result<()> {
-    let cluster = Cluster::start(1, 1, HASTY).await?;
-    let mut frozen = cluster.node(&["api"], &[armed("upload.staged=stop")])?;
+async fn an_upload_frozen_past_its_grace_time_is_rejected() -> Result<()> {
+    let cluster = test_cluster(1, 1, FAST_RECOVERY).await?;
+    let mut frozen = cluster.start_node(&["api"], &[armed("upload.staged=stop")])?;
     let client = Client::new(frozen.url())?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let upload = tokio::spawn({
@@ -144,7 +146,7 @@ async fn an_upload_that_slept_too_long_is_refused() -> Result<()> {
 
     let ledger = Ledger::default();
     ledger.record(&upload_until_accepted(&client, &photo, "slept").await?, &photo)?;
-    let report = cluster.books()?.audit(&ledger).await?.clean()?;
+    let report = cluster.audit()?.run(&ledger).await?.clean()?;
     assert_eq!(report.tasks, 1);
     Ok(())
 }

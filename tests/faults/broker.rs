@@ -7,13 +7,13 @@ use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     options::{BasicPublishOptions, QueueDeleteOptions, QueuePurgeOptions},
 };
-use safelight_harness::{
-    books::Database, fleet::Engines, load::Load, pictures, postgres::Postgres, rabbitmq::RabbitMq,
+use safelight_testing::{
+    audit::Database, fleet::Engines, load::Load, pictures, postgres::Postgres, rabbitmq::RabbitMq,
 };
 use serde_json::json;
 use tokio::task::block_in_place;
 
-use super::{Cluster, eventually, upload_all};
+use super::{TestCluster, binary, eventually, test_cluster, upload_all};
 
 /// The queues that uploads use.
 const QUEUES: [&str; 2] = ["safelight.write.interactive.v1", "safelight.thumbnail.interactive.v1"];
@@ -29,7 +29,7 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     let mut node = block_in_place(RabbitMq::start)?;
     let engines =
         Engines { database_url: Postgres::fresh_database().await?, queue_url: node.fresh_vhost()? };
-    let cluster = Cluster::on(engines, 1, 2, &[])?;
+    let cluster = TestCluster::start_on(engines, binary(), 1, 2, &[])?;
     let client = cluster.client()?;
     let readiness = async || anyhow::Ok(client.json("/readyz").await?["status"].clone());
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
@@ -62,12 +62,12 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
          an upload takes {median:?} meanwhile"
     );
     ensure!(tally.refusals.is_empty(), "refused: {:?}", tally.refusals);
-    let report = cluster.books_with(&node).audit(&tally.ledger).await?.clean()?;
+    let report = cluster.audit_with(&node).run(&tally.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())
 }
 
-async fn channel(cluster: &Cluster) -> Result<(Connection, Channel)> {
+async fn channel(cluster: &TestCluster) -> Result<(Connection, Channel)> {
     let url = &cluster.engines.queue_url;
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -82,7 +82,7 @@ async fn published(database: &Database, jobs: usize) -> Result<()> {
 /// with workers there or without.
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_outlive_their_queues() -> Result<()> {
-    let cluster = Cluster::start(1, 0, FORGETFUL).await?;
+    let cluster = test_cluster(1, 0, FORGETFUL).await?;
     let (client, database) = (cluster.client()?, cluster.database());
     let photo = pictures::jpeg(320, 240, 1)?;
     let bodies: Vec<_> =
@@ -93,14 +93,14 @@ async fn jobs_outlive_their_queues() -> Result<()> {
     channel.queue_purge(QUEUES[0].into(), QueuePurgeOptions::default()).await?;
     channel.queue_delete(QUEUES[1].into(), QueueDeleteOptions::default()).await?;
 
-    let _worker = cluster.node(&["worker"], &[])?;
-    cluster.books()?.audit(&ledger).await?.clean()?;
+    let _worker = cluster.start_node(&["worker"], &[])?;
+    cluster.audit()?.run(&ledger).await?.clean()?;
     // And under a worker's feet.
     for queue in QUEUES {
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
     }
     let late = upload_all(&client, &[pictures::jpeg(320, 240, 2)?]).await?;
-    let report = cluster.books()?.audit(&late).await?.clean()?;
+    let report = cluster.audit()?.run(&late).await?.clean()?;
     assert_eq!((report.tasks, report.repeated()), (7, 0));
     Ok(())
 }
@@ -108,7 +108,7 @@ async fn jobs_outlive_their_queues() -> Result<()> {
 /// Promise: messages that come three times, and in any order, cost nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
-    let cluster = Cluster::start(1, 0, &[]).await?;
+    let cluster = test_cluster(1, 0, &[]).await?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let bodies: Vec<_> =
         (0..8).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
@@ -136,8 +136,9 @@ async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
             .await
             .context("published")?;
     }
-    let (_one, _other) = (cluster.node(&["worker"], &[])?, cluster.node(&["worker"], &[])?);
-    let report = cluster.books()?.audit(&ledger).await?.clean()?;
+    let (_one, _other) =
+        (cluster.start_node(&["worker"], &[])?, cluster.start_node(&["worker"], &[])?);
+    let report = cluster.audit()?.run(&ledger).await?.clean()?;
     assert_eq!((report.tasks, report.repeated()), (8, 0));
     Ok(())
 }

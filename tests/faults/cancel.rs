@@ -1,10 +1,14 @@
 //! Cancelling what runs, with everything really running.
 
 use anyhow::{Context, Result};
-use safelight_harness::{client::Client, pictures};
+use reqwest::Method;
+use safelight_testing::{
+    client::{Client, TestClient as _},
+    pictures,
+};
 use serde_json::Value;
 
-use super::{Alone, Cluster, eventually};
+use super::{eventually, test_cluster, test_server};
 
 /// A picture whose decoder never answers: its jobs run until somebody stops them.
 fn endless() -> Result<Vec<u8>> {
@@ -15,17 +19,16 @@ fn endless() -> Result<Vec<u8>> {
 /// process.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_task_is_stopped_and_leaves_nothing() -> Result<()> {
-    let alone = Alone::new(&[("SAFELIGHT_LEASE_MS", "1000")])?;
-    let (_server, client) = alone.start(&[])?;
+    let site = test_server(&[("SAFELIGHT_LEASE_MS", "1000")])?;
+    let (_server, client) = site.start(&[])?;
     cancelled_while_running(&client).await?;
-    eventually("its bytes are gone", async || Ok(files(&alone.data.path().join("blobs"))? == 0))
-        .await
+    eventually("its bytes are gone", async || Ok(files(&site.data().join("blobs"))? == 0)).await
 }
 
 /// And not on a fleet, where another node than the worker's is asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_running_elsewhere_is_stopped_and_leaves_nothing() -> Result<()> {
-    let cluster = Cluster::start(1, 1, &[("SAFELIGHT_LEASE_MS", "1000")]).await?;
+    let cluster = test_cluster(1, 1, &[("SAFELIGHT_LEASE_MS", "1000")]).await?;
     cancelled_while_running(&cluster.client()?).await?;
     let bucket = cluster.fleet.s3.bucket_folder();
     eventually("its bytes are gone", async || Ok(files(&bucket)? == 0)).await
@@ -40,7 +43,7 @@ async fn cancelled_while_running(client: &Client) -> Result<()> {
         Ok(jobs.iter().all(|job| job["status"] == "running"))
     })
     .await?;
-    let answer = client.http().post(client.url(&format!("{path}/cancel"))).send().await?;
+    let answer = client.request(Method::POST, &format!("{path}/cancel")).send().await?;
     assert_eq!(answer.status(), 202);
     let cancelled: Value = answer.json().await?;
     assert_eq!(cancelled["status"], "cancelled", "{cancelled:#}");
@@ -50,7 +53,7 @@ async fn cancelled_while_running(client: &Client) -> Result<()> {
     let next = client.upload(pictures::jpeg(320, 240, 2)?).await?;
     assert_eq!(client.finished(&next).await?["status"], "succeeded");
     let next = next["id"].as_str().context("an id")?;
-    let answer = client.http().post(client.url(&format!("/v1/tasks/{next}/cancel"))).send().await?;
+    let answer = client.request(Method::POST, &format!("/v1/tasks/{next}/cancel")).send().await?;
     assert_eq!(answer.status(), 409, "what has ended cannot be cancelled");
     assert_eq!(client.json(&path).await?, cancelled, "nothing came of it afterwards");
     Ok(())

@@ -6,13 +6,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use safelight_harness::{
-    books::{Books, Ledger},
+use safelight_testing::{
+    audit::{Audit, Ledger},
     client::{Client, accepted},
     pictures,
 };
 
-use super::{Cluster, armed, eventually, stops, upload_all};
+use super::{armed, eventually, stops, test_cluster, upload_all};
 
 /// The image of an upload that died two hours ago. Its name comes last in every list.
 const DEAD: &str = "ffffffff-ffff-7fff-bfff-ffffffffffff";
@@ -43,10 +43,10 @@ async fn workers_whose_clocks_are_wrong_break_nothing() -> Result<()> {
     let shared = tempfile::TempDir::new()?;
     let blobs = format!("file://{}", shared.path().display());
     let env = [("SAFELIGHT_BACKOFF_BASE_MS", "20"), ("SAFELIGHT_BLOB_URL", &blobs)];
-    let cluster = Cluster::start(1, 0, &env).await?;
-    let books = || anyhow::Ok(Books { blobs: shared.path().to_owned(), ..cluster.books()? });
+    let cluster = test_cluster(1, 0, &env).await?;
+    let audit = || anyhow::Ok(Audit { blobs: shared.path().to_owned(), ..cluster.audit()? });
     // An upload that is just between its bytes and its record.
-    let mut frozen = cluster.node(&["api"], &[armed("upload.staged=stop")])?;
+    let mut frozen = cluster.start_node(&["api"], &[armed("upload.staged=stop")])?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let (client, body) = (Client::new(frozen.url())?, photo.clone());
     let upload = tokio::spawn(async move { client.post_image(body, &[]).await });
@@ -56,18 +56,18 @@ async fn workers_whose_clocks_are_wrong_break_nothing() -> Result<()> {
     let two_hours_ago = SystemTime::now() - Duration::from_hours(2);
     File::create(&dead)?.set_modified(two_hours_ago)?;
 
-    let ahead = cluster.node(&["worker"], &at("+1h"))?;
+    let ahead = cluster.start_node(&["worker"], &at("+1h"))?;
     eventually("the one ahead has swept", async || Ok(!dead.exists())).await?;
     frozen.signal("CONT")?;
     let ledger = Ledger::default();
     ledger.record(&accepted(upload.await??).await?, &photo)?;
-    books()?.audit(&ledger).await?.clean()?;
+    audit()?.run(&ledger).await?.clean()?;
 
-    let behind = cluster.node(&["worker"], &at("-1h"))?;
+    let behind = cluster.start_node(&["worker"], &at("-1h"))?;
     let bodies: Vec<_> =
         (0..8).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
     let late = upload_all(&cluster.client()?, &bodies).await?;
-    let report = books()?.audit(&late).await?.clean()?;
+    let report = audit()?.run(&late).await?.clean()?;
     assert_eq!((report.tasks, report.repeated()), (9, 0));
     // The preloaded library did its work: their logs carry times that nobody else has.
     let hour =

@@ -1,15 +1,13 @@
 //! `PostgreSQL` that dies under load.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use reqwest::StatusCode;
-use safelight_harness::{
+use safelight_testing::{
     fleet::Engines, load::Load, pictures, postgres::Postgres, rabbitmq::RabbitMq, server::Server,
 };
 use tokio::task::block_in_place;
 
-use super::{Cluster, TIDY, eventually};
+use super::{SHORT_GRACE, TestCluster, binary, eventually};
 
 /// Lines of trouble that one process may log over one outage: one or two each for the relay, the
 /// rescuer's loops, the janitor and the worker.
@@ -26,7 +24,7 @@ async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
     block_in_place(|| postgres.create_database("safelight"))?;
     let queue_url = block_in_place(|| RabbitMq::shared()?.fresh_vhost())?;
     let engines = Engines { database_url: postgres.url("safelight"), queue_url };
-    let cluster = Cluster::on(engines, 1, 2, &[TIDY, LEASE])?;
+    let cluster = TestCluster::start_on(engines, binary(), 1, 2, &[SHORT_GRACE, LEASE])?;
     let client = cluster.client()?;
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
     load.more(30).await?;
@@ -38,15 +36,15 @@ async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
     assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
     assert_eq!(client.get("/readyz").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
     client.bytes("/livez").await?;
-    // Long enough for workers to burn attempts, if they did.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Some seconds, in which workers would use up attempts if they did so during an outage.
+    load.more_refused(60).await?;
     block_in_place(|| postgres.start_again())?;
     let took = cluster.database().flows_again().await?;
     eventually("/readyz says ready", async || Ok(client.get("/readyz").await?.status() == 200))
         .await?;
 
     let tally = load.stop().await?;
-    let report = cluster.books()?.audit(&tally.ledger).await?.clean()?;
+    let report = cluster.audit()?.run(&tally.ledger).await?.clean()?;
     eprintln!("work flows {took:?} after the database is back; refusals: {:?}", tally.refusals);
     assert_eq!(report.tasks, report.accepted);
     // A claim that was committed just before the crash, and whose answer was lost with it, is taken

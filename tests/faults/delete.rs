@@ -9,17 +9,17 @@ use std::{
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use reqwest::StatusCode;
-use safelight_harness::{
-    books::{Books, Ledger},
-    client::{Client, accepted},
+use safelight_testing::{
+    audit::{Audit, Ledger},
+    client::{Client, TestClient as _},
     pictures,
     server::{Server, run, safelight},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use super::{Alone, Cluster, LIMIT, armed, binary, dies};
+use super::{LIMIT, armed, binary, dies, test_cluster, test_server};
 
 /// Deletions are due a second after, and what is old is garbage.
 const KEYS: &[(&str, &str)] = &[
@@ -38,13 +38,12 @@ struct Site<'a> {
     client: Client,
     remover: Server,
     blobs: PathBuf,
-    books: Books<'a>,
+    audit: Audit<'a>,
 }
 
 async fn delete(client: &Client, task: &Value) -> Result<Value> {
     let image = task["image"]["id"].as_str().context("an image")?;
-    let path = client.url(&format!("/v1/images/{image}"));
-    accepted(client.http().delete(path).send().await?).await
+    Ok(client.delete_image(image).await?)
 }
 
 /// Uploads a picture and waits for it; answers with its task as it ended.
@@ -75,7 +74,7 @@ async fn is_whole(site: &Site<'_>, late: &Value, photo: &[u8]) -> Result<()> {
     }
     let ledger = Ledger::default();
     ledger.record(late, photo)?;
-    site.books.audit(&ledger).await?.clean()?;
+    site.audit.run(&ledger).await?.clean()?;
     Ok(())
 }
 
@@ -105,10 +104,7 @@ async fn an_upload_comes_while_garbage_is_collected(
 ) -> Result<()> {
     let photo = pictures::jpeg(320, 240, 2)?;
     orphan(&site.blobs, &photo)?;
-    let request = site.client.http().post(site.client.url("/v1/backfills"));
-    let body = r#"{"kind":"gc"}"#;
-    let request = request.header("content-type", "application/json").body(body);
-    let collection = accepted(request.send().await?).await?;
+    let collection = site.client.start_backfill(&json!({ "kind": "gc" })).await?;
     block_in_place(|| site.remover.says(&format!("fail point {moment}"), LIMIT))?;
     let late = stored(&site.client, &photo).await?;
     fs::write(barrier, "")?;
@@ -151,11 +147,11 @@ async fn an_equal_upload_keeps_its_bytes_whenever_it_comes() -> Result<()> {
     for moment in MOMENTS {
         for collects in [false, true] {
             let barrier = folder.path().join(format!("{moment}-{collects}"));
-            let alone = Alone::new(KEYS)?;
+            let site = test_server(KEYS)?;
             let point = format!("{moment}=until {}", barrier.display());
-            let (remover, client) = alone.start(&[armed(&point)])?;
-            let blobs = alone.data.path().join("blobs");
-            let site = Site { client, remover, blobs, books: alone.books() };
+            let (remover, client) = site.start(&[armed(&point)])?;
+            let blobs = site.data().join("blobs");
+            let site = Site { client, remover, blobs, audit: site.audit() };
             an_upload_comes(site, moment, &barrier, collects).await?;
         }
     }
@@ -169,13 +165,13 @@ async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
     for moment in MOMENTS {
         for collects in [false, true] {
             let barrier = folder.path().join(format!("{moment}-{collects}"));
-            let cluster = Cluster::start(1, 0, KEYS).await?;
+            let cluster = test_cluster(1, 0, KEYS).await?;
             let point = format!("{moment}=until {}", barrier.display());
             // The other does only what the one that waits cannot.
-            let remover = cluster.node(&["worker"], &[armed(&point)])?;
+            let remover = cluster.start_node(&["worker"], &[armed(&point)])?;
             let client = cluster.client()?;
-            let books = Books { broker: None, ..cluster.books()? };
-            let site = Site { client, remover, blobs: cluster.fleet.s3.bucket_folder(), books };
+            let audit = Audit { broker: None, ..cluster.audit()? };
+            let site = Site { client, remover, blobs: cluster.fleet.s3.bucket_folder(), audit };
             an_upload_comes(site, moment, &barrier, collects).await?;
         }
     }
@@ -187,19 +183,19 @@ async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
 async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
     let steps = ["delete.begun", "removal.looked", "removal.moved", "removal.decided"];
     for step in steps.into_iter().chain(["delete.removed", "delete.purged", "worker.worked"]) {
-        let alone = Alone::new(KEYS)?;
+        let site = test_server(KEYS)?;
         let photo = pictures::jpeg(320, 240, 1)?;
         let task = {
-            let (_server, client) = alone.start(&[])?;
+            let (_server, client) = site.start(&[])?;
             stored(&client, &photo).await?
         };
         let deletion = {
-            let (mut server, client) = alone.start(&[armed(&format!("{step}=kill"))])?;
+            let (mut server, client) = site.start(&[armed(&format!("{step}=kill"))])?;
             let deletion = delete(&client, &task).await?;
             dies(&mut server).with_context(|| step.to_owned())?;
             deletion
         };
-        let (_server, client) = alone.start(&[])?;
+        let (_server, client) = site.start(&[])?;
         let done = client.finished(&deletion).await?;
         let receipt = &done["receipt"];
         assert_eq!(done["status"], "succeeded", "after {step}: {done:#}");
@@ -207,7 +203,7 @@ async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
         assert_eq!(receipt["renditions"].as_array().map(Vec::len), Some(3), "after {step}");
         let image = task["image"]["url"].as_str().context("a URL")?;
         assert_eq!(client.get(image).await?.status(), StatusCode::GONE);
-        alone.books().audit(&Ledger::default()).await?.clean().with_context(|| step.to_owned())?;
+        site.audit().run(&Ledger::default()).await?.clean().with_context(|| step.to_owned())?;
     }
     Ok(())
 }
@@ -215,32 +211,32 @@ async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
 /// Over several processes: another takes the job over.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_whose_worker_dies_is_finished_by_another() -> Result<()> {
-    let cluster = Cluster::start(1, 0, KEYS).await?;
+    let cluster = test_cluster(1, 0, KEYS).await?;
     let client = cluster.client()?;
-    let mut doomed = cluster.node(&["worker"], &[armed("removal.moved=kill")])?;
+    let mut doomed = cluster.start_node(&["worker"], &[armed("removal.moved=kill")])?;
     let (deleted, kept) = (pictures::jpeg(320, 240, 1)?, pictures::jpeg(320, 240, 2)?);
     let (going, staying) = (stored(&client, &deleted).await?, stored(&client, &kept).await?);
     let before = delivered(&client, &staying).await?;
     let deletion = delete(&client, &going).await?;
     dies(&mut doomed)?;
-    let _heir = cluster.node(&["worker"], &[])?;
+    let _heir = cluster.start_node(&["worker"], &[])?;
     let done = client.finished(&deletion).await?;
     assert_eq!(done["status"], "succeeded", "{done:#}");
     assert_eq!(delivered(&client, &staying).await?, before);
     let ledger = Ledger::default();
     ledger.record(&staying, &kept)?;
-    cluster.books()?.audit(&ledger).await?.clean()?;
+    cluster.audit()?.run(&ledger).await?.clean()?;
     Ok(())
 }
 
 /// The command, and what it says about what it cannot do.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_deletes_and_collects() -> Result<()> {
-    let alone = Alone::new(KEYS)?;
-    let (server, client) = alone.start(&[])?;
+    let site = test_server(KEYS)?;
+    let (server, client) = site.start(&[])?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let task = stored(&client, &photo).await?;
-    orphan(&alone.data.path().join("blobs"), b"nobody has this")?;
+    orphan(&site.data().join("blobs"), b"nobody has this")?;
     let url = [("SAFELIGHT_URL".to_owned(), server.url().to_owned())];
     let command = async |args: &[&str]| -> Result<_> {
         let command = safelight(binary(), args, &url);
@@ -258,12 +254,12 @@ async fn a_command_deletes_and_collects() -> Result<()> {
 
     let planned = command(&["backfill", "gc", "--dry-run"]).await?.success()?;
     assert!(planned.stdout.contains("to work on  1"), "{planned:#?}");
-    let report = alone.data.path().join("report.ndjson");
+    let report = site.data().join("report.ndjson");
     let file = report.to_string_lossy();
     command(&["backfill", "gc", "--follow", "--report", &file]).await?.success()?;
     let lines = fs::read_to_string(&report)?;
     let line: Value = serde_json::from_str(lines.trim())?;
     assert_eq!((&line["outcome"], &line["detail"]), (&"succeeded".into(), &"15 bytes".into()));
-    alone.books().audit(&Ledger::default()).await?.clean()?;
+    site.audit().run(&Ledger::default()).await?.clean()?;
     Ok(())
 }

@@ -12,17 +12,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
-use safelight_harness::{
-    books::{Books, Database, Ledger},
-    client::{Client, accepted},
+use safelight_testing::{
+    audit::{Audit, Database, Ledger},
+    client::{Client, TestClient as _, accepted},
     pictures,
-    server::{Server, safelight},
+    server::{Server, owned, safelight},
 };
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use super::{binary, eventually, owned};
+use super::{binary, eventually};
 
 /// Mounts the disk over the data folder, then becomes the server: the same process all along.
 const MOUNT: &str = r#"mount -t tmpfs -o size=24m tmpfs "$SAFELIGHT_DATA_DIR" && exec "$0" serve"#;
@@ -77,13 +77,13 @@ impl Disk {
         Ok(fs::remove_file(self.folder.join("ballast"))?)
     }
 
-    /// The books of a copy, since SQLite finds no file behind the links of `/proc`. To be made when
+    /// An audit of a copy, since SQLite finds no file behind the links of `/proc`. To be made when
     /// all is quiet.
-    fn copied_books(&self, copy: &Path) -> Result<Books<'static>> {
+    fn copied_audit(&self, copy: &Path) -> Result<Audit<'static>> {
         let copied = Command::new("cp").arg("-a").arg(&self.folder).arg(copy).status()?;
         ensure!(copied.success(), "cannot copy the disk");
         let folder = copy.join(self.folder.file_name().context("a name")?);
-        Ok(Books {
+        Ok(Audit {
             database: Database::Sqlite(folder.join("safelight.db")),
             blobs: folder.join("blobs"),
             broker: None,
@@ -146,11 +146,11 @@ async fn a_full_disk_refuses_and_recovers() -> Result<()> {
     }
     // Messages that were published while their rows could not be removed are published once more.
     let mut balanced = None;
-    eventually("the books of a copy balance", async || {
+    eventually("the audit of a copy is clean", async || {
         let copy = TempDir::new()?;
         // Files may vanish under its hands while it is not quiet yet.
-        let Ok(books) = disk.copied_books(copy.path()) else { return Ok(false) };
-        let report = books.audit_within(&ledger, Duration::ZERO).await?;
+        let Ok(audit) = disk.copied_audit(copy.path()) else { return Ok(false) };
+        let report = audit.run_within(&ledger, Duration::ZERO).await?;
         let clean = report.is_clean();
         balanced = Some(report);
         Ok(clean)

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use safelight_harness::{
-    books::Database,
+use safelight_testing::{
+    audit::Database,
     chaos::{Chaos, Link},
     fleet::{Engines, Fleet, Plan},
     load::Load,
@@ -12,7 +12,8 @@ use safelight_harness::{
 };
 use tokio::task::block_in_place;
 
-use super::{Cluster, TIDY, binary, owned};
+use super::{SHORT_GRACE, TestCluster, binary};
+use safelight_testing::server::owned;
 
 /// How long each fault lasts.
 const FAULT: Duration = Duration::from_secs(3);
@@ -44,10 +45,10 @@ async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
         database_url: through(&direct.database_url, &proxies[1].1)?,
     };
     let endpoint = through(&s3.endpoint(), &proxies[2].1)?;
-    let env = owned(&[("AWS_ENDPOINT", &endpoint), ("SAFELIGHT_LEASE_MS", "5000"), TIDY]);
+    let env = owned(&[("AWS_ENDPOINT", &endpoint), ("SAFELIGHT_LEASE_MS", "5000"), SHORT_GRACE]);
     let plan = Plan { apis: 1, workers: 2, env };
     let fleet = block_in_place(|| Fleet::start_over(s3, binary(), &engines, &plan))?;
-    let cluster = Cluster { engines: direct, fleet };
+    let cluster = TestCluster { engines: direct, fleet };
     let database = Database::Postgres(cluster.engines.database_url.clone());
 
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
@@ -77,7 +78,7 @@ async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
         recoveries[recoveries.len() - 1],
         tally.refusals
     );
-    let report = cluster.books()?.audit(&tally.ledger).await?.clean()?;
+    let report = cluster.audit()?.run(&tally.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Workers that die at each step of a job.
 
 use anyhow::{Context, Result};
-use safelight_harness::{
-    books::{Books, Ledger},
+use safelight_testing::{
+    audit::{Audit, Ledger},
     pictures,
 };
 
-use super::{Alone, Cluster, HASTY, armed, dies, upload_all};
+use super::{FAST_RECOVERY, armed, dies, test_cluster, test_server, upload_all};
 
 /// The steps, the kind of job that dies there, and whether its attempt had counted already.
 const STEPS: [(&str, &str, bool); 10] = [
@@ -26,25 +26,25 @@ const STEPS: [(&str, &str, bool); 10] = [
 /// and the death costs one attempt; none, once the result was recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_worker_dies_at_any_step_is_finished_by_another() -> Result<()> {
-    let cluster = Cluster::start(1, 0, HASTY).await?;
+    let cluster = test_cluster(1, 0, FAST_RECOVERY).await?;
     let client = cluster.client()?;
     let ledger = Ledger::default();
     let mut expected = 0;
     for (number, (step, kind, settled)) in (1..).zip(STEPS) {
         let photo = pictures::jpeg(320, 240, number)?;
         let mut doomed =
-            cluster.node(&["worker", "--kinds", kind], &[armed(&format!("{step}=kill"))])?;
+            cluster.start_node(&["worker", "--kinds", kind], &[armed(&format!("{step}=kill"))])?;
         ledger.record(&client.upload(photo.clone()).await?, &photo)?;
         dies(&mut doomed).with_context(|| format!("{step} of {kind}"))?;
-        let _heir = cluster.node(&["worker"], &[])?;
+        let _heir = cluster.start_node(&["worker"], &[])?;
         // The broker is asked at the end: that takes a second.
-        let books = Books { broker: None, ..cluster.books()? };
-        let report = books.audit(&ledger).await?.clean();
+        let audit = Audit { broker: None, ..cluster.audit()? };
+        let report = audit.run(&ledger).await?.clean();
         let report = report.with_context(|| format!("{step} of {kind}"))?;
         expected += u64::from(!settled);
         assert_eq!(report.repeated(), expected, "after {step} of {kind}");
     }
-    cluster.books()?.audit(&ledger).await?.clean()?;
+    cluster.audit()?.run(&ledger).await?.clean()?;
     Ok(())
 }
 
@@ -56,13 +56,13 @@ async fn a_server_that_dies_at_any_step_of_a_job_finishes_it_later() -> Result<(
         if kind == "thumbnail" && step.starts_with("worker.") {
             continue;
         }
-        let alone = Alone::new(HASTY)?;
-        let (mut server, client) = alone.start(&[armed(&format!("{step}=kill"))])?;
+        let site = test_server(FAST_RECOVERY)?;
+        let (mut server, client) = site.start(&[armed(&format!("{step}=kill"))])?;
         let ledger = upload_all(&client, &[pictures::jpeg(320, 240, number)?]).await;
         dies(&mut server).context(step)?;
-        let _server = alone.start(&[])?;
+        let _server = site.start(&[])?;
         // The answer may have died with the process; its upload is finished all the same.
-        let report = alone.books().audit(&ledger.unwrap_or_default()).await?;
+        let report = site.audit().run(&ledger.unwrap_or_default()).await?;
         let report = report.clean().context(step)?;
         assert_eq!(report.tasks, 1, "after {step}");
         assert!(report.repeated() <= 2, "after {step}: {report:?}");

@@ -7,8 +7,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use safelight_harness::{
-    client::Client,
+use safelight_testing::wait::{LIMIT, eventually};
+use safelight_testing::{
+    client::{Client, TestClient},
     pictures,
     server::{Server, safelight},
 };
@@ -16,10 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::assert_reviewed;
-use crate::{
-    e2e::{binary, embedded_env},
-    wait::{LIMIT, eventually},
-};
+use crate::e2e::{binary, embedded_env};
 
 #[tokio::test]
 async fn blob_layout() -> Result<()> {

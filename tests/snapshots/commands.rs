@@ -7,7 +7,7 @@
 use std::{fmt::Write, time::Duration};
 
 use anyhow::{Context, Result};
-use safelight_harness::server::{run, safelight};
+use safelight_testing::server::{run, safelight};
 
 use super::assert_reviewed;
 use crate::e2e::binary;

@@ -7,12 +7,17 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use safelight_harness::{client::Client, metrics::Metrics, pictures};
 use safelight_telemetry::names::METRICS;
+use safelight_testing::wait::eventually;
+use safelight_testing::{
+    client::{Client, TestClient},
+    metrics::Metrics,
+    pictures,
+};
 use tempfile::TempDir;
 
 use super::assert_reviewed;
-use crate::{e2e::serve, wait::eventually};
+use crate::e2e::serve;
 
 /// Includes the metrics that appear only once something has gone wrong. `e2e::metrics` checks the
 /// table against a running server.

@@ -7,7 +7,8 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result, ensure};
-use safelight_harness::{
+use safelight_testing::wait::LIMIT;
+use safelight_testing::{
     fleet::Engines,
     rabbitmq::RabbitMq,
     server::{Server, run, safelight},
@@ -16,10 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::assert_reviewed;
-use crate::{
-    e2e::{binary, embedded_env},
-    wait::LIMIT,
-};
+use crate::e2e::{binary, embedded_env};
 
 /// What identifies a definition on the broker, by the kind of definition.
 const DEFINITIONS: &[(&str, &[&str])] = &[

@@ -7,7 +7,8 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use safelight_harness::{
+use safelight_testing::wait::LIMIT;
+use safelight_testing::{
     postgres::Postgres,
     server::{run, safelight},
 };
@@ -15,10 +16,7 @@ use sqlx::{Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 use super::assert_reviewed;
-use crate::{
-    e2e::{binary, embedded_env},
-    wait::LIMIT,
-};
+use crate::e2e::{binary, embedded_env};
 
 /// The statements that made a database, as SQLite keeps them. Indexes without a statement belong to
 /// constraints of their table.

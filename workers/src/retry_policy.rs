@@ -35,10 +35,7 @@ impl RetryPolicy {
 /// The name that traces and metrics give an attempt's end, with what went wrong.
 pub(crate) fn describe(outcome: &Outcome) -> (&'static str, Option<&Failure>) {
     match outcome {
-        Outcome::Written(_)
-        | Outcome::Rendered { .. }
-        | Outcome::Verified { .. }
-        | Outcome::Deleted { .. } => ("succeeded", None),
+        Outcome::Succeeded(_) => ("succeeded", None),
         Outcome::Retry(failure, _) => ("retry", Some(failure)),
         Outcome::Failed(failure) => ("failed", Some(failure)),
         Outcome::Released => ("released", None),

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, header};
 use safelight_domain::ImageFormat;
 
-use super::entry::Representation;
+use super::image_view::Representation;
 
 /// Weights are thousandths.
 type Weight = u16;
 
-/// The best of `offers` (the base first) for a client that sent `headers`: of those it likes best, the
-/// smallest. Without a word from the client, and where it takes none, the base.
+/// The best of `offers` (the base first) for a client that sent `headers`: of those with the
+/// highest weight, the smallest. The base if the client states no preference or accepts none.
 ///
-/// WebP and AVIF are sent only to clients that name them: `*/*` is also sent by programs that never
-/// heard of them.
+/// WebP and AVIF are sent only to clients that name them: `*/*` is also sent by programs that do
+/// not support them.
 pub fn choose<'a>(
     offers: &'a [Arc<Representation>],
     headers: &HeaderMap,
 ) -> Option<&'a Arc<Representation>> {
-    let formats = offers.iter().map(|offer| (offer.format, offer.content.bytes));
+    let formats = offers.iter().map(|offer| (offer.format, offer.object.bytes));
     offers.get(best(formats, headers))
 }
 
@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(best(offers.into_iter(), &headers), at, "{accept:?}");
         }
         assert_eq!(best(offers.into_iter(), &HeaderMap::new()), JPEG);
-        // What a picture was made into is sent whatever the client says.
+        // A single format is sent whatever the client says.
         assert_eq!(best(offers[1..2].iter().copied(), &HeaderMap::new()), 0);
         let larger = [(ImageFormat::Jpeg, 300), (ImageFormat::Webp, 700)];
         let headers = HeaderMap::from_iter([(

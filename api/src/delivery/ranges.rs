@@ -11,7 +11,7 @@ use http_range_header::RangeUnsatisfiableError;
 use safelight_domain::ImageFormat;
 use uuid::Uuid;
 
-use super::source::Held;
+use super::source::OpenObject;
 
 /// Which bytes a client gets.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Wanted {
     One(Range<u64>),
     /// Several, in the order asked for.
     Several(Vec<Range<u64>>),
-    /// None of those that it wants exist.
+    /// None of the ranges exists.
     Nothing,
 }
 
@@ -47,8 +47,8 @@ impl Wanted {
         }
     }
 
-    /// What of an object of `bytes` bytes is to be fetched for it. Several parts come out of the whole: one
-    /// read of the store rather than one for each.
+    /// The span of an object of `bytes` bytes to fetch. Several parts are cut out of the whole: one read of the
+    /// store rather than one for each.
     pub fn fetched(&self, bytes: u64) -> Range<u64> {
         match self {
             Self::Whole | Self::Several(_) => 0..bytes,
@@ -67,18 +67,23 @@ pub fn content_range(span: &Range<u64>, bytes: u64) -> String {
     format!("bytes {}-{}/{bytes}", span.start, span.end - 1)
 }
 
-/// An answer of several parts.
-pub struct Multipart {
+/// A response of several parts.
+pub struct MultipartRanges {
     /// Its media type, with the boundary.
     pub content_type: Option<HeaderValue>,
     /// Its size.
     pub bytes: u64,
-    /// Itself.
+    /// The body itself.
     pub body: Body,
 }
 
 /// The parts as `multipart/byteranges`, in the order asked for.
-pub fn multipart(held: &Held, spans: &[Range<u64>], bytes: u64, format: ImageFormat) -> Multipart {
+pub fn multipart(
+    object: &OpenObject,
+    spans: &[Range<u64>],
+    bytes: u64,
+    format: ImageFormat,
+) -> MultipartRanges {
     let boundary = Uuid::new_v4().simple().to_string();
     let part_head = |span: &Range<u64>| {
         format!(
@@ -93,11 +98,11 @@ pub fn multipart(held: &Held, spans: &[Range<u64>], bytes: u64, format: ImageFor
     let parts = spans
         .iter()
         .zip(heads)
-        .flat_map(|(span, head)| [Body::from(head), held.body(span.clone())]);
+        .flat_map(|(span, head)| [Body::from(head), object.body(span.clone())]);
     let pieces: Vec<Body> = parts.chain([Body::from(end)]).collect();
     let body = Body::from_stream(stream::iter(pieces).flat_map(Body::into_data_stream));
     let content_type = format!("multipart/byteranges; boundary={boundary}");
-    Multipart {
+    MultipartRanges {
         content_type: HeaderValue::from_str(&content_type).ok(),
         bytes: total(spans) + framing as u64,
         body,
@@ -147,9 +152,9 @@ mod tests {
     #[tokio::test]
     async fn several_parts_are_framed_and_counted() {
         let content: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        let held = Held::Whole(content.clone().into());
-        let Multipart { content_type, bytes, body } =
-            multipart(&held, &[500..600, 3..4], 1000, ImageFormat::Png);
+        let object = OpenObject::Whole(content.clone().into());
+        let MultipartRanges { content_type, bytes, body } =
+            multipart(&object, &[500..600, 3..4], 1000, ImageFormat::Png);
         let body = body.collect().await.expect("bytes").to_bytes();
         assert_eq!(body.len() as u64, bytes);
         let content_type = content_type.expect("a type");

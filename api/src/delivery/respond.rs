@@ -1,4 +1,4 @@
-//! The answer to a request for a representation: all of it, parts, or that the client has it.
+//! The response to a request for a representation: all of it, parts, or 304.
 
 use axum::{
     body::Body,
@@ -7,17 +7,17 @@ use axum::{
 };
 
 use super::{
-    catalog::Freshness,
-    entry::Representation,
-    ranges::{self, Multipart, Wanted},
-    source::{Held, Provenance, ReadError, Tiers},
+    image_view::Representation,
+    metadata_cache::Freshness,
+    ranges::{self, MultipartRanges, Wanted},
+    source::{OpenObject, Provenance, Tiers},
 };
-use crate::problem::{Problem, ProblemCode};
+use crate::http::problem::{Problem, ProblemCode};
 
-/// Whoever was not told by the database that it is so must not pass it on for a year.
+/// Stale metadata may be wrong, so caches must not keep the response for a year.
 const UNCERTAIN: HeaderValue = HeaderValue::from_static("no-store");
 
-/// Answers a request for `shown`.
+/// The response to a request for `shown`.
 pub async fn respond(
     tiers: &Tiers,
     shown: &Representation,
@@ -29,11 +29,11 @@ pub async fn respond(
         Plan::Unexpected => return Err(unexpected()),
         Plan::NotModified => head(StatusCode::NOT_MODIFIED, &shown.known, freshness),
         Plan::Head => head(StatusCode::OK, &shown.whole, freshness),
-        Plan::Bytes(Wanted::Nothing) => return Err(unsatisfiable(shown.content.bytes)),
+        Plan::Bytes(Wanted::Nothing) => return Err(unsatisfiable(shown.object.bytes)),
         Plan::Bytes(wanted) => {
-            let (content, fetched) = (&shown.content, wanted.fetched(shown.content.bytes));
-            let (held, provenance) = tiers.open(content, fetched).await?;
-            bytes(shown, wanted, &held, provenance)
+            let (stored, fetched) = (&shown.object, wanted.fetched(shown.object.bytes));
+            let (object, provenance) = tiers.open(stored, fetched).await?;
+            bytes(shown, wanted, &object, provenance)
         }
     };
     if freshness == Freshness::Stale {
@@ -43,7 +43,7 @@ pub async fn respond(
 }
 
 /// The same from fresh metadata, if no bytes have to be fetched for it.
-pub fn at_hand(
+pub fn try_cached(
     tiers: &Tiers,
     shown: &Representation,
     method: &Method,
@@ -54,8 +54,8 @@ pub fn at_hand(
         Plan::Head => Some(head(StatusCode::OK, &shown.whole, Freshness::Cached)),
         Plan::Unexpected | Plan::Bytes(Wanted::Nothing) => None,
         Plan::Bytes(wanted) => {
-            let (held, provenance) = tiers.at_hand(&shown.content)?;
-            Some(bytes(shown, wanted, &held, provenance))
+            let (object, provenance) = tiers.try_cached(&shown.object)?;
+            Some(bytes(shown, wanted, &object, provenance))
         }
     }
 }
@@ -82,14 +82,14 @@ impl Plan {
         } else if *method == Method::HEAD {
             Self::Head
         } else if shown.validators.allows_range(request) {
-            Self::Bytes(Wanted::of(request, shown.content.bytes))
+            Self::Bytes(Wanted::of(request, shown.object.bytes))
         } else {
             Self::Bytes(Wanted::Whole)
         }
     }
 }
 
-/// What is answered from the metadata alone.
+/// A response from the metadata alone.
 fn head(status: StatusCode, headers: &HeaderMap, freshness: Freshness) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
@@ -104,8 +104,13 @@ fn head(status: StatusCode, headers: &HeaderMap, freshness: Freshness) -> Respon
 }
 
 /// All bytes, or those that the client asks for.
-fn bytes(shown: &Representation, wanted: Wanted, held: &Held, provenance: Provenance) -> Response {
-    let size = shown.content.bytes;
+fn bytes(
+    shown: &Representation,
+    wanted: Wanted,
+    object: &OpenObject,
+    provenance: Provenance,
+) -> Response {
+    let size = shown.object.bytes;
     let mut headers = shown.whole.clone();
     headers.insert(header::CACHE_STATUS, provenance.cache_status());
     let (status, body) = match wanted {
@@ -113,18 +118,18 @@ fn bytes(shown: &Representation, wanted: Wanted, held: &Held, provenance: Proven
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(span.end - span.start));
             let range = HeaderValue::from_str(&ranges::content_range(&span, size));
             headers.extend(range.ok().map(|range| (header::CONTENT_RANGE, range)));
-            (StatusCode::PARTIAL_CONTENT, held.body(span))
+            (StatusCode::PARTIAL_CONTENT, object.body(span))
         }
         Wanted::Several(spans) => {
-            let Multipart { content_type, bytes, body } =
-                ranges::multipart(held, &spans, size, shown.format);
+            let MultipartRanges { content_type, bytes, body } =
+                ranges::multipart(object, &spans, size, shown.format);
             if let Some(content_type) = content_type {
                 headers.insert(header::CONTENT_TYPE, content_type);
             }
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
             (StatusCode::PARTIAL_CONTENT, body)
         }
-        Wanted::Whole | Wanted::Nothing => (StatusCode::OK, held.body(0..size)),
+        Wanted::Whole | Wanted::Nothing => (StatusCode::OK, object.body(0..size)),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -147,17 +152,5 @@ fn unsatisfiable(size: u64) -> Problem {
     match HeaderValue::from_str(&format!("bytes */{size}")) {
         Ok(range) => problem.header(header::CONTENT_RANGE, range),
         Err(_) => problem,
-    }
-}
-
-impl From<ReadError> for Problem {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Damaged(how) => {
-                Self::new(ProblemCode::BlobDamaged, format!("The stored bytes are {how}."))
-            }
-            ReadError::Store(error) => Self::from(&*error),
-            ReadError::Panicked => Self::internal(&"reading a blob panicked"),
-        }
     }
 }

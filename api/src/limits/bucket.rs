@@ -18,7 +18,7 @@ pub struct Rate {
     pub window: Duration,
 }
 
-/// What taking a token came to.
+/// The outcome of taking a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
     /// Whether there was one.
@@ -30,8 +30,8 @@ pub struct Taken {
 }
 
 impl Rate {
-    /// Takes a token `now` from a bucket that will be full `full_in` from now. Answers what came of it, and
-    /// in how long the bucket will then be full. (Microseconds, so that a script of the engine can do the
+    /// Takes a token `now` from a bucket that will be full `full_in` from now. Returns the outcome, and in
+    /// how long the bucket will then be full. (Microseconds, so that a script in the shared cache can do the
     /// same.)
     fn take(self, full_in: u64) -> (Taken, u64) {
         let window = u64::try_from(self.window.as_micros()).unwrap_or(u64::MAX);
@@ -48,17 +48,17 @@ impl Rate {
     }
 }
 
-/// The buckets of everybody: in the shared engine if there is one, so that all nodes take from the same; else,
-/// or while it is away, in this process.
+/// The buckets of all owners: in the shared cache if there is one, so that all nodes take from the same;
+/// otherwise, or while it is unavailable, in this process.
 pub struct Buckets {
-    engine: Option<SharedCache>,
+    shared: Option<SharedCache>,
     own: Cache<String, Arc<Mutex<Instant>>>,
 }
 
-/// Buckets that a process keeps at most. One that nobody has taken from for long is full.
+/// Buckets that a process keeps at most. An unused bucket is full after its window, and need not be kept.
 const MAX_OWN: u64 = 100_000;
 
-/// The same as [`Rate::take`], by the engine's clock. A bucket that is full is not there.
+/// The same as [`Rate::take`], by the shared cache's clock. A full bucket is not stored.
 const SCRIPT: &str = "
     local now = redis.call('TIME')
     now = now[1] * 1000000 + now[2]
@@ -71,18 +71,20 @@ const SCRIPT: &str = "
     return {1, math.floor((each * tokens - after) / each), after}";
 
 impl Buckets {
-    /// Full ones.
-    pub fn new(engine: Option<SharedCache>, longest_window: Duration) -> Self {
+    /// Full buckets.
+    pub fn new(shared: Option<SharedCache>, longest_window: Duration) -> Self {
         let own = Cache::builder().max_capacity(MAX_OWN).time_to_idle(longest_window).build();
-        Self { engine, own }
+        Self { shared, own }
     }
 
     /// Takes a token from the bucket called `name`.
     pub async fn take(&self, name: &str, rate: Rate) -> Taken {
-        if let Some(engine) = &self.engine {
-            match shared(engine, name, rate).await {
+        if let Some(cache) = &self.shared {
+            match take_shared(cache, name, rate).await {
                 Ok(taken) => return taken,
-                Err(error) => tracing::debug!(%error, "rates are kept by this node alone"),
+                Err(error) => {
+                    tracing::debug!(%error, "shared cache unavailable; this node counts rates alone");
+                }
             }
         }
         let bucket = self.own.get_with_by_ref(name, || Arc::new(Mutex::new(Instant::now())));
@@ -95,11 +97,11 @@ impl Buckets {
     }
 }
 
-async fn shared(engine: &SharedCache, name: &str, rate: Rate) -> RedisResult<Taken> {
+async fn take_shared(cache: &SharedCache, name: &str, rate: Rate) -> RedisResult<Taken> {
     let mut command = Cmd::new();
     command.arg("EVAL").arg(SCRIPT).arg(1).arg(format!("safelight:{{{name}}}:rate"));
     command.arg(u64::try_from(rate.window.as_micros()).unwrap_or(u64::MAX)).arg(rate.tokens);
-    let (allowed, remaining, wait): (u8, u32, u64) = engine.run(&command).await?;
+    let (allowed, remaining, wait): (u8, u32, u64) = cache.run(&command).await?;
     Ok(Taken { allowed: allowed == 1, remaining, wait: Duration::from_micros(wait) })
 }
 

@@ -1,181 +1,198 @@
-//! The end of an upload: durable bytes, one transaction, the bell.
+//! The end of an upload: durable bytes, one transaction, a signal to the outbox relay.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
-use safelight_blobs::{BlobKey, Content, Intake};
+use safelight_blobs::{BlobKey, Blobs, Content, Ingest};
 use safelight_domain::{
-    ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Status, Task, TaskId,
-    TaskKind,
+    ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Quota, Status, Task,
+    TaskId, TaskKind, Visibility,
 };
-use safelight_store::{Accepted, NewUpload};
+use safelight_queue::OutboxSignal;
+use safelight_store::{Accepted, DynStore, NewUpload};
 use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     digest,
-    form::Form,
-    idempotency::{self, HeldKey},
-    places::Place,
+    idempotency::{self, ReservedKey},
+    labels::UploadLabels,
+    permits::UploadPermit,
 };
 use crate::{
-    limits,
-    problem::{Problem, ProblemCode},
-    state::ApiState,
+    http::problem::{Problem, ProblemCode},
+    limits::over_quota,
 };
 
 /// An upload whose last byte has arrived.
-pub struct Received {
+pub struct ReceivedUpload {
     /// The image that it becomes.
     pub image: ImageId,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
     /// Its bytes.
-    pub intake: Intake,
+    pub ingest: Ingest,
     /// What came beside them.
-    pub form: Form,
-    /// The hash that the bytes must have, if the client said one that is still to be checked.
+    pub labels: UploadLabels,
+    /// The hash that the bytes must have, if the client gave one that is still to be checked.
     pub expected: Option<ContentHash>,
     /// Its idempotency key.
-    pub key: Option<HeldKey>,
-    /// Its place among the uploads in flight.
-    pub place: Place,
+    pub key: Option<ReservedKey>,
+    /// Its permit among the uploads in flight.
+    pub permit: UploadPermit,
 }
 
-/// Makes the upload durable and records it. Runs in a task of its own, so that a client which
-/// hangs up now cannot cut it in the middle.
-pub async fn commit(state: ApiState, received: Received) -> Result<Task, Problem> {
-    let Received { image, owner, intake, form, expected, key, place } = received;
-    // The request's, if it is traced: its jobs are to be children of that.
-    let trace = traces::current();
-    let begun = Moment::now();
-    let content = intake.end().await?.keep().await?;
-    safelight_fail_points::hit("upload.staged").await;
-    if let Some(problem) = refusal(&content, expected) {
-        discard(&state, image).await;
-        return Err(problem);
+/// Makes uploads durable and records them. Clones share it.
+#[derive(Clone)]
+pub struct Committer {
+    /// Where uploads are recorded.
+    pub store: DynStore,
+    /// Where their bytes are.
+    pub blobs: Blobs,
+    /// Announces their jobs.
+    pub outbox_signal: OutboxSignal,
+    /// How long the janitor leaves staged bytes alone.
+    pub staged_grace: Duration,
+    /// Who may read an image if its client does not say.
+    pub default_visibility: Visibility,
+    /// Attempts of each job.
+    pub max_attempts: u32,
+}
+
+impl Committer {
+    /// Makes the upload durable and records it; `quota` limits what its owner may store. To be run in a task of
+    /// its own, so that a client which hangs up cannot interrupt it.
+    pub async fn commit(&self, received: ReceivedUpload, quota: Quota) -> Result<Task, Problem> {
+        let ReceivedUpload { image, owner, ingest, labels, expected, key, permit } = received;
+        // The request's, if it is traced: the spans of its jobs become children of it.
+        let trace = traces::current();
+        let begun = Moment::now();
+        let content = ingest.end().await?.keep().await?;
+        safelight_fail_points::hit("upload.staged").await;
+        if let Some(problem) = refusal(&content, expected) {
+            self.discard(image).await;
+            return Err(problem);
+        }
+        let new = self.new_upload((image, owner, quota), &content, labels, key.as_ref());
+        let upload = NewUpload { trace, ..new };
+        let (task, bytes) = (upload.task, upload.bytes);
+        Span::current().record("safelight.task", tracing::field::display(task));
+        let logged = tracing::info_span!("upload", %task, %image);
+        let at = self.record(&upload, begun).instrument(logged.clone()).await?;
+        logged.in_scope(|| tracing::debug!(bytes, "accepted"));
+        drop(permit);
+        if let Some(key) = key {
+            key.keep();
+        }
+        self.outbox_signal.notify();
+        Ok(accepted_task(upload, at))
     }
-    let upload =
-        NewUpload { trace, ..new_upload(&state, (image, owner), &content, form, key.as_ref()) };
-    let (task, bytes) = (upload.task, upload.bytes);
-    Span::current().record("safelight.task", tracing::field::display(task));
-    let logged = tracing::info_span!("upload", %task, %image);
-    let at = record(&state, &upload, begun).instrument(logged.clone()).await?;
-    logged.in_scope(|| tracing::debug!(bytes, "accepted"));
-    drop(place);
-    state.backlog.count(upload.jobs.len());
-    if let Some(key) = key {
-        key.keep();
+
+    /// Records an upload whose bytes are durable. Returns when it was.
+    async fn record(&self, upload: &NewUpload, begun: Moment) -> Result<DateTime<Utc>, Problem> {
+        self.ensure_staged(upload, begun).await?;
+        let span = tracing::info_span!(
+            target: traces::TARGET, "accept", safelight.task = %upload.task, "error.type" = Empty,
+            otel.status_code = Empty,
+        );
+        let at = self.accept(upload).instrument(span.clone()).await.inspect_err(|problem| {
+            span.record("error.type", problem.code().as_str());
+            span.record("otel.status_code", "error");
+        })?;
+        self.ensure_staged(upload, begun).await?;
+        safelight_fail_points::hit("upload.accepted").await;
+        Ok(at)
     }
-    state.services.outbox_signal.notify();
-    Ok(receipt(upload, at))
+
+    fn new_upload(
+        &self,
+        (image, owner, quota): (ImageId, Owner, Quota),
+        content: &Content,
+        labels: UploadLabels,
+        key: Option<&ReservedKey>,
+    ) -> NewUpload {
+        let fingerprint = labels.fingerprint(content.sha256);
+        NewUpload {
+            image,
+            task: TaskId::new(),
+            quota,
+            owner,
+            visibility: labels.visibility.unwrap_or(self.default_visibility),
+            lane: Lane::Interactive,
+            sha256: content.sha256,
+            bytes: content.bytes,
+            format: content.format,
+            labels: labels.labels,
+            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+            max_attempts: self.max_attempts,
+            key: key.and_then(ReservedKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
+            trace: None,
+        }
+    }
+
+    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was.
+    async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
+        let accepted = match self.store.accept(upload).await {
+            // The connection may have been lost after the commit: then this finds the upload recorded.
+            Err(error) if error.is_unavailable() => self.store.accept(upload).await,
+            answered => answered,
+        };
+        match accepted {
+            Ok(Accepted::Yes(at)) => Ok(at),
+            Ok(Accepted::OverQuota(used)) => {
+                self.discard(upload.image).await;
+                Err(over_quota(upload.quota, used))
+            }
+            Ok(Accepted::KeyLost) => {
+                self.discard(upload.image).await;
+                Err(idempotency::in_flight())
+            }
+            // The database may still be committing what it was sent. The janitor looks again when that
+            // is settled.
+            Err(error) if error.is_unavailable() => Err(error.into()),
+            Err(error) => {
+                self.discard(upload.image).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Fails if the janitor may have deleted the bytes, and has: this process, or its whole machine, was
+    /// suspended. Checked again after recording, since that may have happened in between; the task then fails
+    /// for want of bytes, but no client was promised that it would not.
+    async fn ensure_staged(&self, upload: &NewUpload, begun: Moment) -> Result<(), Problem> {
+        let grace = self.staged_grace;
+        if begun.elapsed() < grace / 2 {
+            return Ok(());
+        }
+        // The write job may have moved them already.
+        if self.blobs.exists(&BlobKey::Incoming(upload.image)).await?
+            || self.blobs.exists(&BlobKey::Blob(upload.sha256)).await?
+        {
+            return Ok(());
+        }
+        Err(Problem::new(
+            ProblemCode::BlobsUnavailable,
+            "The upload took too long to be recorded, and its staged bytes were deleted.",
+        ))
+    }
+
+    /// Removes staged bytes that became nothing. If that fails, the janitor removes them.
+    async fn discard(&self, image: ImageId) {
+        if let Err(error) = self.blobs.delete(&BlobKey::Incoming(image)).await {
+            tracing::warn!(%error, %image, "cannot remove rejected bytes");
+        }
+    }
 }
 
-/// Records an upload whose bytes are durable. Answers when it was.
-async fn record(
-    state: &ApiState,
-    upload: &NewUpload,
-    begun: Moment,
-) -> Result<DateTime<Utc>, Problem> {
-    still_there(state, upload, begun).await?;
-    let span = tracing::info_span!(
-        target: traces::TARGET, "accept", safelight.task = %upload.task, "error.type" = Empty,
-        otel.status_code = Empty,
-    );
-    let at = accept(state, upload).instrument(span.clone()).await.inspect_err(|problem| {
-        span.record("error.type", problem.code().as_str());
-        span.record("otel.status_code", "error");
-    })?;
-    still_there(state, upload, begun).await?;
-    safelight_fail_points::hit("upload.accepted").await;
-    Ok(at)
-}
-
-/// Why bytes that arrived whole are not kept, if they are not what the client meant to send.
+/// Why complete bytes are not kept: they are not what the client meant to send.
 pub fn refusal(content: &Content, expected: Option<ContentHash>) -> Option<Problem> {
     expected
         .is_some_and(|expected| expected != content.sha256)
         .then(|| digest::mismatch(content.sha256))
 }
 
-fn new_upload(
-    state: &ApiState,
-    (image, owner): (ImageId, Owner),
-    content: &Content,
-    form: Form,
-    key: Option<&HeldKey>,
-) -> NewUpload {
-    let fingerprint = form.fingerprint(content.sha256);
-    NewUpload {
-        image,
-        task: TaskId::new(),
-        quota: limits::quota(&state.services.config, &owner),
-        owner,
-        visibility: form.visibility.unwrap_or(state.services.config.default_visibility),
-        lane: Lane::Interactive,
-        sha256: content.sha256,
-        bytes: content.bytes,
-        format: content.format,
-        title: form.title,
-        tags: form.tags,
-        filename: form.filename,
-        jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
-        max_attempts: state.services.config.max_attempts,
-        key: key.and_then(HeldKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
-        trace: None,
-    }
-}
-
-/// Records the upload, or removes its bytes if it certainly is not recorded. Answers when it was.
-async fn accept(state: &ApiState, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
-    let store = &state.services.store;
-    let accepted = match store.accept(upload).await {
-        // The connection may have been lost after the commit: then this finds the upload recorded.
-        Err(error) if error.is_unavailable() => store.accept(upload).await,
-        answered => answered,
-    };
-    match accepted {
-        Ok(Accepted::Yes(at)) => Ok(at),
-        Ok(Accepted::OverQuota(used)) => {
-            discard(state, upload.image).await;
-            Err(limits::over_quota(upload.quota, used))
-        }
-        Ok(Accepted::KeyLost) => {
-            discard(state, upload.image).await;
-            Err(idempotency::in_flight())
-        }
-        // The database may still be committing what it was sent. The janitor looks again when that
-        // is settled.
-        Err(error) if error.is_unavailable() => Err(error.into()),
-        Err(error) => {
-            discard(state, upload.image).await;
-            Err(error.into())
-        }
-    }
-}
-
-/// Fails if the bytes may be old enough for the janitor, and are gone: this process, or its whole
-/// machine, was asleep. Looked at again after the recording, since it may have slept in between;
-/// the task then fails for want of bytes, but nobody was told that it would not.
-async fn still_there(state: &ApiState, upload: &NewUpload, begun: Moment) -> Result<(), Problem> {
-    let grace = Duration::from_millis(state.services.config.staged_grace_ms);
-    if begun.elapsed() < grace / 2 {
-        return Ok(());
-    }
-    let blobs = &state.services.blobs;
-    // The write job may have moved them already.
-    if blobs.exists(&BlobKey::Incoming(upload.image)).await?
-        || blobs.exists(&BlobKey::Blob(upload.sha256)).await?
-    {
-        return Ok(());
-    }
-    Err(Problem::new(
-        ProblemCode::BlobsUnavailable,
-        "The upload took so long to be recorded that its bytes were given up.",
-    ))
-}
-
-/// A point in time. The system's clock counts while the machine sleeps, the other one does not jump.
+/// A point in time. The system clock runs on while the machine is suspended; the monotonic one does not jump.
 #[derive(Clone, Copy)]
 struct Moment(Instant, SystemTime);
 
@@ -189,16 +206,9 @@ impl Moment {
     }
 }
 
-/// Removes staged bytes that became nothing; what is left in spite of it, the janitor finds.
-async fn discard(state: &ApiState, image: ImageId) {
-    if let Err(error) = state.services.blobs.delete(&BlobKey::Incoming(image)).await {
-        tracing::warn!(%error, %image, "cannot remove refused bytes");
-    }
-}
-
 /// The task as it was accepted. Reading it back would cost as much again as recording it, and
 /// could fail, though the upload is safe.
-fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
+fn accepted_task(upload: NewUpload, at: DateTime<Utc>) -> Task {
     let jobs: Vec<_> = upload
         .jobs
         .iter()
@@ -233,9 +243,7 @@ fn receipt(upload: NewUpload, at: DateTime<Utc>) -> Task {
             bytes: upload.bytes,
             format: upload.format,
             facts: None,
-            title: upload.title,
-            tags: upload.tags,
-            filename: upload.filename,
+            labels: upload.labels,
             created_at: at,
             stored_at: None,
             discarded: false,

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use safelight_domain::ContentHash;
 
-use crate::problem::{Problem, ProblemCode};
+use crate::http::problem::{Problem, ProblemCode};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const WANT_CONTENT_DIGEST: HeaderName = HeaderName::from_static("want-content-digest");
@@ -23,7 +23,7 @@ pub fn from_headers(headers: &HeaderMap) -> Result<Option<ContentHash>, Problem>
     let Some((_, digest)) = members.into_iter().rfind(|(name, _)| name == "sha-256") else {
         return Err(Problem::new(
             ProblemCode::UnsupportedDigest,
-            "None of the algorithms in `Content-Digest` is checked here.",
+            "`Content-Digest` names no supported algorithm.",
         )
         .hint("send sha-256")
         .header(WANT_CONTENT_DIGEST, HeaderValue::from_static("sha-256=1")));

@@ -7,7 +7,7 @@ use safelight_domain::{ContentHash, Owner, TaskId, retry::Reconnect};
 use safelight_store::{DynStore, IdempotencyKey, KeyState, KeyTicket};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{
+use crate::http::{
     extract::single_header,
     problem::{Problem, ProblemCode},
 };
@@ -33,19 +33,19 @@ pub fn from_headers(headers: &HeaderMap, owner: &Owner) -> Result<Option<Idempot
 /// What an upload with a key may do.
 pub enum Reservation {
     /// Be accepted under it.
-    Held(HeldKey),
-    /// Prove that it is the same as the one accepted before.
+    Reserved(ReservedKey),
+    /// Get the task that was accepted before, if the payload is the same.
     Replay {
-        /// What that one made.
+        /// That task.
         task: TaskId,
         /// The payload that it carried.
         fingerprint: ContentHash,
     },
 }
 
-/// A reserved key, held for as long as this lives: should the process die, the key is free again
-/// after the hold. Dropping it gives the key back, whatever ended the upload.
-pub struct HeldKey {
+/// A key that is reserved for as long as this lives. If the process dies, the key is free again after the hold.
+/// Dropping it releases the key, however the upload ended.
+pub struct ReservedKey {
     store: DynStore,
     ticket: Option<KeyTicket>,
     /// How long the reservation lasts without this process.
@@ -62,7 +62,7 @@ pub async fn reserve(
     match store.reserve_key(key, hold).await? {
         KeyState::Reserved(ticket) => {
             let extending = tokio::spawn(extend(store.clone(), ticket.clone(), hold));
-            Ok(Reservation::Held(HeldKey {
+            Ok(Reservation::Reserved(ReservedKey {
                 store: store.clone(),
                 ticket: Some(ticket),
                 hold,
@@ -102,33 +102,32 @@ pub fn reused() -> Problem {
     .hint("use a new key for a new upload")
 }
 
-impl HeldKey {
-    /// The right to accept under the key.
+impl ReservedKey {
+    /// What accepting under the key needs.
     pub fn ticket(&self) -> Option<&KeyTicket> {
         self.ticket.as_ref()
     }
 
-    /// Leaves the key to the upload that was accepted under it.
+    /// Keeps the key for the upload that was accepted under it.
     pub fn keep(mut self) {
         self.ticket = None;
     }
 }
 
-impl Drop for HeldKey {
+impl Drop for ReservedKey {
     fn drop(&mut self) {
         let (Some(ticket), Ok(runtime)) =
             (self.ticket.take(), tokio::runtime::Handle::try_current())
         else {
             return;
         };
-        runtime.spawn(give_back(self.store.clone(), ticket, self.hold));
+        runtime.spawn(release(self.store.clone(), ticket, self.hold));
     }
 }
 
-/// Gives a key back. The database being away may be the very reason why the upload failed: tried
-/// until the reservation has ended by itself, or else the client's next try would be told that the key
-/// is in use.
-async fn give_back(store: DynStore, ticket: KeyTicket, hold: Duration) {
+/// Releases a key. An unavailable database may be why the upload failed: tried until the
+/// reservation has expired, or else the client's next try would be rejected because the key is in use.
+async fn release(store: DynStore, ticket: KeyTicket, hold: Duration) {
     let ends_at = Instant::now() + hold;
     let mut reconnect = Reconnect::default();
     while let Err(error) = store.release_key(&ticket).await {

@@ -18,13 +18,13 @@ use axum::{
     http::{HeaderValue, header},
 };
 use futures::{Stream, StreamExt};
-use safelight_blobs::Intake;
+use safelight_blobs::Ingest;
 
-use super::{
+use super::labels::{self, UploadLabels};
+use crate::http::{
     body::{BodyFault, BodyReader},
-    form::{self, Form},
+    problem::{Problem, ProblemCode},
 };
-use crate::problem::{Problem, ProblemCode};
 
 /// Bytes beside the file that a body may have: boundaries, headers, title and tags.
 pub const OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -35,18 +35,18 @@ const MAX_PARTS: usize = 64;
 /// Bytes of a text field at most.
 const MAX_TEXT_BYTES: usize = 8 * 1024;
 
-/// Bytes that the parser may hold before it has made anything of them. It looks for a boundary or
-/// the end of a part's headers without a limit of its own.
-const MAX_HELD_BYTES: u64 = 256 * 1024;
+/// Bytes that the parser may buffer before it returns any of them. Its search for a boundary or the end of a
+/// part's headers has no limit of its own.
+const MAX_BUFFERED_BYTES: u64 = 256 * 1024;
 
-/// Reads the whole body; the file goes into `intake`.
+/// Reads the whole body; the file goes into `ingest`.
 pub async fn receive(
     body: &BodyReader,
     content_type: &HeaderValue,
-    intake: &mut Intake,
-) -> Result<Form, Problem> {
-    let outcome = parse(body, content_type, intake).await;
-    // The parser wraps what went wrong with the body beyond recognition; the reader remembers.
+    ingest: &mut Ingest,
+) -> Result<UploadLabels, Problem> {
+    let outcome = parse(body, content_type, ingest).await;
+    // The parser hides what went wrong with the body; the reader remembers it.
     match (outcome, body.fault()) {
         (Err(_), Some(fault)) => Err(fault.into()),
         (outcome, _) => outcome,
@@ -56,17 +56,17 @@ pub async fn receive(
 async fn parse(
     body: &BodyReader,
     content_type: &HeaderValue,
-    intake: &mut Intake,
-) -> Result<Form, Problem> {
+    ingest: &mut Ingest,
+) -> Result<UploadLabels, Problem> {
     let used = Arc::new(AtomicU64::new(0));
     let mut request = Request::new(Body::from_stream(feed(body, used.clone())));
     request.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
-    // The limits are ours.
+    // The body reader and this module have their own limits.
     DefaultBodyLimit::disable().apply(&mut request);
     let mut multipart = Multipart::from_request(request, &())
         .await
         .map_err(|_| invalid("the media type has no boundary"))?;
-    let mut form = Form::default();
+    let mut given = UploadLabels::default();
     let (mut file, mut title, mut parts) = (false, false, 0);
     while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
         parts += 1;
@@ -79,20 +79,20 @@ async fn parse(
             Some("file") => {
                 file = true;
                 if let Some(name) = part.field.file_name() {
-                    form.set_filename(name);
+                    given.set_filename(name);
                 }
-                part.copy(intake).await?;
+                part.copy(ingest).await?;
             }
             Some("title") if title => return Err(invalid("there is more than one `title`")),
             Some("title") => {
                 title = true;
-                form.set_title(&part.text().await?)?;
+                given.set_title(&part.text().await?)?;
             }
-            Some("visibility") if form.visibility.is_some() => {
+            Some("visibility") if given.visibility.is_some() => {
                 return Err(invalid("there is more than one `visibility`"));
             }
-            Some("visibility") => form.set_visibility(&part.text().await?)?,
-            Some("tags") => form.add_tags(&part.text().await?)?,
+            Some("visibility") => given.set_visibility(&part.text().await?)?,
+            Some("tags") => given.add_tags(&part.text().await?)?,
             Some(other) => {
                 let other = other.escape_debug();
                 return Err(invalid(&format!("there is no field `{other}`")));
@@ -100,7 +100,7 @@ async fn parse(
             None => return Err(invalid("a part has no name")),
         }
     }
-    if file { Ok(form) } else { Err(invalid("there is no `file`")) }
+    if file { Ok(given) } else { Err(invalid("there is no `file`")) }
 }
 
 /// What goes wrong on the way to the parser.
@@ -108,20 +108,20 @@ async fn parse(
 enum FeedError {
     #[error(transparent)]
     Body(#[from] BodyFault),
-    #[error("more than {MAX_HELD_BYTES} bytes without a part")]
-    Held,
+    #[error("more than {MAX_BUFFERED_BYTES} bytes without a part")]
+    Buffered,
 }
 
-/// The body for the parser. Ends with an error once the parser has been given more than it should
-/// ever need beside the `used` bytes that it has made something of.
+/// The body for the parser. Ends with an error once the parser buffers too much beside the `used` bytes that it
+/// has returned.
 fn feed(
     body: &BodyReader,
     used: Arc<AtomicU64>,
 ) -> impl Stream<Item = Result<Bytes, FeedError>> + Send + use<> {
     let (body, mut paced) = (body.clone(), Box::pin(body.paced()));
     futures::stream::poll_fn(move |context| {
-        if body.bytes().saturating_sub(used.load(Ordering::Relaxed)) > MAX_HELD_BYTES {
-            return Poll::Ready(Some(Err(FeedError::Held)));
+        if body.bytes().saturating_sub(used.load(Ordering::Relaxed)) > MAX_BUFFERED_BYTES {
+            return Poll::Ready(Some(Err(FeedError::Buffered)));
         }
         paced.poll_next_unpin(context).map_err(FeedError::from)
     })
@@ -141,10 +141,10 @@ impl Part<'_> {
         Ok(chunk)
     }
 
-    /// The part's bytes into `intake`.
-    async fn copy(mut self, intake: &mut Intake) -> Result<(), Problem> {
+    /// Copies the part's bytes into `ingest`.
+    async fn copy(mut self, ingest: &mut Ingest) -> Result<(), Problem> {
         while let Some(chunk) = self.chunk().await? {
-            intake.write(&chunk).await?;
+            ingest.write(&chunk).await?;
         }
         Ok(())
     }
@@ -156,10 +156,10 @@ impl Part<'_> {
         while let Some(chunk) = self.chunk().await? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_TEXT_BYTES {
-                return Err(form::invalid(&name, "it is too long"));
+                return Err(labels::invalid(&name, "it is too long"));
             }
         }
-        String::from_utf8(bytes).map_err(|_| form::invalid(&name, "it is not UTF-8"))
+        String::from_utf8(bytes).map_err(|_| labels::invalid(&name, "it is not UTF-8"))
     }
 }
 

@@ -21,15 +21,15 @@ use safelight_api::ApiOptions;
 use safelight_domain::{Owner, Scope, Scopes, secrets::ApiSecret};
 use safelight_store::{
     NewApiKey, StoreError,
-    testing::{Call, Gate, Gated},
+    testing::{Call, FaultPlan, FaultyStore},
 };
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
-use crate::bench::{Answer, Bench, image_id, picture, task_id};
+use crate::app::{TestApp, TestResponse, image_id, picture, task_id};
 
-impl Bench {
+impl TestApp {
     /// Makes a key.
     pub async fn key(&self, owner: &str, scopes: &str) -> Key {
         self.key_for(owner, scopes, None).await
@@ -47,7 +47,7 @@ impl Bench {
             secret_sha256: secret.hash(),
             lifetime,
         };
-        self.services.store.create_api_key(&new).await.expect("a key");
+        self.parts.store.create_api_key(&new).await.expect("a key");
         Key { id, bearer: format!("Bearer {}", secret.reveal()) }
     }
 }
@@ -63,14 +63,14 @@ impl Key {
         request.header("authorization", &self.bearer)
     }
 
-    async fn get(&self, bench: &Bench, path: &str) -> Answer {
-        bench.send(self.on(Request::get(path)), Body::empty()).await
+    async fn get(&self, app: &TestApp, path: &str) -> TestResponse {
+        app.send(self.on(Request::get(path)), Body::empty()).await
     }
 
     /// Uploads a picture, with parameters.
-    pub async fn upload(&self, bench: &Bench, query: &str) -> Value {
+    pub async fn upload(&self, app: &TestApp, query: &str) -> Value {
         let request = Request::post(format!("/v1/images{query}"));
-        let answer = bench.send(self.on(request), picture(100, 1)).await;
+        let answer = app.send(self.on(request), picture(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
         answer.json()
     }
@@ -118,7 +118,7 @@ fn request(method: &str, route: &str, upload: &Value) -> Builder {
 }
 
 #[test]
-fn every_route_is_in_the_table() {
+fn every_route_has_a_test_case() {
     let document = json!(safelight_api::openapi());
     let mut described = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -138,18 +138,18 @@ fn every_route_is_in_the_table() {
 }
 
 #[tokio::test]
-async fn every_route_asks_for_its_scope() {
-    let bench = Bench::new().await;
-    let both = bench.key("ada", "upload,read").await;
+async fn every_route_requires_its_scope() {
+    let app = TestApp::new().await;
+    let both = app.key("ada", "upload,read").await;
     for (method, route, needed) in ROUTES {
-        let upload = both.upload(&bench, "").await;
+        let upload = both.upload(&app, "").await;
         let send = async |key: Option<&Key>| {
             let request = request(method, route, &upload);
             let request = match key {
                 Some(key) => key.on(request),
                 None => request,
             };
-            bench.send(request, Body::empty()).await
+            app.send(request, Body::empty()).await
         };
         if needed.is_empty() {
             let answer = send(None).await;
@@ -160,7 +160,7 @@ async fn every_route_asks_for_its_scope() {
         answer.assert_problem(401, "key_missing");
         assert!(answer.header("www-authenticate").starts_with("Bearer"), "{method} {route}");
         for scopes in ["upload", "read", "admin", "metrics", "upload,read"] {
-            let key = bench.key("ada", scopes).await;
+            let key = app.key("ada", scopes).await;
             let given: Scopes = scopes.parse().expect("scopes");
             let allowed = needed.iter().all(|scope| given.allow(*scope));
             // An event stream has no end while its task has none.
@@ -179,20 +179,20 @@ async fn every_route_asks_for_its_scope() {
 }
 
 #[tokio::test]
-async fn what_is_anothers_is_not_there() {
-    let bench = Bench::new().await;
-    let ada = bench.key("ada", "upload,read").await;
-    let bob = bench.key("bob", "upload,read,admin").await;
+async fn objects_of_other_owners_answer_404() {
+    let app = TestApp::new().await;
+    let ada = app.key("ada", "upload,read").await;
+    let bob = app.key("bob", "upload,read,admin").await;
     for (method, route, _) in ROUTES {
         if !route.contains("{image}") && !route.contains("{task}") || !route.starts_with("/v1/") {
             continue;
         }
-        let upload = ada.upload(&bench, "").await;
+        let upload = ada.upload(&app, "").await;
         let unknown = json!({ "id": Uuid::now_v7(), "image": { "id": Uuid::now_v7() } });
         let mut answers = Vec::new();
         for thing in [&upload, &unknown] {
             let request = bob.on(request(method, route, thing));
-            let answer = bench.send(request, "{}").await;
+            let answer = app.send(request, "{}").await;
             assert_eq!(answer.status.as_u16(), 404, "{method} {route}: {}", answer.text());
             // But for the id that was asked for, the same.
             let text = answer.text();
@@ -200,32 +200,32 @@ async fn what_is_anothers_is_not_there() {
             answers.push(text.replace(&task_id(thing).to_string(), ""));
         }
         assert_eq!(answers[0], answers[1], "{method} {route}");
-        let status = ada.get(&bench, &format!("/v1/tasks/{}", task_id(&upload))).await.json();
+        let status = ada.get(&app, &format!("/v1/tasks/{}", task_id(&upload))).await.json();
         assert_eq!(status["status"], "queued", "{method} {route} has changed it");
     }
-    let images = bob.get(&bench, "/v1/images").await.json();
+    let images = bob.get(&app, "/v1/images").await.json();
     assert_eq!(images["images"], json!([]));
-    let tasks = bob.get(&bench, "/v1/tasks").await.json();
+    let tasks = bob.get(&app, "/v1/tasks").await.json();
     assert_eq!(tasks["tasks"], json!([]));
-    bob.get(&bench, "/v1/tasks?owner=ada").await.assert_problem(403, "scope_missing");
+    bob.get(&app, "/v1/tasks?owner=ada").await.assert_problem(403, "scope_missing");
     // A cursor of hers is a place in his list, which is empty.
-    let page = ada.get(&bench, "/v1/images?limit=1").await.json();
+    let page = ada.get(&app, "/v1/images?limit=1").await.json();
     let cursor = page["next_cursor"].as_str().expect("a cursor");
-    let next = bob.get(&bench, &format!("/v1/images?cursor={cursor}")).await.json();
+    let next = bob.get(&app, &format!("/v1/images?cursor={cursor}")).await.json();
     assert_eq!(next, json!({ "images": [], "next_cursor": null }));
     // Trying all failed tasks again finds none of hers.
     let retry = bob.on(Request::post("/v1/tasks/retry?all=true&dry_run=true"));
-    assert_eq!(bench.send(retry, Body::empty()).await.json()["tasks"], json!([]));
+    assert_eq!(app.send(retry, Body::empty()).await.json()["tasks"], json!([]));
 }
 
 #[tokio::test]
-async fn an_idempotency_key_is_its_owners() {
-    let bench = Bench::new().await;
-    let keys = [bench.key("ada", "upload").await, bench.key("bob", "upload").await];
+async fn idempotency_keys_are_separate_per_owner() {
+    let app = TestApp::new().await;
+    let keys = [app.key("ada", "upload").await, app.key("bob", "upload").await];
     let mut tasks = Vec::new();
     for key in [&keys[0], &keys[1], &keys[0]] {
         let request = key.on(Request::post("/v1/images")).header("idempotency-key", "same");
-        let answer = bench.send(request, picture(100, 1)).await;
+        let answer = app.send(request, picture(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
         tasks.push(answer.json()["id"].clone());
     }
@@ -234,82 +234,82 @@ async fn an_idempotency_key_is_its_owners() {
 }
 
 #[tokio::test]
-async fn an_admin_acts_for_others_only_by_name() {
-    let bench = Bench::new().await;
-    let ada = bench.key("ada", "upload,read").await;
-    let admin = bench.key("ops", "upload,read,admin").await;
-    let upload = ada.upload(&bench, "").await;
+async fn an_admin_must_name_the_owner_it_acts_for() {
+    let app = TestApp::new().await;
+    let ada = app.key("ada", "upload,read").await;
+    let admin = app.key("ops", "upload,read,admin").await;
+    let upload = ada.upload(&app, "").await;
     let path = format!("/v1/tasks/{}", task_id(&upload));
-    admin.get(&bench, &path).await.assert_problem(404, "task_not_found");
+    admin.get(&app, &path).await.assert_problem(404, "task_not_found");
     for owner in ["ada", "*"] {
         let request = admin.on(Request::get(&path)).header("safelight-owner", owner);
-        assert_eq!(bench.send(request, Body::empty()).await.status.as_u16(), 200);
+        assert_eq!(app.send(request, Body::empty()).await.status.as_u16(), 200);
     }
     let request = ada.on(Request::get(&path)).header("safelight-owner", "ada");
-    bench.send(request, Body::empty()).await.assert_problem(403, "scope_missing");
+    app.send(request, Body::empty()).await.assert_problem(403, "scope_missing");
     let request = admin.on(Request::get(&path)).header("safelight-owner", "a/b");
-    bench.send(request, Body::empty()).await.assert_problem(400, "invalid_header");
+    app.send(request, Body::empty()).await.assert_problem(400, "invalid_header");
 
     let cancel = Request::post(format!("{path}/cancel"));
     let request = admin.on(cancel).header("safelight-owner", "ada");
-    assert_eq!(bench.send(request, Body::empty()).await.status.as_u16(), 202);
-    let log = admin.get(&bench, "/v1/audit").await.json();
+    assert_eq!(app.send(request, Body::empty()).await.status.as_u16(), 202);
+    let log = admin.get(&app, "/v1/audit").await.json();
     assert_eq!(log["entries"].as_array().expect("entries").len(), 1, "reading is no deed: {log}");
     assert_eq!(log["entries"][0]["target"], format!("{path}/cancel"));
     assert_eq!(log["entries"][0]["owner"], "ada");
 }
 
 #[tokio::test]
-async fn the_audit_log_says_what_a_backfill_does() {
-    let bench = Bench::new().await;
-    let admin = bench.key("ops", "admin").await;
+async fn the_audit_log_names_the_kind_of_a_backfill() {
+    let app = TestApp::new().await;
+    let admin = app.key("ops", "admin").await;
     for (kind, dry_run) in [("renditions", false), ("verify", false), ("gc", true)] {
         let body = json!({ "kind": kind, "dry_run": dry_run }).to_string();
         let request = admin.on(Request::post("/v1/backfills"));
-        let begun = bench.send(request.header("content-type", "application/json"), body).await;
+        let begun = app.send(request.header("content-type", "application/json"), body).await;
         let at = begun.header("location");
-        let log = admin.get(&bench, "/v1/audit?limit=1").await.json();
+        let log = admin.get(&app, "/v1/audit?limit=1").await.json();
         let how = if dry_run { ", dry run" } else { "" };
         assert_eq!(log["entries"][0]["target"], format!("/v1/backfills ({kind}{how}) -> {at}"));
     }
 }
 
 #[tokio::test]
-async fn an_import_is_as_its_owners_uploads_are() {
+async fn an_import_has_its_owners_quota_and_visibility() {
     let owners = ("SAFELIGHT_OWNERS", "{ ada = { quota_images = 7 } }");
-    let bench = Bench::configured(&[owners, ("SAFELIGHT_DEFAULT_VISIBILITY", "private")]).await;
-    let admin = bench.key("ops", "admin,read").await;
+    let app = TestApp::configured(&[owners, ("SAFELIGHT_DEFAULT_VISIBILITY", "private")]).await;
+    let admin = app.key("ops", "admin,read").await;
     for (said, meant) in [(None, "private"), (Some("public"), "public")] {
         let body = json!({ "kind": "import", "source": "/tmp", "visibility": said });
         let request = admin.on(Request::post("/v1/backfills")).header("safelight-owner", "ada");
         let request = request.header("content-type", "application/json");
-        let begun = bench.send(request, body.to_string()).await;
+        let begun = app.send(request, body.to_string()).await;
         assert_eq!(begun.status.as_u16(), 202, "{}", begun.text());
         assert_eq!(begun.json()["backfill"]["request"]["visibility"], meant);
-        let task = bench.services.store.task(task_id(&begun.json())).await.expect("read");
+        let task = app.parts.store.task(task_id(&begun.json())).await.expect("read");
         let spec = task.and_then(|task| task.backfill).expect("a backfill").spec;
         assert_eq!((spec.quota.images, spec.quota.bytes), (Some(7), None));
     }
 }
 
 #[tokio::test]
-async fn behind_a_proxy_nothing_is_imported_that_no_root_names() {
+async fn behind_a_proxy_imports_are_limited_to_import_roots() {
     let keys = [("SAFELIGHT_LISTEN", "127.0.0.1:0"), ("SAFELIGHT_BEHIND_TLS", "true")];
-    let bench = Bench::configured(&keys).await;
-    let admin = bench.key("ops", "admin").await;
+    let app = TestApp::configured(&keys).await;
+    let admin = app.key("ops", "admin").await;
     let request = admin.on(Request::post("/v1/backfills"));
     let body = json!({ "kind": "import", "source": "/tmp" }).to_string();
-    let refused = bench.send(request.header("content-type", "application/json"), body).await;
+    let refused = app.send(request.header("content-type", "application/json"), body).await;
     refused.assert_problem(403, "source_forbidden");
 }
 
 #[tokio::test]
-async fn keys_are_made_used_listed_and_revoked() {
-    let bench = Bench::new().await;
-    let admin = bench.key("ops", "admin").await;
+async fn keys_are_created_used_listed_and_revoked() {
+    let app = TestApp::new().await;
+    let admin = app.key("ops", "admin").await;
     let make = |body: Value| {
         let request = admin.on(Request::post("/v1/keys"));
-        bench.send(request.header("content-type", "application/json"), body.to_string())
+        app.send(request.header("content-type", "application/json"), body.to_string())
     };
     let reply = make(json!({ "owner": "ada", "scopes": ["read"], "expires_in": 60 })).await;
     assert_eq!(reply.status.as_u16(), 201, "{}", reply.text());
@@ -321,16 +321,16 @@ async fn keys_are_made_used_listed_and_revoked() {
         id: key["id"].as_str().expect("an id").parse().expect("a UUID"),
         bearer: format!("bearer {secret}"),
     };
-    assert_eq!(hers.get(&bench, "/v1/images").await.status.as_u16(), 200);
-    let list = admin.get(&bench, "/v1/keys?owner=ada").await;
+    assert_eq!(hers.get(&app, "/v1/images").await.status.as_u16(), 200);
+    let list = admin.get(&app, "/v1/keys?owner=ada").await;
     assert!(!list.text().contains(&secret[14..]), "the secret is nowhere");
     assert_eq!(list.json()["keys"][0]["scopes"], json!(["read"]));
 
     let revoke = admin.on(Request::delete(format!("/v1/keys/{}", hers.id)));
-    assert_eq!(bench.send(revoke, Body::empty()).await.status.as_u16(), 200);
-    hers.get(&bench, "/v1/images").await.assert_problem(401, "invalid_key");
+    assert_eq!(app.send(revoke, Body::empty()).await.status.as_u16(), 200);
+    hers.get(&app, "/v1/images").await.assert_problem(401, "invalid_key");
     let unknown = admin.on(Request::delete(format!("/v1/keys/{}", Uuid::now_v7())));
-    bench.send(unknown, Body::empty()).await.assert_problem(404, "key_not_found");
+    app.send(unknown, Body::empty()).await.assert_problem(404, "key_not_found");
     for bad in [
         json!({ "owner": "a b", "scopes": ["read"] }),
         json!({ "owner": "ada", "scopes": [] }),
@@ -345,54 +345,54 @@ async fn keys_are_made_used_listed_and_revoked() {
 }
 
 #[tokio::test]
-async fn without_keys_this_machine_is_let_in_and_nobody_else() {
-    let bench = Bench::new().await;
+async fn without_keys_only_loopback_requests_are_let_in() {
+    let app = TestApp::new().await;
     let list = || Request::get("/v1/images");
-    let status = async |request: Builder| bench.send(request, Body::empty()).await.status.as_u16();
+    let status = async |request: Builder| app.send(request, Body::empty()).await.status.as_u16();
     assert_eq!(status(list().header("host", "127.0.0.1:8080")).await, 200);
     assert_eq!(status(list().header("host", "photos.example")).await, 401);
     assert_eq!(status(list().header("x-forwarded-for", "127.0.0.1")).await, 401);
     assert_eq!(status(list().header("authorization", "Bearer nonsense")).await, 401);
-    bench.key("ada", "read").await;
-    crate::bench::until(async || status(list()).await == 401).await;
+    app.key("ada", "read").await;
+    crate::app::eventually(async || status(list()).await == 401).await;
 
-    let elsewhere = Bench::configured(&[("SAFELIGHT_LISTEN", "0.0.0.0:8080")]).await;
+    let elsewhere = TestApp::configured(&[("SAFELIGHT_LISTEN", "0.0.0.0:8080")]).await;
     elsewhere.get("/v1/images").await.assert_problem(401, "key_missing");
 }
 
 #[tokio::test]
-async fn a_private_image_needs_its_owners_key_or_a_signature() {
-    let bench = Bench::new().await;
-    let ada = bench.key("ada", "upload,read").await;
-    let uploads_only = bench.key("ada", "upload").await;
-    let bob = bench.key("bob", "upload,read,admin").await;
-    let upload = ada.upload(&bench, "?visibility=private").await;
+async fn a_private_image_requires_its_owners_key_or_a_signature() {
+    let app = TestApp::new().await;
+    let ada = app.key("ada", "upload,read").await;
+    let uploads_only = app.key("ada", "upload").await;
+    let bob = app.key("bob", "upload,read,admin").await;
+    let upload = ada.upload(&app, "?visibility=private").await;
     assert_eq!(upload["image"]["visibility"], "private");
     let id = image_id(&upload);
-    bench.write(task_id(&upload)).await;
-    bench.render(task_id(&upload), b"rendered").await;
+    app.write(task_id(&upload)).await;
+    app.render(task_id(&upload), b"rendered").await;
 
     for path in [format!("/images/{id}"), format!("/images/{id}/small")] {
         // The second time from memory.
         for _ in 0..2 {
-            let answer = ada.get(&bench, &path).await;
+            let answer = ada.get(&app, &path).await;
             assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
             assert_eq!(answer.header("cache-control"), "private, no-cache");
-            bench.get(&path).await.assert_problem(401, "key_missing");
-            uploads_only.get(&bench, &path).await.assert_problem(403, "scope_missing");
-            bob.get(&bench, &path).await.assert_problem(404, "image_not_found");
+            app.get(&path).await.assert_problem(401, "key_missing");
+            uploads_only.get(&app, &path).await.assert_problem(403, "scope_missing");
+            bob.get(&app, &path).await.assert_problem(404, "image_not_found");
         }
     }
 
     let sign = async |key: &Key, body: Value| {
         let request = key.on(Request::post(format!("/v1/images/{id}/signed-url")));
-        bench.send(request.header("content-type", "application/json"), body.to_string()).await
+        app.send(request.header("content-type", "application/json"), body.to_string()).await
     };
     let signed = sign(&ada, json!({ "preset": "small", "expires_in": 60 })).await;
     assert_eq!(signed.status.as_u16(), 200, "{}", signed.text());
     let signed = signed.json();
     let url = signed["url"].as_str().expect("a URL");
-    let answer = bench.get(url).await;
+    let answer = app.get(url).await;
     assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"rendered"[..]));
     assert_eq!(answer.header("cache-control"), "private, no-cache");
     for other in [
@@ -402,7 +402,7 @@ async fn a_private_image_needs_its_owners_key_or_a_signature() {
         url.replace("key_id=sk_", "key_id=sk_x"),
         format!("{url}x"),
     ] {
-        bench.get(&other).await.assert_problem(403, "invalid_signature");
+        app.get(&other).await.assert_problem(403, "invalid_signature");
     }
     sign(&bob, json!({})).await.assert_problem(404, "image_not_found");
     sign(&ada, json!({ "preset": "huge" })).await.assert_problem(404, "preset_not_found");
@@ -411,8 +411,8 @@ async fn a_private_image_needs_its_owners_key_or_a_signature() {
     }
 
     let key = signed["key_id"].as_str().expect("a key");
-    bench.services.store.revoke_signing_key(key).await.expect("revoked");
-    bench.get(url).await.assert_problem(403, "invalid_signature");
+    app.parts.store.revoke_signing_key(key).await.expect("revoked");
+    app.get(url).await.assert_problem(403, "invalid_signature");
 
     let begun = Utc::now();
     let short = sign(&ada, json!({ "expires_in": 1 })).await.json();
@@ -420,76 +420,76 @@ async fn a_private_image_needs_its_owners_key_or_a_signature() {
         short["expires_at"].as_str().and_then(|at| at.parse().ok()).expect("a time");
     assert!(begun + TimeDelta::seconds(1) <= expires, "{begun} {expires}: too short");
     let url = short["url"].as_str().expect("a URL").to_owned();
-    crate::bench::until(async || bench.get(&url).await.status.as_u16() == 403).await;
-    bench.get(&url).await.assert_problem(403, "signature_expired");
+    crate::app::eventually(async || app.get(&url).await.status.as_u16() == 403).await;
+    app.get(&url).await.assert_problem(403, "signature_expired");
 }
 
 #[tokio::test]
-async fn a_public_image_needs_nothing_and_is_kept_by_everybody() {
-    let bench = Bench::new().await;
-    let ada = bench.key("ada", "upload,read").await;
-    let upload = ada.upload(&bench, "").await;
-    bench.write(task_id(&upload)).await;
-    let answer = bench.get(&format!("/images/{}", image_id(&upload))).await;
+async fn a_public_image_requires_no_key_and_is_cacheable() {
+    let app = TestApp::new().await;
+    let ada = app.key("ada", "upload,read").await;
+    let upload = ada.upload(&app, "").await;
+    app.write(task_id(&upload)).await;
+    let answer = app.get(&format!("/images/{}", image_id(&upload))).await;
     assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
     assert!(answer.header("cache-control").starts_with("public"));
 }
 
 #[tokio::test]
-async fn a_quota_refuses_uploads_and_cancelling_makes_room() {
-    let bench = Bench::configured(&[("SAFELIGHT_OWNERS", "{ ada = { quota_images = 1 } }")]).await;
-    let ada = bench.key("ada", "upload,read").await;
-    let upload = ada.upload(&bench, "").await;
-    let again = async || bench.send(ada.on(Request::post("/v1/images")), picture(9, 2)).await;
+async fn a_full_quota_rejects_uploads_until_an_image_is_cancelled() {
+    let app = TestApp::configured(&[("SAFELIGHT_OWNERS", "{ ada = { quota_images = 1 } }")]).await;
+    let ada = app.key("ada", "upload,read").await;
+    let upload = ada.upload(&app, "").await;
+    let again = async || app.send(ada.on(Request::post("/v1/images")), picture(9, 2)).await;
     let refused = again().await.assert_problem(403, "over_quota");
     assert_eq!((&refused["used_images"], &refused["quota_images"]), (&json!(1), &json!(1)));
-    let limits = ada.get(&bench, "/v1/limits").await.json();
+    let limits = ada.get(&app, "/v1/limits").await.json();
     assert_eq!(limits["owner"], "ada");
     assert_eq!(limits["quota"]["used_bytes"], 100);
-    let others = bench.key("bob", "upload").await;
-    others.upload(&bench, "").await;
+    let others = app.key("bob", "upload").await;
+    others.upload(&app, "").await;
 
     let cancel = ada.on(Request::post(format!("/v1/tasks/{}/cancel", task_id(&upload))));
-    bench.send(cancel, Body::empty()).await;
+    app.send(cancel, Body::empty()).await;
     assert_eq!(again().await.status.as_u16(), 202);
 }
 
 #[tokio::test]
-async fn rates_are_told_and_held() {
+async fn rates_are_reported_and_enforced() {
     let keys = [("SAFELIGHT_REQUESTS_PER_MINUTE", "5"), ("SAFELIGHT_UPLOADS_PER_MINUTE", "2")];
-    let bench = Bench::configured(&keys).await;
-    let ada = bench.key("ada", "upload,read").await;
+    let app = TestApp::configured(&keys).await;
+    let ada = app.key("ada", "upload,read").await;
     for left in [1, 0] {
         let request = ada.on(Request::post("/v1/images"));
-        let answer = bench.send(request, picture(100, 1)).await;
+        let answer = app.send(request, picture(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202);
         let told: Vec<_> = answer.headers.get_all("ratelimit").iter().collect();
         assert_eq!(told.len(), 2);
         let uploads = told[1].to_str().expect("text");
         assert!(uploads.starts_with(&format!("\"uploads\";r={left};t=")), "{uploads}");
     }
-    let refused = bench.send(ada.on(Request::post("/v1/images")), picture(100, 1)).await;
+    let refused = app.send(ada.on(Request::post("/v1/images")), picture(100, 1)).await;
     assert_eq!(refused.status.as_u16(), 429, "{}", refused.text());
     let wait: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((29..=30).contains(&wait), "{wait}");
     assert_eq!(refused.header("ratelimit-policy"), "\"uploads\";q=2;w=60");
     for _ in 0..2 {
-        assert_eq!(ada.get(&bench, "/v1/images").await.status.as_u16(), 200);
+        assert_eq!(ada.get(&app, "/v1/images").await.status.as_u16(), 200);
     }
-    assert_eq!(ada.get(&bench, "/v1/images").await.status.as_u16(), 429);
-    let bob = bench.key("bob", "read").await;
-    assert_eq!(bob.get(&bench, "/v1/images").await.status.as_u16(), 200, "each has their own");
+    assert_eq!(ada.get(&app, "/v1/images").await.status.as_u16(), 429);
+    let bob = app.key("bob", "read").await;
+    assert_eq!(bob.get(&app, "/v1/images").await.status.as_u16(), 200, "each has their own");
 }
 
 #[tokio::test]
-async fn the_use_of_a_key_is_noted() {
-    let bench = Bench::new().await;
-    let ada = bench.key("ada", "read").await;
-    ada.get(&bench, "/v1/images").await;
+async fn the_use_of_a_key_is_recorded() {
+    let app = TestApp::new().await;
+    let ada = app.key("ada", "read").await;
+    ada.get(&app, "/v1/images").await;
     let owner: Owner = "ada".parse().expect("an owner");
     let page = safelight_store::PageRequest { before: None, limit: 1 };
-    crate::bench::until(async || {
-        let keys = bench.services.store.list_api_keys(Some(&owner), &page).await.expect("keys");
+    crate::app::eventually(async || {
+        let keys = app.parts.store.list_api_keys(Some(&owner), &page).await.expect("keys");
         keys[0].last_used_at.is_some_and(|at| {
             (Utc::now() - at).to_std().is_ok_and(|ago| ago < Duration::from_mins(1))
         })
@@ -505,14 +505,14 @@ struct Slow {
 
 impl Slow {
     /// Begins one, and waits until its body is being read.
-    async fn begin(bench: &Bench, request: Builder) -> Self {
+    async fn begin(app: &TestApp, request: Builder) -> Self {
         let ((go, gone), (reading, is_reading)) = (oneshot::channel(), oneshot::channel());
         let body = stream::once(async move {
             let _ = reading.send(());
             let _ = gone.await;
             Ok::<_, Infallible>(Bytes::from(picture(500, 1)))
         });
-        let (api, request) = (bench.api.clone(), request.body(Body::from_stream(body)));
+        let (api, request) = (app.api.clone(), request.body(Body::from_stream(body)));
         let answer = tokio::spawn(async move {
             let answered = api.answer(request.expect("a request")).await;
             answered.expect("an answer").status().as_u16()
@@ -533,64 +533,64 @@ async fn an_owner_takes_no_more_than_its_share_of_the_uploads_in_flight() {
         ("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "4"),
         ("SAFELIGHT_OWNERS", "{ eve = { max_uploads_in_flight_per_owner = 1 } }"),
     ];
-    let bench = Bench::configured(&keys).await;
+    let app = TestApp::configured(&keys).await;
     let owners = ["ada", "bob", "eve"];
-    let [ada, bob, eve] = owners.map(|owner| bench.key(owner, "upload,read"));
+    let [ada, bob, eve] = owners.map(|owner| app.key(owner, "upload,read"));
     let (ada, bob, eve) = (ada.await, bob.await, eve.await);
     let post = |key: &Key| key.on(Request::post("/v1/images"));
     let mut slow = Vec::new();
     for _ in 0..2 {
-        slow.push(Slow::begin(&bench, post(&ada)).await);
+        slow.push(Slow::begin(&app, post(&ada)).await);
     }
-    let refused = bench.send(post(&ada), picture(500, 2)).await;
+    let refused = app.send(post(&ada), picture(500, 2)).await;
     refused.assert_problem(429, "too_many_own_uploads");
     assert_eq!(refused.header("retry-after"), "1");
-    bob.upload(&bench, "").await;
-    slow.push(Slow::begin(&bench, post(&eve)).await);
-    let refused = bench.send(post(&eve), picture(500, 2)).await;
+    bob.upload(&app, "").await;
+    slow.push(Slow::begin(&app, post(&eve)).await);
+    let refused = app.send(post(&eve), picture(500, 2)).await;
     refused.assert_problem(429, "too_many_own_uploads");
     // One is left, and then none.
-    slow.push(Slow::begin(&bench, post(&bob)).await);
-    bench.send(post(&bob), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
+    slow.push(Slow::begin(&app, post(&bob)).await);
+    app.send(post(&bob), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
     for upload in slow {
         assert_eq!(upload.finish().await, 202);
     }
-    ada.upload(&bench, "").await;
+    ada.upload(&app, "").await;
     for (key, share) in [(&ada, 2), (&eve, 1)] {
-        let limits = key.get(&bench, "/v1/limits").await.json();
+        let limits = key.get(&app, "/v1/limits").await.json();
         assert_eq!(limits["max_uploads_in_flight"], share);
     }
 }
 
 #[tokio::test]
-async fn without_keys_there_is_nobody_to_share_with() {
-    let bench = Bench::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "2")]).await;
+async fn without_keys_one_client_may_use_all_upload_permits() {
+    let app = TestApp::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "2")]).await;
     let post = || Request::post("/v1/images");
-    let slow = [Slow::begin(&bench, post()).await, Slow::begin(&bench, post()).await];
-    bench.send(post(), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
-    assert_eq!(bench.get("/v1/limits").await.json()["max_uploads_in_flight"], 2);
+    let slow = [Slow::begin(&app, post()).await, Slow::begin(&app, post()).await];
+    app.send(post(), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
+    assert_eq!(app.get("/v1/limits").await.json()["max_uploads_in_flight"], 2);
     for upload in slow {
         assert_eq!(upload.finish().await, 202);
     }
 }
 
 #[tokio::test]
-async fn what_one_owner_reads_is_no_hit_of_anothers() {
-    let bench = Bench::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
-    let keys = [bench.key("ada", "upload").await, bench.key("bob", "upload").await];
+async fn caches_are_separate_per_owner() {
+    let app = TestApp::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
+    let keys = [app.key("ada", "upload").await, app.key("bob", "upload").await];
     for bytes in [500, 3_000_000] {
         let mut paths = Vec::new();
         for key in &keys {
             let request = key.on(Request::post("/v1/images"));
-            let upload = bench.send(request, picture(bytes, 1)).await.json();
-            bench.write(task_id(&upload)).await;
+            let upload = app.send(request, picture(bytes, 1)).await.json();
+            app.write(task_id(&upload)).await;
             paths.push((image_id(&upload), format!("/images/{}", image_id(&upload))));
         }
         let [(first, hers), (_, his)] = &paths[..] else { panic!("two uploads") };
         // What is streamed is held open by who reads it, for others to join.
         let ask = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            bench.api.answer(request).await.expect("an answer")
+            app.api.answer(request).await.expect("an answer")
         };
         let how = |answer: &axum::response::Response| {
             answer.headers()["cache-status"].to_str().expect("text").to_owned()
@@ -609,9 +609,9 @@ async fn what_one_owner_reads_is_no_hit_of_anothers() {
         drop((mine, again, his_first, his_next));
 
         let delete = keys[0].on(Request::delete(format!("/v1/images/{first}")));
-        assert_eq!(bench.send(delete, Body::empty()).await.status.as_u16(), 202);
-        bench.get(hers).await.assert_problem(410, "image_deleted");
-        assert_eq!(bench.get(his).await.body.len(), bytes);
+        assert_eq!(app.send(delete, Body::empty()).await.status.as_u16(), 202);
+        app.get(hers).await.assert_problem(410, "image_deleted");
+        assert_eq!(app.get(his).await.body.len(), bytes);
     }
 }
 
@@ -619,12 +619,12 @@ async fn what_one_owner_reads_is_no_hit_of_anothers() {
 struct Counted(&'static str, Arc<AtomicUsize>);
 
 #[async_trait]
-impl Gate for Counted {
-    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Counted {
+    async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         if call.method == self.0 {
             self.1.fetch_add(1, Ordering::SeqCst);
         }
@@ -632,49 +632,51 @@ impl Gate for Counted {
     }
 }
 
-/// A bench, and how often its store has answered a call of `method`.
-async fn counting(method: &'static str) -> (Bench, impl Fn() -> usize) {
+/// A app, and how often its store has answered a call of `method`.
+async fn counting(method: &'static str) -> (TestApp, impl Fn() -> usize) {
     let calls = Arc::new(AtomicUsize::new(0));
     let gate = Counted(method, calls.clone());
-    let bench =
-        Bench::with(&[], ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
-    (bench, move || calls.load(Ordering::SeqCst))
+    let app = TestApp::with(&[], ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
+    (app, move || calls.load(Ordering::SeqCst))
 }
 
 /// A request that is under way, to its end.
-fn under_way(bench: &Bench, request: Builder) -> JoinHandle<Answer> {
-    let (api, request) = (bench.api.clone(), request.body(Body::empty()));
+fn under_way(app: &TestApp, request: Builder) -> JoinHandle<TestResponse> {
+    let (api, request) = (app.api.clone(), request.body(Body::empty()));
     tokio::spawn(async move {
         let response = api.answer(request.expect("a request")).await.expect("an answer");
         let (parts, body) = response.into_parts();
         let body = http_body_util::BodyExt::collect(body).await.expect("a body");
         let body = body.to_bytes().to_vec();
-        Answer { status: parts.status, headers: parts.headers, body }
+        TestResponse { status: parts.status, headers: parts.headers, body }
     })
 }
 
-async fn ended(waiting: JoinHandle<Answer>) -> Answer {
+async fn ended(waiting: JoinHandle<TestResponse>) -> TestResponse {
     let ended = tokio::time::timeout(Duration::from_secs(20), waiting).await;
     ended.expect("it ends soon").expect("no panic")
 }
 
 #[tokio::test]
-async fn what_waits_or_streams_ends_with_its_key() {
-    let (bench, let_in) = counting("api_key").await;
-    let ada = bench.key("ada", "upload,read").await;
-    let task = task_id(&ada.upload(&bench, "").await);
+async fn held_and_streamed_responses_end_with_their_key() {
+    let (app, let_in) = counting("api_key").await;
+    let ada = app.key("ada", "upload,read").await;
+    let task = task_id(&ada.upload(&app, "").await);
     let (events, path) = (format!("/v1/tasks/{task}/events"), format!("/v1/tasks/{task}"));
     let waits = |key: &Key, path: &str| {
-        under_way(&bench, key.on(Request::get(path)).header("prefer", "wait=60"))
+        under_way(&app, key.on(Request::get(path)).header("prefer", "wait=60"))
     };
-    let revoked = bench.key("ada", "read").await;
-    let expiring = bench.key_for("ada", "read", Some(Duration::from_secs(3))).await;
+    let revoked = app.key("ada", "read").await;
+    let expiring = app.key_for("ada", "read", Some(Duration::from_secs(3))).await;
     let before = let_in();
     let streams = [&revoked, &expiring].map(|key| waits(key, &events));
     let held = [&revoked, &expiring].map(|key| waits(key, &path));
     let (others_stream, others_wait) = (waits(&ada, &events), waits(&ada, &path));
-    crate::bench::until(async || let_in() >= before + 6).await;
-    bench.services.store.revoke_api_key(revoked.id).await.expect("revoked");
+    crate::app::eventually(async || let_in() >= before + 6).await;
+    app.parts.store.revoke_api_key(revoked.id).await.expect("revoked");
     for stream in streams {
         let story = ended(stream).await.text();
         assert_eq!(story.matches("event: task").count(), 1, "{story}");
@@ -682,37 +684,37 @@ async fn what_waits_or_streams_ends_with_its_key() {
     for held in held {
         ended(held).await.assert_problem(401, "invalid_key");
     }
-    bench.write(task).await;
-    bench.render(task, b"x").await;
+    app.write(task).await;
+    app.render(task, b"x").await;
     assert!(ended(others_stream).await.text().contains("\"succeeded\""), "its key is good");
     assert_eq!(ended(others_wait).await.json()["status"], "succeeded");
 }
 
 #[tokio::test]
-async fn the_first_key_ends_what_waits_without_one() {
-    let (bench, loaded) = counting("task").await;
-    let task = task_id(&bench.upload(picture(500, 1)).await);
+async fn the_first_key_ends_responses_held_without_one() {
+    let (app, loaded) = counting("task").await;
+    let task = task_id(&app.upload(picture(500, 1)).await);
     let path = format!("/v1/tasks/{task}");
-    let stream = under_way(&bench, Request::get(format!("{path}/events")));
-    let held = under_way(&bench, Request::get(&path).header("prefer", "wait=60"));
-    crate::bench::until(async || loaded() == 2).await;
-    bench.key("ada", "read").await;
+    let stream = under_way(&app, Request::get(format!("{path}/events")));
+    let held = under_way(&app, Request::get(&path).header("prefer", "wait=60"));
+    crate::app::eventually(async || loaded() == 2).await;
+    app.key("ada", "read").await;
     ended(stream).await;
     ended(held).await.assert_problem(401, "key_missing");
 }
 
 #[tokio::test]
-async fn a_private_picture_that_was_waited_for_is_for_who_still_may() {
-    let (bench, let_in) = counting("api_key").await;
-    let ada = bench.key("ada", "upload,read").await;
-    let upload = ada.upload(&bench, "?visibility=private").await;
+async fn access_to_a_private_image_is_checked_again_after_a_wait() {
+    let (app, let_in) = counting("api_key").await;
+    let ada = app.key("ada", "upload,read").await;
+    let upload = ada.upload(&app, "?visibility=private").await;
     let path = format!("/images/{}?wait=60", image_id(&upload));
-    let revoked = bench.key("ada", "read").await;
+    let revoked = app.key("ada", "read").await;
     let before = let_in();
-    let waiting = [&revoked, &ada].map(|key| under_way(&bench, key.on(Request::get(&path))));
-    crate::bench::until(async || let_in() == before + 2).await;
-    bench.services.store.revoke_api_key(revoked.id).await.expect("revoked");
-    bench.write(task_id(&upload)).await;
+    let waiting = [&revoked, &ada].map(|key| under_way(&app, key.on(Request::get(&path))));
+    crate::app::eventually(async || let_in() == before + 2).await;
+    app.parts.store.revoke_api_key(revoked.id).await.expect("revoked");
+    app.write(task_id(&upload)).await;
     let [refused, served] = waiting;
     ended(refused).await.assert_problem(401, "invalid_key");
     assert_eq!(ended(served).await.status.as_u16(), 200);

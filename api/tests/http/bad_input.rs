@@ -7,14 +7,14 @@ use axum::{
 use futures::stream;
 use safelight_domain::{ImageId, TaskId};
 
-use crate::bench::{Bench, multipart, multipart_request, picture};
+use crate::app::{TestApp, multipart, multipart_request, picture};
 
 /// Small, so that tests can pass it.
 const LIMIT: (&str, &str) = ("SAFELIGHT_MAX_UPLOAD_BYTES", "10000");
 
 #[tokio::test]
 async fn paths_methods_ids_and_queries() {
-    let bench = Bench::new().await;
+    let app = TestApp::new().await;
     let (task, image) = (TaskId::new(), ImageId::new());
     let upper = task.to_string().to_uppercase();
     let cases = [
@@ -50,19 +50,19 @@ async fn paths_methods_ids_and_queries() {
         ("GET", "/v1/images?status=failed".to_owned(), 400, "invalid_query"),
     ];
     for (method, path, status, code) in cases {
-        let answer = bench.send(Request::builder().method(method).uri(&path), Body::empty()).await;
+        let answer = app.send(Request::builder().method(method).uri(&path), Body::empty()).await;
         let problem = answer.assert_problem(status, code);
         assert_eq!(problem["instance"], path.split('?').next().unwrap_or_default(), "{path}");
         assert_eq!(answer.header("allow").is_empty(), status != 405, "{method} {path}");
         assert_eq!(answer.header("cache-control"), "no-store");
     }
-    let problem = bench.get(&format!("/images/{image}/giant")).await.json();
+    let problem = app.get(&format!("/images/{image}/giant")).await.json();
     assert_eq!(problem["presets"], serde_json::json!(["large", "medium", "small"]));
 }
 
 #[tokio::test]
 async fn uploads_with_bad_headers_and_fields() {
-    let bench = Bench::configured(&[LIMIT]).await;
+    let app = TestApp::configured(&[LIMIT]).await;
     let long_key = "k".repeat(256);
     let many_tags = (0..33).map(|n| format!("t{n}")).collect::<Vec<_>>().join(",");
     let long_title = format!("/v1/images?title={}", "x".repeat(501));
@@ -93,17 +93,17 @@ async fn uploads_with_bad_headers_and_fields() {
         (&many_tags, "x-any", "", 400, "invalid_field"),
     ];
     for (path, name, value, status, code) in cases {
-        let answer = bench.send(Request::post(path).header(name, value), picture(500, 1)).await;
+        let answer = app.send(Request::post(path).header(name, value), picture(500, 1)).await;
         let problem = answer.assert_problem(status, code);
         let wants = answer.header("want-content-digest");
         assert_eq!(wants == "sha-256=1", code == "unsupported_digest", "{problem}");
     }
-    bench.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
 async fn uploads_with_bad_bodies() {
-    let bench = Bench::configured(&[LIMIT]).await;
+    let app = TestApp::configured(&[LIMIT]).await;
     let html = b"<!doctype html><script>alert(1)</script>".to_vec();
     let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".to_vec();
     let cases = [
@@ -114,34 +114,34 @@ async fn uploads_with_bad_bodies() {
         (picture(10_001, 1), 413, "upload_too_large"),
     ];
     for (body, status, code) in cases {
-        bench.send(Request::post("/v1/images"), body).await.assert_problem(status, code);
+        app.send(Request::post("/v1/images"), body).await.assert_problem(status, code);
     }
     // One that does not say its length is stopped on its way.
     let chunk = Bytes::from(picture(4000, 1));
     let endless = stream::iter((0..1000).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
-    let answer = bench.send(Request::post("/v1/images"), Body::from_stream(endless)).await;
+    let answer = app.send(Request::post("/v1/images"), Body::from_stream(endless)).await;
     answer.assert_problem(413, "upload_too_large");
     // One that breaks off.
     let broken = stream::iter([
         Ok(Bytes::from(picture(4000, 1))),
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
     ]);
-    let answer = bench.send(Request::post("/v1/images"), Body::from_stream(broken)).await;
+    let answer = app.send(Request::post("/v1/images"), Body::from_stream(broken)).await;
     answer.assert_problem(400, "broken_body");
-    bench.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
 async fn the_limit_itself_is_allowed() {
-    let bench = Bench::configured(&[LIMIT]).await;
-    bench.upload(picture(10_000, 1)).await;
+    let app = TestApp::configured(&[LIMIT]).await;
+    app.upload(picture(10_000, 1)).await;
     let body = multipart(&[("name=\"file\"", &picture(10_000, 1)), ("name=\"title\"", b"x")]);
-    assert_eq!(bench.send(multipart_request(), body).await.status.as_u16(), 202);
+    assert_eq!(app.send(multipart_request(), body).await.status.as_u16(), 202);
 }
 
 #[tokio::test]
-async fn multipart_bodies_that_are_none() {
-    let bench = Bench::configured(&[LIMIT]).await;
+async fn invalid_multipart_bodies_are_rejected() {
+    let app = TestApp::configured(&[LIMIT]).await;
     let png = picture(500, 1);
     let cut = multipart(&[("name=\"file\"", &png)]);
     let cut = cut[..cut.len() - 10].to_vec();
@@ -170,29 +170,29 @@ async fn multipart_bodies_that_are_none() {
         (Vec::new(), 400, "invalid_multipart"),
     ];
     for (n, (body, status, code)) in cases.into_iter().enumerate() {
-        let answer = bench.send(multipart_request(), body).await;
+        let answer = app.send(multipart_request(), body).await;
         assert_eq!(answer.status.as_u16(), status, "case {n}: {}", answer.text());
         answer.assert_problem(status, code);
     }
     let request = multipart_request().uri("/v1/images?title=x");
-    let answer = bench.send(request, multipart(&[file])).await;
+    let answer = app.send(request, multipart(&[file])).await;
     answer.assert_problem(400, "invalid_query");
-    bench.until_nothing_is_staged().await;
+    app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_parser_that_finds_nothing_is_not_fed_for_ever() {
-    let bench = Bench::new().await;
+async fn the_multipart_parser_buffers_a_bounded_number_of_bytes() {
+    let app = TestApp::new().await;
     let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
     // More than is let through, less than the limit of an upload.
     let endless = stream::iter((0..500).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
-    let answer = bench.send(multipart_request(), Body::from_stream(endless)).await;
+    let answer = app.send(multipart_request(), Body::from_stream(endless)).await;
     answer.assert_problem(400, "invalid_multipart");
 }
 
 #[tokio::test]
 async fn past_the_bound_on_uploads_the_body_is_not_read() {
-    let bench = Bench::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "1")]).await;
+    let app = TestApp::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "1")]).await;
     let (gate, opened) = tokio::sync::oneshot::channel::<()>();
     let (reading, is_reading) = tokio::sync::oneshot::channel::<()>();
     let first = stream::once(async move {
@@ -200,15 +200,15 @@ async fn past_the_bound_on_uploads_the_body_is_not_read() {
         let _ = opened.await;
         Ok::<_, std::io::Error>(Bytes::from(picture(500, 1)))
     });
-    let api = bench.api.clone();
+    let api = app.api.clone();
     let slow = tokio::spawn(async move {
         let request = Request::post("/v1/images").body(Body::from_stream(first)).expect("request");
         api.answer(request).await.expect("an answer").status()
     });
     is_reading.await.expect("the first is being received");
-    let answer = bench.send(Request::post("/v1/images"), picture(500, 2)).await;
+    let answer = app.send(Request::post("/v1/images"), picture(500, 2)).await;
     answer.assert_problem(503, "too_many_uploads");
     gate.send(()).expect("still waiting");
     assert_eq!(slow.await.expect("no panic").as_u16(), 202);
-    bench.upload(picture(500, 3)).await;
+    app.upload(picture(500, 3)).await;
 }

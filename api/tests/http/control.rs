@@ -4,27 +4,27 @@ use axum::http::Request;
 use safelight_domain::{ErrorCode, Failure, JobKind, TaskId};
 use serde_json::{Value, json};
 
-use crate::bench::{Answer, Bench, image_id, picture, task_id};
+use crate::app::{TestApp, TestResponse, image_id, picture, task_id};
 
-async fn post(bench: &Bench, path: &str) -> Answer {
-    bench.send(Request::post(path), "").await
+async fn post(app: &TestApp, path: &str) -> TestResponse {
+    app.send(Request::post(path), "").await
 }
 
-async fn failed(bench: &Bench, code: ErrorCode) -> TaskId {
-    let task = task_id(&bench.upload(picture(500, 1)).await);
-    bench.write(task).await;
-    bench.fail(task, JobKind::Thumbnail, Failure::new(code, "as told")).await;
+async fn failed(app: &TestApp, code: ErrorCode) -> TaskId {
+    let task = task_id(&app.upload(picture(500, 1)).await);
+    app.write(task).await;
+    app.fail(task, JobKind::Thumbnail, Failure::new(code, "as told")).await;
     task
 }
 
 #[tokio::test]
 async fn a_cancelled_task_stays_cancelled_and_its_image_is_gone() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     for _ in 0..2 {
         // The second time as a client would whose first answer was lost.
-        let answer = post(&bench, &format!("/v1/tasks/{task}/cancel")).await;
+        let answer = post(&app, &format!("/v1/tasks/{task}/cancel")).await;
         assert_eq!(answer.status.as_u16(), 202);
         assert_eq!(answer.json()["status"], "cancelled");
         assert!(answer.json()["finished_at"].is_string());
@@ -34,51 +34,51 @@ async fn a_cancelled_task_stays_cancelled_and_its_image_is_gone() {
         format!("/images/{image}/small"),
         format!("/v1/images/{image}"),
     ] {
-        bench.get(&path).await.assert_problem(410, "image_cancelled");
+        app.get(&path).await.assert_problem(410, "image_cancelled");
     }
-    assert_eq!(bench.get("/v1/images").await.json()["images"], json!([]));
-    let again = post(&bench, &format!("/v1/tasks/{task}/retry")).await;
+    assert_eq!(app.get("/v1/images").await.json()["images"], json!([]));
+    let again = post(&app, &format!("/v1/tasks/{task}/retry")).await;
     again.assert_problem(409, "task_discarded");
 }
 
 #[tokio::test]
-async fn what_cannot_be_cancelled_or_tried_again_says_why() {
-    let bench = Bench::new().await;
-    let task = failed(&bench, ErrorCode::CorruptImage).await;
-    post(&bench, &format!("/v1/tasks/{task}/cancel")).await.assert_problem(409, "task_ended");
-    let queued = task_id(&bench.upload(picture(500, 2)).await);
-    post(&bench, &format!("/v1/tasks/{queued}/retry")).await.assert_problem(409, "task_not_failed");
+async fn a_rejected_cancel_or_retry_says_why() {
+    let app = TestApp::new().await;
+    let task = failed(&app, ErrorCode::CorruptImage).await;
+    post(&app, &format!("/v1/tasks/{task}/cancel")).await.assert_problem(409, "task_ended");
+    let queued = task_id(&app.upload(picture(500, 2)).await);
+    post(&app, &format!("/v1/tasks/{queued}/retry")).await.assert_problem(409, "task_not_failed");
     let unknown = TaskId::new();
     for action in ["cancel", "retry"] {
         let path = format!("/v1/tasks/{unknown}/{action}");
-        post(&bench, &path).await.assert_problem(404, "task_not_found");
-        bench.get(&path).await.assert_problem(405, "method_not_allowed");
+        post(&app, &path).await.assert_problem(404, "task_not_found");
+        app.get(&path).await.assert_problem(405, "method_not_allowed");
     }
 }
 
 #[tokio::test]
 async fn a_failed_task_is_queued_again() {
-    let bench = Bench::new().await;
-    let task = failed(&bench, ErrorCode::StoreUnavailable).await;
-    let answer = post(&bench, &format!("/v1/tasks/{task}/retry")).await;
+    let app = TestApp::new().await;
+    let task = failed(&app, ErrorCode::StoreUnavailable).await;
+    let answer = post(&app, &format!("/v1/tasks/{task}/retry")).await;
     assert_eq!(answer.status.as_u16(), 202);
     let document = answer.json();
     assert_eq!((&document["status"], &document["error"]), (&json!("queued"), &Value::Null));
     assert_eq!(document["progress"], json!({"total": 2, "succeeded": 1, "failed": 0}));
-    bench.render(task, b"small").await;
-    let done = bench.get(&format!("/v1/tasks/{task}")).await.json();
+    app.render(task, b"small").await;
+    let done = app.get(&format!("/v1/tasks/{task}")).await.json();
     assert_eq!(done["status"], "succeeded");
 }
 
 #[tokio::test]
-async fn failed_tasks_are_found_and_tried_again_by_filter() {
-    let bench = Bench::new().await;
-    let outage = failed(&bench, ErrorCode::StoreUnavailable).await;
-    let corrupt = failed(&bench, ErrorCode::CorruptImage).await;
-    bench.upload(picture(500, 2)).await;
+async fn failed_tasks_are_retried_by_filter() {
+    let app = TestApp::new().await;
+    let outage = failed(&app, ErrorCode::StoreUnavailable).await;
+    let corrupt = failed(&app, ErrorCode::CorruptImage).await;
+    app.upload(picture(500, 2)).await;
 
     let list = async |query: &str| {
-        let found = bench.get(&format!("/v1/tasks?{query}")).await.json();
+        let found = app.get(&format!("/v1/tasks?{query}")).await.json();
         let tasks = found["tasks"].as_array().expect("tasks").clone();
         tasks.iter().map(task_id).collect::<Vec<_>>()
     };
@@ -90,10 +90,10 @@ async fn failed_tasks_are_found_and_tried_again_by_filter() {
     assert_eq!(list("created_before=2020-01-01T00:00:00Z").await, []);
     assert_eq!(list("created_after=2020-01-01T00:00:00Z&owner=local").await.len(), 3);
     for bad in ["kind=elephant", "code=elephant", "created_after=monday", "owner=a&owner=b"] {
-        bench.get(&format!("/v1/tasks?{bad}")).await.assert_problem(400, "invalid_query");
+        app.get(&format!("/v1/tasks?{bad}")).await.assert_problem(400, "invalid_query");
     }
 
-    let retry = async |query: &str| post(&bench, &format!("/v1/tasks/retry?{query}")).await;
+    let retry = async |query: &str| post(&app, &format!("/v1/tasks/retry?{query}")).await;
     let dry = retry("code=store_unavailable&dry_run=true").await.json();
     assert_eq!(dry, json!({"tasks": [outage], "dry_run": true, "next_cursor": null}));
     assert_eq!(list("status=failed").await.len(), 2, "nothing was done");
@@ -104,7 +104,7 @@ async fn failed_tasks_are_found_and_tried_again_by_filter() {
     retry("dry_run=perhaps").await.assert_problem(400, "invalid_query");
 
     // Page by page, as a script would.
-    failed(&bench, ErrorCode::CorruptImage).await;
+    failed(&app, ErrorCode::CorruptImage).await;
     retry("limit=1").await.assert_problem(400, "invalid_query");
     let first = retry("limit=1&all=true").await.json();
     let cursor = first["next_cursor"].as_str().expect("a second page").to_owned();
@@ -115,17 +115,17 @@ async fn failed_tasks_are_found_and_tried_again_by_filter() {
 
 #[tokio::test]
 async fn past_the_bound_on_queued_jobs_the_body_is_not_read() {
-    let bench = Bench::configured(&[("SAFELIGHT_MAX_QUEUED_JOBS", "3")]).await;
-    let first = bench.upload(picture(500, 1)).await;
-    bench.upload(picture(500, 2)).await;
-    let refused = bench.send(Request::post("/v1/images"), picture(500, 3)).await;
+    let app = TestApp::configured(&[("SAFELIGHT_MAX_QUEUED_JOBS", "3")]).await;
+    let first = app.upload(picture(500, 1)).await;
+    app.upload(picture(500, 2)).await;
+    let refused = app.send(Request::post("/v1/images"), picture(500, 3)).await;
     refused.assert_problem(503, "too_many_jobs");
     assert_eq!(refused.header("retry-after"), "10");
-    assert_eq!(bench.incoming().len(), 2);
+    assert_eq!(app.incoming().len(), 2);
     // Work that was done makes room.
-    post(&bench, &format!("/v1/tasks/{}/cancel", task_id(&first))).await;
-    crate::bench::until(async || {
-        bench.send(Request::post("/v1/images"), picture(500, 3)).await.status.as_u16() == 202
+    post(&app, &format!("/v1/tasks/{}/cancel", task_id(&first))).await;
+    crate::app::eventually(async || {
+        app.send(Request::post("/v1/images"), picture(500, 3)).await.status.as_u16() == 202
     })
     .await;
 }

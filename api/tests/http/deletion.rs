@@ -19,64 +19,64 @@ use safelight_api::{Api, ApiOptions};
 use safelight_domain::{ErrorCode, Failure, ImageId, JobKind, TaskId};
 use safelight_store::{
     StoreError,
-    testing::{Call, Gate, Gated},
+    testing::{Call, FaultPlan, FaultyStore},
 };
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
-    bench::{Answer, Bench, image_id, multipart, multipart_request, picture, task_id},
+    app::{TestApp, TestResponse, image_id, multipart, multipart_request, picture, task_id},
     flaky::{Fault, Flaky},
 };
 
 /// Deletions are due a second after.
 const HASTY: &[(&str, &str)] = &[("SAFELIGHT_METADATA_CACHE_MS", "0")];
 
-async fn delete(bench: &Bench, image: ImageId) -> Answer {
-    bench.send(Request::delete(format!("/v1/images/{image}")), "").await
+async fn delete(app: &TestApp, image: ImageId) -> TestResponse {
+    app.send(Request::delete(format!("/v1/images/{image}")), "").await
 }
 
-async fn deleted(bench: &Bench, image: ImageId) -> Value {
-    let answer = delete(bench, image).await;
+async fn deleted(app: &TestApp, image: ImageId) -> Value {
+    let answer = delete(app, image).await;
     assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
     answer.json()
 }
 
 /// An upload with everything that a client can say, whose jobs are done.
-async fn stored(bench: &Bench) -> (TaskId, ImageId) {
+async fn stored(app: &TestApp) -> (TaskId, ImageId) {
     let body = multipart(&[
         ("name=\"title\"", b"Secret"),
         ("name=\"tags\"", b"a,b"),
         ("name=\"file\"; filename=\"secret.png\"", &picture(500, 1)),
     ]);
-    let document = bench.send(multipart_request(), body).await.json();
+    let document = app.send(multipart_request(), body).await.json();
     let task = task_id(&document);
-    bench.write(task).await;
-    bench.render(task, b"small").await;
+    app.write(task).await;
+    app.render(task, b"small").await;
     (task, image_id(&document))
 }
 
 #[tokio::test]
 async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
-    let bench = Bench::configured(HASTY).await;
-    let (upload, image) = stored(&bench).await;
+    let app = TestApp::configured(HASTY).await;
+    let (upload, image) = stored(&app).await;
     let path = format!("/images/{image}");
-    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
+    assert_eq!(app.get(&path).await.status.as_u16(), 200);
 
-    let answer = delete(&bench, image).await;
+    let answer = delete(&app, image).await;
     assert_eq!(answer.status.as_u16(), 202);
     let task = answer.json();
     let id = task_id(&task);
     assert_eq!(answer.header("location"), format!("/v1/tasks/{id}"));
     assert_eq!(answer.header("retry-after"), "1");
     assert_eq!((&task["kind"], &task["status"]), (&json!("delete"), &json!("queued")));
-    let gone = bench.get(&path).await;
+    let gone = app.get(&path).await;
     assert_eq!(gone.header("cache-control"), "no-store");
     gone.assert_problem(410, "image_deleted");
     for path in [format!("{path}/small"), format!("/v1/images/{image}")] {
-        bench.get(&path).await.assert_problem(410, "image_deleted");
+        app.get(&path).await.assert_problem(410, "image_deleted");
     }
-    assert_eq!(bench.get("/v1/images").await.json()["images"], json!([]));
+    assert_eq!(app.get("/v1/images").await.json()["images"], json!([]));
 
     let made = |preset| json!({"preset": preset, "format": "jpeg", "bytes": 5});
     let mut receipt = json!({
@@ -84,8 +84,8 @@ async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
         "renditions": [made("large"), made("medium"), made("small")],
     });
     assert_eq!(task["receipt"], receipt);
-    bench.remove(id).await;
-    let done = bench.get(&format!("/v1/tasks/{id}")).await;
+    app.remove(id).await;
+    let done = app.get(&format!("/v1/tasks/{id}")).await;
     assert_eq!(done.header("retry-after"), "");
     receipt["proxies"] = json!(2);
     receipt["removed_at"] = done.json()["finished_at"].clone();
@@ -93,7 +93,7 @@ async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
 
     // Nor does the upload's task tell any more.
     for task in [id, upload] {
-        let document = bench.get(&format!("/v1/tasks/{task}")).await;
+        let document = app.get(&format!("/v1/tasks/{task}")).await;
         let shown = &document.json()["image"];
         for field in ["title", "filename", "sha256", "placeholder", "taken_at"] {
             assert_eq!(shown[field], Value::Null, "{field} of {shown}");
@@ -101,36 +101,35 @@ async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
         assert_eq!((&shown["tags"], &shown["renditions"]), (&json!([]), &json!({})));
         assert!(!document.text().to_lowercase().contains("secret"));
     }
-    assert_eq!(bench.get("/v1/tasks?kind=delete").await.json()["tasks"][0]["id"], json!(id));
+    assert_eq!(app.get("/v1/tasks?kind=delete").await.json()["tasks"][0]["id"], json!(id));
 }
 
 #[tokio::test]
-async fn asked_again_it_is_the_same_task() {
-    let bench = Bench::configured(HASTY).await;
-    delete(&bench, ImageId::new()).await.assert_problem(404, "image_not_found");
-    let (_, image) = stored(&bench).await;
-    let first = deleted(&bench, image).await;
+async fn a_repeated_deletion_returns_the_same_task() {
+    let app = TestApp::configured(HASTY).await;
+    delete(&app, ImageId::new()).await.assert_problem(404, "image_not_found");
+    let (_, image) = stored(&app).await;
+    let first = deleted(&app, image).await;
     let id = task_id(&first);
-    assert_eq!(deleted(&bench, image).await, first);
-    bench.remove(id).await;
-    let last = delete(&bench, image).await;
+    assert_eq!(deleted(&app, image).await, first);
+    app.remove(id).await;
+    let last = delete(&app, image).await;
     assert_eq!((last.status.as_u16(), &last.json()["status"]), (202, &json!("succeeded")));
     assert_eq!((task_id(&last.json()), last.header("retry-after")), (id, ""));
 }
 
 #[tokio::test]
-async fn a_deletion_cannot_be_cancelled_and_one_that_failed_is_tried_again() {
-    let bench = Bench::configured(HASTY).await;
-    let (upload, image) = stored(&bench).await;
-    let id = task_id(&deleted(&bench, image).await);
+async fn a_deletion_cannot_be_cancelled_and_is_retried_when_failed() {
+    let app = TestApp::configured(HASTY).await;
+    let (upload, image) = stored(&app).await;
+    let id = task_id(&deleted(&app, image).await);
     let post = async |task: TaskId, what: &str| {
-        bench.send(Request::post(format!("/v1/tasks/{task}/{what}")), "").await
+        app.send(Request::post(format!("/v1/tasks/{task}/{what}")), "").await
     };
     post(id, "cancel").await.assert_problem(409, "task_not_cancellable");
     post(upload, "cancel").await.assert_problem(409, "task_ended");
-    crate::bench::until(async || {
-        bench
-            .services
+    crate::app::eventually(async || {
+        app.parts
             .store
             .job_counts()
             .await
@@ -139,43 +138,43 @@ async fn a_deletion_cannot_be_cancelled_and_one_that_failed_is_tried_again() {
             .any(|count| count.kind == JobKind::Delete && count.due == 1)
     })
     .await;
-    bench.fail(id, JobKind::Delete, Failure::new(ErrorCode::WorkerPanicked, "a bug")).await;
+    app.fail(id, JobKind::Delete, Failure::new(ErrorCode::WorkerPanicked, "a bug")).await;
     post(id, "cancel").await.assert_problem(409, "task_ended");
     post(upload, "retry").await.assert_problem(409, "task_discarded");
-    let again = deleted(&bench, image).await;
+    let again = deleted(&app, image).await;
     assert_eq!((task_id(&again), &again["status"]), (id, &json!("queued")));
 }
 
 #[tokio::test]
-async fn a_cancelled_image_can_be_deleted_for_what_is_known_of_it() {
-    let bench = Bench::configured(HASTY).await;
-    let document = bench.upload(picture(500, 1)).await;
+async fn a_cancelled_image_can_be_deleted() {
+    let app = TestApp::configured(HASTY).await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
-    bench.send(Request::post(format!("/v1/tasks/{task}/cancel")), "").await;
+    app.send(Request::post(format!("/v1/tasks/{task}/cancel")), "").await;
     let path = format!("/v1/images/{image}");
-    bench.get(&path).await.assert_problem(410, "image_cancelled");
-    deleted(&bench, image).await;
-    bench.get(&path).await.assert_problem(410, "image_deleted");
-    bench.get(&format!("/images/{image}")).await.assert_problem(410, "image_deleted");
+    app.get(&path).await.assert_problem(410, "image_cancelled");
+    deleted(&app, image).await;
+    app.get(&path).await.assert_problem(410, "image_deleted");
+    app.get(&format!("/images/{image}")).await.assert_problem(410, "image_deleted");
 }
 
 #[tokio::test]
 async fn a_client_can_wait_for_the_end() {
-    let bench = Bench::configured(HASTY).await;
-    let (_, image) = stored(&bench).await;
+    let app = TestApp::configured(HASTY).await;
+    let (_, image) = stored(&app).await;
     let request = |wait| Request::delete(format!("/v1/images/{image}")).header("prefer", wait);
-    bench.send(request("wait=99"), "").await.assert_problem(400, "invalid_header");
-    assert_eq!(bench.get(&format!("/images/{image}")).await.status.as_u16(), 200);
-    let waiting = bench.send(request("wait=30"), "");
+    app.send(request("wait=99"), "").await.assert_problem(400, "invalid_header");
+    assert_eq!(app.get(&format!("/images/{image}")).await.status.as_u16(), 200);
+    let waiting = app.send(request("wait=30"), "");
     let working = async {
         let mut task = None;
-        crate::bench::until(async || {
-            let list = bench.get("/v1/tasks?kind=delete").await.json();
+        crate::app::eventually(async || {
+            let list = app.get("/v1/tasks?kind=delete").await.json();
             task = list["tasks"].get(0).map(task_id);
             task.is_some()
         })
         .await;
-        bench.remove(task.expect("a task")).await;
+        app.remove(task.expect("a task")).await;
     };
     let (answer, ()) = tokio::join!(waiting, working);
     assert_eq!(answer.header("preference-applied"), "wait=30");
@@ -183,19 +182,19 @@ async fn a_client_can_wait_for_the_end() {
 }
 
 #[tokio::test]
-async fn a_node_that_knows_of_a_deletion_says_so_without_a_database() {
+async fn a_known_deletion_answers_410_without_the_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
-    let bench = Bench::with(HASTY, ApiOptions::default(), |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+    let app = TestApp::with(HASTY, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
-    let (_, image) = stored(&bench).await;
+    let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
-    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
-    deleted(&bench, image).await;
+    assert_eq!(app.get(&path).await.status.as_u16(), 200);
+    deleted(&app, image).await;
     fault.store(Fault::Away as u8, Ordering::SeqCst);
-    bench.get(&path).await.assert_problem(410, "image_deleted");
+    app.get(&path).await.assert_problem(410, "image_deleted");
 }
 
 /// Holds the answer of one call of a method back.
@@ -214,9 +213,9 @@ impl Barrier {
     }
 
     /// Begins a request, and waits until it is held up.
-    async fn hold_up(&self, bench: &Bench, request: Builder) -> Asking {
+    async fn hold_up(&self, app: &TestApp, request: Builder) -> Asking {
         self.armed.store(true, Ordering::SeqCst);
-        let (api, request) = (bench.api.clone(), request.body(Body::empty()));
+        let (api, request) = (app.api.clone(), request.body(Body::empty()));
         let asking = tokio::spawn(async move { api.answer(request.expect("a request")).await });
         self.reached.acquire().await.expect("never closed").forget();
         asking
@@ -226,12 +225,12 @@ impl Barrier {
 type Asking = JoinHandle<Result<Response, Infallible>>;
 
 #[async_trait]
-impl Gate for Late {
-    async fn enter(&self, _: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Late {
+    async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let Self(method, barrier) = self;
         if call.method == *method && barrier.armed.swap(false, Ordering::SeqCst) {
             barrier.reached.add_permits(1);
@@ -242,54 +241,58 @@ impl Gate for Late {
 }
 
 #[tokio::test]
-async fn a_look_up_from_before_brings_nothing_back() {
+async fn a_look_up_begun_before_a_deletion_does_not_undo_it() {
     let late = Barrier::new();
     let gate = Late("image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let bench =
-        Bench::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
-    let (_, image) = stored(&bench).await;
+    let app = TestApp::with(&keys, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
+    let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
-    let asking = late.hold_up(&bench, Request::get(&path)).await;
-    deleted(&bench, image).await;
+    let asking = late.hold_up(&app, Request::get(&path)).await;
+    deleted(&app, image).await;
     late.released.add_permits(1);
     let answer = asking.await.expect("no panic").expect("an answer");
     assert_eq!(answer.status().as_u16(), 410, "it was answered after the deletion");
-    bench.get(&path).await.assert_problem(410, "image_deleted");
+    app.get(&path).await.assert_problem(410, "image_deleted");
 }
 
 #[tokio::test]
-async fn who_hangs_up_keeps_no_node_from_forgetting_the_image() {
+async fn a_deletion_is_noted_although_its_client_hangs_up() {
     let late = Barrier::new();
     let gate = Late("delete_image", late.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let bench =
-        Bench::with(&keys, ApiOptions::default(), |inner| Arc::new(Gated { inner, gate })).await;
-    let (_, image) = stored(&bench).await;
+    let app = TestApp::with(&keys, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: gate })
+    })
+    .await;
+    let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
-    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
-    let asking = late.hold_up(&bench, Request::delete(format!("/v1/images/{image}"))).await;
+    assert_eq!(app.get(&path).await.status.as_u16(), 200);
+    let asking = late.hold_up(&app, Request::delete(format!("/v1/images/{image}"))).await;
     asking.abort();
     assert!(asking.await.is_err_and(|error| error.is_cancelled()));
     late.released.add_permits(1);
-    crate::bench::until(async || bench.get(&path).await.status.as_u16() == 410).await;
+    crate::app::eventually(async || app.get(&path).await.status.as_u16() == 410).await;
 }
 
 #[tokio::test]
 async fn a_node_that_learns_of_a_deletion_drops_the_bytes() {
-    let bench = Bench::configured(HASTY).await;
+    let app = TestApp::configured(HASTY).await;
     let metrics = Arc::new(String::new);
-    let other = Api::new(bench.services.clone(), metrics, ApiOptions::default());
+    let other = Api::new(app.parts.clone(), metrics, ApiOptions::default());
     // Of one owner, so that the bytes of both are one object to a cache.
-    let (_, image) = stored(&bench).await;
-    let (_, equal) = stored(&bench).await;
+    let (_, image) = stored(&app).await;
+    let (_, equal) = stored(&app).await;
     for what in ["", "/small"] {
         let read = async |api: &Api, image: ImageId| {
             let request = Request::get(format!("/images/{image}{what}")).body(Body::empty());
             let answer = api.answer(request.expect("a request")).await.expect("an answer");
             answer.headers().get("cache-status").map(|how| how.to_str().expect("text").to_owned())
         };
-        for api in [&bench.api, &other] {
+        for api in [&app.api, &other] {
             read(api, image).await;
             let how = read(api, equal).await;
             assert_eq!(how.as_deref(), Some("safelight; hit; detail=memory"));
@@ -297,8 +300,8 @@ async fn a_node_that_learns_of_a_deletion_drops_the_bytes() {
         if what.is_empty() {
             continue;
         }
-        deleted(&bench, image).await;
-        for api in [&bench.api, &other] {
+        deleted(&app, image).await;
+        for api in [&app.api, &other] {
             assert_eq!(read(api, image).await, None, "it is gone");
             let how = read(api, equal).await;
             assert_eq!(how.as_deref(), Some("safelight; fwd=uri-miss; stored; detail=store"));

@@ -15,31 +15,31 @@ use axum::{
 use safelight_api::ApiOptions;
 use safelight_blobs::BlobKey;
 use safelight_domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, JobKind, TaskKind};
-use safelight_store::{Outcome, PageRequest, TaskFilter, testing::Gated};
+use safelight_store::{Effect, Outcome, PageRequest, TaskFilter, testing::FaultyStore};
 
 use crate::{
-    bench::{Bench, image_id, picture, task_id, until},
+    app::{TestApp, eventually, image_id, picture, task_id},
     flaky::{Fault, Flaky},
 };
 
 #[tokio::test]
-async fn originals_and_renditions_are_served_for_ever() {
-    let bench = Bench::new().await;
+async fn originals_and_renditions_are_immutable() {
+    let app = TestApp::new().await;
     let bytes = picture(300_000, 1);
     let request = Request::post("/v1/images")
         .header("content-disposition", "attachment; filename*=UTF-8''caf%C3%A9.png");
-    let document = bench.send(request, bytes.clone()).await.json();
+    let document = app.send(request, bytes.clone()).await.json();
     let (task, image) = (task_id(&document), image_id(&document));
-    bench.write(task).await;
-    bench.render(task, b"a small picture").await;
-    let original = bench.get(&format!("/images/{image}")).await;
+    app.write(task).await;
+    app.render(task, b"a small picture").await;
+    let original = app.get(&format!("/images/{image}")).await;
     assert_eq!(original.body, bytes);
     assert_eq!(original.header("content-type"), "image/png");
     assert_eq!(
         original.header("content-disposition"),
         "inline; filename=\"caf_.png\"; filename*=UTF-8''caf%C3%A9.png"
     );
-    let small = bench.get(&format!("/images/{image}/small")).await;
+    let small = app.get(&format!("/images/{image}/small")).await;
     assert_eq!(small.body, b"a small picture");
     assert_eq!(small.header("content-type"), "image/jpeg");
     for (path, answer) in
@@ -54,13 +54,13 @@ async fn originals_and_renditions_are_served_for_ever() {
         let tags = format!("\"other\", W/{}", answer.header("etag"));
         for known in ["*", &tags] {
             let request = Request::get(&path).header("if-none-match", known);
-            let unchanged = bench.send(request, "").await;
+            let unchanged = app.send(request, "").await;
             assert_eq!(unchanged.status.as_u16(), 304);
             assert_eq!(unchanged.header("etag"), answer.header("etag"));
             assert!(unchanged.body.is_empty());
         }
         let request = Request::builder().method(Method::HEAD).uri(&path);
-        let head = bench.send(request, "").await;
+        let head = app.send(request, "").await;
         assert_eq!(head.status.as_u16(), 200);
         assert_eq!(head.header("content-length"), answer.header("content-length"));
         assert!(head.body.is_empty());
@@ -68,32 +68,32 @@ async fn originals_and_renditions_are_served_for_ever() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_says_whether_it_will_be() {
-    let bench = Bench::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
-    let document = bench.upload(picture(500, 1)).await;
+async fn an_absent_image_says_whether_it_is_pending_or_failed() {
+    let app = TestApp::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     let (original, small) = (format!("/images/{image}"), format!("/images/{image}/small"));
     for path in [&original, &small] {
-        let answer = bench.get(path).await;
+        let answer = app.get(path).await;
         assert_eq!(answer.header("cache-control"), "no-store");
         answer.assert_problem(503, "image_not_ready");
     }
-    bench.write(task).await;
-    assert_eq!(bench.get(&original).await.status.as_u16(), 200);
+    app.write(task).await;
+    assert_eq!(app.get(&original).await.status.as_u16(), 200);
     let failure = Failure::new(ErrorCode::CorruptImage, "the data ends early");
-    bench.fail(task, JobKind::Thumbnail, failure).await;
-    let problem = bench.get(&small).await.assert_problem(404, "image_failed");
+    app.fail(task, JobKind::Thumbnail, failure).await;
+    let problem = app.get(&small).await.assert_problem(404, "image_failed");
     assert_eq!(problem["reason"], "corrupt_image");
     let nobody = format!("/images/{}", ImageId::new());
-    bench.get(&nobody).await.assert_problem(404, "image_not_found");
-    bench.get(&format!("{nobody}/small")).await.assert_problem(404, "image_not_found");
-    bench.get(&format!("{original}/huge")).await.assert_problem(404, "preset_not_found");
+    app.get(&nobody).await.assert_problem(404, "image_not_found");
+    app.get(&format!("{nobody}/small")).await.assert_problem(404, "image_not_found");
+    app.get(&format!("{original}/huge")).await.assert_problem(404, "preset_not_found");
 }
 
 #[tokio::test]
-async fn a_request_is_held_until_the_picture_is_made() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
+async fn a_request_waits_until_the_rendition_is_made() {
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     let paths = [format!("/images/{image}?wait=60"), format!("/images/{image}/small?v=3&wait=60")];
     let held: Vec<_> = paths
@@ -101,106 +101,106 @@ async fn a_request_is_held_until_the_picture_is_made() {
         .cycle()
         .take(40)
         .map(|path| {
-            let (api, path) = (bench.api.clone(), path.clone());
+            let (api, path) = (app.api.clone(), path.clone());
             let request = Request::get(path).body(Body::empty()).expect("a request");
             tokio::spawn(async move { api.answer(request).await.expect("an answer") })
         })
         .collect();
-    bench.write(task).await;
-    bench.render(task, b"a small picture").await;
+    app.write(task).await;
+    app.render(task, b"a small picture").await;
     for answer in held {
         let answer = answer.await.expect("no panic");
         assert_eq!(answer.status(), 200);
         assert!(answer.headers()["cache-control"].to_str().is_ok_and(|v| v.contains("immutable")));
     }
     for wrong in ["61", "-1", "x", ""] {
-        let other = image_id(&bench.upload(picture(500, 2)).await);
-        let answer = bench.get(&format!("/images/{other}?wait={wrong}")).await;
+        let other = image_id(&app.upload(picture(500, 2)).await);
+        let answer = app.get(&format!("/images/{other}?wait={wrong}")).await;
         answer.assert_problem(400, "invalid_query");
     }
 }
 
 #[tokio::test]
 async fn a_preset_that_was_never_made_is_queued_once() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
-    bench.write(task).await;
+    app.write(task).await;
     // As it is after a preset was added: the upload's own job has ended without it.
-    let (lease, _) = bench.claim(task, JobKind::Thumbnail).await;
-    bench.settle(lease, Outcome::Rendered { renditions: Vec::new(), placeholder: None }).await;
+    let (lease, _) = app.claim(task, JobKind::Thumbnail).await;
+    app.settle(lease, Outcome::Succeeded(Vec::new())).await;
     let path = format!("/images/{image}/small?wait=60");
     let held: Vec<_> = (0..50)
         .map(|_| {
-            let (api, path) = (bench.api.clone(), path.clone());
+            let (api, path) = (app.api.clone(), path.clone());
             let request = Request::get(path).body(Body::empty()).expect("a request");
             tokio::spawn(async move { api.answer(request).await.expect("an answer").status() })
         })
         .collect();
     let mut asked = None;
-    until(async || {
+    eventually(async || {
         let filter = TaskFilter { kind: Some(TaskKind::Rendition), ..TaskFilter::default() };
         let page = PageRequest { before: None, limit: 500 };
-        let tasks = bench.services.store.list_tasks(&filter, &page).await.expect("tasks").tasks;
+        let tasks = app.parts.store.list_tasks(&filter, &page).await.expect("tasks").tasks;
         assert!(tasks.len() <= 1, "queued more than once");
         asked = tasks.first().map(|task| task.id);
         asked.is_some()
     })
     .await;
     let asked = asked.expect("a task");
-    assert_eq!(bench.get(&format!("/v1/tasks/{asked}")).await.json()["kind"], "rendition");
-    bench.render(asked, b"made on demand").await;
+    assert_eq!(app.get(&format!("/v1/tasks/{asked}")).await.json()["kind"], "rendition");
+    app.render(asked, b"made on demand").await;
     for status in held {
         assert_eq!(status.await.expect("no panic"), 200);
     }
-    assert_eq!(bench.get(&path).await.body, b"made on demand");
+    assert_eq!(app.get(&path).await.body, b"made on demand");
 }
 
 #[tokio::test]
-async fn a_picture_that_cannot_be_made_on_demand_is_not_tried_for_ever() {
-    let bench = Bench::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
-    let document = bench.upload(picture(500, 1)).await;
+async fn a_rendition_that_fails_on_demand_is_not_retried_forever() {
+    let app = TestApp::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
-    bench.write(task).await;
-    let (lease, _) = bench.claim(task, JobKind::Thumbnail).await;
-    bench.settle(lease, Outcome::Rendered { renditions: Vec::new(), placeholder: None }).await;
+    app.write(task).await;
+    let (lease, _) = app.claim(task, JobKind::Thumbnail).await;
+    app.settle(lease, Outcome::Succeeded(Vec::new())).await;
     let path = format!("/images/{image}/small");
-    bench.get(&path).await.assert_problem(503, "image_not_ready");
-    let list = bench.get("/v1/tasks").await.json();
+    app.get(&path).await.assert_problem(503, "image_not_ready");
+    let list = app.get("/v1/tasks").await.json();
     let asked = task_id(&list["tasks"][0]);
     let failure = Failure::new(ErrorCode::CorruptImage, "the data ends early");
-    bench.fail(asked, JobKind::Thumbnail, failure).await;
+    app.fail(asked, JobKind::Thumbnail, failure).await;
     for _ in 0..3 {
-        let problem = bench.get(&path).await.assert_problem(404, "image_failed");
+        let problem = app.get(&path).await.assert_problem(404, "image_failed");
         assert_eq!(problem["reason"], "corrupt_image");
     }
-    let list = bench.get("/v1/tasks").await.json();
+    let list = app.get("/v1/tasks").await.json();
     assert_eq!(list["tasks"].as_array().map(Vec::len), Some(2));
     // Nobody's upload is lost with it.
-    bench.send(Request::post(format!("/v1/tasks/{asked}/cancel")), "").await;
-    assert_eq!(bench.get(&format!("/images/{image}")).await.status.as_u16(), 200);
+    app.send(Request::post(format!("/v1/tasks/{asked}/cancel")), "").await;
+    assert_eq!(app.get(&format!("/images/{image}")).await.status.as_u16(), 200);
 }
 
 #[tokio::test]
 async fn a_cancelled_image_is_gone_at_once() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
-    bench.write(task).await;
+    app.write(task).await;
     let path = format!("/images/{image}");
-    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
-    bench.send(Request::post(format!("/v1/tasks/{task}/cancel")), "").await;
-    let answer = bench.get(&path).await;
+    assert_eq!(app.get(&path).await.status.as_u16(), 200);
+    app.send(Request::post(format!("/v1/tasks/{task}/cancel")), "").await;
+    let answer = app.get(&path).await;
     assert_eq!(answer.header("cache-control"), "no-store");
     answer.assert_problem(410, "image_cancelled");
-    bench.get(&format!("{path}/small")).await.assert_problem(410, "image_cancelled");
+    app.get(&format!("{path}/small")).await.assert_problem(410, "image_cancelled");
 }
 
 #[tokio::test]
 async fn parts_of_small_and_of_large_objects() {
     // The second is larger than anything that is held in memory as a whole.
     for (bytes, memory) in [(5_000, "268435456"), (3_000_000, "1000000")] {
-        let bench = Bench::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", memory)]).await;
+        let app = TestApp::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", memory)]).await;
         let whole: Vec<u8> = picture(bytes, 1)
             .into_iter()
             .enumerate()
@@ -208,15 +208,15 @@ async fn parts_of_small_and_of_large_objects() {
                 |(at, byte)| if at < 16 { byte } else { at.to_le_bytes()[0] ^ at.to_le_bytes()[1] },
             )
             .collect();
-        let document = bench.upload(whole.clone()).await;
-        bench.write(task_id(&document)).await;
+        let document = app.upload(whole.clone()).await;
+        app.write(task_id(&document)).await;
         let path = format!("/images/{}", image_id(&document));
         let get = |headers: &[(&str, &str)]| {
             let mut request = Request::get(&path);
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
-            bench.send(request, "")
+            app.send(request, "")
         };
         let all = get(&[]).await;
         assert_eq!(all.body, whole);
@@ -252,7 +252,7 @@ async fn parts_of_small_and_of_large_objects() {
         assert_eq!(get(&[("range", "bytes=z")]).await.status.as_u16(), 200);
         assert_eq!(get(&[("if-modified-since", date)]).await.status.as_u16(), 304);
         let head = Request::builder().method(Method::HEAD).uri(&path);
-        let head = bench.send(head.header("range", "bytes=0-9"), "").await;
+        let head = app.send(head.header("range", "bytes=0-9"), "").await;
         assert_eq!(head.status.as_u16(), 200, "HEAD has no ranges");
     }
 }
@@ -260,26 +260,26 @@ async fn parts_of_small_and_of_large_objects() {
 #[tokio::test]
 async fn clients_choose_among_the_formats_of_a_preset() {
     let presets = r#"{ card = { size = 9, format = ["auto", "webp"] }, plain = { size = 9 } }"#;
-    let bench = Bench::configured(&[("SAFELIGHT_PRESETS", presets)]).await;
-    let document = bench.upload(picture(500, 1)).await;
+    let app = TestApp::configured(&[("SAFELIGHT_PRESETS", presets)]).await;
+    let document = app.upload(picture(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
-    bench.write(task).await;
-    let (lease, stored) = bench.claim(task, JobKind::Thumbnail).await;
+    app.write(task).await;
+    let (lease, stored) = app.claim(task, JobKind::Thumbnail).await;
     let mut renditions = Vec::new();
     for (preset, format, bytes) in [
         ("card", ImageFormat::Jpeg, "a larger JPEG"),
         ("card", ImageFormat::Webp, "WebP"),
         ("plain", ImageFormat::Jpeg, "JPEG"),
     ] {
-        let made = bench.rendition(preset, format, bytes.as_bytes());
+        let made = app.rendition(preset, format, bytes.as_bytes());
         let key = BlobKey::rendition(stored.sha256, &made);
-        bench.services.blobs.put(&key, bytes.into()).await.expect("stored");
+        app.parts.blobs.put(&key, bytes.into()).await.expect("stored");
         renditions.push(made);
     }
-    bench.settle(lease, Outcome::Rendered { renditions, placeholder: None }).await;
+    app.settle(lease, Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions)])).await;
     let get = async |preset: &str, accept: &str| {
         let path = format!("/images/{image}/{preset}");
-        bench.send(Request::get(path).header("accept", accept), "").await
+        app.send(Request::get(path).header("accept", accept), "").await
     };
     for (accept, media_type, body) in [
         ("image/avif,image/webp,*/*;q=0.8", "image/webp", "WebP"),
@@ -296,79 +296,79 @@ async fn clients_choose_among_the_formats_of_a_preset() {
 }
 
 #[tokio::test]
-async fn answers_say_where_they_came_from() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(5_000, 1)).await;
-    bench.write(task_id(&document)).await;
+async fn responses_name_their_cache_tier() {
+    let app = TestApp::new().await;
+    let document = app.upload(picture(5_000, 1)).await;
+    app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    let first = bench.get(&path).await;
+    let first = app.get(&path).await;
     assert_eq!(first.header("cache-status"), "safelight; fwd=uri-miss; stored; detail=store");
-    let second = bench.get(&path).await;
+    let second = app.get(&path).await;
     assert_eq!(second.header("cache-status"), "safelight; hit; detail=memory");
     let request = Request::get(&path).header("if-none-match", first.header("etag"));
-    let known = bench.send(request, "").await;
+    let known = app.send(request, "").await;
     assert_eq!(known.header("cache-status"), "safelight; hit; detail=metadata");
 }
 
 #[tokio::test]
-async fn what_is_known_is_served_while_the_database_is_away() {
+async fn cached_images_are_served_while_the_database_is_unavailable() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
-    let bench = Bench::with(&keys, ApiOptions::default(), move |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+    let app = TestApp::with(&keys, ApiOptions::default(), move |inner| {
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
-    let document = bench.upload(picture(5_000, 1)).await;
-    bench.write(task_id(&document)).await;
+    let document = app.upload(picture(5_000, 1)).await;
+    app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    let fresh = bench.get(&path).await;
+    let fresh = app.get(&path).await;
     fault.store(Fault::Away as u8, Ordering::SeqCst);
     for _ in 0..3 {
-        let stale = bench.get(&path).await;
+        let stale = app.get(&path).await;
         assert_eq!((stale.status.as_u16(), &stale.body), (200, &fresh.body));
         assert_eq!(stale.header("cache-control"), "no-store", "nobody says that it still holds");
     }
-    let unknown = bench.get(&format!("/images/{}", ImageId::new())).await;
+    let unknown = app.get(&format!("/images/{}", ImageId::new())).await;
     unknown.assert_problem(503, "database_unavailable");
     fault.store(Fault::None as u8, Ordering::SeqCst);
-    until(async || bench.get(&path).await.header("cache-control").contains("immutable")).await;
+    eventually(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_is_waited_for_by_one_of_many() {
+async fn one_request_at_a_time_waits_for_a_hanging_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
-    let bench = Bench::with(&keys, ApiOptions::default(), move |inner| {
-        Arc::new(Gated { inner, gate: Flaky(handle) })
+    let app = TestApp::with(&keys, ApiOptions::default(), move |inner| {
+        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
     })
     .await;
-    let document = bench.upload(picture(5_000, 1)).await;
-    bench.write(task_id(&document)).await;
+    let document = app.upload(picture(5_000, 1)).await;
+    app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
+    assert_eq!(app.get(&path).await.status.as_u16(), 200);
     fault.store(Fault::Hangs as u8, Ordering::SeqCst);
     let begun = Instant::now();
     for _ in 0..40 {
-        let stale = bench.get(&path).await;
+        let stale = app.get(&path).await;
         assert_eq!((stale.status.as_u16(), stale.header("cache-control")), (200, "no-store"));
     }
     // Each of them for itself would have waited for a quarter of a second.
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     fault.store(Fault::None as u8, Ordering::SeqCst);
-    until(async || bench.get(&path).await.header("cache-control").contains("immutable")).await;
+    eventually(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
 }
 
 #[tokio::test]
 async fn requests_that_share_the_reading_of_a_large_object_say_so() {
-    let bench = Bench::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
-    let document = bench.upload(picture(3_000_000, 1)).await;
-    bench.write(task_id(&document)).await;
+    let app = TestApp::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
+    let document = app.upload(picture(3_000_000, 1)).await;
+    app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     let ask = async || {
         let request = Request::get(&path).body(Body::empty()).expect("a request");
-        bench.api.answer(request).await.expect("an answer")
+        app.api.answer(request).await.expect("an answer")
     };
     let (first, second) = (ask().await, ask().await);
     assert_eq!(first.headers()["cache-status"], "safelight; fwd=uri-miss; detail=store");
@@ -379,15 +379,15 @@ async fn requests_that_share_the_reading_of_a_large_object_say_so() {
 }
 
 #[tokio::test]
-async fn clients_get_the_bytes_that_they_expect_or_none() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(5_000, 1)).await;
-    bench.write(task_id(&document)).await;
+async fn preconditions_are_enforced() {
+    let app = TestApp::new().await;
+    let document = app.upload(picture(5_000, 1)).await;
+    app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    let tag = bench.get(&path).await.header("etag").to_owned();
+    let tag = app.get(&path).await.header("etag").to_owned();
     let ask = |headers: [(&str, &str); 2]| {
         let request = Request::get(&path);
-        bench.send(headers.iter().fold(request, |r, (name, value)| r.header(*name, *value)), "")
+        app.send(headers.iter().fold(request, |r, (name, value)| r.header(*name, *value)), "")
     };
     let known = ask([("if-match", &tag), ("if-none-match", &tag)]).await;
     assert_eq!(known.status.as_u16(), 304);
@@ -400,50 +400,50 @@ async fn clients_get_the_bytes_that_they_expect_or_none() {
 }
 
 #[tokio::test]
-async fn a_wait_that_cannot_be_read_is_refused_whether_it_is_needed_or_not() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
-    bench.write(task_id(&document)).await;
+async fn an_invalid_wait_is_always_rejected() {
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
+    app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     // In memory from now on.
-    assert_eq!(bench.get(&path).await.status.as_u16(), 200);
-    bench.get(&format!("{path}?wait=x")).await.assert_problem(400, "invalid_query");
-    let preferred = bench.send(Request::get(&path).header("prefer", "wait=x"), "").await;
+    assert_eq!(app.get(&path).await.status.as_u16(), 200);
+    app.get(&format!("{path}?wait=x")).await.assert_problem(400, "invalid_query");
+    let preferred = app.send(Request::get(&path).header("prefer", "wait=x"), "").await;
     preferred.assert_problem(400, "invalid_header");
-    assert_eq!(bench.get(&format!("{path}?v=x&wait=3")).await.status.as_u16(), 200);
+    assert_eq!(app.get(&format!("{path}?v=x&wait=3")).await.status.as_u16(), 200);
 }
 
 #[tokio::test]
-async fn nodes_serve_what_they_are_for() {
+async fn nodes_serve_only_their_half_of_the_api() {
     let delivery = ApiOptions { uploads: false, delivery: true };
-    let bench = Bench::with(&[], delivery, |store| store).await;
-    let answer = bench.send(Request::post("/v1/images"), picture(500, 1)).await;
+    let app = TestApp::with(&[], delivery, |store| store).await;
+    let answer = app.send(Request::post("/v1/images"), picture(500, 1)).await;
     let problem = answer.assert_problem(404, "not_found");
     assert!(problem["hint"].as_str().is_some_and(|hint| hint.contains("does not serve uploads")));
-    let document = bench.get("/openapi.json").await.json();
+    let document = app.get("/openapi.json").await.json();
     assert!(document["paths"]["/v1/images"].is_null());
     let uploads = ApiOptions { uploads: true, delivery: false };
-    let bench = Bench::with(&[], uploads, |store| store).await;
-    let image = image_id(&bench.upload(picture(500, 1)).await);
-    bench.get(&format!("/images/{image}")).await.assert_problem(404, "not_found");
-    assert_eq!(bench.get("/livez").await.status.as_u16(), 200);
+    let app = TestApp::with(&[], uploads, |store| store).await;
+    let image = image_id(&app.upload(picture(500, 1)).await);
+    app.get(&format!("/images/{image}")).await.assert_problem(404, "not_found");
+    assert_eq!(app.get("/livez").await.status.as_u16(), 200);
 }
 
 #[tokio::test]
-async fn damaged_bytes_are_not_passed_off_as_the_image() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(5_000, 1)).await;
+async fn damaged_bytes_are_never_served() {
+    let app = TestApp::new().await;
+    let document = app.upload(picture(5_000, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
-    let stored = bench.write(task).await;
-    let (blobs, key) = (&bench.services.blobs, BlobKey::Blob(stored.sha256));
+    let stored = app.write(task).await;
+    let (blobs, key) = (&app.parts.blobs, BlobKey::Blob(stored.sha256));
     blobs.put(&key, "cut short".into()).await.expect("damage it");
     let path = format!("/images/{image}");
-    let answer = bench.get(&path).await;
+    let answer = app.get(&path).await;
     assert_eq!(answer.header("cache-control"), "no-store");
     answer.assert_problem(500, "blob_damaged");
     blobs.delete(&key).await.expect("lose it");
-    bench.get(&path).await.assert_problem(500, "blob_damaged");
+    app.get(&path).await.assert_problem(500, "blob_damaged");
     // Nothing of it was kept: what is mended is served.
     blobs.put(&key, picture(5_000, 1).into()).await.expect("mend it");
-    assert_eq!(bench.get(&path).await.body, picture(5_000, 1));
+    assert_eq!(app.get(&path).await.body, picture(5_000, 1));
 }

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use safelight_store::{
     StoreError,
-    testing::{Call, Gate, unreachable},
+    testing::{Call, FaultPlan, unreachable},
 };
 
 /// What goes wrong.
@@ -41,8 +41,8 @@ impl Flaky {
 }
 
 #[async_trait]
-impl Gate for Flaky {
-    async fn enter(&self, call: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Flaky {
+    async fn before(&self, call: Call<'_>) -> Result<(), StoreError> {
         while self.has(Fault::Hangs) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -55,7 +55,7 @@ impl Gate for Flaky {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         if call.method == "accept" && self.has(Fault::AcceptUnheard) {
             self.0.store(Fault::None as u8, Ordering::SeqCst);
             return Err(unreachable());

@@ -7,7 +7,7 @@ use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
 use safelight_store::{Heartbeat, Outcome, QueueSlots, ServiceRun};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, picture, task_id, until};
+use crate::app::{TestApp, eventually, picture, task_id};
 
 fn beat(id: WorkerId, ended: u64) -> Heartbeat {
     Heartbeat {
@@ -38,8 +38,8 @@ fn beat(id: WorkerId, ended: u64) -> Heartbeat {
     }
 }
 
-async fn write_queue(bench: &Bench) -> Value {
-    let answer = bench.get("/v1/queues").await;
+async fn write_queue(app: &TestApp) -> Value {
+    let answer = app.get("/v1/queues").await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let queues = answer.json()["queues"].as_array().expect("a list").clone();
     assert_eq!(queues.len(), 8, "each kind on each lane");
@@ -49,12 +49,12 @@ async fn write_queue(bench: &Bench) -> Value {
 
 #[tokio::test]
 async fn workers_are_shown_as_they_describe_themselves() {
-    let bench = Bench::new().await;
-    assert_eq!(bench.get("/v1/workers").await.json(), json!({ "workers": [] }));
+    let app = TestApp::new().await;
+    assert_eq!(app.get("/v1/workers").await.json(), json!({ "workers": [] }));
     let id = WorkerId::new();
-    let store = &bench.services.store;
+    let store = &app.parts.store;
     store.heartbeat(&beat(id, 7)).await.expect("registered");
-    let worker = bench.get("/v1/workers").await.json()["workers"][0].clone();
+    let worker = app.get("/v1/workers").await.json()["workers"][0].clone();
     assert!(worker["started_at"].is_string() && worker["last_heartbeat_at"].is_string());
     let mut known = worker;
     for time in ["started_at", "last_heartbeat_at"] {
@@ -75,18 +75,18 @@ async fn workers_are_shown_as_they_describe_themselves() {
     assert_eq!(known, expected);
     let draining = Heartbeat { draining: true, ..beat(id, 7) };
     store.heartbeat(&draining).await.expect("registered");
-    assert_eq!(bench.get("/v1/workers").await.json()["workers"][0]["status"], "draining");
+    assert_eq!(app.get("/v1/workers").await.json()["workers"][0]["status"], "draining");
     // Three times nothing is over at once.
     let silent = Heartbeat { period: Duration::ZERO, ..beat(WorkerId::new(), 0) };
     store.heartbeat(&silent).await.expect("registered");
-    assert_eq!(bench.get("/v1/workers").await.json()["workers"][0]["status"], "lost");
-    bench.get("/v1/workers?limit=1").await.assert_problem(400, "invalid_query");
+    assert_eq!(app.get("/v1/workers").await.json()["workers"][0]["status"], "lost");
+    app.get("/v1/workers?limit=1").await.assert_problem(400, "invalid_query");
 }
 
 #[tokio::test]
 async fn queues_have_depths_and_learn_their_rates() {
-    let bench = Bench::configured(&[("SAFELIGHT_HEARTBEAT_MS", "50")]).await;
-    let empty = write_queue(&bench).await;
+    let app = TestApp::configured(&[("SAFELIGHT_HEARTBEAT_MS", "50")]).await;
+    let empty = write_queue(&app).await;
     let expected = json!({
         "kind": "write", "lane": "interactive", "depth": 0, "due": 0, "running": 0, "failed": 0,
         "oldest_due_seconds": 0.0, "rate_in": null, "rate_out": null, "seconds_to_empty": 0.0,
@@ -95,14 +95,14 @@ async fn queues_have_depths_and_learn_their_rates() {
 
     let mut tasks = Vec::new();
     for seed in 0..3 {
-        tasks.push(task_id(&bench.upload(picture(64, seed)).await));
+        tasks.push(task_id(&app.upload(picture(64, seed)).await));
     }
-    let (running, _) = bench.claim(tasks[0], JobKind::Write).await;
-    let (lease, _) = bench.claim(tasks[1], JobKind::Write).await;
+    let (running, _) = app.claim(tasks[0], JobKind::Write).await;
+    let (lease, _) = app.claim(tasks[1], JobKind::Write).await;
     let away = Failure::new(ErrorCode::StoreUnavailable, "away");
-    bench.settle(lease, Outcome::Retry(away.clone(), Duration::from_hours(1))).await;
-    until(async || {
-        let queue = write_queue(&bench).await;
+    app.settle(lease, Outcome::Retry(away.clone(), Duration::from_hours(1))).await;
+    eventually(async || {
+        let queue = write_queue(&app).await;
         let counts = ["depth", "due", "running", "failed"].map(|key| queue[key].as_u64());
         counts == [Some(2), Some(1), Some(1), Some(0)]
     })
@@ -110,13 +110,13 @@ async fn queues_have_depths_and_learn_their_rates() {
 
     // A worker that ends what is queued, as far as it says.
     let worker = WorkerId::new();
-    bench.services.store.heartbeat(&beat(worker, 0)).await.expect("registered");
-    until(async || write_queue(&bench).await["rate_out"].is_number()).await;
-    bench.settle(running, Outcome::Failed(away)).await;
-    bench.services.store.heartbeat(&beat(worker, 1)).await.expect("registered");
-    until(async || write_queue(&bench).await["rate_out"].as_f64() > Some(0.0)).await;
-    let queue = write_queue(&bench).await;
+    app.parts.store.heartbeat(&beat(worker, 0)).await.expect("registered");
+    eventually(async || write_queue(&app).await["rate_out"].is_number()).await;
+    app.settle(running, Outcome::Failed(away)).await;
+    app.parts.store.heartbeat(&beat(worker, 1)).await.expect("registered");
+    eventually(async || write_queue(&app).await["rate_out"].as_f64() > Some(0.0)).await;
+    let queue = write_queue(&app).await;
     assert_eq!((queue["failed"].as_u64(), queue["running"].as_u64()), (Some(1), Some(0)));
     assert!(queue["rate_in"].is_number() && queue["oldest_due_seconds"].is_number(), "{queue}");
-    bench.get("/v1/queues?kind=write").await.assert_problem(400, "invalid_query");
+    app.get("/v1/queues?kind=write").await.assert_problem(400, "invalid_query");
 }

@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use crate::{
-    bench::{picture, until},
+    app::{eventually, picture},
     server::{Served, read_answer, read_to_end},
 };
 
@@ -32,7 +32,7 @@ fn allow_open_files(wanted: u64) {
 }
 
 #[tokio::test]
-async fn thousands_of_half_open_heads_stop_nobody() {
+async fn thousands_of_slow_heads_block_no_other_client() {
     allow_open_files(12_000);
     let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "4000")]).await;
     let mut slow = Vec::new();
@@ -81,7 +81,7 @@ async fn past_the_bound_on_connections_new_ones_are_closed_and_old_ones_go_on() 
     assert!(read_answer(first).await.starts_with("HTTP/1.1 200"));
     // Who leaves makes room.
     drop(kept);
-    until(async || {
+    eventually(async || {
         let mut stream = served.connect().await;
         let _ = stream.write_all(ASK.as_bytes()).await;
         let mut begun = [0; 12];
@@ -92,7 +92,7 @@ async fn past_the_bound_on_connections_new_ones_are_closed_and_old_ones_go_on() 
 }
 
 #[tokio::test]
-async fn uploads_that_drip_give_their_places_back() {
+async fn slow_uploads_lose_their_permits() {
     let keys = [
         ("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "4"),
         ("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "1000"),
@@ -107,7 +107,7 @@ async fn uploads_that_drip_give_their_places_back() {
         stream.write_all(&picture(100, 1)).await.expect("sent");
         drips.push(stream);
     }
-    until(async || {
+    eventually(async || {
         for stream in &mut drips {
             // Until it is broken off.
             let _ = stream.write_all(b"x").await;

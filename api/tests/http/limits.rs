@@ -4,32 +4,32 @@ use axum::{body::Body, http::Request};
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    bench::{Bench, image_id, picture, task_id},
+    app::{TestApp, image_id, picture, task_id},
     server::{Served, read_answer},
 };
 
 #[tokio::test]
-async fn heads_that_are_too_large_are_refused_also_where_the_answer_is_at_hand() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
-    bench.write(task_id(&document)).await;
+async fn too_large_heads_are_rejected_also_on_the_fast_path() {
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
+    app.write(task_id(&document)).await;
     let picture = format!("/images/{}", image_id(&document));
-    assert_eq!(bench.get(&picture).await.status, 200);
+    assert_eq!(app.get(&picture).await.status, 200);
     let (large, just_right) = ("x".repeat(16 * 1024), "x".repeat(15 * 1024));
     for path in [picture.as_str(), "/livez", "/v1/tasks", "/none"] {
-        let answer = bench.get(&format!("{path}?q={}", "x".repeat(8 * 1024))).await;
+        let answer = app.get(&format!("{path}?q={}", "x".repeat(8 * 1024))).await;
         answer.assert_problem(414, "uri_too_long");
-        let answer = bench.send(Request::get(path).header("x-large", &large), Body::empty()).await;
+        let answer = app.send(Request::get(path).header("x-large", &large), Body::empty()).await;
         answer.assert_problem(431, "head_too_large");
         let many = (0..65).fold(Request::get(path), |r, n| r.header(format!("x-{n}"), "1"));
-        bench.send(many, Body::empty()).await.assert_problem(431, "head_too_large");
+        app.send(many, Body::empty()).await.assert_problem(431, "head_too_large");
         let fits = Request::get(path).header("x-large", &just_right);
-        assert_ne!(bench.send(fits, Body::empty()).await.status, 431);
+        assert_ne!(app.send(fits, Body::empty()).await.status, 431);
     }
 }
 
 #[tokio::test]
-async fn what_the_library_refuses_is_a_4xx_too() {
+async fn requests_rejected_by_the_http_library_answer_4xx() {
     let served = Served::new(&[]).await;
     let get = "GET /livez HTTP/1.1\r\nHost: localhost\r\n";
     let long_path = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(70_000));
@@ -61,7 +61,7 @@ async fn what_the_library_refuses_is_a_4xx_too() {
 
 /// Two ideas of where a request ends would let one hide in another's body, behind a proxy.
 #[tokio::test]
-async fn a_request_ends_where_every_proxy_says_that_it_ends() {
+async fn ambiguous_request_framing_is_rejected() {
     let served = Served::new(&[]).await;
     let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let smuggled = format!(

@@ -1,8 +1,8 @@
 //! The API over the real SQLite store, a local blob folder and the in-process queue.
 
 mod access;
+mod app;
 mod bad_input;
-mod bench;
 mod control;
 mod deletion;
 mod delivery;

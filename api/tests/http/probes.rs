@@ -2,19 +2,19 @@
 
 use serde_json::json;
 
-use crate::bench::Bench;
+use crate::app::TestApp;
 
 #[tokio::test]
 async fn readiness_names_every_part() {
-    let bench = Bench::new().await;
-    assert_eq!(bench.get("/livez").await.text(), "ok\n");
-    let ready = bench.get("/readyz").await;
+    let app = TestApp::new().await;
+    assert_eq!(app.get("/livez").await.text(), "ok\n");
+    let ready = app.get("/readyz").await;
     assert_eq!(ready.status.as_u16(), 200);
     let up = json!({"status": "ready", "parts": {"database": "up", "blobs": "up", "broker": "up"}});
     assert_eq!(ready.json(), up);
     // Without the broker uploads are accepted all the same.
-    bench.services.queue.close().await;
-    let degraded = bench.get("/readyz").await;
+    app.parts.queue.close().await;
+    let degraded = app.get("/readyz").await;
     assert_eq!(degraded.status.as_u16(), 200);
     assert_eq!(degraded.json()["status"], "degraded");
     assert_eq!(degraded.json()["parts"]["broker"], "down");
@@ -22,44 +22,44 @@ async fn readiness_names_every_part() {
 
 #[tokio::test]
 async fn metrics_are_text() {
-    let bench = Bench::new().await;
-    let answer = bench.get("/metrics").await;
+    let app = TestApp::new().await;
+    let answer = app.get("/metrics").await;
     assert_eq!(answer.text(), "metrics\n");
     assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"));
 }
 
 #[tokio::test]
-async fn the_description_and_its_page_need_no_other_host() {
-    let bench = Bench::new().await;
-    let document = bench.get("/openapi.json").await.json();
+async fn the_docs_page_loads_nothing_from_other_hosts() {
+    let app = TestApp::new().await;
+    let document = app.get("/openapi.json").await.json();
     let expected = serde_json::to_value(safelight_api::openapi()).expect("JSON");
     assert_eq!(document, expected);
-    assert_eq!(bench.get("/docs").await.header("location"), "/docs/");
-    let page = bench.get("/docs/").await;
+    assert_eq!(app.get("/docs").await.header("location"), "/docs/");
+    let page = app.get("/docs/").await;
     assert_eq!(page.status.as_u16(), 200);
     let policy = page.header("content-security-policy");
     for rule in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
         assert!(policy.split("; ").any(|found| found == rule), "{rule}: {policy}");
     }
     assert!(!page.text().contains("<script>"), "a script in the page would not run");
-    let script = bench.get("/docs/swagger-initializer.js").await;
+    let script = app.get("/docs/swagger-initializer.js").await;
     for text in [page.text(), script.text()] {
         assert!(!text.contains("http://") && !text.contains("https://"), "{text}");
     }
     assert!(script.text().contains("/openapi.json"));
     for asset in page.text().split(['"', '\'']).filter(|text| text.starts_with("./")) {
-        let answer = bench.get(&format!("/docs/{}", &asset[2..])).await;
+        let answer = app.get(&format!("/docs/{}", &asset[2..])).await;
         assert_eq!(answer.status.as_u16(), 200, "{asset}");
     }
 }
 
 #[tokio::test]
-async fn every_answer_has_a_request_id() {
-    let bench = Bench::new().await;
-    let made = bench.get("/livez").await.header("x-request-id").to_owned();
+async fn every_response_has_a_request_id() {
+    let app = TestApp::new().await;
+    let made = app.get("/livez").await.header("x-request-id").to_owned();
     assert_eq!(made.len(), 36);
     let request = |id| axum::http::Request::get("/livez").header("x-request-id", id);
-    assert_eq!(bench.send(request("abc-1"), "").await.header("x-request-id"), "abc-1");
-    let replaced = bench.send(request("a b\"c"), "").await;
+    assert_eq!(app.send(request("abc-1"), "").await.header("x-request-id"), "abc-1");
+    let replaced = app.send(request("a b\"c"), "").await;
     assert_eq!(replaced.header("x-request-id").len(), 36);
 }

@@ -13,11 +13,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, image_id, picture, task_id, until};
+use crate::app::{TestApp, eventually, image_id, picture, task_id};
 
 /// A node that listens.
 pub struct Served {
-    pub bench: Bench,
+    pub app: TestApp,
     pub address: SocketAddr,
     shutdown: CancellationToken,
     ended: JoinHandle<io::Result<()>>,
@@ -29,14 +29,14 @@ impl Served {
     }
 
     pub async fn with_tls(keys: &[(&str, &str)], tls: Option<Tls>) -> Self {
-        let bench = Bench::configured(keys).await;
+        let app = TestApp::configured(keys).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
-        let (api, config) = (bench.api.clone(), bench.services.config.clone());
+        let (api, config) = (app.api.clone(), app.parts.config.clone());
         let token = shutdown.clone();
         let ended = tokio::spawn(async move { serve(listener, api, tls, &config, token).await });
-        Self { bench, address, shutdown, ended }
+        Self { app, address, shutdown, ended }
     }
 
     pub async fn connect(&self) -> TcpStream {
@@ -88,15 +88,15 @@ async fn a_client_that_hangs_up_leaves_nothing() {
     stream.write_all(head.as_bytes()).await.expect("sent");
     stream.write_all(&picture(300_000, 1)).await.expect("sent");
     // Its bytes are on the disk already, under a temporary name.
-    until(async || !served.bench.incoming().is_empty()).await;
+    eventually(async || !served.app.incoming().is_empty()).await;
     drop(stream);
-    served.bench.until_nothing_is_staged().await;
-    let list = served.bench.get("/v1/images").await.json();
+    served.app.eventually_nothing_is_staged().await;
+    let list = served.app.get("/v1/images").await.json();
     assert_eq!(list["images"], serde_json::json!([]));
 }
 
 #[tokio::test]
-async fn a_silent_upload_is_broken_off() {
+async fn a_silent_upload_times_out() {
     let served = Served::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
     let mut stream = served.connect().await;
     let head = format!("{POST}Content-Length: 1000000\r\n\r\n");
@@ -105,11 +105,11 @@ async fn a_silent_upload_is_broken_off() {
     let answer = read_answer(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains("upload_timeout"), "{answer}");
-    served.bench.until_nothing_is_staged().await;
+    served.app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_client_that_only_sends_still_gets_its_refusal() {
+async fn a_client_that_is_still_sending_gets_its_rejection() {
     let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
     let head = format!("{POST}Content-Length: 8000000\r\n\r\n");
     for body in [picture(8_000_000, 1), vec![b'x'; 8_000_000]] {
@@ -123,7 +123,7 @@ async fn a_client_that_only_sends_still_gets_its_refusal() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_need_not_send() {
+async fn a_rejected_expect_continue_body_is_not_sent() {
     let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
     let asked =
         |bytes: usize| format!("{POST}Expect: 100-continue\r\nContent-Length: {bytes}\r\n\r\n");
@@ -152,8 +152,8 @@ async fn http2_is_spoken_on_the_same_port() {
 }
 
 #[tokio::test]
-async fn a_start_that_takes_long_shows_that_the_process_lives() {
-    let bench = Bench::new().await;
+async fn livez_answers_during_a_slow_start() {
+    let app = TestApp::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let ask = async |path: &str| {
@@ -170,12 +170,9 @@ async fn a_start_that_takes_long_shows_that_the_process_lives() {
         assert!(refused.contains("retry-after") && refused.contains("not_ready"), "{refused}");
         "connected"
     };
-    assert_eq!(
-        while_starting(&listener, None, &bench.services.config, connecting).await,
-        "connected"
-    );
+    assert_eq!(while_starting(&listener, None, &app.parts.config, connecting).await, "connected");
     // Then the port is the node's own.
-    let (api, config) = (bench.api.clone(), bench.services.config.clone());
+    let (api, config) = (app.api.clone(), app.parts.config.clone());
     let serving =
         tokio::spawn(
             async move { serve(listener, api, None, &config, CancellationToken::new()).await },
@@ -187,7 +184,7 @@ async fn a_start_that_takes_long_shows_that_the_process_lives() {
 #[tokio::test]
 async fn shutdown_ends_waits_and_finishes_uploads() {
     let served = Served::new(&[]).await;
-    let task = task_id(&served.bench.upload(picture(500, 1)).await);
+    let task = task_id(&served.app.upload(picture(500, 1)).await);
     let mut waiting = served.connect().await;
     let ask =
         format!("GET /v1/tasks/{task} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n");
@@ -202,7 +199,7 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
     let bytes = picture(300_000, 2);
     uploading.write_all(head.as_bytes()).await.expect("sent");
     uploading.write_all(&bytes[..200_000]).await.expect("sent");
-    until(async || served.bench.incoming().len() > 1).await;
+    eventually(async || served.app.incoming().len() > 1).await;
     served.shutdown.cancel();
     let answer = read_to_end(&mut waiting).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -217,21 +214,21 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
 }
 
 #[tokio::test]
-async fn shutdown_waits_no_longer_than_it_may() {
+async fn shutdown_waits_at_most_drain_timeout() {
     let served = Served::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
     let mut stuck = served.connect().await;
     let head = format!("{POST}Content-Length: 300000\r\n\r\n");
     stuck.write_all(head.as_bytes()).await.expect("sent");
     stuck.write_all(&picture(200_000, 1)).await.expect("sent");
-    until(async || !served.bench.incoming().is_empty()).await;
+    eventually(async || !served.app.incoming().is_empty()).await;
     served.shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), served.ended).await;
     ended.expect("in time").expect("no panic").expect("no error");
-    served.bench.until_nothing_is_staged().await;
+    served.app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_half_way_costs_the_others_nothing() {
+async fn a_client_that_leaves_during_a_read_affects_no_other() {
     let served = Served::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
     let (get, size) = large_original(&served).await;
     let mut gone = served.connect().await;
@@ -245,7 +242,7 @@ async fn a_client_that_leaves_half_way_costs_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn clients_that_dawdle_are_disconnected() {
+async fn slow_clients_are_disconnected() {
     let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
     let (get, size) = large_original(&served).await;
     // One says nothing, one never ends its head, one lies idle after an answer.
@@ -261,7 +258,7 @@ async fn clients_that_dawdle_are_disconnected() {
     let mut deaf = served.connect().await;
     deaf.write_all(get.as_bytes()).await.expect("sent");
     // Once the server has closed the connection, what is sent on it comes back as a reset.
-    until(async || deaf.write_all(b"x").await.is_err()).await;
+    eventually(async || deaf.write_all(b"x").await.is_err()).await;
     let mut answer = Vec::new();
     // Ends in order or with a reset.
     let _ = deaf.read_to_end(&mut answer).await;
@@ -271,8 +268,8 @@ async fn clients_that_dawdle_are_disconnected() {
 #[tokio::test]
 async fn an_http2_client_that_only_answers_pings_is_disconnected() {
     let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
-    let document = served.bench.upload(picture(50_000, 1)).await;
-    served.bench.write(task_id(&document)).await;
+    let document = served.app.upload(picture(50_000, 1)).await;
+    served.app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     // One lies idle after an answer, one takes nothing of it.
     for (path, window) in [("/livez", 65_535), (&*path, 0)] {
@@ -288,12 +285,12 @@ async fn an_http2_client_that_only_answers_pings_is_disconnected() {
 async fn an_http2_client_may_wait_and_read_slowly() {
     let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "1000")]).await;
     let whole = picture(120_000, 1);
-    let document = served.bench.upload(whole.clone()).await;
+    let document = served.app.upload(whole.clone()).await;
     let task = task_id(&document);
     let mut client = Http2::new(&served, 20_000).await;
     let held = client.get(&format!("/v1/tasks/{task}"), "wait=2").await.expect("an answer");
     assert_eq!(held.status(), StatusCode::OK, "waiting is not idling");
-    served.bench.write(task).await;
+    served.app.write(task).await;
     let path = format!("/images/{}", image_id(&document));
     let mut body = client.get(&path, "").await.expect("an answer").into_body();
     let mut read = Vec::new();
@@ -331,8 +328,8 @@ impl Http2 {
 /// A request for an original that no socket's buffers hold, and its size.
 async fn large_original(served: &Served) -> (String, usize) {
     let whole = picture(40_000_000, 1);
-    let document = served.bench.upload(whole.clone()).await;
-    served.bench.write(task_id(&document)).await;
+    let document = served.app.upload(whole.clone()).await;
+    served.app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     (format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"), whole.len())
 }

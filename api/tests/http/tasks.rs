@@ -7,19 +7,19 @@ use http_body_util::BodyExt;
 use safelight_domain::{ErrorCode, Failure, JobKind};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, image_id, picture, task_id};
+use crate::app::{TestApp, image_id, picture, task_id};
 
 #[tokio::test]
 async fn a_document_follows_its_task_to_the_end() {
-    let bench = Bench::new().await;
-    let task = task_id(&bench.upload(picture(500, 1)).await);
+    let app = TestApp::new().await;
+    let task = task_id(&app.upload(picture(500, 1)).await);
     let path = format!("/v1/tasks/{task}");
-    let queued = bench.get(&path).await;
+    let queued = app.get(&path).await;
     assert_eq!(queued.header("retry-after"), "1");
     assert_eq!(queued.json()["image"]["placeholder"], Value::Null);
-    bench.write(task).await;
-    bench.render(task, b"small").await;
-    let done = bench.get(&path).await;
+    app.write(task).await;
+    app.render(task, b"small").await;
+    let done = app.get(&path).await;
     assert_ne!(queued.header("etag"), done.header("etag"));
     assert_eq!(done.header("retry-after"), "");
     assert_eq!(done.header("cache-control"), "private, no-cache");
@@ -34,14 +34,14 @@ async fn a_document_follows_its_task_to_the_end() {
     );
     let placeholder = json!({"thumbhash": "AQcSHf4=", "dominant_color": "#0011ff"});
     assert_eq!(document["image"]["placeholder"], placeholder);
-    let single = bench.get(&format!("/v1/images/{image}")).await.json();
+    let single = app.get(&format!("/v1/images/{image}")).await.json();
     assert_eq!(single["placeholder"], placeholder);
-    let listed = bench.get("/v1/images").await.json();
+    let listed = app.get("/v1/images").await.json();
     assert_eq!(listed["images"][0]["placeholder"], placeholder);
     assert!(document["finished_at"].as_str().is_some_and(|at| at.ends_with('Z')));
     // What the client has is not sent again.
     let request = Request::get(&path).header("if-none-match", done.header("etag"));
-    let unchanged = bench.send(request, "").await;
+    let unchanged = app.send(request, "").await;
     assert_eq!(unchanged.status.as_u16(), 304);
     assert!(unchanged.body.is_empty());
     assert_eq!(unchanged.header("etag"), done.header("etag"));
@@ -49,12 +49,12 @@ async fn a_document_follows_its_task_to_the_end() {
 
 #[tokio::test]
 async fn a_failed_task_says_why() {
-    let bench = Bench::new().await;
-    let task = task_id(&bench.upload(picture(500, 1)).await);
-    bench.write(task).await;
+    let app = TestApp::new().await;
+    let task = task_id(&app.upload(picture(500, 1)).await);
+    app.write(task).await;
     let failure = Failure::new(ErrorCode::CorruptImage, "the data ends early");
-    bench.fail(task, JobKind::Thumbnail, failure).await;
-    let document = bench.get(&format!("/v1/tasks/{task}")).await.json();
+    app.fail(task, JobKind::Thumbnail, failure).await;
+    let document = app.get(&format!("/v1/tasks/{task}")).await.json();
     let error =
         json!({"code": "corrupt_image", "message": "the data ends early", "retryable": false});
     assert_eq!(document["status"], "failed");
@@ -64,20 +64,20 @@ async fn a_failed_task_says_why() {
 
 #[tokio::test]
 async fn an_answer_is_held_until_the_task_is_final() {
-    let bench = Bench::new().await;
-    let task = task_id(&bench.upload(picture(500, 1)).await);
+    let app = TestApp::new().await;
+    let task = task_id(&app.upload(picture(500, 1)).await);
     let request = Request::get(format!("/v1/tasks/{task}")).header("prefer", "wait=60");
     let work = async {
-        bench.write(task).await;
-        bench.render(task, b"x").await;
+        app.write(task).await;
+        app.render(task, b"x").await;
     };
-    let (answer, ()) = tokio::join!(bench.send(request, ""), work);
+    let (answer, ()) = tokio::join!(app.send(request, ""), work);
     assert_eq!(answer.json()["status"], "succeeded");
     assert_eq!(answer.header("preference-applied"), "wait=60");
     // A wait that is over says how things stand.
     let request = Request::post("/v1/images").header("prefer", "wait=1");
     let begun = Instant::now();
-    let answer = bench.send(request, picture(500, 2)).await;
+    let answer = app.send(request, picture(500, 2)).await;
     assert_eq!(answer.status.as_u16(), 202);
     assert!(begun.elapsed() >= Duration::from_secs(1));
     assert_eq!(answer.json()["status"], "queued");
@@ -85,8 +85,8 @@ async fn an_answer_is_held_until_the_task_is_final() {
 }
 
 /// The events of a stream read to its end: id and document of each.
-async fn events(bench: &Bench, request: axum::http::request::Builder) -> Vec<(String, Value)> {
-    let answer = bench.send(request, "").await;
+async fn events(app: &TestApp, request: axum::http::request::Builder) -> Vec<(String, Value)> {
+    let answer = app.send(request, "").await;
     assert_eq!(answer.status.as_u16(), 200);
     assert_eq!(answer.header("content-type"), "text/event-stream");
     let text = answer.text();
@@ -105,39 +105,39 @@ async fn events(bench: &Bench, request: axum::http::request::Builder) -> Vec<(St
 }
 
 #[tokio::test]
-async fn events_tell_the_story_and_end() {
-    let bench = Bench::new().await;
-    let task = task_id(&bench.upload(picture(500, 1)).await);
+async fn events_follow_a_task_and_end() {
+    let app = TestApp::new().await;
+    let task = task_id(&app.upload(picture(500, 1)).await);
     let path = format!("/v1/tasks/{task}/events");
     let work = async {
-        bench.write(task).await;
-        bench.render(task, b"x").await;
+        app.write(task).await;
+        app.render(task, b"x").await;
     };
-    let (story, ()) = tokio::join!(events(&bench, Request::get(&path)), work);
+    let (story, ()) = tokio::join!(events(&app, Request::get(&path)), work);
     let versions: Vec<i64> = story.iter().map(|(id, _)| id.parse().expect("a number")).collect();
     assert!(versions.is_sorted_by(|a, b| a < b), "{versions:?}");
     let (last, document) = story.last().expect("an event");
     assert_eq!(document["status"], "succeeded");
     // A client that has seen the end is told to stop, one that has not gets it.
     let request = Request::get(&path).header("last-event-id", last);
-    assert_eq!(bench.send(request, "").await.status.as_u16(), 204);
+    assert_eq!(app.send(request, "").await.status.as_u16(), 204);
     for seen in ["1", "unknown"] {
-        let rest = events(&bench, Request::get(&path).header("last-event-id", seen)).await;
+        let rest = events(&app, Request::get(&path).header("last-event-id", seen)).await;
         assert_eq!(rest.len(), 1);
         assert_eq!(&rest[0].0, last);
     }
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_gets_only_news() {
-    let bench = Bench::new().await;
-    let task = task_id(&bench.upload(picture(500, 1)).await);
+async fn a_reconnecting_client_gets_only_newer_events() {
+    let app = TestApp::new().await;
+    let task = task_id(&app.upload(picture(500, 1)).await);
     let request = Request::get(format!("/v1/tasks/{task}/events"))
         .header("last-event-id", "1")
         .body(axum::body::Body::empty());
-    let response = bench.api.answer(request.expect("a request")).await;
+    let response = app.api.answer(request.expect("a request")).await;
     let mut body = response.expect("an answer").into_body();
-    bench.write(task).await;
+    app.write(task).await;
     let frame = body.frame().await.expect("an event").expect("a frame");
     let text = String::from_utf8(frame.into_data().expect("data").to_vec()).expect("text");
     assert!(!text.contains("id: 1\n"), "{text}");
@@ -145,10 +145,10 @@ async fn a_client_that_comes_back_gets_only_news() {
 }
 
 /// All pages of a list, as the ids in them.
-async fn walk(bench: &Bench, path: &str, member: &str) -> Vec<Vec<String>> {
+async fn walk(app: &TestApp, path: &str, member: &str) -> Vec<Vec<String>> {
     let (mut pages, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = bench.get(&format!("{path}{cursor}")).await.json();
+        let page = app.get(&format!("{path}{cursor}")).await.json();
         let rows = page[member].as_array().expect("rows");
         pages.push(rows.iter().map(|row| row["id"].as_str().expect("an id").to_owned()).collect());
         match page["next_cursor"].as_str() {
@@ -160,42 +160,42 @@ async fn walk(bench: &Bench, path: &str, member: &str) -> Vec<Vec<String>> {
 
 #[tokio::test]
 async fn lists_are_paged_newest_first() {
-    let bench = Bench::new().await;
+    let app = TestApp::new().await;
     let (mut tasks, mut images) = (Vec::new(), Vec::new());
     for seed in 0..5 {
-        let document = bench.upload(picture(500, seed)).await;
+        let document = app.upload(picture(500, seed)).await;
         tasks.insert(0, task_id(&document).to_string());
         images.insert(0, image_id(&document).to_string());
     }
-    let pages = walk(&bench, "/v1/tasks?limit=2", "tasks").await;
+    let pages = walk(&app, "/v1/tasks?limit=2", "tasks").await;
     assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
     assert_eq!(pages.concat(), tasks);
-    assert_eq!(walk(&bench, "/v1/images?limit=2", "images").await.concat(), images);
+    assert_eq!(walk(&app, "/v1/images?limit=2", "images").await.concat(), images);
     // Filters.
     let failed = tasks[2].parse().expect("an id");
     let failure = Failure::new(ErrorCode::NotAnImage, "x");
-    bench.write(failed).await;
-    bench.fail(failed, JobKind::Thumbnail, failure).await;
-    let pages = walk(&bench, "/v1/tasks?status=failed&kind=upload&limit=2", "tasks").await;
+    app.write(failed).await;
+    app.fail(failed, JobKind::Thumbnail, failure).await;
+    let pages = walk(&app, "/v1/tasks?status=failed&kind=upload&limit=2", "tasks").await;
     assert_eq!(pages.concat(), [tasks[2].clone()]);
-    assert!(walk(&bench, "/v1/tasks?kind=backfill", "tasks").await.concat().is_empty());
+    assert!(walk(&app, "/v1/tasks?kind=backfill", "tasks").await.concat().is_empty());
     // A cursor of one list is none of another.
-    let page = bench.get("/v1/tasks?limit=1").await.json();
+    let page = app.get("/v1/tasks?limit=1").await.json();
     let cursor = page["next_cursor"].as_str().expect("a cursor");
-    bench.get(&format!("/v1/images?cursor={cursor}")).await.assert_problem(400, "invalid_query");
+    app.get(&format!("/v1/images?cursor={cursor}")).await.assert_problem(400, "invalid_query");
 }
 
 #[tokio::test]
 async fn images_show_their_metadata() {
-    let bench = Bench::new().await;
-    let document = bench.upload(picture(500, 1)).await;
+    let app = TestApp::new().await;
+    let document = app.upload(picture(500, 1)).await;
     let path = format!("/v1/images/{}", image_id(&document));
-    let before = bench.get(&path).await;
+    let before = app.get(&path).await;
     assert_eq!(before.json()["sha256"], document["image"]["sha256"]);
     assert_eq!(before.json()["orientation"], json!(null));
-    bench.write(task_id(&document)).await;
-    let after = bench.get(&path).await;
+    app.write(task_id(&document)).await;
+    let after = app.get(&path).await;
     assert_eq!(after.json()["orientation"], 1);
     let request = Request::get(&path).header("if-none-match", after.header("etag"));
-    assert_eq!(bench.send(request, "").await.status.as_u16(), 304);
+    assert_eq!(app.send(request, "").await.status.as_u16(), 304);
 }

@@ -19,7 +19,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    bench::picture,
+    app::picture,
     server::{Served, read_answer, read_to_end},
 };
 
@@ -130,7 +130,7 @@ async fn http2_is_spoken_over_tls() {
 }
 
 #[tokio::test]
-async fn who_speaks_no_tls_or_says_nothing_is_disconnected() {
+async fn clients_without_a_tls_handshake_are_disconnected() {
     let files = Files::new();
     let keys = [("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")];
     let served = Served::with_tls(&keys, Some(files.load().expect("usable"))).await;
@@ -179,7 +179,7 @@ async fn a_new_certificate_is_served_and_a_broken_one_is_not() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named() {
+fn unusable_certificates_are_named() {
     let files = Files::new();
     let said = |files: &Files| files.load().map(|_| ()).expect_err("unusable").to_string();
     std::fs::write(files.key(), "no key").expect("written");

@@ -12,15 +12,15 @@ use safelight_domain::ContentHash;
 use safelight_store::QueueCapacity;
 use serde_json::json;
 
-use crate::bench::{Bench, image_id, multipart, multipart_request, picture, task_id};
+use crate::app::{TestApp, image_id, multipart, multipart_request, picture, task_id};
 
 #[tokio::test]
 async fn a_raw_upload_is_stored_recorded_and_announced() {
-    let bench = Bench::new().await;
+    let app = TestApp::new().await;
     let bytes = picture(200_000, 1);
     let request = Request::post("/v1/images?title=My%20cat&tags=a,b&tags=c")
         .header("content-disposition", "attachment; filename=\"../cat.png\"");
-    let answer = bench.send(request, bytes.clone()).await;
+    let answer = app.send(request, bytes.clone()).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
     let receipt = answer.json();
     assert_eq!(answer.header("location"), format!("/v1/tasks/{}", task_id(&receipt)));
@@ -37,18 +37,15 @@ async fn a_raw_upload_is_stored_recorded_and_announced() {
     assert_eq!(receipt["progress"], json!({"total": 2, "succeeded": 0, "failed": 0}));
 
     let staged = BlobKey::Incoming(image_id(&receipt));
-    let stored = bench.services.blobs.read(&staged, 1 << 20).await.expect("staged bytes");
+    let stored = app.parts.blobs.read(&staged, 1 << 20).await.expect("staged bytes");
     assert_eq!(stored, bytes);
-    let announced = bench
-        .services
-        .store
-        .take_unpublished(&QueueCapacity::each(10), Duration::from_secs(1))
-        .await;
+    let announced =
+        app.parts.store.take_unpublished(&QueueCapacity::each(10), Duration::from_secs(1)).await;
     assert_eq!(announced.expect("the outbox").due.len(), 2);
     // The relay's bell has been rung: this returns at once.
-    bench.services.outbox_signal.notified().await;
+    app.parts.outbox_signal.notified().await;
 
-    let shown = bench.get(answer.header("location")).await.json();
+    let shown = app.get(answer.header("location")).await.json();
     for member in ["id", "kind", "lane", "status", "progress", "jobs", "error"] {
         assert_eq!(shown[member], receipt[member], "{member}");
     }
@@ -57,7 +54,7 @@ async fn a_raw_upload_is_stored_recorded_and_announced() {
 
 #[tokio::test]
 async fn multipart_fields_come_in_any_order() {
-    let bench = Bench::new().await;
+    let app = TestApp::new().await;
     let bytes = picture(200_000, 2);
     let parts: [(&str, &[u8]); 4] = [
         ("name=\"tags\"", b"x, y"),
@@ -65,7 +62,7 @@ async fn multipart_fields_come_in_any_order() {
         ("name=\"title\"", "Über".as_bytes()),
         ("name=\"tags\"", b"z"),
     ];
-    let answer = bench.send(multipart_request(), multipart(&parts)).await;
+    let answer = app.send(multipart_request(), multipart(&parts)).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
     let image = &answer.json()["image"];
     assert_eq!(image["sha256"], ContentHash::of(&bytes).to_string());
@@ -76,40 +73,40 @@ async fn multipart_fields_come_in_any_order() {
 
 #[tokio::test]
 async fn ten_megabytes_arrive_in_chunks_of_any_size() {
-    let bench = Bench::new().await;
+    let app = TestApp::new().await;
     let bytes = Bytes::from(picture(10_000_000, 3));
     let hash = ContentHash::of(&bytes).to_string();
     for size in [7_919, 1 << 20] {
         let chunks: Vec<_> =
             bytes.chunks(size).map(|c| Ok::<_, std::io::Error>(bytes.slice_ref(c))).collect();
-        let document = bench.upload(Body::from_stream(stream::iter(chunks))).await;
+        let document = app.upload(Body::from_stream(stream::iter(chunks))).await;
         assert_eq!(document["image"]["sha256"], hash);
     }
     let body = multipart(&[("name=\"file\"; filename=\"a\"", &bytes)]);
     let body = Bytes::from(body);
     let chunks: Vec<_> =
         body.chunks(60_000).map(|c| Ok::<_, std::io::Error>(body.slice_ref(c))).collect();
-    let answer = bench.send(multipart_request(), Body::from_stream(stream::iter(chunks))).await;
+    let answer = app.send(multipart_request(), Body::from_stream(stream::iter(chunks))).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
     assert_eq!(answer.json()["image"]["sha256"], hash);
 }
 
 #[tokio::test]
-async fn a_digest_that_fits_is_accepted() {
-    let bench = Bench::new().await;
+async fn a_matching_digest_is_accepted() {
+    let app = TestApp::new().await;
     let bytes = picture(1000, 4);
     let digest = |bytes: &[u8]| {
         use base64::{Engine, engine::general_purpose::STANDARD};
         format!("sha-256=:{}:", STANDARD.encode(ContentHash::of(bytes).as_bytes()))
     };
     let request = Request::post("/v1/images").header("content-digest", digest(&bytes));
-    let answer = bench.send(request, bytes.clone()).await;
+    let answer = app.send(request, bytes.clone()).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
     // Of multipart, either the whole content or the file.
     let body = multipart(&[("name=\"file\"", &bytes)]);
     for digest in [digest(&bytes), digest(&body)] {
         let request = multipart_request().header("content-digest", digest);
-        let answer = bench.send(request, body.clone()).await;
+        let answer = app.send(request, body.clone()).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
     }
 }

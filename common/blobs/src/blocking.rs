@@ -1,9 +1,8 @@
-//! Files from asynchronous code.
+//! Blocking file operations in asynchronous code.
 
 use std::io;
 
-/// Runs `work`, which may wait for a disk, on a thread that nobody else waits for. A panic in it is an
-/// error.
+/// Runs `work`, which may wait for a disk, on a thread for blocking work. Returns a panic as an error.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

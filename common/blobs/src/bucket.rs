@@ -1,5 +1,5 @@
-//! A bucket that is not Safelight's own, to take pictures from. Its keys are any text: they are listed, and
-//! where `object_store` has no path for one (`a//b`) also read, by plain requests that it signs.
+//! A foreign bucket from which pictures are imported. Its keys can be any text. `object_store` has no path for
+//! some of them (`a//b`), so this module sends its own signed requests to list keys and to read such objects.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -21,41 +21,41 @@ use super::{
     store::{environment, s3_from},
 };
 
-/// Keys that a store lists at once at most.
+/// The largest page that stores return for a list.
 const PAGE: usize = 1000;
 
-/// What a request's signature leaves as it is; in a key also the `/`.
+/// The characters that are not escaped in a signed request. A key's `/` is not escaped either.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const IN_PATH: &AsciiSet = &IN_QUERY.remove(b'/');
 
-/// A bucket, reached as the `AWS_*` variables say. Only read.
+/// A read-only bucket, with access configured by the `AWS_*` variables.
 pub struct Bucket {
     s3: AmazonS3,
     http: HttpClient,
-    /// Where it is, without a `/` at the end.
+    /// The bucket's URL, without a trailing `/`.
     url: String,
     region: String,
     is_public: bool,
     requester_pays: bool,
 }
 
-/// An object that was listed.
+/// An object in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Its key, as it is.
+    /// Its key, not escaped.
     pub key: String,
-    /// How many bytes it has.
+    /// Its size.
     pub bytes: u64,
 }
 
 impl Listed {
-    /// Whether it only marks a folder, as consoles make them.
+    /// Whether it only marks a folder, as S3 consoles create them.
     pub fn is_folder(&self) -> bool {
         self.bytes == 0 && self.key.ends_with('/')
     }
 }
 
-/// The answer to `ListObjectsV2`.
+/// The response to `ListObjectsV2`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
@@ -103,8 +103,8 @@ impl Bucket {
         })
     }
 
-    /// The first `limit` objects, in the order of their keys, whose keys begin with `prefix` and come
-    /// after `after`; fewer only if there are no more.
+    /// The first `limit` objects, ordered by key, whose keys start with `prefix` and sort after `after`. Fewer
+    /// only at the end.
     pub async fn list(
         &self,
         prefix: &str,
@@ -125,7 +125,7 @@ impl Bucket {
         Ok(found)
     }
 
-    /// What one request lists, and whether that was all.
+    /// Lists one page, and returns whether it is the last.
     async fn list_page(
         &self,
         prefix: &str,
@@ -141,7 +141,7 @@ impl Bucket {
         }
         let answer = match self.list_url(&url).await? {
             Ok(answer) => answer,
-            // A key may hold characters that XML cannot.
+            // A key may contain characters that are invalid in XML.
             Err(_) => self.list_url(&format!("{url}&encoding-type=url")).await?.map_err(broken)?,
         };
         let encoded = answer.encoding_type.as_deref() == Some("url");
@@ -149,14 +149,14 @@ impl Bucket {
         let objects = answer.contents.into_iter();
         let listed: Vec<_> =
             objects.map(|Object { key: k, size }| Listed { key: key(k), bytes: size }).collect();
-        // Whoever asks for what comes after the last would never come to an end.
+        // Without an order, the walk after the last key would never end.
         if listed.first().is_some_and(|first| after.is_some_and(|after| *first.key <= *after)) {
-            return Err(broken("the store lists its keys in no order"));
+            return Err(broken("the store does not list its keys in order"));
         }
         Ok((listed, !answer.is_truncated))
     }
 
-    /// The answer to a request for a list, or why it cannot be read.
+    /// Requests a list. The inner error is for a response that cannot be parsed.
     async fn list_url(&self, url: &str) -> Result<Result<Answer, quick_xml::DeError>, BlobError> {
         let answer = self.get(url).await?.into_body().bytes().await.map_err(broken)?;
         Ok(quick_xml::de::from_reader(answer.as_ref()))
@@ -165,11 +165,11 @@ impl Bucket {
     /// Streams an object.
     pub async fn read(&self, key: &str) -> Result<BlobStream, BlobError> {
         match Path::parse(key) {
-            // This way a stream that breaks is taken up again.
+            // `object_store` resumes a broken stream.
             Ok(path) if path.as_ref() == key => {
                 Ok(self.s3.get(&path).await?.into_stream().map_err(BlobError::from).boxed())
             }
-            // Whatever sends this would tidy it up to the name of another object.
+            // HTTP clients would normalize this to the URL of another object.
             Err(error) if key.split('/').any(|part| matches!(part, "." | "..")) => {
                 Err(object_store::Error::from(error).into())
             }
@@ -181,7 +181,7 @@ impl Bucket {
         }
     }
 
-    /// A signed GET, if it was answered with success.
+    /// Sends a signed GET. A response without success is an error.
     async fn get(&self, url: &str) -> Result<HttpResponse, BlobError> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.uri_mut() = url.parse().map_err(broken)?;
@@ -201,7 +201,7 @@ impl Bucket {
     }
 }
 
-/// Where a bucket is: `object_store` says so in a signature, for which any key will do.
+/// The URL of a bucket, taken from a URL that `object_store` signs with a dummy key.
 async fn url_of(s3: AmazonS3Builder) -> Result<String, BlobError> {
     let key = AwsCredential { key_id: "-".to_owned(), secret_key: "-".to_owned(), token: None };
     let s3 = s3.with_credentials(Arc::new(StaticCredentialProvider::new(key))).build()?;
@@ -210,12 +210,12 @@ async fn url_of(s3: AmazonS3Builder) -> Result<String, BlobError> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// A key as `encoding-type=url` writes it: a space may be a plus.
+/// Decodes a key from `encoding-type=url`, in which a space may be a plus.
 fn decoded(key: &str) -> String {
     percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
-/// A request that failed, or an answer that makes no sense.
+/// The error of a failed request, or of an invalid response.
 fn broken(error: impl Into<Box<dyn Error + Send + Sync>>) -> BlobError {
     BlobError::from(object_store::Error::Generic { store: "S3", source: error.into() })
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with the bytes.
+//! Errors of the blob store.
 
 use std::error::Error;
 
@@ -8,22 +8,22 @@ pub enum BlobError {
     /// No such object.
     #[error("no such object")]
     NotFound,
-    /// No space left on the disk.
+    /// The disk is full.
     #[error("no space left for blobs")]
     Full,
-    /// More bytes than the caller allowed.
-    #[error("the object has {bytes} bytes, more than the {limit} expected")]
+    /// The object is larger than the caller allows.
+    #[error("the object has {bytes} bytes, more than the expected {limit}")]
     TooLarge {
-        /// What there is.
+        /// The object's size.
         bytes: u64,
-        /// What was allowed.
+        /// The limit.
         limit: u64,
     },
-    /// The store did not answer, or refused.
+    /// The store did not respond, or responded with an error.
     #[error("the blob store failed: {0}")]
     Store(#[source] object_store::Error),
-    /// The store let a read wait for too long.
-    #[error("the blob store does not answer")]
+    /// A read timed out.
+    #[error("the blob store does not respond")]
     Late,
     /// The local spool failed.
     #[error("the spool folder failed: {0}")]
@@ -31,10 +31,10 @@ pub enum BlobError {
 }
 
 impl BlobError {
-    /// Whether the store answered, and will answer the same again: there is no such thing, it may not be
-    /// read with these keys, or it cannot be asked for. (Most answers are known by their text alone.)
+    /// Whether the store rejected the request, and will reject it again: the object does not exist, these keys may
+    /// not read it, or its name is invalid. (Most responses can only be distinguished by their text.)
     pub fn is_refusal(&self) -> bool {
-        const ANSWERS: [&str; 7] = [
+        const REJECTIONS: [&str; 7] = [
             "400 Bad Request",
             "401 Unauthorized",
             "403 Forbidden",
@@ -46,7 +46,7 @@ impl BlobError {
         match self {
             Self::NotFound | Self::Store(object_store::Error::InvalidPath { .. }) => true,
             Self::Store(error) => causes(error)
-                .any(|error| ANSWERS.iter().any(|answer| error.to_string().contains(answer))),
+                .any(|error| REJECTIONS.iter().any(|text| error.to_string().contains(text))),
             Self::Full | Self::TooLarge { .. } | Self::Late | Self::Spool(_) => false,
         }
     }
@@ -72,12 +72,12 @@ impl From<std::io::Error> for BlobError {
     }
 }
 
-/// An error, what caused it, and so on.
+/// An error and the chain of its sources.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())
 }
 
-/// Whether an I/O error of "no space left" is among the causes.
+/// Whether a full disk is among the causes.
 fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
     causes(error).filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| {
         matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)

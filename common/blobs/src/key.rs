@@ -1,14 +1,14 @@
-//! Where each kind of object lies.
+//! The paths of each kind of object.
 
 use object_store::path::Path;
 use safelight_domain::{ContentHash, ImageFormat, ImageId, Rendition};
 
-/// The name of an object. There is no other way to name one.
+/// The key of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlobKey {
-    /// An upload's bytes until its write job has run.
+    /// Staged bytes of an upload, until its write job has run.
     Incoming(ImageId),
-    /// Bytes under their content's name.
+    /// Bytes under their hash.
     Blob(ContentHash),
     /// A rendition of a blob.
     Rendition {
@@ -41,7 +41,7 @@ impl BlobKey {
         }
     }
 
-    /// The object's path in the store, under its prefix.
+    /// The object's path in the store, relative to the prefix.
     pub fn path(&self) -> Path {
         match self {
             Self::Incoming(image) => Path::from_iter([Self::INCOMING, &image.to_string()]),
@@ -57,7 +57,7 @@ impl BlobKey {
         }
     }
 
-    /// The blob or rendition that lies at `path`; `None` if none is called like this.
+    /// The blob or rendition at `path`; `None` for any other path.
     pub fn parse(path: &Path) -> Option<Self> {
         let parts: Vec<_> = path.parts().collect();
         let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
@@ -76,11 +76,11 @@ impl BlobKey {
             }
             _ => return None,
         };
-        // Another spelling names nothing.
+        // Only the canonical spelling counts.
         (key.path() == *path).then_some(key)
     }
 
-    /// The blob whose bytes these are, or were made of; staged bytes have none yet.
+    /// The blob itself, or the blob of a rendition; `None` for staged bytes.
     pub fn blob(&self) -> Option<ContentHash> {
         match self {
             Self::Incoming(_) => None,
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_read_from_their_paths_and_nothing_else_is() {
+    fn only_canonical_paths_parse_as_keys() {
         let hash = ContentHash::of(b"x");
         let rendition = |preset: &str| BlobKey::Rendition {
             of: hash,

@@ -1,18 +1,18 @@
-//! Bytes: a small struct over `object_store`, with typed keys.
+//! The blob store: a small struct over `object_store`, with typed keys.
 //!
 //! ```text
-//! incoming/<image>                                bytes of an upload, until its write job
-//! blobs/<2 hex>/<sha256>                          bytes under their content's name
+//! incoming/<image>                                staged bytes of an upload, until its write job
+//! blobs/<2 hex>/<sha256>                          bytes under their hash
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
-//! trash/blob=<token>=<path>                       a blob or rendition in the trash
-//! probe/<token>                                   for a moment, to find out whether writing works
-//! clock                                           empty; its age tells the store's time
+//! trash/blob=<token>=<path>                       objects of a blob that may be deleted
+//! probe/<token>                                   temporary, to check whether the store is writable
+//! clock                                           empty; its modification time is the store's clock
 //! ```
 
 mod blocking;
 mod bucket;
 mod error;
-mod intake;
+mod ingest;
 mod key;
 mod staging;
 mod store;
@@ -22,7 +22,7 @@ mod walk;
 pub use blocking::blocking;
 pub use bucket::{Bucket, Listed};
 pub use error::BlobError;
-pub use intake::{Content, Intake, IntakeError, Whole};
+pub use ingest::{Content, Ingest, IngestError, Whole};
 pub use key::BlobKey;
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobContent, BlobLocation, BlobStream, Blobs, Incoming, OpenBlob};

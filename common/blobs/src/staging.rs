@@ -1,4 +1,4 @@
-//! An upload's way into the store: streamed, hashed, durable, or without a trace.
+//! Stages an upload in the store: streams and hashes it, and makes it durable or leaves nothing behind.
 
 use std::{io::SeekFrom, sync::Arc};
 
@@ -10,20 +10,20 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use super::{BlobError, BlobKey, store::Spool};
 use crate::blocking::blocking;
 
-/// Bytes gathered before they are written to disk: one hop to a blocking thread each.
+/// Bytes to buffer before a write to disk, because each write is a call on a blocking thread.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Bytes of one part sent to an object store; S3 wants at least 5 MiB in all but the last.
+/// Bytes per part sent to an object store. S3 requires at least 5 MiB for all but the last.
 const PART_BYTES: u64 = 5 * 1024 * 1024;
 
 /// Bytes that are durably staged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StagedUpload {
-    /// The image under whose id they are staged.
+    /// The image for which they are staged.
     pub image: ImageId,
     /// Their hash.
     pub sha256: ContentHash,
-    /// How many there are.
+    /// Their number.
     pub bytes: u64,
 }
 
@@ -36,11 +36,11 @@ pub struct Staging {
     sink: Sink,
 }
 
-/// Where the bytes go while they arrive.
+/// The destination of bytes while they arrive.
 enum Sink {
-    /// Straight to a file that gets its name when it is complete and synced.
+    /// A file that gets its name when it is complete and synced.
     Local(Partial),
-    /// To an unnamed file first (see [`Spool`]).
+    /// An unnamed file first (see [`Spool`]).
     Spool { file: tokio::fs::File, spool: Spool, store: Arc<dyn ObjectStore> },
 }
 
@@ -62,7 +62,7 @@ impl Staging {
                 let folder = spool.folder.clone();
                 let file = blocking(move || tempfile::tempfile_in(folder)).await?;
                 let mut file = tokio::fs::File::from_std(file);
-                // Of its own accord it would keep a buffer of 2 MiB for every upload in flight.
+                // The default is a buffer of 2 MiB for every upload in flight.
                 file.set_max_buf_size(WRITE_BYTES);
                 Sink::Spool { file, spool, store }
             }
@@ -71,7 +71,7 @@ impl Staging {
         Ok(Self { image, hasher: ContentHasher::default(), bytes: 0, buffer, sink })
     }
 
-    /// Takes the next bytes of the body.
+    /// Adds the next bytes of the body.
     pub async fn write(&mut self, chunk: &[u8]) -> Result<(), BlobError> {
         self.hasher.update(chunk);
         self.bytes += chunk.len() as u64;
@@ -82,17 +82,17 @@ impl Staging {
         Ok(())
     }
 
-    /// How many bytes have been taken.
+    /// The number of bytes so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The hash of the bytes taken so far.
+    /// The hash of the bytes so far.
     pub fn hash(&self) -> ContentHash {
         self.hasher.clone().finish()
     }
 
-    /// Makes everything durable. On an error nothing is left behind.
+    /// Makes everything durable. An error leaves nothing behind.
     pub async fn finish(mut self) -> Result<StagedUpload, BlobError> {
         self.flush().await?;
         match &mut self.sink {
@@ -136,7 +136,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // Outside a runtime (at exit) there is nobody left to run it: the janitor finds the rest.
+        // Without a runtime (at exit) nothing can run it, and the janitor removes the rest later.
         if let (Some(mut upload), Ok(runtime)) =
             (self.0.take(), tokio::runtime::Handle::try_current())
         {
@@ -174,7 +174,7 @@ async fn send(
 }
 
 async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, BlobError> {
-    // `read_to_end` would double the buffer to look for the end.
+    // `read_to_end` would double the buffer to detect the end.
     let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
     file.read_exact(&mut part).await?;
     Ok(part.into())

@@ -20,51 +20,51 @@ use uuid::Uuid;
 use super::{BlobError, BlobKey, StagedUpload, Staging};
 use crate::blocking::blocking;
 
-/// Parts of an object that are in memory at once on their way to an object store, over the whole
-/// process: bounds memory however many uploads there are.
+/// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any
+/// number of uploads.
 const PARTS_IN_MEMORY: usize = 4;
 
-/// How long a store may take until it begins to answer a read, tries again included. An object store at its
-/// slowest needs a second or two; whoever waits for longer waits for one that hangs.
+/// How long a store may take to start responding to a read, including retries. A slow object store needs a second
+/// or two; beyond that it hangs.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
 
-/// How long a read that has begun may stand still. How long it takes in all does not matter.
-const STANDSTILL: Duration = Duration::from_secs(10);
+/// How long a started read may stall. The total time is not limited.
+const STALL: Duration = Duration::from_secs(10);
 
-/// How long one write may take, or one part of a large one.
+/// How long a write may take, or one part of a large write.
 const WRITE: Duration = Duration::from_mins(1);
 
-/// Enough to find out that a disk is full, little enough to be sent now and then.
+/// Large enough to detect a full disk, and small enough to be sent regularly.
 const PROBE_BYTES: usize = 1 << 20;
 
-/// The object whose age tells a store's time.
+/// The object whose modification time is the store's clock.
 const CLOCK: &str = "clock";
 
-/// A local directory or an S3-compatible store. Every successful write is durable: files and
-/// their folders are synced, or the object store has acknowledged.
+/// A local directory or an S3-compatible store. Every successful write is durable: files and their folders are
+/// synced, or the object store has acknowledged the write.
 #[derive(Clone)]
 pub struct Blobs {
     pub(super) store: Arc<dyn ObjectStore>,
-    /// The same for reads, which may take any time as long as something comes.
+    /// The same store for reads, without a limit on the total time.
     reads: Arc<dyn ObjectStore>,
-    /// Where bodies wait for a remote store; `None` for a local directory, which needs no detour.
+    /// Holds bodies on their way to a remote store; `None` for a local directory.
     spool: Option<Spool>,
     /// The folder of staged files, for a local directory.
     incoming: Option<PathBuf>,
 }
 
-/// A local folder in which a body is collected before it is sent to a remote store: so that a
-/// body which turns out broken never reaches it, and a slow client holds disk, not memory.
+/// A local folder for bodies before they are sent to a remote store, so that an incomplete body never reaches it,
+/// and a slow client occupies disk instead of memory.
 #[derive(Clone)]
 pub(super) struct Spool {
     pub(super) folder: PathBuf,
     pub(super) parts: Arc<Semaphore>,
 }
 
-/// Bytes as they come out of the store.
+/// A stream of bytes from the store.
 pub type BlobStream = BoxStream<'static, Result<Bytes, BlobError>>;
 
-/// An object that was opened.
+/// An opened object.
 pub struct OpenBlob {
     /// Its size.
     pub bytes: u64,
@@ -72,15 +72,15 @@ pub struct OpenBlob {
     pub content: BlobContent,
 }
 
-/// How an object's content is had.
+/// An opened object's content.
 pub enum BlobContent {
-    /// From a file of the local directory.
+    /// A file of the local directory.
     File(std::fs::File),
-    /// From a remote store, once, from its beginning.
+    /// A stream from a remote store, which can be read once.
     Stream(BlobStream),
 }
 
-/// Staged bytes found lying about.
+/// Staged bytes in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
     /// The image whose bytes they are.
@@ -89,12 +89,12 @@ pub struct Incoming {
     pub modified: DateTime<Utc>,
 }
 
-/// Where bytes are kept.
+/// The location of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlobLocation {
     /// A local or mounted folder.
     Folder(PathBuf),
-    /// A bucket, reached as the `AWS_*` variables say.
+    /// A bucket, with access configured by the `AWS_*` variables.
     Bucket {
         /// The bucket.
         bucket: String,
@@ -104,8 +104,8 @@ pub enum BlobLocation {
 }
 
 impl Blobs {
-    /// Opens the store at `location`; `spool` is used for remote stores only. Makes local
-    /// folders; does not contact a remote store (see [`Blobs::check`]).
+    /// Opens the store at `location`. Uses the folder `spool` only for remote stores. Creates local folders, and
+    /// does not contact a remote store (see [`Blobs::check`]).
     pub fn open(location: &BlobLocation, spool: &std::path::Path) -> Result<Self, BlobError> {
         Self::open_from(location, spool, environment())
     }
@@ -126,7 +126,7 @@ impl Blobs {
             }
             BlobLocation::Bucket { bucket, prefix } => {
                 std::fs::create_dir_all(spool)?;
-                // Jobs have retries of their own; a request should learn of an outage soon.
+                // Jobs are retried anyway, and requests should fail fast in an outage.
                 let retry = RetryConfig {
                     max_retries: 2,
                     retry_timeout: Duration::from_secs(10),
@@ -153,8 +153,8 @@ impl Blobs {
         }
     }
 
-    /// Answers if the store can be reached and lets us look: a look-up of an object that cannot
-    /// exist must say so.
+    /// Checks that the store is reachable and allows access: the lookup of an object that cannot exist must
+    /// report that.
     pub async fn check(&self) -> Result<(), BlobError> {
         let probe = Path::from("incoming/check");
         match in_time(FIRST_BYTE, self.store.head(&probe)).await {
@@ -163,31 +163,31 @@ impl Blobs {
         }
     }
 
-    /// Answers if something of an ordinary picture's size can be written.
+    /// Checks that an object of an average picture's size can be written.
     pub async fn check_writable(&self) -> Result<(), BlobError> {
         let path = Path::from_iter(["probe", &Uuid::new_v4().to_string()]);
         let written = self.store.put(&path, PutPayload::from(vec![0; PROBE_BYTES])).await;
-        // Also of a write that failed half-way something may be there.
+        // A failed write may have left something.
         let removed = self.store.delete(&path).await;
         written?;
         Ok(removed?)
     }
 
-    /// The time by the store's own clock, which also writes [`Incoming::modified`]: what is old is
-    /// for it to say, since this machine's clock may be an hour off. In whole seconds on some
-    /// stores, rounded down. Writes an empty object, which stays.
+    /// The time by the store's own clock, which also sets [`Incoming::modified`]. Ages are computed with it, since
+    /// this machine's clock may be an hour off. Some stores round down to seconds. Writes an empty object, which
+    /// remains.
     pub async fn clock(&self) -> Result<DateTime<Utc>, BlobError> {
         let probe = Path::from(CLOCK);
         self.store.put(&probe, PutPayload::new()).await?;
         Ok(self.store.head(&probe).await?.last_modified)
     }
 
-    /// Whether an object is there.
+    /// Whether an object exists.
     pub async fn exists(&self, key: &BlobKey) -> Result<bool, BlobError> {
         Ok(self.size(key).await?.is_some())
     }
 
-    /// How many bytes an object has; `None` if it is not there.
+    /// The size of an object; `None` if it does not exist.
     pub async fn size(&self, key: &BlobKey) -> Result<Option<u64>, BlobError> {
         match self.store.head(&key.path()).await.map_err(BlobError::from) {
             Ok(found) => Ok(Some(found.size)),
@@ -196,12 +196,12 @@ impl Blobs {
         }
     }
 
-    /// Begins to stage an upload's bytes. Nothing is left behind unless it is finished.
+    /// Starts to stage an upload's bytes. Leaves nothing behind unless it is finished.
     pub async fn stage(&self, image: ImageId) -> Result<Staging, BlobError> {
         Staging::begin(self.store.clone(), self.spool.as_ref(), image).await
     }
 
-    /// Gives staged bytes their content's name. Idempotent: if they have it already, that is that.
+    /// Renames staged bytes to their hash. Idempotent: succeeds if they are already renamed.
     pub async fn promote(&self, staged: &StagedUpload) -> Result<(), BlobError> {
         let (from, to) = (BlobKey::Incoming(staged.image), BlobKey::Blob(staged.sha256));
         match self.store.rename(&from.path(), &to.path()).await.map_err(BlobError::from) {
@@ -210,7 +210,7 @@ impl Blobs {
                 if found == staged.bytes {
                     Ok(())
                 } else {
-                    // A blob of the wrong size is damage; the staged bytes are gone as well.
+                    // The blob is damaged, and the staged bytes do not exist.
                     Err(BlobError::TooLarge { bytes: found, limit: staged.bytes })
                 }
             }
@@ -229,7 +229,7 @@ impl Blobs {
         let bytes = result.meta.size;
         let content = match result.payload {
             GetResultPayload::File(file, _) => BlobContent::File(file),
-            GetResultPayload::Stream(stream) => BlobContent::Stream(moving(stream)),
+            GetResultPayload::Stream(stream) => BlobContent::Stream(with_stall_timeout(stream)),
         };
         Ok(OpenBlob { bytes, content })
     }
@@ -240,7 +240,7 @@ impl Blobs {
         key: &BlobKey,
         range: Range<u64>,
     ) -> Result<BlobStream, BlobError> {
-        Ok(moving(self.get(key, Some(range.into())).await?.into_stream()))
+        Ok(with_stall_timeout(self.get(key, Some(range.into())).await?.into_stream()))
     }
 
     /// Reads a whole object of at most `limit` bytes.
@@ -253,14 +253,14 @@ impl Blobs {
         whole(result).await
     }
 
-    /// Reads an object's first `count` bytes, or all if it has fewer.
+    /// Reads the first `count` bytes of an object, or all if it has fewer.
     pub async fn read_head(&self, key: &BlobKey, count: u64) -> Result<Bytes, BlobError> {
         whole(self.get(key, Some(GetRange::Bounded(0..count))).await?).await
     }
 
-    /// Reads an object to its end; answers with the hash of its bytes and how many there are.
+    /// Reads a whole object, and returns its hash and its size.
     pub async fn hash(&self, key: &BlobKey) -> Result<(ContentHash, u64), BlobError> {
-        let mut bytes = moving(self.get(key, None).await?.into_stream());
+        let mut bytes = with_stall_timeout(self.get(key, None).await?.into_stream());
         let (mut hasher, mut count) = (ContentHasher::default(), 0);
         while let Some(chunk) = bytes.try_next().await? {
             hasher.update(&chunk);
@@ -269,24 +269,24 @@ impl Blobs {
         Ok((hasher.finish(), count))
     }
 
-    /// Begins to read an object.
+    /// Starts to read an object.
     async fn get(&self, key: &BlobKey, range: Option<GetRange>) -> Result<GetResult, BlobError> {
         let options = GetOptions { range, ..GetOptions::default() };
         in_time(FIRST_BYTE, self.reads.get_opts(&key.path(), options)).await
     }
 
-    /// Writes an object, replacing what is there.
+    /// Writes an object, and replaces an existing one.
     pub async fn put(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
         self.store.put(&key.path(), PutPayload::from(bytes)).await?;
         Ok(())
     }
 
-    /// Removes an object; no error if there is none.
+    /// Deletes an object. Succeeds if it does not exist.
     pub async fn delete(&self, key: &BlobKey) -> Result<(), BlobError> {
         self.delete_path(&key.path()).await
     }
 
-    /// [`Blobs::delete`] of what has no key.
+    /// [`Blobs::delete`] for a path without a key.
     pub(super) async fn delete_path(&self, path: &Path) -> Result<(), BlobError> {
         match self.store.delete(path).await.map_err(BlobError::from) {
             Err(BlobError::NotFound) => Ok(()),
@@ -294,10 +294,10 @@ impl Blobs {
         }
     }
 
-    /// Removes what uploads left that a crash cut off while they arrived, if it was last written
-    /// before `before`; answers how many. On a local directory these are files with a `#` in their
-    /// name, which `object_store` keeps out of its lists. Elsewhere bodies arrive in unnamed files,
-    /// and an object store forgets unfinished uploads by a rule of its own.
+    /// Removes remains of uploads that a crash interrupted, if they were last written before `before`, and returns
+    /// their number. In a local directory these are files with a `#` in their name, which `object_store` does not
+    /// list. With a remote store, bodies arrive in unnamed files, and its lifecycle rules delete unfinished
+    /// multipart uploads.
     pub async fn remove_cut_off(&self, before: DateTime<Utc>) -> Result<u64, BlobError> {
         let Some(folder) = self.incoming.clone() else { return Ok(0) };
         let sweep = move || {
@@ -305,7 +305,7 @@ impl Blobs {
             for entry in std::fs::read_dir(folder)? {
                 let entry = entry?;
                 let cut_off = entry.file_name().to_string_lossy().contains('#');
-                // Whoever wrote it may finish or remove it meanwhile: then it is not there.
+                // Its writer may finish or remove it meanwhile; then the file does not exist.
                 let written = entry.metadata().and_then(|meta| meta.modified()).ok();
                 if cut_off && written.is_some_and(|written| DateTime::<Utc>::from(written) < before)
                 {
@@ -329,7 +329,7 @@ impl Blobs {
     }
 }
 
-/// The answer, if it comes in time.
+/// Waits for `answer` with a time limit.
 async fn in_time<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, object_store::Error>>,
@@ -337,23 +337,23 @@ async fn in_time<T>(
     Ok(timeout(limit, answer).await.map_err(|_| BlobError::Late)??)
 }
 
-/// What a read brings, in one piece.
+/// The whole content of a read.
 async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
-    // A megabyte a second is as good as standing still.
-    let limit = STANDSTILL + Duration::from_secs((result.range.end - result.range.start) >> 20);
+    // Less than a megabyte per second counts as stalled.
+    let limit = STALL + Duration::from_secs((result.range.end - result.range.start) >> 20);
     in_time(limit, result.bytes()).await
 }
 
-/// What a read brings, for as long as it moves.
-fn moving(stream: BoxStream<'static, object_store::Result<Bytes>>) -> BlobStream {
+/// The content of a read as a stream that fails if it stalls.
+fn with_stall_timeout(stream: BoxStream<'static, object_store::Result<Bytes>>) -> BlobStream {
     let next = async |mut stream: BoxStream<'static, object_store::Result<Bytes>>| {
-        let next = in_time(STANDSTILL, stream.try_next()).await?;
+        let next = in_time(STALL, stream.try_next()).await?;
         Ok(next.map(|bytes| (bytes, stream)))
     };
     stream::try_unfold(stream, next).boxed()
 }
 
-/// This process's variables. One that is not UTF-8 cannot be one that we know.
+/// The environment of this process. Variables that are not UTF-8 are ignored.
 pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
     let utf8 = |(key, value): (OsString, OsString)| {
         Some((key.into_string().ok()?, value.into_string().ok()?))
@@ -361,7 +361,7 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(utf8)
 }
 
-/// An S3 client configured by the `AWS_*` variables among `env`, as `object_store` does it.
+/// An S3 client configured by the `AWS_*` variables in `env`, like `object_store` does it.
 pub(super) fn s3_from(env: impl IntoIterator<Item = (String, String)>) -> AmazonS3Builder {
     let known = env.into_iter().filter_map(|(key, value)| {
         let key = key.starts_with("AWS_").then(|| key.to_ascii_lowercase().parse().ok())?;

@@ -1,11 +1,11 @@
-//! Removing what may be shared, without ever losing it.
+//! Deletes shared blobs without losing one that is still needed.
 //!
-//! A blob belongs to all images of the same content, and a new one may come at any moment. So it is
-//! first moved to the trash, and only then the store is asked whether an image needs it: an image that
-//! stored the same content before the move is found then, and the blob is restored; one that stores it
-//! afterwards stores it again. Deleting from the trash comes last. The steps may stop anywhere and be
-//! taken again, by several processes at once: each move makes a name of its own, and a decision is carried
-//! out on the names that were there before it was made, never on what another has moved since.
+//! A blob belongs to all images with the same content, and a new one can be uploaded at any moment. So a blob is
+//! first moved to the trash, and only then checked for references. The check sees every image that was stored
+//! before the move, and restores the blob for it; an image that is stored afterwards stores the blob again. At
+//! last, the trash is deleted. Every step can be interrupted and repeated, by several processes at once: each
+//! move uses a unique name, and a decision applies only to names that existed before the check, never to
+//! objects that another process has moved since.
 
 use futures::TryStreamExt;
 use object_store::{ObjectStoreExt, path::Path};
@@ -17,7 +17,7 @@ use super::{BlobError, BlobKey, Blobs};
 /// The folder of the trash.
 const TRASH: &str = "trash";
 
-/// Stands for the `/` of an object's path: trash is a flat folder, which leaves no folders behind.
+/// Replaces the `/` of an object's path, because the trash is a flat folder that leaves no empty folders.
 const SEPARATOR: &str = "=";
 
 /// Objects that were in the trash at some moment.
@@ -36,14 +36,14 @@ impl Blobs {
         Ok(Trashed(moved))
     }
 
-    /// What is now in the trash of a blob, whichever process moved it.
+    /// All objects of a blob in the trash, moved by any process.
     pub async fn trashed(&self, blob: &ContentHash) -> Result<Trashed, BlobError> {
         let mut paths = self.list_trash().await?;
         paths.retain(|path| origin(path).is_some_and(|(of, _)| of == *blob));
         Ok(Trashed(paths))
     }
 
-    /// Moves objects back from the trash, unless they have been stored again.
+    /// Restores objects from the trash, unless they have been stored again.
     pub async fn restore(&self, trashed: Trashed) -> Result<(), BlobError> {
         for path in trashed.0 {
             let Some((_, original)) = origin(&path) else { continue };
@@ -64,7 +64,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// The blobs of which anything is in the trash.
+    /// The blobs with objects in the trash.
     pub async fn trashed_blobs(&self) -> Result<Vec<ContentHash>, BlobError> {
         let trash = self.list_trash().await?;
         let mut blobs: Vec<_> = trash.iter().filter_map(|path| Some(origin(path)?.0)).collect();
@@ -73,13 +73,13 @@ impl Blobs {
         Ok(blobs)
     }
 
-    /// Everything in the trash: nearly always nothing.
+    /// Everything in the trash, which is nearly always empty.
     async fn list_trash(&self) -> Result<Vec<Path>, BlobError> {
         let objects = self.store.list(Some(&Path::from(TRASH)));
         Ok(objects.map_ok(|object| object.location).try_collect().await?)
     }
 
-    /// `false` if there was nothing.
+    /// Returns `false` if the object does not exist.
     async fn rename(&self, from: &Path, to: &Path) -> Result<bool, BlobError> {
         match self.store.rename(from, to).await.map_err(BlobError::from) {
             Ok(()) => Ok(true),
@@ -89,14 +89,14 @@ impl Blobs {
     }
 }
 
-/// A name that no other move has: `blob=<token>=<path>`.
+/// A unique name in the trash: `blob=<token>=<path>`.
 fn trash_path(path: &Path) -> Path {
     let (token, flat) = (Uuid::new_v4().simple(), path.as_ref().replace('/', SEPARATOR));
     Path::from_iter([TRASH, &format!("blob{SEPARATOR}{token}{SEPARATOR}{flat}")])
 }
 
-/// The blob to which something in the trash belongs, and the path from which it was moved. Both follow from
-/// that path alone: an earlier release wrote an image before the token.
+/// The blob of an object in the trash, and its original path. Ignores what precedes the token, because earlier
+/// releases wrote an image's id there.
 fn origin(path: &Path) -> Option<(ContentHash, Path)> {
     let flat = path.filename()?.splitn(3, SEPARATOR).nth(2)?;
     let original = Path::parse(flat.replace(SEPARATOR, "/")).ok()?;

@@ -1,8 +1,8 @@
-//! A walk over everything that is stored under a content's name, in pages.
+//! Walks over all blobs and renditions, in pages.
 //!
-//! A local directory lists in no order, and an object store only a prefix in its order. So the walk goes
-//! from shard to shard, the folders `blobs/00` to `renditions/ff`, and takes the first few paths of each
-//! after its cursor; of a shard no more than a page is ever held in memory.
+//! A local directory lists its files without order, and an object store orders only within a prefix. So the walk
+//! visits the shards (the folders `blobs/00` to `renditions/ff`) one by one, and takes the first paths after its
+//! cursor. At most one page is in memory.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use object_store::{ObjectMeta, path::Path};
 
 use super::{BlobError, BlobKey, Blobs};
 
-/// Shards that one call looks into at most: the most requests that it costs while there is nothing.
+/// Maximum number of shards per call, which limits the requests if shards are empty.
 const SHARDS_AT_ONCE: usize = 64;
 
-/// An object that was found.
+/// An object in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Where it lies; the cursor after which the walk goes on behind it.
+    /// Its path, which is also the cursor to continue after it.
     pub path: String,
-    /// Its key; `None` of something that is not ours.
+    /// Its key; `None` for a foreign object.
     pub key: Option<BlobKey>,
     /// Its size.
     pub bytes: u64,
@@ -31,14 +31,14 @@ pub struct Stored {
 /// A page of a walk.
 #[derive(Debug)]
 pub struct Walked {
-    /// What was found, in the order of the paths.
+    /// The objects, ordered by path.
     pub objects: Vec<Stored>,
     /// The cursor of the next page; `None` after the last.
     pub next: Option<String>,
 }
 
 impl Blobs {
-    /// At most `limit` blobs and renditions after a cursor. A page may be empty and not the last.
+    /// Returns at most `limit` blobs and renditions after a cursor. A page can be empty without being the last.
     pub async fn walk(&self, after: Option<&str>, limit: usize) -> Result<Walked, BlobError> {
         let mut objects: Vec<Stored> = Vec::new();
         let mut shard = after.map_or(Shard(0), Shard::of);
@@ -58,7 +58,7 @@ impl Blobs {
         Ok(Walked { objects, next: Some(shard.folder().to_string()) })
     }
 
-    /// The first `limit` objects of a folder after a path.
+    /// The first `limit` objects in a folder after a path.
     async fn first_of(
         &self,
         folder: &Path,
@@ -90,15 +90,15 @@ fn stored(object: &ObjectMeta) -> Stored {
     }
 }
 
-/// One of the folders in which objects lie by the first byte of their blob's hash.
+/// A folder for all objects with the same first byte of their blob's hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shard(u16);
 
 impl Shard {
-    /// How many there are for blobs, and for renditions.
+    /// The number of shards for blobs, and the number for renditions.
     const EACH: u16 = 256;
 
-    /// The shard in which a cursor stands; the first, if it stands nowhere.
+    /// The shard of a cursor; the first for an invalid cursor.
     fn of(cursor: &str) -> Self {
         let mut parts = cursor.split('/');
         let half = if parts.next() == Some(BlobKey::RENDITIONS) { Self::EACH } else { 0 };

@@ -1,19 +1,19 @@
-//! Which folders and buckets an import may read.
+//! Checks which folders and buckets an import may read.
 
 use std::path::{Path, PathBuf};
 
-/// Whether `place`, a path or `s3://BUCKET/KEY`, lies within one of `roots`. Of paths, what they lead to
-/// counts: `..` and symbolic links lead nowhere else. What is not there lies nowhere.
-pub fn contain(roots: &[String], place: &str) -> bool {
-    if place.starts_with("s3://") {
+/// Whether `location`, a path or `s3://BUCKET/KEY`, is within one of `roots`. Resolves paths first, so that `..`
+/// and symbolic links cannot lead outside. A path that does not exist is in no root.
+pub fn contain(roots: &[String], location: &str) -> bool {
+    if location.starts_with("s3://") {
         return roots.iter().filter(|root| root.starts_with("s3://")).any(|root| {
             let root = root.trim_end_matches('/');
-            place.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            location.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         });
     }
-    let Ok(place) = Path::new(place).canonicalize() else { return false };
+    let Ok(path) = Path::new(location).canonicalize() else { return false };
     let folders = roots.iter().filter(|root| !root.starts_with("s3://"));
-    folders.filter_map(|root| PathBuf::from(root).canonicalize().ok()).any(|r| place.starts_with(r))
+    folders.filter_map(|root| PathBuf::from(root).canonicalize().ok()).any(|r| path.starts_with(r))
 }
 
 #[cfg(test)]
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_contains_what_lies_in_it_and_no_namesake() {
+    fn a_root_contains_its_contents_and_not_similar_names() {
         let roots = ["s3://bucket/photos/".to_owned()];
         assert!(contain(&roots, "s3://bucket/photos"));
         assert!(contain(&roots, "s3://bucket/photos/a.jpg"));

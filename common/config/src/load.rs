@@ -7,26 +7,26 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::{BlobUrl, Config, DEFAULTS, DatabaseUrl};
+use super::{BlobUrl, Config, DEFAULTS, DatabaseUrl, MAX_BACKOFF_CAP_MS, check_bounds};
 
-/// Variables that begin like configuration keys and are none: they belong to the command line.
+/// Variables of the command line, which are not configuration keys.
 const OTHER_VARIABLES: &[&str] = &[
     "SAFELIGHT_CONFIG",
     "SAFELIGHT_URL",
     "SAFELIGHT_KEY",
     "SAFELIGHT_OWNER",
-    // A program without fail points does not know their variable, and refuses it.
+    // A program without fail points rejects their variable as unknown.
     #[cfg(feature = "fail-points")]
     "SAFELIGHT_FAIL_POINTS",
 ];
 
-/// Ends a variable that names a file with the value, as secrets come into containers.
+/// The suffix of a variable that names a file with the value, for secrets that are mounted into containers.
 const FROM_FILE: &str = "_file";
 
-/// A configuration that cannot be used, with what to do about it.
+/// An invalid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
+    /// The configuration file cannot be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable {
         /// The file.
@@ -42,46 +42,46 @@ pub enum ConfigError {
         /// Why not.
         source: std::io::Error,
     },
-    /// The file is no TOML.
+    /// The file is not valid TOML.
     #[error("{} is not valid TOML: {message}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The line and the error.
         message: String,
     },
-    /// A key that there is not.
+    /// A key that does not exist.
     #[error("unknown configuration key `{key}` in {origin}")]
     UnknownKey {
         /// The key, or the variable.
         key: String,
-        /// Where it stands.
+        /// The file, or the environment.
         origin: String,
-        /// The nearest key that there is.
+        /// The most similar existing key.
         nearest: Option<String>,
     },
-    /// A value that its key cannot have.
+    /// A value that is not allowed for its key.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl ConfigError {
-    /// What to do about it.
+    /// How to fix it.
     pub fn hint(&self) -> String {
         match self {
             Self::UnknownKey { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
-            _ => "`safelight config --defaults` prints every key with its meaning".to_owned(),
+            _ => "`safelight config --defaults` prints and documents every key".to_owned(),
         }
     }
 }
 
-/// Reads the configuration of this process: `file`, or `SAFELIGHT_CONFIG`, or none; then the
-/// environment.
+/// Reads the configuration of this process from `file` (or else the file that `SAFELIGHT_CONFIG` names, if any)
+/// and from the environment.
 pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
-    load_from(named(file).as_deref(), environment())
+    load_from(config_file(file).as_deref(), environment())
 }
 
-/// Reads the configuration from `file` and from `environment` alone.
+/// Reads the configuration only from `file` and from `environment`.
 pub fn load_from(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -89,9 +89,9 @@ pub fn load_from(
     parse(merged(file, environment)?)
 }
 
-/// The configuration of this process as TOML, checked, with passwords masked.
+/// The validated configuration of this process as TOML, with passwords masked.
 pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
-    let mut table = merged(named(file).as_deref(), environment())?;
+    let mut table = merged(config_file(file).as_deref(), environment())?;
     let config = parse(table.clone())?;
     for (key, shown) in [
         ("data_dir", config.data_dir.display().to_string()),
@@ -109,19 +109,19 @@ pub fn effective(file: Option<&Path>) -> Result<String, ConfigError> {
     toml::to_string(&table).map_err(|error| ConfigError::Invalid(error.to_string()))
 }
 
-/// The file to read: the one given, else the one that the environment names.
-fn named(file: Option<&Path>) -> Option<PathBuf> {
+/// The file to read: the given one, or else the one that the environment names.
+fn config_file(file: Option<&Path>) -> Option<PathBuf> {
     let by_environment = || std::env::var_os("SAFELIGHT_CONFIG").filter(|name| !name.is_empty());
     file.map(Path::to_owned).or_else(|| by_environment().map(PathBuf::from))
 }
 
-/// This process's variables. (`std::env::vars` panics at one that is no Unicode, even a stranger's.)
+/// The environment of this process. (`std::env::vars` panics if any variable is not Unicode.)
 fn environment() -> impl Iterator<Item = (String, String)> {
     let readable = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     std::env::vars_os().map(move |(name, value)| (readable(name), readable(value)))
 }
 
-/// The defaults, overlaid by the file, overlaid by the environment.
+/// The defaults, overridden by the file, overridden by the environment.
 fn merged(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -137,7 +137,7 @@ fn merged(
             table.insert(key, value);
         }
     }
-    // Sorted, so that of two mistakes the same one is always reported.
+    // Sorted, so that always the same one of two mistakes is reported.
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
     for (variable, text) in &environment {
         let Some(suffix) = variable.strip_prefix("SAFELIGHT_") else { continue };
@@ -148,7 +148,7 @@ fn merged(
         if let Some(key) = key.strip_suffix(FROM_FILE).filter(|key| table.contains_key(*key)) {
             if environment.contains_key(&format!("SAFELIGHT_{}", key.to_ascii_uppercase())) {
                 return Err(ConfigError::Invalid(format!(
-                    "{variable} and the variable without _FILE are both set: which one counts?"
+                    "{variable} and the same variable without _FILE are both set: set only one of them"
                 )));
             }
             let content = std::fs::read_to_string(text).map_err(|source| {
@@ -169,13 +169,13 @@ fn merged(
     Ok(table)
 }
 
-/// Types, then [`checked`].
+/// Converts to types and validates.
 fn parse(table: Table) -> Result<Config, ConfigError> {
     let config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
         let key = error.path().to_string();
         ConfigError::Invalid(format!("{key}: {}", one_line(error.into_inner().message())))
     })?;
-    checked(config)
+    validate(config)
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
@@ -190,7 +190,7 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     })
 }
 
-/// Reads a variable as the type that its key's default has.
+/// Parses a variable as the type of its key's default.
 fn parse_variable(variable: &str, text: &str, default: &Value) -> Result<Value, ConfigError> {
     if default.is_str() {
         return Ok(Value::String(text.to_owned()));
@@ -201,17 +201,20 @@ fn parse_variable(variable: &str, text: &str, default: &Value) -> Result<Value, 
         .map(|value| as_float(value, default))
         .filter(|value| value.same_type(default));
     parsed.ok_or_else(|| {
-        // Lists hold URLs, and these passwords.
-        let shown =
-            if default.is_array() { "set to something".to_owned() } else { format!("`{text}`") };
-        ConfigError::Invalid(format!("{variable} is {shown}, which is no {}", default.type_str()))
+        // Lists can contain URLs with passwords.
+        let shown = if default.is_array() { String::new() } else { format!(" `{text}`") };
+        let (article, kind) = match default.type_str() {
+            kind if kind.starts_with(['a', 'i']) => ("an", kind),
+            kind => ("a", kind),
+        };
+        ConfigError::Invalid(format!("{variable}: the value{shown} is not {article} {kind}"))
     })
 }
 
-/// A whole number where a fraction may stand is one: `1` for `1.0`.
+/// Accepts an integer for a float: `1` for `1.0`.
 fn as_float(value: Value, default: &Value) -> Value {
     match value {
-        #[allow(clippy::cast_precision_loss)] // no such key has numbers that large
+        #[allow(clippy::cast_precision_loss)] // no such key has values that large
         Value::Integer(whole) if default.is_float() => Value::Float(whole as f64),
         other => other,
     }
@@ -227,60 +230,14 @@ fn unknown(key: &str, origin: String, known: &[String]) -> ConfigError {
     ConfigError::UnknownKey { key: key.to_owned(), origin, nearest }
 }
 
-/// Refuses values that parse and cannot work; fills in what depends on other keys.
-fn checked(mut config: Config) -> Result<Config, ConfigError> {
-    let bounds = [
-        ("max_attempts", u64::from(config.max_attempts), 1, 100),
-        ("database_connections", u64::from(config.database_connections), 2, 1_000),
-        ("max_upload_bytes", config.max_upload_bytes, 1, 1 << 40),
-        ("max_uploads_in_flight", config.max_uploads_in_flight as u64, 1, 1_000_000),
-        (
-            "max_uploads_in_flight_per_owner",
-            config.max_uploads_in_flight_per_owner as u64,
-            0,
-            1_000_000,
-        ),
-        ("max_queued_jobs", config.max_queued_jobs, 1, 1_000_000_000),
-        ("idempotency_hold_ms", config.idempotency_hold_ms, 100, 3_600_000),
-        ("max_connections", config.max_connections as u64, 1, 10_000_000),
-        ("upload_min_bytes_per_second", config.upload_min_bytes_per_second, 0, 1 << 30),
-        ("upload_idle_timeout_ms", config.upload_idle_timeout_ms, 10, 3_600_000),
-        ("client_idle_timeout_ms", config.client_idle_timeout_ms, 10, 3_600_000),
-        ("quota_images", config.quota_images, 0, 1 << 50),
-        ("quota_bytes", config.quota_bytes, 0, 1 << 60),
-        ("delivery_wait_ms", config.delivery_wait_ms, 0, 60_000),
-        ("memory_cache_bytes", config.memory_cache_bytes, 0, 1 << 44),
-        ("disk_cache_bytes", config.disk_cache_bytes, 0, 1 << 50),
-        ("metadata_cache_ms", config.metadata_cache_ms, 0, 3_600_000),
-        ("concurrency", config.concurrency as u64, 0, 1_024),
-        ("lease_ms", config.lease_ms, 100, 1_200_000),
-        ("heartbeat_ms", config.heartbeat_ms, 50, 120_000),
-        ("backoff_base_ms", config.backoff_base_ms, 1, 3_600_000),
-        ("backoff_cap_ms", config.backoff_cap_ms, config.backoff_base_ms, 86_400_000),
-        ("relay_poll_ms", config.relay_poll_ms, 1, 60_000),
-        ("publish_ahead", config.publish_ahead.into(), 1, 100_000),
-        ("interactive_reserve", config.interactive_reserve.into(), 0, 100),
-        ("backfill_window", config.backfill_window.into(), 1, 100_000),
-        ("task_keep_days", config.task_keep_days, 1, 36_500),
-        ("staged_grace_ms", config.staged_grace_ms, 1_000, 1 << 40),
-        ("max_pixels", config.max_pixels, 1, 1 << 40),
-        ("max_side", config.max_side.into(), 1, 1 << 31),
-        ("max_frames", config.max_frames.into(), 1, 1 << 31),
-        ("max_animation_pixels", config.max_animation_pixels, 1, 1 << 40),
-        ("decode_cpu_seconds", config.decode_cpu_seconds, 1, 120),
-        ("decode_memory_bytes", config.decode_memory_bytes, 64 << 20, 1 << 44),
-    ];
-    for (key, value, low, high) in bounds {
-        if !(low..=high).contains(&value) {
-            return Err(ConfigError::Invalid(format!("{key} is {value}, must be {low} to {high}")));
-        }
-    }
-    if !(0.0..=1.0).contains(&config.trace_sample_ratio) {
-        return Err(ConfigError::Invalid(format!(
-            "trace_sample_ratio is {}, must be 0 to 1",
-            config.trace_sample_ratio
-        )));
-    }
+/// Rejects values that parse but cannot work, and fills in what depends on other keys.
+fn validate(mut config: Config) -> Result<Config, ConfigError> {
+    config.check_bounds()?;
+    check_bounds(
+        "backoff_cap_ms",
+        config.backoff_cap_ms,
+        &(config.backoff_base_ms..=MAX_BACKOFF_CAP_MS),
+    )?;
     if config.tls_certificate.is_some() != config.tls_key.is_some() {
         return Err(ConfigError::Invalid(
             "tls_certificate and tls_key belong together: set both, or neither".to_owned(),
@@ -350,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_can_come_from_a_file_and_stays_out_of_every_message() {
+    fn a_value_from_a_file_appears_in_no_message() {
         let file = tempfile::NamedTempFile::new().expect("temp file");
         std::fs::write(file.path(), "postgres://me:hidden@db/safelight\n").expect("write");
         let path = file.path().to_string_lossy();
@@ -376,7 +333,7 @@ mod tests {
             (("SAFELIGHT_LISTEN", "nowhere"), "listen: invalid socket address"),
             (
                 ("SAFELIGHT_MAX_ATTEMPTS", "many"),
-                "SAFELIGHT_MAX_ATTEMPTS is `many`, which is no integer",
+                "SAFELIGHT_MAX_ATTEMPTS: the value `many` is not an integer",
             ),
             (("SAFELIGHT_MAX_ATTEMPTS", "0"), "max_attempts is 0, must be 1 to 100"),
             (("SAFELIGHT_PRESETS", "{ a = { size = 0 } }"), "preset `a`: size must be 1 to 16384"),
@@ -395,11 +352,12 @@ mod tests {
             (("SAFELIGHT_SHARED_CACHE_URL", "memcached://x"), "shared_cache_url: expected redis:"),
             (("SAFELIGHT_SHARED_CACHE_URL", "redis://a,b"), "shared_cache_url: expected redis:"),
             (("SAFELIGHT_PURGE_URLS", "[\"varnish:80/x\"]"), "purge_urls"),
-            (("SAFELIGHT_PURGE_URLS", "http://varnish"), "which is no array"),
+            (("SAFELIGHT_PURGE_URLS", "http://varnish"), "the value is not an array"),
             (("SAFELIGHT_OTLP_ENDPOINT", "collector:4318"), "otlp_endpoint: expected http://"),
             (("SAFELIGHT_TRACE_SAMPLE_RATIO", "2"), "trace_sample_ratio is 2, must be 0 to 1"),
             (("SAFELIGHT_TRACE_SAMPLE_RATIO", "nan"), "trace_sample_ratio is NaN, must be 0 to 1"),
-            (("SAFELIGHT_TRACE_SAMPLE_RATIO", "all"), "which is no float"),
+            (("SAFELIGHT_TRACE_SAMPLE_RATIO", "all"), "the value `all` is not a float"),
+            (("SAFELIGHT_BACKOFF_CAP_MS", "10"), "backoff_cap_ms is 10, must be 1000 to"),
             (("SAFELIGHT_TLS_KEY", "/key.pem"), "tls_certificate and tls_key belong together"),
             (("SAFELIGHT_MAX_CONNECTIONS", "0"), "max_connections is 0, must be 1 to"),
             (("SAFELIGHT_CORS_ORIGINS", "[\"a.org\"]"), "expected https://HOST, or * for all"),
@@ -426,14 +384,14 @@ mod tests {
     }
 
     #[test]
-    fn a_preset_may_leave_out_what_has_a_default() {
+    fn a_preset_may_omit_what_has_a_default() {
         let config = env(&[("SAFELIGHT_PRESETS", "{ tiny = { size = 64 } }")]).expect("presets");
         assert_eq!(config.presets.len(), 1);
         assert_eq!(config.presets["tiny"].quality, 80);
     }
 
     #[test]
-    fn the_switch_for_copyright_holds_for_every_preset() {
+    fn keep_copyright_applies_to_every_preset() {
         let config = env(&[("SAFELIGHT_KEEP_COPYRIGHT", "true")]).expect("config");
         assert!(config.presets.values().all(|preset| preset.keep_copyright));
     }

@@ -1,4 +1,4 @@
-//! What each owner may.
+//! The limits of each owner.
 
 use std::collections::BTreeMap;
 
@@ -7,26 +7,25 @@ use serde::Deserialize;
 
 use super::Config;
 
-/// How much an owner may store and how often it may ask, for which 0 is any number; and how much it may send
-/// at once.
+/// The limits of one owner. 0 means no limit, except for `max_uploads_in_flight`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnerLimits {
     /// Images stored.
     pub quota_images: u64,
     /// Bytes of originals stored.
     pub quota_bytes: u64,
-    /// Calls of the API per minute.
+    /// API calls per minute.
     pub requests_per_minute: u32,
     /// Uploads per minute.
     pub uploads_per_minute: u32,
-    /// Uploads that one process receives at once: at least one, and no more than from all owners together.
+    /// Concurrent uploads per process: at least one, and at most the number for all owners.
     pub max_uploads_in_flight: usize,
 }
 
-/// What is said of one owner; the rest is as for all.
+/// The limits that differ for one owner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // as those of all owners
+#[allow(missing_docs)] // documented in `defaults.toml`
 pub struct OwnerOverrides {
     pub quota_images: Option<u64>,
     pub quota_bytes: Option<u64>,
@@ -35,17 +34,17 @@ pub struct OwnerOverrides {
     pub max_uploads_in_flight_per_owner: Option<usize>,
 }
 
-/// The owners of whom something is said.
+/// The owners with different limits.
 pub type Owners = BTreeMap<Owner, OwnerOverrides>;
 
 impl Config {
-    /// Whether only this machine can reach the server: it listens on the loopback address, and no proxy is
-    /// said to stand before it.
+    /// Whether only this machine can reach the server: it listens on a loopback address, and no proxy is
+    /// configured.
     pub fn is_for_this_machine(&self) -> bool {
         self.listen.ip().is_loopback() && !self.behind_tls
     }
 
-    /// What an owner may.
+    /// The limits of `owner`.
     pub fn limits_of(&self, owner: &Owner) -> OwnerLimits {
         let own = self.owners.get(owner).copied().unwrap_or_default();
         OwnerLimits {
@@ -53,15 +52,15 @@ impl Config {
             quota_bytes: own.quota_bytes.unwrap_or(self.quota_bytes),
             requests_per_minute: own.requests_per_minute.unwrap_or(self.requests_per_minute),
             uploads_per_minute: own.uploads_per_minute.unwrap_or(self.uploads_per_minute),
-            max_uploads_in_flight: self.share(own.max_uploads_in_flight_per_owner),
+            max_uploads_in_flight: self.uploads_per_owner(own.max_uploads_in_flight_per_owner),
         }
     }
 
-    /// How many of the uploads in flight may be one owner's, if this is said of it.
-    fn share(&self, own: Option<usize>) -> usize {
+    /// The maximum number of concurrent uploads of one owner.
+    fn uploads_per_owner(&self, own: Option<usize>) -> usize {
         match own.unwrap_or(self.max_uploads_in_flight_per_owner) {
             0 => self.max_uploads_in_flight.div_ceil(2),
-            share => share.min(self.max_uploads_in_flight),
+            limit => limit.min(self.max_uploads_in_flight),
         }
     }
 }

@@ -1,28 +1,28 @@
-//! The URLs that choose each part.
+//! The URLs that select the database, the queue, the blob store and the shared cache.
 
 use std::{path::PathBuf, str::FromStr};
 
 use serde::Deserialize;
 
-/// What is shown instead of a password.
+/// Replaces a password.
 const MASK: &str = "***";
 
-/// A URL that names no part that there is.
+/// A URL with an unsupported scheme or an invalid form.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidUrl(String);
 
-/// Where the truth lives.
+/// Selects the database.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum DatabaseUrl {
-    /// A file. Empty until the data folder is known (see [`super::load`]).
+    /// A file. Empty for the default until [`super::load`] fills it in.
     Sqlite(PathBuf),
     /// A `postgres://` URL as sqlx reads it.
     Postgres(String),
 }
 
-/// How jobs find workers.
+/// Selects the job queue.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum QueueUrl {
@@ -32,19 +32,19 @@ pub enum QueueUrl {
     Amqp(String),
 }
 
-/// An engine that several delivery nodes cache in.
+/// Selects the cache that delivery nodes share.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum SharedCacheUrl {
-    /// None.
+    /// No shared cache.
     Off,
     /// One Redis or Valkey server, as a `redis://` or `rediss://` URL.
     Single(String),
-    /// A cluster, by the URLs of some of its nodes: the engine places the keys.
+    /// A cluster, by the URLs of some of its nodes.
     Cluster(Vec<String>),
 }
 
-/// The address of an HTTP server, without a path behind it.
+/// The address of an HTTP server, without a path.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HttpUrl(String);
@@ -62,7 +62,7 @@ impl HttpUrl {
 pub struct CorsOrigin(String);
 
 impl CorsOrigin {
-    /// Stands for all origins.
+    /// All origins.
     pub const ANY: &str = "*";
 
     /// As browsers send it in `Origin`.
@@ -71,13 +71,13 @@ impl CorsOrigin {
     }
 }
 
-/// Where the bytes live.
+/// Selects the blob store.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum BlobUrl {
-    /// A folder. Empty until the data folder is known (see [`super::load`]).
+    /// A folder. Empty for the default until [`super::load`] fills it in.
     File(PathBuf),
-    /// A bucket, reached as the `AWS_*` variables say.
+    /// A bucket. The `AWS_*` variables configure the access.
     S3 {
         /// The bucket.
         bucket: String,
@@ -87,7 +87,7 @@ pub enum BlobUrl {
 }
 
 impl QueueUrl {
-    /// The system's name as traces have it (`messaging.system`).
+    /// The name of the system in traces (`messaging.system`).
     pub const fn system(&self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
@@ -100,7 +100,7 @@ impl FromStr for DatabaseUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
-        // A database in memory would forget uploads that had their 202.
+        // A database in memory would lose accepted uploads.
         if let Some(path) = text.strip_prefix("sqlite:").and_then(path).filter(|p| *p != ":memory:")
         {
             return Ok(Self::Sqlite(path.into()));
@@ -192,9 +192,9 @@ impl TryFrom<String> for CorsOrigin {
         let url =
             url.ok_or_else(|| InvalidUrl("expected https://HOST, or * for all".to_owned()))?;
         Ok(Self(match url.origin() {
-            // As browsers spell it: without the port that its scheme has anyway.
+            // Like browsers: without the scheme's default port.
             origin @ url::Origin::Tuple(..) => origin.ascii_serialization(),
-            // The schemes of programs that show a page of their own: app://localhost.
+            // Schemes of applications with built-in pages: app://localhost.
             url::Origin::Opaque(_) => url.as_str().trim_end_matches('/').to_owned(),
         }))
     }
@@ -220,7 +220,7 @@ impl FromStr for BlobUrl {
     }
 }
 
-/// The path of a URL, which has no host; `//` must be followed by an absolute one (RFC 8089).
+/// The path of a URL without a host; after `//` it must be absolute (RFC 8089).
 fn path(rest: &str) -> Option<&str> {
     match rest.strip_prefix("//") {
         Some(absolute) => absolute.starts_with('/').then_some(absolute),
@@ -303,7 +303,7 @@ impl std::fmt::Display for BlobUrl {
     }
 }
 
-/// The URL without its password, wherever in it that stands.
+/// The URL with passwords masked, also those in its query.
 fn masked(url: &str) -> String {
     const SECRET: [&str; 4] = ["pass", "secret", "token", "key"];
     let Ok(mut url) = url::Url::parse(url) else { return "(unreadable URL)".to_owned() };
@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_choose_their_part_and_hide_their_password() {
+    fn urls_are_parsed_and_hide_their_passwords() {
         let url: QueueUrl = "amqp://guest:secret@localhost/v".parse().expect("amqp");
         assert_eq!(url.to_string(), "amqp://guest:***@localhost/v");
         let url: DatabaseUrl =
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_spelt_as_browsers_send_them() {
+    fn origins_are_spelled_like_browsers_send_them() {
         for (text, origin) in [
             ("https://App.example.org", Some("https://app.example.org")),
             ("https://app.example.org:443/", Some("https://app.example.org")),

@@ -1,4 +1,4 @@
-//! Who may do what: keys, their scopes, and who may see an image.
+//! Access control: keys, their scopes, and the visibility of images.
 
 use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr, time::Duration};
 
@@ -11,13 +11,13 @@ use super::{Owner, UnknownName, text_enum::text_enum};
 text_enum! {
     /// What a key may be used for.
     "scope" Scope {
-        /// Upload, delete, cancel and try again: change what is its owner's.
+        /// Upload, delete, cancel and retry: change the owner's objects.
         Upload = "upload",
-        /// Read what is its owner's.
+        /// Read the owner's objects.
         Read = "read",
-        /// Operate the installation: keys, workers, queues, backfills, other owners by name.
+        /// Operate the installation: keys, workers, queues and backfills, for any owner.
         Admin = "admin",
-        /// Read `/metrics`, and nothing else.
+        /// Read `/metrics` only.
         Metrics = "metrics",
     }
 }
@@ -25,9 +25,9 @@ text_enum! {
 text_enum! {
     /// Who may read an image's bytes.
     "visibility" Visibility {
-        /// Whoever knows its id, which cannot be guessed.
+        /// Everyone who knows the id, which cannot be guessed.
         Public = "public",
-        /// Its owner's keys, and whoever has a signed URL.
+        /// Its owner's keys, and everyone with a signed URL.
         Private = "private",
     }
 }
@@ -38,18 +38,18 @@ text_enum! {
 pub struct Scopes(BTreeSet<Scope>);
 
 impl Scopes {
-    /// Every scope there is.
+    /// Every scope.
     pub fn all() -> Self {
         Self(Scope::ALL.iter().copied().collect())
     }
 
-    /// Whether this is one of them. An admin may also read metrics.
+    /// Whether the key may use this scope. An admin may also read metrics.
     pub fn allow(&self, scope: Scope) -> bool {
         let is_operator = scope == Scope::Metrics && self.0.contains(&Scope::Admin);
         is_operator || self.0.contains(&scope)
     }
 
-    /// They, in order.
+    /// The scopes, in order.
     pub fn iter(&self) -> impl Iterator<Item = Scope> {
         self.0.iter().copied()
     }
@@ -71,29 +71,29 @@ impl FromStr for Scopes {
     }
 }
 
-/// A key as it is kept: all but the secret.
+/// A key as it is stored: everything but the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKey {
     /// Its id.
     pub id: Uuid,
-    /// How its secret begins, by which it is found; in itself worth nothing.
+    /// The first characters of the secret, which identify the key and are not confidential.
     pub prefix: String,
-    /// Whose it is.
+    /// The owner for whom it acts.
     pub owner: Owner,
     /// What it may be used for.
     pub scopes: Scopes,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// From when on it is not accepted any more; `None` for never.
+    /// When it expires; `None` for never.
     pub expires_at: Option<DateTime<Utc>>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
-    /// When it was last used, a minute or so behind.
+    /// When it was last used, up to about a minute behind.
     pub last_used_at: Option<DateTime<Utc>>,
 }
 
 impl ApiKey {
-    /// How long a key may be good that is not good for ever: long enough to be used, and at most 100 years.
+    /// The possible lifetimes of a key that expires: at most 100 years.
     pub const LIFETIME: RangeInclusive<Duration> =
         Duration::from_secs(1)..=Duration::from_hours(100 * 8766);
 }
@@ -101,48 +101,47 @@ impl ApiKey {
 /// A key with which URLs of private images are signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigningKey {
-    /// How URLs name it.
+    /// The id that URLs contain.
     pub id: String,
-    /// Whose images it opens.
+    /// The owner of the images to which it gives access.
     pub owner: Owner,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// What an owner has stored; counted when an upload is accepted, and off again when its image is
-/// discarded.
+/// An owner's usage. Increases when an upload is accepted, and decreases when its image is discarded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Images.
     pub images: u64,
-    /// Bytes of their originals, each image's in full also where equal ones share them.
+    /// Bytes of their originals. Each image counts in full, even if several share the same bytes.
     pub bytes: u64,
 }
 
-/// What an owner may store at most.
+/// The limit on an owner's usage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
-    /// Images; `None` for any number.
+    /// Images; `None` for no limit.
     pub images: Option<u64>,
-    /// Bytes of originals; `None` for any number.
+    /// Bytes of originals; `None` for no limit.
     pub bytes: Option<u64>,
 }
 
 impl Quota {
-    /// Whether it limits anything.
+    /// Whether it sets no limit.
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether one more image of `bytes` bytes fits beside what is `used`.
+    /// Whether one more image of `bytes` bytes fits on top of `used`.
     pub fn has_room(&self, used: Usage, bytes: u64) -> bool {
         let images = self.images.is_none_or(|most| used.images < most);
         images && self.bytes.is_none_or(|most| used.bytes.saturating_add(bytes) <= most)
     }
 
-    /// [`Quota::has_room`], and counts the image if there is.
+    /// Counts one more image if [`Quota::has_room`].
     pub fn take(&self, used: &mut Usage, bytes: u64) -> bool {
         let has_room = self.has_room(*used, bytes);
         if has_room {
@@ -182,7 +181,7 @@ mod tests {
 
         let mut stored = used(1, 60);
         assert!(!quota.take(&mut stored, 41));
-        assert_eq!(stored, used(1, 60), "what has no room is not counted");
+        assert_eq!(stored, used(1, 60), "an image over the quota is not counted");
         assert!(quota.take(&mut stored, 40));
         assert_eq!(stored, used(2, 100));
     }

@@ -1,9 +1,9 @@
-//! Backfills: tasks that walk over many images and hand out work for each.
+//! Backfills: tasks that walk over many images and create jobs for them.
 //!
 //! ```text
-//! walking ──walked to the end, or cancelled──▶ walked ──all that was handed out has ended──▶ ended
-//!    ▲                                           ▲                                             │
-//!    └ pause, resume (a switch of its own)       └────────────── retry by hand ────────────────┘
+//! walking ──end reached, or cancelled──▶ walked ──all created jobs have ended──▶ ended
+//!    ▲                                     ▲                                       │
+//!    └ pause, resume (a separate flag)     └─────────── manual retry ──────────────┘
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,54 +16,54 @@ use super::{ImageFormat, Owner, Quota, TaskId, Visibility, text_enum::text_enum}
 text_enum! {
     /// What a backfill does.
     "backfill kind" BackfillKind {
-        /// Makes renditions of images that are stored.
+        /// Makes renditions of stored images.
         Renditions = "renditions",
-        /// Takes in existing pictures.
+        /// Imports existing pictures.
         Import = "import",
-        /// Reads everything back and compares it with its hash.
+        /// Reads all stored bytes and compares them with their hashes.
         Verify = "verify",
-        /// Collects garbage: removes stored objects that nobody refers to.
+        /// Collects garbage: removes unreferenced objects.
         Gc = "gc",
     }
 }
 
 text_enum! {
-    /// How far a backfill has come.
+    /// The phase of a backfill.
     "backfill state" BackfillState {
-        /// It looks at images, one after the other.
+        /// It visits images, one after the other.
         Walking = "walking",
-        /// It has looked at all of them; what it handed out is still under way.
+        /// It has visited all of them; some of its jobs are still running.
         Walked = "walked",
-        /// Nothing is under way any more.
+        /// All of its jobs have ended.
         Ended = "ended",
     }
 }
 
 text_enum! {
-    /// What became of one image, or one source of an import, in a backfill.
+    /// The outcome of one image, or of one source of an import, in a backfill.
     "outcome" ItemOutcome {
-        /// Its work was done.
+        /// Its job succeeded.
         Succeeded = "succeeded",
-        /// Its work failed for good, or it could not be taken in.
+        /// Its job failed permanently, or it could not be imported.
         Failed = "failed",
         /// It needed no work.
         Skipped = "skipped",
-        /// Somebody cancelled it.
+        /// Its job was cancelled.
         Cancelled = "cancelled",
-        /// It would be worked on: of a dry run that says so line by line.
+        /// It would get a job; only in the report of a dry run.
         Planned = "planned",
     }
 }
 
-/// What a backfill was asked to do. Never changes.
+/// The request for a backfill. It never changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackfillSpec {
     /// What it does.
     pub kind: BackfillKind,
-    /// Renditions: only these presets; all of them if empty.
+    /// Renditions: only these presets; all if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub presets: Vec<String>,
-    /// Renditions: make them also where they are there already.
+    /// Renditions: make them again if they exist.
     #[serde(default)]
     pub all: bool,
     /// Only images accepted at this time or later.
@@ -75,31 +75,31 @@ pub struct BackfillSpec {
     /// Import: a folder, `s3://BUCKET/PREFIX`, or a list (`.ndjson`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Import: folders and `s3://` prefixes that a list may name; anything if empty.
+    /// Import: folders and `s3://` prefixes that a list may name; all if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roots: Vec<String>,
-    /// Import: who may read what it takes in; everybody if it does not say.
+    /// Import: the visibility of its images; public if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visibility: Option<Visibility>,
-    /// Import: what its owner may store, as it was when it was begun.
+    /// Import: its owner's quota at the start.
     #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
     pub quota: Quota,
-    /// Only count.
+    /// Dry run: only count.
     #[serde(default)]
     pub dry_run: bool,
-    /// Images handed out per second at most.
+    /// Maximum number of images per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// Images under way at once at most.
+    /// Maximum number of concurrent images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
-    /// Also images that failed for good before.
+    /// Include images that failed permanently before.
     #[serde(default)]
     pub retry_failed: bool,
 }
 
 impl BackfillSpec {
-    /// A backfill of this kind over everything, without limits.
+    /// A backfill of this kind over all images, without limits.
     pub fn new(kind: BackfillKind) -> Self {
         Self {
             kind,
@@ -118,57 +118,57 @@ impl BackfillSpec {
         }
     }
 
-    /// Whether it is about this preset.
+    /// Whether it includes this preset.
     pub fn wants(&self, preset: &str) -> bool {
         self.presets.is_empty() || self.presets.iter().any(|name| name == preset)
     }
 }
 
-/// A backfill as it stands. Counts are of images; of an import, of what was found in its source; of a
-/// collection of garbage, of stored objects.
+/// The state of a backfill. It counts images; an import counts the entries of its source, and a garbage
+/// collection counts stored objects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backfill {
     /// Its task.
     pub id: TaskId,
-    /// Whose task it is.
+    /// The owner of the task.
     pub owner: Owner,
-    /// When it was begun, by the database's clock.
+    /// When it started, by the database's clock.
     pub begun_at: DateTime<Utc>,
-    /// What it was asked to do.
+    /// The request.
     pub spec: BackfillSpec,
-    /// How far it has come.
+    /// The phase.
     pub state: BackfillState,
-    /// Hands out nothing until it is resumed.
+    /// Creates no jobs until it is resumed.
     pub paused: bool,
-    /// Somebody cancelled it.
+    /// It was cancelled.
     pub cancelled: bool,
-    /// What failed before is being handed out again.
+    /// It is creating jobs again for images that failed.
     pub retrying: bool,
-    /// Where the walk stands: everything up to here is counted. What it means is the walk's own.
+    /// The position of the walk; everything up to it is counted. Only the walk interprets it.
     pub cursor: Option<String>,
-    /// How many there are to look at; `None` until they were counted.
+    /// The number to visit; `None` until it is counted.
     pub expected: Option<u64>,
-    /// Those handed out; of a dry run, those that would be.
+    /// Those with a job; in a dry run, those that would get one.
     pub planned: u64,
-    /// Those that need nothing, by reason.
+    /// Those that need no job, by reason.
     pub skipped: BTreeMap<String, u64>,
-    /// Those that failed without being handed out: not to be taken in, or known to be bad.
+    /// Those that failed without a job: they cannot be imported, or failed permanently before.
     pub refused: u64,
-    /// Of those handed out: done.
+    /// Jobs that succeeded.
     pub succeeded: u64,
-    /// Of those handed out: failed for good.
+    /// Jobs that failed permanently.
     pub failed: u64,
-    /// Of those handed out: cancelled.
+    /// Jobs that were cancelled.
     pub cancelled_images: u64,
-    /// Why the walk broke off, if it did.
+    /// Why the walk stopped early, if it did.
     pub problem: Option<String>,
-    /// Seconds since images were last handed out, by the database's clock, as far as `rate` was not
-    /// used up; `None` before the first.
+    /// Seconds of unused `rate` since jobs were last created, by the database's clock; `None` before the
+    /// first.
     pub rested_seconds: Option<f64>,
 }
 
 impl Backfill {
-    /// Those handed out whose end is not counted yet.
+    /// Jobs whose outcome is not counted yet.
     pub fn under_way(&self) -> u64 {
         if self.spec.dry_run {
             return 0;
@@ -176,12 +176,12 @@ impl Backfill {
         self.planned.saturating_sub(self.succeeded + self.failed + self.cancelled_images)
     }
 
-    /// Those that need nothing.
+    /// Those that need no job.
     pub fn skipped_total(&self) -> u64 {
         self.skipped.values().sum()
     }
 
-    /// Those looked at.
+    /// Those visited.
     pub fn walked(&self) -> u64 {
         self.planned + self.refused + self.skipped_total()
     }

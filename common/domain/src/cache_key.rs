@@ -1,28 +1,28 @@
-//! By what caches know an object.
+//! The keys of caches.
 
 use std::{fmt, str::FromStr};
 
 use super::{ContentHash, ContentHasher, InvalidHash, Owner};
 
-/// What every cache of bytes, and everything that joins reads of the same bytes, goes by: an object of one
-/// owner. Equal bytes of two owners are two objects here, so that neither can see by a hit, by a read that
-/// was joined, or by the time of one, that the other has them. In the store they are one.
+/// Identifies an object of one owner in every cache of bytes and wherever concurrent reads are combined. Equal
+/// bytes of two owners have different keys, so that neither owner can detect the other's bytes by a cache hit, a
+/// combined read, or the time of a response. The blob store keeps such bytes only once.
 ///
-/// A hash of both, so that it is as small and as cheap to compare as the content's, and tells an engine that
-/// holds it neither. Its text form is 64 lower-case hex digits.
+/// It is a hash of owner and content, so that it is small, cheap to compare, and reveals neither to the cache
+/// server. Its text form is 64 lower-case hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheKey(ContentHash);
 
-/// What is hashed before an owner's name: no other use of SHA-256 here begins like this.
+/// The domain separator: no other input of SHA-256 here starts like this.
 const PURPOSE: &[u8] = b"safelight-cache-v1\n";
 
 impl CacheKey {
-    /// That of `owner`'s object with this content.
+    /// The key of `owner`'s object with this content.
     pub fn of(owner: &Owner, content: &ContentHash) -> Self {
         let mut hasher = ContentHasher::default();
         hasher.update(PURPOSE);
-        hasher.update(owner.stored().as_bytes());
-        // No name has it, so no two pairs read alike.
+        hasher.update(owner.storage_name().as_bytes());
+        // No name contains it, so no two pairs have the same input.
         hasher.update(b"\n");
         hasher.update(content.as_bytes());
         Self(hasher.finish())

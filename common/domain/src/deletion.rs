@@ -1,4 +1,4 @@
-//! Deletions: what is removed of an image, for whoever asked, and for the job that does it.
+//! Deletions: the receipt for the client, and the data for the job.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{ContentHash, ImageFormat};
 
-/// What a deletion removes of one image: what its owner had, and has no more. It is the same whether or
-/// not somebody else stored the same bytes, so that nobody learns of that.
+/// Everything of an image that a deletion removes for its owner. It does not depend on whether another owner
+/// stored the same bytes, so it does not reveal that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// The size of the original.
     pub bytes: u64,
-    /// Its renditions, as they were configured when it was asked for.
+    /// Its renditions, by the presets at the time of the request.
     pub renditions: Vec<RemovedRendition>,
-    /// How many caching proxies have confirmed that they have it no more; `None` until all have, and
-    /// everything else is gone as well.
+    /// The number of caching proxies that confirmed the removal; `None` until all have confirmed and everything
+    /// else is removed.
     #[serde(skip)]
     pub proxies: Option<u32>,
 }
@@ -31,12 +31,12 @@ pub struct RemovedRendition {
     pub bytes: u64,
 }
 
-/// What the job of a deletion has to know about what it may have removed already. Never shown, and
-/// forgotten when the job is done.
+/// The data that a deletion's job needs and may have removed in an earlier attempt. It is internal, and dropped
+/// when the job is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
-    /// Every preset of which there was a rendition, of whatever fingerprint: proxies may have it.
+    /// Every preset with a rendition of any fingerprint, because proxies may have it.
     pub presets: BTreeSet<String>,
-    /// The hashes of the original's and its renditions' bytes, by which its owner's caches know them.
+    /// The hashes of the original and of its renditions, for the keys of its owner's cache entries.
     pub objects: Vec<ContentHash>,
 }

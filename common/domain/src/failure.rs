@@ -1,72 +1,71 @@
-//! Why a job failed, in words that a client can act on.
+//! Failures of jobs, with codes and messages that clients can act on.
 
 use serde::{Deserialize, Serialize};
 
 use super::{JobKind, text_enum::text_enum};
 
 text_enum! {
-    /// The stable code of a job's failure. Whether it is permanent is a property of the code,
-    /// decided here and nowhere else.
+    /// The stable code of a job's failure. Only the code decides whether it is permanent.
     "error code" ErrorCode {
-        /// The bytes are no image that Safelight reads.
+        /// The bytes are not an image in a supported format.
         NotAnImage = "not_an_image",
-        /// An image, but of a format that cannot be decoded here.
+        /// An image in a variant that cannot be decoded.
         UnsupportedFormat = "unsupported_format",
-        /// The header is fine, the rest is damaged or cut short.
+        /// The image is damaged or cut short.
         CorruptImage = "corrupt_image",
         /// More pixels than the configured limit.
         TooManyPixels = "too_many_pixels",
         /// A side longer than the configured limit.
         SideTooLong = "side_too_long",
-        /// An animation of more frames, or of more pixels over all frames, than the limit.
+        /// An animation with more frames, or more pixels in all frames, than the configured limit.
         TooManyFrames = "too_many_frames",
-        /// The header announces a picture that takes more memory than the configured limit.
+        /// By its header, decoding would take more memory than the configured limit.
         TooMuchMemory = "too_much_memory",
         /// More bytes than the configured limit.
         TooLarge = "too_large",
-        /// The bytes are in no place where they should be.
+        /// The blob store does not have the bytes.
         BlobMissing = "blob_missing",
-        /// The bytes are not those that were stored.
+        /// The bytes differ from those that were stored.
         BlobDamaged = "blob_damaged",
-        /// Of a backfill: some of its images failed, or its source could not be read to the end.
+        /// Some images of a backfill failed, or its source could not be read to the end.
         BackfillIncomplete = "backfill_incomplete",
-        /// The blob store did not answer or refused.
+        /// The blob store did not respond, or responded with an error.
         StoreUnavailable = "store_unavailable",
-        /// A caching proxy did not confirm that it has a deleted image no more.
+        /// A caching proxy did not confirm that it removed a deleted image.
         ProxyUnavailable = "proxy_unavailable",
-        /// The shared cache did not answer.
+        /// The shared cache did not respond.
         CacheUnavailable = "cache_unavailable",
-        /// The database did not answer.
+        /// The database did not respond.
         DatabaseUnavailable = "database_unavailable",
         /// The worker stopped renewing its lease: it crashed, hung or lost its network.
         LeaseLost = "lease_lost",
         /// The handler panicked.
         WorkerPanicked = "worker_panicked",
-        /// The process that decoded the picture died of it.
+        /// The process that decoded the picture crashed.
         DecoderCrashed = "decoder_crashed",
-        /// Decoding took more time than a picture may take.
+        /// Decoding exceeded the time limit.
         DecoderTimedOut = "decoder_timed_out",
-        /// Decoding took more memory than a picture may take.
+        /// Decoding exceeded the memory limit.
         DecoderOutOfMemory = "decoder_out_of_memory",
     }
 }
 
-/// How often a failed job is tried again.
+/// How often a failed job is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retries {
     /// Another attempt would end the same way.
     Never,
-    /// Another attempt is likely to end the same way, and each is dear: [`Retries::FEW`] at most.
+    /// Another attempt is likely to end the same way and is expensive: at most [`Retries::FEW`].
     Few,
-    /// For as long as the job has attempts left.
+    /// As long as the job has attempts left.
     All,
 }
 
 impl Retries {
-    /// Attempts in all, the first included, of a job that may be tried again few times.
+    /// The number of attempts for [`Retries::Few`], including the first.
     pub const FEW: u32 = 3;
 
-    /// Attempts in all, the first included, of a job that has `max_attempts`.
+    /// The number of attempts of a job with `max_attempts`, including the first.
     pub fn attempts(self, max_attempts: u32) -> u32 {
         match self {
             Self::Never => 1,
@@ -77,7 +76,7 @@ impl Retries {
 }
 
 impl ErrorCode {
-    /// How often a job of `kind` that failed like this is tried again.
+    /// How often a job of `kind` with this failure is retried.
     pub const fn retries(self, kind: JobKind) -> Retries {
         match self {
             Self::NotAnImage
@@ -89,11 +88,11 @@ impl ErrorCode {
             | Self::TooMuchMemory
             | Self::TooLarge
             | Self::BlobDamaged => Retries::Never,
-            // Mostly the picture's doing, sometimes that of a busy machine or of the kernel.
+            // Mostly caused by the picture, sometimes by a busy machine or by the kernel.
             Self::DecoderCrashed | Self::DecoderTimedOut | Self::DecoderOutOfMemory => Retries::Few,
-            // A verification asks just whether it is there: a store that lags has caught up by a few attempts.
+            // A verification looks for just this, and a lagging store has caught up after a few attempts.
             Self::BlobMissing if matches!(kind, JobKind::Verify) => Retries::Few,
-            // A missing blob may be a store that has not caught up; it ends by attempts.
+            // The store may not have caught up yet.
             Self::BlobMissing
             | Self::BackfillIncomplete
             | Self::StoreUnavailable
@@ -107,23 +106,23 @@ impl ErrorCode {
 
     /// Whether another attempt could end differently.
     pub const fn is_retryable(self) -> bool {
-        // What never can, cannot whatever the kind.
+        // `Never` does not depend on the kind.
         !matches!(self.retries(JobKind::Write), Retries::Never)
     }
 }
 
-/// A failure as it is stored and shown: a stable code and a sentence for people.
+/// A failure as it is stored and shown: a stable code and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Failure {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: ErrorCode,
     /// What happened, without internals (no paths, no SQL).
     pub message: String,
 }
 
 impl Failure {
-    /// A failure with its sentence.
+    /// A failure with a message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }

@@ -1,11 +1,11 @@
-//! SHA-256 names of bytes.
+//! SHA-256 hashes, which name blobs.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The SHA-256 of some bytes; the name of a blob. Its text form is 64 lower-case hex digits.
+/// The SHA-256 of bytes, which is the name of a blob. Its text form is 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ContentHash(pub [u8; 32]);
@@ -22,7 +22,7 @@ impl ContentHash {
     }
 }
 
-/// Hashes bytes as they stream by.
+/// Hashes a stream of bytes.
 #[derive(Clone, Default)]
 pub struct ContentHasher(Sha256);
 
@@ -38,7 +38,7 @@ impl ContentHasher {
     }
 }
 
-/// Bytes or text that are no SHA-256.
+/// The bytes or the text are not a SHA-256.
 #[derive(Debug, thiserror::Error)]
 #[error("not a SHA-256: expected 32 bytes or 64 hex digits")]
 pub struct InvalidHash;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_form_is_the_usual_hex_and_reads_back() {
+    fn text_form_is_hex_and_parses_back() {
         let hash = ContentHash::of(b"abc");
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(hash.to_string(), text);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn streaming_equals_at_once() {
+    fn hashing_in_pieces_gives_the_same_hash() {
         let mut hasher = ContentHasher::default();
         hasher.update(b"a");
         hasher.update(b"bc");

@@ -1,4 +1,4 @@
-//! Ids are types, so that a task's id cannot be passed where a job's is wanted.
+//! A type for each kind of id, so that a task's id cannot be passed for a job's.
 
 use std::{fmt, str::FromStr};
 
@@ -17,7 +17,7 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new id (UUIDv7: later ids sort after earlier ones, which keyset pages rely on).
+            /// A new id. It is a `UUIDv7`, so ids sort by time; keyset pagination relies on that.
             #[allow(clippy::new_without_default)] // a default id would be a bug
             pub fn new() -> Self {
                 Self(Uuid::now_v7())
@@ -45,14 +45,14 @@ id! {
     ImageId
 }
 id! {
-    /// What a client polls.
+    /// A task, which a client polls.
     TaskId
 }
 id! {
-    /// One unit of work on the queue.
+    /// A job: one unit of work.
     JobId
 }
 id! {
-    /// One worker process; named in the leases that it holds.
+    /// A worker process, which holds leases by this id.
     WorkerId
 }

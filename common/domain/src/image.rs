@@ -3,10 +3,10 @@
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::{ContentHash, ImageId, Owner, Visibility, text_enum::text_enum};
+use super::{ContentHash, ImageId, Labels, Owner, Visibility, text_enum::text_enum};
 
 text_enum! {
-    /// A picture format by its bytes, never by a file name or a client's word.
+    /// A picture's format, detected from its bytes, never from a file name or a media type.
     "image format" ImageFormat {
         /// JPEG (ISO 10918).
         Jpeg = "jpeg",
@@ -26,10 +26,10 @@ text_enum! {
 }
 
 impl ImageFormat {
-    /// How many first bytes [`ImageFormat::sniff`] looks at.
+    /// The number of bytes that [`ImageFormat::sniff`] needs.
     pub const SNIFF_BYTES: usize = 32;
 
-    /// The format that the first bytes announce; `None` if they announce no picture that we know.
+    /// Detects the format from the first bytes; `None` if it is unknown.
     ///
     /// Signatures as in the formats' specifications (see also WHATWG MIME Sniffing, section 6.1).
     pub fn sniff(head: &[u8]) -> Option<Self> {
@@ -70,8 +70,8 @@ impl ImageFormat {
     }
 }
 
-/// Whether AVIF is among the brands of a file: the major one, and after its version the compatible
-/// ones, as far as they are there (ISO/IEC 14496-12, section 4.3).
+/// Whether AVIF is among the brands of a file: the major brand, and after its version the compatible brands,
+/// as far as they are among the given bytes (ISO/IEC 14496-12, section 4.3).
 fn is_avif(brands: &[u8]) -> bool {
     let (brands, _) = brands.as_chunks::<4>();
     let named = brands.iter().enumerate().filter(|(at, _)| *at != 1);
@@ -79,72 +79,68 @@ fn is_avif(brands: &[u8]) -> bool {
     named.any(|brand| brand == b"avif" || brand == b"avis")
 }
 
-/// A place on Earth, in degrees (WGS 84).
+/// A position on Earth, in degrees (WGS 84).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Gps {
-    /// North positive.
+    /// Positive to the north.
     pub latitude: f64,
-    /// East positive.
+    /// Positive to the east.
     pub longitude: f64,
 }
 
-/// What the write job learns from the bytes.
+/// A picture's properties, read by the write job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageFacts {
-    /// The format that the header proves.
+    /// The format, confirmed by the header.
     pub format: ImageFormat,
-    /// Pixels across, as coded (before orientation).
+    /// Width in pixels as coded, before rotation.
     pub width: u32,
-    /// Pixels down, as coded (before orientation).
+    /// Height in pixels as coded, before rotation.
     pub height: u32,
-    /// EXIF orientation, 1–8; 1 where none is given.
+    /// EXIF orientation, 1–8; 1 if absent.
     pub orientation: u8,
-    /// EXIF DateTimeOriginal, in UTC where the camera recorded its offset from it; a camera that did
-    /// not is taken to be in UTC.
+    /// EXIF `DateTimeOriginal`, converted to UTC if the camera recorded its offset, and otherwise taken as
+    /// UTC.
     pub taken_at: Option<NaiveDateTime>,
-    /// EXIF position; kept only where the operator says so.
+    /// EXIF position; kept only if `keep_gps` is set.
     pub gps: Option<Gps>,
 }
 
-/// An uploaded image as the store knows it.
+/// An uploaded image in the store.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
     /// Its id.
     pub id: ImageId,
-    /// The hash of its bytes: the name of its blob.
+    /// The hash of its bytes, which names its blob.
     pub sha256: ContentHash,
     /// The size of its bytes.
     pub bytes: u64,
-    /// The format; until [`Image::facts`] is there, as sniffed from the first bytes.
+    /// The format; detected from the first bytes until [`Image::facts`] is set.
     pub format: ImageFormat,
-    /// What the write job learnt; `None` until it has succeeded.
+    /// Set when the write job succeeds.
     pub facts: Option<ImageFacts>,
-    /// The client's title.
-    pub title: Option<String>,
-    /// The client's tags.
-    pub tags: Vec<String>,
-    /// The client's name for the file, without folders.
-    pub filename: Option<String>,
+    /// What the client calls it.
+    pub labels: Labels,
     /// When the upload was accepted.
     pub created_at: DateTime<Utc>,
-    /// When the write job had stored it under its content's name.
+    /// When the write job had stored its blob.
     pub stored_at: Option<DateTime<Utc>>,
-    /// Its upload was cancelled, or it was deleted: the bytes are gone or going.
+    /// Its upload was cancelled, or it was deleted; its bytes are removed or will be.
     pub discarded: bool,
-    /// It was deleted: what was known of the picture is gone as well, and once its bytes are,
-    /// [`Image::sha256`] is all zeros.
+    /// It was deleted: its metadata is removed as well, and once its bytes are, [`Image::sha256`] is all
+    /// zeros.
     pub deleted: bool,
-    /// Whose it is.
+    /// The owner.
     pub owner: Owner,
     /// Who may read its bytes.
     pub visibility: Visibility,
-    /// The renditions of its blob, of whatever preset and fingerprint.
+    /// All renditions of its blob, of any preset and fingerprint.
     pub renditions: Vec<Rendition>,
-    /// What to show until a rendition is loaded; `None` until its blob was rendered.
+    /// What to show until a rendition is loaded; `None` until its blob is rendered.
     pub placeholder: Option<Placeholder>,
 }
 
-/// A picture that a preset made from a blob.
+/// A picture that was made from a blob by a preset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rendition {
     /// The preset's name.
@@ -153,51 +149,51 @@ pub struct Rendition {
     pub fingerprint: String,
     /// Its format.
     pub format: ImageFormat,
-    /// Pixels across, upright.
+    /// Width in pixels, upright.
     pub width: u32,
-    /// Pixels down, upright.
+    /// Height in pixels, upright.
     pub height: u32,
     /// Its size.
     pub bytes: u64,
-    /// The hash of its own bytes (the `ETag`).
+    /// The hash of its bytes, which is the `ETag`.
     pub sha256: ContentHash,
-    /// When the store recorded it; `None` until it has. Moves when the bytes do. Whatever a decoder
-    /// says of it is not heard.
+    /// When the store recorded it; `None` before. Changes if the bytes change. Ignored in a decoder's
+    /// response.
     #[serde(skip)]
     pub made_at: Option<DateTime<Utc>>,
 }
 
-/// What to show of a picture until it is loaded. It belongs to the blob.
+/// What to show until a picture is loaded. It belongs to the blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placeholder {
-    /// The upright picture, very blurred: a `ThumbHash` (github.com/evanw/thumbhash).
+    /// A very blurred preview of the upright picture: a `ThumbHash` (github.com/evanw/thumbhash).
     #[serde(deserialize_with = "thumbhash")]
     pub thumbhash: Vec<u8>,
-    /// One colour for all of it: red, green and blue of sRGB.
+    /// The dominant color: red, green and blue of sRGB.
     pub dominant_color: [u8; 3],
 }
 
 impl Placeholder {
-    /// How many bytes a `ThumbHash` has, at least and at most.
+    /// The possible lengths of a `ThumbHash`.
     pub const THUMBHASH_BYTES: std::ops::RangeInclusive<usize> = 5..=25;
 
-    /// The colour as CSS writes it: `#rrggbb`.
+    /// The color in CSS: `#rrggbb`.
     pub fn css_color(&self) -> String {
         let [red, green, blue] = self.dominant_color;
         format!("#{red:02x}{green:02x}{blue:02x}")
     }
 
-    /// Reads what [`Placeholder::css_color`] writes.
+    /// Parses the result of [`Placeholder::css_color`].
     pub fn parse_css_color(text: &str) -> Option<[u8; 3]> {
         let digits = text.strip_prefix('#').filter(|digits| digits.len() == 6)?;
-        // Signs parse as numbers too.
+        // `from_str_radix` accepts signs.
         digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then_some(())?;
         let [_, color @ ..] = u32::from_str_radix(digits, 16).ok()?.to_be_bytes();
         Some(color)
     }
 }
 
-/// It comes from a decoder, which a picture may have taken over.
+/// Checks the length, because it comes from a decoder, which a picture may have exploited.
 fn thumbhash<'de, D: Deserializer<'de>>(bytes: D) -> Result<Vec<u8>, D::Error> {
     let bytes = Vec::<u8>::deserialize(bytes)?;
     if Placeholder::THUMBHASH_BYTES.contains(&bytes.len()) {
@@ -212,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sniffs_by_signature_only() {
+    fn formats_are_detected_by_signature() {
         let cases: [(&[u8], Option<ImageFormat>); 13] = [
             (b"\xFF\xD8\xFF\xE0\0\x10JFIF", Some(ImageFormat::Jpeg)),
             (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", Some(ImageFormat::Png)),
@@ -234,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn colors_are_read_as_they_are_written() {
+    fn css_colors_parse_back() {
         for color in [[0, 0, 0], [1, 160, 255], [255, 255, 255]] {
             let placeholder = Placeholder { thumbhash: vec![7; 5], dominant_color: color };
             assert_eq!(Placeholder::parse_css_color(&placeholder.css_color()), Some(color));
@@ -245,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placeholder_of_no_possible_length_is_refused() {
+    fn a_placeholder_of_an_impossible_length_is_rejected() {
         for length in [0_usize, 4, 5, 25, 26] {
             let placeholder = Placeholder { thumbhash: vec![7; length], dominant_color: [1, 2, 3] };
             let json = serde_json::to_string(&placeholder).expect("JSON");

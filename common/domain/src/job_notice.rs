@@ -1,19 +1,19 @@
-//! What the store hands to the job queue, and the queue to workers.
+//! The message that the job queue carries from the store's outbox to workers.
 
 use crate::{JobId, JobKind, Lane, TraceContext};
 
-/// All that a broker message carries: which job to look at.
+/// The contents of a message: the job to claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct JobNotice {
     /// The job.
     pub job: JobId,
-    /// Its kind (which queue).
+    /// Its kind, which selects the queue.
     pub kind: JobKind,
-    /// Its lane (which queue).
+    /// Its lane, which selects the queue.
     pub lane: Lane,
-    /// The job's attempt number when the message was made; an earlier attempt's message that comes
-    /// late is told by it.
+    /// The job's attempt number when the message was created, which identifies late messages of earlier
+    /// attempts.
     pub generation: u32,
-    /// Where in a trace the job was made. Only for showing: `None` costs nothing but that.
+    /// The span that created the job. Only for tracing.
     pub trace: Option<TraceContext>,
 }

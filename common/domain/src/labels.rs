@@ -1,5 +1,6 @@
-//! What people say of a picture beside its bytes, title, tags and file name: the same rules for uploads and
-//! for imports.
+//! The labels that a client gives an image: title, tags and file name. Uploads and imports share the rules.
+
+use serde::Serialize;
 
 /// Characters of a title at most.
 const MAX_TITLE_CHARS: usize = 500;
@@ -13,28 +14,49 @@ const MAX_TAG_CHARS: usize = 64;
 /// Bytes of a file name at most, as in most file systems.
 const MAX_FILENAME_BYTES: usize = 255;
 
-/// A title without surrounding space; an empty one is none. If it cannot be taken, why not.
-pub fn title(text: &str) -> Result<Option<String>, String> {
-    let title = checked(text, MAX_TITLE_CHARS)?;
-    Ok((!title.is_empty()).then(|| title.to_owned()))
+/// The labels of one image, each within its limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Labels {
+    /// The title, if the client gave one.
+    pub title: Option<String>,
+    /// The tags, each once, in the order given.
+    pub tags: Vec<String>,
+    /// The file name without folders, if the client gave one.
+    pub filename: Option<String>,
 }
 
-/// Adds a tag without surrounding space, unless it is empty or there already. If it cannot be taken, why not.
-pub fn add_tag(tags: &mut Vec<String>, text: &str) -> Result<(), String> {
-    let tag = checked(text, MAX_TAG_CHARS)?;
-    if tag.is_empty() || tags.iter().any(|known| known == tag) {
-        return Ok(());
+impl Labels {
+    /// Sets the title without surrounding space; an empty one clears it. Fails with the reason if the
+    /// title breaks a rule.
+    pub fn set_title(&mut self, text: &str) -> Result<(), String> {
+        let title = checked(text, MAX_TITLE_CHARS)?;
+        self.title = (!title.is_empty()).then(|| title.to_owned());
+        Ok(())
     }
-    if tags.len() == MAX_TAGS {
-        return Err(format!("at most {MAX_TAGS} are taken"));
+
+    /// Adds a tag without surrounding space, unless it is empty or already there. Fails with the reason if
+    /// the tag breaks a rule.
+    pub fn add_tag(&mut self, text: &str) -> Result<(), String> {
+        let tag = checked(text, MAX_TAG_CHARS)?;
+        if tag.is_empty() || self.tags.iter().any(|known| known == tag) {
+            return Ok(());
+        }
+        if self.tags.len() == MAX_TAGS {
+            return Err(format!("at most {MAX_TAGS} are taken"));
+        }
+        self.tags.push(tag.to_owned());
+        Ok(())
     }
-    tags.push(tag.to_owned());
-    Ok(())
+
+    /// Sets the file name to the last component of a path, printable and of bounded length; clears it if
+    /// nothing is left.
+    pub fn set_filename(&mut self, path: &str) {
+        self.filename = file_name(path);
+    }
 }
 
-/// The last component of a path, printable, of bounded length; `None` if nothing is left.
-pub fn file_name(name: &str) -> Option<String> {
-    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+fn file_name(path: &str) -> Option<String> {
+    let last = path.rsplit(['/', '\\']).next().unwrap_or_default();
     let mut name: String = last.chars().filter(|c| !c.is_control()).collect();
     name.truncate(name.floor_char_boundary(MAX_FILENAME_BYTES));
     let name = name.trim();

@@ -1,5 +1,5 @@
-//! The words of Safelight as types, and the decisions on them: ids, hashes, images, tasks, jobs, presets,
-//! owners and keys, which failures are tried again and when. No I/O.
+//! The domain model and its decisions: ids, hashes, images, tasks, jobs, presets, owners and keys, and which
+//! failures are retried and when. No I/O.
 
 mod access;
 mod backfill;
@@ -10,7 +10,7 @@ mod hash;
 mod ids;
 mod image;
 mod job_notice;
-pub mod labels;
+mod labels;
 mod owner;
 mod preset;
 pub mod retry;
@@ -30,6 +30,7 @@ pub use hash::{ContentHash, ContentHasher, InvalidHash};
 pub use ids::{ImageId, JobId, TaskId, WorkerId};
 pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
 pub use job_notice::JobNotice;
+pub use labels::Labels;
 pub use owner::{InvalidOwner, Owner};
 pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
 pub use task::{JOB_VERSION, Job, JobKind, Lane, Progress, Status, Task, TaskKind};

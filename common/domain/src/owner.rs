@@ -1,39 +1,38 @@
-//! Whose something is.
+//! Owners of images, tasks, keys and quotas.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Whose an image, a task, a key or a quota is. Nobody sees what is another's.
+/// The owner of an image, a task, a key or a quota. Owners cannot see each other's objects.
 ///
-/// What was made before there were keys, or without one on this machine, belongs to the owner
-/// [`Owner::local`].
+/// Objects that were created without a key belong to [`Owner::local`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Owner(pub(crate) String);
 
-/// How the local owner is called outside. Inside it has no name: rows from before there were owners
-/// have none.
+/// The name of the local owner in the API and on the command line. In the database the name is empty, like in
+/// rows from before there were owners.
 const LOCAL: &str = "local";
 
-/// Characters of a name at most.
+/// Maximum number of characters in a name.
 const MAX_CHARS: usize = 64;
 
-/// A name that no owner can have.
+/// The name is not valid for an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "an owner is named by 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-` and `@`, a letter or digit first"
+    "an owner's name must be 1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-` and `@`, starting with a letter or digit"
 )]
 pub struct InvalidOwner;
 
 impl Owner {
-    /// Who works without a key.
+    /// The owner of everything that is created without a key.
     pub const fn local() -> Self {
         Self(String::new())
     }
 
-    /// As it stands in the database: empty for the local owner.
-    pub fn stored(&self) -> &str {
+    /// The name in the database: empty for the local owner.
+    pub fn storage_name(&self) -> &str {
         &self.0
     }
 }
@@ -76,13 +75,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain_and_the_local_owner_is_stored_without_one() {
+    fn names_are_checked_and_the_local_owner_is_stored_without_one() {
         for name in ["a", "ada@example.org", "team-7_x.y", &"a".repeat(64)] {
             let owner: Owner = name.parse().expect(name);
-            assert_eq!((owner.to_string().as_str(), owner.stored()), (name, name));
+            assert_eq!((owner.to_string().as_str(), owner.storage_name()), (name, name));
         }
         let local: Owner = "local".parse().expect("local");
-        assert_eq!((local.stored(), local.to_string().as_str()), ("", "local"));
+        assert_eq!((local.storage_name(), local.to_string().as_str()), ("", "local"));
         assert_eq!(local, Owner::local());
         for name in ["", "-a", "*", "a b", "a/b", "é", "a\n", &"a".repeat(65)] {
             assert_eq!(name.parse::<Owner>(), Err(InvalidOwner), "{name:?}");

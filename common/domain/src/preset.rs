@@ -1,4 +1,4 @@
-//! Presets: the recipes for renditions.
+//! Presets: the parameters of renditions.
 
 use std::{collections::BTreeMap, fmt, ops::Deref};
 
@@ -12,26 +12,26 @@ use super::{ContentHash, ImageFormat, text_enum::text_enum};
 text_enum! {
     /// The format that a preset asks for.
     "preset format" PresetFormat {
-        /// JPEG for opaque pictures, WebP where there is transparency or animation.
+        /// JPEG for opaque stills, WebP for transparency or animation.
         Auto = "auto",
-        /// Always JPEG; transparency is laid on white, of an animation the first frame.
+        /// Always JPEG: on white if transparent, and the first frame of an animation.
         Jpeg = "jpeg",
         /// Always WebP, animated if the picture is.
         Webp = "webp",
-        /// Always AVIF; of an animation the first frame.
+        /// Always AVIF: the first frame of an animation.
         Avif = "avif",
-        /// Always PNG; of an animation the first frame.
+        /// Always PNG: the first frame of an animation.
         Png = "png",
     }
 }
 
-/// The formats that a preset asks for: the base, and alternatives that clients may prefer. Written as
-/// one name, or as a list of them; never empty, none twice.
+/// The formats of a preset: the base, and alternatives that clients may prefer. Written as one name or as a
+/// list, which is never empty and has no duplicates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Formats(Vec<PresetFormat>);
 
 impl Formats {
-    /// Fails with what is wrong with the list.
+    /// The error says what is wrong with the list.
     pub fn new(formats: Vec<PresetFormat>) -> Result<Self, String> {
         if formats.is_empty() {
             return Err("the list of formats is empty".to_owned());
@@ -42,18 +42,20 @@ impl Formats {
         }
         let has = |format| formats.contains(&format);
         if has(PresetFormat::Auto) && has(PresetFormat::Jpeg) && has(PresetFormat::Webp) {
-            return Err("`auto` is one of `jpeg` and `webp`; leave one of the three out".to_owned());
+            return Err(
+                "`auto` always becomes `jpeg` or `webp`; leave one of the three out".to_owned()
+            );
         }
         Ok(Self(formats))
     }
 
-    /// Which of the formats that were made of a picture is the one that `format`, one of these, has
-    /// come to. `None` if it is not among them.
+    /// The format among those that were `made` from a picture that corresponds to `format`, which is one of
+    /// these. `None` if it is not among them.
     pub fn outcome(&self, format: PresetFormat, made: &[ImageFormat]) -> Option<ImageFormat> {
         let one_of = |format: ImageFormat| made.contains(&format).then_some(format);
         match format {
-            // What the list names beside it is there in any case, and tells nothing of it: unless
-            // there is nothing else.
+            // A format that the list also contains was made in any case, so `auto` is the other one, unless
+            // there is no other.
             PresetFormat::Auto if self.contains(&PresetFormat::Jpeg) => {
                 one_of(ImageFormat::Webp).or_else(|| one_of(ImageFormat::Jpeg))
             }
@@ -65,7 +67,7 @@ impl Formats {
         }
     }
 
-    /// Whether there is something for each of these among the formats that were made of a picture.
+    /// Whether each of these has a corresponding format among those that were `made` from a picture.
     pub fn are_met_by(&self, made: &[ImageFormat]) -> bool {
         self.iter().all(|format| self.outcome(*format, made).is_some())
     }
@@ -107,7 +109,7 @@ impl<'de> Deserialize<'de> for Formats {
     }
 }
 
-/// Reads both spellings.
+/// Reads a name or a list of names.
 struct FormatsVisitor;
 
 impl<'de> Visitor<'de> for FormatsVisitor {
@@ -131,46 +133,45 @@ impl<'de> Visitor<'de> for FormatsVisitor {
 }
 
 text_enum! {
-    /// How a picture is brought into a preset's box.
+    /// How a picture fits into a preset's box.
     "fit" Fit {
-        /// All of the picture, within the box.
+        /// The whole picture fits into the box.
         Inside = "inside",
-        /// The whole box, with what does not fit cut off.
+        /// The picture fills the box, and the rest is cropped.
         Cover = "cover",
     }
 }
 
 text_enum! {
-    /// What a preset that cuts off keeps.
+    /// The part of a picture that cropping keeps.
     "focus" Focus {
-        /// The middle.
+        /// The center.
         Centre = "centre",
-        /// The part that draws the eye: edges, strong colours, skin.
+        /// The part that attracts attention: edges, strong colors, skin.
         Attention = "attention",
     }
 }
 
-/// The box that a preset fills, in pixels. Written as one number for a square, or as
-/// `[width, height]`.
+/// A size in pixels. Presets write it as one number for a square, or as `[width, height]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Pixels across at most.
+    /// Width in pixels.
     pub width: u32,
-    /// Pixels down at most.
+    /// Height in pixels.
     pub height: u32,
 }
 
 impl Size {
-    /// The longest side that a preset may ask for: JPEG, WebP and AVIF all have it.
+    /// The longest side of a preset. JPEG and AVIF support it, WebP nearly.
     pub const LONGEST: u32 = 16_384;
 
-    /// A box with equal sides.
+    /// A square.
     pub const fn square(side: u32) -> Self {
         Self { width: side, height: side }
     }
 
-    /// How many pixels there are.
-    #[expect(clippy::len_without_is_empty)] // a size without pixels is none
+    /// The number of pixels.
+    #[expect(clippy::len_without_is_empty)] // a size is never empty
     pub const fn len(self) -> usize {
         self.width as usize * self.height as usize
     }
@@ -182,7 +183,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// Both spellings, for serde.
+/// Both notations, for serde.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum SizeSpelling {
@@ -211,29 +212,29 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// One recipe for a picture: upright, sRGB, never enlarged, without metadata.
+/// The parameters of a rendition, which is always upright, in sRGB, and never enlarged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preset {
-    /// The box to fill; its sides 1–16384.
+    /// The box, with sides of 1–16384.
     pub size: Size,
-    /// How the box is filled; `inside` unless said.
+    /// How the picture fits into the box; default `inside`.
     #[serde(default = "Preset::default_fit")]
     pub fit: Fit,
-    /// What is kept where `fit` cuts off; `centre` unless said.
+    /// The part that is kept if `fit` crops; default `centre`.
     #[serde(default = "Preset::default_focus")]
     pub focus: Focus,
-    /// The format, or several: the base and its alternatives; `auto` unless said.
+    /// The base format and its alternatives; default `auto`.
     #[serde(rename = "format", default = "Preset::default_formats")]
     pub formats: Formats,
-    /// JPEG, lossy WebP and AVIF quality, 1–100; 80 unless said. PNG has none.
+    /// The quality of JPEG, lossy WebP and AVIF, 1–100; default 80.
     #[serde(default = "Preset::default_quality")]
     pub quality: u8,
-    /// How much to sharpen after resizing, 0–100 percent of an unsharp mask; 0 unless said.
+    /// The strength of an unsharp mask after resizing, 0–100 percent; default 0.
     #[serde(default)]
     pub sharpen: u8,
-    /// Whether EXIF's artist and copyright are copied; no unless said, or unless `keep_copyright`
-    /// is on for all presets.
+    /// Whether EXIF's artist and copyright are copied; default no, unless the configuration's `keep_copyright`
+    /// is set.
     #[serde(default)]
     pub keep_copyright: bool,
 }
@@ -242,7 +243,7 @@ pub struct Preset {
 pub type Presets = BTreeMap<String, Preset>;
 
 impl Preset {
-    /// A recipe with nothing but its box said.
+    /// A preset with defaults for everything but its box.
     pub fn new(size: Size) -> Self {
         Self {
             size,
@@ -271,9 +272,9 @@ impl Preset {
         80
     }
 
-    /// Names this recipe: 12 hex digits over all its parameters, so that a changed preset makes
-    /// new renditions beside the old. The leading number is the imaging code's own version: raise
-    /// it when the same parameters begin to give other pictures.
+    /// Identifies the parameters by 12 hex digits, so that a changed preset makes new renditions in addition to
+    /// the old ones. The leading number is the version of the imaging code: increase it when the same
+    /// parameters give different pictures.
     pub fn fingerprint(&self) -> String {
         let Self { size, fit, focus, formats, quality, sharpen, keep_copyright } = self;
         let recipe = format!(
@@ -285,7 +286,7 @@ impl Preset {
         digits
     }
 
-    /// What is wrong with the recipe, if anything.
+    /// What is wrong with the parameters, if anything.
     pub fn problem(&self) -> Option<&'static str> {
         let sides = [self.size.width, self.size.height];
         if sides.iter().any(|side| !(1..=Size::LONGEST).contains(side)) {
@@ -298,7 +299,7 @@ impl Preset {
             return Some("sharpen must be 0 to 100");
         }
         if self.focus == Focus::Attention && self.fit == Fit::Inside {
-            return Some("focus = \"attention\" needs fit = \"cover\": nothing else cuts off");
+            return Some("focus = \"attention\" needs fit = \"cover\", because nothing else crops");
         }
         None
     }
@@ -326,7 +327,7 @@ mod tests {
         }
     }
 
-    /// Stored renditions are found by it.
+    /// Stored renditions are looked up by it.
     #[test]
     fn the_fingerprint_of_a_single_format_stays_as_it_was() {
         let recipe = "2 size=256x256 fit=inside focus=centre format=auto quality=80 sharpen=0 \
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_auto_came_to_is_told_by_what_was_made() {
+    fn the_formats_made_reveal_what_auto_became() {
         use ImageFormat::{Avif, Jpeg, Webp};
         for (list, made, base) in [
             ("\"auto\"", &[Webp][..], Some(Webp)),
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_is_a_problem() {
+    fn invalid_parameters_are_a_problem() {
         let base = Preset::new(wide());
         assert_eq!(base.problem(), None);
         for (wrong, word) in [

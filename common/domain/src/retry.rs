@@ -1,29 +1,28 @@
-//! When to try again. The only module that knows the `backoff` crate, which is unmaintained: to
-//! replace it, replace this file.
+//! Delays before retries. The only module that uses the `backoff` crate, which is unmaintained: to replace it,
+//! replace this file.
 //!
-//! `backoff` computes the exponential; the jitter is drawn here, from `fastrand`, whose generator a
-//! test can seed for its thread (`backoff`'s own cannot be).
+//! `backoff` computes the exponential; the jitter comes from `fastrand`, because tests can seed its generator
+//! for their thread, unlike `backoff`'s.
 
 use std::time::Duration;
 
 use backoff::{ExponentialBackoff, backoff::Backoff};
 
 /// The delay before the attempt after `attempt` (1 for the first): exponential with full jitter,
-/// uniform over 0 to min(`cap`, `base` × 2^(`attempt` − 1)). Jobs that failed together do not come
-/// back together.
+/// uniform over 0 to min(`cap`, `base` × 2^(`attempt` − 1)), so that jobs that failed together are not
+/// retried together.
 ///
 /// Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 pub fn job_delay(attempt: u32, base: Duration, cap: Duration) -> Duration {
     let mut ceilings = doubling(base.min(cap), cap);
-    // Whatever the base, the cap is reached long before.
+    // Any base reaches the cap in fewer steps.
     for _ in 1..attempt.min(64) {
         ceilings.next_backoff();
     }
     ceilings.next_backoff().unwrap_or(cap).min(cap).mul_f64(fastrand::f64())
 }
 
-/// Delays between attempts to get a connection back: jittered, growing from 100 ms to 5 s, and
-/// never ending.
+/// Delays between attempts to reconnect: with jitter, growing from 100 ms to 5 s, without end.
 pub struct Reconnect(ExponentialBackoff);
 
 impl Default for Reconnect {
@@ -32,7 +31,7 @@ impl Default for Reconnect {
     }
 }
 
-/// `first`, twice that, and so on up to `longest`, for ever.
+/// `first`, twice that, and so on up to `longest`, without end.
 fn doubling(first: Duration, longest: Duration) -> ExponentialBackoff {
     ExponentialBackoff {
         current_interval: first,
@@ -55,7 +54,7 @@ impl Reconnect {
         self.0.next_backoff().unwrap_or(Self::LONGEST).mul_f64(0.5 + fastrand::f64())
     }
 
-    /// Starts over, after a success.
+    /// Starts over after a success.
     pub fn reset(&mut self) {
         self.0.reset();
     }

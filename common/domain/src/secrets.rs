@@ -1,4 +1,4 @@
-//! Secrets: those of keys, and signatures of URLs.
+//! The secrets of keys, and signatures of URLs.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -7,34 +7,34 @@ use subtle::ConstantTimeEq;
 
 use crate::ContentHash;
 
-/// How every key begins, so that scanners for leaked secrets know one.
+/// The prefix of every key, so that scanners for leaked secrets detect one.
 const MARK: &str = "sl_";
 
-/// Characters of a prefix after the mark. 50 random bits: nobody meets another's by chance.
+/// The number of characters of a key's prefix after the mark: 50 random bits, enough against collisions.
 const PREFIX_CHARS: usize = 10;
 
-/// Random bytes of a secret.
+/// The number of random bytes of a secret.
 const SECRET_BYTES: usize = 32;
 
-/// The system has no randomness to give.
+/// The system cannot provide random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the system gives no random bytes: {0}")]
+#[error("the system cannot provide random bytes: {0}")]
 pub struct NoRandomness(getrandom::Error);
 
-/// The secret of a key, as its holder has it: `sl_` and 10 characters by which it is found, `_`, and 32
-/// random bytes in base64url. Only its hash is ever stored.
+/// The secret of a key: `sl_` and 10 characters that identify the key, `_`, and 32 random bytes in base64url.
+/// Only its hash is stored.
 #[derive(Clone)]
 pub struct ApiSecret(String);
 
 impl ApiSecret {
-    /// A new one.
+    /// A new secret.
     pub fn new() -> Result<Self, NoRandomness> {
         let prefix = random_name::<PREFIX_CHARS>()?;
         let secret = URL_SAFE_NO_PAD.encode(random::<SECRET_BYTES>()?);
         Ok(Self(format!("{MARK}{prefix}_{secret}")))
     }
 
-    /// What a client sent, if it has the form of one.
+    /// Parses what a client sent; `None` if it does not have the form of a secret.
     pub fn parse(text: &str) -> Option<Self> {
         let rest = text.strip_prefix(MARK)?;
         let (prefix, secret) = rest.split_at_checked(PREFIX_CHARS)?;
@@ -44,22 +44,22 @@ impl ApiSecret {
         (plain && decoded.len() == SECRET_BYTES).then(|| Self(text.to_owned()))
     }
 
-    /// How it begins; not secret.
+    /// The first characters, which are not confidential.
     pub fn prefix(&self) -> &str {
         &self.0[..MARK.len() + PREFIX_CHARS]
     }
 
-    /// All of it: for the one time that it is shown.
+    /// The whole secret, for the only time that it is shown.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// What is stored.
+    /// The hash to store.
     pub fn hash(&self) -> ContentHash {
         ContentHash::of(self.0.as_bytes())
     }
 
-    /// Whether it is the one with this hash. Takes as long whether it is or not.
+    /// Whether it has this hash, compared in constant time.
     pub fn is(&self, hash: &ContentHash) -> bool {
         self.hash().0.ct_eq(&hash.0).into()
     }
@@ -77,8 +77,8 @@ pub fn new_signing_key() -> Result<(String, Vec<u8>), NoRandomness> {
     Ok((format!("sk_{}", random_name::<PREFIX_CHARS>()?), random::<SECRET_BYTES>()?.to_vec()))
 }
 
-/// The secret of a key for signed URLs as its holder is told it, in base64url.
-pub fn shown(secret: &[u8]) -> String {
+/// Encodes the secret of a key for signed URLs in base64url, to show it to its holder.
+pub fn encode(secret: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(secret)
 }
 
@@ -93,21 +93,21 @@ pub fn sign_path(secret: &[u8], path: &str, expires: i64, key: &str) -> String {
     URL_SAFE_NO_PAD.encode(mac(secret, path, expires, key).finalize().into_bytes())
 }
 
-/// Whether [`sign_path`] gives `signature`. Takes as long whether it does or not.
+/// Whether [`sign_path`] gives `signature`, compared in constant time.
 pub fn is_signed(secret: &[u8], path: &str, expires: i64, key: &str, signature: &str) -> bool {
     let Ok(signature) = URL_SAFE_NO_PAD.decode(signature) else { return false };
     mac(secret, path, expires, key).verify_slice(&signature).is_ok()
 }
 
 fn mac(secret: &[u8], path: &str, expires: i64, key: &str) -> Hmac<Sha256> {
-    // HMAC takes keys of every length.
+    // HMAC accepts keys of any length.
     let mut mac = Hmac::<Sha256>::new_from_slice(secret)
-        .unwrap_or_else(|_| unreachable!("HMAC refuses no key"));
+        .unwrap_or_else(|_| unreachable!("HMAC accepts any key"));
     mac.update(format!("safelight-url-v1\n{path}\n{expires}\n{key}").as_bytes());
     mac
 }
 
-/// No characters that look alike, and none that a double click does not select.
+/// No characters that look similar, and none at which the selection of a double click ends.
 const NAME_CHARS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 
 fn random_name<const N: usize>() -> Result<String, NoRandomness> {

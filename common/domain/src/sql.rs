@@ -1,4 +1,4 @@
-//! Ids and owners as SQL values: each is stored as what it wraps, on every database.
+//! Ids and owners as SQL values: on every database, each is stored as the value that it wraps.
 
 use sqlx_core::{
     database::Database,

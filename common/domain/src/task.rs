@@ -1,4 +1,4 @@
-//! Tasks and jobs, and the states they go through.
+//! Tasks and jobs, and their states.
 //!
 //! ```text
 //! queued ──claim──▶ running ──settle──▶ succeeded | failed
@@ -11,30 +11,30 @@ use chrono::{DateTime, Utc};
 
 use super::{Backfill, Failure, Image, JobId, Owner, Receipt, TaskId, text_enum::text_enum};
 
-/// The newest version of jobs that this release understands. A job's row says which one a worker must
-/// understand to run it. Raise it with a release that queues jobs which earlier ones would run
-/// wrongly; those then leave them to newer workers. What an upload queues asks for 2: its image shows its
-/// renditions once a worker has said that they are made, which earlier ones do not.
+/// The newest version of jobs that this release supports. A job's row contains the version that a worker must
+/// support to run it. Increase it in a release whose jobs older releases would run incorrectly; they leave these
+/// jobs to newer workers. Jobs of uploads need version 2, because older workers do not record which renditions
+/// they made.
 pub const JOB_VERSION: u32 = 2;
 
 text_enum! {
-    /// Where a task or a job stands.
+    /// The status of a task or a job.
     "status" Status {
-        /// Waits for a worker, or for its next attempt.
+        /// It waits for a worker, or for its next attempt.
         Queued = "queued",
         /// A worker holds its lease.
         Running = "running",
-        /// Done.
+        /// It is done.
         Succeeded = "succeeded",
-        /// Ended for good without success; the reason is kept.
+        /// It failed permanently; the reason is kept.
         Failed = "failed",
-        /// Ended because somebody asked.
+        /// It was cancelled by a request.
         Cancelled = "cancelled",
     }
 }
 
 impl Status {
-    /// Whether nothing will change any more (short of a retry by hand).
+    /// Whether it can only change by a manual retry.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
@@ -43,51 +43,51 @@ impl Status {
 text_enum! {
     /// What a job does.
     "job kind" JobKind {
-        /// Persist the blob under its content's name, and its metadata.
+        /// Store the blob under its hash, and its metadata.
         Write = "write",
-        /// Make the presets' renditions.
+        /// Make the renditions of the presets.
         Thumbnail = "thumbnail",
-        /// Read an image's bytes and renditions back, compare, repair.
+        /// Read an image's bytes and renditions, compare them with their hashes, and repair.
         Verify = "verify",
-        /// Remove all that is stored of an image.
+        /// Remove everything of an image.
         Delete = "delete",
     }
 }
 
 text_enum! {
-    /// Who waits for the work. Bulk never delays interactive.
+    /// The priority of work. Bulk work never delays interactive work.
     "lane" Lane {
-        /// Somebody is waiting.
+        /// Work for a client's request.
         Interactive = "interactive",
-        /// A backfill.
+        /// Work of a backfill.
         Bulk = "bulk",
     }
 }
 
 text_enum! {
-    /// What a task is for.
+    /// The purpose of a task.
     "task kind" TaskKind {
         /// One upload.
         Upload = "upload",
-        /// Renditions that somebody asked for and that an image lacks.
+        /// Missing renditions of an image that a client requested.
         Rendition = "rendition",
         /// One backfill.
         Backfill = "backfill",
-        /// A backfill's look at one image's bytes.
+        /// A backfill's verification of one image.
         Verify = "verify",
-        /// One image's deletion.
+        /// The deletion of one image.
         Delete = "delete",
     }
 }
 
-/// How many of a task's jobs have ended, and how.
+/// The number of a task's jobs by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
-    /// All of them.
+    /// All jobs.
     pub total: u32,
     /// Done.
     pub succeeded: u32,
-    /// Failed for good.
+    /// Failed permanently.
     pub failed: u32,
     /// Cancelled.
     pub cancelled: u32,
@@ -98,15 +98,15 @@ pub struct Progress {
 pub struct Task {
     /// Its id.
     pub id: TaskId,
-    /// What it is for.
+    /// Its purpose.
     pub kind: TaskKind,
-    /// Who waits for it.
+    /// Its priority.
     pub lane: Lane,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
-    /// Grows with every change of the task or of one of its jobs.
+    /// Increases with every change of the task or of one of its jobs.
     pub version: i64,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
@@ -114,15 +114,15 @@ pub struct Task {
     pub updated_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
-    /// Counts over its jobs.
+    /// The outcomes of its jobs.
     pub progress: Progress,
-    /// Its jobs in the order they were made.
+    /// Its jobs in the order of their creation.
     pub jobs: Vec<Job>,
-    /// The image of an upload, that lacks renditions, or that is deleted.
+    /// The image that is uploaded, rendered, verified or deleted.
     pub image: Option<Image>,
-    /// How a backfill stands; only of a backfill.
+    /// The state of a backfill; only for backfills.
     pub backfill: Option<Box<Backfill>>,
-    /// What is removed; only of a deletion.
+    /// What is removed; only for deletions.
     pub receipt: Option<Box<Receipt>>,
 }
 
@@ -133,13 +133,13 @@ pub struct Job {
     pub id: JobId,
     /// What it does.
     pub kind: JobKind,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
-    /// Attempts begun and not handed back; 0 before the first claim.
+    /// Attempts started and not handed back; 0 before the first claim.
     pub attempt: u32,
-    /// Attempts at most.
+    /// Maximum number of attempts.
     pub max_attempts: u32,
-    /// When the next attempt is due; only for a queued job that has failed before.
+    /// When the next attempt is due; only for a queued job that failed before.
     pub retry_at: Option<DateTime<Utc>>,
     /// The last failure.
     pub error: Option<Failure>,

@@ -1,14 +1,14 @@
-//! Enums that are stored, sent and configured by name.
+//! Enums whose values have stable names in the database, the API and the configuration.
 
-/// A name that is none of an enum's values.
+/// The name is not a value of the enum.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("unknown {what} `{name}` (expected one of: {expected})")]
 pub struct UnknownName {
-    /// What was being read, such as `status`.
+    /// The kind of value, such as `status`.
     pub what: &'static str,
-    /// The name that was found.
+    /// The unknown name.
     pub name: String,
-    /// The names that would have been right.
+    /// The valid names.
     pub expected: String,
 }
 
@@ -35,7 +35,7 @@ macro_rules! text_enum {
             }
         }
 
-        // By hand: the derive does not see through the macro's names and describes the variants'.
+        // Not derived, because the derive would use the names of the variants.
         impl utoipa::PartialSchema for $enum {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 utoipa::openapi::ObjectBuilder::new()

@@ -1,9 +1,8 @@
-//! Where in a trace something happens: what a message or a row carries, so that who comes after
-//! continues the trace.
+//! Trace context in messages and rows, so that whatever handles them continues the trace.
 
 use std::{fmt, str::FromStr};
 
-/// A span of a trace, as W3C Trace Context names it. Its text is the header `traceparent`:
+/// A span of a trace by W3C Trace Context. Its text form is the header `traceparent`:
 /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceContext {
@@ -15,16 +14,16 @@ pub struct TraceContext {
     pub flags: u8,
 }
 
-/// A text that is no `traceparent`.
+/// The text is not a `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a W3C traceparent")]
 pub struct InvalidTraceContext;
 
-/// Characters of a `traceparent` of version 00.
+/// The length of a `traceparent` of version 00.
 const LENGTH: usize = 55;
 
 impl TraceContext {
-    /// The name of the header that carries it, in requests and in messages.
+    /// The name of the header, in requests and in messages.
     pub const HEADER: &'static str = "traceparent";
 
     /// Whether the trace is recorded.
@@ -32,7 +31,7 @@ impl TraceContext {
         self.flags & 1 == 1
     }
 
-    /// The trace's id, as logs and trace viewers show it.
+    /// The trace's id in the form of logs and trace viewers.
     pub fn trace_id(&self) -> String {
         hex(&self.trace)
     }
@@ -47,7 +46,7 @@ impl fmt::Display for TraceContext {
 impl FromStr for TraceContext {
     type Err = InvalidTraceContext;
 
-    /// Reads version 00, and of a later version what it has in common with that, as W3C asks.
+    /// Parses version 00, and the common part of later versions, as W3C requires.
     fn from_str(text: &str) -> Result<Self, InvalidTraceContext> {
         let bytes = text.as_bytes();
         let head = bytes.get(..LENGTH).ok_or(InvalidTraceContext)?;
@@ -73,7 +72,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// `N` bytes from twice as many hexadecimal digits; capitals are not allowed.
+/// Parses `2 * N` lower-case hexadecimal digits.
 fn unhex<const N: usize>(text: &[u8]) -> Result<[u8; N], InvalidTraceContext> {
     let value = |digit: u8| match digit {
         b'0'..=b'9' => Ok(digit - b'0'),
@@ -96,7 +95,7 @@ mod tests {
     const KNOWN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
-    fn reads_the_example_of_the_standard() {
+    fn parses_the_example_of_the_standard() {
         let context: TraceContext = KNOWN.parse().expect("valid");
         assert_eq!((context.trace[0], context.span[1]), (0x4b, 0xf0));
         assert!(context.is_sampled());
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn later_versions_are_read_as_far_as_they_are_known() {
+    fn the_known_part_of_later_versions_is_parsed() {
         for later in [KNOWN.replacen("00", "cc", 1), KNOWN.replacen("00", "01", 1) + "-more"] {
             let context: TraceContext = later.parse().expect("valid");
             assert_eq!(context.to_string(), KNOWN);
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_refused() {
+    fn malformed_text_is_rejected() {
         let malformed = [
             String::new(),
             KNOWN[..54].to_owned(),
@@ -135,14 +134,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(trace in 1_u128.., span in 1_u64.., flags: u8) {
+        fn formatted_text_parses_back(trace in 1_u128.., span in 1_u64.., flags: u8) {
             let context =
                 TraceContext { trace: trace.to_be_bytes(), span: span.to_be_bytes(), flags };
             prop_assert_eq!(context.to_string().parse(), Ok(context));
         }
 
         #[test]
-        fn no_text_breaks_the_reader(text in "\\PC{0,80}") {
+        fn no_text_breaks_the_parser(text in "\\PC{0,80}") {
             if let Ok(context) = text.parse::<TraceContext>() {
                 prop_assert!(text.contains(&context.trace_id()));
             }

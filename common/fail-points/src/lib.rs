@@ -1,16 +1,16 @@
-//! Places where a test may make a process fail: compiled in under the feature `fail-points` alone,
-//! which only `cargo test` turns on.
+//! Named steps at which a test can make a process fail. Only the feature `fail-points` compiles them in, and only
+//! `cargo test` enables it.
 //!
-//! `SAFELIGHT_FAIL_POINTS="upload.staged=kill;thumbnail.rendered=2*panic"` arms the process. The
-//! actions, each taken once unless a count stands before it:
+//! `SAFELIGHT_FAIL_POINTS="upload.staged=kill;thumbnail.rendered=2*panic"` arms fail points. An action happens
+//! once, or as often as the count before it says:
 //!
-//! | action | what happens at the point |
+//! | action | effect |
 //! |---|---|
-//! | `kill` | SIGKILL to the process itself, as `kill -9` or the kernel's OOM killer would |
-//! | `stop` | SIGSTOP to the process itself; somebody else sends SIGCONT |
-//! | `hang` | nothing ever goes on from here |
-//! | `panic` | a panic |
-//! | `until FILE` | goes on once there is that file |
+//! | `kill` | the process sends SIGKILL to itself, like `kill -9` or the kernel's OOM killer |
+//! | `stop` | the process sends SIGSTOP to itself; the test sends SIGCONT |
+//! | `hang` | the step never continues |
+//! | `panic` | the step panics |
+//! | `until FILE` | the step continues once the file exists |
 
 #[cfg(feature = "fail-points")]
 mod armed {
@@ -47,7 +47,7 @@ mod armed {
     }
 
     /// See [`super::hit`].
-    #[allow(clippy::missing_panics_doc)] // where a test asks for it
+    #[allow(clippy::missing_panics_doc)] // only on request of a test
     pub async fn hit(name: &str) {
         let action = {
             let mut points = POINTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,13 +55,13 @@ mod armed {
             armed.times -= 1;
             armed.action.clone()
         };
-        // A test that waits for this line knows where the process is.
+        // Tests wait for this line.
         eprintln!("fail point {name}: {action}");
         match action.as_str() {
             "kill" => drop(kill_process(getpid(), Signal::KILL)),
             "stop" => {
                 let _ = kill_process(getpid(), Signal::STOP);
-                // The signal may reach another thread first; this one must not run ahead of it.
+                // The signal may reach another thread first; this one must not continue before it.
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
             "hang" => std::future::pending().await,
@@ -77,7 +77,7 @@ mod armed {
 #[cfg(feature = "fail-points")]
 pub use armed::hit;
 
-/// A named step. Does nothing, unless a test has armed it.
+/// A named step. Does nothing unless a test armed it.
 #[cfg(not(feature = "fail-points"))]
-#[allow(clippy::unused_async)] // the armed one may wait for ever
+#[allow(clippy::unused_async)] // the armed one can wait
 pub async fn hit(_name: &str) {}

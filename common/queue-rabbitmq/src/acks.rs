@@ -1,6 +1,5 @@
-//! Acknowledgements of one channel. Those that are ready at the same time go to the broker as one, as
-//! far as no earlier delivery is still in hand: that is one entry in a quorum queue's log instead of one
-//! for each message.
+//! Acknowledgements of one channel. Those that are ready at the same time are sent as one, as far as no earlier
+//! delivery is unsettled: that is one entry in a quorum queue's log instead of one per message.
 
 use std::{
     collections::BTreeSet,
@@ -15,16 +14,16 @@ use tokio::{
 };
 use tracing::debug;
 
-/// For one acknowledgement. Written or not, nothing is lost: an unsettled message comes again.
+/// For one acknowledgement. Without it nothing is lost: an unsettled message is delivered again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Acknowledgements sent together at most.
+/// Maximum number of acknowledgements that are sent as one.
 const BATCH: usize = 256;
 
-/// What is known of the deliveries of one channel; clones share it.
+/// The unsettled deliveries of one channel. Clones share them.
 #[derive(Clone)]
 pub(super) struct Acks {
-    /// The tags of those that are not settled.
+    /// The tags of unsettled deliveries.
     in_hand: Arc<Mutex<BTreeSet<u64>>>,
     ready: mpsc::UnboundedSender<Ready>,
 }
@@ -33,42 +32,42 @@ pub(super) struct Acks {
 struct Ready {
     tag: u64,
     acker: Acker,
-    /// Dropped once that was sent.
-    #[allow(dead_code)] // dropped with the rest, which is how the waiter learns of it
+    /// Dropped once the acknowledgement was sent.
+    #[allow(dead_code)] // dropping it notifies the waiting task
     until_sent: oneshot::Sender<()>,
 }
 
 impl Acks {
-    /// Of a new channel. What sends them ends with the last clone.
+    /// For a new channel. The sending task ends with the last clone.
     pub(super) fn start() -> Self {
-        // As many as there are deliveries in hand at most.
+        // Prefetch bounds it.
         let (ready, receiver) = mpsc::unbounded_channel();
         let in_hand = Arc::default();
         tokio::spawn(send(receiver, Arc::clone(&in_hand)));
         Self { in_hand, ready }
     }
 
-    /// Notes a delivery.
+    /// Records a delivery.
     pub(super) fn hold(&self, tag: u64) {
         lock(&self.in_hand).insert(tag);
     }
 
-    /// Notes that a delivery was put back; only after that was sent, for an acknowledgement of later ones
-    /// would go for it as well.
+    /// Records that a delivery was returned. Only call it after that was sent, because an acknowledgement of later
+    /// deliveries would include this one.
     pub(super) fn let_go(&self, tag: u64) {
         lock(&self.in_hand).remove(&tag);
     }
 
-    /// How many deliveries are not settled.
+    /// The number of unsettled deliveries.
     pub(super) fn in_hand(&self) -> usize {
         lock(&self.in_hand).len()
     }
 
-    /// Acknowledges a delivery, perhaps with others.
+    /// Acknowledges a delivery, possibly together with others.
     pub(super) async fn ack(&self, tag: u64, acker: Acker) {
         let (until_sent, sent) = oneshot::channel();
         if self.ready.send(Ready { tag, acker, until_sent }).is_ok() {
-            // Nothing is ever said there: it ends when the acknowledgement was sent.
+            // Ends with an error when the sender is dropped, which is after the acknowledgement was sent.
             let _ = sent.await;
         }
     }
@@ -99,13 +98,13 @@ async fn send(mut ready: mpsc::UnboundedReceiver<Ready>, in_hand: Arc<Mutex<BTre
 /// Acknowledges a delivery, and all before it if `multiple`.
 async fn send_one(acker: &Acker, multiple: bool) {
     let answer = timeout(ACK_TIMEOUT, acker.ack(BasicAckOptions { multiple })).await;
-    // `Ok(false)`: the channel was gone already.
+    // `Ok(false)`: the channel was closed already.
     if !matches!(answer, Ok(Ok(true))) {
-        debug!(?answer, "messages could not be acknowledged and will come again");
+        debug!(?answer, "could not acknowledge messages; they will be delivered again");
     }
 }
 
 fn lock(in_hand: &Mutex<BTreeSet<u64>>) -> MutexGuard<'_, BTreeSet<u64>> {
-    // Nothing can panic half-way through a change of it.
+    // No panic can leave it half-changed.
     in_hand.lock().unwrap_or_else(PoisonError::into_inner)
 }

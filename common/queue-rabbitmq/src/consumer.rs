@@ -1,4 +1,4 @@
-//! Subscriptions: one task each, on a channel of its own over the shared consuming connection.
+//! Subscriptions: one task and one channel each, over the shared consuming connection.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -24,13 +24,13 @@ use super::{
     topology,
 };
 
-/// After so long without a message a subscription is renewed: see [`End::Silent`].
+/// A subscription without messages for this long is renewed: see [`End::Silent`].
 const SILENCE: Duration = Duration::from_secs(10);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For putting one message back. Written or not, nothing is lost: an unsettled message comes again.
+/// For returning one message. Without it nothing is lost: an unsettled message is delivered again.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where messages come from.
+/// The queue of a subscription.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
     /// A work queue.
@@ -50,8 +50,7 @@ impl fmt::Display for Source {
 }
 
 impl Source {
-    /// The notice in a message. A dead letter keeps the routing key that it was published with: the
-    /// name of the queue that it was for.
+    /// Decodes a message. A dead letter keeps its routing key, which is the name of its original queue.
     fn decode(self, message: &Delivery) -> Result<Decoded, Undecodable> {
         let queue = match self {
             Self::Work(queue) => queue,
@@ -61,14 +60,13 @@ impl Source {
     }
 }
 
-/// How forwarding ends without an error.
+/// Why forwarding ended without an error.
 enum End {
     /// The subscription was dropped.
     Unwanted,
-    /// None came for a while. It may be that there are none; but a quorum queue that was deleted and
-    /// declared anew within a moment leaves its consumers deaf without a word: the broker counts
-    /// messages as delivered to them that they never get. A new consumer costs next to nothing, and
-    /// with the old channel such messages go back.
+    /// There were no deliveries for a while. Either there are no messages, or the quorum queue was deleted and
+    /// declared again: then its consumers are deaf without an error, and the broker counts messages as delivered
+    /// that they never receive. A new consumer is cheap, and closing the old channel returns such messages.
     Silent,
 }
 
@@ -82,11 +80,10 @@ pub(super) struct Feeder {
 }
 
 impl Feeder {
-    /// Delivers until the subscription is dropped or the broker is closed, over as many
-    /// connections as it takes.
+    /// Delivers until the subscription is dropped or the queue is closed, and reconnects as often as necessary.
     pub(super) async fn run(self) {
         let mut reconnect = Reconnect::default();
-        let mut told = false;
+        let mut is_logged = false;
         loop {
             let connection = tokio::select! {
                 () = self.unwanted() => return,
@@ -95,9 +92,9 @@ impl Feeder {
             let Some(connection) = connection else { return };
             let error = match self.subscribe(&connection).await {
                 Ok((channel, consumer)) => {
-                    if told {
+                    if is_logged {
                         info!(queue = %self.source, "subscribed again");
-                        told = false;
+                        is_logged = false;
                     }
                     match self.forward(&connection, &channel, consumer, &mut reconnect).await {
                         Ok(End::Unwanted) => return,
@@ -107,10 +104,10 @@ impl Feeder {
                 }
                 Err(error) => error,
             };
-            // Where the connection is gone too, its keeper has said so.
-            if !told && connection.status().connected() {
-                warn!(queue = %self.source, %error, "subscription lost; trying until it is back");
-                told = true;
+            // If the connection is lost as well, its own task logs that.
+            if !is_logged && connection.status().connected() {
+                warn!(queue = %self.source, %error, "subscription lost; retrying");
+                is_logged = true;
             }
             drop(connection);
             tokio::select! {
@@ -133,7 +130,7 @@ impl Feeder {
     ) -> Result<(Arc<Channel>, Consumer), QueueError> {
         let channel = within(SUBSCRIBE_TIMEOUT, connection.create_channel()).await?;
         topology::declare(&channel).await?;
-        // Before consuming: deliveries that come without a limit are buffered without one.
+        // Before consuming, because deliveries would be buffered without a limit.
         let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
         within(SUBSCRIBE_TIMEOUT, qos).await?;
         let consume = channel.basic_consume(
@@ -146,7 +143,7 @@ impl Feeder {
         Ok((Arc::new(channel), consumer))
     }
 
-    /// Passes messages on, until none are wanted or none come.
+    /// Forwards messages until an [`End`].
     async fn forward(
         &self,
         connection: &Connection,
@@ -167,7 +164,7 @@ impl Feeder {
                 }
                 continue;
             };
-            // The stream ends when the broker cancels the consumer, the channel still looking well.
+            // The stream ends when the broker cancels the consumer, although the channel is still open.
             let delivery = delivery.ok_or(QueueError::Disconnected)?.map_err(failed)?;
             reconnect.reset();
             let Some(message) = self.decode(channel, &acks, delivery).await else { continue };
@@ -183,8 +180,8 @@ impl Feeder {
         Ok(End::Unwanted)
     }
 
-    /// Whether a silent consumer should be replaced: one without deliveries in hand, and one with
-    /// fewer than it may have while more are waiting.
+    /// Whether a silent consumer should be replaced: it has no unsettled deliveries, or fewer than its prefetch
+    /// although more messages are waiting.
     async fn may_be_deaf(&self, connection: &Connection, acks: &Acks) -> Result<bool, QueueError> {
         let in_hand = acks.in_hand();
         if in_hand == 0 || in_hand >= usize::from(self.prefetch) {
@@ -197,8 +194,8 @@ impl Feeder {
         }
     }
 
-    /// A message that cannot be read is acknowledged away: the store can rebuild whatever it said,
-    /// and putting it back would only bring it again.
+    /// Decodes a message. Acknowledges one that cannot be decoded, because the store can restore its contents, and
+    /// returning it would only deliver it again.
     async fn decode(
         &self,
         channel: &Arc<Channel>,
@@ -207,7 +204,7 @@ impl Feeder {
     ) -> Option<Message> {
         let decoded = self.source.decode(&delivery);
         acks.hold(delivery.delivery_tag);
-        let held = Held {
+        let unsettled = Unsettled {
             tag: delivery.delivery_tag,
             acker: Some(delivery.acker),
             acks: acks.clone(),
@@ -215,21 +212,21 @@ impl Feeder {
             closed: self.closed.clone(),
         };
         match decoded {
-            // Without its generation a message that comes again must not end a running attempt.
+            // A redelivered message without its generation must not end a running attempt.
             Ok(Decoded { notice, whole }) => {
-                Some(Message::new(notice, delivery.redelivered && whole, held))
+                Some(Message::new(notice, delivery.redelivered && whole, unsettled))
             }
             Err(error) => {
                 warn!(queue = %self.source, %error, "dropped a message that cannot be read");
-                Box::new(held).ack().await;
+                Box::new(unsettled).ack().await;
                 None
             }
         }
     }
 }
 
-/// Cancels, and puts back what the broker had sent ahead. The channel stays open for as long as
-/// deliveries on it are in hand.
+/// Cancels a consumer, and returns prefetched messages. The channel stays open as long as it has unsettled
+/// deliveries.
 async fn hand_back(channel: &Channel, mut consumer: Consumer) {
     let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
     let put_back = async {
@@ -240,24 +237,24 @@ async fn hand_back(channel: &Channel, mut consumer: Consumer) {
         Ok(())
     };
     if let Err(error) = within(SETTLE_TIMEOUT, put_back).await {
-        debug!(%error, "cancelled without an answer; messages go back when the channel closes");
+        debug!(%error, "no response to a cancellation; messages return when the channel closes");
     }
 }
 
-/// One message in hand. Dropped without an answer it is put back.
-struct Held {
+/// One unsettled message. Dropping it returns the message.
+struct Unsettled {
     tag: u64,
-    /// Taken by the answer.
+    /// `None` once settled.
     acker: Option<Acker>,
     acks: Acks,
-    /// Dropping the last handle closes the channel, and with it every delivery.
+    /// Dropping the last handle closes the channel and invalidates its deliveries.
     channel: Arc<Channel>,
-    /// The broker's. A message may outlive the connection in lapin's eyes by a moment.
+    /// The queue's token. lapin may consider a delivery valid for a moment after its connection closed.
     closed: CancellationToken,
 }
 
 #[async_trait]
-impl Acknowledge for Held {
+impl Acknowledge for Unsettled {
     async fn ack(mut self: Box<Self>) {
         if let Some(acker) = self.acker.take() {
             self.acks.ack(self.tag, acker).await;
@@ -275,10 +272,10 @@ impl Acknowledge for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Unsettled {
     fn drop(&mut self) {
         let Some(acker) = self.acker.take().filter(Acker::usable) else { return };
-        // Without a runtime the connection is ending, which puts the message back as well.
+        // Without a runtime the connection is closing, which also returns the message.
         if let Ok(runtime) = Handle::try_current() {
             let (channel, acks, tag) = (Arc::clone(&self.channel), self.acks.clone(), self.tag);
             runtime.spawn(async move {
@@ -298,6 +295,6 @@ async fn put_back(acker: &Acker, acks: &Acks, tag: u64) {
     if matches!(answer, Ok(Ok(true))) {
         acks.let_go(tag);
     } else {
-        debug!(?answer, "a message could not be put back and will come back with its channel");
+        debug!(?answer, "could not return a message; it returns when the channel closes");
     }
 }

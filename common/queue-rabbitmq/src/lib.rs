@@ -1,7 +1,7 @@
-//! `RabbitMQ` over AMQP 0-9-1. Two connections: `link` keeps each up, `publisher` and `consumer` use
-//! them, `topology` says what is declared, `message` what is sent.
+//! `RabbitMQ` over AMQP 0-9-1. There are two connections: `link` reconnects each, `publisher` and `consumer` use
+//! them, `topology` declares exchanges and queues, and `message` defines the format.
 //!
-//! The client library's own recovery is off: it has been seen to stall after a broker's crash.
+//! The client library's own recovery is disabled, because it can stall after a broker's crash.
 
 mod acks;
 mod consumer;
@@ -32,37 +32,37 @@ use self::{
     publisher::Publisher,
 };
 
-/// A silent peer is given up after two of these.
+/// The broker counts as lost after two intervals without a heartbeat.
 const HEARTBEAT_S: u16 = 10;
 const TCP_TIMEOUT_MS: u64 = 5_000;
 const DEPTH_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a batch under way to have its confirms, or fail, before the connections are closed.
+/// For a batch in flight to get its confirms, or fail, before the connections are closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(11);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A `RabbitMQ` broker or cluster behind one URL.
 pub struct RabbitQueue {
-    /// `None` if the URL cannot be read; nothing ever connects then.
+    /// `None` if the URL is invalid; then there is never a connection.
     uri: Option<AMQPUri>,
     publisher: Publisher,
-    /// Made with the first subscription: a process that only publishes has one connection.
+    /// Opened by the first subscription, so a process that only publishes has one connection.
     consuming: OnceLock<Link>,
-    /// Publisher and subscriptions.
+    /// The tasks of the publisher and of subscriptions.
     users: TaskTracker,
-    /// The keepers of the connections, closed after their users.
+    /// The tasks of the connections, which end after those that use them.
     links: TaskTracker,
     closed: CancellationToken,
     links_closed: CancellationToken,
 }
 
 impl RabbitQueue {
-    /// Returns at once, and connects in the background for ever. Must be called within a tokio
-    /// runtime. A URL without `heartbeat` or `connection_timeout` gets 10 s and 5 s; one without a
-    /// virtual host, or with an empty one, means `/`.
+    /// Returns at once, and connects and reconnects in the background. Must be called within a tokio runtime. The
+    /// URL's defaults are 10 s for `heartbeat`, 5 s for `connection_timeout`, and `/` for an empty or missing
+    /// virtual host.
     pub fn start(url: &str) -> Self {
         let (users, links) = (TaskTracker::new(), TaskTracker::new());
         let (closed, links_closed) = (CancellationToken::new(), CancellationToken::new());
-        let uri = read(url);
+        let uri = parse_url(url);
         let link = connect(uri.as_ref(), "publishing", &links, &links_closed);
         let publisher = Publisher::start(link, &users, closed.clone());
         Self { uri, publisher, consuming: OnceLock::new(), users, links, closed, links_closed }
@@ -110,7 +110,7 @@ impl JobQueue for RabbitQueue {
         let connected = timeout(DEPTH_TIMEOUT, link.connection()).await;
         let connection = connected.ok().flatten().ok_or(QueueError::Disconnected)?;
         match depth(&connection, &queue.to_string()).await {
-            // A queue that does not exist holds nothing.
+            // A queue that does not exist is empty.
             Err(error) if is_not_found(&error) => Ok(0),
             depth => depth,
         }
@@ -154,12 +154,11 @@ fn connect(
     }
 }
 
-/// The URL with what it leaves out.
-fn read(url: &str) -> Option<AMQPUri> {
-    // The reason does not repeat the URL, which may hold a password.
-    let read = url.parse::<AMQPUri>();
-    let mut uri =
-        read.inspect_err(|reason| error!(reason, "the queue's URL cannot be read")).ok()?;
+/// Parses the URL and adds defaults.
+fn parse_url(url: &str) -> Option<AMQPUri> {
+    // The reason does not contain the URL, which may include a password.
+    let parsed = url.parse::<AMQPUri>();
+    let mut uri = parsed.inspect_err(|reason| error!(reason, "queue_url is invalid")).ok()?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
     uri.query.connection_timeout.get_or_insert(TCP_TIMEOUT_MS);
     if uri.vhost.is_empty() {
@@ -168,16 +167,16 @@ fn read(url: &str) -> Option<AMQPUri> {
     Some(uri)
 }
 
-/// How many messages wait in a queue.
+/// The number of waiting messages in a queue.
 async fn depth(connection: &Connection, queue: &str) -> Result<u64, QueueError> {
-    // On a channel of its own, because asking for a queue that is not there closes the channel.
+    // On a separate channel, because a passive declare of a missing queue closes the channel.
     let channel = within(DEPTH_TIMEOUT, connection.create_channel()).await?;
     let options = QueueDeclareOptions::default().passive();
     let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
     Ok(u64::from(within(DEPTH_TIMEOUT, declare).await?.message_count()))
 }
 
-/// Whether the broker says that there is no such queue.
+/// Whether the queue does not exist.
 fn is_not_found(error: &QueueError) -> bool {
     let QueueError::Client(cause) = error else { return false };
     let Some(error) = cause.downcast_ref::<lapin::Error>() else { return false };
@@ -191,12 +190,12 @@ mod tests {
 
     #[test]
     fn urls_get_the_defaults_they_lack() {
-        let uri = read("amqp://u:p@host/").expect("reads");
+        let uri = parse_url("amqp://u:p@host/").expect("a valid URL");
         assert_eq!(uri.vhost, "/");
         assert_eq!(uri.query.heartbeat, Some(HEARTBEAT_S));
         assert_eq!(uri.query.connection_timeout, Some(TCP_TIMEOUT_MS));
-        let uri = read("amqp://host/v?heartbeat=3").expect("reads");
+        let uri = parse_url("amqp://host/v?heartbeat=3").expect("a valid URL");
         assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("v", Some(3)));
-        assert!(read("amqp://host:port").is_none());
+        assert!(parse_url("amqp://host:port").is_none());
     }
 }

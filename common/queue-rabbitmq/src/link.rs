@@ -1,6 +1,6 @@
-//! A connection that is always being kept up. One for publishing and one for consuming, because
-//! the broker stops reading from a publisher's connection when it is short of memory or disk, and
-//! acknowledgements must not wait behind that.
+//! A connection that reconnects by itself. There is one for publishing and one for consuming, because the broker
+//! stops reading from a publisher's connection when memory or disk run low, and that must not delay
+//! acknowledgements.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,21 +12,21 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-/// For the whole connect: name, TCP, TLS, handshake, authentication.
+/// For all steps of connecting: DNS, TCP, TLS, handshake, authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the polite goodbye; the connection is dropped without it afterwards.
+/// For closing properly; afterwards the connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the connection's state is looked at, should its end not be announced.
+/// How often the connection's state is checked, in case its end is not reported.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
 type Current = Option<Arc<Connection>>;
 
-/// The present connection of one purpose, if there is one.
+/// The current connection for one purpose, if there is one.
 #[derive(Clone)]
 pub(super) struct Link(watch::Receiver<Current>);
 
 impl Link {
-    /// Begins to connect, and does so again whenever the connection ends, until `closed`.
+    /// Connects, and reconnects whenever the connection ends, until `closed`.
     pub(super) fn start(
         uri: AMQPUri,
         purpose: &'static str,
@@ -34,7 +34,7 @@ impl Link {
         closed: CancellationToken,
     ) -> Self {
         let (sender, receiver) = watch::channel(None);
-        tasks.spawn(async move { keep_up(&uri, purpose, &sender, &closed).await });
+        tasks.spawn(async move { keep_connected(&uri, purpose, &sender, &closed).await });
         Self(receiver)
     }
 
@@ -53,7 +53,7 @@ impl Link {
         self.0.clone().wait_for(Option::is_some).await.ok()?.clone()
     }
 
-    /// Returns when `connection` is no longer the present one.
+    /// Returns when `connection` is no longer the current one.
     pub(super) async fn lost(&self, connection: &Arc<Connection>) {
         let is_other =
             |now: &Current| !now.as_ref().is_some_and(|now| Arc::ptr_eq(now, connection));
@@ -62,7 +62,7 @@ impl Link {
     }
 }
 
-/// Bounds a wait on the broker.
+/// Limits the time of a call to the broker.
 pub(super) async fn within<T>(
     limit: Duration,
     call: impl Future<Output = lapin::Result<T>>,
@@ -70,47 +70,47 @@ pub(super) async fn within<T>(
     timeout(limit, call).await.map_err(|_| QueueError::TimedOut)?.map_err(failed)
 }
 
-/// An error of the client library.
+/// Converts an error of the client library.
 pub(super) fn failed(error: lapin::Error) -> QueueError {
     QueueError::Client(Arc::new(error))
 }
 
-async fn keep_up(
+async fn keep_connected(
     uri: &AMQPUri,
     purpose: &'static str,
     current: &watch::Sender<Current>,
     closed: &CancellationToken,
 ) {
     let mut reconnect = Reconnect::default();
-    let mut told = false;
+    let mut is_logged = false;
     loop {
         let connected = tokio::select! {
             () = closed.cancelled() => return,
             connected = connect(uri, purpose) => connected,
         };
-        let trouble = match connected {
+        let error = match connected {
             Ok(connection) => {
                 reconnect.reset();
-                told = false;
+                is_logged = false;
                 info!(purpose, "connected to the broker");
                 let connection = Arc::new(connection);
                 current.send_replace(Some(Arc::clone(&connection)));
                 let end = tokio::select! {
                     () = closed.cancelled() => None,
-                    trouble = end_of(&connection) => Some(trouble),
+                    reason = end_of(&connection) => Some(reason),
                 };
                 current.send_replace(None);
-                let Some(trouble) = end else {
+                let Some(reason) = end else {
                     let _ = within(CLOSE_TIMEOUT, connection.close(200, "closing".into())).await;
                     return;
                 };
-                trouble
+                reason
             }
             Err(error) => error.to_string(),
         };
-        if !told {
-            warn!(purpose, error = trouble, "no connection to the broker; trying until there is");
-            told = true;
+        if !is_logged {
+            warn!(purpose, error, "no connection to the broker; retrying");
+            is_logged = true;
         }
         tokio::select! {
             () = closed.cancelled() => return,
@@ -125,21 +125,21 @@ async fn connect(uri: &AMQPUri, purpose: &str) -> Result<Connection, QueueError>
     within(CONNECT_TIMEOUT, Connection::connect_uri(uri.clone(), properties)).await
 }
 
-/// Waits until the connection is of no more use and says why.
+/// Waits until the connection ends, and returns the reason.
 async fn end_of(connection: &Connection) -> String {
     let mut events = std::pin::pin!(connection.events_listener());
-    let mut look = tokio::time::interval(WATCHDOG);
+    let mut watchdog = tokio::time::interval(WATCHDOG);
     let mut reason = "the connection ended".to_owned();
     loop {
         tokio::select! {
             Some(event) = events.next() => match event {
-                // Also sent for the errors of a single channel; the state tells.
+                // Also reported for errors of a single channel; the state below decides.
                 Event::Error(error) => reason = error.to_string(),
                 Event::ConnectionBlocked(reason) => warn!(reason, "the broker blocks publishers"),
-                Event::ConnectionUnblocked => info!("the broker takes messages again"),
+                Event::ConnectionUnblocked => info!("the broker accepts messages again"),
                 _ => {}
             },
-            _ = look.tick() => {}
+            _ = watchdog.tick() => {}
         }
         if !connection.status().connected() {
             return reason;

@@ -1,5 +1,5 @@
-//! What a message looks like. Kind and lane are not in it: they are the queue's. The trace that it
-//! belongs to is in the header `traceparent`, where every tracer looks for it.
+//! The format of messages. Kind and lane follow from the queue, and are not in the message. The trace context is
+//! in the header `traceparent`, where tracing tools expect it.
 
 use std::cmp::Ordering;
 
@@ -24,23 +24,23 @@ struct Body {
     generation: u32,
 }
 
-/// What a message of any version has, for ever. All else in one of a newer release may be otherwise.
+/// The part of the body that all versions have in common, also future ones.
 #[derive(Deserialize)]
 struct Head {
     v: u32,
     job: JobId,
 }
 
-/// What a message says to this release.
+/// A message as far as this release understands it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Decoded {
     pub notice: JobNotice,
-    /// Whether that is all that it says. Of one of a newer release only the job is known: enough to
-    /// ask the store, which decides whether this release may run it.
+    /// Whether the message is fully understood. From a newer release only the job is understood, which suffices to
+    /// claim it: the store decides whether this release may run it.
     pub whole: bool,
 }
 
-/// A body that this version cannot read.
+/// A message that cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Undecodable {
     #[error(transparent)]
@@ -51,7 +51,7 @@ pub(super) enum Undecodable {
     Queue(#[from] UnknownQueue),
 }
 
-/// The body and the properties of a notice's message.
+/// The body and the properties of the message for a notice.
 pub(super) fn encode(notice: &JobNotice) -> Result<(Vec<u8>, BasicProperties), serde_json::Error> {
     let body = Body { v: VERSION, job: notice.job, generation: notice.generation };
     let mut properties = BasicProperties::default()
@@ -86,7 +86,7 @@ pub(super) fn decode(
     Ok(Decoded { notice, whole })
 }
 
-/// The trace that the headers name; `None` also if what they say cannot be read.
+/// The trace context in the headers; `None` also if it is invalid.
 fn trace(headers: &FieldTable) -> Option<TraceContext> {
     let text = match headers.inner().get(TraceContext::HEADER)? {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?,
@@ -96,7 +96,7 @@ fn trace(headers: &FieldTable) -> Option<TraceContext> {
     text.parse().ok()
 }
 
-/// A message that no queue takes comes back, rather than being dropped with a confirm.
+/// The broker returns a message that no queue receives, instead of dropping it with a confirm.
 pub(super) fn options() -> BasicPublishOptions {
     BasicPublishOptions { mandatory: true, immediate: false }
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_told() {
+    fn foreign_messages_are_rejected() {
         for body in ["", "{}", "[1]", r#"{"v":1,"job":"x","generation":0}"#] {
             assert!(decode(QUEUE, body.as_bytes(), &BasicProperties::default()).is_err(), "{body}");
         }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_newer_message_the_job_is_known() {
+    fn the_job_of_a_newer_message_is_decoded() {
         let job = JobId::new();
         let body = format!(r#"{{"v":2,"job":"{job}","generation":{{"of":"another kind"}}}}"#);
         let notice =

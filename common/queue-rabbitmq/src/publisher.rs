@@ -1,9 +1,8 @@
-//! Publishing with confirms. One task owns the channel: two that publish on one channel at a time
-//! can be given each other's confirms, which loses messages.
+//! Publishes with confirms. One task owns the channel: two tasks that publish on the same channel can receive each
+//! other's confirms, which loses messages.
 //!
-//! Calls that arrive while a batch awaits its confirms become the next batch. Batches never
-//! overlap: the client library attaches a returned message to whichever confirm comes next, so
-//! only the whole batch can be judged by it.
+//! Calls that arrive while a batch waits for its confirms form the next batch. Batches never overlap: the client
+//! library attaches a returned message to the next confirm, so it only shows that the batch as a whole failed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,13 +29,13 @@ use super::{
 /// From the call to the last confirm.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls that may wait for the batch before theirs; more wait for a place.
+/// Calls that may wait for the next batch; others wait for space.
 const WAITING_CALLS: usize = 256;
-/// No call is added to a batch that holds this many messages.
+/// No call is added to a batch with this many messages.
 const BATCH: usize = 1024;
-/// Messages handed to the connection and not yet written to its socket.
+/// Maximum number of messages passed to the connection and not yet written to its socket.
 const UNWRITTEN: usize = 256;
-/// How often a blocked connection is looked at.
+/// How often a blocked connection is checked.
 const BLOCKED_POLL: Duration = Duration::from_millis(250);
 
 struct Call {
@@ -52,7 +51,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Begins to get ready over `link`; ends with `closed`, or when dropped.
+    /// Starts the publishing task on `link`. It ends with `closed`, or when the publisher is dropped.
     pub(super) fn start(link: Link, tasks: &TaskTracker, closed: CancellationToken) -> Self {
         let (calls, receiver) = mpsc::channel(WAITING_CALLS);
         let (sender, ready) = watch::channel(false);
@@ -114,9 +113,9 @@ impl Task {
                 }
                 Err(error) => error,
             };
-            // Where the connection is gone too, its keeper has said so.
+            // If the connection is lost as well, its own task logs that.
             if connection.status().connected() {
-                warn!(%error, "the publishing channel failed; opening another");
+                warn!(%error, "the publishing channel failed; opening a new one");
             }
             while let Ok(call) = self.calls.try_recv() {
                 let _ = call.answer.send(Err(QueueError::Disconnected));
@@ -128,8 +127,8 @@ impl Task {
         }
     }
 
-    /// Publishes batch after batch. `Ok` when nobody wants to publish any more; an error ends the
-    /// channel, because confirms that are still to come could be taken for those of later messages.
+    /// Publishes batch after batch. Returns `Ok` when the publisher is closed or dropped. An error ends the channel,
+    /// because outstanding confirms could be mistaken for those of later messages.
     async fn serve(
         &mut self,
         connection: &Arc<Connection>,
@@ -148,14 +147,14 @@ impl Task {
                 .await
                 .unwrap_or(Err(QueueError::TimedOut));
             for answer in answers {
-                // A caller that no longer listens has its time-out.
+                // Fails if the caller has timed out.
                 let _ = answer.send(result.clone());
             }
             match result {
                 Ok(()) => reconnect.reset(),
-                // Perhaps the queue was deleted; every confirm is in, so the channel can go on.
+                // The queue may have been deleted. All confirms have arrived, so the channel stays usable.
                 Err(QueueError::Refused(reason)) => {
-                    debug!(reason, "declaring the queues again after a refusal");
+                    debug!(reason, "the broker rejected messages; declaring the queues again");
                     topology::declare(channel).await?;
                 }
                 Err(error) => return Err(error),
@@ -163,7 +162,7 @@ impl Task {
         }
     }
 
-    /// `first` with whatever else waits. Callers that gave up meanwhile are left out.
+    /// Merges `first` with other waiting calls. Skips calls that have timed out.
     fn merge(
         &mut self,
         first: Call,
@@ -183,7 +182,7 @@ impl Task {
 
 /// A channel in confirm mode, with everything declared.
 async fn open(connection: &Connection) -> Result<Channel, QueueError> {
-    // The broker does not read from a blocked connection: each attempt would only pile up.
+    // The broker does not read from a blocked connection, so attempts would accumulate.
     while connection.status().blocked() && connection.status().connected() {
         tokio::time::sleep(BLOCKED_POLL).await;
     }
@@ -193,9 +192,9 @@ async fn open(connection: &Connection) -> Result<Channel, QueueError> {
     Ok(channel)
 }
 
-/// Publishes all and awaits every confirm. A refusal of one is reported after all have come.
+/// Publishes all and waits for every confirm. Reports a rejected message after all confirms.
 async fn publish_batch(channel: &Channel, notices: &[JobNotice]) -> Result<(), QueueError> {
-    // Polled first in this order, so sent in this order.
+    // `buffered` polls them first in this order, so they are sent in this order.
     let sends: Vec<_> = notices.iter().map(|notice| publish_one(channel, notice)).collect();
     let confirms: Vec<PublisherConfirm> =
         stream::iter(sends).buffered(UNWRITTEN).try_collect().await?;

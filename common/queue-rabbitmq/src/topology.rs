@@ -1,8 +1,8 @@
-//! What must exist on the broker. Declared again by every publisher and subscription when it
-//! (re)connects, so that a broker that was wiped heals by itself. Works on `RabbitMQ` 3.10 and 4.x.
+//! The exchanges and queues on the broker. Every publisher and subscription declares them when it connects, so that
+//! a reset broker recovers by itself. Works on `RabbitMQ` 3.10 and 4.x.
 //!
-//! A durable queue's arguments can never be changed; to change them, change the version in the
-//! queue's name ([`Queue`]'s `Display`).
+//! The arguments of a durable queue cannot be changed. To change them, change the version in the queue's name
+//! ([`Queue`]'s `Display`).
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ use safelight_queue::{Queue, QueueError};
 
 use super::link::within;
 
-/// Work goes through this direct exchange; the routing key is the queue's name.
+/// The direct exchange for work; the routing key is the queue's name.
 pub(super) const EXCHANGE: &str = "safelight";
 const DEAD_EXCHANGE: &str = "safelight.dead";
 pub(super) const DEAD_QUEUE: &str = "safelight.dead.v1";
 
-/// Returns of one message before the broker gives up on it. Attempts are counted in the store,
-/// which gives up long before; this only ends loops that the store does not see. Explicit, because
-/// 3.10 has no default and 4.0 has 20; never -1, which 3.10 takes for 0.
+/// Redeliveries of a message before it becomes a dead letter. The store counts attempts and stops long before;
+/// this only ends loops that the store does not see. Explicit, because 3.10 has no default and the default of 4.0
+/// is 20; never -1, which 3.10 treats like 0.
 const DELIVERY_LIMIT: i32 = 100;
 const INTERACTIVE_MAX_LENGTH: i64 = 1_000_000;
-/// Backfills wait in the store rather than in the broker's memory.
+/// The backlog of backfills stays in the store instead of the broker's memory.
 const BULK_MAX_LENGTH: i64 = 20_000;
 
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Declares exchanges, queues and bindings. Fails with a closed channel if a queue of the same name
-/// has other arguments.
+/// Declares exchanges, queues and bindings. If a queue of the same name has other arguments, fails and closes the
+/// channel.
 pub(super) async fn declare(channel: &Channel) -> Result<(), QueueError> {
     within(DECLARE_TIMEOUT, declare_all(channel)).await
 }
@@ -58,7 +58,7 @@ fn work_arguments(lane: Lane) -> FieldTable {
     arguments.insert("x-queue-type".into(), text("quorum"));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
     arguments.insert("x-dead-letter-exchange".into(), text(DEAD_EXCHANGE));
-    // At-least-once, which needs overflow by refusal: a full queue refuses, it never drops.
+    // At-least-once requires overflow by rejection: a full queue rejects messages and never drops one.
     arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
     arguments.insert("x-overflow".into(), text("reject-publish"));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(max_length));

@@ -1,18 +1,18 @@
-//! What can go wrong with the queue.
+//! Errors of the job queue.
 
 use std::{error::Error, sync::Arc};
 
-/// A failed broker call; all of them are worth trying again later.
+/// A failed call of the queue. All of them can be retried later.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
-    /// No connection now.
+    /// There is no connection now.
     #[error("the broker is not connected")]
     Disconnected,
-    /// The broker did not answer in time, or blocks publishers.
+    /// The broker did not respond in time, or blocks publishers.
     #[error("the broker did not confirm in time")]
     TimedOut,
-    /// The broker refused or returned at least one message.
-    #[error("the broker did not take every message: {0}")]
+    /// The broker rejected or returned at least one message.
+    #[error("the broker did not accept every message: {0}")]
     Refused(String),
     /// The in-process queue is full.
     #[error("the in-process queue is full")]

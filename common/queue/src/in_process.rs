@@ -1,7 +1,7 @@
-//! The in-process queue: bounded, competing consumers, nothing on disk.
+//! The in-process queue: bounded, with competing consumers, and nothing on disk.
 //!
-//! Each waiting message is filed under the number it was published with. A message that comes back
-//! takes its old place again, ahead of everything published after it.
+//! Messages are ordered by their publishing number. A returned message keeps its number, so it precedes
+//! everything that was published after it.
 
 use std::{
     collections::BTreeMap,
@@ -15,11 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Acknowledge, JobQueue, Message, Queue, QueueError, Subscription};
 
-/// Messages that may wait in one queue; about 10 MB each at most. What does not fit stays in the
-/// store's outbox.
+/// Maximum number of messages in one queue, which is about 10 MB. The rest stays in the store's outbox.
 const CAPACITY: usize = 100_000;
 
-/// Queues inside this process. They end with it.
+/// Queues inside this process, which end with it.
 pub struct InProcessQueue {
     lines: Vec<(Queue, Arc<Line>)>,
     closed: CancellationToken,
@@ -32,7 +31,7 @@ impl Default for InProcessQueue {
 }
 
 impl InProcessQueue {
-    /// Messages that each queue holds at most.
+    /// Maximum number of messages in each queue.
     pub const CAPACITY: usize = CAPACITY;
 
     /// Empty queues.
@@ -82,7 +81,7 @@ impl JobQueue for InProcessQueue {
         self.ensure_open()?;
         let (sender, receiver) = mpsc::channel(1);
         let closed = self.closed.clone();
-        // Nothing ever comes, until the end.
+        // No message ever arrives.
         tokio::spawn(async move {
             tokio::select! {
                 () = closed.cancelled() => {}
@@ -109,8 +108,8 @@ impl JobQueue for InProcessQueue {
     }
 }
 
-/// Moves messages from `line` to one subscription for as long as it listens. May be dropped at any
-/// await: a message is either on the line or handed out, and a dropped one returns to the line.
+/// Moves messages from `line` to one subscription as long as it exists. Can be dropped at any await: a message is
+/// either in the line or delivered, and dropping a delivered message returns it to the line.
 async fn feed(
     line: &Arc<Line>,
     sender: &mpsc::Sender<Message>,
@@ -121,15 +120,15 @@ async fn feed(
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         let (number, queued) = line.take_first().await;
-        let held = Held {
+        let unsettled = Unsettled {
             line: Arc::clone(line),
             number,
             notice: Some(queued.notice),
             closed: closed.clone(),
             _permit: permit,
         };
-        // On an error the subscription is gone, and the message in the error is dropped.
-        let message = Message::new(queued.notice, queued.redelivered, held);
+        // On an error the subscription has ended, and dropping the error returns the message.
+        let message = Message::new(queued.notice, queued.redelivered, unsettled);
         if sender.send(message).await.is_err() {
             return;
         }
@@ -140,7 +139,7 @@ async fn feed(
 #[derive(Default)]
 struct Line {
     waiting: Mutex<Waiting>,
-    /// Notified of every message that is put in. All who wait look again, so no wake-up is lost.
+    /// Notified of every added message. All waiting tasks check again, so no notification is lost.
     filled: Notify,
 }
 
@@ -160,7 +159,7 @@ struct Queued {
 
 impl Line {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // No code that holds the lock can leave it half-changed.
+        // No panic can leave it half-changed.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,8 +177,8 @@ impl Line {
         Ok(())
     }
 
-    /// Files a message under its old number. Not refused when full: it was counted once before,
-    /// and prefetches bound how many can be out.
+    /// Returns a message under its old number, even to a full line: it was counted before, and prefetch limits the
+    /// number of delivered messages.
     fn put_back(&self, number: u64, notice: JobNotice) {
         self.waiting().messages.insert(number, Queued { notice, redelivered: true });
         self.filled.notify_waiters();
@@ -187,7 +186,7 @@ impl Line {
 
     async fn take_first(&self) -> (u64, Queued) {
         loop {
-            // Made before the look, so that a message put in after it is noticed.
+            // Created before the check, so that it is notified of messages added after the check.
             let filled = self.filled.notified();
             if let Some(first) = self.waiting().messages.pop_first() {
                 return first;
@@ -197,18 +196,18 @@ impl Line {
     }
 }
 
-/// A message that was handed out. Dropping it puts the message back, unless it was acknowledged.
-struct Held {
+/// A delivered message. Dropping it returns the message, unless it was acknowledged.
+struct Unsettled {
     line: Arc<Line>,
     number: u64,
-    /// Taken by the acknowledgement.
+    /// `None` once acknowledged.
     notice: Option<JobNotice>,
     closed: CancellationToken,
     /// Counts against the subscription's prefetch.
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Held {
+impl Drop for Unsettled {
     fn drop(&mut self) {
         if let Some(notice) = self.notice.take() {
             self.line.put_back(self.number, notice);
@@ -217,7 +216,7 @@ impl Drop for Held {
 }
 
 #[async_trait]
-impl Acknowledge for Held {
+impl Acknowledge for Unsettled {
     async fn ack(mut self: Box<Self>) {
         self.notice = None;
     }

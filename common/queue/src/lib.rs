@@ -2,7 +2,7 @@
 //! ([`InProcessQueue`] and the crate `safelight-queue-rabbitmq`), one contract suite
 //! (`tests/contract/broker.rs`).
 //!
-//! A message carries nothing that the store cannot rebuild. It may be lost, doubled, late or
+//! A message contains nothing that the store cannot restore. Messages may be lost, duplicated, delayed or
 //! reordered: that costs time, never correctness.
 
 mod error;
@@ -19,7 +19,7 @@ pub use error::QueueError;
 pub use in_process::InProcessQueue;
 pub use outbox_signal::OutboxSignal;
 
-/// A shared handle to whichever backend the configuration names.
+/// A shared handle to the configured backend.
 pub type DynJobQueue = Arc<dyn JobQueue>;
 
 /// A work queue: one per kind and lane.
@@ -27,7 +27,7 @@ pub type DynJobQueue = Arc<dyn JobQueue>;
 pub struct Queue {
     /// What its jobs do.
     pub kind: JobKind,
-    /// Who waits for them.
+    /// Their priority.
     pub lane: Lane,
 }
 
@@ -37,23 +37,23 @@ impl Queue {
         Self { kind: notice.kind, lane: notice.lane }
     }
 
-    /// Every queue there is.
+    /// All queues.
     pub fn all() -> impl Iterator<Item = Self> {
         JobKind::ALL.iter().flat_map(|&kind| Lane::ALL.iter().map(move |&lane| Self { kind, lane }))
     }
 }
 
 impl fmt::Display for Queue {
-    /// The queue's name on the broker. The version is part of it, because a durable queue's
-    /// arguments can never be changed.
+    /// The queue's name on the broker. It contains a version, because the arguments of a durable queue cannot be
+    /// changed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "safelight.{}.{}.v1", self.kind, self.lane)
     }
 }
 
-/// A name that is no queue's.
+/// The name is not that of a queue.
 #[derive(Debug, thiserror::Error)]
-#[error("no queue has the name `{0}`")]
+#[error("unknown queue `{0}`")]
 pub struct UnknownQueue(String);
 
 impl FromStr for Queue {
@@ -69,24 +69,22 @@ impl FromStr for Queue {
 /// A queue between processes, or inside one.
 #[async_trait]
 pub trait JobQueue: Send + Sync + 'static {
-    /// Publishes all of `notices`, each to the queue of its kind and lane. `Ok` only if the
-    /// broker has taken responsibility for every one of them (confirmed, routed, and not
-    /// returned); on an error any of them may or may not be on its queue. Waits at most 10 s; fails
-    /// at once while there is no connection, or the broker is known to block publishers.
+    /// Publishes all of `notices`, each to the queue of its kind and lane. `Ok` only if the broker is responsible
+    /// for every one of them (confirmed, routed, and not returned); after an error any of them may or may not be
+    /// in its queue. Waits at most 10 s. Fails at once without a connection, or if the broker blocks publishers.
     async fn publish(&self, notices: &[JobNotice]) -> Result<(), QueueError>;
 
-    /// Subscribes to a queue. The subscription outlives lost connections: it reconnects with
-    /// backoff and resubscribes by itself, until it is dropped or the broker is closed. At most
-    /// `prefetch` (at least 1) messages are unacknowledged at any time. Fails only on a closed broker.
+    /// Subscribes to a queue. The subscription survives lost connections: it reconnects with backoff and subscribes
+    /// again, until it is dropped or the queue is closed. At most `prefetch` (at least 1) messages are
+    /// unacknowledged at any time. Fails only if the queue is closed.
     async fn subscribe(&self, queue: Queue, prefetch: u16) -> Result<Subscription, QueueError>;
 
-    /// Subscribes to the messages that the broker has given up on, as [`JobQueue::subscribe`] does to a
-    /// queue. Their jobs may wait for ever unless they are reconciled with the store. A broker that never
-    /// gives up delivers none.
+    /// Subscribes to dead letters, like [`JobQueue::subscribe`] to a queue. Their jobs might never run unless they are
+    /// reconciled with the store. A backend without dead letters delivers none.
     async fn dead_letters(&self, prefetch: u16) -> Result<Subscription, QueueError>;
 
-    /// How many messages wait in a queue, not yet handed to a consumer. 0 for a queue that was
-    /// deleted: the next publish or subscribe declares it again. Waits at most 15 s.
+    /// The number of messages in a queue that are not delivered to a consumer yet. 0 for a deleted queue, which the
+    /// next publish or subscribe declares again. Waits at most 15 s.
     async fn depth(&self, queue: Queue) -> Result<u64, QueueError>;
 
     /// Succeeds if messages can be published now.
@@ -96,23 +94,22 @@ pub trait JobQueue: Send + Sync + 'static {
     /// published again at startup.
     fn survives_restart(&self) -> bool;
 
-    /// Ends subscriptions and connections; messages that were delivered and not acknowledged go back to
-    /// their queue.
+    /// Ends subscriptions and connections. Unacknowledged messages return to their queues.
     async fn close(&self);
 }
 
-/// Messages of one queue. Dropping it cancels; messages that were buffered go back, and those in hand
-/// can still be acknowledged.
+/// Messages of one queue. Dropping it cancels the subscription and returns buffered messages; received messages can
+/// still be acknowledged.
 pub struct Subscription(mpsc::Receiver<Message>);
 
 impl Subscription {
-    /// A subscription that yields what is sent into the other end of `messages`.
+    /// A subscription to a channel of messages.
     pub fn new(messages: mpsc::Receiver<Message>) -> Self {
         Self(messages)
     }
 
-    /// The next message; `None` once the broker is closed. Messages that were buffered when their
-    /// connection ended are skipped: the broker delivers them again. Safe to drop while it waits.
+    /// The next message; `None` once the queue is closed. Skips messages that were buffered when their connection
+    /// ended, because the broker delivers them again. Safe to drop while it waits.
     pub async fn next(&mut self) -> Option<Message> {
         loop {
             let message = self.0.recv().await?;
@@ -123,41 +120,41 @@ impl Subscription {
     }
 }
 
-/// One delivered message, to be acknowledged or requeued exactly once. Dropping it does the latter, now or
-/// when the connection ends; it comes again as redelivered.
+/// One delivered message, to be acknowledged or requeued exactly once. Dropping it requeues the message as
+/// redelivered, now or when the connection ends.
 pub struct Message {
-    /// The job to look at.
+    /// The job to claim.
     pub notice: JobNotice,
-    /// Whether the broker has delivered this message before and got no answer.
+    /// Whether the message was delivered before without being acknowledged.
     pub redelivered: bool,
     acknowledge: Box<dyn Acknowledge>,
 }
 
 impl Message {
-    /// A message that `acknowledge` answers.
+    /// A message that is acknowledged by `acknowledge`.
     pub fn new(notice: JobNotice, redelivered: bool, acknowledge: impl Acknowledge) -> Self {
         Self { notice, redelivered, acknowledge: Box::new(acknowledge) }
     }
 
-    /// Removes the message for good. Only after the store holds what came of it. If the connection
-    /// is gone meanwhile the message comes again, and its claim will find nothing to do.
+    /// Removes the message permanently. Only call it after the store contains the outcome. If the connection ended
+    /// meanwhile, the message is delivered again, and its claim finds nothing to do.
     pub async fn ack(self) {
         self.acknowledge.ack().await;
     }
 
-    /// Puts the message back on its queue for another consumer.
+    /// Returns the message to its queue for another consumer.
     pub async fn requeue(self) {
         self.acknowledge.requeue().await;
     }
 }
 
-/// How a backend answers one message.
+/// How a backend acknowledges or requeues one message.
 #[async_trait]
 pub trait Acknowledge: Send + Sync + 'static {
     /// See [`Message::ack`].
     async fn ack(self: Box<Self>);
     /// See [`Message::requeue`].
     async fn requeue(self: Box<Self>);
-    /// Whether it can still be answered; not once the connection or the broker it came from is gone.
+    /// Whether it can still be acknowledged: not once its connection or its queue is closed.
     fn is_current(&self) -> bool;
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-/// Clones share one signal. Notifications that come while nobody waits are remembered as one.
+/// Clones share one signal. Notifications without a waiting task are remembered as one.
 #[derive(Clone, Default)]
 pub struct OutboxSignal(Arc<Notify>);
 

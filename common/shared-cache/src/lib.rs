@@ -1,5 +1,5 @@
-//! The Redis or Valkey that nodes share, if there is one: how it is reached, how objects are called there,
-//! and how they are forgotten. What else is done with it is its users' own business.
+//! The Redis or Valkey cache that nodes share, if configured: its connection, the keys of objects, and their
+//! removal. Its users send all other commands themselves.
 
 mod redis;
 
@@ -10,19 +10,19 @@ use safelight_domain::CacheKey;
 
 use self::redis::Connections;
 
-/// How long it may take to forget one image's objects, connecting included.
+/// How long the removal of one image's objects may take, including the connection.
 const FORGET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the cache is.
+/// The address of the cache.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Location {
     /// One server, as a `redis://` or `rediss://` URL.
     Single(String),
-    /// A cluster, by the URLs of some of its nodes: it places the keys itself.
+    /// A cluster, by the URLs of some of its nodes.
     Cluster(Vec<String>),
 }
 
-/// A handle to the cache. Clones share its connection, which is made when it is first used.
+/// A handle to the cache. Clones share its connection, which is opened on first use.
 #[derive(Clone)]
 pub struct SharedCache(Arc<Connections>);
 
@@ -32,12 +32,12 @@ impl SharedCache {
         Self(Arc::new(Connections::new(location)))
     }
 
-    /// Runs a command. An error also if the answer takes more than 250 ms: callers do without.
+    /// Runs a command. Fails after 250 ms without a response, and callers continue without the cache.
     pub async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         self.0.run(command).await
     }
 
-    /// Removes objects, over a connection of its own. Takes 5 s at most.
+    /// Removes objects, over a separate connection. Takes at most 5 s.
     pub async fn forget(&self, objects: &[CacheKey]) -> RedisResult<()> {
         let forget = async {
             match self.0.location() {
@@ -56,7 +56,7 @@ impl SharedCache {
     }
 }
 
-/// The key of an object. All keys of an object lie in the same slot of a cluster.
+/// The key of an object. All keys of an object are in the same slot of a cluster.
 pub fn object_key(object: &CacheKey) -> String {
     format!("safelight:{{{object}}}:bytes")
 }
@@ -66,12 +66,12 @@ async fn remove(
     objects: &[CacheKey],
 ) -> Result<(), RedisError> {
     for object in objects {
-        // One by one: those of one image lie in different slots of a cluster.
+        // One by one, because the objects of an image are in different slots of a cluster.
         ::redis::cmd("DEL").arg(object_key(object)).exec_async(connection).await?;
     }
     Ok(())
 }
 
 fn timed_out() -> RedisError {
-    RedisError::from((::redis::ErrorKind::Io, "it does not answer"))
+    RedisError::from((::redis::ErrorKind::Io, "the shared cache does not respond"))
 }

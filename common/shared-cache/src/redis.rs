@@ -11,13 +11,13 @@ use redis::{
 
 use super::{Location, timed_out};
 
-/// How long an answer may take before the caller does without.
+/// How long a response may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection to one server or to a cluster, made when it is first used.
+/// A connection to one server or to a cluster, opened on first use.
 pub(super) struct Connections {
     location: Location,
     connection: OnceLock<Connection>,
@@ -38,7 +38,7 @@ impl Connections {
         &self.location
     }
 
-    /// Runs a command; an error also if it takes long.
+    /// Runs a command with a timeout.
     pub async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         let answer = async {
             match self.connection()? {
@@ -49,12 +49,12 @@ impl Connections {
         tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| timed_out())?
     }
 
-    /// A handle to the connection, which is made, and made again, in the background.
+    /// A handle to the connection, which connects and reconnects in the background.
     fn connection(&self) -> RedisResult<Connection> {
         if let Some(connection) = self.connection.get() {
             return Ok(connection.clone());
         }
-        let made = match &self.location {
+        let connection = match &self.location {
             Location::Cluster(nodes) => {
                 let config = ClusterConfig::new()
                     .set_response_timeout(ANSWER_TIMEOUT)
@@ -71,6 +71,6 @@ impl Connections {
                 Connection::Single(ConnectionManager::new_lazy_with_config(client, config)?)
             }
         };
-        Ok(self.connection.get_or_init(|| made).clone())
+        Ok(self.connection.get_or_init(|| connection).clone())
     }
 }

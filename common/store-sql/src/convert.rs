@@ -1,4 +1,4 @@
-//! Numbers between Rust and SQL, where neither side has the other's types.
+//! Numbers between Rust and SQL, which have different types.
 
 use std::{
     fmt::Display,
@@ -15,7 +15,7 @@ pub fn to_i64(number: impl TryInto<i64>) -> i64 {
 }
 
 /// A duration in microseconds, rounded down; 100 years at most, so that adding it to a time never
-/// overflows. What people choose is never longer: [`ApiKey::LIFETIME`](safelight_domain::ApiKey::LIFETIME).
+/// overflows. Durations that people choose are shorter: [`ApiKey::LIFETIME`](safelight_domain::ApiKey::LIFETIME).
 pub fn micros(duration: Duration) -> i64 {
     const CENTURY: i64 = 100 * 31_557_600 * 1_000_000;
     i64::try_from(duration.as_micros()).map_or(CENTURY, |micros| micros.min(CENTURY))
@@ -26,8 +26,7 @@ pub fn duration(micros: i64) -> Duration {
     Duration::from_micros(micros.try_into().unwrap_or(0))
 }
 
-/// Those of `rows` that this release can read. A newer one may have put others there; they are its to
-/// deal with, and must not stop the rest.
+/// Those of `rows` that this release can read. A newer release may have written others, which must not stop the rest.
 pub fn readable<T>(
     rows: impl Iterator<Item = Result<T, StoreError>>,
 ) -> Result<Vec<T>, StoreError> {

@@ -1,42 +1,53 @@
-//! What an outcome means for its job's row, on either backend.
+//! What an outcome changes in its job's row, on either backend.
 
 use std::time::Duration;
 
 use safelight_domain::{Failure, Status};
 
-use super::Outcome;
+use crate::{Effect, Outcome};
 
-/// The changes that a settled attempt asks for.
+/// The changes of a job's row when an attempt is settled.
 pub struct Ending<'a> {
-    /// The state to go to. The store makes `queued` into `failed` when no attempt is left:
-    /// otherwise the job would wait for ever.
+    /// The new status. The store turns `queued` into `failed` when no attempt is left: otherwise the job would
+    /// wait forever.
     pub status: Status,
     /// How long until it may run again, if it is queued.
     pub delay: Duration,
-    /// Hand-backs to count: 1 or 0.
-    pub released: i32,
-    /// What a success has to say beside.
+    /// Released attempts to count: 1 or 0.
+    pub released: u32,
+    /// The note of a success.
     pub note: Option<&'a str>,
-    /// The error to keep. A hand-back leaves the one before, a success clears it.
+    /// The error to keep. A released attempt keeps the error before it, a success clears it.
     pub failure: Option<&'a Failure>,
+    /// What a success records beside.
+    pub effects: &'a [Effect],
 }
 
 impl<'a> Ending<'a> {
     /// The changes that `outcome` asks for.
     pub fn of(outcome: &'a Outcome) -> Self {
         let (status, delay, released, failure) = match outcome {
-            Outcome::Written(_)
-            | Outcome::Rendered { .. }
-            | Outcome::Verified { .. }
-            | Outcome::Deleted { .. } => (Status::Succeeded, Duration::ZERO, 0, None),
+            Outcome::Succeeded(_) => (Status::Succeeded, Duration::ZERO, 0, None),
             Outcome::Retry(failure, delay) => (Status::Queued, *delay, 0, Some(failure)),
             Outcome::Failed(failure) => (Status::Failed, Duration::ZERO, 0, Some(failure)),
             Outcome::Released => (Status::Queued, Duration::ZERO, 1, None),
         };
-        let note = match outcome {
-            Outcome::Verified { note, .. } => note.as_deref(),
-            _ => None,
+        let effects: &[Effect] = match outcome {
+            Outcome::Succeeded(effects) => effects,
+            _ => &[],
         };
-        Self { status, delay, released, note, failure }
+        let note = effects.iter().find_map(|effect| match effect {
+            Effect::Note(note) => Some(note.as_str()),
+            _ => None,
+        });
+        Self { status, delay, released, note, failure, effects }
+    }
+
+    /// Whether renditions were recorded, so that the image may show those of its blob. The success of a
+    /// thumbnail job says the same, also if nothing was missing.
+    pub fn has_renditions(&self) -> bool {
+        self.effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::UpsertRenditions(made) if !made.is_empty()))
     }
 }

@@ -1,16 +1,16 @@
-//! What can go wrong with the database, in terms that callers act on.
+//! Errors of the database, in terms that callers act on.
 
 use std::{error::Error, sync::Arc};
 
 use safelight_domain::UnknownName;
 
-/// What a driver said. For the log, never for a client.
+/// The error of a driver. For the log, never for a client.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
 /// A failed store call.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The database cannot be reached, or not now: trying again later can help.
+    /// The database cannot be reached now: trying again later can help.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Cause),
 
@@ -50,7 +50,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database was out of reach, so that the caller should wait rather than give up.
+    /// Whether the database was unavailable, so that the caller should wait rather than give up.
     pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Full(_))
     }
@@ -94,7 +94,7 @@ mod from_sqlx {
         Full,
         /// Out of reach or overloaded.
         Unavailable,
-        /// The database objects.
+        /// The database rejects the statement.
         Other,
     }
 

@@ -1,5 +1,5 @@
-//! A store whose every call passes a gate, for tests that make the database fail. The one wrapper
-//! around the whole trait: a new method of [`Store`] needs one line here and nowhere else in tests.
+//! A store that fails on demand, for tests. The one wrapper around the whole store: a new method needs one
+//! line here and nowhere else in tests.
 
 use std::{
     fmt::{self, Debug},
@@ -16,20 +16,20 @@ use safelight_domain::{
 use uuid::Uuid;
 
 use super::{
-    Accepted, Advance, AuditEntry, Claim, ClaimedJob, Deletion, DeletionRequest, DynStore,
-    Heartbeat, IdempotencyKey, ImageFilter, ImagePage, Item, JobCount, KeyState, KeyTicket,
-    KnownApiKey, Lease, LiveSigningKey, NewApiKey, NewBackfill, NewSigningKey, NewUpload, Obstacle,
-    OutboxBatch, Outcome, PageRequest, QueueCapacity, Reference, RegisteredWorker,
-    RenditionRequest, Renewed, Requested, Settled, Store, StoreError, TaskFilter, TaskPage,
-    TaskVersion,
+    Accepted, Access, AuditEntry, BackfillStep, Backfills, BlockingJob, Claim, ClaimedJob, Control,
+    Deletion, DeletionRequest, Deletions, DynStore, Heartbeat, IdempotencyKey, ImageFilter,
+    ImagePage, JobCount, Jobs, KeyState, KeyTicket, KnownApiKey, Lease, LiveSigningKey, NewApiKey,
+    NewBackfill, NewSigningKey, NewUpload, Outbox, OutboxBatch, Outcome, PageRequest,
+    QueueCapacity, Reads, Reference, RegisteredWorker, RenditionRequest, Renewed, ReportLine,
+    Requested, Schema, Settled, StoreError, TaskFilter, TaskPage, TaskVersion, Uploads, Workers,
 };
 
-/// One call of a method of [`Store`].
+/// One call of a method of the store.
 #[derive(Clone, Copy)]
 pub struct Call<'a> {
     /// The method's name.
     pub method: &'static str,
-    /// What it is called with: a tuple.
+    /// Its arguments: a tuple.
     pub arguments: &'a (dyn Debug + Sync),
 }
 
@@ -39,26 +39,25 @@ impl Debug for Call<'_> {
     }
 }
 
-/// What decides over each call. Either decision may take its time.
+/// Decides which calls fail. Either decision may take its time.
 #[async_trait]
-pub trait Gate: Send + Sync + 'static {
-    /// Asked before the call. With an error the call does not happen.
-    async fn enter(&self, call: Call<'_>) -> Result<(), StoreError>;
+pub trait FaultPlan: Send + Sync + 'static {
+    /// Called before the call. An error prevents it.
+    async fn before(&self, call: Call<'_>) -> Result<(), StoreError>;
 
-    /// Asked when the call has happened, with what it came to. With an error its caller does not
-    /// learn that.
-    async fn leave(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    /// Called after the call, with its answer. With an error the caller does not get that answer.
+    async fn after(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let _ = (call, answer);
         Ok(())
     }
 }
 
-/// A store behind a gate.
-pub struct Gated<G> {
-    /// The store itself, past the gate.
+/// A store whose calls fail as a plan says.
+pub struct FaultyStore<P> {
+    /// The store itself, which never fails by plan.
     pub inner: DynStore,
-    /// The gate.
-    pub gate: G,
+    /// The plan.
+    pub plan: P,
 }
 
 /// The error of a database that cannot be reached.
@@ -66,17 +65,17 @@ pub fn unreachable() -> StoreError {
     StoreError::Unavailable(Arc::new(io::Error::from(io::ErrorKind::TimedOut)))
 }
 
-macro_rules! gated {
-    ($( fn $method:ident($( $argument:ident: $type:ty ),*) -> $answer:ty; )+) => {
+macro_rules! faulty {
+    ($aspect:ident { $( fn $method:ident($( $argument:ident: $type:ty ),*) -> $answer:ty; )+ }) => {
         #[async_trait]
-        impl<G: Gate> Store for Gated<G> {
+        impl<P: FaultPlan> $aspect for FaultyStore<P> {
             $(
                 async fn $method(&self, $( $argument: $type ),*) -> Result<$answer, StoreError> {
                     let arguments = ($( &$argument, )*);
                     let call = Call { method: stringify!($method), arguments: &arguments };
-                    self.gate.enter(call).await?;
+                    self.plan.before(call).await?;
                     let answer = self.inner.$method($( $argument ),*).await;
-                    self.gate.leave(call, &answer).await?;
+                    self.plan.after(call, &answer).await?;
                     answer
                 }
             )+
@@ -84,17 +83,23 @@ macro_rules! gated {
     };
 }
 
-gated! {
+faulty! { Schema {
     fn migrate() -> ();
     fn check_schema() -> ();
     fn ping() -> ();
     fn lock_for_embedded_queue() -> bool;
+} }
+
+faulty! { Uploads {
     fn reserve_key(key: &IdempotencyKey, hold: Duration) -> KeyState;
     fn release_key(ticket: &KeyTicket) -> ();
     fn extend_key(ticket: &KeyTicket, hold: Duration) -> ();
     fn accept(upload: &NewUpload) -> Accepted;
     fn expire_keys(age: Duration, limit: u32) -> u64;
     fn request_rendition(request: &RenditionRequest) -> Requested;
+} }
+
+faulty! { Reads {
     fn task(id: TaskId) -> Option<Task>;
     fn task_versions(ids: &[TaskId]) -> Vec<TaskVersion>;
     fn list_tasks(filter: &TaskFilter, page: &PageRequest<TaskId>) -> TaskPage;
@@ -102,42 +107,66 @@ gated! {
     fn list_images(owner: Option<&Owner>, page: &PageRequest<ImageId>) -> ImagePage;
     fn last_task_of_image(id: ImageId, kind: JobKind) -> Option<Task>;
     fn existing_images(ids: &[ImageId]) -> Vec<ImageId>;
-    fn take_unpublished(room: &QueueCapacity, hold: Duration) -> OutboxBatch;
+} }
+
+faulty! { Outbox {
+    fn take_unpublished(capacity: &QueueCapacity, hold: Duration) -> OutboxBatch;
     fn mark_published(published: &[JobNotice]) -> ();
     fn return_unpublished(unpublished: &[JobNotice]) -> ();
     fn unpublish(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;
     fn republish(job: JobId, delay: Duration) -> bool;
     fn count_published(kind: JobKind, lane: Lane) -> u64;
+    fn count_unpublished() -> u64;
+} }
+
+faulty! { Jobs {
     fn claim(notice: &JobNotice, redelivered: bool, worker: WorkerId, lease: Duration, understood: u32) -> Claim;
     fn renew(leases: &[Lease], lease: Duration) -> Renewed;
     fn settle(lease: &Lease, outcome: &Outcome) -> Settled;
     fn expired_leases(limit: u32) -> Vec<ClaimedJob>;
     fn take_over() -> u64;
+    fn job_counts() -> Vec<JobCount>;
+    fn count_queued(lane: Lane, at_most: u64) -> u64;
+} }
+
+faulty! { Control {
     fn cancel(id: TaskId) -> bool;
     fn retry(ids: &[TaskId]) -> Vec<TaskId>;
+    fn prune_tasks(age: Duration, limit: u32) -> u64;
+} }
+
+faulty! { Deletions {
+    fn delete_image(request: &DeletionRequest) -> Deletion;
+    fn removal(task: TaskId) -> Option<Removal>;
+    fn references(hashes: &[ContentHash]) -> Vec<Reference>;
     fn discarded(limit: u32, age: Duration) -> Vec<Image>;
     fn is_blob_wanted(sha256: &ContentHash) -> bool;
     fn forget_blob(sha256: &ContentHash) -> bool;
     fn mark_removed(id: ImageId) -> ();
-    fn delete_image(request: &DeletionRequest) -> Deletion;
-    fn removal(task: TaskId) -> Option<Removal>;
-    fn references(hashes: &[ContentHash]) -> Vec<Reference>;
+} }
+
+faulty! { Backfills {
     fn create_backfill(new: &NewBackfill) -> bool;
-    fn lead_backfills(foreman: WorkerId, hold: Duration, limit: u32) -> Vec<Backfill>;
+    fn lead_backfills(coordinator: WorkerId, hold: Duration, limit: u32) -> Vec<Backfill>;
     fn count_images(filter: &ImageFilter) -> u64;
     fn walk_images(filter: &ImageFilter, after: Option<ImageId>, limit: u32) -> Vec<Image>;
     fn images_with_blobs(owner: &Owner, hashes: &[ContentHash]) -> Vec<(ContentHash, ImageId)>;
-    fn obstacles(images: &[ImageId]) -> Vec<Obstacle>;
-    fn advance_backfill(step: &Advance) -> bool;
-    fn tally_backfill(id: TaskId, limit: u32) -> u64;
+    fn blocking_jobs(images: &[ImageId]) -> Vec<BlockingJob>;
+    fn advance_backfill(step: &BackfillStep) -> bool;
+    fn collect_results(id: TaskId, limit: u32) -> u64;
     fn retry_backfill(id: TaskId, limit: u32) -> u64;
     fn pause_backfill(id: TaskId, paused: bool) -> bool;
-    fn backfill_report(id: TaskId, after: Option<Uuid>, limit: u32) -> Vec<Item>;
-    fn prune_tasks(age: Duration, limit: u32) -> u64;
+    fn backfill_report(id: TaskId, after: Option<Uuid>, limit: u32) -> Vec<ReportLine>;
+} }
+
+faulty! { Workers {
     fn heartbeat(beat: &Heartbeat) -> ();
     fn list_workers(limit: u32) -> Vec<RegisteredWorker>;
     fn forget_workers(silent: Duration) -> u64;
     fn leave(worker: WorkerId) -> ();
+} }
+
+faulty! { Access {
     fn create_api_key(new: &NewApiKey) -> ();
     fn api_key(prefix: &str) -> Option<KnownApiKey>;
     fn has_api_keys() -> bool;
@@ -152,7 +181,4 @@ gated! {
     fn usage(owner: &Owner) -> Usage;
     fn audit(entry: &AuditEntry) -> ();
     fn list_audit(page: &PageRequest<Uuid>) -> Vec<AuditEntry>;
-    fn count_queued(lane: Lane, at_most: u64) -> u64;
-    fn job_counts() -> Vec<JobCount>;
-    fn count_unpublished() -> u64;
-}
+} }

@@ -1,6 +1,6 @@
-//! The way of finished spans to the collector: a bounded queue and one task that sends batches. It
-//! never holds anybody up: what does not fit into the queue, and what the collector does not take
-//! in time, is dropped and counted.
+//! Exports finished spans to the collector: a bounded queue, and one task that sends batches. It never blocks the
+//! process: spans that do not fit into the queue, or that the collector does not accept in time, are dropped and
+//! counted.
 
 use std::time::{Duration, Instant};
 
@@ -19,20 +19,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Spans that may wait; some 4 MB.
+/// Maximum number of queued spans; about 4 MB.
 const QUEUE: usize = 4_096;
-/// Spans in one request at most.
+/// Maximum number of spans in one request.
 const BATCH: usize = 512;
 /// How long the first span of a batch waits for more.
 const LINGER: Duration = Duration::from_secs(1);
-/// For one request. A collector that hangs costs the spans of this time.
+/// For one request. If the collector hangs, the spans of this time are lost.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For everything that is left at the end.
+/// For all remaining spans at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two log lines about a collector that does not answer.
-const COMPLAINT_PERIOD: Duration = Duration::from_mins(1);
+/// Minimum time between two log lines about an unavailable collector.
+const LOG_PERIOD: Duration = Duration::from_mins(1);
 
-/// Puts finished spans into the queue.
+/// The sending side of the queue, for finished spans.
 #[derive(Debug)]
 pub(super) struct Queue(mpsc::Sender<SpanData>);
 
@@ -54,28 +54,28 @@ impl SpanProcessor for Queue {
     }
 }
 
-/// The task that sends.
+/// The exporting task.
 pub(super) struct Exporting {
-    /// Cancelled when nothing more is to be waited for.
+    /// Cancelled at shutdown: the task exports what is queued and ends.
     ending: CancellationToken,
-    /// Taken by the first who waits for its end.
+    /// Taken by the first call of [`Exporting::finish`].
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Exporting {
-    /// Sends what is in the queue, as far as [`FLUSH_TIMEOUT`] suffices, and ends.
+    /// Sends the queued spans for at most [`FLUSH_TIMEOUT`], and ends.
     pub async fn finish(&self) {
         self.ending.cancel();
         if let Some(mut task) = self.task.lock().await.take()
             && timeout(FLUSH_TIMEOUT, &mut task).await.is_err()
         {
             task.abort();
-            tracing::warn!("the collector did not take the last spans in time; they are lost");
+            tracing::warn!("the collector did not accept the last spans in time; they are lost");
         }
     }
 }
 
-/// Begins to send to the collector at `endpoint`. Must be called within a runtime.
+/// Starts the export to the collector at `endpoint`. Must be called within a runtime.
 pub(super) fn start(endpoint: &HttpUrl, resource: &Resource) -> Result<(Queue, Exporting), String> {
     let client = reqwest::Client::builder()
         .timeout(EXPORT_TIMEOUT)
@@ -104,7 +104,7 @@ async fn run(
     mut spans: mpsc::Receiver<SpanData>,
     ending: CancellationToken,
 ) {
-    let mut complaint = Complaint::default();
+    let mut health = CollectorHealth::default();
     loop {
         let mut batch = Vec::new();
         collect(&mut spans, &mut batch, &ending).await;
@@ -116,15 +116,15 @@ async fn run(
         match sent {
             Ok(Ok(())) => {
                 count("exported", count_of_spans);
-                complaint.over();
+                health.over();
             }
-            Ok(Err(error)) => complaint.failed(count_of_spans, &error.to_string()),
-            Err(_) => complaint.failed(count_of_spans, "no answer in time"),
+            Ok(Err(error)) => health.failed(count_of_spans, &error.to_string()),
+            Err(_) => health.failed(count_of_spans, "no response in time"),
         }
     }
 }
 
-/// Takes a batch from the queue. It is empty only at the end.
+/// Takes a batch from the queue. The batch is empty only at shutdown.
 async fn collect(
     spans: &mut mpsc::Receiver<SpanData>,
     batch: &mut Vec<SpanData>,
@@ -146,30 +146,34 @@ async fn collect(
     }
 }
 
-/// Says at most once a minute that spans are lost.
+/// Logs lost spans, at most once per [`LOG_PERIOD`].
 #[derive(Default)]
-struct Complaint {
-    last: Option<Instant>,
-    /// Since the last line.
+struct CollectorHealth {
+    last_logged: Option<Instant>,
+    /// Spans lost since the last log line.
     lost: u64,
     failing: bool,
 }
 
-impl Complaint {
+impl CollectorHealth {
     fn failed(&mut self, spans: u64, error: &str) {
         count("failed", spans);
         self.lost += spans;
         self.failing = true;
-        if self.last.is_none_or(|last| last.elapsed() >= COMPLAINT_PERIOD) {
-            tracing::warn!(error, spans = self.lost, "the collector takes no spans; they are lost");
-            self.last = Some(Instant::now());
+        if self.last_logged.is_none_or(|last| last.elapsed() >= LOG_PERIOD) {
+            tracing::warn!(
+                error,
+                spans = self.lost,
+                "the collector does not accept spans; they are lost"
+            );
+            self.last_logged = Some(Instant::now());
             self.lost = 0;
         }
     }
 
     fn over(&mut self) {
         if std::mem::take(&mut self.failing) {
-            tracing::info!("the collector takes spans again");
+            tracing::info!("the collector accepts spans again");
         }
     }
 }
@@ -185,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// A queue of `size` with `spans` finished spans put into it.
+    /// A queue of `size`, with `spans` finished spans added to it.
     fn filled(size: usize, sampler: Sampler, spans: usize) -> mpsc::Receiver<SpanData> {
         let (sender, queued) = mpsc::channel(size);
         let provider = SdkTracerProvider::builder()
@@ -200,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_what_comes_and_blocks_nobody() {
+    fn a_full_queue_drops_spans_without_blocking() {
         let mut queued = filled(2, Sampler::AlwaysOn, 5);
         let names: Vec<_> = std::iter::from_fn(|| queued.try_recv().ok()).map(|s| s.name).collect();
         assert_eq!(names, ["0", "1"]);
     }
 
     #[test]
-    fn what_is_not_recorded_is_not_queued() {
+    fn unsampled_spans_are_not_queued() {
         assert!(filled(2, Sampler::AlwaysOff, 1).try_recv().is_err());
     }
 
@@ -215,22 +219,22 @@ mod tests {
     async fn a_batch_is_full_or_waits_a_second_or_is_the_last() {
         let ending = CancellationToken::new();
         let mut queued = filled(QUEUE, Sampler::AlwaysOn, BATCH + 2);
-        let begun = tokio::time::Instant::now();
+        let started = tokio::time::Instant::now();
         let mut batch = Vec::new();
         collect(&mut queued, &mut batch, &ending).await;
-        assert_eq!((batch.len(), begun.elapsed()), (BATCH, Duration::ZERO));
+        assert_eq!((batch.len(), started.elapsed()), (BATCH, Duration::ZERO));
 
-        // The sender is gone, so it is known that no more come.
+        // The sender is dropped, so no more spans can follow.
         batch.clear();
         collect(&mut queued, &mut batch, &ending).await;
-        assert_eq!((batch.len(), begun.elapsed()), (2, Duration::ZERO));
+        assert_eq!((batch.len(), started.elapsed()), (2, Duration::ZERO));
 
         let (sender, mut open) = mpsc::channel(QUEUE);
         for span in batch.drain(..) {
             sender.try_send(span).expect("room");
         }
         collect(&mut open, &mut batch, &ending).await;
-        assert_eq!((batch.len(), begun.elapsed() >= LINGER), (2, true));
+        assert_eq!((batch.len(), started.elapsed() >= LINGER), (2, true));
 
         batch.clear();
         ending.cancel();

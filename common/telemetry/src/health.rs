@@ -1,27 +1,52 @@
-//! The health of a dependency: one log line when it fails, one when it works again, backoff between.
-//!
-//! A loop of its own asks [`DependencyHealth::failed`] how long to wait. Where many tasks share a
-//! dependency, one of them probes it ([`DependencyHealth::probe`]) and the others wait
-//! ([`DependencyHealth::available`]).
+//! The health of a dependency: few log lines while it fails, one when it works again, backoff between tries.
 
 use std::{
     error::Error,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use safelight_domain::retry::Reconnect;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
+
+/// Time between two warnings about the same dependency.
+const WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Whether a dependency works, as far as its users know.
+///
+/// - A loop waits as long as [`failed`](Self::failed) says before its next try.
+/// - A request that can do without the dependency asks [`is_usable`](Self::is_usable) first. One that cannot
+///   only reports its failure.
+/// - Where many tasks share a dependency, one of them probes it ([`probe`](Self::probe)) and the others wait
+///   ([`available`](Self::available)).
 pub struct DependencyHealth {
     /// What fails, as in "cannot …".
     action: &'static str,
     /// What follows from it.
     consequence: &'static str,
     available: watch::Sender<bool>,
-    reconnect: Mutex<Reconnect>,
+    failing: Mutex<Option<Failing>>,
 }
+
+/// Since the first failure.
+struct Failing {
+    reconnect: Reconnect,
+    /// When it is tried again.
+    retry_at: Instant,
+    warned_at: Instant,
+}
+
+/// A dependency did not answer in time.
+#[derive(Debug, Clone, Copy)]
+pub struct NoAnswer;
+
+impl std::fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no answer in time")
+    }
+}
+
+impl Error for NoAnswer {}
 
 impl DependencyHealth {
     /// Healthy until an error is reported. `action` is a verb phrase, as in "cannot `action`".
@@ -31,33 +56,63 @@ impl DependencyHealth {
 
     /// [`DependencyHealth::new`] for a failure that does more than delay its own loop.
     pub fn with_consequence(action: &'static str, consequence: &'static str) -> Self {
-        Self {
-            action,
-            consequence,
-            available: watch::Sender::new(true),
-            reconnect: Mutex::default(),
-        }
+        Self { action, consequence, available: watch::Sender::new(true), failing: Mutex::new(None) }
     }
 
-    /// Marks the dependency as unavailable, and logs the first of the errors in a row.
+    /// Marks the dependency as unavailable. Warns once a minute.
     pub fn report(&self, error: &(dyn Error + 'static)) {
-        if self.available.send_replace(false) {
-            tracing::warn!(error, "cannot {}; {}", self.action, self.consequence);
-        }
+        self.failed(error);
     }
 
-    /// [`DependencyHealth::report`]; returns how long to wait before the next try.
+    /// [`DependencyHealth::report`]; returns how long to wait before the next try. Several failures at the
+    /// same time count as one.
     pub fn failed(&self, error: &(dyn Error + 'static)) -> Duration {
-        self.report(error);
-        self.next_delay()
+        self.available.send_replace(false);
+        let mut failing = self.lock();
+        let now = Instant::now();
+        if failing.as_ref().is_none_or(|since| now - since.warned_at >= WARNING_INTERVAL) {
+            tracing::warn!(
+                error,
+                "cannot {}; {}; further errors at debug level for 1 min",
+                self.action,
+                self.consequence
+            );
+            if let Some(since) = failing.as_mut() {
+                since.warned_at = now;
+            }
+        } else {
+            tracing::debug!(error, "cannot {}", self.action);
+        }
+        let since = failing.get_or_insert_with(|| Failing {
+            reconnect: Reconnect::default(),
+            retry_at: now,
+            warned_at: now,
+        });
+        if since.retry_at <= now {
+            since.retry_at = now + since.reconnect.next_delay();
+        }
+        since.retry_at - now
+    }
+
+    /// Whether to use the dependency now. While it fails, one caller at a time finds out whether it works again.
+    pub fn is_usable(&self) -> bool {
+        let now = Instant::now();
+        match self.lock().as_mut() {
+            None => true,
+            Some(since) if since.retry_at > now => false,
+            Some(since) => {
+                since.retry_at = now + since.reconnect.next_delay();
+                true
+            }
+        }
     }
 
     /// Marks the dependency as available again.
     pub fn recovered(&self) {
-        if !self.available.send_replace(true) {
+        if self.lock().take().is_some() {
             tracing::info!("can {} again", self.action);
-            *self.reconnect.lock().unwrap_or_else(PoisonError::into_inner) = Reconnect::default();
         }
+        self.available.send_replace(true);
     }
 
     /// Waits until the dependency is available; returns at once if it is.
@@ -79,7 +134,11 @@ impl DependencyHealth {
     }
 
     fn next_delay(&self) -> Duration {
-        self.reconnect.lock().unwrap_or_else(PoisonError::into_inner).next_delay()
+        self.lock().as_mut().map_or(Duration::ZERO, |since| since.reconnect.next_delay())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Failing>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,5 +162,37 @@ mod tests {
             () = health.probe(third) => unreachable!("a probe never ends"),
         }
         assert_eq!(tries.get(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_caller_at_a_time_tries_a_failing_dependency() {
+        let health = DependencyHealth::new("use a dependency");
+        assert!(health.is_usable());
+        let delay = health.failed(&NoAnswer);
+        assert!(!health.is_usable());
+        tokio::time::advance(delay).await;
+        assert!(health.is_usable());
+        assert!(!health.is_usable(), "the next caller waits for what the first finds out");
+        health.recovered();
+        assert!(health.is_usable());
+    }
+
+    #[test]
+    fn failures_at_the_same_time_count_as_one() {
+        let health = DependencyHealth::new("use a dependency");
+        let first = health.failed(&NoAnswer);
+        assert!((0..100).all(|_| health.failed(&NoAnswer) <= first));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_waits_longer_and_longer() {
+        let health = DependencyHealth::new("use a dependency");
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            let wait = health.failed(&NoAnswer);
+            waits.push(wait);
+            tokio::time::sleep(wait).await;
+        }
+        assert!(waits[9] > 4 * waits[0], "{waits:?}");
     }
 }

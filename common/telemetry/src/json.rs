@@ -1,5 +1,5 @@
-//! Log lines for machines: one flat JSON object each. What a line says and what the spans around it
-//! say stand side by side, so that `task`, `job` or `trace_id` is found without knowing the spans.
+//! Log lines as flat JSON objects. The fields of an event and of its spans are on the same level, so that log
+//! queries can use `task`, `job` or `trace_id` without knowing the spans.
 //!
 //! ```json
 //! {"timestamp":"2026-…Z","level":"WARN","target":"safelight_workers::policy","message":"the attempt failed",
@@ -22,8 +22,8 @@ use tracing_subscriber::{
     registry::{LookupSpan, Scope},
 };
 
-/// Formats an event as said above. A name that is used twice means the innermost: the line before
-/// its span, a span before the one around it.
+/// Formats an event as a flat JSON object. Of several fields with the same name the innermost is used: that of the
+/// event before that of its span, and that of a span before that of its parent.
 pub(super) struct FlatJson;
 
 impl<S> FormatEvent<S, JsonFields> for FlatJson
@@ -154,7 +154,7 @@ mod tests {
         let mut line: Map<String, Value> = serde_json::from_str(&text).expect("JSON");
         assert!(line.remove("timestamp").is_some_and(|time| time.is_string()));
         let expected = serde_json::json!({
-            "level": "WARN", "target": "crate::json::tests",
+            "level": "WARN", "target": module_path!(),
             "message": "oh\nno", "ok": true, "error": "disk", "path": "/v1/\"x\"", "task": "t-1",
             "attempt": 2, "kind": "write", "trace_id": "4bf9",
         });

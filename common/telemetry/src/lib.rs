@@ -13,31 +13,31 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub use health::DependencyHealth;
+pub use health::{DependencyHealth, NoAnswer};
 pub use metrics_exporter_prometheus::PrometheusHandle;
 
-/// Seconds; from a claim's millisecond to a minute.
+/// Histogram buckets in seconds, from the millisecond of a claim to a minute.
 const SECONDS_BUCKETS: &[f64] =
     &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 
-/// Libraries that repeat what is said elsewhere, and the spans that are for traces alone
-/// ([`traces::TARGET`]). The configured filter comes after, and wins.
+/// Filters for libraries that repeat what is logged elsewhere, and for spans that are only for traces
+/// ([`traces::TARGET`]). The configured filter follows, and overrides them.
 const QUIET: &str =
     "lapin=off,sqlx_core::pool=off,sqlx::pool=off,sqlx::postgres::notice=off,safelight_trace=off";
 
-/// Sends log lines to standard error and, if the configuration names a collector, spans there;
-/// `role` says what this process is to it: `serve`, `api`, `worker`. An error names the key that is
-/// wrong. A second call has no effect. Call [`traces::flush`] at the end.
+/// Writes log lines to standard error and, if a collector is configured, exports spans to it. `role` identifies this
+/// process in traces: `serve`, `api`, `worker`. An error names the invalid key. A second call has no effect. Call
+/// [`traces::flush`] at shutdown.
 ///
-/// With a collector it must be called within a tokio runtime.
+/// With a collector, it must be called within a tokio runtime.
 pub fn init(config: &Config, role: &'static str) -> Result<(), String> {
-    // lapin and sqlx's pool log each lost connection as well, in several lines; whoever uses the
-    // connection says it in one. What PostgreSQL notes beside is that it ends them.
+    // lapin and sqlx's pool log each lost connection in several lines; the users of the connection log it in one.
+    // PostgreSQL's notices only report that it closes connections.
     let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log))
         .map_err(|error| format!("log: {error}"))?;
     let logs = logs(config.log_format);
     let _ = match &config.otlp_endpoint {
-        // One filter for all: nothing is asked of what it does not let pass.
+        // A single filter for all: filtered events cost nothing more.
         None => registry().with(logs).with(filter).try_init(),
         Some(endpoint) => {
             let spans = traces::layer(endpoint, config.trace_sample_ratio, role)
@@ -58,7 +58,7 @@ fn logs(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     }
 }
 
-/// Begins to collect metrics; the handle renders them for Prometheus.
+/// Starts to collect metrics. The handle renders them for Prometheus.
 pub fn init_metrics() -> Result<PrometheusHandle, String> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS_BUCKETS)

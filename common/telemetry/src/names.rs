@@ -1,16 +1,16 @@
-//! Every metric, described once. `docs/fleet.md` has the same table for people; dashboards and
-//! autoscalers go by these names.
+//! All metrics in one table. `docs/fleet.md` has the same table for people; dashboards and autoscalers rely on
+//! these names.
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 
-/// What a metric's value does.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricType {
-    /// It grows.
+    /// It only increases.
     Counter,
-    /// It goes up and down.
+    /// It increases and decreases.
     Gauge,
-    /// It is spread over buckets.
+    /// A distribution over buckets.
     Histogram,
 }
 
@@ -30,14 +30,13 @@ impl MetricType {
 pub struct Metric {
     /// Its name.
     pub name: &'static str,
-    /// What its value does.
+    /// Its type.
     pub kind: MetricType,
-    /// The labels of each of its series.
+    /// The labels of its series.
     pub labels: &'static [&'static str],
-    /// Whether a process that does everything shows it after one upload; the others are there once
-    /// what they count has happened.
+    /// Whether `safelight serve` shows it after one upload. Others appear after their first event.
     pub is_usual: bool,
-    /// What it says.
+    /// Its help text.
     pub help: &'static str,
 }
 
@@ -53,7 +52,7 @@ const fn metric(
 
 use MetricType::{Counter, Gauge, Histogram};
 
-/// All of them.
+/// All metrics.
 #[rustfmt::skip] // a table
 pub const METRICS: &[Metric] = &[
     metric(Counter, "safelight_uploads_total", &["result"], true,
@@ -61,36 +60,36 @@ pub const METRICS: &[Metric] = &[
     metric(Gauge, "safelight_jobs", &["kind", "lane", "status"], true,
         "Jobs that are queued, running or failed for good. The same on every node."),
     metric(Gauge, "safelight_oldest_due_seconds", &["kind", "lane"], true,
-        "Age of the oldest job that is due and waits. The same on every node."),
+        "Age of the oldest waiting job that is due. The same on every node."),
     metric(Gauge, "safelight_unpublished_jobs", &[], true,
-        "Due jobs whose message has yet to reach the broker. The same on every node."),
+        "Due jobs whose message is not published yet. The same on every node."),
     metric(Gauge, "safelight_workers", &["status"], true,
         "Workers in the registry: running, draining, lost. The same on every node."),
     metric(Gauge, "safelight_worker_slots", &["kind", "lane", "state"], true,
-        "Attempts that this worker may run at once (total; lanes of a kind share them) and runs (busy)."),
+        "Slots for concurrent attempts of this worker: total (shared by the lanes of a kind) and busy."),
     metric(Counter, "safelight_attempts_total", &["kind", "outcome", "code"], true,
         "Attempts that ended here: succeeded, retry, failed or released, with the error's code or none."),
     metric(Histogram, "safelight_job_seconds", &["kind", "stage"], true,
-        "Time that attempts spent in a stage: claim, run or settle."),
+        "Duration of each stage of an attempt: claim, run or settle."),
     metric(Counter, "safelight_leases_lost_total", &[], true,
         "Attempts whose lease was lost or whose job was cancelled while they ran here."),
     metric(Counter, "safelight_dead_letters_total", &["kind"], false,
-        "Messages that the broker gave up on, reconciled here."),
+        "Dead letters of the broker that this process reconciled."),
     metric(Counter, "safelight_blob_reads_total", &["source"], false,
-        "Reads of bytes that reached the blob store."),
+        "Reads from the blob store."),
     metric(Counter, "safelight_cache_requests_total", &["tier", "result"], true,
-        "Questions to the caches of bytes, by tier and result."),
+        "Lookups in the caches of image bytes, by tier and result."),
     metric(Gauge, "safelight_cache_bytes", &["tier"], true,
         "Bytes that this process caches in memory."),
     metric(Counter, "safelight_purges_total", &["result"], false,
-        "Calls that told caching proxies of deleted images."),
+        "PURGE requests to caching proxies for deleted images, by result."),
     metric(Counter, "safelight_connections_refused_total", &[], false,
-        "Connections closed at once because there were max_connections already."),
+        "Connections closed at once because max_connections was reached."),
     metric(Counter, "safelight_trace_spans_total", &["result"], false,
-        "Spans exported, sent in vain (failed), or dropped for want of room."),
+        "Spans by result: exported, failed to send, or dropped because the queue was full."),
 ];
 
-/// Tells the recorder what all of them are.
+/// Registers all metrics with the recorder.
 pub(super) fn describe() {
     for metric in METRICS {
         match metric.kind {

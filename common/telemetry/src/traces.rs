@@ -1,8 +1,8 @@
-//! Traces: spans of the target [`TARGET`] go to an OpenTelemetry collector, if there is one. Without
-//! one these spans are off, and cost a look at a flag each.
+//! Traces: spans with the target [`TARGET`] are exported to an OpenTelemetry collector, if one is configured. If
+//! not, these spans are disabled, and each costs one check of a flag.
 //!
-//! They are spans of their own, inside those that log lines show: a trace tells how long things took
-//! and what caused what, a log line what they were about. Only the trace's id is in both.
+//! They are separate from the spans whose fields log lines show, and nested inside them: traces show durations and
+//! causes, log lines show details. Only the trace's id is in both.
 
 use std::sync::OnceLock;
 
@@ -25,15 +25,14 @@ use uuid::Uuid;
 
 use super::export::{self, Exporting};
 
-/// The target of spans that are for traces: `tracing::info_span!(target: traces::TARGET, …)`.
-/// Fields that begin with `otel.` are orders to the exporter (`otel.kind`, `otel.name`,
-/// `otel.status_code`), the others become attributes.
+/// The target of spans for traces: `tracing::info_span!(target: traces::TARGET, …)`. Fields that start with `otel.`
+/// control the exporter (`otel.kind`, `otel.name`, `otel.status_code`); the others become attributes.
 pub const TARGET: &str = "safelight_trace";
 
-/// Set where spans are exported.
+/// Set if spans are exported.
 static EXPORTING: OnceLock<Exporting> = OnceLock::new();
 
-/// The layer that exports to the collector at `endpoint` the given share of traces.
+/// The layer that exports the fraction `ratio` of traces to the collector at `endpoint`.
 pub(super) fn layer<S>(
     endpoint: &HttpUrl,
     ratio: f64,
@@ -57,7 +56,7 @@ where
         .with_span_processor(queue)
         .build();
     let tracer = provider.tracer("safelight");
-    // Of a second call, whose layer has no effect either, nothing remains.
+    // Fails for a second call, whose layer has no effect either.
     let _ = EXPORTING.set(exporting);
     Ok(tracing_opentelemetry::layer()
         .with_tracer(tracer)
@@ -71,20 +70,20 @@ where
         ))
 }
 
-/// Sends what was not sent yet; waits two seconds at most. Spans that end later are lost.
+/// Sends the remaining spans, and waits at most two seconds. Spans that end later are lost.
 pub async fn flush() {
     if let Some(exporting) = EXPORTING.get() {
         exporting.finish().await;
     }
 }
 
-/// Whether spans are exported by this process.
+/// Whether this process exports spans.
 pub fn are_on() -> bool {
     EXPORTING.get().is_some()
 }
 
-/// The innermost span of this thread that is part of a trace, for who comes after it: also one that
-/// is not recorded, so that nobody begins to record in the middle. `None` while tracing is off.
+/// The context of this thread's innermost span, to continue its trace elsewhere. Also returned if the trace is not
+/// recorded, so that no other process starts to record in the middle. `None` if tracing is off.
 pub fn current() -> Option<TraceContext> {
     if !are_on() {
         return None;
@@ -98,7 +97,7 @@ pub fn current() -> Option<TraceContext> {
     })
 }
 
-/// Makes `span`, which was not entered yet, a child of `parent`; without one it begins a trace.
+/// Makes `span`, which must not be entered yet, a child of `parent`. Without a parent it starts a trace.
 pub fn continue_from(span: &Span, parent: Option<TraceContext>) {
     let Some(parent) = parent.filter(|_| are_on()) else { return };
     let remote = SpanContext::new(
@@ -108,11 +107,11 @@ pub fn continue_from(span: &Span, parent: Option<TraceContext>) {
         true,
         TraceState::NONE,
     );
-    // Fails for a span that is off, which has no parent.
+    // Fails for a disabled span, which needs no parent.
     let _ = span.set_parent(Context::new().with_remote_span_context(remote));
 }
 
-/// The id of the trace that this happens in, for log lines; `None` while tracing is off.
+/// The id of the current trace, for log lines; `None` if tracing is off.
 pub fn current_id() -> Option<String> {
     current().map(|context| context.trace_id())
 }

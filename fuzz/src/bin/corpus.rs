@@ -1,5 +1,5 @@
-//! Writes the small pictures that the fuzz targets begin with: `corpus FOLDER`. One of each kind that
-//! has code of its own; made on the spot, as nothing binary is committed.
+//! Writes the initial corpus of the fuzz targets: `corpus FOLDER`. One small picture for each variant that
+//! the decoders treat differently, generated because the repository contains no binary files.
 
 use std::{error::Error, fs, io::Cursor, path::{Path, PathBuf}};
 
@@ -8,9 +8,8 @@ use image::{Delay, DynamicImage, ExtendedColorType, Frame, ImageFormat, Rgb, Rgb
 use img_parts::{ImageEXIF, ImageICC, png::Png, webp::WebP};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use moxcms::ColorProfile;
-use safelight_domain::{Preset, PresetFormat, Presets, Size};
 use safelight_fuzz::{CHOICES, LIMITS, SECRET};
-use safelight_imaging::Renderer;
+use safelight_imaging::{Preset, PresetFormat, Presets, Renderer, Size};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -24,7 +23,7 @@ fn main() -> Result<()> {
     let pictures = pictures()?;
     for (at, (name, picture)) in (0..).zip(&pictures) {
         write(&folder.join("header").join(name), picture)?;
-        // The last byte chooses the presets: each format for each picture, the rest in turn.
+        // The last byte selects the presets: each format for each picture, and the other options in turn.
         for format in 0..5 {
             let choice = format + 5 * ((at + 7 * format) % (CHOICES / 5));
             let path = folder.join("render").join(format!("{name}-{choice}"));
@@ -40,9 +39,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn pictures() -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let plain = DynamicImage::from(RgbImage::from_fn(WIDTH.into(), HEIGHT.into(), colour));
+    let plain = DynamicImage::from(RgbImage::from_fn(WIDTH.into(), HEIGHT.into(), color));
     let clear = RgbaImage::from_fn(WIDTH.into(), HEIGHT.into(), |x, y| {
-        let Rgb([r, g, b]) = colour(x, y);
+        let Rgb([r, g, b]) = color(x, y);
         Rgba([r, g, b, if x < 20 { 0 } else { 255 }])
     });
     let clear = DynamicImage::from(clear);
@@ -60,9 +59,9 @@ fn pictures() -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut profiled = WebP::from_bytes(rendered(&gif, PresetFormat::Webp)?.into())?;
     profiled.set_exif(Some(exif.clone().into()));
     profiled.set_icc_profile(Some(icc.clone().into()));
-    let grey = DynamicImage::from(plain.to_luma8());
+    let gray = DynamicImage::from(plain.to_luma8());
     Ok(vec![
-        ("grey.jpg", encoded(&grey, ImageFormat::Jpeg)?),
+        ("gray.jpg", encoded(&gray, ImageFormat::Jpeg)?),
         ("420.jpg", jpeg(&plain, |it| it.set_sampling_factor(SamplingFactor::F_2_2))?),
         ("444.jpg", jpeg(&plain, |it| it.set_sampling_factor(SamplingFactor::F_1_1))?),
         ("411.jpg", jpeg(&plain, |it| it.set_sampling_factor(SamplingFactor::F_4_1))?),
@@ -71,7 +70,7 @@ fn pictures() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("exif.jpg", jpeg_with(&plain, |it| Ok(it.add_exif_metadata(&exif)?))?),
         ("icc.jpg", jpeg_with(&plain, |it| Ok(it.add_icc_profile(&icc)?))?),
         ("cmyk.jpg", cmyk()?),
-        ("grey.png", encoded(&grey, ImageFormat::Png)?),
+        ("gray.png", encoded(&gray, ImageFormat::Png)?),
         ("palette.png", palette_png()?),
         ("alpha.png", encoded(&clear, ImageFormat::Png)?),
         ("16-bit.png", encoded(&clear.to_rgba16().into(), ImageFormat::Png)?),
@@ -93,8 +92,8 @@ fn pictures() -> Result<Vec<(&'static str, Vec<u8>)>> {
     ])
 }
 
-/// Slopes with one hard edge.
-fn colour(x: u32, y: u32) -> Rgb<u8> {
+/// Gradients with one hard edge.
+fn color(x: u32, y: u32) -> Rgb<u8> {
     let byte = |value: u32| u8::try_from(value % 256).unwrap_or(0);
     Rgb([byte(6 * x), byte(10 * y), if x + y < 30 { 200 } else { 20 }])
 }
@@ -151,7 +150,7 @@ fn palette_bmp() -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Three frames, of which one is smaller than the canvas.
+/// Three frames; one is smaller than the canvas.
 fn gif(image: &DynamicImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut encoder = GifEncoder::new(&mut bytes);
@@ -164,7 +163,7 @@ fn gif(image: &DynamicImage) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A turn, somebody's name, a time and a position.
+/// An orientation, an artist, a time and a position.
 fn exif() -> Result<Vec<u8>> {
     let degrees =
         |parts: [u32; 3]| Value::Rational(parts.map(|num| Rational { num, denom: 1 }).to_vec());
@@ -188,7 +187,7 @@ fn exif() -> Result<Vec<u8>> {
     Ok(block.into_inner())
 }
 
-/// What the product itself makes of a picture.
+/// A rendition by the code under test.
 fn rendered(bytes: &[u8], format: PresetFormat) -> Result<Vec<u8>> {
     let preset = Preset { formats: format.into(), ..Preset::new(Size::square(40)) };
     let presets = Presets::from([("it".to_owned(), preset)]);

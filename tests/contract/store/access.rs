@@ -14,7 +14,7 @@ use safelight_store::{
 use uuid::Uuid;
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, rendered, thumbnail_bell, upload, write_bell, written},
+    fixture::{Fixture, HOUR, NOW, rendered, thumbnail_notice, upload, write_notice, written},
     promises,
 };
 
@@ -241,7 +241,7 @@ async fn the_audit_log_is_newest_first(store: Fixture) -> Result<()> {
 async fn what_another_made_of_equal_bytes_is_not_shown(store: Fixture) -> Result<()> {
     let hers = of_ada();
     store.accept_it(&hers).await?;
-    let job = store.claimed(&thumbnail_bell(&hers)).await?;
+    let job = store.claimed(&thumbnail_notice(&hers)).await?;
     store.settled(&job, &rendered()).await?;
     let shown = async |upload: &NewUpload| -> Result<(bool, bool)> {
         let image = store.image(upload.image).await?.context("no image")?;
@@ -253,7 +253,7 @@ async fn what_another_made_of_equal_bytes_is_not_shown(store: Fixture) -> Result
     let his = NewUpload { sha256: hers.sha256, owner: "bob".parse()?, ..of_ada() };
     store.accept_it(&his).await?;
     assert_eq!(shown(&his).await?, (false, false));
-    let job = store.claimed(&thumbnail_bell(&his)).await?;
+    let job = store.claimed(&thumbnail_notice(&his)).await?;
     assert_eq!(job.image.renditions, []);
     store.settled(&job, &rendered()).await?;
     assert_eq!(shown(&his).await?, (true, true));
@@ -271,8 +271,8 @@ async fn both_jobs_of_an_image_may_end_at_once(store: Fixture) -> Result<()> {
     let mut jobs = Vec::new();
     for upload in &uploads {
         store.accept_it(upload).await?;
-        jobs.push((store.claimed(&write_bell(upload)).await?, written()));
-        jobs.push((store.claimed(&thumbnail_bell(upload)).await?, rendered()));
+        jobs.push((store.claimed(&write_notice(upload)).await?, written()));
+        jobs.push((store.claimed(&thumbnail_notice(upload)).await?, rendered()));
     }
     let ends = jobs.iter().map(|(job, outcome)| store.settle(&job.lease, outcome));
     for settled in join_all(ends).await {

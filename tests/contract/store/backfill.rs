@@ -5,18 +5,19 @@ use futures::future::{join, join_all};
 use safelight_domain::JobNotice;
 use safelight_domain::{
     Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
-    ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Lane, Owner, Quota, Status, TaskId,
+    ImageFormat, ImageId, ItemOutcome, JobId, JobKind, Labels, Lane, Owner, Quota, Status, TaskId,
     TaskKind, Visibility, WorkerId,
 };
 use safelight_store::{
-    Accepted, Advance, Child, ImageFilter, Imported, Item, NewBackfill, NewUpload, Outcome,
+    Accepted, BackfillStep, ChildTask, Effect, ImageFilter, ImportedImage, NewBackfill, NewUpload,
+    Outcome, ReportLine,
 };
 use uuid::Uuid;
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, failure, rendered, rendition, renditions, thumbnail_bell, unmade,
-        write_bell, written,
+        Fixture, HOUR, NOW, failure, rendered, rendition, renditions, thumbnail_notice, unmade,
+        write_notice, written,
     },
     promises,
 };
@@ -26,7 +27,7 @@ promises!(
     what_a_step_has_done_itself_is_counted_and_has_lines,
     beginning_again_changes_nothing,
     an_id_that_is_taken_is_refused,
-    one_foreman_leads_until_it_is_silent,
+    one_coordinator_leads_until_it_is_silent,
     a_lead_is_renewed_only_when_it_must_be,
     paused_ones_wait_for_a_place,
     a_walk_sees_each_image_of_its_time_once,
@@ -60,7 +61,7 @@ promises!(
     an_old_backfill_is_forgotten_with_its_report,
 );
 
-const FOREMAN: fn() -> WorkerId = WorkerId::new;
+const COORDINATOR: fn() -> WorkerId = WorkerId::new;
 
 fn spec() -> BackfillSpec {
     BackfillSpec::new(BackfillKind::Renditions)
@@ -80,51 +81,56 @@ async fn backfill(store: &Fixture, id: TaskId) -> Result<Backfill> {
 /// An upload whose jobs have succeeded.
 async fn stored(store: &Fixture) -> Result<NewUpload> {
     let upload = store.accepted().await?;
-    for (bell, outcome) in [(write_bell(&upload), written()), (thumbnail_bell(&upload), rendered())]
+    for (notice, outcome) in
+        [(write_notice(&upload), written()), (thumbnail_notice(&upload), rendered())]
     {
-        let job = store.claimed(&bell).await?;
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &outcome).await?;
     }
     store.publish_all().await?;
     Ok(upload)
 }
 
-fn child(image: ImageId) -> Child {
+fn child(image: ImageId) -> ChildTask {
     let jobs = vec![(JobId::new(), JobKind::Thumbnail)];
-    Child { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
+    ChildTask { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
 }
 
-fn skipped(id: Uuid) -> Item {
+fn skipped(id: Uuid) -> ReportLine {
     let reason = Some("up_to_date".to_owned());
-    Item { id, outcome: ItemOutcome::Skipped, reason, detail: None, source: None }
+    ReportLine { id, outcome: ItemOutcome::Skipped, reason, detail: None, source: None }
 }
 
 /// A step that hands out one image and goes to `to`.
-fn step(task: TaskId, from: Option<&str>, to: &str, image: ImageId) -> Advance {
-    Advance {
+fn step(task: TaskId, from: Option<&str>, to: &str, image: ImageId) -> BackfillStep {
+    BackfillStep {
         to: Some(to.to_owned()),
         work: vec![child(image)],
         max_attempts: 3,
-        ..Advance::of(task, from.map(str::to_owned))
+        ..BackfillStep::of(task, from.map(str::to_owned))
     }
 }
 
 /// The last step of a walk, which hands out `images`. Answers with the children.
-async fn handed_out(store: &Fixture, task: TaskId, images: &[ImageId]) -> Result<Vec<Child>> {
-    let work: Vec<Child> = images.iter().map(|&image| child(image)).collect();
-    let step =
-        Advance { work: work.clone(), max_attempts: 3, is_last: true, ..Advance::of(task, None) };
+async fn handed_out(store: &Fixture, task: TaskId, images: &[ImageId]) -> Result<Vec<ChildTask>> {
+    let work: Vec<ChildTask> = images.iter().map(|&image| child(image)).collect();
+    let step = BackfillStep {
+        work: work.clone(),
+        max_attempts: 3,
+        is_last: true,
+        ..BackfillStep::of(task, None)
+    };
     assert!(store.advance_backfill(&step).await?);
     Ok(work)
 }
 
-fn bell(child: &Child) -> JobNotice {
+fn notice(child: &ChildTask) -> JobNotice {
     let (job, kind) = child.jobs[0];
     JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None }
 }
 
-async fn ended(store: &Fixture, child: &Child, outcome: &Outcome) -> Result<()> {
-    let job = store.claimed(&bell(child)).await?;
+async fn ended(store: &Fixture, child: &ChildTask, outcome: &Outcome) -> Result<()> {
+    let job = store.claimed(&notice(child)).await?;
     store.settled(&job, outcome).await
 }
 
@@ -150,14 +156,14 @@ async fn a_backfill_is_a_task_that_shows_how_it_stands(store: Fixture) -> Result
 }
 
 async fn what_a_step_has_done_itself_is_counted_and_has_lines(store: Fixture) -> Result<()> {
-    let line = |outcome| Item { outcome, ..skipped(Uuid::now_v7()) };
-    let step = |id, outcome, from: Option<&str>, to: &str, is_last| Advance {
+    let line = |outcome| ReportLine { outcome, ..skipped(Uuid::now_v7()) };
+    let step = |id, outcome, from: Option<&str>, to: &str, is_last| BackfillStep {
         to: Some(to.to_owned()),
         done: vec![line(outcome), line(outcome)],
         passed: [("in_use".to_owned(), 40)].into(),
         settled: vec![skipped(Uuid::now_v7())],
         is_last,
-        ..Advance::of(id, from.map(str::to_owned))
+        ..BackfillStep::of(id, from.map(str::to_owned))
     };
     for (dry_run, outcome) in [(false, ItemOutcome::Succeeded), (true, ItemOutcome::Planned)] {
         let id =
@@ -166,7 +172,7 @@ async fn what_a_step_has_done_itself_is_counted_and_has_lines(store: Fixture) ->
         assert!(store.advance_backfill(&first).await?);
         assert!(!store.advance_backfill(&first).await?, "it stands elsewhere now");
         assert!(store.advance_backfill(&step(id, outcome, Some("a"), "b", true)).await?);
-        store.tally_backfill(id, 9).await?;
+        store.collect_results(id, 9).await?;
         let stands = backfill(&store, id).await?;
         assert_eq!((stands.state, stands.planned), (BackfillState::Ended, 4));
         assert_eq!(stands.succeeded, if dry_run { 0 } else { 4 });
@@ -194,14 +200,14 @@ async fn beginning_again_changes_nothing(store: Fixture) -> Result<()> {
 }
 
 async fn a_lead_is_renewed_only_when_it_must_be(store: Fixture) -> Result<()> {
-    let foreman = FOREMAN();
+    let coordinator = COORDINATOR();
     begun(&store, spec()).await?;
-    let led = store.lead_backfills(foreman, HOUR, 9).await?;
+    let led = store.lead_backfills(coordinator, HOUR, 9).await?;
     store.tamper("create table before as select foreman_until from backfills").await?;
     let same = "select count(*) from backfills natural join before";
-    assert_eq!(store.lead_backfills(foreman, HOUR, 9).await?, led);
+    assert_eq!(store.lead_backfills(coordinator, HOUR, 9).await?, led);
     assert_eq!(store.count(same).await?, 1, "nothing was written");
-    assert_eq!(store.lead_backfills(foreman, 2 * HOUR, 9).await?, led);
+    assert_eq!(store.lead_backfills(coordinator, 2 * HOUR, 9).await?, led);
     assert_eq!(store.count(same).await?, 0, "less than it wants was left");
     Ok(())
 }
@@ -219,12 +225,12 @@ async fn an_id_that_is_taken_is_refused(store: Fixture) -> Result<()> {
     let before = store.task(upload.task).await?;
     assert!(!store.create_backfill(&NewBackfill { task: upload.task, ..new }).await?);
     assert_eq!(store.task(upload.task).await?, before);
-    assert_eq!(store.lead_backfills(FOREMAN(), HOUR, 9).await?.len(), 1);
+    assert_eq!(store.lead_backfills(COORDINATOR(), HOUR, 9).await?.len(), 1);
     Ok(())
 }
 
-async fn one_foreman_leads_until_it_is_silent(store: Fixture) -> Result<()> {
-    let (first, second) = (FOREMAN(), FOREMAN());
+async fn one_coordinator_leads_until_it_is_silent(store: Fixture) -> Result<()> {
+    let (first, second) = (COORDINATOR(), COORDINATOR());
     let id = begun(&store, spec()).await?;
     let led = store.lead_backfills(first, HOUR, 9).await?;
     assert_eq!(led.iter().map(|backfill| backfill.id).collect::<Vec<_>>(), [id]);
@@ -245,12 +251,12 @@ async fn everything(store: &Fixture, until: TaskId) -> Result<ImageFilter> {
 async fn paused_ones_wait_for_a_place(store: Fixture) -> Result<()> {
     let (paused, active) = (begun(&store, spec()).await?, begun(&store, spec()).await?);
     assert!(store.pause_backfill(paused, true).await?);
-    let foreman = FOREMAN();
+    let coordinator = COORDINATOR();
     for expected in [active, active] {
-        let led = store.lead_backfills(foreman, HOUR, 1).await?;
+        let led = store.lead_backfills(coordinator, HOUR, 1).await?;
         assert_eq!(led.iter().map(|backfill| backfill.id).collect::<Vec<_>>(), [expected]);
     }
-    assert_eq!(store.lead_backfills(foreman, HOUR, 2).await?.len(), 2);
+    assert_eq!(store.lead_backfills(coordinator, HOUR, 2).await?.len(), 2);
     Ok(())
 }
 
@@ -319,11 +325,11 @@ async fn a_walk_can_be_narrowed(store: Fixture) -> Result<()> {
 async fn a_step_makes_tasks_and_report_lines(store: Fixture) -> Result<()> {
     let (first, second) = (stored(&store).await?, stored(&store).await?);
     let id = begun(&store, spec()).await?;
-    let step = Advance {
+    let step = BackfillStep {
         expected: Some(7),
         settled: vec![
             skipped(second.image.0),
-            Item {
+            ReportLine {
                 outcome: ItemOutcome::Failed,
                 reason: Some("unreadable".to_owned()),
                 ..skipped(Uuid::now_v7())
@@ -346,7 +352,7 @@ async fn a_step_makes_tasks_and_report_lines(store: Fixture) -> Result<()> {
     assert_eq!(made.image.map(|image| image.id), Some(first.image));
     assert_eq!((made.jobs.len(), made.jobs[0].max_attempts), (1, 3));
     let due = store.publish_all().await?;
-    assert_eq!(due, [bell(&step.work[0])]);
+    assert_eq!(due, [notice(&step.work[0])]);
     assert_eq!(store.backfill_report(id, None, 9).await?, step.settled);
     Ok(())
 }
@@ -355,11 +361,11 @@ async fn a_step_uses_up_its_share_of_the_rate(store: Fixture) -> Result<()> {
     let image = stored(&store).await?.image;
     let id = begun(&store, spec()).await?;
     assert_eq!(backfill(&store, id).await?.rested_seconds, None);
-    let step = Advance { paced_seconds: 1000.0, ..step(id, None, "a", image) };
+    let step = BackfillStep { paced_seconds: 1000.0, ..step(id, None, "a", image) };
     assert!(store.advance_backfill(&step).await?);
     let rested = backfill(&store, id).await?.rested_seconds.context("it was fed")?;
     assert!((-1000.0..-900.0).contains(&rested), "{rested}");
-    let led = store.lead_backfills(FOREMAN(), HOUR, 9).await?;
+    let led = store.lead_backfills(COORDINATOR(), HOUR, 9).await?;
     assert!(led[0].rested_seconds.is_some_and(|led| (rested..-900.0).contains(&led)), "{led:?}");
     Ok(())
 }
@@ -369,10 +375,10 @@ async fn a_step_counts_only_where_the_walk_stands(store: Fixture) -> Result<()> 
     let id = begun(&store, spec()).await?;
     assert!(store.advance_backfill(&step(id, None, "a", image)).await?);
     let again = step(id, None, "a", image);
-    assert!(!store.advance_backfill(&again).await?, "another foreman was faster");
+    assert!(!store.advance_backfill(&again).await?, "another coordinator was faster");
     assert!(store.task(again.work[0].task).await?.is_none());
     assert!(store.advance_backfill(&step(id, Some("a"), "b", image)).await?);
-    let last = Advance { is_last: true, ..step(id, Some("b"), "c", image) };
+    let last = BackfillStep { is_last: true, ..step(id, Some("b"), "c", image) };
     assert!(store.advance_backfill(&last).await?);
     assert!(!store.advance_backfill(&step(id, Some("c"), "d", image)).await?, "it has walked");
     assert_eq!(backfill(&store, id).await?.planned, 3);
@@ -399,7 +405,7 @@ async fn what_has_nothing_left_to_hand_out_cannot_be_paused(store: Fixture) -> R
     assert!(!store.pause_backfill(id, true).await?);
     assert!(!backfill(&store, id).await?.paused);
     ended(&store, &work[0], &failed()).await?;
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     store.retry(&[id]).await?;
     assert!(store.pause_backfill(id, true).await?, "there is something to try again");
     assert!(store.pause_backfill(id, false).await?);
@@ -411,7 +417,7 @@ async fn a_dry_run_only_counts(store: Fixture) -> Result<()> {
     let mut spec = spec();
     spec.dry_run = true;
     let id = begun(&store, spec).await?;
-    let step = Advance {
+    let step = BackfillStep {
         settled: vec![skipped(Uuid::now_v7())],
         is_last: true,
         ..step(id, None, "a", image)
@@ -419,7 +425,7 @@ async fn a_dry_run_only_counts(store: Fixture) -> Result<()> {
     assert!(store.advance_backfill(&step).await?);
     assert!(store.task(step.work[0].task).await?.is_none());
     assert!(store.backfill_report(id, None, 9).await?.is_empty());
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.planned, stands.walked(), stands.under_way()), (1, 2, 0));
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
@@ -427,19 +433,21 @@ async fn a_dry_run_only_counts(store: Fixture) -> Result<()> {
 }
 
 /// What an import takes in, with a write and a thumbnail job.
-fn taken_in(bytes: &[u8]) -> Child {
-    let import = Imported {
+fn taken_in(bytes: &[u8]) -> ChildTask {
+    let import = ImportedImage {
         source: "/photos/a.jpg".to_owned(),
         sha256: ContentHash::of(bytes),
         bytes: 1,
         format: ImageFormat::Jpeg,
-        title: Some("A".to_owned()),
-        tags: vec!["x".to_owned(), "y".to_owned()],
-        filename: None,
+        labels: Labels {
+            title: Some("A".to_owned()),
+            tags: vec!["x".to_owned(), "y".to_owned()],
+            filename: None,
+        },
     };
     let jobs = vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)];
     let (task, kind, image) = (TaskId::new(), TaskKind::Upload, ImageId::new());
-    Child { task, kind, image, jobs, import: Some(import) }
+    ChildTask { task, kind, image, jobs, import: Some(import) }
 }
 
 async fn an_import_makes_images(store: Fixture) -> Result<()> {
@@ -448,20 +456,21 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
     let id = begun(&store, import).await?;
     let child = taken_in(b"a");
     let image = child.image;
+    let labels = child.import.as_ref().context("no import")?.labels.clone();
     let work = vec![child.clone()];
-    let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(id, None) };
+    let step = BackfillStep { work, max_attempts: 3, is_last: true, ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     let made = store.image(image).await?.context("no image")?;
-    assert_eq!((made.title.as_deref(), made.tags.len(), made.bytes), (Some("A"), 2, 1));
-    assert_eq!((made.filename, made.stored_at), (None, None));
+    assert_eq!((made.labels, made.bytes), (labels, 1));
+    assert_eq!(made.stored_at, None);
     assert_eq!((made.owner, made.visibility), ("ada".parse()?, Visibility::Private));
     for (index, outcome) in [written(), rendered()].iter().enumerate() {
         let (job, kind) = child.jobs[index];
-        let bell = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
-        let job = store.claimed(&bell).await?;
+        let notice = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+        let job = store.claimed(&notice).await?;
         store.settled(&job, outcome).await?;
     }
-    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    assert_eq!(store.collect_results(id, 9).await?, 1);
     let report = store.backfill_report(id, None, 9).await?;
     assert_eq!(report.len(), 1);
     assert_eq!((report[0].id, report[0].outcome), (image.0, ItemOutcome::Succeeded));
@@ -473,11 +482,11 @@ async fn an_import_makes_images(store: Fixture) -> Result<()> {
 async fn of_imports_of_the_same_at_once_one_takes_it_in(store: Fixture) -> Result<()> {
     let import = BackfillSpec::new(BackfillKind::Import);
     let (first, second) = (begun(&store, import.clone()).await?, begun(&store, import).await?);
-    let step = |id: TaskId, work: &[&[u8]]| Advance {
+    let step = |id: TaskId, work: &[&[u8]]| BackfillStep {
         work: work.iter().map(|bytes| taken_in(bytes)).collect(),
         max_attempts: 3,
         is_last: true,
-        ..Advance::of(id, None)
+        ..BackfillStep::of(id, None)
     };
     let steps = [step(first, &[b"a", b"b"]), step(second, &[b"b", b"c"])];
     let (one, other) =
@@ -498,8 +507,8 @@ async fn of_imports_of_the_same_at_once_one_takes_it_in(store: Fixture) -> Resul
     for child in work {
         if store.task(child.task).await?.is_some() {
             for (job, kind) in child.jobs.clone() {
-                let bell = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
-                let job = store.claimed(&bell).await?;
+                let notice = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+                let job = store.claimed(&notice).await?;
                 store.settled(&job, &failed()).await?;
             }
         }
@@ -514,7 +523,7 @@ async fn no_race_of_imports_and_uploads_passes_a_quota(store: Fixture) -> Result
     let quota = Quota { images: Some(5), bytes: None };
     let mut import = BackfillSpec::new(BackfillKind::Import);
     import.quota = quota;
-    let pictures = |name: &str| -> Vec<Child> {
+    let pictures = |name: &str| -> Vec<ChildTask> {
         (0..3).map(|at| taken_in(format!("{name}{at}").as_bytes())).collect()
     };
     let others = [store.another().await?, store.another().await?];
@@ -522,7 +531,12 @@ async fn no_race_of_imports_and_uploads_passes_a_quota(store: Fixture) -> Result
     for name in ["a", "b", "c", "d"] {
         let task = begun(&store, import.clone()).await?;
         let work = pictures(name);
-        steps.push(Advance { work, max_attempts: 3, is_last: true, ..Advance::of(task, None) });
+        steps.push(BackfillStep {
+            work,
+            max_attempts: 3,
+            is_last: true,
+            ..BackfillStep::of(task, None)
+        });
     }
     let ada: Owner = "ada".parse()?;
     let new = || NewUpload { owner: ada.clone(), quota, ..super::fixture::upload() };
@@ -556,7 +570,8 @@ async fn no_race_of_imports_and_uploads_passes_a_quota(store: Fixture) -> Result
     // Where there is room again, another import takes in what was refused, and nothing else.
     let work = ["a", "b", "c", "d"].iter().flat_map(|name| pictures(name)).collect();
     let again = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
-    let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(again, None) };
+    let step =
+        BackfillStep { work, max_attempts: 3, is_last: true, ..BackfillStep::of(again, None) };
     assert!(store.advance_backfill(&step).await?);
     let stands = backfill(&store, again).await?;
     assert_eq!((stands.planned, stands.skipped["duplicate"]), (12 - imported, imported));
@@ -565,8 +580,8 @@ async fn no_race_of_imports_and_uploads_passes_a_quota(store: Fixture) -> Result
 
 async fn equal_bytes_of_sound_images_come_first(store: Fixture) -> Result<()> {
     let bad = store.accepted().await?;
-    for bell in [write_bell(&bad), thumbnail_bell(&bad)] {
-        let job = store.claimed(&bell).await?;
+    for notice in [write_notice(&bad), thumbnail_notice(&bad)] {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &failed()).await?;
     }
     let same = [bad.sha256];
@@ -599,12 +614,12 @@ async fn equal_bytes_are_found(store: Fixture) -> Result<()> {
 async fn what_is_under_way_or_failed_is_an_obstacle(store: Fixture) -> Result<()> {
     let (open, done) = (store.accepted().await?, stored(&store).await?);
     let bad = store.accepted().await?;
-    for bell in [write_bell(&bad), thumbnail_bell(&bad)] {
-        let job = store.claimed(&bell).await?;
+    for notice in [write_notice(&bad), thumbnail_notice(&bad)] {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &failed()).await?;
     }
     let all = [open.image, done.image, bad.image];
-    let mut found = store.obstacles(&all).await?;
+    let mut found = store.blocking_jobs(&all).await?;
     found.sort_by_key(|obstacle| (obstacle.image, obstacle.kind.as_str()));
     let seen: Vec<_> = found.iter().map(|o| (o.image, o.kind, o.status)).collect();
     assert_eq!(
@@ -623,23 +638,25 @@ async fn what_is_under_way_or_failed_is_an_obstacle(store: Fixture) -> Result<()
 
 async fn a_later_success_clears_a_failure(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    for (bell, outcome) in [(write_bell(&upload), written()), (thumbnail_bell(&upload), failed())] {
-        let job = store.claimed(&bell).await?;
+    for (notice, outcome) in
+        [(write_notice(&upload), written()), (thumbnail_notice(&upload), failed())]
+    {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &outcome).await?;
     }
-    assert_eq!(store.obstacles(&[upload.image]).await?.len(), 1);
+    assert_eq!(store.blocking_jobs(&[upload.image]).await?.len(), 1);
     let id = begun(&store, spec()).await?;
     let work = handed_out(&store, id, &[upload.image]).await?;
     ended(&store, &work[0], &rendered()).await?;
-    assert_eq!(store.obstacles(&[upload.image]).await?, [], "the newest job succeeded");
-    store.tally_backfill(id, 9).await?;
+    assert_eq!(store.blocking_jobs(&[upload.image]).await?, [], "the newest job succeeded");
+    store.collect_results(id, 9).await?;
     assert!(store.task(work[0].task).await?.is_none());
-    assert_eq!(store.obstacles(&[upload.image]).await?, [], "also when that is forgotten");
+    assert_eq!(store.blocking_jobs(&[upload.image]).await?, [], "also when that is forgotten");
     // And a failure after that counts again.
     let id = begun(&store, spec()).await?;
     let work = handed_out(&store, id, &[upload.image]).await?;
     ended(&store, &work[0], &failed()).await?;
-    assert_eq!(store.obstacles(&[upload.image]).await?.len(), 1);
+    assert_eq!(store.blocking_jobs(&[upload.image]).await?.len(), 1);
     Ok(())
 }
 
@@ -647,22 +664,22 @@ async fn a_tally_counts_forgets_and_ends(store: Fixture) -> Result<()> {
     let (first, second) = (stored(&store).await?, stored(&store).await?);
     let id = begun(&store, spec()).await?;
     let work = handed_out(&store, id, &[first.image, second.image]).await?;
-    assert_eq!(store.tally_backfill(id, 9).await?, 0);
+    assert_eq!(store.collect_results(id, 9).await?, 0);
     assert_eq!(backfill(&store, id).await?.state, BackfillState::Walked);
 
     ended(&store, &work[0], &rendered()).await?;
-    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    assert_eq!(store.collect_results(id, 9).await?, 1);
     assert!(store.task(work[0].task).await?.is_none(), "it is forgotten");
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.succeeded, stands.under_way()), (1, 1));
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Running);
 
     ended(&store, &work[1], &rendered()).await?;
-    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    assert_eq!(store.collect_results(id, 9).await?, 1);
     let task = store.task(id).await?.context("no task")?;
     assert_eq!((task.status, task.finished_at.is_some()), (Status::Succeeded, true));
     assert_eq!(backfill(&store, id).await?.state, BackfillState::Ended);
-    assert!(store.lead_backfills(FOREMAN(), HOUR, 9).await?.is_empty());
+    assert!(store.lead_backfills(COORDINATOR(), HOUR, 9).await?.is_empty());
     assert_eq!(store.backfill_report(id, None, 9).await?.len(), 2);
     assert!(!store.pause_backfill(id, true).await?);
     assert!(!store.cancel(id).await?);
@@ -674,8 +691,8 @@ async fn a_backfill_with_failures_fails_and_keeps_them(store: Fixture) -> Result
     let id = begun(&store, spec()).await?;
     let work = handed_out(&store, id, &[image]).await?;
     ended(&store, &work[0], &failed()).await?;
-    assert_eq!(store.tally_backfill(id, 9).await?, 1);
-    assert_eq!(store.tally_backfill(id, 9).await?, 0, "it is counted once");
+    assert_eq!(store.collect_results(id, 9).await?, 1);
+    assert_eq!(store.collect_results(id, 9).await?, 0, "it is counted once");
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Failed);
     let kept = store.task(work[0].task).await?.context("it is kept")?;
     assert_eq!(kept.status, Status::Failed);
@@ -691,7 +708,7 @@ async fn what_was_deleted_meanwhile_did_not_fail(store: Fixture) -> Result<()> {
     let work = handed_out(&store, id, &[image]).await?;
     ended(&store, &work[0], &failed()).await?;
     store.tamper("update images set discarded_at = created_at").await?;
-    assert_eq!(store.tally_backfill(id, 9).await?, 1);
+    assert_eq!(store.collect_results(id, 9).await?, 1);
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.failed, stands.cancelled_images), (0, 1));
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
@@ -708,7 +725,7 @@ async fn failed_images_are_handed_out_again(store: Fixture) -> Result<()> {
     for child in &work {
         ended(&store, child, &failed()).await?;
     }
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     assert_eq!(store.retry(&[id]).await?, [id]);
     let stands = backfill(&store, id).await?;
     assert!(stands.retrying);
@@ -718,14 +735,14 @@ async fn failed_images_are_handed_out_again(store: Fixture) -> Result<()> {
     assert_eq!(backfill(&store, id).await?.under_way(), 1);
     assert_eq!(store.retry_backfill(id, 9).await?, 1);
     // The first fails again: not for this retry any more.
-    let job = store.claimed(&JobNotice { generation: 1, ..bell(&work[0]) }).await?;
+    let job = store.claimed(&JobNotice { generation: 1, ..notice(&work[0]) }).await?;
     store.settled(&job, &failed()).await?;
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     assert_eq!(store.retry_backfill(id, 9).await?, 0);
     assert!(!backfill(&store, id).await?.retrying);
-    let job = store.claimed(&JobNotice { generation: 1, ..bell(&work[1]) }).await?;
+    let job = store.claimed(&JobNotice { generation: 1, ..notice(&work[1]) }).await?;
     store.settled(&job, &rendered()).await?;
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.succeeded, stands.failed, stands.under_way()), (1, 1, 0));
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Failed);
@@ -740,13 +757,13 @@ async fn one_failed_image_tried_again_reopens_its_backfill(store: Fixture) -> Re
     let id = begun(&store, spec()).await?;
     let work = handed_out(&store, id, &[image]).await?;
     ended(&store, &work[0], &failed()).await?;
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     assert_eq!(store.retry(&[work[0].task]).await?, [work[0].task]);
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.state, stands.failed, stands.retrying), (BackfillState::Walked, 0, false));
-    let job = store.claimed(&JobNotice { generation: 1, ..bell(&work[0]) }).await?;
+    let job = store.claimed(&JobNotice { generation: 1, ..notice(&work[0]) }).await?;
     store.settled(&job, &rendered()).await?;
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     assert_eq!(store.task(id).await?.context("no task")?.status, Status::Succeeded);
     Ok(())
 }
@@ -763,8 +780,8 @@ async fn a_cancelled_backfill_ends_with_what_it_handed_out(store: Fixture) -> Re
     ended(&store, &work[0], &rendered()).await?;
     assert!(store.cancel(id).await?);
     assert!(!store.advance_backfill(&step(id, Some("b"), "c", first.image)).await?);
-    store.refused(&bell(&work[1]), false).await?;
-    assert_eq!(store.tally_backfill(id, 9).await?, 2);
+    store.refused(&notice(&work[1]), false).await?;
+    assert_eq!(store.collect_results(id, 9).await?, 2);
     let task = store.task(id).await?.context("no task")?;
     assert_eq!(task.status, Status::Cancelled);
     let stands = backfill(&store, id).await?;
@@ -775,21 +792,25 @@ async fn a_cancelled_backfill_ends_with_what_it_handed_out(store: Fixture) -> Re
 
 async fn a_cancelled_import_discards_what_it_has_under_way(store: Fixture) -> Result<()> {
     let id = begun(&store, BackfillSpec::new(BackfillKind::Import)).await?;
-    let work: Vec<Child> = [&b"a"[..], b"b", b"c"].map(taken_in).into();
-    let step =
-        Advance { work: work.clone(), max_attempts: 3, is_last: true, ..Advance::of(id, None) };
+    let work: Vec<ChildTask> = [&b"a"[..], b"b", b"c"].map(taken_in).into();
+    let step = BackfillStep {
+        work: work.clone(),
+        max_attempts: 3,
+        is_last: true,
+        ..BackfillStep::of(id, None)
+    };
     assert!(store.advance_backfill(&step).await?);
     for (index, outcome) in [written(), rendered()].iter().enumerate() {
         let (job, kind) = work[0].jobs[index];
-        let bell = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
-        let job = store.claimed(&bell).await?;
+        let notice = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+        let job = store.claimed(&notice).await?;
         store.settled(&job, outcome).await?;
     }
     // Of the second one a rendition is being made beside.
     let beside = begun(&store, spec()).await?;
     let rendition = handed_out(&store, beside, &[work[1].image]).await?;
     assert!(store.cancel(id).await?);
-    assert_eq!(store.tally_backfill(id, 9).await?, 3);
+    assert_eq!(store.collect_results(id, 9).await?, 3);
     let stands = backfill(&store, id).await?;
     assert_eq!((stands.succeeded, stands.cancelled_images), (1, 2));
     for (child, discarded) in work.iter().zip([false, true, true]) {
@@ -798,7 +819,7 @@ async fn a_cancelled_import_discards_what_it_has_under_way(store: Fixture) -> Re
     }
     let made = store.task(rendition[0].task).await?.context("no task")?;
     assert_eq!((made.status, made.progress.cancelled), (Status::Cancelled, 1));
-    assert_eq!(store.publish_all().await?, [], "no bell is left");
+    assert_eq!(store.publish_all().await?, [], "no notice is left");
     Ok(())
 }
 
@@ -808,9 +829,9 @@ async fn a_claim_knows_what_its_backfill_wants(store: Fixture) -> Result<()> {
     spec.all = true;
     let id = begun(&store, spec.clone()).await?;
     let work = handed_out(&store, id, &[upload.image]).await?;
-    assert_eq!(store.claimed_for(&bell(&work[0]), NOW).await?.backfill, Some(spec.clone()));
+    assert_eq!(store.claimed_for(&notice(&work[0]), NOW).await?.backfill, Some(spec.clone()));
     assert_eq!(store.expired_leases(9).await?[0].backfill, Some(spec));
-    assert_eq!(store.claimed(&write_bell(&other)).await?.backfill, None);
+    assert_eq!(store.claimed(&write_notice(&other)).await?.backfill, None);
     Ok(())
 }
 
@@ -818,21 +839,21 @@ async fn a_verified_image_keeps_what_was_repaired(store: Fixture) -> Result<()> 
     let upload = stored(&store).await?;
     let id = begun(&store, BackfillSpec::new(BackfillKind::Verify)).await?;
     let jobs = vec![(JobId::new(), JobKind::Verify)];
-    let child = Child { kind: TaskKind::Verify, jobs, ..child(upload.image) };
+    let child = ChildTask { kind: TaskKind::Verify, jobs, ..child(upload.image) };
     let work = vec![child.clone()];
-    let step = Advance { work, max_attempts: 3, is_last: true, ..Advance::of(id, None) };
+    let step = BackfillStep { work, max_attempts: 3, is_last: true, ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     let repaired = rendition("small", 777);
-    let outcome = Outcome::Verified {
-        repaired: vec![repaired.clone()],
-        forgotten: vec![rendition("medium", 40_000)],
-        note: Some("small was missing".to_owned()),
-    };
+    let outcome = Outcome::Succeeded(vec![
+        Effect::UpsertRenditions(vec![repaired.clone()]),
+        Effect::ForgetRenditions(vec![rendition("medium", 40_000)]),
+        Effect::Note("small was missing".to_owned()),
+    ]);
     ended(&store, &child, &outcome).await?;
     let image = store.image(upload.image).await?.context("no image")?;
     assert_eq!(unmade(&image.renditions), [repaired]);
     assert!(image.placeholder.is_some(), "it stays as it was");
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     let report = store.backfill_report(id, None, 9).await?;
     assert_eq!(report[0].detail.as_deref(), Some("small was missing"));
     assert_eq!(report[0].outcome, ItemOutcome::Succeeded);
@@ -841,8 +862,8 @@ async fn a_verified_image_keeps_what_was_repaired(store: Fixture) -> Result<()> 
 
 async fn a_report_is_read_in_pages(store: Fixture) -> Result<()> {
     let id = begun(&store, spec()).await?;
-    let items: Vec<Item> = (0..5).map(|_| skipped(Uuid::now_v7())).collect();
-    let step = Advance { settled: items.clone(), ..Advance::of(id, None) };
+    let items: Vec<ReportLine> = (0..5).map(|_| skipped(Uuid::now_v7())).collect();
+    let step = BackfillStep { settled: items.clone(), ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     let (mut read, mut after) = (Vec::new(), None);
     loop {
@@ -858,8 +879,8 @@ async fn a_report_is_read_in_pages(store: Fixture) -> Result<()> {
 async fn old_tasks_are_forgotten_and_failed_ones_kept(store: Fixture) -> Result<()> {
     let (done, open) = (stored(&store).await?, store.accepted().await?);
     let bad = store.accepted().await?;
-    for bell in [write_bell(&bad), thumbnail_bell(&bad)] {
-        let job = store.claimed(&bell).await?;
+    for notice in [write_notice(&bad), thumbnail_notice(&bad)] {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &Outcome::Failed(failure())).await?;
     }
     assert_eq!(store.prune_tasks(HOUR, 9).await?, 0, "nothing is old");
@@ -875,10 +896,10 @@ async fn old_tasks_are_forgotten_and_failed_ones_kept(store: Fixture) -> Result<
 
 async fn an_old_backfill_is_forgotten_with_its_report(store: Fixture) -> Result<()> {
     let id = begun(&store, spec()).await?;
-    let items: Vec<Item> = (0..5).map(|_| skipped(Uuid::now_v7())).collect();
-    let step = Advance { settled: items, is_last: true, ..Advance::of(id, None) };
+    let items: Vec<ReportLine> = (0..5).map(|_| skipped(Uuid::now_v7())).collect();
+    let step = BackfillStep { settled: items, is_last: true, ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     let mut batches = 0;
     while store.prune_tasks(NOW, 2).await? > 0 {
         batches += 1;
@@ -893,14 +914,14 @@ async fn an_old_failed_backfill_leaves_its_failed_tasks(store: Fixture) -> Resul
     let id = begun(&store, spec()).await?;
     let work = handed_out(&store, id, &[image]).await?;
     ended(&store, &work[0], &failed()).await?;
-    store.tally_backfill(id, 9).await?;
+    store.collect_results(id, 9).await?;
     assert_eq!(store.prune_tasks(HOUR, 9).await?, 0);
     while store.prune_tasks(NOW, 9).await? > 0 {}
     assert!(store.task(id).await?.is_none());
     assert!(store.backfill_report(id, None, 9).await?.is_empty());
     let kept = store.task(work[0].task).await?.context("it says why it failed")?;
     assert_eq!(kept.status, Status::Failed);
-    assert_eq!(store.obstacles(&[image]).await?.len(), 1);
+    assert_eq!(store.blocking_jobs(&[image]).await?.len(), 1);
     assert_eq!(store.retry(&[kept.id]).await?, [kept.id]);
     Ok(())
 }

@@ -8,7 +8,8 @@ use safelight_store::{Claim, IdempotencyKey, KeyState, Lease, Outcome, Settled};
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, facts, failure, rendered, thumbnail_bell, upload, write_bell, written,
+        Fixture, HOUR, NOW, facts, failure, rendered, thumbnail_notice, upload, write_notice,
+        written,
     },
     promises,
 };
@@ -30,7 +31,7 @@ promises!(
 
 async fn a_claim_has_all_that_its_handler_needs(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     assert_eq!(job.lease, Lease { job: upload.jobs[0].0, fence: 1 });
     assert_eq!((job.task, job.kind, job.lane), (upload.task, upload.jobs[0].1, upload.lane));
     assert_eq!((job.attempt, job.max_attempts), (1, 3));
@@ -41,7 +42,7 @@ async fn a_claim_has_all_that_its_handler_needs(store: Fixture) -> Result<()> {
     assert_eq!((task.jobs[0].attempt, task.jobs[1].attempt), (1, 0));
 
     store.settled(&job, &written()).await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     assert_eq!(job.image.facts, Some(facts()));
     Ok(())
 }
@@ -50,10 +51,10 @@ async fn claims_at_once_give_one_lease(store: Fixture) -> Result<()> {
     let other = store.another().await?;
     for _ in 0..20 {
         let upload = store.accepted().await?;
-        let bell = write_bell(&upload);
+        let notice = write_notice(&upload);
         let claims = join_all((0..8).map(|worker| {
             let store = if worker % 2 == 0 { &store.store } else { &other };
-            store.claim(&bell, worker % 3 == 0, WorkerId::new(), HOUR, JOB_VERSION)
+            store.claim(&notice, worker % 3 == 0, WorkerId::new(), HOUR, JOB_VERSION)
         }));
         let mut leases = Vec::new();
         for claim in claims.await {
@@ -70,27 +71,27 @@ async fn claims_at_once_give_one_lease(store: Fixture) -> Result<()> {
 
 async fn nothing_is_claimed_that_must_not_run(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let bell = write_bell(&upload);
-    store.refused(&JobNotice { job: JobId::new(), ..bell }, false).await?;
-    let job = store.claimed(&bell).await?;
+    let notice = write_notice(&upload);
+    store.refused(&JobNotice { job: JobId::new(), ..notice }, false).await?;
+    let job = store.claimed(&notice).await?;
     // Held by another.
-    store.refused(&bell, false).await?;
+    store.refused(&notice, false).await?;
     store.settled(&job, &written()).await?;
     // Done; a late or doubled message changes nothing.
     let before = store.task_of(&upload).await?;
-    store.refused(&bell, true).await?;
-    store.refused(&JobNotice { generation: 1, ..bell }, false).await?;
+    store.refused(&notice, true).await?;
+    store.refused(&JobNotice { generation: 1, ..notice }, false).await?;
     assert_eq!(store.task_of(&upload).await?, before);
     Ok(())
 }
 
 async fn a_retry_is_not_claimed_before_it_is_due(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let bell = write_bell(&upload);
-    let job = store.claimed(&bell).await?;
+    let notice = write_notice(&upload);
+    let job = store.claimed(&notice).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
-    store.refused(&bell, false).await?;
-    store.refused(&JobNotice { generation: 1, ..bell }, true).await?;
+    store.refused(&notice, false).await?;
+    store.refused(&JobNotice { generation: 1, ..notice }, true).await?;
 
     let task = store.task_of(&upload).await?;
     assert_eq!((task.status, task.jobs[0].status), (Status::Running, Status::Queued));
@@ -98,9 +99,9 @@ async fn a_retry_is_not_claimed_before_it_is_due(store: Fixture) -> Result<()> {
     let retry_in = task.jobs[0].retry_at.context("no retry_at")? - chrono::Utc::now();
     assert!((55..=60).contains(&retry_in.num_minutes()), "{retry_in}");
 
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     assert_eq!(job.attempt, 2);
     // It runs, so it has no retry_at; its last error stays until it succeeds.
     let task = store.task_of(&upload).await?;
@@ -110,8 +111,8 @@ async fn a_retry_is_not_claimed_before_it_is_due(store: Fixture) -> Result<()> {
 
 async fn a_lease_that_ran_out_may_be_taken_over(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let late = store.claimed_for(&write_bell(&upload), NOW).await?;
-    let heir = store.claimed(&write_bell(&upload)).await?;
+    let late = store.claimed_for(&write_notice(&upload), NOW).await?;
+    let heir = store.claimed(&write_notice(&upload)).await?;
     assert_eq!((heir.lease.fence, heir.attempt), (2, 2));
     let before = store.task_of(&upload).await?;
     for outcome in [written(), Outcome::Failed(failure()), Outcome::Released] {
@@ -123,33 +124,33 @@ async fn a_lease_that_ran_out_may_be_taken_over(store: Fixture) -> Result<()> {
 
 async fn a_redelivered_message_takes_over_its_own_attempt_only(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let bell = write_bell(&upload);
-    store.claimed(&bell).await?;
+    let notice = write_notice(&upload);
+    store.claimed(&notice).await?;
     // The broker took the message of attempt 1 back from a worker that is gone.
-    let claim = store.claim(&bell, true, WorkerId::new(), HOUR, JOB_VERSION).await?;
+    let claim = store.claim(&notice, true, WorkerId::new(), HOUR, JOB_VERSION).await?;
     let Claim::Run(job) = claim else { anyhow::bail!("not taken over") };
     assert_eq!(job.lease.fence, 2);
     // Now attempt 2 runs, which that message did not start.
-    store.refused(&bell, true).await?;
-    store.refused(&JobNotice { generation: 2, ..bell }, true).await?;
-    store.refused(&JobNotice { generation: 1, ..bell }, false).await?;
+    store.refused(&notice, true).await?;
+    store.refused(&JobNotice { generation: 2, ..notice }, true).await?;
+    store.refused(&JobNotice { generation: 1, ..notice }, false).await?;
     Ok(())
 }
 
 async fn nobody_takes_a_running_attempt_over_from_itself(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let bell = write_bell(&upload);
+    let notice = write_notice(&upload);
     let worker = WorkerId::new();
-    let claim = store.claim(&bell, false, worker, HOUR, JOB_VERSION).await?;
+    let claim = store.claim(&notice, false, worker, HOUR, JOB_VERSION).await?;
     let Claim::Run(job) = claim else { anyhow::bail!("not claimed") };
     // A second message of the same job, or the same one over a new connection: the attempt goes on.
-    assert_eq!(store.claim(&bell, true, worker, HOUR, JOB_VERSION).await?, Claim::Nothing);
+    assert_eq!(store.claim(&notice, true, worker, HOUR, JOB_VERSION).await?, Claim::Nothing);
     store.settled(&job, &written()).await
 }
 
 async fn attempts_never_exceed_the_maximum(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let (write, thumbnail) = (write_bell(&upload), thumbnail_bell(&upload));
+    let (write, thumbnail) = (write_notice(&upload), thumbnail_notice(&upload));
     // One whose worker dies each time: its lease runs out.
     for attempt in 1..=3 {
         assert_eq!(store.claimed_for(&write, NOW).await?.attempt, attempt);
@@ -179,17 +180,17 @@ async fn a_hand_back_does_not_count(store: Fixture) -> Result<()> {
     store.accept_it(&upload).await?;
     store.publish_all().await?;
     for fence in 1..=5 {
-        let job = store.claimed(&write_bell(&upload)).await?;
+        let job = store.claimed(&write_notice(&upload)).await?;
         assert_eq!((job.attempt, job.lease.fence), (1, fence));
         store.settled(&job, &Outcome::Released).await?;
         assert_eq!(store.settle(&job.lease, &written()).await?, Settled::Stale);
         let task = store.task_of(&upload).await?;
         assert_eq!((task.jobs[0].status, task.jobs[0].attempt), (Status::Queued, 0));
         assert_eq!((task.jobs[0].retry_at, &task.jobs[0].error), (None, &None));
-        let bells = store.publish_all().await?;
-        assert_eq!(bells, [JobNotice { generation: fence, ..write_bell(&upload) }]);
+        let notices = store.publish_all().await?;
+        assert_eq!(notices, [JobNotice { generation: fence, ..write_notice(&upload) }]);
     }
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
     assert_eq!(store.task_of(&upload).await?.jobs[0].status, Status::Failed);
     Ok(())
@@ -197,10 +198,10 @@ async fn a_hand_back_does_not_count(store: Fixture) -> Result<()> {
 
 async fn renewing_keeps_what_is_still_held(store: Fixture) -> Result<()> {
     let (first, second) = (store.accepted().await?, store.accepted().await?);
-    let overdue = store.claimed_for(&write_bell(&first), NOW).await?;
-    let lost = store.claimed_for(&thumbnail_bell(&first), NOW).await?;
-    let heir = store.claimed(&thumbnail_bell(&first)).await?;
-    let done = store.claimed(&write_bell(&second)).await?;
+    let overdue = store.claimed_for(&write_notice(&first), NOW).await?;
+    let lost = store.claimed_for(&thumbnail_notice(&first), NOW).await?;
+    let heir = store.claimed(&thumbnail_notice(&first)).await?;
+    let done = store.claimed(&write_notice(&second)).await?;
     store.settled(&done, &written()).await?;
     let unknown = Lease { job: JobId::new(), fence: 1 };
 
@@ -210,7 +211,7 @@ async fn renewing_keeps_what_is_still_held(store: Fixture) -> Result<()> {
 
     // One that ran out but that nobody took is still held, and now runs on.
     assert_eq!(held, [overdue.lease, heir.lease]);
-    store.refused(&write_bell(&first), false).await?;
+    store.refused(&write_notice(&first), false).await?;
     assert_eq!(store.renew(&[], HOUR).await?.held, []);
     store.settled(&overdue, &written()).await?;
     store.settled(&heir, &rendered()).await
@@ -221,8 +222,8 @@ async fn leases_that_ran_out_are_found_oldest_first(store: Fixture) -> Result<()
     let mut expired = Vec::new();
     for _ in 0..3 {
         let upload = store.accepted().await?;
-        expired.push(store.claimed_for(&write_bell(&upload), NOW).await?);
-        store.claimed(&thumbnail_bell(&upload)).await?;
+        expired.push(store.claimed_for(&write_notice(&upload), NOW).await?);
+        store.claimed(&thumbnail_notice(&upload)).await?;
     }
     assert_eq!(store.expired_leases(2).await?, expired[..2]);
     assert_eq!(store.expired_leases(10).await?, expired);
@@ -235,8 +236,8 @@ async fn what_the_dead_held_is_free_at_once(store: Fixture) -> Result<()> {
     let key = IdempotencyKey { owner: Owner::local(), key: "in flight".to_owned() };
     store.reserve_key(&key, HOUR).await?;
     let upload = store.accepted().await?;
-    let held = store.claimed(&write_bell(&upload)).await?;
-    let done = store.claimed(&thumbnail_bell(&upload)).await?;
+    let held = store.claimed(&write_notice(&upload)).await?;
+    let done = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&done, &rendered()).await?;
 
     assert_eq!(store.take_over().await?, 1);

@@ -9,7 +9,7 @@ use safelight_store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilte
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, failure, placeholder, rendered, thumbnail_bell, upload, write_bell,
+        Fixture, HOUR, NOW, failure, placeholder, rendered, thumbnail_notice, upload, write_notice,
         written,
     },
     promises,
@@ -32,16 +32,16 @@ promises!(
 
 async fn a_cancelled_task_never_runs(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let bells = store.publish_all().await?;
+    let notices = store.publish_all().await?;
     assert!(store.cancel(upload.task).await?);
     let task = store.task_of(&upload).await?;
     assert_eq!(task.status, Status::Cancelled);
     assert!(task.finished_at.is_some());
     assert_eq!((task.progress.cancelled, task.progress.failed), (2, 0));
     assert!(task.jobs.iter().all(|job| job.status == Status::Cancelled));
-    for bell in &bells {
-        store.refused(bell, false).await?;
-        store.refused(bell, true).await?;
+    for notice in &notices {
+        store.refused(notice, false).await?;
+        store.refused(notice, true).await?;
     }
     assert!(task.image.context("image")?.discarded);
     Ok(())
@@ -49,7 +49,7 @@ async fn a_cancelled_task_never_runs(store: Fixture) -> Result<()> {
 
 async fn a_running_job_that_is_cancelled_has_no_effect(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     assert!(store.cancel(upload.task).await?);
     assert!(store.renew(&[job.lease], HOUR).await?.held.is_empty(), "its worker learns of it");
     let cancelled = store.task_of(&upload).await?;
@@ -57,7 +57,7 @@ async fn a_running_job_that_is_cancelled_has_no_effect(store: Fixture) -> Result
         assert_eq!(store.settle(&job.lease, &outcome).await?, Settled::Stale);
     }
     assert_eq!(store.task_of(&upload).await?, cancelled);
-    assert_eq!(store.count_unpublished().await?, 0, "no bell is left to ring");
+    assert_eq!(store.count_unpublished().await?, 0, "no notice is left to ring");
     Ok(())
 }
 
@@ -75,7 +75,7 @@ async fn what_has_ended_cannot_be_cancelled(store: Fixture) -> Result<()> {
 async fn a_settle_and_a_cancel_at_once_count_every_job_once(store: Fixture) -> Result<()> {
     for _ in 0..20 {
         let upload = store.accepted().await?;
-        let job = store.claimed(&write_bell(&upload)).await?;
+        let job = store.claimed(&write_notice(&upload)).await?;
         let written = written();
         let (settled, cancelled) =
             tokio::join!(store.settle(&job.lease, &written), store.cancel(upload.task));
@@ -91,12 +91,12 @@ async fn a_settle_and_a_cancel_at_once_count_every_job_once(store: Fixture) -> R
 
 async fn a_failed_task_is_tried_again_with_all_its_attempts(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &written()).await?;
     for _ in 0..upload.max_attempts {
         store.publish_all().await?;
-        let bell = thumbnail_bell(&upload);
-        let job = store.claimed(&bell).await?;
+        let notice = thumbnail_notice(&upload);
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
     }
     let failed = store.task_of(&upload).await?;
@@ -110,9 +110,9 @@ async fn a_failed_task_is_tried_again_with_all_its_attempts(store: Fixture) -> R
     let thumbnail = again.jobs.iter().find(|job| job.kind == JobKind::Thumbnail).context("job")?;
     assert_eq!((thumbnail.attempt, &thumbnail.error), (0, &None));
 
-    let bells = store.publish_all().await?;
-    assert_eq!(bells.len(), 1, "only the job that had failed");
-    let job = store.claimed(&bells[0]).await?;
+    let notices = store.publish_all().await?;
+    assert_eq!(notices.len(), 1, "only the job that had failed");
+    let job = store.claimed(&notices[0]).await?;
     assert_eq!(job.attempt, 1);
     assert!(job.lease.fence > upload.max_attempts, "an old lease never fits again");
     store.settled(&job, &rendered()).await?;
@@ -126,7 +126,7 @@ async fn only_failed_tasks_that_have_their_bytes_are_tried_again(store: Fixture)
     finish(&store, &done).await?;
     // Cancelled after one of its jobs had failed.
     let half = store.accepted().await?;
-    let job = store.claimed(&write_bell(&half)).await?;
+    let job = store.claimed(&write_notice(&half)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     assert!(store.cancel(half.task).await?);
     assert_eq!(store.task_of(&half).await?.status, Status::Cancelled);
@@ -138,7 +138,7 @@ async fn only_failed_tasks_that_have_their_bytes_are_tried_again(store: Fixture)
 
 async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<()> {
     let (calm, busy) = (store.accepted().await?, store.accepted().await?);
-    store.claimed_for(&write_bell(&busy), HOUR).await?;
+    store.claimed_for(&write_notice(&busy), HOUR).await?;
     store.cancel(calm.task).await?;
     store.cancel(busy.task).await?;
     let discarded = store.discarded(9, NOW).await?;
@@ -154,7 +154,7 @@ async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<
 
 async fn a_blob_is_kept_for_whoever_has_the_same(store: Fixture) -> Result<()> {
     let first = store.accepted().await?;
-    let job = store.claimed(&thumbnail_bell(&first)).await?;
+    let job = store.claimed(&thumbnail_notice(&first)).await?;
     store.settled(&job, &rendered()).await?;
     let second = NewUpload { sha256: first.sha256, ..upload() };
     store.accept_it(&second).await?;
@@ -179,7 +179,7 @@ async fn a_job_whose_message_died_gets_another(store: Fixture) -> Result<()> {
     let (write, thumbnail) = (upload.jobs[0].0, upload.jobs[1].0);
     assert!(!store.republish(write, NOW).await?, "it is still in the outbox");
     store.publish_all().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     assert!(!store.republish(write, NOW).await?, "it runs");
     assert!(store.republish(thumbnail, HOUR).await?);
     assert_eq!(store.count_unpublished().await?, 0, "not due yet");
@@ -198,7 +198,7 @@ async fn queued_jobs_are_counted_by_lane(store: Fixture) -> Result<()> {
     assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 4);
     assert_eq!(store.count_queued(Lane::Interactive, 3).await?, 3, "counts no further");
     assert_eq!(store.count_queued(Lane::Bulk, 100).await?, 2);
-    let job = store.claimed(&write_bell(&first)).await?;
+    let job = store.claimed(&write_notice(&first)).await?;
     assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 3);
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
     assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 4, "due or not");
@@ -209,9 +209,9 @@ async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
     let corrupt = Failure::new(ErrorCode::CorruptImage, "cut short");
     let [unhappy, waiting, _fine] =
         [store.accepted().await?, store.accepted().await?, store.accepted().await?];
-    let job = store.claimed(&write_bell(&unhappy)).await?;
+    let job = store.claimed(&write_notice(&unhappy)).await?;
     store.settled(&job, &Outcome::Failed(corrupt)).await?;
-    let job = store.claimed(&thumbnail_bell(&waiting)).await?;
+    let job = store.claimed(&thumbnail_notice(&waiting)).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
 
     let find = async |filter: TaskFilter| -> Result<Vec<TaskId>> {
@@ -257,10 +257,13 @@ async fn a_reservation_is_held_for_as_long_as_it_is_extended(store: Fixture) -> 
 
 /// Runs both jobs to their good end.
 async fn finish(store: &Fixture, upload: &NewUpload) -> Result<()> {
-    for (bell, outcome) in [(write_bell(upload), written()), (thumbnail_bell(upload), rendered())] {
-        let job = store.claimed(&bell).await?;
+    for (notice, outcome) in
+        [(write_notice(upload), written()), (thumbnail_notice(upload), rendered())]
+    {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &outcome).await?;
-        let claim = store.claim(&bell, false, safelight_domain::WorkerId::new(), HOUR, JOB_VERSION);
+        let claim =
+            store.claim(&notice, false, safelight_domain::WorkerId::new(), HOUR, JOB_VERSION);
         assert_eq!(claim.await?, Claim::Nothing);
     }
     Ok(())

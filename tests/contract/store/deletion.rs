@@ -3,18 +3,18 @@
 use anyhow::{Context, Result};
 use safelight_domain::JobNotice;
 use safelight_domain::{
-    BackfillKind, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Lane, Receipt,
+    BackfillKind, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Labels, Lane, Receipt,
     RemovedRendition, Status, Task, TaskId, TaskKind,
 };
 use safelight_store::{
-    Advance, Child, Deletion, DeletionRequest, NewBackfill, NewUpload, Outcome, PageRequest,
-    RenditionRequest, Requested, Settled,
+    BackfillStep, ChildTask, Deletion, DeletionRequest, Effect, NewBackfill, NewUpload, Outcome,
+    PageRequest, RenditionRequest, Requested, Settled,
 };
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, failure, placeholder, rendered, rendition, renditions, thumbnail_bell,
-        upload, write_bell, written,
+        Fixture, HOUR, NOW, failure, placeholder, rendered, rendition, renditions,
+        thumbnail_notice, upload, write_notice, written,
     },
     promises,
 };
@@ -47,7 +47,7 @@ fn request(image: ImageId) -> DeletionRequest {
     }
 }
 
-fn bell(request: &DeletionRequest) -> JobNotice {
+fn notice(request: &DeletionRequest) -> JobNotice {
     let (kind, lane) = (JobKind::Delete, Lane::Interactive);
     JobNotice { job: request.job, kind, lane, generation: 0, trace: None }
 }
@@ -74,8 +74,10 @@ async fn stored(store: &Fixture) -> Result<NewUpload> {
 }
 
 async fn finish(store: &Fixture, upload: &NewUpload) -> Result<()> {
-    for (bell, outcome) in [(write_bell(upload), written()), (thumbnail_bell(upload), rendered())] {
-        let job = store.claimed(&bell).await?;
+    for (notice, outcome) in
+        [(write_notice(upload), written()), (thumbnail_notice(upload), rendered())]
+    {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &outcome).await?;
     }
     Ok(())
@@ -86,7 +88,7 @@ async fn a_deleted_image_is_gone_and_its_row_tells_nothing(store: Fixture) -> Re
     let request = deleted(&store, upload.image).await?;
     let left = image(&store, upload.image).await?;
     assert!(left.discarded && left.deleted);
-    assert_eq!((left.title, left.tags, left.filename), (None, Vec::new(), None));
+    assert_eq!(left.labels, Labels::default());
     let facts = left.facts.context("facts")?;
     assert_eq!((facts.taken_at, facts.gps), (None, None));
     assert_eq!(left.sha256, upload.sha256, "the job needs it");
@@ -102,16 +104,16 @@ async fn a_deleted_image_is_gone_and_its_row_tells_nothing(store: Fixture) -> Re
     );
     assert_eq!(task.jobs.iter().map(|job| job.kind).collect::<Vec<_>>(), [JobKind::Delete]);
     assert_eq!(task.image.context("image")?.id, upload.image);
-    assert!(store.publish_all().await?.contains(&bell(&request)));
-    assert_eq!(store.claimed(&bell(&request)).await?.image.renditions.len(), 2);
+    assert!(store.publish_all().await?.contains(&notice(&request)));
+    assert_eq!(store.claimed(&notice(&request)).await?.image.renditions.len(), 2);
     Ok(())
 }
 
 async fn what_is_under_way_for_a_deleted_image_is_cancelled(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let write = store.claimed(&write_bell(&upload)).await?;
+    let write = store.claimed(&write_notice(&upload)).await?;
     store.settled(&write, &written()).await?;
-    let running = store.claimed(&thumbnail_bell(&upload)).await?;
+    let running = store.claimed(&thumbnail_notice(&upload)).await?;
     deleted(&store, upload.image).await?;
     assert_eq!(store.settle(&running.lease, &rendered()).await?, Settled::Stale);
     let task = store.task_of(&upload).await?;
@@ -138,8 +140,8 @@ async fn deleting_again_gives_the_same_task(store: Fixture) -> Result<()> {
         assert_eq!(store.delete_image(&again).await?, Deletion::Before(first.task));
     }
     assert_eq!(task(&store, first.task).await?, before);
-    let job = store.claimed(&bell(&first)).await?;
-    store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
+    let job = store.claimed(&notice(&first)).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }])).await?;
     let again = store.delete_image(&request(upload.image)).await?;
     assert_eq!(again, Deletion::Before(first.task));
     assert_eq!(task(&store, first.task).await?.status, Status::Succeeded);
@@ -148,19 +150,19 @@ async fn deleting_again_gives_the_same_task(store: Fixture) -> Result<()> {
 
 async fn a_deletion_waits_for_leases_and_for_caches(store: Fixture) -> Result<()> {
     let busy = store.accepted().await?;
-    store.claimed_for(&write_bell(&busy), HOUR).await?;
+    store.claimed_for(&write_notice(&busy), HOUR).await?;
     let waiting = deleted(&store, busy.image).await?;
-    store.refused(&bell(&waiting), false).await?;
+    store.refused(&notice(&waiting), false).await?;
 
     let idle = store.accepted().await?;
     let cached = DeletionRequest { after: HOUR, ..request(idle.image) };
     store.delete_image(&cached).await?;
-    store.refused(&bell(&cached), false).await?;
+    store.refused(&notice(&cached), false).await?;
     assert!(store.publish_all().await?.iter().all(|due| due.kind != JobKind::Delete));
     assert_eq!(task(&store, cached.task).await?.jobs[0].retry_at, None, "it is no retry");
 
     let free = store.accepted().await?;
-    store.claimed(&bell(&deleted(&store, free.image).await?)).await?;
+    store.claimed(&notice(&deleted(&store, free.image).await?)).await?;
     Ok(())
 }
 
@@ -168,15 +170,15 @@ async fn a_deletion_cannot_be_cancelled_and_is_tried_again_by_hand(store: Fixtur
     let upload = stored(&store).await?;
     let deletion = deleted(&store, upload.image).await?;
     assert!(!store.cancel(deletion.task).await?);
-    let job = store.claimed(&bell(&deletion)).await?;
+    let job = store.claimed(&notice(&deletion)).await?;
     assert!(!store.cancel(deletion.task).await?, "nor while it runs");
     assert!(!store.cancel(upload.task).await?);
     store.settled(&job, &Outcome::Failed(failure())).await?;
     assert_eq!(store.retry(&[deletion.task, upload.task]).await?, [deletion.task]);
     store.publish_all().await?;
-    let again = JobNotice { generation: job.lease.fence, ..bell(&deletion) };
+    let again = JobNotice { generation: job.lease.fence, ..notice(&deletion) };
     let job = store.claimed(&again).await?;
-    store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }])).await?;
     Ok(())
 }
 
@@ -195,9 +197,9 @@ async fn a_receipt_names_what_is_configured_and_a_removal_everything(store: Fixt
     // However much an attempt has removed before it died.
     assert!(store.forget_blob(&upload.sha256).await?);
     assert_eq!(store.removal(deletion.task).await?, Some(removal));
-    let job = store.claimed(&bell(&deletion)).await?;
+    let job = store.claimed(&notice(&deletion)).await?;
     assert!(job.image.renditions.is_empty());
-    store.settled(&job, &Outcome::Deleted { proxies: 3 }).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 3 }])).await?;
     let done = Receipt { proxies: Some(3), ..receipt };
     assert_eq!(task(&store, deletion.task).await?.receipt.as_deref(), Some(&done));
     assert_eq!(store.removal(deletion.task).await?, None);
@@ -208,14 +210,16 @@ async fn a_receipt_names_what_is_configured_and_a_removal_everything(store: Fixt
 async fn the_end_of_a_deletion_leaves_a_tombstone(store: Fixture) -> Result<()> {
     let upload = stored(&store).await?;
     let deletion = deleted(&store, upload.image).await?;
-    let job = store.claimed(&bell(&deletion)).await?;
-    store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
+    let job = store.claimed(&notice(&deletion)).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }])).await?;
     let left = image(&store, upload.image).await?;
     assert!(left.deleted && left.renditions.is_empty() && left.placeholder.is_none());
     assert_eq!(left.sha256, ContentHash([0; 32]), "not even the hash");
     assert_eq!(store.existing_images(&[upload.image]).await?, [upload.image]);
     assert!(store.discarded(9, NOW).await?.is_empty());
-    let late = store.settle(&job.lease, &Outcome::Deleted { proxies: 1 }).await?;
+    let late = store
+        .settle(&job.lease, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 1 }]))
+        .await?;
     assert_eq!(late, Settled::Stale);
     Ok(())
 }
@@ -226,17 +230,17 @@ async fn a_cancelled_image_can_be_deleted(store: Fixture) -> Result<()> {
     assert_eq!(store.discarded(9, NOW).await?.len(), 1);
     let deletion = deleted(&store, upload.image).await?;
     assert!(store.discarded(9, NOW).await?.is_empty(), "from here on it is the job's");
-    assert_eq!(image(&store, upload.image).await?.title, None);
+    assert_eq!(image(&store, upload.image).await?.labels.title, None);
     store.mark_removed(upload.image).await?;
-    let job = store.claimed(&bell(&deletion)).await?;
-    store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
+    let job = store.claimed(&notice(&deletion)).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }])).await?;
     Ok(())
 }
 
 async fn of_many_who_delete_at_once_one_makes_a_task(store: Fixture) -> Result<()> {
     for _ in 0..10 {
         let upload = store.accepted().await?;
-        let job = store.claimed(&write_bell(&upload)).await?;
+        let job = store.claimed(&write_notice(&upload)).await?;
         let requests = [request(upload.image), request(upload.image)];
         let (outcome, another) = (written(), store.another().await?);
         let (one, other, settled) = tokio::join!(
@@ -258,9 +262,9 @@ async fn of_many_who_delete_at_once_one_makes_a_task(store: Fixture) -> Result<(
 /// A child of a backfill that was looked at before, and a retry by hand.
 async fn what_is_queued_while_an_image_is_deleted_finds_it_gone(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     let backfill = NewBackfill {
         task: TaskId::new(),
@@ -272,18 +276,22 @@ async fn what_is_queued_while_an_image_is_deleted_finds_it_gone(store: Fixture) 
     assert!(store.retry(&[upload.task]).await?.is_empty());
 
     let (task, job) = (TaskId::new(), JobId::new());
-    let child = Child {
+    let child = ChildTask {
         task,
         kind: TaskKind::Rendition,
         image: upload.image,
         jobs: vec![(job, JobKind::Thumbnail)],
         import: None,
     };
-    let step = Advance { work: vec![child], max_attempts: 3, ..Advance::of(backfill.task, None) };
+    let step = BackfillStep {
+        work: vec![child],
+        max_attempts: 3,
+        ..BackfillStep::of(backfill.task, None)
+    };
     assert!(store.advance_backfill(&step).await?);
-    let bell =
+    let notice =
         JobNotice { job, kind: JobKind::Thumbnail, lane: Lane::Bulk, generation: 0, trace: None };
-    assert!(store.claimed(&bell).await?.image.discarded, "its handler sees that");
+    assert!(store.claimed(&notice).await?.image.discarded, "its handler sees that");
     Ok(())
 }
 
@@ -292,8 +300,8 @@ async fn a_receipt_is_forgotten_with_its_task_and_the_image_stays_gone(
 ) -> Result<()> {
     let upload = store.accepted().await?;
     let deletion = deleted(&store, upload.image).await?;
-    let job = store.claimed(&bell(&deletion)).await?;
-    store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
+    let job = store.claimed(&notice(&deletion)).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }])).await?;
     while store.prune_tasks(NOW, 100).await? > 0 {}
     assert_eq!(store.task(deletion.task).await?, None);
     assert_eq!(store.delete_image(&request(upload.image)).await?, Deletion::Forgotten);
@@ -321,20 +329,20 @@ async fn references_are_images_whose_bytes_are_not_removed(store: Fixture) -> Re
     assert!(of(going.sha256).is_some(), "a job will remove it");
     assert!(of(gone.sha256).is_none() && of(nobody).is_none());
 
-    let job = store.claimed(&bell(&pending)).await?;
+    let job = store.claimed(&notice(&pending)).await?;
     assert!(store.references(&[going.sha256]).await?[0].is_busy);
-    store.settled(&job, &Outcome::Deleted { proxies: 0 }).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }])).await?;
     assert!(store.references(&[going.sha256]).await?.is_empty());
     assert!(store.references(&[]).await?.is_empty());
 
     // Another with the same bytes is enough.
     let twin = NewUpload { sha256: gone.sha256, ..upload() };
     store.accept_it(&twin).await?;
-    let thumbnail = store.claimed(&thumbnail_bell(&twin)).await?;
-    let made = Outcome::Rendered {
-        renditions: vec![rendition("small", 1)],
-        placeholder: Some(placeholder(1)),
-    };
+    let thumbnail = store.claimed(&thumbnail_notice(&twin)).await?;
+    let made = Outcome::Succeeded(vec![
+        Effect::UpsertRenditions(vec![rendition("small", 1)]),
+        Effect::Placeholder(placeholder(1)),
+    ]);
     store.settled(&thumbnail, &made).await?;
     assert_eq!(store.references(&[gone.sha256]).await?[0].renditions.len(), 1);
     Ok(())

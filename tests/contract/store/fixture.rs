@@ -7,12 +7,13 @@ use safelight_config::DatabaseUrl;
 use safelight_domain::JobNotice;
 use safelight_domain::{
     ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
-    JobKind, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility, WorkerId,
+    JobKind, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility,
+    WorkerId,
 };
-use safelight_harness::postgres::Postgres;
 use safelight_store::{
-    Accepted, Claim, ClaimedJob, DynStore, NewUpload, Outcome, QueueCapacity, Settled,
+    Accepted, Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, QueueCapacity, Settled,
 };
+use safelight_testing::postgres::Postgres;
 use tempfile::TempDir;
 
 /// Over at once.
@@ -47,20 +48,20 @@ impl Fixture {
     }
 
     async fn migrated(url: DatabaseUrl, folder: Option<TempDir>) -> Result<Self> {
-        let store = safelight_harness::open::store(&url, 8).await?;
+        let store = safelight_testing::open::store(&url, 8).await?;
         store.migrate().await?;
         Ok(Self { store, url, folder })
     }
 
     /// Another store on the same database, as another process would have it.
     pub async fn another(&self) -> Result<DynStore> {
-        Ok(safelight_harness::open::store(&self.url, 8).await?)
+        Ok(safelight_testing::open::store(&self.url, 8).await?)
     }
 
     /// The same database after its only store was dropped.
     pub async fn reopened(self) -> Result<Self> {
         drop(self.store);
-        let store = safelight_harness::open::store(&self.url, 8).await?;
+        let store = safelight_testing::open::store(&self.url, 8).await?;
         Ok(Self { store, url: self.url, folder: self.folder })
     }
 
@@ -167,9 +168,11 @@ pub fn upload() -> NewUpload {
         sha256: ContentHash::of(image.0.as_bytes()),
         bytes: 829_183,
         format: ImageFormat::Jpeg,
-        title: Some("Ein Hügel \"im\" Nebel 🌫".to_owned()),
-        tags: vec!["fog".to_owned(), "a, b".to_owned()],
-        filename: Some("hill.jpg".to_owned()),
+        labels: Labels {
+            title: Some("Ein Hügel \"im\" Nebel 🌫".to_owned()),
+            tags: vec!["fog".to_owned(), "a, b".to_owned()],
+            filename: Some("hill.jpg".to_owned()),
+        },
         jobs: vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)],
         max_attempts: 3,
         key: None,
@@ -178,16 +181,16 @@ pub fn upload() -> NewUpload {
 }
 
 /// The first message of an upload's write job.
-pub fn write_bell(upload: &NewUpload) -> JobNotice {
-    bell(upload, 0)
+pub fn write_notice(upload: &NewUpload) -> JobNotice {
+    notice(upload, 0)
 }
 
 /// The first message of an upload's thumbnail job.
-pub fn thumbnail_bell(upload: &NewUpload) -> JobNotice {
-    bell(upload, 1)
+pub fn thumbnail_notice(upload: &NewUpload) -> JobNotice {
+    notice(upload, 1)
 }
 
-fn bell(upload: &NewUpload, index: usize) -> JobNotice {
+fn notice(upload: &NewUpload, index: usize) -> JobNotice {
     let (job, kind) = upload.jobs[index];
     JobNotice { job, kind, lane: upload.lane, generation: 0, trace: None }
 }
@@ -204,7 +207,7 @@ pub fn facts() -> ImageFacts {
 }
 
 pub fn written() -> Outcome {
-    Outcome::Written(facts())
+    Outcome::Succeeded(vec![Effect::StoredBlob(facts())])
 }
 
 pub fn rendition(preset: &str, bytes: u64) -> Rendition {
@@ -236,7 +239,10 @@ pub fn placeholder(mark: u8) -> Placeholder {
 }
 
 pub fn rendered() -> Outcome {
-    Outcome::Rendered { renditions: renditions(), placeholder: Some(placeholder(1)) }
+    Outcome::Succeeded(vec![
+        Effect::UpsertRenditions(renditions()),
+        Effect::Placeholder(placeholder(1)),
+    ])
 }
 
 pub fn failure() -> Failure {

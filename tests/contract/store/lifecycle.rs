@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use futures::future::try_join_all;
 use safelight_config::DatabaseUrl;
-use safelight_harness::{postgres::Postgres, process::free_port};
 use safelight_store::StoreError;
+use safelight_testing::{postgres::Postgres, process::free_port};
 
 use super::{
-    fixture::{Fixture, HOUR, upload, write_bell, written},
+    fixture::{Fixture, HOUR, upload, write_notice, written},
     promises,
 };
 
@@ -23,7 +23,7 @@ promises!(
 
 async fn an_empty_database_is_older(fixture: Fixture) -> Result<()> {
     fixture.check_schema().await?;
-    let empty = safelight_harness::open::store(&fixture.empty_like().await?, 2).await?;
+    let empty = safelight_testing::open::store(&fixture.empty_like().await?, 2).await?;
     empty.ping().await?;
     let error = empty.check_schema().await.expect_err("no schema");
     assert!(matches!(error, StoreError::SchemaOlder { found: 0, needed: 1.. }), "{error}");
@@ -46,7 +46,7 @@ async fn a_schema_of_a_newer_release_is_refused(store: Fixture) -> Result<()> {
 
 async fn many_may_migrate_at_once(fixture: Fixture) -> Result<()> {
     let url = fixture.empty_like().await?;
-    let stores = try_join_all((0..6).map(|_| safelight_harness::open::store(&url, 2))).await?;
+    let stores = try_join_all((0..6).map(|_| safelight_testing::open::store(&url, 2))).await?;
     try_join_all(stores.iter().map(|store| store.migrate())).await?;
     try_join_all(stores.iter().map(|store| store.check_schema())).await?;
     stores[0].accept(&upload()).await?;
@@ -73,7 +73,7 @@ async fn the_embedded_queues_lock_is_exclusive(store: Fixture) -> Result<()> {
 async fn everything_survives_reopening(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     let before = store.task_of(&upload).await?;
 
     let store = store.reopened().await?;
@@ -91,13 +91,13 @@ async fn a_sqlite_file_that_cannot_be_is_unavailable_by_name() -> Result<()> {
     std::fs::write(&file, "not a folder")?;
     for path in [file.join("safelight.db"), folder.path().to_owned()] {
         let url = DatabaseUrl::Sqlite(path);
-        let Err(error) = safelight_harness::open::store(&url, 2).await else {
+        let Err(error) = safelight_testing::open::store(&url, 2).await else {
             bail!("opened {url}")
         };
         assert!(error.is_unavailable(), "{error}");
         assert!(error.to_string().contains(folder.path().to_str().expect("text")), "{error}");
     }
-    let Err(error) = safelight_harness::open::store(&DatabaseUrl::Sqlite(file), 2).await else {
+    let Err(error) = safelight_testing::open::store(&DatabaseUrl::Sqlite(file), 2).await else {
         bail!("opened a text file")
     };
     assert!(matches!(error, StoreError::Database(_)), "{error}");
@@ -107,7 +107,7 @@ async fn a_sqlite_file_that_cannot_be_is_unavailable_by_name() -> Result<()> {
 #[tokio::test]
 async fn a_postgres_that_is_not_there_is_unavailable() -> Result<()> {
     let url: DatabaseUrl = format!("postgres://nobody@127.0.0.1:{}/none", free_port()?).parse()?;
-    let Err(error) = safelight_harness::open::store(&url, 2).await else { bail!("connected") };
+    let Err(error) = safelight_testing::open::store(&url, 2).await else { bail!("connected") };
     assert!(error.is_unavailable(), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
     Ok(())
@@ -117,7 +117,7 @@ async fn a_postgres_that_is_not_there_is_unavailable() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_crashed_is_unavailable_until_it_is_back() -> Result<()> {
     let mut server = tokio::task::spawn_blocking(Postgres::start).await??;
-    let store = safelight_harness::open::store(&server.url("postgres").parse()?, 4).await?;
+    let store = safelight_testing::open::store(&server.url("postgres").parse()?, 4).await?;
     store.migrate().await?;
     assert!(store.lock_for_embedded_queue().await?);
     let (before, during) = (upload(), upload());
@@ -144,7 +144,7 @@ async fn a_postgres_that_crashed_is_unavailable_until_it_is_back() -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_hangs_is_unavailable_in_bounded_time() -> Result<()> {
     let server = tokio::task::spawn_blocking(Postgres::start).await??;
-    let store = safelight_harness::open::store(&server.url("postgres").parse()?, 4).await?;
+    let store = safelight_testing::open::store(&server.url("postgres").parse()?, 4).await?;
     store.migrate().await?;
 
     server.freeze()?;

@@ -10,11 +10,11 @@ use safelight_domain::{
     TraceContext,
 };
 use safelight_store::{
-    Advance, Child, NewBackfill, NewUpload, OutboxBatch, Outcome, QueueCapacity,
+    BackfillStep, ChildTask, NewBackfill, NewUpload, OutboxBatch, Outcome, QueueCapacity,
 };
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, failure, thumbnail_bell, upload, write_bell, written},
+    fixture::{Fixture, HOUR, NOW, failure, thumbnail_notice, upload, write_notice, written},
     promises,
 };
 
@@ -46,7 +46,7 @@ async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Resu
     let mut expected = Vec::new();
     for _ in 0..5 {
         let upload = store.accepted().await?;
-        expected.extend([write_bell(&upload), thumbnail_bell(&upload)]);
+        expected.extend([write_notice(&upload), thumbnail_notice(&upload)]);
     }
     let first = store.take_unpublished(&QueueCapacity::each(2), HOUR).await?;
     assert_eq!(first.due, expected[..4]);
@@ -103,12 +103,12 @@ async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
 async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.take_unpublished(&QueueCapacity::each(10), NOW).await?;
-    store.mark_published(&[write_bell(&upload)]).await?;
+    store.mark_published(&[write_notice(&upload)]).await?;
     assert_eq!(
         store.take_unpublished(&QueueCapacity::each(10), NOW).await?.due,
-        [thumbnail_bell(&upload)]
+        [thumbnail_notice(&upload)]
     );
-    store.mark_published(&[write_bell(&upload), thumbnail_bell(&upload)]).await?;
+    store.mark_published(&[write_notice(&upload), thumbnail_notice(&upload)]).await?;
     store.mark_published(&[]).await?;
     assert_eq!(
         store.take_unpublished(&QueueCapacity::each(10), NOW).await?,
@@ -121,14 +121,14 @@ async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
 async fn marking_spares_a_later_attempt(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     let first = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
 
     store.mark_published(&first).await?;
     store.return_unpublished(&first).await?;
 
     let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
-    assert_eq!(again.due, [JobNotice { generation: 1, ..write_bell(&upload) }]);
+    assert_eq!(again.due, [JobNotice { generation: 1, ..write_notice(&upload) }]);
     Ok(())
 }
 
@@ -144,7 +144,7 @@ async fn returned_jobs_show_again_at_once(store: Fixture) -> Result<()> {
 async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
 
     let batch = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
@@ -160,7 +160,7 @@ async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
 async fn lost_messages_are_put_back(store: Fixture) -> Result<()> {
     let mut expected = Vec::new();
     for _ in 0..5 {
-        expected.push(write_bell(&store.accepted().await?));
+        expected.push(write_notice(&store.accepted().await?));
     }
     // A job that has been tried comes back with its generation.
     let job = store.claimed(&expected[0]).await?;
@@ -172,15 +172,15 @@ async fn lost_messages_are_put_back(store: Fixture) -> Result<()> {
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 2).await?, 2);
     // Oldest first: the released job has waited least.
     assert_eq!(store.publish_all().await?, expected[1..3]);
-    for bell in &expected {
-        store.claimed(bell).await?;
+    for notice in &expected {
+        store.claimed(notice).await?;
     }
     Ok(())
 }
 
 async fn only_queued_due_published_jobs_are_put_back(store: Fixture) -> Result<()> {
     let uploads = [store.accepted().await?, store.accepted().await?, store.accepted().await?];
-    let published: Vec<_> = uploads[..2].iter().map(write_bell).collect();
+    let published: Vec<_> = uploads[..2].iter().map(write_notice).collect();
     // The third is still in the outbox.
     store.mark_published(&published).await?;
     let running = store.claimed(&published[0]).await?;
@@ -229,7 +229,7 @@ async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
         (JobKind::Thumbnail, Lane::Interactive, 0),
     ]);
     let batch = store.take_unpublished(&writes, HOUR).await?;
-    assert_eq!(batch.due, [write_bell(&upload)]);
+    assert_eq!(batch.due, [write_notice(&upload)]);
     let next_in = batch.next_in.context("what was taken shows again")?;
     assert!(next_in > HOUR / 2, "what finds no room is nothing to look for at once: {next_in:?}");
     let nowhere = store.take_unpublished(&QueueCapacity::default(), HOUR).await?;
@@ -237,7 +237,7 @@ async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
     assert!(nowhere.next_in.is_none_or(|next| next > HOUR / 2), "{:?}", nowhere.next_in);
     assert_eq!(
         store.take_unpublished(&QueueCapacity::each(1), HOUR).await?.due,
-        [thumbnail_bell(&upload)]
+        [thumbnail_notice(&upload)]
     );
     Ok(())
 }
@@ -245,13 +245,13 @@ async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
 async fn owners_are_taken_in_turn(store: Fixture) -> Result<()> {
     let mut of_ada = Vec::new();
     for _ in 0..20 {
-        of_ada.push(write_bell(&store.accepted().await?));
+        of_ada.push(write_notice(&store.accepted().await?));
     }
     store.tamper("update jobs set share = 'ada'").await?;
     store.tamper("update outbox set share = 'ada'").await?;
     let mut of_others = Vec::new();
     for _ in 0..3 {
-        of_others.push(write_bell(&store.accepted().await?));
+        of_others.push(write_notice(&store.accepted().await?));
     }
     let room = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 4)]);
     let first = store.take_unpublished(&room, HOUR).await?;
@@ -268,7 +268,7 @@ async fn an_old_backlog_does_not_always_come_first(store: Fixture) -> Result<()>
     }
     store.tamper("update jobs set share = 'ada'").await?;
     store.tamper("update outbox set share = 'ada'").await?;
-    let late = write_bell(&store.accepted().await?);
+    let late = write_notice(&store.accepted().await?);
     // A single place at a time, as when a queue is nearly full. That the late one never comes would take
     // a hundred tosses of a coin that all fall alike.
     let room = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 1)]);
@@ -288,14 +288,14 @@ async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<JobNotice>>
     let kind = JobKind::Thumbnail;
     let child = |&image| {
         let jobs = vec![(JobId::new(), kind)];
-        Child { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
+        ChildTask { task: TaskId::new(), kind: TaskKind::Rendition, image, jobs, import: None }
     };
-    let work: Vec<Child> = images.iter().map(child).collect();
-    let bell = |job| JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
-    let bells = work.iter().map(|child| bell(child.jobs[0].0)).collect();
-    let step = Advance { work, max_attempts: 3, ..Advance::of(new.task, None) };
+    let work: Vec<ChildTask> = images.iter().map(child).collect();
+    let notice = |job| JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };
+    let notices = work.iter().map(|child| notice(child.jobs[0].0)).collect();
+    let step = BackfillStep { work, max_attempts: 3, ..BackfillStep::of(new.task, None) };
     assert!(store.advance_backfill(&step).await?);
-    Ok(bells)
+    Ok(notices)
 }
 
 async fn backfills_are_taken_in_turn(store: Fixture) -> Result<()> {
@@ -312,22 +312,22 @@ async fn backfills_are_taken_in_turn(store: Fixture) -> Result<()> {
     store.publish_all().await?;
     store.unpublish(JobKind::Thumbnail, Lane::Bulk, NOW, 100).await?;
     let taken = store.take_unpublished(&room, HOUR).await?.due;
-    assert_eq!(taken.iter().filter(|bell| small.contains(bell)).count(), 2, "{taken:?}");
+    assert_eq!(taken.iter().filter(|notice| small.contains(notice)).count(), 2, "{taken:?}");
     Ok(())
 }
 
-/// However often its bell is rung, and for whatever reason.
+/// However often its notice is rung, and for whatever reason.
 async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     let trace = TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 };
     let upload = NewUpload { trace: Some(trace), ..upload() };
     store.accept_it(&upload).await?;
     store.accepted().await?;
     let first = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
-    assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[..2], [Some(trace); 2]);
-    assert_eq!(first.iter().map(|bell| bell.trace).collect::<Vec<_>>()[2..], [None; 2]);
+    assert_eq!(first.iter().map(|notice| notice.trace).collect::<Vec<_>>()[..2], [Some(trace); 2]);
+    assert_eq!(first.iter().map(|notice| notice.trace).collect::<Vec<_>>()[2..], [None; 2]);
     store.mark_published(&first).await?;
 
-    let write = JobNotice { trace: Some(trace), ..write_bell(&upload) };
+    let write = JobNotice { trace: Some(trace), ..write_notice(&upload) };
     assert!(store.republish(write.job, NOW).await?);
     assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, [write]);
     store.mark_published(&[write]).await?;
@@ -343,13 +343,13 @@ async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     assert!(again.contains(&retried), "{again:?}");
 
-    for bell in [retried, thumbnail_bell(&upload)] {
-        let job = store.claimed(&bell).await?;
+    for notice in [retried, thumbnail_notice(&upload)] {
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &Outcome::Failed(failure())).await?;
     }
     store.mark_published(&again).await?;
     assert_eq!(store.retry(&[upload.task]).await?, [upload.task]);
     let by_hand = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
-    assert_eq!(by_hand.iter().map(|bell| bell.trace).collect::<Vec<_>>(), [Some(trace); 2]);
+    assert_eq!(by_hand.iter().map(|notice| notice.trace).collect::<Vec<_>>(), [Some(trace); 2]);
     Ok(())
 }

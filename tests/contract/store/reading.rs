@@ -8,8 +8,8 @@ use safelight_store::{NewUpload, Outcome, PageRequest, StoreError, TaskFilter, T
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, facts, failure, rendered, renditions, thumbnail_bell, unmade, upload,
-        write_bell, written,
+        Fixture, HOUR, NOW, facts, failure, rendered, renditions, thumbnail_notice, unmade, upload,
+        write_notice, written,
     },
     promises,
 };
@@ -71,7 +71,7 @@ async fn image_pages_are_complete_and_newest_first(store: Fixture) -> Result<()>
     let uploads = many(&store, 12).await?;
     // Several rows per image in the query must not upset the pages.
     for upload in &uploads[2..9] {
-        let job = store.claimed(&thumbnail_bell(upload)).await?;
+        let job = store.claimed(&thumbnail_notice(upload)).await?;
         store.settled(&job, &rendered()).await?;
     }
     let newest_first: Vec<_> = uploads.iter().map(|upload| upload.image).collect();
@@ -95,10 +95,10 @@ async fn image_pages_are_complete_and_newest_first(store: Fixture) -> Result<()>
 
 async fn tasks_are_listed_by_status_and_kind(store: Fixture) -> Result<()> {
     let uploads = many(&store, 6).await?;
-    let job = store.claimed(&write_bell(&uploads[1])).await?;
+    let job = store.claimed(&write_notice(&uploads[1])).await?;
     for index in [3, 4] {
-        for bell in [write_bell(&uploads[index]), thumbnail_bell(&uploads[index])] {
-            let job = store.claimed(&bell).await?;
+        for notice in [write_notice(&uploads[index]), thumbnail_notice(&uploads[index])] {
+            let job = store.claimed(&notice).await?;
             store.settled(&job, &Outcome::Failed(failure())).await?;
         }
     }
@@ -123,9 +123,9 @@ async fn tasks_are_listed_by_status_and_kind(store: Fixture) -> Result<()> {
 async fn a_listed_task_has_all_that_a_single_one_has(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.accepted().await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&job, &rendered()).await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &written()).await?;
 
     let task = store.task_of(&upload).await?;
@@ -163,14 +163,14 @@ async fn every_change_raises_the_version(store: Fixture) -> Result<()> {
     };
     let mut versions = vec![current().await?];
     for outcome in [Outcome::Retry(failure(), NOW), Outcome::Released, written()] {
-        let job = store.claimed(&write_bell(&upload)).await?;
+        let job = store.claimed(&write_notice(&upload)).await?;
         versions.push(current().await?);
         store.settled(&job, &outcome).await?;
         versions.push(current().await?);
     }
-    let overtaken = store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
+    let overtaken = store.claimed_for(&thumbnail_notice(&upload), NOW).await?;
     versions.push(current().await?);
-    store.claimed(&thumbnail_bell(&upload)).await?;
+    store.claimed(&thumbnail_notice(&upload)).await?;
     let last = current().await?;
     versions.push(last);
     assert!(versions.is_sorted_by(|earlier, later| earlier < later), "{versions:?}");
@@ -178,7 +178,7 @@ async fn every_change_raises_the_version(store: Fixture) -> Result<()> {
     // What changes nothing raises nothing.
     store.settle(&overtaken.lease, &rendered()).await?;
     store.renew(&[overtaken.lease], HOUR).await?;
-    store.refused(&thumbnail_bell(&upload), false).await?;
+    store.refused(&thumbnail_notice(&upload), false).await?;
     assert_eq!(current().await?, last);
     Ok(())
 }

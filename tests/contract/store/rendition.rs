@@ -5,13 +5,13 @@ use futures::future::try_join_all;
 use safelight_domain::JobNotice;
 use safelight_domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext};
 use safelight_store::{
-    NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest, Requested, Settled,
+    Effect, NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest, Requested, Settled,
     TaskFilter,
 };
 
 use super::{
     fixture::{
-        Fixture, HOUR, NOW, failure, rendered, rendition, thumbnail_bell, unmade, write_bell,
+        Fixture, HOUR, NOW, failure, rendered, rendition, thumbnail_notice, unmade, write_notice,
         written,
     },
     promises,
@@ -46,7 +46,7 @@ fn request(image: ImageId) -> RenditionRequest {
     }
 }
 
-fn bell(request: &RenditionRequest) -> JobNotice {
+fn notice(request: &RenditionRequest) -> JobNotice {
     let (kind, lane) = (JobKind::Thumbnail, Lane::Interactive);
     JobNotice { job: request.job, kind, lane, generation: 0, trace: None }
 }
@@ -55,9 +55,10 @@ fn bell(request: &RenditionRequest) -> JobNotice {
 async fn made(store: &Fixture) -> Result<NewUpload> {
     let upload = store.accepted().await?;
     store.publish_all().await?;
-    for (bell, outcome) in [(write_bell(&upload), written()), (thumbnail_bell(&upload), rendered())]
+    for (notice, outcome) in
+        [(write_notice(&upload), written()), (thumbnail_notice(&upload), rendered())]
     {
-        let job = store.claimed(&bell).await?;
+        let job = store.claimed(&notice).await?;
         store.settled(&job, &outcome).await?;
     }
     Ok(upload)
@@ -76,7 +77,7 @@ async fn a_request_keeps_its_trace(store: Fixture) -> Result<()> {
     let request = RenditionRequest { trace, ..request(upload.image) };
     assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
     let due = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
-    assert_eq!(due, [JobNotice { trace, ..bell(&request) }]);
+    assert_eq!(due, [JobNotice { trace, ..notice(&request) }]);
     Ok(())
 }
 
@@ -94,12 +95,12 @@ async fn a_request_is_a_task_like_any_other(store: Fixture) -> Result<()> {
     let page = store.list_tasks(&of_ada, &PageRequest { before: None, limit: 9 }).await?;
     assert_eq!(page.tasks, std::slice::from_ref(&task), "it has the owner of the image");
     assert_eq!(task.image.context("no image")?.id, upload.image);
-    assert_eq!(store.publish_all().await?, [bell(&request)], "due at once");
+    assert_eq!(store.publish_all().await?, [notice(&request)], "due at once");
 
-    let job = store.claimed(&bell(&request)).await?;
+    let job = store.claimed(&notice(&request)).await?;
     assert_eq!(job.image.renditions.len(), 2, "what there is already");
     let renditions = vec![rendition("tiny", 100)];
-    store.settled(&job, &Outcome::Rendered { renditions, placeholder: None }).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions)])).await?;
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!(task.status, Status::Succeeded);
     assert_eq!(task.image.context("no image")?.renditions.len(), 3);
@@ -110,11 +111,11 @@ async fn the_same_request_again_queues_nothing_more(store: Fixture) -> Result<()
     let upload = made(&store).await?;
     let request = RenditionRequest { again_after: NOW, ..queued(&store, upload.image).await? };
     assert_eq!(store.request_rendition(&request).await?, Requested::Pending(request.task));
-    let job = store.claimed(&bell(&request)).await?;
+    let job = store.claimed(&notice(&request)).await?;
     assert_eq!(store.request_rendition(&request).await?, Requested::Pending(request.task));
     store.settled(&job, &rendered()).await?;
     assert_eq!(store.request_rendition(&request).await?, Requested::Recent(request.task));
-    assert_eq!(store.publish_all().await?, [bell(&request)]);
+    assert_eq!(store.publish_all().await?, [notice(&request)]);
     Ok(())
 }
 
@@ -122,12 +123,12 @@ async fn what_is_under_way_is_not_asked_for_twice(store: Fixture) -> Result<()> 
     let upload = store.accepted().await?;
     let pending = Requested::Pending(upload.task);
     assert_eq!(store.request_rendition(&request(upload.image)).await?, pending);
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     assert_eq!(store.request_rendition(&request(upload.image)).await?, pending);
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
     assert_eq!(store.request_rendition(&request(upload.image)).await?, pending);
     let due = store.publish_all().await?;
-    assert_eq!(due, [write_bell(&upload)], "the other waits for its next attempt");
+    assert_eq!(due, [write_notice(&upload)], "the other waits for its next attempt");
 
     let upload = made(&store).await?;
     let first = queued(&store, upload.image).await?;
@@ -138,14 +139,14 @@ async fn what_is_under_way_is_not_asked_for_twice(store: Fixture) -> Result<()> 
 
 async fn what_failed_is_not_tried_again_by_itself(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
     assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(upload.task));
 
     let upload = made(&store).await?;
     let first = queued(&store, upload.image).await?;
-    let job = store.claimed(&bell(&first)).await?;
+    let job = store.claimed(&notice(&first)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
     assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(first.task));
@@ -166,7 +167,7 @@ async fn what_was_cancelled_is_not_tried_again_at_once(store: Fixture) -> Result
 async fn what_has_just_been_made_is_not_made_again(store: Fixture) -> Result<()> {
     let upload = made(&store).await?;
     let first = queued(&store, upload.image).await?;
-    let job = store.claimed(&bell(&first)).await?;
+    let job = store.claimed(&notice(&first)).await?;
     store.settled(&job, &rendered()).await?;
     let soon = request(upload.image);
     assert_eq!(store.request_rendition(&soon).await?, Requested::Recent(first.task));
@@ -219,7 +220,7 @@ async fn a_cancelled_request_keeps_its_image(store: Fixture) -> Result<()> {
     assert_eq!(task.status, Status::Cancelled);
     assert!(!task.image.context("no image")?.discarded);
     assert!(store.discarded(9, NOW).await?.is_empty());
-    store.refused(&bell(&request), false).await?;
+    store.refused(&notice(&request), false).await?;
     assert_eq!(store.task_of(&upload).await?.status, Status::Succeeded);
     Ok(())
 }
@@ -227,10 +228,10 @@ async fn a_cancelled_request_keeps_its_image(store: Fixture) -> Result<()> {
 async fn a_cancelled_upload_takes_its_requests_along(store: Fixture) -> Result<()> {
     // Its write job is still to come, so that it can be cancelled.
     let upload = store.accepted().await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&job, &rendered()).await?;
     let request = queued(&store, upload.image).await?;
-    let running = store.claimed(&bell(&request)).await?;
+    let running = store.claimed(&notice(&request)).await?;
 
     assert!(store.cancel(upload.task).await?);
     let task = store.task(request.task).await?.context("no task")?;
@@ -247,7 +248,7 @@ async fn a_request_and_a_cancel_at_once_leave_nothing_open(store: Fixture) -> Re
     for _ in 0..20 {
         let upload = store.accepted().await?;
         store.publish_all().await?;
-        let job = store.claimed(&thumbnail_bell(&upload)).await?;
+        let job = store.claimed(&thumbnail_notice(&upload)).await?;
         store.settled(&job, &rendered()).await?;
         let request = request(upload.image);
         let (asked, cancelled) =
@@ -266,11 +267,11 @@ async fn a_request_and_a_cancel_at_once_leave_nothing_open(store: Fixture) -> Re
 async fn a_request_that_failed_is_tried_again_by_hand(store: Fixture) -> Result<()> {
     let upload = made(&store).await?;
     let request = queued(&store, upload.image).await?;
-    let job = store.claimed(&bell(&request)).await?;
+    let job = store.claimed(&notice(&request)).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
     assert_eq!(store.retry(&[request.task]).await?, [request.task]);
-    let bells = store.publish_all().await?;
-    let job = store.claimed(&bells[0]).await?;
+    let notices = store.publish_all().await?;
+    let job = store.claimed(&notices[0]).await?;
     store.settled(&job, &rendered()).await?;
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!(task.status, Status::Succeeded);
@@ -293,10 +294,10 @@ async fn a_rendition_says_when_its_bytes_were_made(store: Fixture) -> Result<()>
     let upload = made(&store).await?;
     let before = store.image(upload.image).await?.context("no image")?.renditions;
     let request = queued(&store, upload.image).await?;
-    let job = store.claimed(&bell(&request)).await?;
+    let job = store.claimed(&notice(&request)).await?;
     // One of them comes out as before, the other does not.
     let renditions = vec![rendition("medium", 40_000), rendition("small", 9121)];
-    let outcome = Outcome::Rendered { renditions: renditions.clone(), placeholder: None };
+    let outcome = Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions.clone())]);
     store.settled(&job, &outcome).await?;
     let after = store.image(upload.image).await?.context("no image")?.renditions;
     assert_eq!(unmade(&after), renditions);

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result};
 use futures::future::{join_all, try_join_all};
 use safelight_domain::{ErrorCode, Failure, JobKind, Lane, Placeholder, Progress, Status};
-use safelight_store::{NewUpload, Outcome, PageRequest, Settled};
+use safelight_store::{Effect, NewUpload, Outcome, PageRequest, Settled};
 
 use super::{
     fixture::{
         Fixture, HOUR, NOW, facts, failure, placeholder, rendered, rendition, renditions,
-        thumbnail_bell, upload, write_bell, written,
+        thumbnail_notice, upload, write_notice, written,
     },
     promises,
 };
@@ -27,9 +27,9 @@ promises!(
 
 async fn an_attempt_settles_with_all_its_effects(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+    let thumbnail = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&thumbnail, &Outcome::Retry(failure(), NOW)).await?;
-    let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+    let thumbnail = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&thumbnail, &rendered()).await?;
 
     let task = store.task_of(&upload).await?;
@@ -41,7 +41,7 @@ async fn an_attempt_settles_with_all_its_effects(store: Fixture) -> Result<()> {
     assert_eq!(super::fixture::unmade(&image.renditions), renditions());
     assert_eq!(image.placeholder, Some(placeholder(1)));
 
-    let write = store.claimed(&write_bell(&upload)).await?;
+    let write = store.claimed(&write_notice(&upload)).await?;
     store.settled(&write, &written()).await?;
 
     let task = store.task_of(&upload).await?;
@@ -61,10 +61,10 @@ async fn an_attempt_settles_with_all_its_effects(store: Fixture) -> Result<()> {
 async fn a_stale_attempt_has_no_effect(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.publish_all().await?;
-    let write = store.claimed_for(&write_bell(&upload), NOW).await?;
-    let thumbnail = store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
-    store.claimed(&write_bell(&upload)).await?;
-    store.claimed(&thumbnail_bell(&upload)).await?;
+    let write = store.claimed_for(&write_notice(&upload), NOW).await?;
+    let thumbnail = store.claimed_for(&thumbnail_notice(&upload), NOW).await?;
+    store.claimed(&write_notice(&upload)).await?;
+    store.claimed(&thumbnail_notice(&upload)).await?;
     let before = store.task_of(&upload).await?;
 
     let failed = Outcome::Failed(failure());
@@ -84,12 +84,12 @@ async fn renditions_are_replaced_not_doubled(store: Fixture) -> Result<()> {
     let mut again = super::fixture::upload();
     again.sha256 = upload.sha256;
     store.accept_it(&again).await?;
-    let job = store.claimed(&thumbnail_bell(&upload)).await?;
+    let job = store.claimed(&thumbnail_notice(&upload)).await?;
     store.settled(&job, &rendered()).await?;
 
-    let job = store.claimed(&thumbnail_bell(&again)).await?;
+    let job = store.claimed(&thumbnail_notice(&again)).await?;
     let made = vec![rendition("small", 9999), rendition("large", 90_000)];
-    store.settled(&job, &Outcome::Rendered { renditions: made, placeholder: None }).await?;
+    store.settled(&job, &Outcome::Succeeded(vec![Effect::UpsertRenditions(made)])).await?;
 
     let image = store.image(upload.image).await?.context("no image")?;
     let expected =
@@ -103,7 +103,7 @@ async fn a_placeholder_is_the_blobs_and_the_last_one_made(store: Fixture) -> Res
     let other = store.accepted().await?;
     let equal = NewUpload { sha256: first.sha256, ..upload() };
     store.accept_it(&equal).await?;
-    let stale = store.claimed_for(&thumbnail_bell(&equal), NOW).await?;
+    let stale = store.claimed_for(&thumbnail_notice(&equal), NOW).await?;
     let seen = async |upload: &NewUpload| -> Result<Option<Placeholder>> {
         let single = store.image(upload.image).await?.context("no image")?;
         let document = store.task_of(upload).await?.image.context("no image")?;
@@ -112,15 +112,19 @@ async fn a_placeholder_is_the_blobs_and_the_last_one_made(store: Fixture) -> Res
     };
     assert_eq!(seen(&first).await?, None);
 
-    let made =
-        |mark| Outcome::Rendered { renditions: renditions(), placeholder: Some(placeholder(mark)) };
-    let job = store.claimed(&thumbnail_bell(&first)).await?;
+    let made = |mark| {
+        Outcome::Succeeded(vec![
+            Effect::UpsertRenditions(renditions()),
+            Effect::Placeholder(placeholder(mark)),
+        ])
+    };
+    let job = store.claimed(&thumbnail_notice(&first)).await?;
     store.settled(&job, &made(7)).await?;
     assert_eq!(seen(&first).await?, Some(placeholder(7)));
     assert_eq!(seen(&equal).await?, Some(placeholder(7)), "it is the blob's");
     assert_eq!(seen(&other).await?, None);
 
-    let job = store.claimed(&thumbnail_bell(&equal)).await?;
+    let job = store.claimed(&thumbnail_notice(&equal)).await?;
     assert_eq!(job.image.placeholder, Some(placeholder(7)));
     assert_eq!(store.settle(&stale.lease, &made(8)).await?, Settled::Stale);
     assert_eq!(seen(&first).await?, Some(placeholder(7)));
@@ -137,8 +141,8 @@ async fn a_task_fails_if_any_job_failed(store: Fixture) -> Result<()> {
     let corrupt = Failure::new(ErrorCode::CorruptImage, "cut short after 12 rows");
     for failing_first in [true, false] {
         let upload = store.accepted().await?;
-        let write = store.claimed(&write_bell(&upload)).await?;
-        let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+        let write = store.claimed(&write_notice(&upload)).await?;
+        let thumbnail = store.claimed(&thumbnail_notice(&upload)).await?;
         let failed = Outcome::Failed(corrupt.clone());
         if failing_first {
             store.settled(&thumbnail, &failed).await?;
@@ -161,14 +165,14 @@ async fn a_task_fails_if_any_job_failed(store: Fixture) -> Result<()> {
 
 async fn a_cancelled_job_leaves_its_task_cancelled(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let write = store.claimed(&write_bell(&upload)).await?;
-    let thumbnail = store.claimed(&thumbnail_bell(&upload)).await?;
+    let write = store.claimed(&write_notice(&upload)).await?;
+    let thumbnail = store.claimed(&thumbnail_notice(&upload)).await?;
     store.tamper("update jobs set status = 'cancelled' where kind = 'thumbnail'").await?;
     store.tamper("update tasks set jobs_cancelled = 1").await?;
 
     assert_eq!(store.settle(&thumbnail.lease, &rendered()).await?, Settled::Stale);
     assert_eq!(store.renew(&[thumbnail.lease], HOUR).await?.held, []);
-    store.refused(&thumbnail_bell(&upload), true).await?;
+    store.refused(&thumbnail_notice(&upload), true).await?;
     store.settled(&write, &written()).await?;
     let task = store.task_of(&upload).await?;
     assert_eq!((task.status, task.progress.cancelled), (Status::Cancelled, 1));
@@ -186,8 +190,8 @@ async fn jobs_that_settle_at_once_end_their_task_once(store: Fixture) -> Result<
     }
     let ended = join_all(uploads.iter().enumerate().map(async |(index, upload)| -> Result<()> {
         let (write, thumbnail) = (
-            store.claimed(&write_bell(upload)).await?,
-            store.claimed(&thumbnail_bell(upload)).await?,
+            store.claimed(&write_notice(upload)).await?,
+            store.claimed(&thumbnail_notice(upload)).await?,
         );
         // Every third fails, so that both kinds of ending meet.
         let made = if index % 3 == 0 { Outcome::Failed(failure()) } else { rendered() };
@@ -212,7 +216,7 @@ async fn attempts_that_settle_at_once_count_once(store: Fixture) -> Result<()> {
     let other = store.another().await?;
     for _ in 0..20 {
         let upload = store.accepted().await?;
-        let job = store.claimed(&write_bell(&upload)).await?;
+        let job = store.claimed(&write_notice(&upload)).await?;
         let (done, failed) = (written(), Outcome::Failed(failure()));
         let settled = try_join_all([
             store.settle(&job.lease, &done),
@@ -233,10 +237,10 @@ async fn jobs_are_counted_by_where_they_are(store: Fixture) -> Result<()> {
     bulk.lane = Lane::Bulk;
     store.accept_it(&bulk).await?;
     let uploads = [store.accepted().await?, store.accepted().await?, store.accepted().await?];
-    store.claimed(&write_bell(&uploads[0])).await?;
-    let job = store.claimed(&write_bell(&uploads[1])).await?;
+    store.claimed(&write_notice(&uploads[0])).await?;
+    let job = store.claimed(&write_notice(&uploads[1])).await?;
     store.settled(&job, &Outcome::Failed(failure())).await?;
-    let job = store.claimed(&write_bell(&uploads[2])).await?;
+    let job = store.claimed(&write_notice(&uploads[2])).await?;
     store.settled(&job, &written()).await?;
 
     let mut counts = store.job_counts().await?;

@@ -7,11 +7,13 @@ use anyhow::{Context, Result};
 use futures::future::{join_all, try_join_all};
 use safelight_domain::JobNotice;
 use safelight_domain::{JOB_VERSION, JobId, Status, WorkerId};
-use safelight_store::{Claim, ClaimedJob, DynStore, NewUpload, Outcome, Settled, StoreError};
+use safelight_store::{
+    Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, Settled, StoreError,
+};
 
 use super::fixture::{
     Fixture, HOUR, NOW, facts, failure, placeholder, rendered, rendition, renditions,
-    thumbnail_bell, unmade, upload, write_bell, written,
+    thumbnail_notice, unmade, upload, write_notice, written,
 };
 
 macro_rules! promises_on_one_thread {
@@ -43,13 +45,13 @@ promises_on_one_thread!(
     processes_that_settle_crosswise_do_not_lock_each_other,
 );
 
-async fn claim(store: &DynStore, bell: JobNotice) -> Result<Claim, StoreError> {
-    store.claim(&bell, false, WorkerId::new(), HOUR, JOB_VERSION).await
+async fn claim(store: &DynStore, notice: JobNotice) -> Result<Claim, StoreError> {
+    store.claim(&notice, false, WorkerId::new(), HOUR, JOB_VERSION).await
 }
 
 /// Claims all at once.
-async fn claims(store: &DynStore, bells: &[JobNotice]) -> Result<Vec<Claim>> {
-    Ok(try_join_all(bells.iter().map(|bell| claim(store, *bell))).await?)
+async fn claims(store: &DynStore, notices: &[JobNotice]) -> Result<Vec<Claim>> {
+    Ok(try_join_all(notices.iter().map(|notice| claim(store, *notice))).await?)
 }
 
 fn job(claim: Claim) -> Result<ClaimedJob> {
@@ -59,8 +61,8 @@ fn job(claim: Claim) -> Result<ClaimedJob> {
     }
 }
 
-async fn claimed(store: &DynStore, bells: &[JobNotice]) -> Result<Vec<ClaimedJob>> {
-    claims(store, bells).await?.into_iter().map(job).collect()
+async fn claimed(store: &DynStore, notices: &[JobNotice]) -> Result<Vec<ClaimedJob>> {
+    claims(store, notices).await?.into_iter().map(job).collect()
 }
 
 /// Settles all at once.
@@ -74,22 +76,22 @@ async fn each_claim_has_its_own_answer(store: Fixture) -> Result<()> {
         uploads.push(store.accepted().await?);
     }
     let [fresh, done, cancelled, waiting, held, made] = &uploads[..] else { unreachable!() };
-    let job = store.claimed(&write_bell(done)).await?;
+    let job = store.claimed(&write_notice(done)).await?;
     store.settled(&job, &written()).await?;
     store.cancel(cancelled.task).await?;
-    let job = store.claimed(&write_bell(waiting)).await?;
+    let job = store.claimed(&write_notice(waiting)).await?;
     store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
-    store.claimed(&write_bell(held)).await?;
-    let job = store.claimed(&thumbnail_bell(made)).await?;
+    store.claimed(&write_notice(held)).await?;
+    let job = store.claimed(&thumbnail_notice(made)).await?;
     store.settled(&job, &rendered()).await?;
-    let unknown = JobNotice { job: JobId::new(), ..write_bell(fresh) };
+    let unknown = JobNotice { job: JobId::new(), ..write_notice(fresh) };
     let newer = store.accepted().await?;
     store.tamper("update jobs set needs_version = 1000 where id = (select id from jobs order by id desc limit 1)").await?;
 
-    let mut bells: Vec<_> =
-        [made, cancelled, waiting, fresh, held, done].into_iter().map(write_bell).collect();
-    bells.extend([thumbnail_bell(&newer), unknown]);
-    let claims = claims(&store, &bells).await?;
+    let mut notices: Vec<_> =
+        [made, cancelled, waiting, fresh, held, done].into_iter().map(write_notice).collect();
+    notices.extend([thumbnail_notice(&newer), unknown]);
+    let claims = claims(&store, &notices).await?;
 
     for (place, claim) in claims.into_iter().enumerate() {
         match (place, claim) {
@@ -112,8 +114,8 @@ async fn each_claim_has_its_own_answer(store: Fixture) -> Result<()> {
 
 async fn two_messages_of_one_job_give_one_lease(store: Fixture) -> Result<()> {
     let (first, other) = (store.accepted().await?, store.accepted().await?);
-    let bell = write_bell(&first);
-    let claims = claims(&store, &[bell, bell, write_bell(&other), bell]).await?;
+    let notice = write_notice(&first);
+    let claims = claims(&store, &[notice, notice, write_notice(&other), notice]).await?;
     let fences = claims.into_iter().filter_map(|claim| job(claim).ok()).map(|job| job.lease);
     let mut leases: Vec<_> = fences.collect();
     leases.sort_unstable_by_key(|lease| lease.job);
@@ -127,7 +129,7 @@ async fn two_messages_of_one_job_give_one_lease(store: Fixture) -> Result<()> {
 
 async fn both_jobs_of_a_task_are_claimed_together(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    claimed(&store, &[thumbnail_bell(&upload), write_bell(&upload)]).await?;
+    claimed(&store, &[thumbnail_notice(&upload), write_notice(&upload)]).await?;
     let task = store.task_of(&upload).await?;
     assert_eq!((task.status, task.version), (Status::Running, 3));
     assert!(task.jobs.iter().all(|job| job.status == Status::Running), "{task:?}");
@@ -140,17 +142,17 @@ async fn each_settle_has_its_own_effects(store: Fixture) -> Result<()> {
         uploads.push(store.accepted().await?);
     }
     store.publish_all().await?;
-    let late = store.claimed_for(&write_bell(&uploads[5]), NOW).await?;
-    store.claimed(&write_bell(&uploads[5])).await?;
+    let late = store.claimed_for(&write_notice(&uploads[5]), NOW).await?;
+    store.claimed(&write_notice(&uploads[5])).await?;
     let before = store.task_of(&uploads[5]).await?;
-    let bells = [
-        write_bell(&uploads[0]),
-        thumbnail_bell(&uploads[1]),
-        write_bell(&uploads[2]),
-        write_bell(&uploads[3]),
-        write_bell(&uploads[4]),
+    let notices = [
+        write_notice(&uploads[0]),
+        thumbnail_notice(&uploads[1]),
+        write_notice(&uploads[2]),
+        write_notice(&uploads[3]),
+        write_notice(&uploads[4]),
     ];
-    let jobs = claimed(&store, &bells).await?;
+    let jobs = claimed(&store, &notices).await?;
 
     let settled = settle(
         &store,
@@ -185,15 +187,15 @@ async fn each_settle_has_its_own_effects(store: Fixture) -> Result<()> {
     );
     assert_eq!(store.task_of(&uploads[5]).await?, before, "a stale attempt has no effect");
     let mut rung = store.publish_all().await?;
-    rung.sort_unstable_by_key(|bell| bell.job);
-    let again = |upload| JobNotice { generation: 1, ..write_bell(upload) };
+    rung.sort_unstable_by_key(|notice| notice.job);
+    let again = |upload| JobNotice { generation: 1, ..write_notice(upload) };
     assert_eq!(rung, [again(&uploads[2]), again(&uploads[4])]);
     Ok(())
 }
 
 async fn both_jobs_of_a_task_end_it_once(store: Fixture) -> Result<()> {
     let (good, bad) = (store.accepted().await?, store.accepted().await?);
-    let both = |upload| [write_bell(upload), thumbnail_bell(upload)];
+    let both = |upload| [write_notice(upload), thumbnail_notice(upload)];
     let jobs = claimed(&store, &[both(&good), both(&bad)].concat()).await?;
     let ends = [
         (&jobs[3], Outcome::Failed(failure())),
@@ -215,7 +217,7 @@ async fn both_jobs_of_a_task_end_it_once(store: Fixture) -> Result<()> {
 
 async fn a_job_settles_once_whoever_asks_at_the_same_time(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     let ends = [(&job, written()), (&job, Outcome::Failed(failure())), (&job, Outcome::Released)];
     let settled = settle(&store, &ends).await?;
     assert_eq!(settled.iter().filter(|one| **one == Settled::Applied).count(), 1);
@@ -226,10 +228,13 @@ async fn equal_uploads_settle_together(store: Fixture) -> Result<()> {
     let first = store.accepted().await?;
     let equal = NewUpload { sha256: first.sha256, ..upload() };
     store.accept_it(&equal).await?;
-    let jobs = claimed(&store, &[thumbnail_bell(&first), thumbnail_bell(&equal)]).await?;
-    let made = |mark: u8| Outcome::Rendered {
-        renditions: vec![rendition("small", u64::from(mark)), rendition("medium", u64::from(mark))],
-        placeholder: Some(placeholder(mark)),
+    let jobs = claimed(&store, &[thumbnail_notice(&first), thumbnail_notice(&equal)]).await?;
+    let made = |mark: u8| {
+        let bytes = u64::from(mark);
+        Outcome::Succeeded(vec![
+            Effect::UpsertRenditions(vec![rendition("small", bytes), rendition("medium", bytes)]),
+            Effect::Placeholder(placeholder(mark)),
+        ])
     };
     let ends = [(&jobs[0], made(1)), (&jobs[1], made(2))];
     assert_eq!(settle(&store, &ends).await?, [Settled::Applied; 2]);
@@ -241,7 +246,7 @@ async fn equal_uploads_settle_together(store: Fixture) -> Result<()> {
 
 async fn what_cannot_be_recorded_fails_alone(store: Fixture) -> Result<()> {
     let (bad, good) = (store.accepted().await?, store.accepted().await?);
-    let jobs = claimed(&store, &[write_bell(&bad), write_bell(&good)]).await?;
+    let jobs = claimed(&store, &[write_notice(&bad), write_notice(&good)]).await?;
     // PostgreSQL's texts cannot hold it; SQLite's can.
     let mut unspeakable = failure();
     "cut off \0 here".clone_into(&mut unspeakable.message);
@@ -266,7 +271,7 @@ async fn processes_that_settle_crosswise_do_not_lock_each_other(store: Fixture) 
             uploads.push(store.accepted().await?);
         }
         let (writes, thumbnails): (Vec<_>, Vec<_>) =
-            uploads.iter().map(|one| (write_bell(one), thumbnail_bell(one))).unzip();
+            uploads.iter().map(|one| (write_notice(one), thumbnail_notice(one))).unzip();
         let backwards: Vec<_> = thumbnails.into_iter().rev().collect();
         let (writes, thumbnails) =
             tokio::join!(claimed(&store, &writes), claimed(&other, &backwards));
@@ -297,8 +302,8 @@ async fn a_job_that_somebody_has_locked_keeps_no_other_waiting() -> Result<()> {
         .execute(&mut *transaction)
         .await?;
 
-    let free_bell = write_bell(&free);
-    let mut waits = Box::pin(claim(&store, write_bell(&locked)));
+    let free_bell = write_notice(&free);
+    let mut waits = Box::pin(claim(&store, write_notice(&locked)));
     let free = tokio::select! {
         biased;
         claim = &mut waits => anyhow::bail!("claimed what is locked: {claim:?}"),

@@ -6,7 +6,7 @@ use safelight_domain::{ImageId, JobKind, Progress, Status, TaskId, TaskKind};
 use safelight_store::{QueueCapacity, StoreError};
 
 use super::{
-    fixture::{Fixture, HOUR, rendered, thumbnail_bell, upload, write_bell, written},
+    fixture::{Fixture, HOUR, rendered, thumbnail_notice, upload, write_notice, written},
     promises,
 };
 
@@ -41,8 +41,7 @@ async fn an_accepted_upload_reads_back_whole(store: Fixture) -> Result<()> {
     assert_eq!(store.image(upload.image).await?.as_ref(), Some(&image));
     assert_eq!((image.id, image.sha256, image.bytes), (upload.image, upload.sha256, upload.bytes));
     assert_eq!((image.format, image.facts, image.stored_at), (upload.format, None, None));
-    assert_eq!(image.title, upload.title);
-    assert_eq!((image.tags, image.filename), (upload.tags, upload.filename));
+    assert_eq!(image.labels, upload.labels);
     assert_eq!(image.renditions, []);
     Ok(())
 }
@@ -52,14 +51,14 @@ async fn an_accepted_upload_is_in_the_outbox(store: Fixture) -> Result<()> {
     assert_eq!(store.count_unpublished().await?, 2);
     let mut due = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     due.sort_by_key(|notice| notice.job);
-    assert_eq!(due, [write_bell(&upload), thumbnail_bell(&upload)]);
+    assert_eq!(due, [write_notice(&upload), thumbnail_notice(&upload)]);
     Ok(())
 }
 
 async fn accepting_again_changes_nothing(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_bell(&upload)).await?;
+    let job = store.claimed(&write_notice(&upload)).await?;
     store.settled(&job, &written()).await?;
     let before = store.task_of(&upload).await?;
 
@@ -100,10 +99,10 @@ async fn equal_uploads_share_renditions(store: Fixture) -> Result<()> {
     store.accept_it(&first).await?;
     store.accept_it(&second).await?;
 
-    let job = store.claimed(&thumbnail_bell(&first)).await?;
+    let job = store.claimed(&thumbnail_notice(&first)).await?;
     store.settled(&job, &rendered()).await?;
 
-    let job = store.claimed(&thumbnail_bell(&second)).await?;
+    let job = store.claimed(&thumbnail_notice(&second)).await?;
     assert_eq!(job.image.id, second.image);
     assert_eq!(super::fixture::unmade(&job.image.renditions), super::fixture::renditions());
     Ok(())

@@ -8,7 +8,7 @@ use safelight_domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId};
 use safelight_store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, WorkerStatus};
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, thumbnail_bell, write_bell, written},
+    fixture::{Fixture, HOUR, NOW, thumbnail_notice, write_notice, written},
     promises,
 };
 
@@ -116,10 +116,10 @@ async fn the_dead_are_not_registered(store: Fixture) -> Result<()> {
 
 async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
     let upload = store.accepted().await?;
-    let bell = write_bell(&upload);
+    let notice = write_notice(&upload);
     store.tamper("update jobs set needs_version = needs_version + 2 where kind = 'write'").await?;
     let claim = async |redelivered, understood| {
-        store.claim(&bell, redelivered, WorkerId::new(), HOUR, understood).await
+        store.claim(&notice, redelivered, WorkerId::new(), HOUR, understood).await
     };
     for redelivered in [false, true] {
         assert_eq!(claim(redelivered, JOB_VERSION).await?, Claim::Newer);
@@ -127,7 +127,7 @@ async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
     let task = store.task_of(&upload).await?;
     assert_eq!((task.status, task.jobs[0].attempt), (Status::Queued, 0));
     // The other job is one that it can run.
-    store.claimed(&thumbnail_bell(&upload)).await?;
+    store.claimed(&thumbnail_notice(&upload)).await?;
 
     let Claim::Run(job) = claim(false, JOB_VERSION + 1).await? else {
         anyhow::bail!("not given to a newer worker")
@@ -146,7 +146,7 @@ async fn rows_of_a_newer_release_do_not_stop_the_rest(store: Fixture) -> Result<
     store.tamper("update outbox set kind = 'dream' where kind = 'write'").await?;
     let known = upload.jobs[1].0;
 
-    let due: Vec<_> = store.publish_all().await?.iter().map(|bell| bell.job).collect();
+    let due: Vec<_> = store.publish_all().await?.iter().map(|notice| notice.job).collect();
     assert_eq!(due, [known]);
 
     let counts = store.job_counts().await?;
@@ -154,7 +154,7 @@ async fn rows_of_a_newer_release_do_not_stop_the_rest(store: Fixture) -> Result<
     assert_eq!((counts[0].kind, counts[0].lane), (JobKind::Thumbnail, Lane::Interactive));
     assert_eq!((counts[0].count, counts[0].due), (1, 1));
 
-    store.claimed_for(&thumbnail_bell(&upload), NOW).await?;
+    store.claimed_for(&thumbnail_notice(&upload), NOW).await?;
     store.tamper("update jobs set status = 'running', lease_until = created_at").await?;
     let expired = store.expired_leases(9).await?;
     assert_eq!(expired.iter().map(|job| job.lease.job).collect::<Vec<_>>(), [known]);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use reqwest::{StatusCode, header::RETRY_AFTER};
-use safelight_harness::{chaos::Link, client::Client, process::free_port, server::Server};
+use safelight_testing::{chaos::Link, client::Client, process::free_port, server::Server};
 use tokio::task::block_in_place;
 
 use super::{LIMIT, Site, eventually, folder};

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use reqwest::StatusCode;
-use safelight_harness::{client::Client, haproxy::HaProxy, reads::Reads};
+use safelight_testing::{client::Client, haproxy::HaProxy, reads::Reads};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
@@ -51,7 +51,7 @@ async fn a_drained_delivery_node_fails_no_read() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_cached_is_served_while_the_object_store_is_away() -> Result<()> {
+async fn cached_images_are_served_while_the_object_store_is_unavailable() -> Result<()> {
     let mut site = Site::start(1).await?;
     let expected = site.upload(2).await?;
     // Such as answer both halves: they say that they are not ready, and nobody is.

@@ -12,9 +12,9 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use reqwest::StatusCode;
-use safelight_harness::{
+use safelight_testing::{
     chaos::{Chaos, Link},
-    client::Client,
+    client::{Client, TestClient as _},
     fleet::{Fleet, Plan},
     metrics::Metrics,
     pictures,
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 use super::fleet;
-use crate::wait::{LIMIT, eventually};
+use safelight_testing::wait::{LIMIT, eventually};
 
 /// How far away the store is where that matters.
 const DELAY: Duration = Duration::from_millis(50);
@@ -45,7 +45,7 @@ impl Site {
     }
 
     fn client(&self) -> Result<Client> {
-        Client::new(self.fleet.apis[0].url())
+        Ok(Client::new(self.fleet.apis[0].url())?)
     }
 
     /// Starts a delivery node on `data`.

@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use reqwest::{Response, StatusCode};
-use safelight_harness::{
+use safelight_testing::{
     chaos::Link,
-    client::{Client, accepted},
+    client::{Client, TestClient as _},
     pictures,
     redis::Redis,
 };
@@ -45,7 +45,7 @@ async fn read(client: &Client, path: &str) -> Result<(String, Bytes)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_owner_reads_brings_no_tier_to_another() -> Result<()> {
+async fn caches_are_not_shared_between_owners() -> Result<()> {
     let site = Site::start(0).await?;
     let redis = block_in_place(Redis::start)?;
     let (cache, hasty) = (redis.url(), ("SAFELIGHT_METADATA_CACHE_MS", "200"));
@@ -84,8 +84,7 @@ async fn what_one_owner_reads_brings_no_tier_to_another() -> Result<()> {
     }
     let both = redis.keys()?;
 
-    let path = ada.client.url(&format!("/v1/images/{}", text(&ada.image["id"])?));
-    let deletion = accepted(ada.client.http().delete(path).send().await?).await?;
+    let deletion = ada.client.delete_image(text(&ada.image["id"])?).await?;
     let done = ada.client.finished(&deletion).await?;
     ensure!(done["status"] == "succeeded", "{done:#}");
     ensure!(

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 use reqwest::{
-    StatusCode,
+    Method, StatusCode,
     header::{ACCEPT, IF_MATCH, IF_NONE_MATCH, RANGE},
 };
-use safelight_harness::{
-    client::{Client, accepted},
+use safelight_testing::{
+    client::{Client, TestClient as _},
     herd, pictures,
     redis::Redis,
     varnish::Varnish,
@@ -36,25 +36,24 @@ async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() 
     assert_eq!(hits, CROWD - 1);
 
     let client = Client::new(&url)?;
-    let range = client.http().get(client.url(path)).header(RANGE, "bytes=10-19").send().await?;
+    let range = client.request(Method::GET, path).header(RANGE, "bytes=10-19").send().await?;
     assert_eq!(range.status(), StatusCode::PARTIAL_CONTENT);
     assert_eq!(range.bytes().await?, content.slice(10..20));
-    let several =
-        client.http().get(client.url(path)).header(RANGE, "bytes=0-9,20-29").send().await?;
+    let several = client.request(Method::GET, path).header(RANGE, "bytes=0-9,20-29").send().await?;
     assert_eq!(several.status(), StatusCode::OK);
     assert_eq!(several.bytes().await?, content);
     for (condition, value, status) in [
         (IF_NONE_MATCH, "*", StatusCode::NOT_MODIFIED),
         (IF_MATCH, "\"other\"", StatusCode::PRECONDITION_FAILED),
     ] {
-        let answer = client.http().get(client.url(path)).header(condition, value).send().await?;
+        let answer = client.request(Method::GET, path).header(condition, value).send().await?;
         assert_eq!(answer.status(), status);
     }
     // Accept does not matter where there is one format; the query never does.
     for (path, accept) in
         [(path.clone(), "image/avif,image/webp,*/*"), (format!("{path}?query"), "image/webp;q=0")]
     {
-        let answer = client.http().get(client.url(&path)).header(ACCEPT, accept).send().await?;
+        let answer = client.request(Method::GET, &path).header(ACCEPT, accept).send().await?;
         assert_eq!(answer.bytes().await?, content);
     }
     Ok(())
@@ -104,9 +103,7 @@ async fn a_cancelled_image_is_gone_from_varnish_too() -> Result<()> {
     let how = again.headers().get("cache-status").context("Cache-Status")?.to_str()?;
     assert!(how.ends_with("varnish; hit"), "{how}");
 
-    let cancel = format!("/v1/tasks/{}/cancel", text(&task["id"])?);
-    let cancelled = client.http().post(client.url(&cancel)).send().await?;
-    assert_eq!(cancelled.status(), StatusCode::ACCEPTED);
+    client.cancel_task(text(&task["id"])?).await?;
     eventually("it is gone", async || Ok(status(&varnish.url(), path).await? == StatusCode::GONE))
         .await
 }
@@ -135,8 +132,7 @@ async fn a_deleted_image_is_gone_from_varnish_and_from_the_shared_cache() -> Res
     }
     eventually("all of it is shared", async || Ok(redis.keys()? >= 2)).await?;
 
-    let path = client.url(&format!("/v1/images/{}", text(&image["id"])?));
-    let deletion = accepted(client.http().delete(path).send().await?).await?;
+    let deletion = client.delete_image(text(&image["id"])?).await?;
     let done = client.finished(&deletion).await?;
     assert_eq!(done["status"], "succeeded", "{done:#}");
     assert_eq!(done["receipt"]["proxies"], 1, "{done:#}");

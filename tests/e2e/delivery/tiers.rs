@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use safelight_domain::{CacheKey, ContentHash, Owner};
-use safelight_harness::{
+use safelight_testing::{
     chaos::Link,
     client::Client,
     herd,
@@ -29,7 +29,7 @@ use super::{
 const CROWD: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_reads_the_store_once_per_process() -> Result<()> {
+async fn concurrent_reads_hit_the_store_once_per_process() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let (_chaos, endpoint) = site.link(Link::Slow(DELAY))?;
@@ -46,7 +46,7 @@ async fn a_crowd_reads_the_store_once_per_process() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_over_two_nodes_reads_the_store_once() -> Result<()> {
+async fn concurrent_reads_on_two_nodes_hit_the_store_once() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let (_chaos, endpoint) = site.link(Link::Slow(DELAY))?;
@@ -112,7 +112,7 @@ async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_dies_in_its_turn_holds_nobody_up_for_long() -> Result<()> {
+async fn a_node_that_dies_while_filling_delays_others_briefly() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let (chaos, endpoint) = site.link(Link::Up)?;
@@ -139,7 +139,7 @@ async fn a_node_that_dies_in_its_turn_holds_nobody_up_for_long() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_odd_key_in_the_shared_tier_is_no_failure_of_it() -> Result<()> {
+async fn wrong_redis_types_do_not_disable_the_shared_tier() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let redis = block_in_place(Redis::start)?;

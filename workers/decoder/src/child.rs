@@ -1,5 +1,5 @@
-//! The decoder's side: a process that knows codecs, its pipes, and nothing else. No configuration,
-//! no runtime, no secrets in its environment.
+//! The decoder process. It has codecs and its pipes: no configuration, no async runtime, and no secrets in its
+//! environment.
 
 use std::{
     fs::{self, File},
@@ -15,79 +15,79 @@ use rustix::{
 };
 use safelight_imaging::Renderer;
 
-use super::{DecoderLimits, protocol};
+use crate::{limits::DecoderLimits, protocol};
 
-/// Begins the line of a decoder that has less of a sandbox than it was told to have.
-pub(super) const UNCONFINED: &str = "sandbox: ";
+/// The prefix of the line in which a decoder reports an incomplete sandbox.
+pub(super) const SANDBOX_WARNING: &str = "sandbox: ";
 
-/// The watching thread does next to nothing.
+/// The watching thread needs little stack.
 const WATCHER_STACK: usize = 64 << 10;
 
-/// Answers requests from standard input on standard output until the input ends.
+/// Reads requests from standard input and writes responses to standard output until the input ends.
 pub fn run(limits: DecoderLimits) -> io::Result<()> {
-    // First: whoever sees its name may rely on it.
-    ignore_polite_signals()?;
-    introduce(limits.niceness);
+    // First, because tests rely on it once the process has its name.
+    ignore_termination_signals()?;
+    set_priority_and_name(limits.niceness);
     limits.confine()?;
-    // Before there is a second thread, so that it is shut in as well.
+    // Before the second thread starts, so that it is confined as well.
     if limits.sandbox {
-        shut_in();
+        enter_sandbox();
     }
     let requests = io::stdin().as_fd().try_clone_to_owned()?;
     watch_worker(requests.try_clone()?)?;
     let mut renderer = Renderer::new().map_err(io::Error::other)?;
     let mut requests = File::from(requests);
-    let mut answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut responses = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     while let Some((request, picture)) = protocol::read_request(&mut requests, limits)? {
-        limits.begin()?;
-        answers.write_all(&[protocol::BEGUN])?;
+        limits.start_picture()?;
+        responses.write_all(&[protocol::STARTED])?;
         #[cfg(feature = "fail-points")]
-        super::poison::take(&picture);
+        crate::poison::trigger(&picture);
         let result = request.run(&mut renderer, &picture, &|| false);
         drop(picture);
-        protocol::write_answer(&mut answers, result)?;
-        DecoderLimits::end()?;
+        protocol::write_response(&mut responses, result)?;
+        DecoderLimits::finish_picture()?;
     }
     Ok(())
 }
 
-/// Tells the system what this is: the least important process, and the first to go when the
-/// machine runs out of memory. A system that refuses leaves it as it was.
-fn introduce(niceness: i32) {
+/// Makes this the process with the lowest priority, and the first that the system kills when it runs out of
+/// memory. Errors are ignored, because decoding works without.
+fn set_priority_and_name(niceness: i32) {
     let _ = rustix::process::nice(niceness);
     let _ = fs::write("/proc/self/comm", "decoder");
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
 }
 
-/// Service managers and shells send these to all processes of a service; the worker still drains
-/// then, and ends its decoders when it is done.
-fn ignore_polite_signals() -> io::Result<()> {
+/// Service managers and shells send these signals to all processes of a service. The worker still drains
+/// then, and stops its decoders when it is done.
+fn ignore_termination_signals() -> io::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     Ok(signals.thread_block()?)
 }
 
-/// Gives up what decoding does not need. What the system cannot do for that is told to the worker.
-fn shut_in() {
+/// Gives up all rights that decoding does not need. Reports to the worker what this system does not support.
+fn enter_sandbox() {
     #[cfg(target_os = "linux")]
     let missing = super::sandbox::enter().join("; ");
     #[cfg(not(target_os = "linux"))]
-    let missing = "there is none for this platform";
+    let missing = "not supported on this platform";
     if !missing.is_empty() {
-        // In one piece. Nobody hears it if it cannot be said.
-        let _ = io::stderr().write_all(format!("{UNCONFINED}{missing}\n").as_bytes());
+        // In one write. There is no other channel to report an error of it.
+        let _ = io::stderr().write_all(format!("{SANDBOX_WARNING}{missing}\n").as_bytes());
     }
 }
 
-/// Ends this process as soon as its worker is gone, however it went and whatever a codec is doing:
-/// nobody holds the other end of the pipe any more. (A parent-death signal would follow the thread
-/// that started this process, not the worker.)
+/// Kills this process as soon as its worker is gone, for whatever reason and whatever a codec is doing: then
+/// the other end of the pipe is closed. (A parent-death signal would follow the thread that started this
+/// process, not the worker.)
 fn watch_worker(requests: OwnedFd) -> io::Result<()> {
     let watch = move || {
         let mut hung_up = [PollFd::new(&requests, PollFlags::empty())];
         loop {
             match poll(&mut hung_up, None) {
                 Err(rustix::io::Errno::INTR) => {}
-                // At once: exit handlers may wait for what the main thread holds.
+                // Not `exit`, because exit handlers may wait for a lock of the main thread.
                 _ => drop(kill_process(getpid(), rustix::process::Signal::KILL)),
             }
         }

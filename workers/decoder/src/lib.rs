@@ -1,17 +1,18 @@
-//! Where pictures are decoded: in child processes, so that one which crashes, hangs or bloats its
-//! decoder costs its own attempt and nothing else.
+//! Decodes pictures in child processes, so that a picture that crashes its decoder, hangs it or exhausts
+//! its memory costs nothing but its own attempt.
 //!
 //! ```text
 //! worker                                            decoder (this program, `safelight decoder`)
-//!   takes an idle decoder, or starts one ──────────▶ bounds its memory, gives up its rights
-//!   request: header, the picture's bytes ──────────▶ reads them; bounds its processor time
-//!            ◀─────────────────────────────── begun  from here on a death is the picture's
-//!            ◀─ answer: facts, renditions, or a failure
-//!   puts it back for the next picture                 waits; ends when the worker does
+//!   takes an idle decoder, or starts one ──────────▶ limits its memory, enters the sandbox
+//!   request: header, the picture's bytes ──────────▶ reads them; limits its processor time
+//!            ◀───────────────────────────── started  from here on the picture is to blame for a crash
+//!            ◀─ response: facts, renditions, or a failure
+//!   returns it to the pool                            waits; exits when the worker does
 //! ```
 //!
-//! A decoder that dies or takes too long is replaced; so is one whose work nobody waits for any more.
+//! The pool replaces a decoder that dies, exceeds its deadline, or works for a cancelled attempt.
 
+mod attempt;
 mod child;
 mod limits;
 #[cfg(feature = "fail-points")]
@@ -24,85 +25,57 @@ mod request;
 mod sandbox;
 mod thread;
 
-use std::{any::Any, sync::Arc};
-
 use bytes::Bytes;
 use safelight_domain::{ErrorCode, Failure, ImageFacts, Lane, Presets};
 use safelight_imaging::{Limits, Renditions};
-use tokio_util::sync::CancellationToken;
 
+pub use attempt::Attempt;
 pub use child::run;
 pub use limits::DecoderLimits;
 
 use self::{
     pool::Pool,
-    request::{Answer, Request},
+    request::{Request, Response},
 };
 
-/// How far decoding steps back, in nice levels: about a tenth of a busy processor's time is left to
-/// it while requests want the rest. Receipts go before pictures.
-const NICENESS: i32 = 10;
-
-/// The same for backfills: they get what is left by everybody else.
-const BULK_NICENESS: i32 = 19;
-
-/// How far decoding steps back for a lane.
-const fn niceness(lane: Lane) -> i32 {
-    match lane {
-        Lane::Interactive => NICENESS,
-        Lane::Bulk => BULK_NICENESS,
-    }
-}
-
-/// What one attempt has to do with its decoding.
-pub struct Attempt {
-    /// The right to use one processor, whatever it is. Work that cannot be aborted holds a share of it,
-    /// so that it still counts when it outlives its attempt.
-    pub slot: Arc<dyn Any + Send + Sync>,
-    /// Who waits for the result: a backfill's pictures are decoded at a lower priority.
-    pub lane: Lane,
-    /// Cancelled once nobody wants the result any more.
-    pub stop: CancellationToken,
-}
-
-/// How pictures are decoded.
+/// The configuration of a [`Decoder`].
 #[derive(Debug, Clone, Copy)]
 pub struct DecoderOptions {
-    /// What a picture may cost.
+    /// Limits on each picture.
     pub limits: Limits,
     /// Processor time for each picture, in seconds.
     pub cpu_seconds: u64,
-    /// In processes of their own; otherwise inside this process.
+    /// Decode in child processes; otherwise inside this process.
     pub isolate: bool,
-    /// Those processes give up all rights that decoding does not need.
+    /// Confine these processes to a sandbox.
     pub sandbox: bool,
 }
 
 /// Decodes pictures.
 pub struct Decoder {
     limits: Limits,
-    /// `None`: inside this process.
-    pool: Option<Pools>,
+    /// `None` to decode inside this process.
+    pools: Option<Pools>,
 }
 
-/// Decoders by lane: one that has stepped back cannot come forward again.
+/// Decoders by lane, because a process cannot raise its priority again.
 struct Pools {
     interactive: Pool,
     bulk: Pool,
 }
 
 impl Decoder {
-    /// For as many pictures at once as there are thumbnail slots.
+    /// A decoder for as many concurrent pictures as there are thumbnail slots.
     pub fn new(options: DecoderOptions, slots: usize) -> Self {
         let DecoderOptions { limits, cpu_seconds, isolate, sandbox } = options;
         let pool = |lane| {
             let memory_bytes = limits.max_memory;
-            let niceness = niceness(lane);
+            let niceness = limits::niceness(lane);
             Pool::new(DecoderLimits { cpu_seconds, memory_bytes, sandbox, niceness }, slots)
         };
         Self {
             limits,
-            pool: isolate
+            pools: isolate
                 .then(|| Pools { interactive: pool(Lane::Interactive), bulk: pool(Lane::Bulk) }),
         }
     }
@@ -110,9 +83,9 @@ impl Decoder {
     /// See [`safelight_imaging::inspect`].
     pub async fn inspect(&self, bytes: Bytes, attempt: &Attempt) -> Result<ImageFacts, Failure> {
         let request = Request::Inspect { limits: self.limits };
-        match self.answer(request, bytes, attempt).await? {
-            Answer::Facts(facts) => Ok(facts),
-            Answer::Renditions(_) => Err(mixed_up()),
+        match self.send(request, bytes, attempt).await? {
+            Response::Facts(facts) => Ok(facts),
+            Response::Renditions(_) => Err(unexpected_response()),
         }
     }
 
@@ -124,19 +97,19 @@ impl Decoder {
         attempt: &Attempt,
     ) -> Result<Renditions, Failure> {
         let request = Request::Render { presets, limits: self.limits };
-        match self.answer(request, bytes, attempt).await? {
-            Answer::Renditions(renditions) => Ok(renditions),
-            Answer::Facts(_) => Err(mixed_up()),
+        match self.send(request, bytes, attempt).await? {
+            Response::Renditions(renditions) => Ok(renditions),
+            Response::Facts(_) => Err(unexpected_response()),
         }
     }
 
-    async fn answer(
+    async fn send(
         &self,
         request: Request,
         bytes: Bytes,
         attempt: &Attempt,
-    ) -> Result<Answer, Failure> {
-        match &self.pool {
+    ) -> Result<Response, Failure> {
+        match &self.pools {
             Some(pools) => match attempt.lane {
                 Lane::Interactive => pools.interactive.run(&request, bytes).await,
                 Lane::Bulk => pools.bulk.run(&request, bytes).await,
@@ -146,7 +119,7 @@ impl Decoder {
     }
 }
 
-/// An answer to another question than was asked: a bug, as a panic is.
-fn mixed_up() -> Failure {
-    Failure::new(ErrorCode::WorkerPanicked, "the decoder answered another question")
+/// A response to another kind of request. It is a bug, and counts like a panic.
+fn unexpected_response() -> Failure {
+    Failure::new(ErrorCode::WorkerPanicked, "the decoder sent an unexpected response")
 }

@@ -1,4 +1,4 @@
-//! The decoders of one worker: as many as pictures at once, used again for the next one.
+//! The pool of a worker's decoder processes.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,71 +10,71 @@ use safelight_domain::{ErrorCode, Failure};
 use safelight_telemetry::DependencyHealth;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{
-    DecoderLimits,
+use crate::{
+    limits::DecoderLimits,
     process::Process,
-    request::{Answer, Request},
+    request::{Request, Response},
 };
 
-/// Decoders beside those for the thumbnail slots, so that the quick look at a new upload's header
-/// does not wait for the pictures that are being rendered.
-const FOR_HEADERS: usize = 2;
+/// Decoders in addition to those for the thumbnail slots, so that reading the header of a new upload does not
+/// wait for the pictures that are being rendered.
+const EXTRA_FOR_HEADERS: usize = 2;
 
-/// A decoder that nobody has needed for this long is ended when another one comes back.
-const IDLE: Duration = Duration::from_mins(2);
+/// A decoder idle for this long is stopped when another one is returned.
+const MAX_IDLE: Duration = Duration::from_mins(2);
 
-/// Decoders that may die, one after the other, before they have begun with the same picture.
-const FALSE_STARTS: u32 = 3;
+/// Number of decoders to try until one receives the picture.
+const MAX_STARTS: u32 = 3;
 
-/// Idle and busy decoders. Dropping it ends the idle ones.
+/// Idle and busy decoders. Dropping the pool stops the idle ones.
 pub(super) struct Pool {
     limits: DecoderLimits,
-    turns: Semaphore,
-    /// The one used last is at the end, and used next.
+    permits: Semaphore,
+    /// Ordered by last use; the last entry is used next.
     idle: Mutex<Vec<(Process, Instant)>>,
 }
 
 impl Pool {
-    /// Starts no decoder before it is needed.
+    /// Decoders are started on demand.
     pub fn new(limits: DecoderLimits, slots: usize) -> Self {
-        Self { limits, turns: Semaphore::new(slots + FOR_HEADERS), idle: Mutex::default() }
+        Self { limits, permits: Semaphore::new(slots + EXTRA_FOR_HEADERS), idle: Mutex::default() }
     }
 
-    /// Has a decoder answer. Dropping the future kills that decoder at once.
-    pub async fn run(&self, request: &Request, picture: Bytes) -> Result<Answer, Failure> {
+    /// Runs a request on a decoder. Dropping the future kills that decoder at once.
+    pub async fn run(&self, request: &Request, picture: Bytes) -> Result<Response, Failure> {
         if picture.len() as u64 > self.limits.memory_bytes {
             return Err(self.limits.too_much_memory());
         }
         // The semaphore is never closed.
-        let _turn = self.turns.acquire().await;
-        let mut why = None;
-        for _ in 0..FALSE_STARTS {
+        let _permit = self.permits.acquire().await;
+        let mut death = None;
+        for _ in 0..MAX_STARTS {
             let mut decoder = self.take().await;
-            match timeout(self.limits.wall(), decoder.begin(request, &picture)).await {
+            match timeout(self.limits.wall(), decoder.send(request, &picture)).await {
                 Ok(Ok(())) => {
-                    // The decoder has its own by now.
+                    // The decoder has its own copy now.
                     drop(picture);
                     return self.finish(decoder, request).await;
                 }
-                Ok(Err(_)) => why = Some(decoder.post_mortem(self.limits).await),
+                Ok(Err(_)) => death = Some(decoder.post_mortem(self.limits).await),
                 Err(_) => {}
             }
         }
-        // Too large to arrive is the picture's fault after all; anything else is not.
-        Err(why.filter(|failure| failure.code == ErrorCode::DecoderOutOfMemory).unwrap_or_else(
+        // A picture too large to be received is to blame itself; any other cause is not the picture's.
+        Err(death.filter(|failure| failure.code == ErrorCode::DecoderOutOfMemory).unwrap_or_else(
             || Failure::new(ErrorCode::WorkerPanicked, "the worker's decoders do not start"),
         ))
     }
 
-    async fn finish(&self, mut decoder: Process, request: &Request) -> Result<Answer, Failure> {
+    async fn finish(&self, mut decoder: Process, request: &Request) -> Result<Response, Failure> {
         let wall = self.limits.wall();
-        match timeout(wall, decoder.answer(request)).await {
-            Ok(Ok(answer)) => {
-                self.put_back(decoder);
-                answer
+        match timeout(wall, decoder.receive(request)).await {
+            Ok(Ok(response)) => {
+                self.give_back(decoder);
+                response
             }
             Ok(Err(error)) => {
-                tracing::debug!(%error, "no answer from a decoder");
+                tracing::debug!(%error, "no response from a decoder");
                 Err(decoder.post_mortem(self.limits).await)
             }
             Err(_) => Err(Failure::new(
@@ -84,21 +84,21 @@ impl Pool {
         }
     }
 
-    /// An idle decoder that still lives, or a new one, as soon as the system allows one.
+    /// Takes an idle decoder, or starts one and retries until the system allows it.
     async fn take(&self) -> Process {
         while let Some(mut decoder) = self.last_used() {
             if decoder.is_alive() {
                 return decoder;
             }
         }
-        let trouble = DependencyHealth::new("start a decoder");
+        let health = DependencyHealth::new("start a decoder");
         loop {
             match Process::start(self.limits) {
                 Ok(decoder) => {
-                    trouble.recovered();
+                    health.recovered();
                     return decoder;
                 }
-                Err(error) => tokio::time::sleep(trouble.failed(&error)).await,
+                Err(error) => tokio::time::sleep(health.failed(&error)).await,
             }
         }
     }
@@ -107,14 +107,14 @@ impl Pool {
         self.idle().pop().map(|(decoder, _)| decoder)
     }
 
-    fn put_back(&self, decoder: Process) {
+    fn give_back(&self, decoder: Process) {
         let mut idle = self.idle();
-        idle.retain(|(_, since)| since.elapsed() < IDLE);
+        idle.retain(|(_, since)| since.elapsed() < MAX_IDLE);
         idle.push((decoder, Instant::now()));
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<(Process, Instant)>> {
-        // Nothing can panic half-way through a change of the list.
+        // No panic can leave the list half-changed.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,5 @@
-//! What goes through the pipes. A message is the length of its head (4 bytes, little-endian), the
-//! head as JSON, and as many bytes as the head announces. Neither side believes a length that it
-//! could not have asked for.
+//! The protocol on the pipes. A message is the length of its head (4 bytes, little-endian), the head as JSON,
+//! and as many bytes as the head announces. Both sides reject lengths beyond what they can expect.
 
 use std::io::{self, Read, Write};
 
@@ -10,36 +9,36 @@ use safelight_imaging::{Rendered, Renditions};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{
-    DecoderLimits,
-    request::{Answer, Request},
+use crate::{
+    limits::DecoderLimits,
+    request::{Request, Response},
 };
 
-/// Sent by a decoder between request and answer: the picture has arrived and its turn begins.
-pub(super) const BEGUN: u8 = b'!';
+/// Sent by a decoder between request and response: it has received the picture and starts to decode it.
+pub(super) const STARTED: u8 = b'!';
 
-/// The longest head: thousands of presets.
-const HEAD_MAX: usize = 1 << 20;
+/// The maximum length of a head in bytes, enough for thousands of presets.
+const MAX_HEAD: usize = 1 << 20;
 
-/// What a rendition may have beside four bytes for each pixel of its box.
+/// The maximum length of a rendition is this plus four bytes for each pixel of its box.
 const RENDITION_OVERHEAD: u64 = 1 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct RequestHead {
     request: Request,
-    /// The picture's size.
+    /// The picture's length.
     bytes: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum AnswerHead {
+enum ResponseHead {
     Facts(ImageFacts),
-    /// The renditions' bytes follow in this order.
+    /// The bytes of the renditions follow in this order.
     Renditions(Vec<Rendition>, Placeholder),
     Failed(Failure),
 }
 
-/// The worker sends a request.
+/// Sends a request to a decoder.
 pub(super) async fn write_request(
     to: &mut (impl AsyncWrite + Unpin),
     request: &Request,
@@ -51,7 +50,7 @@ pub(super) async fn write_request(
     to.flush().await
 }
 
-/// The decoder receives a request; `None` when there are no more.
+/// Receives a request in a decoder; `None` at the end of the input.
 pub(super) fn read_request(
     from: &mut impl Read,
     limits: DecoderLimits,
@@ -69,43 +68,49 @@ pub(super) fn read_request(
     Ok(Some((request, picture)))
 }
 
-/// The decoder sends its answer.
-pub(super) fn write_answer(to: &mut impl Write, result: Result<Answer, Failure>) -> io::Result<()> {
+/// Sends a response to the worker.
+pub(super) fn write_response(
+    to: &mut impl Write,
+    result: Result<Response, Failure>,
+) -> io::Result<()> {
     let (head, bodies) = match result {
-        Ok(Answer::Facts(facts)) => (AnswerHead::Facts(facts), Vec::new()),
-        Ok(Answer::Renditions(Renditions { renditions, placeholder })) => {
+        Ok(Response::Facts(facts)) => (ResponseHead::Facts(facts), Vec::new()),
+        Ok(Response::Renditions(Renditions { renditions, placeholder })) => {
             let parts =
                 renditions.into_iter().map(|Rendered { rendition, data }| (rendition, data));
             let (renditions, bodies): (_, Vec<Bytes>) = parts.unzip();
-            (AnswerHead::Renditions(renditions, placeholder), bodies)
+            (ResponseHead::Renditions(renditions, placeholder), bodies)
         }
-        Err(failure) => (AnswerHead::Failed(failure), Vec::new()),
+        Err(failure) => (ResponseHead::Failed(failure), Vec::new()),
     };
     to.write_all(&head_bytes(&head)?)?;
     bodies.iter().try_for_each(|body| to.write_all(body))
 }
 
-/// The worker receives the answer to `request`.
-pub(super) async fn read_answer(
+/// Receives the response to `request` in the worker.
+pub(super) async fn read_response(
     from: &mut (impl AsyncRead + Unpin),
     request: &Request,
-) -> io::Result<Result<Answer, Failure>> {
+) -> io::Result<Result<Response, Failure>> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await?;
     let mut head = vec![0; head_length(length)?];
     from.read_exact(&mut head).await?;
     Ok(match (parsed(&head)?, request) {
-        (AnswerHead::Failed(failure), _) => Err(failure),
-        (AnswerHead::Facts(facts), Request::Inspect { .. }) => Ok(Answer::Facts(facts)),
-        (AnswerHead::Renditions(renditions, placeholder), Request::Render { presets, limits }) => {
+        (ResponseHead::Failed(failure), _) => Err(failure),
+        (ResponseHead::Facts(facts), Request::Inspect { .. }) => Ok(Response::Facts(facts)),
+        (
+            ResponseHead::Renditions(renditions, placeholder),
+            Request::Render { presets, limits },
+        ) => {
             let renditions = read_bodies(from, renditions, presets, limits.max_frames).await?;
-            Ok(Answer::Renditions(Renditions { renditions, placeholder }))
+            Ok(Response::Renditions(Renditions { renditions, placeholder }))
         }
-        _ => return Err(invalid("an answer to another question")),
+        _ => return Err(invalid("a response to another kind of request")),
     })
 }
 
-/// All in one buffer, which the renditions share.
+/// Reads all renditions into one buffer, which they share.
 async fn read_bodies(
     from: &mut (impl AsyncRead + Unpin),
     renditions: Vec<Rendition>,
@@ -119,7 +124,7 @@ async fn read_bodies(
         made.sort_unstable();
         let is_twice = made.windows(2).any(|pair| pair[0] == pair[1]);
         if !is_met || is_twice || made.len() > preset.formats.len() {
-            return Err(invalid("other renditions than were asked for"));
+            return Err(invalid("the renditions do not match the request"));
         }
     }
     let mut total = 0;
@@ -127,18 +132,18 @@ async fn read_bodies(
         let preset = presets
             .get(&rendition.preset)
             .filter(|preset| preset.fingerprint() == rendition.fingerprint)
-            .ok_or_else(|| invalid("a rendition that was not asked for"))?;
+            .ok_or_else(|| invalid("a rendition that was not requested"))?;
         let pixels = u64::from(preset.size.width) * u64::from(preset.size.height);
         // Only WebP is animated.
         let frames = if rendition.format == ImageFormat::Webp { max_frames } else { 1 };
-        let most = (pixels * 4).saturating_mul(frames.into()) + RENDITION_OVERHEAD;
-        total += bounded(rendition.bytes, most)?;
+        let maximum = (pixels * 4).saturating_mul(frames.into()) + RENDITION_OVERHEAD;
+        total += bounded(rendition.bytes, maximum)?;
     }
     let mut bodies = vec![0; total];
     from.read_exact(&mut bodies).await?;
     let mut bodies = Bytes::from(bodies);
     let with_data = |rendition: Rendition| {
-        // Each was bounded above, so it fits.
+        // Checked above, so it fits.
         let size = usize::try_from(rendition.bytes).unwrap_or(usize::MAX);
         Rendered { data: bodies.split_to(size.min(bodies.len())), rendition }
     };
@@ -155,18 +160,18 @@ fn head_bytes(head: &impl Serialize) -> io::Result<Vec<u8>> {
 }
 
 fn head_length(length: [u8; 4]) -> io::Result<usize> {
-    bounded(u32::from_le_bytes(length).into(), HEAD_MAX as u64)
+    bounded(u32::from_le_bytes(length).into(), MAX_HEAD as u64)
 }
 
 fn parsed<T: DeserializeOwned>(head: &[u8]) -> io::Result<T> {
     Ok(serde_json::from_slice(head)?)
 }
 
-fn bounded(length: u64, most: u64) -> io::Result<usize> {
+fn bounded(length: u64, maximum: u64) -> io::Result<usize> {
     usize::try_from(length)
         .ok()
-        .filter(|_| length <= most)
-        .ok_or_else(|| invalid("a length beyond its bound"))
+        .filter(|_| length <= maximum)
+        .ok_or_else(|| invalid("a length exceeds its limit"))
 }
 
 fn invalid(what: &'static str) -> io::Error {
@@ -218,9 +223,9 @@ mod tests {
         Renditions { renditions, placeholder }
     }
 
-    fn sent(result: Result<Answer, Failure>) -> Vec<u8> {
+    fn sent(result: Result<Response, Failure>) -> Vec<u8> {
         let mut pipe = Vec::new();
-        write_answer(&mut pipe, result).expect("write");
+        write_response(&mut pipe, result).expect("write");
         pipe
     }
 
@@ -238,22 +243,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_arrive_as_they_were_sent() {
-        let pipe = sent(Ok(Answer::Renditions(renditions())));
-        let answer = read_answer(&mut pipe.as_slice(), &render()).await.expect("read");
-        let Ok(Answer::Renditions(arrived)) = answer else { panic!("{answer:?}") };
+    async fn responses_arrive_as_they_were_sent() {
+        let pipe = sent(Ok(Response::Renditions(renditions())));
+        let response = read_response(&mut pipe.as_slice(), &render()).await.expect("read");
+        let Ok(Response::Renditions(arrived)) = response else { panic!("{response:?}") };
         assert_eq!(arrived.placeholder, renditions().placeholder);
         for (arrived, sent) in arrived.renditions.iter().zip(renditions().renditions) {
             assert_eq!((&arrived.rendition, &arrived.data), (&sent.rendition, &sent.data));
         }
         let failure = Failure::new(ErrorCode::CorruptImage, "cut short");
         let pipe = sent(Err(failure.clone()));
-        let answer = read_answer(&mut pipe.as_slice(), &render()).await.expect("read");
-        assert_eq!(answer.expect_err("a failure"), failure);
+        let response = read_response(&mut pipe.as_slice(), &render()).await.expect("read");
+        assert_eq!(response.expect_err("a failure"), failure);
     }
 
     #[tokio::test]
-    async fn what_was_not_asked_for_is_refused() {
+    async fn responses_that_do_not_match_the_request_are_rejected() {
         let mut too_long = renditions();
         too_long.renditions[0].rendition.bytes = 10 * 10 * 4 + RENDITION_OVERHEAD + 1;
         let mut of_another_preset = renditions();
@@ -268,23 +273,23 @@ mod tests {
         for wrong in
             [too_long, in_another_format, twice, of_another_preset, of_another_recipe, none]
         {
-            let pipe = sent(Ok(Answer::Renditions(wrong)));
-            let error = read_answer(&mut pipe.as_slice(), &render()).await.expect_err("refused");
+            let pipe = sent(Ok(Response::Renditions(wrong)));
+            let error = read_response(&mut pipe.as_slice(), &render()).await.expect_err("rejected");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        let pipe = sent(Ok(Answer::Renditions(renditions())));
+        let pipe = sent(Ok(Response::Renditions(renditions())));
         let other = Request::Inspect { limits: LIMITS };
-        assert!(read_answer(&mut pipe.as_slice(), &other).await.is_err());
+        assert!(read_response(&mut pipe.as_slice(), &other).await.is_err());
         for garbage in [&b"\xFF\xFF\xFF\xFF and so on"[..], b"\x02\0\0\0{]", b"\x02\0"] {
-            assert!(read_answer(&mut &garbage[..], &render()).await.is_err(), "{garbage:?}");
+            assert!(read_response(&mut &garbage[..], &render()).await.is_err(), "{garbage:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_decoder_reads_no_more_than_it_may_hold() {
+    async fn a_decoder_rejects_requests_beyond_its_memory() {
         let mut pipe = Vec::new();
         write_request(&mut pipe, &render(), &[0; 1001]).await.expect("write");
-        let error = read_request(&mut pipe.as_slice(), DECODER).expect_err("refused");
+        let error = read_request(&mut pipe.as_slice(), DECODER).expect_err("rejected");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(read_request(&mut &b"\xFF\xFF\xFF\x7F"[..], DECODER).is_err());
     }

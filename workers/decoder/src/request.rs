@@ -1,39 +1,39 @@
-//! The two questions that a decoder answers, wherever it runs.
+//! The requests to a decoder, wherever it runs.
 
 use safelight_domain::{Failure, ImageFacts, Presets};
 use safelight_imaging::{Limits, Renderer, Renditions};
 use serde::{Deserialize, Serialize};
 
-/// What is wanted of a picture.
+/// What to do with a picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Its facts.
+    /// Read its facts.
     Inspect { limits: Limits },
-    /// Its renditions.
+    /// Make its renditions.
     Render { presets: Presets, limits: Limits },
 }
 
-/// What a picture gave.
+/// The result of a successful request.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Response {
     Facts(ImageFacts),
     Renditions(Renditions),
 }
 
 impl Request {
-    /// Does it, here and now. `stopped` is asked between the steps whether to end early.
+    /// Runs the request on this thread. `is_stopped` is called between the steps and ends it early.
     pub fn run(
         &self,
         renderer: &mut Renderer,
         bytes: &[u8],
-        stopped: &dyn Fn() -> bool,
-    ) -> Result<Answer, Failure> {
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Response, Failure> {
         match self {
             Self::Inspect { limits } => {
-                safelight_imaging::inspect(bytes, *limits).map(Answer::Facts)
+                safelight_imaging::inspect(bytes, *limits).map(Response::Facts)
             }
             Self::Render { presets, limits } => {
-                renderer.render(bytes, presets, *limits, stopped).map(Answer::Renditions)
+                renderer.render(bytes, presets, *limits, is_stopped).map(Response::Renditions)
             }
         }
     }

@@ -1,8 +1,8 @@
-//! What a decoder may still do once it looks at pictures: compute, and talk through the pipes that
-//! it was given. A picture that takes its decoder over gets no further than that.
+//! Confines a decoder before it reads pictures: it can compute and use the pipes that it was given, and so can
+//! a picture that exploits it.
 //!
-//! Twice, so that one holds where the other fails: Landlock denies what can be named (files, ports,
-//! other processes), seccomp ends whoever makes a system call that decoding does not need.
+//! There are two layers, in case one fails: Landlock denies access to files, ports and other processes;
+//! seccomp kills a process that makes a system call that decoding does not need.
 
 use std::{collections::BTreeMap, env::consts::ARCH};
 
@@ -19,10 +19,10 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// The newest Landlock that is asked for; an older kernel gives what it has.
+/// The newest Landlock version to request; an older kernel applies the subset that it supports.
 const LANDLOCK: ABI = ABI::V10;
 
-/// System calls that do no harm, whatever they are called with.
+/// System calls that are harmless with any arguments.
 const HARMLESS: &[c_long] = &[
     // The pipes.
     libc::SYS_read,
@@ -48,7 +48,7 @@ const HARMLESS: &[c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_getcpu,
-    // Refused by `refusals`, so that the C library takes `clone` instead.
+    // Fails by `unsupported`, so that the C library uses `clone` instead.
     libc::SYS_clone3,
     // Time.
     libc::SYS_clock_gettime,
@@ -62,26 +62,27 @@ const HARMLESS: &[c_long] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
-    // Figures. The C library sorts large arrays by how much memory there is.
+    // Statistics. The C library's sort queries the amount of memory.
     libc::SYS_getrusage,
     libc::SYS_times,
     libc::SYS_sysinfo,
     libc::SYS_getrandom,
-    // The end.
+    // Exit.
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
 
-/// What `fcntl` may do. Among the rest is having signals sent to other processes.
-const FCNTL: [c_int; 4] = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
+/// Allowed commands of `fcntl`. Others can send signals to other processes.
+const FCNTL_COMMANDS: [c_int; 4] =
+    [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
 
-/// The resource of `prlimit64`; its type in the C library differs from one to the other.
+/// The resource of `prlimit64`. Its type differs between C libraries.
 const RLIMIT_CPU: c_int = 0;
 
-/// Shuts this thread and all that it starts in, for good. Says what this system cannot do for it.
-/// The filter of system calls holds in threads that run already, too.
+/// Confines this thread and all that it starts, permanently. Returns what this system does not support. The
+/// filter of system calls also applies to threads that already run.
 pub(super) fn enter() -> Vec<String> {
-    // The first look at a clock finds out where the kernel keeps its own, from /proc if need be.
+    // The first clock call locates the kernel's vDSO, by reading /proc if necessary.
     let _ = clock_gettime(ClockId::ProcessCPUTime);
     let denied = deny_access().unwrap_or_else(|error| Some(error.to_string()));
     let denied = denied.map(|why| format!("Landlock is missing ({why})"));
@@ -89,8 +90,8 @@ pub(super) fn enter() -> Vec<String> {
     denied.into_iter().chain(filtered).collect()
 }
 
-/// Denies everything that Landlock knows of; without exceptions, since all that a decoder needs is
-/// open already. `Some` where there is no Landlock.
+/// Denies all access that Landlock controls, without exceptions, because all files that a decoder needs are
+/// already open. `Some` with a reason if the kernel has no Landlock.
 fn deny_access() -> std::result::Result<Option<String>, RulesetError> {
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -105,35 +106,35 @@ fn deny_access() -> std::result::Result<Option<String>, RulesetError> {
 type Result<T> = std::result::Result<T, seccompiler::Error>;
 
 fn filter_calls() -> Result<()> {
-    let (refusals, allowed) = (refusals()?, allowed()?);
-    // In this order: the latter allows no further filter. Of two answers the harder one counts.
-    seccompiler::apply_filter_all_threads(&refusals)?;
+    let (unsupported, allowed) = (unsupported()?, allowed()?);
+    // In this order, because the second allows no further filter. The stricter result of both counts.
+    seccompiler::apply_filter_all_threads(&unsupported)?;
     seccompiler::apply_filter_all_threads(&allowed)
 }
 
-/// Calls that are refused without ending the caller. What flags `clone3` has cannot be told from
-/// its arguments; the C library tries it before it uses `clone`.
-fn refusals() -> Result<BpfProgram> {
-    let refuse = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    program([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, refuse)
+/// Calls that fail without killing the process. A filter cannot see the flags of `clone3`; the C library tries
+/// it before it uses `clone`.
+fn unsupported() -> Result<BpfProgram> {
+    let fail = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    program([(libc::SYS_clone3, Vec::new())], SeccompAction::Allow, fail)
 }
 
-/// The calls that there are; any other one ends the process.
+/// The allowed calls. Any other call kills the process.
 fn allowed() -> Result<BpfProgram> {
     let this = getpid().as_raw_nonzero().get();
     let to_itself = when(vec![equal(0, this)?])?;
-    let fcntl = FCNTL.map(|command| when(vec![equal(1, command)?]));
+    let fcntl = FCNTL_COMMANDS.map(|command| when(vec![equal(1, command)?]));
     let conditional = [
-        // Data never becomes code.
+        // No executable memory.
         (libc::SYS_mmap, vec![when(vec![masked(2, libc::PROT_EXEC, 0)?])?]),
         (libc::SYS_mprotect, vec![when(vec![masked(2, libc::PROT_EXEC, 0)?])?]),
-        // Threads, no processes.
+        // New threads, but no new processes.
         (libc::SYS_clone, vec![when(vec![masked(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?])?]),
         (libc::SYS_prctl, vec![when(vec![equal(0, libc::PR_SET_NAME)?])?]),
-        // `abort`, and the watcher that ends this process.
+        // For `abort` and for the watcher that kills this process.
         (libc::SYS_kill, vec![to_itself.clone()]),
         (libc::SYS_tgkill, vec![to_itself]),
-        // Its own processor time, as every picture needs it. Root might raise any other limit.
+        // Its own limit of processor time, which is set for every picture. Root could raise other limits.
         (libc::SYS_prlimit64, vec![when(vec![equal(0, 0)?, equal(1, RLIMIT_CPU)?])?]),
         (libc::SYS_fcntl, fcntl.into_iter().collect::<Result<_>>()?),
     ];
@@ -141,28 +142,28 @@ fn allowed() -> Result<BpfProgram> {
     program(harmless.chain(conditional), SeccompAction::KillProcess, SeccompAction::Allow)
 }
 
-/// Where all of these hold.
+/// A rule that applies if all conditions hold.
 fn when(conditions: Vec<SeccompCondition>) -> Result<SeccompRule> {
     Ok(SeccompRule::new(conditions)?)
 }
 
-/// An argument has this value.
+/// The argument equals `value`.
 fn equal(argument: u8, value: c_int) -> Result<SeccompCondition> {
     condition(argument, SeccompCmpOp::Eq, value)
 }
 
-/// These bits of an argument have this value.
+/// The masked bits of the argument equal `value`.
 fn masked(argument: u8, bits: c_int, value: c_int) -> Result<SeccompCondition> {
     condition(argument, SeccompCmpOp::MaskedEq(bits.unsigned_abs().into()), value)
 }
 
-/// All arguments that are looked at are numbers of 32 bits.
+/// All arguments that the rules test have 32 bits.
 fn condition(argument: u8, operator: SeccompCmpOp, value: c_int) -> Result<SeccompCondition> {
     let (length, value) = (SeccompCmpArgLen::Dword, value.unsigned_abs().into());
     Ok(SeccompCondition::new(argument, length, operator, value)?)
 }
 
-/// A filter for this machine. A call without rules matches whatever its arguments are.
+/// A filter for this architecture. A call without rules matches with any arguments.
 fn program(
     calls: impl IntoIterator<Item = (c_long, Vec<SeccompRule>)>,
     otherwise: SeccompAction,

@@ -1,4 +1,4 @@
-//! Decoding inside this process: for platforms that cannot start a decoder, and for tests.
+//! Decodes inside this process, for platforms without child processes and for tests.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -10,29 +10,30 @@ use safelight_domain::{ErrorCode, Failure};
 use safelight_imaging::Renderer;
 use tokio::sync::oneshot;
 
-use super::{
-    Attempt, niceness,
-    request::{Answer, Request},
+use crate::{
+    attempt::Attempt,
+    limits::niceness,
+    request::{Request, Response},
 };
 
-/// Answers on a thread of low priority. A panic there goes on here.
+/// Runs a request on a thread of low priority. A panic there continues here.
 pub(super) async fn run(
     request: Request,
     bytes: Bytes,
     attempt: &Attempt,
-) -> Result<Answer, Failure> {
+) -> Result<Response, Failure> {
     let (slot, stop, lane) = (attempt.slot.clone(), attempt.stop.clone(), attempt.lane);
     let (result, done) = oneshot::channel();
     let run = move || {
-        // A system that refuses leaves it as it was.
+        // Failure means normal priority.
         let _ = rustix::process::nice(niceness(lane));
         let work = || request.run(&mut Renderer::new()?, &bytes, &|| stop.is_cancelled());
         let outcome = catch_unwind(AssertUnwindSafe(work));
         drop(slot);
-        // Nobody waits for the result of an attempt that was given up.
+        // Fails if the attempt was cancelled.
         let _ = result.send(outcome);
     };
-    // A thread of its own, since one that has become nice stays so.
+    // A separate thread, because a thread cannot raise its priority again.
     if let Err(error) = thread::Builder::new().name("imaging".to_owned()).spawn(run) {
         tracing::error!(%error, "cannot start a thread");
         return Err(Failure::new(ErrorCode::WorkerPanicked, "the worker is out of threads"));

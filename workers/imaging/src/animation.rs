@@ -1,8 +1,7 @@
-//! Animated GIF and WebP in, animated WebP out; one frame in memory at a time.
+//! Decodes animated GIF and WebP and encodes animated WebP, with one frame in memory at a time.
 //!
-//! libwebp's own animation encoder, as far as Rust's bindings reach it, wants all frames at once. So
-//! each frame is encoded as a picture of its own and put into the container here: RFC 9649, section
-//! 2.7.1 (`ANIM` and `ANMF` chunks).
+//! The Rust bindings of libwebp's animation encoder need all frames at once. So each frame is encoded as
+//! a still picture and put into the container here: RFC 9649, section 2.7.1 (`ANIM` and `ANMF` chunks).
 
 use std::io::Cursor;
 
@@ -19,83 +18,90 @@ use img_parts::{
 use moxcms::Layout;
 use safelight_domain::{ErrorCode, Failure, ImageFormat, Preset, Size};
 
-use super::{
-    bug, colour::ToSrgb, encode, geometry::Frame, header::damaged, picture::Pixels,
-    planes::Sampling, raster, resize::Resizer, turn::turned_size, webp,
+use crate::{
+    color::ToSrgb,
+    encode,
+    failure::{bug, damaged},
+    geometry::Viewport,
+    orientation::oriented_size,
+    picture::Pixels,
+    pixel_layout,
+    planes::Sampling,
+    raster,
+    resize::Resizer,
+    webp,
 };
 
-/// Browsers show frames that say less than this for 100 ms, in ms; so do we.
-const SHORTEST: u32 = 11;
+/// Browsers show a frame with a duration below this, in ms, for [`DEFAULT_FRAME_MS`].
+const MIN_FRAME_MS: u32 = 11;
 
-/// What a frame that says too little lasts, in ms.
-const USUAL: u32 = 100;
+const DEFAULT_FRAME_MS: u32 = 100;
 
-/// The longest that a frame of a WebP can last, in ms.
-const LONGEST: u32 = (1 << 24) - 1;
+/// The longest possible duration of a frame in a WebP, in ms.
+const MAX_FRAME_MS: u32 = (1 << 24) - 1;
 
-/// One frame: the whole canvas as it is seen.
-pub(super) struct Shown {
+/// The whole canvas while one frame is shown.
+pub(super) struct AnimationFrame {
     pub canvas: RgbaImage,
-    /// How long it is shown, in ms.
-    pub duration: u32,
+    pub duration_ms: u32,
 }
 
-/// An animation, frame by frame.
+/// An animation that is decoded frame by frame.
 pub(super) struct Animation<'a> {
-    /// How often it plays; 0 for ever.
+    /// How often it plays; 0 means forever.
     pub plays: u16,
-    /// What makes the colours sRGB, unless they are.
-    pub colour: Option<ToSrgb>,
-    pub frames: Box<dyn Iterator<Item = Result<Shown, Failure>> + 'a>,
+    /// Converts the colors to sRGB; `None` if they already are.
+    pub color: Option<ToSrgb>,
+    pub frames: Box<dyn Iterator<Item = Result<AnimationFrame, Failure>> + 'a>,
 }
 
-/// The number of frames of a GIF, found without decoding them; counting ends behind `most`.
-pub(super) fn gif_frames(bytes: &[u8], most: u32) -> Result<u32, Failure> {
+/// Counts the frames of a GIF without decoding them. Stops after `limit` + 1.
+pub(super) fn gif_frames(bytes: &[u8], limit: u32) -> Result<u32, Failure> {
     let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
     let mut decoder = options.read_info(bytes).map_err(|_| damaged())?;
     let mut frames = 0;
-    // What is damaged behind the first frame shows when it is decoded.
-    while frames <= most && matches!(decoder.next_frame_info(), Ok(Some(_))) {
+    // Damage after the first frame is reported when the frames are decoded.
+    while frames <= limit && matches!(decoder.next_frame_info(), Ok(Some(_))) {
         frames += 1;
     }
     if frames == 0 { Err(damaged()) } else { Ok(frames) }
 }
 
 impl<'a> Animation<'a> {
-    /// Opens a GIF or WebP of so many frames.
+    /// Opens a GIF or WebP with this number of frames.
     pub fn open(bytes: &'a [u8], format: ImageFormat, frames: u32) -> Result<Self, Failure> {
         match format {
             ImageFormat::Gif => Self::gif(bytes, frames),
             ImageFormat::Webp => Self::webp(bytes),
-            _ => Err(bug("no format with animations")),
+            _ => Err(bug("the format has no animations")),
         }
     }
 
     fn gif(bytes: &'a [u8], count: u32) -> Result<Self, Failure> {
         let plays = gif_plays(bytes);
-        let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(raster::failure)?;
-        // No further than the last frame: many a GIF lacks its end marker.
+        let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(raster::decode_failure)?;
+        // Stops at the last frame, because many GIFs lack their end marker.
         let frames = decoder.into_frames().take(count as usize).map(|frame| {
-            let frame = frame.map_err(raster::failure)?;
+            let frame = frame.map_err(raster::decode_failure)?;
             let (numerator, denominator) = frame.delay().numer_denom_ms();
-            let duration = numerator / denominator.max(1);
-            Ok(Shown { canvas: frame.into_buffer(), duration })
+            let duration_ms = numerator / denominator.max(1);
+            Ok(AnimationFrame { canvas: frame.into_buffer(), duration_ms })
         });
-        Ok(Self { plays, colour: None, frames: Box::new(frames) })
+        Ok(Self { plays, color: None, frames: Box::new(frames) })
     }
 
     fn webp(bytes: &'a [u8]) -> Result<Self, Failure> {
         webp::check_frames(bytes)?;
-        let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(webp::failure)?;
-        // Without a colour to clear it with, the canvas is never cleared, and old frames show through.
-        decoder.set_background_color([0; 4]).map_err(webp::failure)?;
+        let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(webp::decode_failure)?;
+        // Without a background color the decoder never clears the canvas, and old frames show through.
+        decoder.set_background_color([0; 4]).map_err(webp::decode_failure)?;
         let plays = match decoder.loop_count() {
             LoopCount::Forever => 0,
             LoopCount::Times(times) => times.get(),
         };
         let icc = decoder.icc_profile().ok().flatten();
-        let colour = icc.and_then(|icc| ToSrgb::from_icc(&icc, Layout::Rgba));
+        let color = icc.and_then(|icc| ToSrgb::from_icc(&icc, Layout::Rgba));
         let (width, height) = decoder.dimensions();
         let mut left = decoder.num_frames();
         let has_alpha = decoder.has_alpha();
@@ -103,8 +109,8 @@ impl<'a> Animation<'a> {
         let frames = std::iter::from_fn(move || {
             left = left.checked_sub(1)?;
             let mut pixels = vec![0; size];
-            let frame = decoder.read_frame(&mut pixels).map_err(webp::failure);
-            Some(frame.and_then(|duration| {
+            let frame = decoder.read_frame(&mut pixels).map_err(webp::decode_failure);
+            Some(frame.and_then(|duration_ms| {
                 let canvas = if has_alpha {
                     RgbaImage::from_raw(width, height, pixels)
                 } else {
@@ -112,47 +118,48 @@ impl<'a> Animation<'a> {
                         .map(|rgb| DynamicImage::from(rgb).into_rgba8())
                 };
                 let canvas = canvas.ok_or_else(|| bug("a frame of another size"))?;
-                Ok(Shown { canvas, duration })
+                Ok(AnimationFrame { canvas, duration_ms })
             }))
         });
-        Ok(Self { plays, colour, frames: Box::new(frames) })
+        Ok(Self { plays, color, frames: Box::new(frames) })
     }
 }
 
-/// How often a GIF plays: as its application block says, and 0 for ever.
+/// How often a GIF plays, from its application block; 0 means forever.
 fn gif_plays(bytes: &[u8]) -> u16 {
     let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
     let Ok(mut decoder) = options.read_info(bytes) else { return 1 };
-    // The block stands before the first frame.
+    // The block precedes the first frame.
     let _ = decoder.next_frame_info();
     match decoder.repeat() {
         gif::Repeat::Infinite => 0,
-        // One time more than it is repeated.
+        // The block counts repetitions, not plays.
         gif::Repeat::Finite(times) => times.saturating_add(1),
     }
 }
 
-/// An animated WebP that grows frame by frame.
-pub(super) struct Writer {
-    frame: Frame,
+/// Writes an animated WebP frame by frame.
+pub(super) struct WebpWriter {
+    viewport: Viewport,
     quality: u8,
     sharpen: u8,
-    turn: Orientation,
+    orientation: Orientation,
     plays: u16,
+    /// The frame not written yet: its pixels, its chunks and its duration in ms.
     last: Option<(RgbaImage, Bytes, u32)>,
     chunks: Vec<RiffChunk>,
     has_alpha: bool,
 }
 
-impl Writer {
-    /// Shows the same part of every canvas.
-    pub fn new(frame: Frame, preset: &Preset, turn: Orientation, plays: u16) -> Self {
+impl WebpWriter {
+    /// Applies the same viewport to every frame.
+    pub fn new(viewport: Viewport, preset: &Preset, orientation: Orientation, plays: u16) -> Self {
         Self {
-            frame,
+            viewport,
             quality: preset.quality,
             sharpen: preset.sharpen,
-            turn,
+            orientation,
             plays,
             last: None,
             chunks: Vec::new(),
@@ -160,35 +167,39 @@ impl Writer {
         }
     }
 
-    /// Adds a frame. One that looks like the last prolongs it.
+    /// Adds a frame. A frame equal to the last one extends its duration.
     pub fn add(
         &mut self,
         canvas: &Pixels,
-        duration: u32,
-        colour: Option<&ToSrgb>,
+        duration_ms: u32,
+        color: Option<&ToSrgb>,
         resizer: &mut Resizer,
     ) -> Result<(), Failure> {
-        let duration = if duration < SHORTEST { USUAL } else { duration.min(LONGEST) };
-        let Frame { region, size } = self.frame;
+        let duration_ms = if duration_ms < MIN_FRAME_MS {
+            DEFAULT_FRAME_MS
+        } else {
+            duration_ms.min(MAX_FRAME_MS)
+        };
+        let Viewport { region, size } = self.viewport;
         let mut small = canvas.resized(resizer, region, size, Sampling::FULL)?;
-        if self.turn != Orientation::NoTransforms {
-            small = small.turned(self.turn, resizer)?;
+        if self.orientation != Orientation::NoTransforms {
+            small = small.oriented(self.orientation, resizer)?;
         }
         small.sharpen(self.sharpen);
         let mut small = small.into_image(resizer)?;
-        if let Some(colour) = colour {
-            small = colour.apply(small)?;
+        if let Some(color) = color {
+            small = color.apply(small)?;
         }
         let small = small.into_rgba8();
-        if let Some((last, _, lasting)) = &mut self.last
+        if let Some((last, _, last_ms)) = &mut self.last
             && last.as_raw() == small.as_raw()
-            && *lasting + duration <= LONGEST
+            && *last_ms + duration_ms <= MAX_FRAME_MS
         {
-            *lasting += duration;
+            *last_ms += duration_ms;
             return Ok(());
         }
         self.flush();
-        let still = encode::webp(&raster::plain(small.clone().into()), self.quality)?;
+        let still = encode::webp(&pixel_layout::normalize(small.clone().into()), self.quality)?;
         let still = WebP::from_bytes(still.into()).map_err(bug)?;
         let mut picture = BytesMut::new();
         for chunk in still.chunks() {
@@ -197,32 +208,32 @@ impl Writer {
                 picture.put(chunk.clone().encoder().bytes());
             }
         }
-        self.last = Some((small, picture.freeze(), duration));
+        self.last = Some((small, picture.freeze(), duration_ms));
         Ok(())
     }
 
-    /// Upright, in pixels.
+    /// The size of the upright animation, in pixels.
     pub fn size(&self) -> Size {
-        turned_size(self.frame.size, self.turn)
+        oriented_size(self.viewport.size, self.orientation)
     }
 
     fn flush(&mut self) {
         let Size { width, height } = self.size();
-        let Some((_, picture, duration)) = self.last.take() else { return };
+        let Some((_, picture, duration_ms)) = self.last.take() else { return };
         let mut frame = BytesMut::new();
-        // Where it stands on the canvas, in pairs of pixels.
+        // The position on the canvas, in pairs of pixels.
         frame.put_uint_le(0, 3);
         frame.put_uint_le(0, 3);
         frame.put_uint_le(u64::from(width - 1), 3);
         frame.put_uint_le(u64::from(height - 1), 3);
-        frame.put_uint_le(duration.into(), 3);
-        // Replaces what was there (no blending), and stays.
+        frame.put_uint_le(duration_ms.into(), 3);
+        // No blending, no disposal.
         frame.put_u8(0b10);
         frame.put(picture);
         self.chunks.push(RiffChunk::new(CHUNK_ANMF, RiffContent::Data(frame.freeze())));
     }
 
-    /// The whole file.
+    /// Returns the whole file.
     pub fn finish(mut self) -> Result<Vec<u8>, Failure> {
         self.flush();
         if self.chunks.is_empty() {

@@ -1,18 +1,22 @@
-//! Pixels to bytes, without any metadata.
+//! Encodes pixels, without any metadata but the EXIF block that the caller passes.
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use img_parts::{ImageEXIF, jpeg::Jpeg as JpegFile, png::Png, webp::WebP};
 use safelight_domain::{Failure, Formats, ImageFormat, PresetFormat};
 
-use super::{avif, bug, jpeg::Jpeg, picture::Pixels, resize::Resizer};
+use crate::{avif, failure::bug, jpeg::Jpeg, picture::Pixels, resize::Resizer};
 
-/// The longest side that a WebP can have, in pixels.
+/// The longest possible side of a WebP, in pixels.
 pub(super) const WEBP_MAX_SIDE: u32 = 16_383;
 
-/// The formats that a preset means for a picture, each once.
-pub(super) fn choose(asked: &Formats, has_alpha: bool, is_animated: bool) -> Vec<ImageFormat> {
+/// The formats to encode for the formats that a preset asks for, without duplicates.
+pub(super) fn choose_formats(
+    asked: &Formats,
+    has_alpha: bool,
+    is_animated: bool,
+) -> Vec<ImageFormat> {
     let mut chosen = Vec::with_capacity(asked.len());
-    for format in asked.iter().map(|format| choose_one(*format, has_alpha, is_animated)) {
+    for format in asked.iter().map(|format| choose_format(*format, has_alpha, is_animated)) {
         if !chosen.contains(&format) {
             chosen.push(format);
         }
@@ -20,7 +24,7 @@ pub(super) fn choose(asked: &Formats, has_alpha: bool, is_animated: bool) -> Vec
     chosen
 }
 
-fn choose_one(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
+fn choose_format(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
     match asked {
         PresetFormat::Auto if has_alpha || is_animated => ImageFormat::Webp,
         PresetFormat::Auto | PresetFormat::Jpeg => ImageFormat::Jpeg,
@@ -30,7 +34,7 @@ fn choose_one(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageF
     }
 }
 
-/// Encodes as JPEG, WebP, AVIF or PNG. `quality` is 1–100; PNG has none. `exif` is a block to put in.
+/// Encodes as JPEG, WebP, AVIF or PNG. `quality` is 1–100, and PNG ignores it. `exif` is embedded as is.
 pub(super) fn encode(
     pixels: &Pixels,
     format: ImageFormat,
@@ -47,7 +51,7 @@ pub(super) fn encode(
         ImageFormat::Png => png(pixels.to_image(resizer)?.as_ref())?,
         _ => match pixels {
             Pixels::Image(image) if image.color().has_alpha() => {
-                jpeg.encode(&Pixels::Image(lay_on_white(image).into()), quality)?
+                jpeg.encode(&Pixels::Image(flatten_on_white(image).into()), quality)?
             }
             pixels => jpeg.encode(pixels, quality)?,
         },
@@ -78,19 +82,19 @@ pub(super) fn webp(image: &DynamicImage, quality: u8) -> Result<Vec<u8>, Failure
 
 fn png(image: &DynamicImage) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    let colours = ExtendedColorType::from(image.color());
+    let colors = ExtendedColorType::from(image.color());
     PngEncoder::new(&mut bytes)
-        .write_image(image.as_bytes(), image.width(), image.height(), colours)
+        .write_image(image.as_bytes(), image.width(), image.height(), colors)
         .map_err(bug)?;
     Ok(bytes)
 }
 
-fn lay_on_white(image: &DynamicImage) -> RgbImage {
+fn flatten_on_white(image: &DynamicImage) -> RgbImage {
     let mut flat = RgbImage::new(image.width(), image.height());
     for (to, from) in flat.pixels_mut().zip(image.to_rgba8().pixels()) {
         let [red, green, blue, alpha] = from.0.map(u32::from);
-        let over = |colour: u32| {
-            let mixed = (colour * alpha + 255 * (255 - alpha) + 127) / 255;
+        let over = |color: u32| {
+            let mixed = (color * alpha + 255 * (255 - alpha) + 127) / 255;
             u8::try_from(mixed).unwrap_or(u8::MAX)
         };
         to.0 = [over(red), over(green), over(blue)];
@@ -98,7 +102,7 @@ fn lay_on_white(image: &DynamicImage) -> RgbImage {
     flat
 }
 
-/// Puts an EXIF block into a file that has none.
+/// Embeds an EXIF block into a file that has none.
 pub(super) fn with_exif(
     bytes: Vec<u8>,
     format: ImageFormat,

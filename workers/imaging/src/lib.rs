@@ -1,34 +1,37 @@
-//! Pictures: bytes in, facts or renditions out. The only module that knows codecs.
+//! Image processing: bytes in, facts or renditions out. The only crate that knows codecs.
 //!
-//! Everything here is plain, blocking CPU work on bytes in memory. Where it runs, and what happens
-//! when a codec panics, crashes or hangs, is the business of [`safelight_decoder`].
+//! All of it is blocking CPU work on bytes in memory. The crate `safelight-decoder` decides where it
+//! runs and contains a codec that panics, crashes or hangs.
 //!
 //! ```text
-//! bytes ─ header ─ limits ─┬─ jpeg    ─ planes, made smaller while they are decoded ─┐
-//!                          ├─ webp, avif, raster ─ grey, RGB or RGBA ────────────────┤
+//! bytes ─ header ─ limits ─┬─ jpeg    ─ planes, scaled down while they are decoded ──┐
+//!                          ├─ webp, avif, raster ─ gray, RGB or RGBA ────────────────┤
 //!                          └─ animation ─ frame by frame ─▶ animated WebP            │
 //!                                                                                    ▼
-//!     placeholder ◀── pyramid: from large to small, each of the one before; sRGB ◀── picture
-//!                       │ cut to the focus, turned upright, sharpened
+//!     placeholder ◀── pyramid: large to small, each made from the one before; sRGB ◀─ picture
+//!                       │ cropped to the focus, rotated upright, sharpened
 //!                       ▼
 //!                     encode: JPEG from planes; WebP, AVIF, PNG
 //! ```
 //!
-//! What counts as damaged: a header that cannot be read, pixel data that a decoder refuses or of
-//! which it had to make up a part, and a JPEG without its end marker. (A picture that is half grey
-//! is not what was uploaded.)
+//! A picture counts as damaged if its header cannot be read, if a decoder rejects its pixel data or has
+//! to invent part of it, or if it is a JPEG without its end marker. (A picture that is half gray is not
+//! what was uploaded.)
 
 mod animation;
 mod avif;
-mod colour;
+mod color;
 mod encode;
+mod failure;
 mod focus;
 mod geometry;
 mod header;
 mod jpeg;
 mod limits;
 mod metadata;
+mod orientation;
 mod picture;
+mod pixel_layout;
 mod placeholder;
 mod planes;
 mod pyramid;
@@ -38,18 +41,14 @@ mod resize;
 mod sharpen;
 #[cfg(test)]
 mod tests;
-mod turn;
 mod webp;
 
-use safelight_domain::{ErrorCode, Failure};
+/// The types of the domain that the functions of this crate take and return.
+pub use safelight_domain::{
+    ErrorCode, Failure, Fit, Focus, Formats, Gps, ImageFacts, ImageFormat, Placeholder, Preset,
+    PresetFormat, Presets, Rendition, Size,
+};
 
 pub use header::{head_suffices, inspect};
 pub use limits::Limits;
 pub use render::{Rendered, Renderer, Renditions};
-
-/// What cannot happen with a picture that was decoded and resized here, whatever its bytes: a bug,
-/// which counts as a panic does.
-fn bug(error: impl std::fmt::Display) -> Failure {
-    tracing::error!(%error, "a codec or the resizer refused its own kind of picture");
-    Failure::new(ErrorCode::WorkerPanicked, "the rendition could not be made")
-}

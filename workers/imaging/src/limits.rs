@@ -1,25 +1,25 @@
-//! What a picture may cost, checked from its header before anything is allocated.
+//! Limits on a picture, checked from its header before anything is allocated.
 
 use safelight_domain::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 
-/// What a picture may cost.
+/// Limits on a picture. The maxima are inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Width × height at most, in pixels.
+    /// Maximum of width × height, in pixels.
     pub max_pixels: u64,
-    /// The longest side at most, in pixels.
+    /// Maximum of the longer side, in pixels.
     pub max_side: u32,
-    /// Frames of an animation at most.
+    /// Maximum number of frames of an animation.
     pub max_frames: u32,
-    /// Width × height × frames of an animation at most, in pixels.
+    /// Maximum of width × height × frames of an animation, in pixels.
     pub max_animation_pixels: u64,
-    /// Memory that decoding may take, in bytes.
+    /// Maximum memory for decoding, in bytes.
     pub max_memory: u64,
 }
 
 impl Limits {
-    /// Refuses a size that a header announces.
+    /// Checks the size that a header announces.
     pub(super) fn check_size(self, width: u32, height: u32) -> Result<(), Failure> {
         let (pixels, longest) = (area(width, height), width.max(height));
         if pixels == 0 {
@@ -46,7 +46,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Refuses an animation of so many frames of this size.
+    /// Checks the number of frames, and their total size in an animation.
     pub(super) fn check_frames(self, frames: u32, width: u32, height: u32) -> Result<(), Failure> {
         if frames > self.max_frames {
             return Err(Failure::new(
@@ -68,7 +68,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Refuses a picture whose decoding takes about so many bytes.
+    /// Checks the estimated memory for decoding.
     pub(super) fn check_memory(self, bytes: u64) -> Result<(), Failure> {
         if bytes <= self.max_memory {
             return Ok(());

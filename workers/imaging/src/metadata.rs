@@ -1,4 +1,4 @@
-//! EXIF, read leniently: what cannot be read is not there. Nothing in it can fail a job.
+//! Lenient EXIF parsing. Unreadable fields count as absent; none can fail a job.
 
 use std::io::Cursor;
 
@@ -8,19 +8,19 @@ use image::metadata::Orientation;
 use image_webp::WebPDecoder;
 use safelight_domain::Gps;
 
-/// What EXIF says about a picture.
+/// The EXIF fields that Safelight uses.
 #[derive(Debug, Default)]
 pub(super) struct Metadata {
-    /// 1–8; 1 unless a valid one is given.
+    /// 1–8; 1 if absent or invalid.
     pub orientation: u8,
     pub taken_at: Option<NaiveDateTime>,
     pub gps: Option<Gps>,
-    /// Artist and copyright, as they were written.
+    /// Artist and copyright, verbatim.
     rights: Vec<Field>,
 }
 
 impl Metadata {
-    /// Reads the EXIF block of a picture, whichever container it is in.
+    /// Reads the EXIF block of a picture of any format.
     pub fn read(bytes: &[u8]) -> Self {
         let parsed = Reader::new()
             .continue_on_error(true)
@@ -32,19 +32,19 @@ impl Metadata {
         Self { orientation, taken_at, gps: gps(&exif), rights: rights(&exif) }
     }
 
-    /// The EXIF chunk of a WebP that some write as JPEG has it, with a prefix.
+    /// Reads the EXIF chunk of a WebP with the prefix that JPEG uses, as some programs write it.
     fn read_prefixed(bytes: &[u8]) -> Option<Exif> {
         let mut container = WebPDecoder::new(Cursor::new(bytes)).ok()?;
         let block = container.exif_metadata().ok()??;
         Reader::new().read_raw(block.strip_prefix(b"Exif\0\0")?.to_vec()).ok()
     }
 
-    /// The same as the turn that puts the picture upright.
-    pub fn turn(&self) -> Orientation {
+    /// The transformation that puts the picture upright.
+    pub fn transform(&self) -> Orientation {
         Orientation::from_exif(self.orientation).unwrap_or(Orientation::NoTransforms)
     }
 
-    /// An EXIF block with artist and copyright and nothing else; `None` if there is neither.
+    /// An EXIF block with only artist and copyright; `None` if there is neither.
     pub fn copyright(&self) -> Option<Vec<u8>> {
         let mut writer = Writer::new();
         self.rights.iter().for_each(|field| writer.push_field(field));
@@ -54,14 +54,16 @@ impl Metadata {
     }
 }
 
-/// Longest text that is taken for somebody's name, in bytes.
-const LONGEST_RIGHTS: usize = 1000;
+/// The longest artist or copyright text that is kept, in bytes.
+const MAX_RIGHTS_BYTES: usize = 1000;
 
 fn rights(exif: &Exif) -> Vec<Field> {
     let text = |tag: Tag| {
         let value = exif.get_field(tag, In::PRIMARY)?.value.clone();
         match &value {
-            Value::Ascii(lines) if lines.iter().map(Vec::len).sum::<usize>() <= LONGEST_RIGHTS => {
+            Value::Ascii(lines)
+                if lines.iter().map(Vec::len).sum::<usize>() <= MAX_RIGHTS_BYTES =>
+            {
                 Some(Field { tag, ifd_num: In::PRIMARY, value })
             }
             _ => None,
@@ -85,11 +87,11 @@ fn taken_at(exif: &Exif) -> Option<NaiveDateTime> {
     if let Some(Value::Ascii(offset)) =
         exif.get_field(Tag::OffsetTimeOriginal, In::PRIMARY).map(|field| &field.value)
     {
-        // One that cannot be read is as good as none.
+        // An unreadable offset counts as absent.
         let _ = read.parse_offset(offset.first()?);
     }
     let offset = TimeDelta::minutes(read.offset.unwrap_or(0).into());
-    // Cameras whose clock was never set write zeros; those are no date.
+    // Cameras whose clock was never set write zeros.
     NaiveDate::from_ymd_opt(read.year.into(), read.month.into(), read.day.into())
         .filter(|_| read.year > 0)?
         .and_hms_opt(read.hour.into(), read.minute.into(), read.second.into())?
@@ -107,7 +109,7 @@ fn gps(exif: &Exif) -> Option<Gps> {
             return None;
         };
         let sign = if letters.first()?.first()? == &negative { -1.0 } else { 1.0 };
-        // A denominator of zero gives NaN or infinity, which no comparison lets through.
+        // A denominator of zero gives NaN or infinity, which fails the comparison.
         (angle <= limit).then_some(sign * angle)
     };
     Some(Gps {

@@ -1,42 +1,42 @@
-//! A decoded picture on its way to a rendition.
+//! A decoded picture, from the decoder to the encoder.
 
 use std::borrow::Cow;
 
 use image::{DynamicImage, metadata::Orientation};
 use safelight_domain::{Failure, Size};
 
-use super::{
-    bug,
-    colour::ToSrgb,
+use crate::{
+    color::ToSrgb,
+    failure::bug,
     geometry::Region,
+    orientation::{Rows, orient, oriented_size},
     planes::{Planes, Sampling},
     resize::Resizer,
     sharpen::sharpen,
-    turn::{Rows, turn, turned_size},
 };
 
-/// Pixels in whichever form the decoder gives them cheaply.
+/// Pixels in the form that costs the decoder least.
 pub(super) enum Pixels {
-    /// As JPEG has them.
+    /// Luma and chroma planes, from JPEG.
     Planes(Planes),
-    /// 8-bit grey, RGB or RGBA.
+    /// 8-bit gray, RGB or RGBA.
     Image(DynamicImage),
 }
 
-/// What a decoder gives: as coded (not turned), in the picture's own colours.
+/// A decoder's result: not rotated yet, and in the picture's own color space.
 pub(super) struct Picture {
     pub pixels: Pixels,
-    /// How many pixels there are for each one of the full size, across and down: less than 1 where
-    /// the decoder made the picture smaller.
+    /// The size of `pixels` relative to the full size, horizontally and vertically: less than 1 if the
+    /// decoder scaled the picture down.
     pub scale: [f64; 2],
-    /// What makes the colours sRGB, unless they are.
-    pub colour: Option<ToSrgb>,
+    /// Converts the colors to sRGB; `None` if they already are.
+    pub color: Option<ToSrgb>,
 }
 
 impl Picture {
     /// A picture of full size.
-    pub fn full(image: DynamicImage, colour: Option<ToSrgb>) -> Self {
-        Self { pixels: Pixels::Image(image), scale: [1.0; 2], colour }
+    pub fn full(image: DynamicImage, color: Option<ToSrgb>) -> Self {
+        Self { pixels: Pixels::Image(image), scale: [1.0; 2], color }
     }
 }
 
@@ -48,13 +48,12 @@ impl Pixels {
         }
     }
 
-    /// Whether something may show through.
     pub fn has_alpha(&self) -> bool {
         matches!(self, Self::Image(image) if image.color().has_alpha())
     }
 
-    /// A part of the picture, resized by Lanczos3 (premultiplied where there is alpha). `region` is
-    /// in pixels of this picture; planes come out in `sampling`.
+    /// Resizes a part of the picture with Lanczos3, premultiplied if there is alpha. `region` is in pixels
+    /// of this picture. Planes get the given `sampling`.
     pub fn resized(
         &self,
         resizer: &mut Resizer,
@@ -71,46 +70,50 @@ impl Pixels {
         resizer.image(image, region, size).map(Self::Image)
     }
 
-    /// The picture turned or mirrored.
-    pub fn turned(&self, orientation: Orientation, resizer: &mut Resizer) -> Result<Self, Failure> {
+    /// The picture rotated or mirrored.
+    pub fn oriented(
+        &self,
+        orientation: Orientation,
+        resizer: &mut Resizer,
+    ) -> Result<Self, Failure> {
         let image = match self {
-            Self::Planes(planes) => return planes.turned(orientation, resizer).map(Self::Planes),
+            Self::Planes(planes) => return planes.oriented(orientation, resizer).map(Self::Planes),
             Self::Image(image) => image,
         };
         let size = self.size();
-        let Size { width, height } = turned_size(size, orientation);
+        let Size { width, height } = oriented_size(size, orientation);
         let mut target = DynamicImage::new(width, height, image.color());
         let from = Rows { samples: image.as_bytes(), stride: size.width as usize };
         let stride = width as usize;
         match &mut target {
             DynamicImage::ImageLuma8(to) => {
-                turn::<1>(from, size, orientation, &mut Rows { samples: &mut **to, stride })?;
+                orient::<1>(from, size, orientation, &mut Rows { samples: &mut **to, stride })?;
             }
             DynamicImage::ImageRgb8(to) => {
-                turn::<3>(from, size, orientation, &mut Rows { samples: &mut **to, stride })?;
+                orient::<3>(from, size, orientation, &mut Rows { samples: &mut **to, stride })?;
             }
             DynamicImage::ImageRgba8(to) => {
-                turn::<4>(from, size, orientation, &mut Rows { samples: &mut **to, stride })?;
+                orient::<4>(from, size, orientation, &mut Rows { samples: &mut **to, stride })?;
             }
-            _ => return Err(bug("neither grey nor RGB nor RGBA")),
+            _ => return Err(bug("neither gray nor RGB nor RGBA")),
         }
         Ok(Self::Image(target))
     }
 
-    /// Gives the memory back, to be used again.
-    pub fn dissolve(self, resizer: &mut Resizer) {
+    /// Returns the memory to the resizer for reuse.
+    pub fn recycle(self, resizer: &mut Resizer) {
         if let Self::Planes(planes) = self {
-            resizer.give(planes.samples);
+            resizer.recycle(planes.samples);
         }
     }
 
-    /// Sharpens in place, by an unsharp mask of so many percent.
+    /// Sharpens in place with an unsharp mask.
     pub fn sharpen(&mut self, percent: u8) {
         match self {
             Self::Planes(planes) => planes.sharpen(percent),
-            Self::Image(DynamicImage::ImageLuma8(grey)) => {
-                let width = grey.width() as usize;
-                sharpen::<1>(grey, width, percent);
+            Self::Image(DynamicImage::ImageLuma8(gray)) => {
+                let width = gray.width() as usize;
+                sharpen::<1>(gray, width, percent);
             }
             Self::Image(DynamicImage::ImageRgb8(rgb)) => {
                 let width = rgb.width() as usize;
@@ -124,7 +127,7 @@ impl Pixels {
         }
     }
 
-    /// The same as grey, RGB or RGBA.
+    /// Converts to gray, RGB or RGBA.
     pub fn to_image(&self, resizer: &mut Resizer) -> Result<Cow<'_, DynamicImage>, Failure> {
         match self {
             Self::Planes(planes) => planes.to_image(resizer).map(Cow::Owned),
@@ -132,7 +135,7 @@ impl Pixels {
         }
     }
 
-    /// The same as grey, RGB or RGBA.
+    /// [`Pixels::to_image`] without a copy.
     pub fn into_image(self, resizer: &mut Resizer) -> Result<DynamicImage, Failure> {
         match self {
             Self::Planes(planes) => planes.to_image(resizer),

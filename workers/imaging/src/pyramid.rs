@@ -1,78 +1,79 @@
-//! A picture and the smaller ones made of it so far.
+//! A picture and the scaled-down copies made from it so far.
 
 use safelight_domain::{Failure, Size};
 
-use super::{
-    colour::ToSrgb,
-    geometry::{Frame, Region},
+use crate::{
+    color::ToSrgb,
+    geometry::{Region, Viewport},
     picture::{Picture, Pixels},
     planes::Sampling,
     resize::Resizer,
 };
 
-/// A picture of at least this many times the wanted size has all the detail that can be shown, and
-/// is much less to read than the original.
-const ENOUGH: f64 = 1.99;
+/// A level of at least this many times the target size has all visible detail, and is much cheaper to read
+/// than the original.
+const MIN_OVERSAMPLING: f64 = 1.99;
 
-/// All levels are as coded (not turned); all but the first are in sRGB.
+/// All levels are unrotated; all but the first are in sRGB.
 pub(super) struct Pyramid {
     full: Size,
-    colour: Option<ToSrgb>,
-    /// From large to small, each with its pixels for one of the full size, across and down.
+    color: Option<ToSrgb>,
+    /// From large to small, each with its scale relative to the full size, horizontally and vertically.
     levels: Vec<(Pixels, [f64; 2])>,
 }
 
 impl Pyramid {
-    /// A picture whose full size is this.
+    /// A pyramid with one level. `full` is the picture's size before the decoder scaled it.
     pub fn new(picture: Picture, full: Size) -> Self {
-        let Picture { pixels, scale, colour } = picture;
-        Self { full, colour, levels: vec![(pixels, scale)] }
+        let Picture { pixels, scale, color } = picture;
+        Self { full, color, levels: vec![(pixels, scale)] }
     }
 
-    /// What a frame shows, in sRGB. Whole pictures are kept to make smaller ones of.
-    pub fn show(
+    /// Renders a viewport, in sRGB, from the smallest level that has enough detail.
+    pub fn render(
         &mut self,
-        frame: Frame,
+        viewport: Viewport,
         sampling: Sampling,
         resizer: &mut Resizer,
     ) -> Result<Pixels, Failure> {
-        let reduction = frame.reduction();
-        let enough = |(_, [across, _]): &(Pixels, [f64; 2])| across * reduction >= ENOUGH;
-        let level = self.levels.iter().rposition(enough).unwrap_or(0);
+        let reduction = viewport.reduction();
+        let is_large_enough =
+            |(_, [across, _]): &(Pixels, [f64; 2])| across * reduction >= MIN_OVERSAMPLING;
+        let level = self.levels.iter().rposition(is_large_enough).unwrap_or(0);
         let (source, [across, down]) = &self.levels[level];
-        let Region { left, top, width, height } = frame.region;
+        let Region { left, top, width, height } = viewport.region;
         let region = Region {
             left: left * across,
             top: top * down,
             width: width * across,
             height: height * down,
         };
-        match &self.colour {
-            // Colours are converted where there are few pixels, and all of them at once.
-            Some(colour) if level == 0 => {
-                let small = source.resized(resizer, region, frame.size, Sampling::FULL)?;
-                Ok(Pixels::Image(colour.apply(small.into_image(resizer)?)?))
+        match &self.color {
+            // Converting the colors after resizing needs fewer pixels. The transform needs full chroma.
+            Some(color) if level == 0 => {
+                let small = source.resized(resizer, region, viewport.size, Sampling::FULL)?;
+                Ok(Pixels::Image(color.apply(small.into_image(resizer)?)?))
             }
-            _ => source.resized(resizer, region, frame.size, sampling),
+            _ => source.resized(resizer, region, viewport.size, sampling),
         }
     }
 
-    /// Keeps a picture that [`Pyramid::show`] made, to make smaller ones of, if it is a whole one.
-    pub fn keep(&mut self, frame: Frame, pixels: Pixels, resizer: &mut Resizer) {
-        if frame.region == Region::whole(self.full) {
-            let Size { width, height } = frame.size;
+    /// Adds a result of [`Pyramid::render`] as a level if it shows the whole picture.
+    pub fn keep(&mut self, viewport: Viewport, pixels: Pixels, resizer: &mut Resizer) {
+        if viewport.region == Region::whole(self.full) {
+            let Size { width, height } = viewport.size;
             let across = f64::from(width) / f64::from(self.full.width);
             let down = f64::from(height) / f64::from(self.full.height);
             self.levels.push((pixels, [across, down]));
         } else {
-            pixels.dissolve(resizer);
+            pixels.recycle(resizer);
         }
     }
 
-    /// Gives the memory back, to be used again.
-    pub fn dissolve(self, resizer: &mut Resizer) {
+    /// Returns the memory to the resizer for reuse.
+    pub fn recycle(self, resizer: &mut Resizer) {
         for (pixels, _) in self.levels {
-            pixels.dissolve(resizer);
+            pixels.recycle(resizer);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The renditions of a picture.
+//! Makes the renditions of a picture.
 
 use bytes::Bytes;
 use image::{DynamicImage, metadata::Orientation};
@@ -7,62 +7,64 @@ use safelight_domain::{
     Presets, Rendition, Size,
 };
 
-use super::{
-    Limits,
-    animation::{Animation, Writer},
+use crate::{
+    animation::{Animation, WebpWriter},
     avif,
     encode::{self, WEBP_MAX_SIDE},
+    failure::damaged,
     focus,
-    geometry::{Frame, Region},
-    header::{Header, damaged},
+    geometry::{Region, Viewport},
+    header::Header,
     jpeg::Jpeg,
+    limits::Limits,
     metadata::Metadata,
+    orientation::swaps_sides,
     picture::{Picture, Pixels},
+    pixel_layout,
     placeholder::{self, placeholder},
     planes::Sampling,
     pyramid::Pyramid,
     raster,
     resize::Resizer,
-    turn::swaps_sides,
     webp,
 };
 
 /// A rendition with its bytes.
 #[derive(Debug, Clone)]
 pub struct Rendered {
-    /// What the store records of it.
+    /// The record for the store.
     pub rendition: Rendition,
     /// The encoded picture.
     pub data: Bytes,
 }
 
-/// All that is made of a picture.
+/// Everything that is made from a picture.
 #[derive(Debug, Clone)]
 pub struct Renditions {
     /// One per preset and format.
     pub renditions: Vec<Rendered>,
-    /// What a page shows until they have come.
+    /// Shown until a rendition is loaded.
     pub placeholder: Placeholder,
 }
 
-/// Makes renditions, one picture after the other; its codecs and memory are used again.
+/// Makes renditions of one picture after the other, and reuses codecs and memory.
 pub struct Renderer {
     jpeg: Jpeg,
     resizer: Resizer,
 }
 
-/// What one preset makes of one picture.
-struct Plan<'a> {
+/// How one preset is applied to one picture.
+struct PresetPlan<'a> {
     name: &'a str,
     preset: &'a Preset,
-    frame: Frame,
+    viewport: Viewport,
 }
 
-/// What a picture is beside its pixels.
+/// A picture's bytes, and what is known without decoding them.
 struct Source<'a> {
     bytes: &'a [u8],
     header: Header,
-    turn: Orientation,
+    orientation: Orientation,
     metadata: Metadata,
 }
 
@@ -72,32 +74,32 @@ impl Renderer {
         Ok(Self { jpeg: Jpeg::new()?, resizer: Resizer::new()? })
     }
 
-    /// Makes one rendition per preset and format, and the placeholder. The picture is decoded once, and
-    /// resized once per preset. `stopped` is asked between the steps; once it says so the work ends
-    /// early with a failure that nobody will look at.
+    /// Makes one rendition per preset and format, and the placeholder. Decodes the picture once, and resizes
+    /// it once per preset. Calls `is_stopped` between the steps; if it returns true, the work ends early with
+    /// a failure that the caller ignores.
     pub fn render(
         &mut self,
         bytes: &[u8],
         presets: &Presets,
         limits: Limits,
-        stopped: &dyn Fn() -> bool,
+        is_stopped: &dyn Fn() -> bool,
     ) -> Result<Renditions, Failure> {
         let header = Header::read(bytes, limits)?;
         let metadata = Metadata::read(bytes);
-        let turn = header.turn.unwrap_or_else(|| metadata.turn());
-        let source = Source { bytes, header, turn, metadata };
-        let plans = plans(presets, &source);
+        let orientation = header.orientation.unwrap_or_else(|| metadata.transform());
+        let source = Source { bytes, header, orientation, metadata };
+        let plans = plan_presets(presets, &source);
         let picture = self.decode(&source, &plans)?;
         let has_alpha = picture.pixels.has_alpha();
         let mut pyramid = Pyramid::new(picture, source.header.size);
         let mut made: Vec<(usize, Rendered)> = Vec::with_capacity(plans.len());
         let mut animated = Vec::new();
         for (at, plan) in plans.iter().enumerate() {
-            if stopped() {
-                return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
+            if is_stopped() {
+                return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was is_stopped"));
             }
             let is_animated = source.header.frames > 1;
-            let mut formats = encode::choose(&plan.preset.formats, has_alpha, is_animated);
+            let mut formats = encode::choose_formats(&plan.preset.formats, has_alpha, is_animated);
             if is_animated && formats.contains(&ImageFormat::Webp) {
                 formats.retain(|format| *format != ImageFormat::Webp);
                 animated.push(at);
@@ -105,39 +107,43 @@ impl Renderer {
             if formats.is_empty() {
                 continue;
             }
-            let equal = plans[..at].iter().position(|other| plan.gives_the_same(other));
-            let stills: Vec<Rendered> = match equal {
-                Some(equal) => {
-                    let its = made.iter().filter(|(other, _)| *other == equal);
-                    its.map(|(_, one)| plan.renamed(one)).collect()
+            let duplicate = plans[..at].iter().position(|other| plan.has_same_output(other));
+            let stills: Vec<Rendered> = match duplicate {
+                Some(duplicate) => {
+                    let existing = made.iter().filter(|(other, _)| *other == duplicate);
+                    existing.map(|(_, one)| plan.copy_of(one)).collect()
                 }
-                None => self.stills(&mut pyramid, &source, plan, &formats)?,
+                None => self.render_stills(&mut pyramid, &source, plan, &formats)?,
             };
             made.extend(stills.into_iter().map(|still| (at, still)));
         }
         let placeholder = self.placeholder(&mut pyramid, &source)?;
-        pyramid.dissolve(&mut self.resizer);
+        pyramid.recycle(&mut self.resizer);
         let mut renditions: Vec<Rendered> = made.into_iter().map(|(_, made)| made).collect();
         if !animated.is_empty() {
             let plans: Vec<_> = animated.into_iter().map(|at| &plans[at]).collect();
-            renditions.extend(animate(&source, &plans, &mut self.resizer, stopped)?);
+            renditions.extend(animate(&source, &plans, &mut self.resizer, is_stopped)?);
         }
         Ok(Renditions { renditions, placeholder })
     }
 
-    fn decode(&mut self, source: &Source<'_>, plans: &[Plan<'_>]) -> Result<Picture, Failure> {
+    fn decode(
+        &mut self,
+        source: &Source<'_>,
+        plans: &[PresetPlan<'_>],
+    ) -> Result<Picture, Failure> {
         let Source { bytes, header, .. } = source;
         if header.frames > 1 {
             let mut animation = Animation::open(bytes, header.format, header.frames)?;
             let first = animation.frames.next().ok_or_else(damaged)??;
-            let image = raster::plain(first.canvas.into());
-            return Ok(Picture::full(image, animation.colour));
+            let image = pixel_layout::normalize(first.canvas.into());
+            return Ok(Picture::full(image, animation.color));
         }
         match header.format {
             ImageFormat::Webp => webp::decode(bytes),
             ImageFormat::Avif => avif::decode(bytes),
             ImageFormat::Jpeg => {
-                let least = plans.iter().map(|plan| plan.frame.reduction()).reduce(f64::min);
+                let least = plans.iter().map(|plan| plan.viewport.reduction()).reduce(f64::min);
                 let least = least.unwrap_or(f64::from(u16::MAX));
                 let jpeg = header.jpeg.as_ref().ok_or_else(damaged)?;
                 match self.jpeg.decode(bytes, jpeg, least, &mut self.resizer)? {
@@ -149,25 +155,25 @@ impl Renderer {
         }
     }
 
-    /// One picture in each of the formats.
-    fn stills(
+    /// Renders a still picture in each of the formats.
+    fn render_stills(
         &mut self,
         pyramid: &mut Pyramid,
         source: &Source<'_>,
-        plan: &Plan<'_>,
+        plan: &PresetPlan<'_>,
         formats: &[ImageFormat],
     ) -> Result<Vec<Rendered>, Failure> {
-        let Plan { name, preset, frame } = plan;
-        let frame = self.focused(pyramid, source, preset, *frame)?;
-        let sampling = if formats.iter().copied().all(holds_a_quarter) {
+        let PresetPlan { name, preset, viewport } = plan;
+        let viewport = self.focused(pyramid, source, preset, *viewport)?;
+        let sampling = if formats.iter().copied().all(subsamples_chroma) {
             Sampling::QUARTER
         } else {
             Sampling::FULL
         };
-        let pixels = pyramid.show(frame, sampling, &mut self.resizer)?;
+        let pixels = pyramid.render(viewport, sampling, &mut self.resizer)?;
         let mut changed = None;
-        if source.turn != Orientation::NoTransforms || preset.sharpen > 0 {
-            let mut own = pixels.turned(source.turn, &mut self.resizer)?;
+        if source.orientation != Orientation::NoTransforms || preset.sharpen > 0 {
+            let mut own = pixels.oriented(source.orientation, &mut self.resizer)?;
             own.sharpen(preset.sharpen);
             changed = Some(own);
         }
@@ -176,47 +182,47 @@ impl Renderer {
         let (jpeg, resizer) = (&mut self.jpeg, &mut self.resizer);
         let mut made = Vec::with_capacity(formats.len());
         for &format in formats {
-            // Of planes with all colour samples only these shrink: their brightness stays as it is.
-            let mut quartered = None;
+            // Only the chroma planes shrink; the luma plane is copied.
+            let mut subsampled = None;
             if sampling == Sampling::FULL
-                && holds_a_quarter(format)
+                && subsamples_chroma(format)
                 && matches!(shown, Pixels::Planes(_))
             {
                 let size = shown.size();
                 let whole = Region::whole(size);
-                quartered = Some(shown.resized(resizer, whole, size, Sampling::QUARTER)?);
+                subsampled = Some(shown.resized(resizer, whole, size, Sampling::QUARTER)?);
             }
-            let pixels = quartered.as_ref().unwrap_or(shown);
+            let pixels = subsampled.as_ref().unwrap_or(shown);
             let exif = exif.as_deref();
             let data = encode::encode(pixels, format, preset.quality, exif, jpeg, resizer)?;
             made.push(rendered(name, preset, format, shown.size(), data));
-            if let Some(quartered) = quartered {
-                quartered.dissolve(resizer);
+            if let Some(subsampled) = subsampled {
+                subsampled.recycle(resizer);
             }
         }
         if let Some(changed) = changed {
-            changed.dissolve(&mut self.resizer);
+            changed.recycle(&mut self.resizer);
         }
-        pyramid.keep(frame, pixels, &mut self.resizer);
+        pyramid.keep(viewport, pixels, &mut self.resizer);
         Ok(made)
     }
 
-    /// The frame, moved to what the preset wants to keep.
+    /// The viewport, moved to the part that the preset's focus selects.
     fn focused(
         &mut self,
         pyramid: &mut Pyramid,
         source: &Source<'_>,
         preset: &Preset,
-        frame: Frame,
-    ) -> Result<Frame, Failure> {
+        viewport: Viewport,
+    ) -> Result<Viewport, Failure> {
         if preset.focus != Focus::Attention {
-            return Ok(frame);
+            return Ok(viewport);
         }
         let full = source.header.size;
-        let look = Frame::new(full, Size::square(focus::LOOK), Fit::Inside);
-        let small = pyramid.show(look, Sampling::FULL, &mut self.resizer)?;
+        let whole = Viewport::new(full, Size::square(focus::SAMPLE_SIDE), Fit::Inside);
+        let small = pyramid.render(whole, Sampling::FULL, &mut self.resizer)?;
         let small = small.into_image(&mut self.resizer)?.into_rgb8();
-        Ok(focus::attend(frame, (full.width.into(), full.height.into()), &small))
+        Ok(focus::follow_attention(viewport, (full.width.into(), full.height.into()), &small))
     }
 
     fn placeholder(
@@ -224,27 +230,27 @@ impl Renderer {
         pyramid: &mut Pyramid,
         source: &Source<'_>,
     ) -> Result<Placeholder, Failure> {
-        let square = Size::square(placeholder::LOOK);
-        let look = Frame::new(source.header.size, square, Fit::Inside);
-        let small = pyramid.show(look, Sampling::FULL, &mut self.resizer)?;
-        let small = small.turned(source.turn, &mut self.resizer)?.into_image(&mut self.resizer)?;
+        let square = Size::square(placeholder::SAMPLE_SIDE);
+        let whole = Viewport::new(source.header.size, square, Fit::Inside);
+        let small = pyramid.render(whole, Sampling::FULL, &mut self.resizer)?;
+        let small =
+            small.oriented(source.orientation, &mut self.resizer)?.into_image(&mut self.resizer)?;
         Ok(placeholder(&small.into_rgba8()))
     }
 }
 
-impl Plan<'_> {
-    /// Whether another preset makes the very same picture of this one: of small pictures, all those
-    /// larger than it do.
-    fn gives_the_same(&self, other: &Self) -> bool {
+impl PresetPlan<'_> {
+    /// Whether another preset produces the same picture. All presets larger than the picture do.
+    fn has_same_output(&self, other: &Self) -> bool {
         let (mine, its) = (self.preset, other.preset);
-        self.frame == other.frame
+        self.viewport == other.viewport
             && mine.formats == its.formats
             && (mine.focus, mine.quality, mine.sharpen, mine.keep_copyright)
                 == (its.focus, its.quality, its.sharpen, its.keep_copyright)
     }
 
-    /// What another preset made, as this one's.
-    fn renamed(&self, made: &Rendered) -> Rendered {
+    /// The rendition of another preset, as one of this preset.
+    fn copy_of(&self, made: &Rendered) -> Rendered {
         let mut rendition = made.rendition.clone();
         self.name.clone_into(&mut rendition.preset);
         rendition.fingerprint = self.preset.fingerprint();
@@ -253,19 +259,20 @@ impl Plan<'_> {
 }
 
 impl Source<'_> {
-    /// What a rendition keeps of the metadata.
+    /// The EXIF block for a rendition.
     fn exif(&self, preset: &Preset) -> Option<Vec<u8>> {
         preset.keep_copyright.then(|| self.metadata.copyright()).flatten()
     }
 }
 
-/// Whether a format holds only a quarter of the colour samples anyway.
-fn holds_a_quarter(format: ImageFormat) -> bool {
+/// Whether a format is encoded with 4:2:0 chroma.
+fn subsamples_chroma(format: ImageFormat) -> bool {
     matches!(format, ImageFormat::Jpeg | ImageFormat::Webp)
 }
 
-/// The presets from the largest rendition down, so that smaller ones can be made of larger ones.
-fn plans<'a>(presets: &'a Presets, source: &Source<'_>) -> Vec<Plan<'a>> {
+/// Sorts the presets from the largest rendition to the smallest, so that smaller ones can be made from
+/// larger ones.
+fn plan_presets<'a>(presets: &'a Presets, source: &Source<'_>) -> Vec<PresetPlan<'a>> {
     let plan = |(name, preset): (&'a String, &'a Preset)| {
         let mut size = preset.size;
         let may_be_webp = |format| matches!(format, &PresetFormat::Webp | &PresetFormat::Auto);
@@ -273,41 +280,42 @@ fn plans<'a>(presets: &'a Presets, source: &Source<'_>) -> Vec<Plan<'a>> {
             size.width = size.width.min(WEBP_MAX_SIDE);
             size.height = size.height.min(WEBP_MAX_SIDE);
         }
-        if swaps_sides(source.turn) {
+        if swaps_sides(source.orientation) {
             size = Size { width: size.height, height: size.width };
         }
-        let frame = Frame::new(source.header.size, size, preset.fit);
-        Plan { name: name.as_str(), preset, frame }
+        let viewport = Viewport::new(source.header.size, size, preset.fit);
+        PresetPlan { name: name.as_str(), preset, viewport }
     };
-    let mut plans: Vec<Plan<'a>> = presets.iter().map(plan).collect();
-    plans.sort_by(|a, b| a.frame.reduction().total_cmp(&b.frame.reduction()));
+    let mut plans: Vec<PresetPlan<'a>> = presets.iter().map(plan).collect();
+    plans.sort_by(|a, b| a.viewport.reduction().total_cmp(&b.viewport.reduction()));
     plans
 }
 
-/// Makes the animated renditions, frame by frame.
+/// Makes the animated renditions, one frame at a time.
 fn animate(
     source: &Source<'_>,
-    plans: &[&Plan<'_>],
+    plans: &[&PresetPlan<'_>],
     resizer: &mut Resizer,
-    stopped: &dyn Fn() -> bool,
+    is_stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<Rendered>, Failure> {
     let Header { format, frames, .. } = source.header;
     let animation = Animation::open(source.bytes, format, frames)?;
-    let mut writers: Vec<(&Plan<'_>, Writer)> = Vec::new();
+    let mut writers: Vec<(&PresetPlan<'_>, WebpWriter)> = Vec::new();
     for plan in plans {
-        if !writers.iter().any(|(other, _)| plan.gives_the_same(other)) {
-            let writer = Writer::new(plan.frame, plan.preset, source.turn, animation.plays);
+        if !writers.iter().any(|(other, _)| plan.has_same_output(other)) {
+            let writer =
+                WebpWriter::new(plan.viewport, plan.preset, source.orientation, animation.plays);
             writers.push((plan, writer));
         }
     }
     for frame in animation.frames {
-        if stopped() {
-            return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
+        if is_stopped() {
+            return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was is_stopped"));
         }
         let frame = frame?;
         let canvas = Pixels::Image(DynamicImage::ImageRgba8(frame.canvas));
         for (_, writer) in &mut writers {
-            writer.add(&canvas, frame.duration, animation.colour.as_ref(), resizer)?;
+            writer.add(&canvas, frame.duration_ms, animation.color.as_ref(), resizer)?;
         }
     }
     let mut files = Vec::with_capacity(writers.len());
@@ -319,8 +327,8 @@ fn animate(
         }
         files.push((plan, size, data));
     }
-    let of = |plan: &&Plan<'_>| {
-        let (_, size, data) = files.iter().find(|(other, ..)| plan.gives_the_same(other))?;
+    let of = |plan: &&PresetPlan<'_>| {
+        let (_, size, data) = files.iter().find(|(other, ..)| plan.has_same_output(other))?;
         Some(rendered(plan.name, plan.preset, ImageFormat::Webp, *size, data.clone()))
     };
     Ok(plans.iter().filter_map(of).collect())

@@ -1,4 +1,4 @@
-//! Resizing by Lanczos3, the convolutions by `fast_image_resize`.
+//! Resizing with Lanczos3; `fast_image_resize` does the convolutions.
 
 use std::{f64::consts::PI, sync::LazyLock};
 
@@ -9,59 +9,62 @@ use fast_image_resize::{
 use image::DynamicImage;
 use safelight_domain::{Failure, Size};
 
-use super::{bug, geometry::Region};
+use crate::{failure::bug, geometry::Region};
 
-/// How far Lanczos3 reaches, in pixels of the smaller picture.
-const REACH: f64 = 3.0;
+/// The radius of the Lanczos3 kernel, in pixels of the smaller picture.
+const LANCZOS_RADIUS: f64 = 3.0;
 
-/// Places at which Lanczos3 is known, per pixel.
-const PLACES: f64 = 1024.0;
+/// Entries per pixel in the table of Lanczos3.
+const TABLE_STEPS: f64 = 1024.0;
 
-/// Memory kept for the next picture at most, in bytes: enough for a common photograph.
-const KEPT: usize = 16 << 20;
+/// Maximum memory that is kept for the next picture, in bytes: enough for an average photo.
+const MAX_SPARE_BYTES: usize = 16 << 20;
 
-/// `sinc(x) · sinc(x / 3)` for `x` from 0 on. Sines cost a tenth of the whole work otherwise: their
-/// weights are computed anew for each direction, plane and size.
+/// `sinc(x) · sinc(x / 3)` for `x` from 0 to 3. `fast_image_resize` computes the weights again for each
+/// direction, plane and size, and without a table the sines take a tenth of all the time.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small positive number
 static LANCZOS3: LazyLock<Vec<f64>> = LazyLock::new(|| {
     let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
-    let places = 0..=(REACH * PLACES) as u32 + 1;
-    places.map(|place| f64::from(place) / PLACES).map(|x| sinc(x) * sinc(x / REACH)).collect()
+    let places = 0..=(LANCZOS_RADIUS * TABLE_STEPS) as u32 + 1;
+    places
+        .map(|place| f64::from(place) / TABLE_STEPS)
+        .map(|x| sinc(x) * sinc(x / LANCZOS_RADIUS))
+        .collect()
 });
 
-/// Lanczos3 between the known places by a straight line, off by less than a millionth.
+/// Interpolates the table linearly. The error is less than a millionth.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // within the table
 fn lanczos3(x: f64) -> f64 {
-    let place = x.abs() * PLACES;
-    if place >= REACH * PLACES {
+    let place = x.abs() * TABLE_STEPS;
+    if place >= LANCZOS_RADIUS * TABLE_STEPS {
         return 0.0;
     }
     let (before, share) = (place as usize, place.fract());
     LANCZOS3[before] + (LANCZOS3[before + 1] - LANCZOS3[before]) * share
 }
 
-/// A plane of samples without gaps, and its size.
+/// A plane of samples without padding, and its size.
 pub(super) type Plane<T> = (T, Size);
 
-/// Resizes one picture after the other in the same memory.
+/// Resizes pictures and reuses memory between them.
 pub(super) struct Resizer {
     convolution: fast_image_resize::Resizer,
     algorithm: ResizeAlg,
-    /// Memory that nothing is in just now.
+    /// Unused buffers.
     spare: Vec<Vec<u8>>,
 }
 
 impl Resizer {
-    /// Fails only if the filter is refused.
+    /// Fails only if `fast_image_resize` rejects the filter.
     pub fn new() -> Result<Self, Failure> {
-        let filter = Filter::new("Lanczos3", lanczos3, REACH).map_err(bug)?;
+        let filter = Filter::new("Lanczos3", lanczos3, LANCZOS_RADIUS).map_err(bug)?;
         let algorithm = ResizeAlg::Convolution(FilterType::Custom(filter));
         let convolution = fast_image_resize::Resizer::new();
         Ok(Self { convolution, algorithm, spare: Vec::new() })
     }
 
-    /// Memory for so many bytes, with whatever was in it.
-    pub fn take(&mut self, length: usize) -> Vec<u8> {
+    /// A buffer of `length` bytes with arbitrary contents.
+    pub fn buffer(&mut self, length: usize) -> Vec<u8> {
         let fitting = self.spare.iter().position(|spare| spare.capacity() >= length);
         let mut memory = match fitting {
             Some(at) => self.spare.swap_remove(at),
@@ -71,15 +74,15 @@ impl Resizer {
         memory
     }
 
-    /// Keeps memory for [`Resizer::take`].
-    pub fn give(&mut self, memory: Vec<u8>) {
+    /// Keeps a buffer for [`Resizer::buffer`].
+    pub fn recycle(&mut self, memory: Vec<u8>) {
         let kept: usize = self.spare.iter().map(Vec::capacity).sum();
-        if memory.capacity() > 0 && kept + memory.capacity() <= KEPT {
+        if memory.capacity() > 0 && kept + memory.capacity() <= MAX_SPARE_BYTES {
             self.spare.push(memory);
         }
     }
 
-    /// A part of a picture in another size; colours are multiplied by alpha meanwhile.
+    /// Resizes a part of a picture, with colors multiplied by alpha meanwhile.
     pub fn image(
         &mut self,
         source: &DynamicImage,
@@ -97,11 +100,11 @@ impl Resizer {
         Ok(target)
     }
 
-    /// A part of some planes of one size in another size, one after the other, written in rows that
-    /// are `stride` samples apart. What lies between them is left alone.
+    /// Resizes a part of several planes of the same size that follow each other. Writes rows that start
+    /// `stride` samples apart and does not touch the padding between them.
     ///
-    /// Samples that stand one above the other are summed up much faster than those side by side,
-    /// where there is one to a pixel: so rows are resized as columns, between two transpositions.
+    /// With one sample per pixel, vertical convolution is much faster than horizontal convolution. So
+    /// widths are resized as heights, between two transpositions.
     pub fn planes(
         &mut self,
         (source, from): Plane<&[u8]>,
@@ -112,30 +115,34 @@ impl Resizer {
     ) -> Result<(), Failure> {
         let count = source.len() / from.len();
         let lower = Size { width: from.width, height: size.height };
-        let mut rows = self.take(lower.len() * count);
+        let mut rows = self.buffer(lower.len() * count);
         let down = (region.top, region.height);
         for (from_plane, to) in
             source.chunks_exact(from.len()).zip(rows.chunks_exact_mut(lower.len()))
         {
-            self.columns((from_plane, from), down, (to, lower))?;
+            self.resize_rows((from_plane, from), down, (to, lower))?;
         }
-        // All planes as one from here on.
-        let high = u32::try_from(lower.height as usize * count).map_err(bug)?;
-        let lying = Size { height: high, ..lower };
-        let standing = Size { width: high, height: lower.width };
-        let mut columns = self.take(standing.len());
-        transpose((&rows, lying), &mut columns, high as usize);
-        let narrow = Size { width: high, height: size.width };
-        rows.resize(narrow.len(), 0);
-        self.columns((&columns, standing), (region.left, region.width), (&mut rows, narrow))?;
-        transpose((&rows, narrow), target, stride);
-        self.give(rows);
-        self.give(columns);
+        // From here on, all planes are treated as one.
+        let total_rows = u32::try_from(lower.height as usize * count).map_err(bug)?;
+        let stacked = Size { height: total_rows, ..lower };
+        let transposed = Size { width: total_rows, height: lower.width };
+        let mut columns = self.buffer(transposed.len());
+        transpose((&rows, stacked), &mut columns, total_rows as usize);
+        let resized = Size { width: total_rows, height: size.width };
+        rows.resize(resized.len(), 0);
+        self.resize_rows(
+            (&columns, transposed),
+            (region.left, region.width),
+            (&mut rows, resized),
+        )?;
+        transpose((&rows, resized), target, stride);
+        self.recycle(rows);
+        self.recycle(columns);
         Ok(())
     }
 
-    /// Resizes `length` rows from `start` on to another number of rows.
-    fn columns(
+    /// Resizes the `length` rows from `start` to another number of rows.
+    fn resize_rows(
         &mut self,
         (source, from): Plane<&[u8]>,
         (start, length): (f64, f64),
@@ -152,48 +159,48 @@ impl Resizer {
     }
 }
 
-/// Pixels of a square that is transposed in registers.
-const SQUARE: usize = 8;
+/// The side of a block that is transposed in registers, in pixels.
+const BLOCK: usize = 8;
 
-/// Columns whose lines fit the processor's nearest cache.
-const NEAR: usize = 256;
+/// The number of columns whose cache lines fit the L1 cache.
+const TILE_COLUMNS: usize = 256;
 
-/// Rows become columns, which are `stride` samples apart.
+/// Writes rows as columns. The rows of `target` start `stride` samples apart.
 fn transpose((source, size): Plane<&[u8]>, target: &mut [u8], stride: usize) {
     let (width, height) = (size.width as usize, size.height as usize);
-    let whole = |side: usize| side - side % SQUARE;
-    // Eight rows at a time become eight bytes of each column. Not too many columns at once, so that
-    // their lines are still in the nearest cache when the next eight bytes come.
-    for tile in (0..whole(width)).step_by(NEAR) {
-        for y in (0..whole(height)).step_by(SQUARE) {
-            let rows = &source[y * width..(y + SQUARE) * width];
-            for x in (tile..whole(width).min(tile + NEAR)).step_by(SQUARE) {
-                let mut square = [0; SQUARE];
+    let whole = |side: usize| side - side % BLOCK;
+    // Eight rows at a time become eight bytes of each column. The tile limits the number of columns, so
+    // that their lines are still in the L1 cache when the next eight bytes follow.
+    for tile in (0..whole(width)).step_by(TILE_COLUMNS) {
+        for y in (0..whole(height)).step_by(BLOCK) {
+            let rows = &source[y * width..(y + BLOCK) * width];
+            for x in (tile..whole(width).min(tile + TILE_COLUMNS)).step_by(BLOCK) {
+                let mut square = [0; BLOCK];
                 for (row, eight) in square.iter_mut().enumerate() {
                     let bytes = rows[row * width + x..].first_chunk();
-                    *eight = u64::from_le_bytes(*bytes.unwrap_or(&[0; SQUARE]));
+                    *eight = u64::from_le_bytes(*bytes.unwrap_or(&[0; BLOCK]));
                 }
                 transpose_square(&mut square);
                 for (column, eight) in square.iter().enumerate() {
                     let at = (x + column) * stride + y;
-                    target[at..at + SQUARE].copy_from_slice(&eight.to_le_bytes());
+                    target[at..at + BLOCK].copy_from_slice(&eight.to_le_bytes());
                 }
             }
         }
     }
-    let mut one = |x: usize, y: usize| target[x * stride + y] = source[y * width + x];
+    let mut copy_one = |x: usize, y: usize| target[x * stride + y] = source[y * width + x];
     for y in whole(height)..height {
-        (0..width).for_each(|x| one(x, y));
+        (0..width).for_each(|x| copy_one(x, y));
     }
     for x in whole(width)..width {
-        (0..whole(height)).for_each(|y| one(x, y));
+        (0..whole(height)).for_each(|y| copy_one(x, y));
     }
 }
 
-/// Eight rows of eight bytes, transposed by swapping ever larger blocks across the diagonal
-/// (Warren, Hacker's Delight, section 7-3, with bytes for bits).
+/// Transposes eight rows of eight bytes by swapping ever larger blocks across the diagonal (Warren,
+/// Hacker's Delight, section 7-3, with bytes instead of bits).
 #[inline]
-fn transpose_square(rows: &mut [u64; SQUARE]) {
+fn transpose_square(rows: &mut [u64; BLOCK]) {
     let mut swap = |upper: usize, lower: usize, bits: u32, mask: u64| {
         let swapped = ((rows[upper] >> bits) ^ rows[lower]) & mask;
         rows[upper] ^= swapped << bits;
@@ -241,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn planes_are_resized_as_images_are() {
+    fn planes_are_resized_like_images() {
         let from = Size { width: 61, height: 47 };
         let region = Region { left: 5.5, top: 3.25, width: 50.0, height: 40.0 };
         let size = Size { width: 33, height: 18 };
@@ -252,24 +259,24 @@ mod tests {
         resizer.planes((&samples, from), region, size, &mut small, stride).expect("resized");
         let planes = samples.chunks_exact(from.len()).zip(small.chunks_exact(size.len()));
         for (plane, resized) in planes {
-            let grey = image::GrayImage::from_raw(from.width, from.height, plane.to_vec());
-            let grey = DynamicImage::from(grey.expect("enough samples"));
-            let expected = resizer.image(&grey, region, size).expect("resized");
+            let gray = image::GrayImage::from_raw(from.width, from.height, plane.to_vec());
+            let gray = DynamicImage::from(gray.expect("enough samples"));
+            let expected = resizer.image(&gray, region, size).expect("resized");
             let worst = expected.as_bytes().iter().zip(resized).map(|(a, b)| a.abs_diff(*b)).max();
-            // Rounded in between, the other way round.
+            // The order of the directions differs, and so does the rounding between them.
             assert!(worst <= Some(2), "{worst:?}");
         }
     }
 
     #[test]
-    fn memory_is_used_again_and_not_hoarded() {
+    fn memory_is_reused_up_to_a_bound() {
         let mut resizer = Resizer::new().expect("a filter");
-        let memory = resizer.take(1000);
+        let memory = resizer.buffer(1000);
         let place = memory.as_ptr();
-        resizer.give(memory);
-        let again = resizer.take(900);
+        resizer.recycle(memory);
+        let again = resizer.buffer(900);
         assert_eq!(again.as_ptr(), place);
-        resizer.give(Vec::with_capacity(KEPT + 1));
+        resizer.recycle(Vec::with_capacity(MAX_SPARE_BYTES + 1));
         assert!(resizer.spare.is_empty());
     }
 }

@@ -1,14 +1,14 @@
 //! An unsharp mask.
 
-/// Sharpens rows of `N`-byte pixels, `width` of them across, in place: each sample is moved away
-/// from the mean of its neighbourhood (binomial, 3 × 3) by `percent` of the difference.
+/// Sharpens rows of `width` pixels of `N` bytes in place: moves each sample away from the mean of its
+/// neighborhood (binomial, 3 × 3) by `percent` of the difference.
 pub(super) fn sharpen<const N: usize>(samples: &mut [u8], width: usize, percent: u8) {
     let stride = width * N;
     if percent == 0 || stride == 0 {
         return;
     }
     let rows = samples.len() / stride;
-    // The rows that were already changed are needed as they were.
+    // The next row needs this one unchanged.
     let mut above = samples[..stride.min(samples.len())].to_vec();
     for row in 0..rows {
         let (head, tail) = samples.split_at_mut((row + 1) * stride);
@@ -21,14 +21,14 @@ pub(super) fn sharpen<const N: usize>(samples: &mut [u8], width: usize, percent:
             let right = if right < stride { right } else { at };
             let blur = |row: &[u8]| column(row, left) + 2 * column(row, at) + column(row, right);
             let sixteenths = blur(&above) + 2 * blur(&original) + blur(below);
-            *sample = apart(original[at], sixteenths, percent);
+            *sample = amplify(original[at], sixteenths, percent);
         }
         above = original;
     }
 }
 
-/// Moves a sample away from a mean, which is given in sixteenths.
-fn apart(sample: u8, mean: u32, percent: u8) -> u8 {
+/// Moves a sample away from `mean`, which is in sixteenths.
+fn amplify(sample: u8, mean: u32, percent: u8) -> u8 {
     let sample = i32::from(sample);
     let difference = 16 * sample - i32::try_from(mean).unwrap_or(i32::MAX);
     let moved = sample + difference * i32::from(percent) / 1600;
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn edges_get_steeper_and_flat_parts_stay() {
+    fn edges_get_steeper_and_flat_areas_stay() {
         let edge: Vec<u8> = [100, 100, 100, 140, 140, 140].repeat(4);
         let mut sharp = edge.clone();
         sharpen::<1>(&mut sharp, 6, 100);
@@ -52,8 +52,8 @@ mod tests {
         sharpen::<1>(&mut same, 6, 0);
         assert_eq!(same, edge);
         // Each channel by itself; no wrap-around at the ends of the scale.
-        let mut colours = vec![255, 0, 7, 0, 255, 7, 255, 0, 7];
-        sharpen::<3>(&mut colours, 3, 100);
-        assert_eq!(colours, [255, 0, 7, 0, 255, 7, 255, 0, 7]);
+        let mut colors = vec![255, 0, 7, 0, 255, 7, 255, 0, 7];
+        sharpen::<3>(&mut colors, 3, 100);
+        assert_eq!(colors, [255, 0, 7, 0, 255, 7, 255, 0, 7]);
     }
 }

@@ -14,7 +14,7 @@ use safelight_domain::{
 use super::*;
 
 mod animations;
-mod colours;
+mod colors;
 mod recipes;
 
 pub(super) const LIMITS: Limits = Limits {
@@ -192,7 +192,7 @@ fn sizes_are_exact_and_never_grow() {
 #[test]
 fn every_format_and_depth_comes_out_right() {
     let rgb = quarters_image();
-    let grey = DynamicImage::ImageLuma8(rgb.to_luma8());
+    let gray = DynamicImage::ImageLuma8(rgb.to_luma8());
     let cases = [
         ("png", encoded(&rgb, Codec::Png)),
         ("gif", encoded(&rgb, Codec::Gif)),
@@ -210,14 +210,14 @@ fn every_format_and_depth_comes_out_right() {
         assert_quarters(&image, what);
     }
     for (what, bytes) in [
-        ("grey png", encoded(&grey, Codec::Png)),
-        ("grey jpeg", encoded(&grey, Codec::Jpeg)),
-        ("16 bit grey png", encoded(&grey.to_luma16().into(), Codec::Png)),
-        ("grey and alpha png", encoded(&grey.to_luma_alpha8().into(), Codec::Png)),
+        ("gray png", encoded(&gray, Codec::Png)),
+        ("gray jpeg", encoded(&gray, Codec::Jpeg)),
+        ("16 bit gray png", encoded(&gray.to_luma16().into(), Codec::Png)),
+        ("gray and alpha png", encoded(&gray.to_luma_alpha8().into(), Codec::Png)),
     ] {
         for format in [PresetFormat::Auto, PresetFormat::Webp, PresetFormat::Png] {
             let image = render_one(&bytes, 48, format).1.to_rgba8();
-            let red = grey.to_luma8().get_pixel(0, 0).0[0];
+            let red = gray.to_luma8().get_pixel(0, 0).0[0];
             assert_near(*image.get_pixel(3, 3), [red; 3], what);
             assert_near(*image.get_pixel(44, 28), [255; 3], what);
         }

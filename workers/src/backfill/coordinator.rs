@@ -82,7 +82,7 @@ impl BackfillCoordinator {
     #[cfg(test)]
     pub async fn step(&self) -> Result<(), super::error::BackfillError> {
         for Backfill { id, .. } in self.store.lead_backfills(self.id, HOLD, BACKFILLS).await? {
-            self.store.tally_backfill(id, RESULTS).await?;
+            self.store.collect_results(id, RESULTS).await?;
             self.feeder.feed(id, &mut Memory::default()).await?;
         }
         Ok(())
@@ -127,7 +127,7 @@ async fn work_on(store: DynStore, feeder: Arc<Feeder>, id: TaskId) {
 async fn keep_collecting(store: &DynStore, id: TaskId) {
     let health = DependencyHealth::new("collect the results of a backfill");
     loop {
-        let collected = store.tally_backfill(id, RESULTS).await;
+        let collected = store.collect_results(id, RESULTS).await;
         tokio::time::sleep(pause(&health, collected.map(|count| count > 0))).await;
     }
 }

@@ -4,7 +4,7 @@ use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_domain::{Backfill, BackfillKind, BackfillState, TaskId};
 use safelight_queue::OutboxSignal;
-use safelight_store::{Advance, DynStore};
+use safelight_store::{BackfillStep, DynStore};
 
 use super::{
     error::BackfillError,
@@ -80,10 +80,10 @@ impl Feeder {
             BackfillKind::Gc => self.garbage.step(backfill, capacity).await?,
             BackfillKind::Import => match self.import.step(backfill, capacity, memory).await {
                 // A source that does not exist will not appear: the backfill ends with what it has.
-                Err(BackfillError::Source(error)) if error.is_final() => Advance {
+                Err(BackfillError::Source(error)) if error.is_final() => BackfillStep {
                     is_last: true,
                     problem: Some(error.to_string()),
-                    ..Advance::of(backfill.id, backfill.cursor.clone())
+                    ..BackfillStep::of(backfill.id, backfill.cursor.clone())
                 },
                 step => step?,
             },
@@ -92,7 +92,7 @@ impl Feeder {
         #[allow(clippy::cast_precision_loss)] // at most a window
         let paced_seconds =
             paced.map_or(0.0, |rate| (step.work.len() + step.done.len()) as f64 / rate);
-        let step = Advance { paced_seconds, max_attempts: self.max_attempts, ..step };
+        let step = BackfillStep { paced_seconds, max_attempts: self.max_attempts, ..step };
         let counted = self.store.advance_backfill(&step).await;
         memory.step_ended(matches!(counted, Ok(true)));
         if matches!(counted, Ok(false)) {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, TimeDelta, Utc};
 use safelight_blobs::{BlobKey, Blobs, Stored};
 use safelight_domain::{Backfill, ContentHash, ItemOutcome};
-use safelight_store::{Advance, DynStore, Item, Reference};
+use safelight_store::{BackfillStep, DynStore, Reference, ReportLine};
 use uuid::Uuid;
 
 use super::error::BackfillError;
@@ -34,7 +34,7 @@ enum Verdict {
 
 /// An object that nothing seems to refer to.
 struct Garbage {
-    item: Item,
+    item: ReportLine,
     key: BlobKey,
     /// The blob that it is, or was made of.
     blob: ContentHash,
@@ -57,8 +57,12 @@ impl GarbageWalk {
     }
 
     /// The next step of the walk, in which at most `capacity` objects are removed.
-    pub async fn step(&self, backfill: &Backfill, capacity: u32) -> Result<Advance, BackfillError> {
-        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+    pub async fn step(
+        &self,
+        backfill: &Backfill,
+        capacity: u32,
+    ) -> Result<BackfillStep, BackfillError> {
+        let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
         let walked = self.blobs.walk(backfill.cursor.as_deref(), PAGE).await?;
         let old = self.old_before().await?;
         let references = self.references(&walked.objects).await?;
@@ -118,7 +122,7 @@ impl GarbageWalk {
         &self,
         dry_run: bool,
         garbage: Vec<Garbage>,
-        step: &mut Advance,
+        step: &mut BackfillStep,
     ) -> Result<(), BackfillError> {
         let mut blobs: BTreeMap<(ContentHash, bool), Vec<Garbage>> = BTreeMap::new();
         for one in garbage {
@@ -134,7 +138,7 @@ impl GarbageWalk {
             let outcome = if dry_run { ItemOutcome::Planned } else { ItemOutcome::Succeeded };
             for one in garbage {
                 if is_removed {
-                    step.done.push(Item { outcome, ..one.item });
+                    step.done.push(ReportLine { outcome, ..one.item });
                 } else {
                     pass(&mut step.passed, "in_use");
                 }
@@ -177,7 +181,7 @@ fn judge(
         return Verdict::Passed("too_young");
     }
     let detail = Some(format!("{} bytes", object.bytes));
-    let item = Item { detail, ..item(&object.path, ItemOutcome::Succeeded, "unreferenced") };
+    let item = ReportLine { detail, ..item(&object.path, ItemOutcome::Succeeded, "unreferenced") };
     Verdict::Garbage(Box::new(Garbage {
         item,
         key,
@@ -200,8 +204,8 @@ fn pass(passed: &mut BTreeMap<String, u64>, reason: &str) {
 }
 
 /// A report line of an object; the line has an id of its own.
-fn item(path: &str, outcome: ItemOutcome, reason: &str) -> Item {
-    Item {
+fn item(path: &str, outcome: ItemOutcome, reason: &str) -> ReportLine {
+    ReportLine {
         id: Uuid::now_v7(),
         outcome,
         reason: Some(reason.to_owned()),

@@ -7,7 +7,7 @@ use safelight_domain::{
     Backfill, BackfillKind, ErrorCode, Image, ImageId, ItemOutcome, JobId, JobKind, Presets,
     TaskId, TaskKind,
 };
-use safelight_store::{Advance, Child, DynStore, ImageFilter, Item, Obstacle};
+use safelight_store::{BackfillStep, BlockingJob, ChildTask, DynStore, ImageFilter, ReportLine};
 
 use super::{blocking_jobs::failure, error::BackfillError};
 use crate::jobs::presets::missing_presets;
@@ -28,14 +28,18 @@ impl ImageWalk {
     }
 
     /// The next step of a walk, with at most `capacity` images to work on.
-    pub async fn step(&self, backfill: &Backfill, capacity: u32) -> Result<Advance, BackfillError> {
+    pub async fn step(
+        &self,
+        backfill: &Backfill,
+        capacity: u32,
+    ) -> Result<BackfillStep, BackfillError> {
         let spec = &backfill.spec;
         let filter = ImageFilter {
             until: backfill.begun_at,
             created_after: spec.created_after,
             format: spec.format,
         };
-        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+        let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
         if backfill.expected.is_none() {
             step.expected = Some(self.store.count_images(&filter).await?);
             return Ok(step);
@@ -45,8 +49,8 @@ impl ImageWalk {
         let limit = capacity.saturating_mul(4).clamp(50, PAGE);
         let page = self.store.walk_images(&filter, after, limit).await?;
         let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
-        let mut obstacles = HashMap::<ImageId, Vec<Obstacle>>::new();
-        for obstacle in self.store.obstacles(&ids).await? {
+        let mut obstacles = HashMap::<ImageId, Vec<BlockingJob>>::new();
+        for obstacle in self.store.blocking_jobs(&ids).await? {
             obstacles.entry(obstacle.image).or_default().push(obstacle);
         }
         for image in &page {
@@ -89,9 +93,9 @@ fn judge(
     presets: &Presets,
     backfill: &Backfill,
     image: &Image,
-    obstacles: &[Obstacle],
-) -> Option<Item> {
-    let line = |outcome, reason: &str, detail| Item {
+    obstacles: &[BlockingJob],
+) -> Option<ReportLine> {
+    let line = |outcome, reason: &str, detail| ReportLine {
         id: image.id.0,
         outcome,
         reason: Some(reason.to_owned()),
@@ -127,10 +131,16 @@ fn judge(
     Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())))
 }
 
-fn child(kind: BackfillKind, image: ImageId) -> Child {
+fn child(kind: BackfillKind, image: ImageId) -> ChildTask {
     let (task, job) = match kind {
         BackfillKind::Verify => (TaskKind::Verify, JobKind::Verify),
         _ => (TaskKind::Rendition, JobKind::Thumbnail),
     };
-    Child { task: TaskId::new(), kind: task, image, jobs: vec![(JobId::new(), job)], import: None }
+    ChildTask {
+        task: TaskId::new(),
+        kind: task,
+        image,
+        jobs: vec![(JobId::new(), job)],
+        import: None,
+    }
 }

@@ -6,11 +6,11 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_blobs::{BlobKey, Blobs, Content, Intake, IntakeError, StagedUpload, Whole};
+use safelight_blobs::{BlobKey, Blobs, Content, Ingest, IngestError, StagedUpload, Whole};
 use safelight_domain::{
     Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
 };
-use safelight_store::{Advance, Child, DynStore, Imported, Item};
+use safelight_store::{BackfillStep, ChildTask, DynStore, ImportedImage, ReportLine};
 use uuid::Uuid;
 
 use super::{
@@ -45,8 +45,8 @@ pub(super) struct Memory {
 
 /// What an entry came to.
 enum Found {
-    Work(Child),
-    Settled(Item),
+    Work(ChildTask),
+    Settled(ReportLine),
 }
 
 /// Walks through a source.
@@ -67,9 +67,9 @@ impl ImportWalk {
         backfill: &Backfill,
         capacity: u32,
         memory: &mut Memory,
-    ) -> Result<Advance, BackfillError> {
+    ) -> Result<BackfillStep, BackfillError> {
         let source = Source::of(&backfill.spec, memory.reader.clone()).await?;
-        let mut step = Advance::of(backfill.id, backfill.cursor.clone());
+        let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
         if backfill.expected.is_none() {
             step.expected = Some(source.count().await?);
             return Ok(step);
@@ -113,7 +113,7 @@ impl ImportWalk {
     }
 
     /// Removes what was staged for a step that did not count. The janitor removes what cannot be removed now.
-    pub async fn give_up(&self, step: &Advance) {
+    pub async fn give_up(&self, step: &BackfillStep) {
         for child in step.work.iter().filter(|child| child.import.is_some()) {
             if let Err(error) = self.blobs.delete(&BlobKey::Incoming(child.image)).await {
                 tracing::warn!(%error, image = %child.image, "cannot remove bytes of an import");
@@ -124,12 +124,12 @@ impl ImportWalk {
 
 impl Memory {
     /// Removes from the step of a dry run what an earlier step has found.
-    fn leave_out_equal(&mut self, step: &mut Advance) {
+    fn leave_out_equal(&mut self, step: &mut BackfillStep) {
         let found = std::mem::take(&mut step.work);
         let (first, equal): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|child| self.is_first(child));
         step.work = first;
-        step.settled.extend(equal.into_iter().map(|child| Item {
+        step.settled.extend(equal.into_iter().map(|child| ReportLine {
             id: child.image.0,
             outcome: ItemOutcome::Skipped,
             reason: Some("duplicate".to_owned()),
@@ -138,7 +138,7 @@ impl Memory {
         }));
     }
 
-    fn is_first(&mut self, child: &Child) -> bool {
+    fn is_first(&mut self, child: &ChildTask) -> bool {
         let Some(import) = &child.import else { return true };
         let beginning = import.sha256.as_bytes().iter().take(8);
         let beginning = beginning.fold(0, |all, byte| all << 8 | u64::from(*byte));
@@ -189,11 +189,11 @@ impl Import<'_> {
             Err(error) => return failed("unreadable", with_causes(&error)),
         };
         let image = ImageId::new();
-        let mut intake = self.intake(image);
+        let mut ingest = self.ingest(image);
         loop {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
-                    if let Err(error) = intake.write(&chunk).await {
+                    if let Err(error) = ingest.write(&chunk).await {
                         return not_taken(&entry, error);
                     }
                 }
@@ -202,19 +202,19 @@ impl Import<'_> {
                 Err(error) => return failed("unreadable", with_causes(&error)),
             }
         }
-        match intake.end().await {
+        match ingest.end().await {
             Ok(picture) => self.keep(entry, image, picture).await,
             Err(error) => not_taken(&entry, error),
         }
     }
 
     /// Where the bytes of an entry go: of a dry run nowhere.
-    fn intake(&self, image: ImageId) -> Intake {
+    fn ingest(&self, image: ImageId) -> Ingest {
         let limit = self.walk.max_upload_bytes;
         if self.backfill.spec.dry_run {
-            Intake::hashing(limit)
+            Ingest::hashing(limit)
         } else {
-            Intake::staging(self.walk.blobs.clone(), image, limit)
+            Ingest::staging(self.walk.blobs.clone(), image, limit)
         }
     }
 
@@ -242,19 +242,12 @@ impl Import<'_> {
         // Whether there is room is decided where the step is recorded. What certainly has none need not be
         // staged for that.
         if !self.has_room(bytes) {
-            return Ok(Found::Settled(Item::over_quota(image.0, entry.name)));
+            return Ok(Found::Settled(ReportLine::over_quota(image.0, entry.name)));
         }
         picture.keep().await?;
-        let import = Imported {
-            source: entry.name,
-            sha256,
-            bytes,
-            format,
-            title: entry.title,
-            tags: entry.tags,
-            filename: entry.filename,
-        };
-        Ok(Found::Work(Child {
+        let import =
+            ImportedImage { source: entry.name, sha256, bytes, format, labels: entry.labels };
+        Ok(Found::Work(ChildTask {
             task: TaskId::new(),
             kind: TaskKind::Upload,
             image,
@@ -280,7 +273,7 @@ impl Import<'_> {
             let detail = "equal to another one of this import".to_owned();
             return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
         };
-        let obstacles = store.obstacles(&[equal]).await?;
+        let obstacles = store.blocking_jobs(&[equal]).await?;
         if let Some(failed) = failure(&obstacles, &[JobKind::Write, JobKind::Thumbnail]) {
             let spec = &self.backfill.spec;
             let detail = format!("equal to image {equal}, which failed: {failed}");
@@ -330,18 +323,18 @@ impl Import<'_> {
 
 /// A picture that is there already.
 struct Known {
-    line: Item,
+    line: ReportLine,
     /// Its bytes are not, or are others, and are to be brought back.
     is_bad: bool,
 }
 
 /// An entry whose bytes are not taken in: a failure if it is a picture or named like one, else of no
 /// interest.
-fn not_taken(entry: &Entry, error: IntakeError) -> Result<Found, BackfillError> {
+fn not_taken(entry: &Entry, error: IngestError) -> Result<Found, BackfillError> {
     let code = match error {
-        IntakeError::Blobs(error) => return Err(error.into()),
-        IntakeError::TooLarge(_) => ErrorCode::TooLarge,
-        IntakeError::Empty | IntakeError::Heic | IntakeError::NotAnImage => ErrorCode::NotAnImage,
+        IngestError::Blobs(error) => return Err(error.into()),
+        IngestError::TooLarge(_) => ErrorCode::TooLarge,
+        IngestError::Empty | IngestError::Heic | IngestError::NotAnImage => ErrorCode::NotAnImage,
     };
     let outcome = if code == ErrorCode::NotAnImage && !entry.is_named_like_a_picture() {
         ItemOutcome::Skipped
@@ -355,8 +348,8 @@ fn settled(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<Str
     Found::Settled(item(entry, outcome, reason, detail))
 }
 
-fn item(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> Item {
-    Item {
+fn item(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> ReportLine {
+    ReportLine {
         id: Uuid::now_v7(),
         outcome,
         reason: Some(reason.to_owned()),

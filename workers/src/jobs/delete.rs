@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use safelight_domain::{CacheKey, ErrorCode, Failure, JobKind, Removal};
 use safelight_shared_cache::SharedCache;
-use safelight_store::{ClaimedJob, Outcome};
+use safelight_store::{ClaimedJob, Effect, Outcome};
 use tokio::time::Instant;
 
 use super::{
@@ -60,7 +60,7 @@ impl Job for Delete {
         tokio::time::sleep_until(begun + whole_grains(begun.elapsed())).await;
         let proxies = parts.purger.proxies();
         tracing::info!(image = %job.image.id, "removed a deleted image");
-        Ok(Outcome::Deleted { proxies })
+        Ok(Outcome::Succeeded(vec![Effect::ForgetImage { proxies }]))
     }
 }
 

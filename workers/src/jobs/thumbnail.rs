@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 use safelight_blobs::BlobKey;
 use safelight_domain::{Failure, Image, JobKind, Placeholder, Presets, Rendition};
 use safelight_imaging::{Rendered, Renditions};
-use safelight_store::{ClaimedJob, Outcome};
+use safelight_store::{ClaimedJob, Effect, Outcome};
 
 use super::{
     job::{Context, Job, SlotClass},
@@ -33,11 +33,14 @@ impl Job for Thumbnail {
         let blobs = &context.parts.blobs;
         let presets = wanted(context, job);
         if presets.is_empty() {
-            return Ok(Outcome::Rendered { renditions: Vec::new(), placeholder: None });
+            return Ok(Outcome::Succeeded(Vec::new()));
         }
         let bytes = source::read(blobs, image).await?;
         let (renditions, placeholder) = make(context, image, bytes, presets).await?;
-        Ok(Outcome::Rendered { renditions, placeholder: Some(placeholder) })
+        Ok(Outcome::Succeeded(vec![
+            Effect::UpsertRenditions(renditions),
+            Effect::Placeholder(placeholder),
+        ]))
     }
 }
 

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_blobs::{BlobError, BlobKey, StagedUpload};
 use safelight_domain::{ContentHash, ErrorCode, Failure, Image, JobKind, Rendition};
-use safelight_store::{ClaimedJob, Outcome};
+use safelight_store::{ClaimedJob, Effect, Outcome};
 
 use super::{
     job::{Context, Job, SlotClass},
@@ -72,7 +72,7 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
         notes.insert(0, format!("the original was {}, and was restored", original.word()));
     }
     if notes.is_empty() {
-        return Ok(Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None });
+        return Ok(Outcome::Succeeded(Vec::new()));
     }
     let (repaired, forgotten) = repair(context, image, bad).await?;
     let names = |list: &[Rendition]| {
@@ -86,7 +86,11 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
         notes.push(format!("no longer made, records removed: {}", names(&forgotten)));
     }
     tracing::warn!(image = %image.id, found = notes.join("; "), "stored bytes were bad");
-    Ok(Outcome::Verified { repaired, forgotten, note: Some(notes.join("; ")) })
+    Ok(Outcome::Succeeded(vec![
+        Effect::UpsertRenditions(repaired),
+        Effect::ForgetRenditions(forgotten),
+        Effect::Note(notes.join("; ")),
+    ]))
 }
 
 /// Reads one object to its end.

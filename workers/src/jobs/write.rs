@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use safelight_blobs::StagedUpload;
 use safelight_domain::{ErrorCode, Failure, Image, ImageFacts, JobKind};
-use safelight_store::{ClaimedJob, Outcome};
+use safelight_store::{ClaimedJob, Effect, Outcome};
 
 use super::{
     job::{Context, Job, SlotClass},
@@ -37,7 +37,7 @@ impl Job for Write {
         safelight_fail_points::hit("write.inspected").await;
         context.parts.blobs.promote(&staged).await.map_err(source::failure)?;
         safelight_fail_points::hit("write.promoted").await;
-        Ok(Outcome::Written(facts))
+        Ok(Outcome::Succeeded(vec![Effect::StoredBlob(facts)]))
     }
 }
 

@@ -7,7 +7,7 @@ use safelight_domain::{
     BackfillKind, BackfillSpec, ContentHash, ImageId, ItemOutcome, JobKind, Quota, Status, Task,
     TaskId, Visibility,
 };
-use safelight_store::{Item, NewBackfill};
+use safelight_store::{NewBackfill, ReportLine};
 
 use super::test_worker::{TestWorker, files, picture, within};
 
@@ -24,14 +24,14 @@ fn import(source: &Path) -> BackfillSpec {
 }
 
 /// A backfill's task, once that has ended, and its report by source: files of one step are read side by side.
-async fn report(test: &TestWorker, id: TaskId) -> (Task, Vec<Item>) {
+async fn report(test: &TestWorker, id: TaskId) -> (Task, Vec<ReportLine>) {
     let task = test.ended(id).await;
     let mut report = test.store.inner.backfill_report(id, None, 100).await.expect("report");
     report.sort_by(|one, other| one.source.cmp(&other.source));
     (task, report)
 }
 
-fn reasons(report: &[Item]) -> Vec<(&str, Option<&str>)> {
+fn reasons(report: &[ReportLine]) -> Vec<(&str, Option<&str>)> {
     report.iter().map(|item| (item.outcome.as_str(), item.reason.as_deref())).collect()
 }
 
@@ -43,7 +43,7 @@ async fn an_import_that_hangs_holds_no_other_up_and_can_be_cancelled() {
     test.ended(upload.task).await;
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("a.png"), picture()).expect("write");
-    *test.store.gate.hangs.lock().expect("not poisoned") = Some("images_with_blobs");
+    *test.store.plan.hangs.lock().expect("not poisoned") = Some("images_with_blobs");
     let hung = begun(&test, import(photos.path())).await;
     let other = begun(&test, BackfillSpec::new(BackfillKind::Verify)).await;
     let _coordinator = test.coordinator();
@@ -302,6 +302,6 @@ async fn what_another_task_is_at_is_worked_on_all_the_same() {
         assert_eq!((task.status, reasons(&found)), (Status::Succeeded, vec![("succeeded", None)]));
     }
     within("it is stored", test.ended(upload.task)).await;
-    let obstacles = test.parts.store.obstacles(&[upload.image]).await.expect("read");
+    let obstacles = test.parts.store.blocking_jobs(&[upload.image]).await.expect("read");
     assert!(obstacles.iter().all(|obstacle| obstacle.kind != JobKind::Write), "{obstacles:?}");
 }

@@ -7,7 +7,7 @@ use std::{
 
 use safelight_blobs::{BlobKey, StagedUpload};
 use safelight_domain::{JOB_VERSION, JobKind, JobNotice, Status, WorkerId};
-use safelight_store::{Claim, NewUpload, Outcome, QueueCapacity, Settled};
+use safelight_store::{Claim, Effect, NewUpload, Outcome, QueueCapacity, Settled};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -169,7 +169,7 @@ async fn a_running_job_is_stopped_and_its_result_discarded() {
         .expect("take");
     let held = claim(&test, &notices.due, JobKind::Thumbnail).await;
     test.parts.store.cancel(upload.task).await.expect("cancel");
-    let rendered = Outcome::Rendered { renditions: Vec::new(), placeholder: None };
+    let rendered = Outcome::Succeeded(Vec::new());
     let settled = test.parts.store.settle(&held, &rendered).await;
     assert_eq!(settled.expect("settle"), Settled::Stale);
     let task = test.ended(upload.task).await;
@@ -186,7 +186,11 @@ pub(super) async fn written(test: &TestWorker, bytes: &[u8]) -> NewUpload {
     let (id, kind) = upload.jobs[0];
     let notice = JobNotice { job: id, kind, lane: upload.lane, generation: 0, trace: None };
     let lease = claim(test, &[notice], JobKind::Write).await;
-    let settled = test.parts.store.settle(&lease, &Outcome::Written(facts())).await;
+    let settled = test
+        .parts
+        .store
+        .settle(&lease, &Outcome::Succeeded(vec![Effect::StoredBlob(facts())]))
+        .await;
     assert_eq!(settled.expect("settle"), Settled::Applied);
     upload
 }

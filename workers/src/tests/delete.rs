@@ -7,7 +7,7 @@ use safelight_domain::{
     BackfillKind, BackfillSpec, ContentHash, ErrorCode, Image, ImageFormat, JobId, JobKind,
     Receipt, Rendition, Status, Task, TaskId, TaskKind,
 };
-use safelight_store::{Advance, Child, Deletion, DeletionRequest, NewBackfill, NewUpload};
+use safelight_store::{BackfillStep, ChildTask, Deletion, DeletionRequest, NewBackfill, NewUpload};
 
 use super::{
     cancel::{proxy, read, written},
@@ -184,14 +184,15 @@ async fn nothing_is_made_of_an_image_that_is_gone() {
     let new = NewBackfill { task: backfill, owner: safelight_domain::Owner::local(), spec };
     store.create_backfill(&new).await.expect("begin");
     let deletion = delete(&test, &upload).await;
-    let work = Child {
+    let work = ChildTask {
         task: child,
         kind: TaskKind::Rendition,
         image: upload.image,
         jobs: vec![(JobId::new(), JobKind::Thumbnail)],
         import: None,
     };
-    let step = Advance { work: vec![work], max_attempts: 8, ..Advance::of(backfill, None) };
+    let step =
+        BackfillStep { work: vec![work], max_attempts: 8, ..BackfillStep::of(backfill, None) };
     assert!(store.advance_backfill(&step).await.expect("a step"));
     let (_worker, _relay) = (test.worker(), test.relay());
     let ended = test.ended(child).await;

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use safelight_store::{
     StoreError,
-    testing::{Call, Gate, unreachable},
+    testing::{Call, FaultPlan, unreachable},
 };
 
 #[derive(Default)]
@@ -30,8 +30,8 @@ pub(crate) struct Flaky {
 }
 
 #[async_trait]
-impl Gate for Flaky {
-    async fn enter(&self, call: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Flaky {
+    async fn before(&self, call: Call<'_>) -> Result<(), StoreError> {
         if self.unavailable.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(unreachable());
@@ -42,7 +42,7 @@ impl Gate for Flaky {
         Ok(())
     }
 
-    async fn leave(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         self.called.lock().expect("not poisoned").insert(call.method);
         let less = |left: u32| left.checked_sub(1);
         let (set, get) = (Ordering::SeqCst, Ordering::SeqCst);

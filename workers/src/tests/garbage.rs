@@ -11,7 +11,7 @@ use safelight_domain::{
     Backfill, BackfillKind, BackfillSpec, BackfillState, ContentHash, ErrorCode, Failure,
     ImageFormat, ItemOutcome, JOB_VERSION, JobKind, JobNotice, TaskId, WorkerId,
 };
-use safelight_store::{Claim, Item, Lease, NewBackfill, NewUpload, Outcome};
+use safelight_store::{Claim, Lease, NewBackfill, NewUpload, Outcome, ReportLine};
 
 use super::{
     cancel::written,
@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Collects garbage; returns how it ended, and its report.
-async fn collect(test: &TestWorker, dry_run: bool) -> (Backfill, Vec<Item>) {
+async fn collect(test: &TestWorker, dry_run: bool) -> (Backfill, Vec<ReportLine>) {
     let store = &test.parts.store;
     let spec = BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) };
     let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };

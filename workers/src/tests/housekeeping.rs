@@ -7,7 +7,7 @@ use std::{
 
 use safelight_blobs::BlobKey;
 use safelight_domain::{ErrorCode, ImageId, JOB_VERSION, JobNotice, Status, WorkerId};
-use safelight_store::{Claim, QueueCapacity};
+use safelight_store::{Claim, Effect, QueueCapacity};
 
 use super::test_worker::{TestWorker, facts, picture, within};
 
@@ -49,7 +49,7 @@ async fn the_relay_keeps_what_the_broker_does_not_take() {
     test.upload(&picture()).await;
     let relay = test.relay();
     within("it has given the rows back", async {
-        while !test.store.gate.called.lock().expect("not poisoned").contains("return_unpublished") {
+        while !test.store.plan.called.lock().expect("not poisoned").contains("return_unpublished") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -141,7 +141,7 @@ async fn settle_write_job(test: &TestWorker, image: ImageId) {
         if job.image.id != image || job.kind != JobKind::Write {
             continue;
         }
-        let written = Outcome::Written(facts());
+        let written = Outcome::Succeeded(vec![Effect::StoredBlob(facts())]);
         let settled = store.settle(&job.lease, &written).await.expect("settle");
         assert_eq!(settled, Settled::Applied);
     }

@@ -113,10 +113,10 @@ async fn a_worker_outlives_beats_that_the_database_does_not_take() {
     let test = TestWorker::new(OFTEN).await;
     let worker = test.worker();
     let before = worker_when(&test, |_| true).await;
-    test.store.gate.unavailable.store(true, Ordering::SeqCst);
+    test.store.plan.unavailable.store(true, Ordering::SeqCst);
     worker_when(&test, |worker| worker.status() == WorkerStatus::Lost).await;
-    assert!(test.store.gate.refused.load(Ordering::SeqCst) >= 2 && !worker.is_finished());
-    test.store.gate.unavailable.store(false, Ordering::SeqCst);
+    assert!(test.store.plan.refused.load(Ordering::SeqCst) >= 2 && !worker.is_finished());
+    test.store.plan.unavailable.store(false, Ordering::SeqCst);
     let after = worker_when(&test, |worker| worker.status() == WorkerStatus::Running).await;
     assert_eq!((after.beat.id, after.started_at), (before.beat.id, before.started_at));
 }

@@ -12,12 +12,13 @@ use safelight_blobs::{BlobKey, BlobLocation, Blobs};
 use safelight_config::{DatabaseUrl, SharedCacheUrl};
 use safelight_domain::{
     BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId, JobKind,
-    JobNotice, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
+    JobNotice, Labels, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
 use safelight_shared_cache::{Location, SharedCache};
 use safelight_store::{
-    Accepted, Advance, Child, Claim, DynStore, NewBackfill, NewUpload, Outcome, testing::Gated,
+    Accepted, BackfillStep, ChildTask, Claim, DynStore, Effect, NewBackfill, NewUpload, Outcome,
+    testing::FaultyStore,
 };
 use safelight_store_sql::SqliteStore;
 use tokio::task::JoinHandle;
@@ -35,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct TestWorker {
     pub parts: WorkerParts,
     pub statuses: ServiceStatuses,
-    pub store: Arc<Gated<Flaky>>,
+    pub store: Arc<FaultyStore<Flaky>>,
     pub shutdown: CancellationToken,
     folder: tempfile::TempDir,
 }
@@ -59,7 +60,7 @@ impl TestWorker {
         let DatabaseUrl::Sqlite(file) = &config.database_url else { panic!("SQLite by default") };
         let sqlite: DynStore = Arc::new(SqliteStore::open(file).await.expect("open"));
         sqlite.migrate().await.expect("migrate");
-        let store = Arc::new(Gated { inner: sqlite, gate: Flaky::default() });
+        let store = Arc::new(FaultyStore { inner: sqlite, plan: Flaky::default() });
         let shared_cache = match &config.shared_cache_url {
             SharedCacheUrl::Single(url) => Some(SharedCache::new(Location::Single(url.clone()))),
             SharedCacheUrl::Cluster(_) | SharedCacheUrl::Off => None,
@@ -99,9 +100,7 @@ impl TestWorker {
             sha256: staged.sha256,
             bytes: staged.bytes,
             format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),
-            title: None,
-            tags: Vec::new(),
-            filename: None,
+            labels: Labels::default(),
             jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
             max_attempts: self.parts.config.max_attempts,
             key: None,
@@ -207,22 +206,22 @@ impl TestWorker {
         let (backfill, job) = (TaskId::new(), JobId::new());
         let new = NewBackfill { task: backfill, owner: safelight_domain::Owner::local(), spec };
         self.store.inner.create_backfill(&new).await.expect("begin");
-        let work = Child {
+        let work = ChildTask {
             task: TaskId::new(),
             kind: TaskKind::Rendition,
             image: upload.image,
             jobs: vec![(job, JobKind::Verify)],
             import: None,
         };
-        let step = Advance { work: vec![work], max_attempts: 1, ..Advance::of(backfill, None) };
+        let step =
+            BackfillStep { work: vec![work], max_attempts: 1, ..BackfillStep::of(backfill, None) };
         assert!(self.store.inner.advance_backfill(&step).await.expect("a step"));
         let notice =
             JobNotice { job, kind: JobKind::Verify, lane: Lane::Bulk, generation: 0, trace: None };
         let (worker, lease) = (WorkerId::new(), Duration::from_mins(1));
         let claim = self.store.inner.claim(&notice, false, worker, lease, JOB_VERSION).await;
         let Ok(Claim::Run(claimed)) = claim else { panic!("{claim:?}") };
-        let outcome =
-            Outcome::Verified { repaired: vec![made.clone()], forgotten: Vec::new(), note: None };
+        let outcome = Outcome::Succeeded(vec![Effect::UpsertRenditions(vec![made.clone()])]);
         self.store.inner.settle(&claimed.lease, &outcome).await.expect("settle");
     }
 

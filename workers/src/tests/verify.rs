@@ -6,12 +6,12 @@ use safelight_blobs::BlobKey;
 use safelight_domain::{
     BackfillKind, BackfillSpec, BackfillState, Image, ItemOutcome, Status, TaskId,
 };
-use safelight_store::{Item, NewBackfill, NewUpload};
+use safelight_store::{NewBackfill, NewUpload, ReportLine};
 
 use super::test_worker::{TestWorker, picture, within};
 
 /// Runs a backfill that verifies everything, also what was bad before; returns its report.
-async fn verified(test: &TestWorker) -> (Status, Vec<Item>) {
+async fn verified(test: &TestWorker) -> (Status, Vec<ReportLine>) {
     let store = &test.parts.store;
     let mut spec = BackfillSpec::new(BackfillKind::Verify);
     spec.retry_failed = true;

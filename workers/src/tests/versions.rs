@@ -39,7 +39,7 @@ async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
     test.task_when(upload.task, thumbnail_is_done).await;
     within("the job is published again later", async {
-        while !test.store.gate.called.lock().expect("not poisoned").contains("republish") {
+        while !test.store.plan.called.lock().expect("not poisoned").contains("republish") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

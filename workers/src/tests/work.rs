@@ -151,17 +151,17 @@ async fn a_database_that_is_away_burns_no_attempts() {
     .await;
     // The worker meets an absent database with messages waiting.
     relay.abort();
-    test.store.gate.unavailable.store(true, Ordering::SeqCst);
+    test.store.plan.unavailable.store(true, Ordering::SeqCst);
     let _worker = test.worker();
     within("the absence is noticed", async {
-        while test.store.gate.refused.load(Ordering::SeqCst) < 4 {
+        while test.store.plan.refused.load(Ordering::SeqCst) < 4 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
     let task = test.store.inner.task(upload.task).await.expect("task").expect("known");
     assert_eq!(task.status, Status::Queued);
-    test.store.gate.unavailable.store(false, Ordering::SeqCst);
+    test.store.plan.unavailable.store(false, Ordering::SeqCst);
     let task = test.ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1), "{task:?}");
@@ -170,7 +170,7 @@ async fn a_database_that_is_away_burns_no_attempts() {
 #[tokio::test]
 async fn a_lost_answer_to_a_settle_changes_nothing() {
     let test = TestWorker::new(&[]).await;
-    test.store.gate.answers_to_lose.store(2, Ordering::SeqCst);
+    test.store.plan.answers_to_lose.store(2, Ordering::SeqCst);
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
     let task = test.ended(upload.task).await;

@@ -1,4 +1,4 @@
-//! What dashboards see of the tiers.
+//! Metrics of the tiers.
 
 use metrics::{Counter, counter};
 
@@ -6,16 +6,16 @@ use metrics::{Counter, counter};
 pub struct TierCounters {
     /// It had what was asked for.
     pub hits: Counter,
-    /// It had not.
+    /// It did not.
     pub misses: Counter,
     /// It failed or was too slow.
     pub errors: Counter,
-    /// It was not asked, because it had failed just before.
+    /// It was not asked, because it is failing.
     pub skipped: Counter,
 }
 
 impl TierCounters {
-    /// Those of `tier`.
+    /// The counters of `tier`.
     pub fn new(tier: &'static str) -> Self {
         let result = |result: &'static str| counter!("safelight_cache_requests_total", "tier" => tier, "result" => result);
         Self {
@@ -26,7 +26,7 @@ impl TierCounters {
         }
     }
 
-    /// Counts an answer.
+    /// Counts a hit or a miss.
     pub fn count(&self, found: bool) {
         if found { self.hits.increment(1) } else { self.misses.increment(1) }
     }

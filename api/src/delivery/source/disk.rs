@@ -1,4 +1,4 @@
-//! The second tier: files beside this process, in front of a remote store.
+//! The second tier: files on this machine, in front of a remote store.
 
 use std::{
     fs::{self, File, Metadata, TryLockError},
@@ -14,24 +14,23 @@ use moka::{notification::RemovalCause, sync::Cache};
 use safelight_domain::{CacheKey, ContentHash, ContentHasher};
 use uuid::Uuid;
 
-/// What the names of files begin with that are being written.
+/// The prefix of files that are being written.
 const UNFINISHED: &str = "new-";
 
 /// Of the bound, the part that one object may take at most.
 const LARGEST_SHARE: u64 = 4;
 
-/// How long a file stays at most; one that a process finds at its start, as long again. What was deleted
-/// goes with it.
+/// How long a file stays at most, counted again from a restart. This bounds how long deleted images stay.
 const KEEP: Duration = Duration::from_hours(24);
 
 /// Objects as files named by their key, `<2 hex>/<64 hex>` in one folder.
 ///
-/// Nothing is synced, and nothing is believed: a file is hashed before it is used, unless it is still as
-/// this process wrote or hashed it, and a damaged one is removed.
+/// Nothing is synced, and no file is trusted: it is hashed before it is used, unless it is unchanged since this
+/// process wrote or hashed it. A damaged file is removed.
 pub struct Disk {
     folder: PathBuf,
     bound: u64,
-    /// How the names of files begin that this process is writing.
+    /// The prefix of files that this process is writing.
     unfinished: String,
     /// What is known of each file.
     index: Cache<CacheKey, Kept>,
@@ -40,12 +39,12 @@ pub struct Disk {
 #[derive(Clone, Copy)]
 struct Kept {
     bytes: u64,
-    /// How the file was when it held what it should.
+    /// The state of the file when its content was right.
     right: Option<Stamp>,
 }
 
-/// What changes when somebody writes to a file, or puts another in its place. A disk that gives back other
-/// bytes than were written changes none of it.
+/// Changes when a file is written to or replaced. It does not detect a disk that returns other bytes than were
+/// written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -61,7 +60,7 @@ impl Stamp {
 }
 
 impl Disk {
-    /// Files of at most `bound` bytes together in `folder`. What an earlier process left is found
+    /// Files of at most `bound` bytes together in `folder`. The files of an earlier process are found
     /// in the background.
     pub fn open(folder: &Path, bound: u64) -> io::Result<Arc<Self>> {
         fs::create_dir_all(folder)?;
@@ -69,7 +68,7 @@ impl Disk {
             let folder = folder.to_owned();
             move |key: Arc<CacheKey>, _: Kept, cause: RemovalCause| {
                 if cause.was_evicted() {
-                    // Whoever has it open reads on.
+                    // Requests that have it open read on.
                     let _ = fs::remove_file(path(&folder, &key));
                 }
             }
@@ -91,14 +90,14 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Takes over what an earlier process left.
+    /// Takes over the files of an earlier process.
     fn find(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.starts_with(&self.unfinished) {
-                // A file of ours that is not locked yet looks like one that was abandoned.
+                // A file of this process that is not locked yet looks abandoned.
             } else if name.starts_with(UNFINISHED) {
                 Self::remove_abandoned(&entry)?;
             } else if entry.file_type()?.is_dir() {
@@ -124,10 +123,10 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes what a crash left unfinished. Another process over the same folder may still be writing it:
-    /// then it has the file locked. Where there are no locks, age tells: nothing takes an hour to arrive.
+    /// Removes files that a crash left unfinished. Another process over the same folder may still be writing one:
+    /// then it holds a lock. Where there are no locks, age decides: no object takes an hour to arrive.
     fn remove_abandoned(entry: &fs::DirEntry) -> io::Result<()> {
-        // It may have got its name meanwhile.
+        // It may have been finished meanwhile.
         let Ok(file) = File::open(entry.path()) else { return Ok(()) };
         let abandoned = match file.try_lock() {
             Ok(()) => true,
@@ -223,7 +222,7 @@ impl Disk {
         self.finish(key, content.len() as u64, &new)
     }
 
-    /// Removes an object, if it is here. Whoever has it open reads on. Blocks.
+    /// Removes an object, if it is here. Requests that have it open read on. Blocks.
     pub fn forget(&self, key: &CacheKey) -> io::Result<()> {
         self.index.invalidate(key);
         match fs::remove_file(path(&self.folder, key)) {
@@ -238,7 +237,7 @@ impl Disk {
         Ok(Unfinished(self.folder.join(format!("{}{}", self.unfinished, Uuid::new_v4()))))
     }
 
-    /// Gives what was written, and is right, its name. Blocks.
+    /// Gives a file whose content is right its final name. Blocks.
     pub fn finish(&self, key: &CacheKey, bytes: u64, new: &Unfinished) -> io::Result<()> {
         let path = path(&self.folder, key);
         if let Some(folder) = path.parent() {
@@ -251,16 +250,16 @@ impl Disk {
     }
 }
 
-/// How the names of one process's unfinished files begin.
+/// The prefix of one process's unfinished files.
 fn unfinished() -> String {
     format!("{UNFINISHED}{}-", Uuid::new_v4().simple())
 }
 
-/// A file that has no name of its own yet; removed unless it gets one.
+/// A file without its final name yet; removed unless it gets one.
 pub struct Unfinished(PathBuf);
 
 impl Unfinished {
-    /// Makes the file, to be written and read. As long as it is open nobody takes it for abandoned.
+    /// Creates the file, to be written and read. As long as it is open, its lock shows that it is not abandoned.
     pub fn create(&self) -> io::Result<File> {
         let file = File::options().read(true).write(true).create_new(true).open(&self.0)?;
         // Not every file system has locks.
@@ -344,13 +343,13 @@ mod tests {
             assert!(later.read(&key, &hash, 1000).expect("no file").is_none());
             assert!(
                 disk.read(&key, &hash, 1000).expect("no file").is_none(),
-                "nor by who wrote it"
+                "not even by the process that wrote it"
             );
         }
     }
 
     #[test]
-    fn what_has_been_there_for_long_is_not_taken_over() {
+    fn old_files_are_not_taken_over() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let objects = [object(1), object(2)];
@@ -406,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finished_leaves_nothing() {
+    fn unfinished_files_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let files = || fs::read_dir(folder.path()).expect("a folder").count();

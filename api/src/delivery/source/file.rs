@@ -7,14 +7,13 @@ use futures::{Stream, stream};
 use safelight_blobs::blocking;
 use tokio::{sync::watch, time::timeout};
 
-/// Bytes read at first: all that a client gets which takes nothing.
+/// Bytes of the first read: all that is read for a client that takes nothing.
 const FIRST_CHUNK_BYTES: u64 = 16 << 10;
 
-/// Bytes read at once for a client that takes what it gets: few system calls, and little memory.
+/// Bytes of a read for a client that keeps up: few system calls, and little memory.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// How long a disk may take until it gives a chunk. A client learns more from a broken answer than from one
-/// that stands still.
+/// How long a disk may take for a chunk. A broken response tells a client more than one that stands still.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A file that any number of requests read at their own pace.
@@ -44,7 +43,7 @@ impl Local {
         Self { file, arriving: Some(arriving) }
     }
 
-    /// Whether nobody has to wait for these bytes.
+    /// Whether these bytes are there already.
     pub fn has(&self, span: &Range<u64>) -> bool {
         let Some(arriving) = &self.arriving else { return true };
         matches!(*arriving.borrow(), Arrived::Until(until) if span.end <= until)
@@ -80,7 +79,7 @@ impl Local {
     async fn read(self: &Arc<Self>, span: Range<u64>) -> io::Result<Bytes> {
         let length = usize::try_from(span.end - span.start).map_err(io::Error::other)?;
         let mut buffer = vec![0; length];
-        // What the kernel has in memory is taken at once; only a disk is worth another thread.
+        // Bytes in the page cache are read directly; only a disk is worth another thread.
         if let Some(count) = read_cached(&self.file, &mut buffer, span.start) {
             buffer.truncate(count);
             return Ok(buffer.into());

@@ -12,14 +12,14 @@ use safelight_domain::CacheKey;
 /// The largest object that is ever held in memory as a whole.
 const MAX_OBJECT_BYTES: u64 = 8 << 20;
 
-/// Of the bound, the part in which the newest objects lie whatever their use so far.
+/// Of the bound, the part for the newest objects, whatever their use so far.
 const RECENT_SHARE: u64 = 8;
 
-/// Of the bound, the part that is for objects on their way from the store or to clients. While it is
-/// taken up, objects are streamed.
+/// Of the bound, the part for objects on their way from the store or to clients. While it is full, objects are
+/// streamed.
 const TRANSIT_SHARE: u64 = 5;
 
-/// Beyond the bound, what small objects may take that many clients are slow to fetch.
+/// Beyond the bound, memory for small objects that many slow clients are fetching.
 const RESERVE: u64 = 64 << 20;
 
 /// What an entry costs beside its bytes.
@@ -27,9 +27,8 @@ const ENTRY_BYTES: u64 = 256;
 
 /// Objects by their owner and their content.
 ///
-/// What is used often stays (`TinyLFU`), so a scan over everything does not flush it; and the newest
-/// are kept for a moment in any case, so that requests that come close upon each other share one
-/// read also while the cache is full of better things.
+/// Objects in frequent use stay (`TinyLFU`), so a scan over everything does not flush them. The newest are kept
+/// for a moment in any case, so that requests in quick succession share one read even while the cache is full.
 pub struct Memory {
     frequent: Cache<CacheKey, Bytes>,
     recent: Cache<CacheKey, Bytes>,
@@ -78,28 +77,28 @@ impl Memory {
         (self.bound / (RECENT_SHARE * 2)).clamp(Self::small(), MAX_OBJECT_BYTES)
     }
 
-    /// QueueCapacity for an object that will be read.
-    pub fn room(&self, bytes: u64) -> QueueCapacity {
+    /// Reserves memory for an object that will be read.
+    pub fn reserve(&self, bytes: u64) -> Reservation {
         self.live.fetch_add(bytes, Ordering::Relaxed);
-        QueueCapacity { bytes, live: self.live.clone() }
+        Reservation { bytes, live: self.live.clone() }
     }
 
-    /// Keeps an object; gives back its bytes, whose room is taken for as long as anybody holds them.
-    pub fn keep(&self, object: CacheKey, bytes: Bytes, room: QueueCapacity) -> Bytes {
-        let bytes = Bytes::from_owner(Placed { bytes, _room: room });
+    /// Keeps an object; returns its bytes, whose memory is reserved for as long as they are held.
+    pub fn keep(&self, object: CacheKey, bytes: Bytes, reserved: Reservation) -> Bytes {
+        let bytes = Bytes::from_owner(Reserved { bytes, _reserved: reserved });
         if self.bound > 0 {
             self.recent.insert(object, bytes.clone());
             self.frequent.insert(object, bytes.clone());
         }
         if bytes.len() as u64 > Self::small() {
-            // Else what had to give way stays until some dozens have come.
+            // Otherwise evicted objects stay until some dozens more have come.
             self.recent.run_pending_tasks();
             self.frequent.run_pending_tasks();
         }
         bytes
     }
 
-    /// Drops an object. Whoever is being sent it holds its bytes until then.
+    /// Drops an object. A response that is sending it holds its bytes until then.
     pub fn forget(&self, object: &CacheKey) {
         self.recent.invalidate(object);
         self.frequent.invalidate(object);
@@ -111,25 +110,25 @@ impl Memory {
     }
 }
 
-/// A part of memory that is spoken for, until this is dropped.
-pub struct QueueCapacity {
+/// Memory that is reserved until this is dropped.
+pub struct Reservation {
     bytes: u64,
     live: Arc<AtomicU64>,
 }
 
-impl Drop for QueueCapacity {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.live.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// Bytes in their room.
-struct Placed {
+/// Bytes with their reservation.
+struct Reserved {
     bytes: Bytes,
-    _room: QueueCapacity,
+    _reserved: Reservation,
 }
 
-impl AsRef<[u8]> for Placed {
+impl AsRef<[u8]> for Reserved {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -149,7 +148,7 @@ mod tests {
     }
 
     fn keep(memory: &Memory, (key, bytes): (CacheKey, Bytes)) -> Bytes {
-        memory.keep(key, bytes.clone(), memory.room(bytes.len() as u64))
+        memory.keep(key, bytes.clone(), memory.reserve(bytes.len() as u64))
     }
 
     fn settle(memory: &Memory) {
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_memory_stays_bounded_also_while_clients_are_slow() {
+    fn memory_stays_bounded_while_clients_are_slow() {
         let memory = Memory::new(32 << 20);
         assert!(memory.takes(2 << 20));
         assert!(!memory.takes(3 << 20), "too large a part of the bound");
@@ -208,7 +207,7 @@ mod tests {
         drop(slow);
         settle(&memory);
         assert!(memory.takes(1 << 20));
-        let coming: Vec<_> = (0..8).map(|_| memory.room(1 << 20)).collect();
+        let coming: Vec<_> = (0..8).map(|_| memory.reserve(1 << 20)).collect();
         assert!(!memory.takes(1 << 20), "what is being read counts as well");
         drop(coming);
         assert!(memory.takes(1 << 20));

@@ -1,5 +1,5 @@
-//! The third tier: a Redis or Valkey that all nodes share, and by which one of them reads the store
-//! for all.
+//! The third tier: a Redis or Valkey that all nodes share. It also elects the one node that reads an object from
+//! the store for all.
 
 use std::time::{Duration, Instant};
 
@@ -9,23 +9,22 @@ use safelight_domain::{CacheKey, ContentHash};
 use safelight_shared_cache::{SharedCache, object_key};
 use uuid::Uuid;
 
-use super::Content;
+use super::object::StoredObject;
 
-/// The largest object that is shared: larger ones cost the engine more than the store.
+/// The largest object that is shared: larger ones cost it more than the store.
 const MAX_OBJECT_BYTES: u64 = 1 << 20;
 
-/// How long an object stays at most. How many there are is the engine's to bound.
+/// How long an object stays at most. The shared cache bounds how many there are.
 const KEEP: Duration = Duration::from_hours(24);
 
-/// How long a turn to read an object for all lasts after a sign of life: what a node that dies costs the
-/// others.
+/// How long a turn to read an object for all nodes lasts unless renewed: the delay that a node which dies causes.
 const TURN: Duration = Duration::from_secs(1);
 
-/// How often a node that reads gives one. Two may be lost.
+/// How often a node renews its turn. Two renewals may be lost.
 const RENEW: Duration = Duration::from_millis(300);
 
-/// How long to wait for the node whose turn it is, before reading oneself: longer than any read of an object
-/// of this size that comes to a good end.
+/// How long to wait for another node's turn before reading the store as well: longer than any successful read of
+/// an object of this size.
 const WAIT_FOR_TURN: Duration = Duration::from_secs(8);
 
 /// Renews a turn, if it is still the one that was given. `ARGV`: its token, milliseconds.
@@ -36,25 +35,25 @@ if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[
 const END_SCRIPT: &str = "\
 if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0";
 
-/// Between two looks for what another node is reading.
+/// Time between two checks for an object that another node is reading.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The engine.
+/// The shared cache, as a tier.
 pub struct Shared {
     cache: SharedCache,
 }
 
-/// What the engine says of an object that is wanted.
+/// What the shared cache says of an object that is wanted.
 pub enum Turn {
-    /// Here it is.
+    /// It has the object.
     Found(Bytes),
-    /// It is not here, and this node is the one to read it.
+    /// It does not have it, and this node is to read it.
     Ours(Token),
     /// Another node took too long.
     Without,
 }
 
-/// By what a turn is known from the next one, which another node may have.
+/// Identifies a turn, so that a node never ends the next one.
 pub struct Token(String);
 
 impl Shared {
@@ -69,7 +68,7 @@ impl Shared {
     }
 
     /// The object, or whose turn it is to read it. Waits while that is another node's.
-    pub async fn look(&self, object: &Content) -> RedisResult<Turn> {
+    pub async fn look(&self, object: &StoredObject) -> RedisResult<Turn> {
         let deadline = Instant::now() + WAIT_FOR_TURN;
         loop {
             if let Some(found) = self.get(object).await? {
@@ -83,7 +82,7 @@ impl Shared {
                 .arg("PX")
                 .arg(milliseconds(TURN));
             if self.run::<Option<()>>(&lock).await?.is_some() {
-                // Whoever had the turn before may have ended it between our two questions.
+                // The node that had the turn before may have ended it between the two commands.
                 return Ok(match self.get(object).await? {
                     Some(found) => {
                         self.end_turn(&object.cached, &token).await?;
@@ -111,7 +110,7 @@ impl Shared {
                 tokio::time::sleep(RENEW).await;
                 let mut renew = redis::cmd("EVAL");
                 renew.arg(RENEW_SCRIPT).arg(1).arg(turn_key(object)).arg(&token.0);
-                // Without it the turn runs out, and another node reads as well: nothing worse.
+                // If it fails, the turn expires and another node reads as well: nothing worse.
                 let _ = self.run::<()>(renew.arg(milliseconds(TURN))).await;
             }
         };
@@ -121,7 +120,7 @@ impl Shared {
         }
     }
 
-    /// Gives everybody what this node has read in its turn.
+    /// Stores what this node has read in its turn.
     pub async fn give(&self, object: &CacheKey, content: &Bytes, token: &Token) -> RedisResult<()> {
         let mut set = redis::cmd("SET");
         set.arg(object_key(object)).arg(content.as_ref()).arg("EX").arg(KEEP.as_secs());
@@ -136,10 +135,10 @@ impl Shared {
         self.run(end.arg(END_SCRIPT).arg(1).arg(turn_key(object)).arg(&token.0)).await
     }
 
-    /// What is there under the object's name, if it is right.
-    async fn get(&self, object: &Content) -> RedisResult<Option<Bytes>> {
+    /// The object, if it is there and its hash is right.
+    async fn get(&self, object: &StoredObject) -> RedisResult<Option<Bytes>> {
         let found = match self.run(redis::cmd("GET").arg(object_key(&object.cached))).await {
-            // Somebody else's. It says nothing of the engine, and gives way to the object.
+            // A key of another application. It is no failure of the cache, and is overwritten by the object.
             Err(error) if error.code() == Some("WRONGTYPE") => None,
             found => found?,
         };

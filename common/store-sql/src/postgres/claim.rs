@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use safelight_domain::JobNotice;
-use safelight_domain::{JobId, WorkerId};
+use safelight_domain::{JobId, JobNotice, WorkerId};
 use safelight_store::{Claim, StoreError};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{
-    gather::{Answers, Call, Locked},
-    integer, interval,
+    dialect::{integer, span},
+    gather::{Answers, Call, Locked, place},
     rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
 };
 
-/// One call of [`Store::claim`](safelight_store::Store::claim).
+/// One call of [`Jobs::claim`](safelight_store::Jobs::claim).
 pub struct Claiming {
     pub notice: JobNotice,
     pub redelivered: bool,
@@ -25,9 +24,9 @@ pub struct Claiming {
 /// Claims jobs: one row for each that was found, more for one that was claimed and whose blob has
 /// several renditions.
 ///
-/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job
-/// that somebody claims at the same time shows as he leaves it. The looks-up by arrays are so that no
-/// plan reads a whole table, whatever statistics say.
+/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job that is
+/// claimed at the same time shows as that claim leaves it. Rows are looked up by arrays so that no plan reads a
+/// whole table, whatever the statistics say.
 macro_rules! claim_statement {
     ($locked:literal) => {
         concat!(
@@ -100,13 +99,13 @@ impl Call for Claiming {
             .bind(calls.iter().map(|call| call.redelivered).collect::<Vec<_>>())
             .bind(calls.iter().map(|call| integer(call.notice.generation)).collect::<Vec<_>>())
             .bind(calls.iter().map(|call| call.worker.0).collect::<Vec<_>>())
-            .bind(calls.iter().map(|call| interval(call.lease)).collect::<Vec<_>>())
+            .bind(calls.iter().map(|call| span(call.lease)).collect::<Vec<_>>())
             .bind(calls.iter().map(|call| integer(call.understood)).collect::<Vec<_>>())
             .fetch_all(conn)
             .await?;
-        let place = |row: &PgRow| row.try_get::<i64, _>("place").ok();
-        rows.chunk_by(|one, next| place(one) == place(next))
-            .map(|rows| Ok((rows::place(&rows[0])?, answer(rows))))
+        let number = |row: &PgRow| row.try_get::<i64, _>("place").ok();
+        rows.chunk_by(|one, next| number(one) == number(next))
+            .map(|rows| Ok((place(&rows[0])?, answer(rows))))
             .collect()
     }
 }

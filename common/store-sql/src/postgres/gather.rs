@@ -1,17 +1,17 @@
 //! Calls that are ready at the same time, carried out in one statement. A statement costs a round trip
 //! and a flush of the database's log, whether it ends one job or fifty.
 //!
-//! Nobody waits for company: what comes while one batch is being carried out is the next one. And
-//! nobody waits for another's locks: a call whose job somebody holds is left out and carried out alone.
+//! No call waits for others: those that arrive while one batch is being carried out are the next one. And no call
+//! waits for another's locks: a call whose job is locked is left out and carried out alone.
 
 use std::collections::HashSet;
 
 use safelight_domain::JobId;
 use safelight_store::StoreError;
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgRow};
 use tokio::sync::{mpsc, oneshot};
 
-use super::within;
+use super::{deadline::with_deadline, dialect::big};
 
 /// Calls in one statement at most: bounds how long the first waits for what the last costs.
 const BATCH: usize = 64;
@@ -19,7 +19,7 @@ const BATCH: usize = 64;
 /// Calls that may wait; past it callers wait to be queued.
 const WAITING: usize = 1024;
 
-/// What to do about a job's row that somebody else has locked.
+/// What to do about a job's row that another transaction has locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Locked {
     /// Leave its call out.
@@ -28,12 +28,17 @@ pub enum Locked {
     Wait,
 }
 
-/// What became of those calls of a batch whose job was found: each with its place in the batch.
+/// The answers of those calls of a batch whose job was found: each with its index in the batch.
 pub type Answers<A> = Vec<(usize, Result<A, StoreError>)>;
+
+/// The index of the call that a column `place` counts from 1.
+pub fn place(row: &PgRow) -> Result<usize, StoreError> {
+    Ok(big::<usize>(row, "place")?.saturating_sub(1))
+}
 
 /// A call about one job that can be carried out together with others of its kind.
 pub trait Call: Send + Sync + 'static {
-    /// What its caller is told.
+    /// What its caller gets.
     type Answer: Send + 'static;
 
     /// The answer about a job that does not exist.
@@ -90,19 +95,19 @@ async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
                 ready.drain(..).partition(|one| jobs.insert(one.call.job()));
             let left_out = carry_out(&pool, &mut conn, batch).await;
             for one in left_out.into_iter().chain(doubles) {
-                // Beside the next batch: it may have to wait for whoever holds its job.
+                // Beside the next batch: it may have to wait for the lock on its job.
                 tokio::spawn(carry_out_alone(pool.clone(), one));
             }
         }
         if calls.is_empty() {
-            // In between it is anybody's. Under load the same connection is used again: each is a
+            // In between anyone may use it. Under load the same connection is used again: each is a
             // process of the database with plans and caches of its own.
             conn = None;
         }
     }
 }
 
-/// Carries out a batch and answers its callers. Gives back those that are to be carried out alone.
+/// Carries out a batch and answers its callers. Returns those that are to be carried out alone.
 async fn carry_out<C: Call>(
     pool: &PgPool,
     conn: &mut Option<PoolConnection<Postgres>>,
@@ -110,7 +115,7 @@ async fn carry_out<C: Call>(
 ) -> Vec<Waiting<C>> {
     let (calls, mut callers): (Vec<C>, Vec<_>) =
         batch.into_iter().map(|one| (one.call, Some(one.caller))).unzip();
-    let answers = match within(on_connection(pool, conn, &calls)).await {
+    let answers = match with_deadline(on_connection(pool, conn, &calls)).await {
         Ok(answers) => answers,
         Err(error) if error.is_unavailable() && !is_about_others(&error) => {
             same_for_all(calls.len(), &error)
@@ -158,7 +163,7 @@ fn is_about_others(error: &StoreError) -> bool {
 }
 
 async fn carry_out_alone<C: Call>(pool: PgPool, one: Waiting<C>) {
-    let answer = within(async {
+    let answer = with_deadline(async {
         let mut conn = pool.acquire().await?;
         let mut answers = C::carry_out(&mut conn, &[one.call], Locked::Wait).await?;
         answers.pop().map_or(Ok(C::UNKNOWN), |(_, answer)| answer)

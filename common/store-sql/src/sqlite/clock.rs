@@ -1,4 +1,4 @@
-//! The database's clock: this machine's, unless a test winds one by hand.
+//! The database's clock: the system clock, unless a test sets one by hand.
 
 use chrono::Utc;
 
@@ -20,7 +20,7 @@ impl Clock {
         Utc::now().timestamp_micros()
     }
 
-    /// A clock that shows what `manual` holds.
+    /// A clock that shows the time in `manual`.
     #[cfg(any(test, feature = "testing"))]
     pub fn manual(manual: std::sync::Arc<std::sync::atomic::AtomicI64>) -> Self {
         Self { manual: Some(manual) }

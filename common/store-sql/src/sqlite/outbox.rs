@@ -1,39 +1,99 @@
-//! The outbox: jobs whose notice must still be rung. Polled, so nothing is written when there is
-//! nothing to do.
+//! The outbox. It is polled, so that nothing is written when there is nothing to do.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use safelight_domain::JobNotice;
-use safelight_domain::{JobId, JobKind, Lane};
-use safelight_store::{OutboxBatch, QueueCapacity, StoreError, taken::taken_with};
-use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use async_trait::async_trait;
+use safelight_domain::{JobId, JobKind, JobNotice, Lane};
+use safelight_store::{Outbox, OutboxBatch, QueueCapacity, StoreError};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow, types::Json};
 
-use super::{rows, writer::Writer};
-use crate::convert::{duration, from_sql, micros, readable, to_i64};
+use super::{
+    dialect::{any_of, ids},
+    figures,
+    rows::{self, column},
+    store::SqliteStore,
+};
+use crate::convert::{duration, micros, readable};
 
-pub async fn take(
-    reads: &SqlitePool,
-    writer: &Writer,
-    now: i64,
-    room: &QueueCapacity,
-    hold: Duration,
-) -> Result<OutboxBatch, StoreError> {
-    let first: Option<i64> =
-        sqlx::query_scalar("select min(due_at) from outbox").fetch_one(reads).await?;
-    match first {
-        None => Ok(OutboxBatch::default()),
-        Some(first) if first > now => {
-            Ok(OutboxBatch { due: Vec::new(), next_in: Some(duration(first - now)) })
+#[async_trait]
+impl Outbox for SqliteStore {
+    async fn take_unpublished(
+        &self,
+        capacity: &QueueCapacity,
+        hold: Duration,
+    ) -> Result<OutboxBatch, StoreError> {
+        let now = self.clock.now();
+        let first: Option<i64> =
+            sqlx::query_scalar("select min(due_at) from outbox").fetch_one(&self.reads).await?;
+        match first {
+            None => Ok(OutboxBatch::default()),
+            Some(first) if first > now => {
+                Ok(OutboxBatch { due: Vec::new(), next_in: Some(duration(first - now)) })
+            }
+            Some(_) => {
+                let capacity = capacity.clone();
+                self.write(move |conn, now| Box::pin(take_due(conn, now, capacity, hold))).await
+            }
         }
-        Some(_) => {
-            let room = room.clone();
-            writer.run(move |conn, now| Box::pin(take_due(conn, now, room, hold))).await
+    }
+
+    async fn mark_published(&self, published: &[JobNotice]) -> Result<(), StoreError> {
+        // The generation spares a row that was put there again for a later attempt meanwhile.
+        let query = sqlx::query(
+            "delete from outbox where (job_id, generation) in (
+                 select unhex(value ->> 0), value ->> 1 from json_each($1))",
+        );
+        self.execute(query.bind(notices(published))).await.map(drop)
+    }
+
+    async fn return_unpublished(&self, unpublished: &[JobNotice]) -> Result<(), StoreError> {
+        let query = sqlx::query(
+            "update outbox set due_at = $2 where (job_id, generation) in (
+                 select unhex(value ->> 0), value ->> 1 from json_each($1))",
+        );
+        self.execute_now(query.bind(notices(unpublished))).await.map(drop)
+    }
+
+    async fn unpublish(
+        &self,
+        kind: JobKind,
+        lane: Lane,
+        waited: Duration,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
+        let query = sqlx::query(WAITING)
+            .bind(kind.as_str())
+            .bind(lane.as_str())
+            .bind(micros(waited))
+            .bind(limit);
+        let lost: Vec<JobId> = column(&self.fetch_all(self.at_now(query)).await?, "id")?;
+        if lost.is_empty() {
+            return Ok(0);
         }
+        self.write(move |conn, now| Box::pin(put_back(conn, now, lost))).await
+    }
+
+    async fn republish(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
+        figures::republish(self, job, delay).await
+    }
+
+    async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
+        figures::count_published(self, kind, lane).await
+    }
+
+    async fn count_unpublished(&self) -> Result<u64, StoreError> {
+        figures::count_unpublished(self).await
     }
 }
 
-/// Who has rows in the outbox, by queue: hops along the index, so that it costs as much as there are
-/// shares, not as there are rows.
+/// Notices as one parameter: pairs of job and generation.
+fn notices(notices: &[JobNotice]) -> Json<Vec<(String, u32)>> {
+    let pair = |notice: &JobNotice| (notice.job.0.simple().to_string(), notice.generation);
+    Json(notices.iter().map(pair).collect())
+}
+
+/// The shares that have rows in the outbox, by queue: hops along the index, so that its cost grows with the shares,
+/// not with the rows.
 const SHARES: &str = "
     with recursive shares (kind, lane, share) as (
         select * from (select kind, lane, share from outbox order by kind, lane, share limit 1)
@@ -48,34 +108,32 @@ const SHARES: &str = "
 async fn take_due(
     conn: &mut SqliteConnection,
     now: i64,
-    room: QueueCapacity,
+    capacity: QueueCapacity,
     hold: Duration,
 ) -> Result<OutboxBatch, StoreError> {
     let mut shares: BTreeMap<(JobKind, Lane), Vec<Vec<Found>>> = BTreeMap::new();
     let rows = sqlx::query(SHARES).fetch_all(&mut *conn).await?;
     for (queue, share) in readable(rows.iter().map(share))? {
-        let found = first_of(conn, now, queue, share, room.of(queue.0, queue.1)).await?;
+        let found = first_of(conn, now, queue, share, capacity.of(queue.0, queue.1)).await?;
         shares.entry(queue).or_default().push(found);
     }
     let mut due: Vec<Found> = Vec::new();
     for ((kind, lane), shares) in shares {
-        due.extend(in_turn(shares).into_iter().take(room.of(kind, lane) as usize));
+        due.extend(in_turn(shares).into_iter().take(capacity.of(kind, lane) as usize));
     }
-    due.sort_unstable_by_key(|found| (found.due_at, found.bell.job));
-    let due: Vec<JobNotice> = due.into_iter().map(|found| found.bell).collect();
-    sqlx::query(
-        "update outbox set due_at = $1
-         where job_id in (select unhex(value) from json_each($2))",
-    )
-    .bind(now + micros(hold))
-    .bind(rows::id_list(due.iter().map(|notice| notice.job.0)))
-    .execute(&mut *conn)
-    .await?;
+    due.sort_unstable_by_key(|found| (found.due_at, found.notice.job));
+    let due: Vec<JobNotice> = due.into_iter().map(|found| found.notice).collect();
+    sqlx::query(concat!("update outbox set due_at = $1 where job_id ", any_of!("$2")))
+        .bind(now + micros(hold))
+        .bind(ids(due.iter().map(|notice| notice.job.0)))
+        .execute(&mut *conn)
+        .await?;
     let next: Option<i64> = sqlx::query_scalar("select min(due_at) from outbox where due_at > $1")
         .bind(now)
         .fetch_one(conn)
         .await?;
-    Ok(taken_with(&room, due, next.map(|next| duration(next - now)), hold))
+    let next = next.map(|next| duration(next - now));
+    Ok(OutboxBatch::new(&capacity, due, next, hold))
 }
 
 /// A share of a queue.
@@ -85,7 +143,7 @@ fn share(row: &SqliteRow) -> Result<((JobKind, Lane), String), StoreError> {
 
 struct Found {
     due_at: i64,
-    bell: JobNotice,
+    notice: JobNotice,
 }
 
 /// The oldest due rows of one share, at most `places`.
@@ -113,7 +171,7 @@ async fn first_of(
     .bind(places)
     .fetch_all(conn)
     .await?;
-    let found = |row| Ok(Found { due_at: row_due(row)?, bell: rows::notice(row)? });
+    let found = |row| Ok(Found { due_at: row_due(row)?, notice: rows::notice(row)? });
     rows.iter().map(found).collect()
 }
 
@@ -121,7 +179,7 @@ fn row_due(row: &SqliteRow) -> Result<i64, StoreError> {
     Ok(row.try_get("due_at")?)
 }
 
-/// The first of every share before the second of any, and chance between the shares: or those with the
+/// The first row of every share before the second of any, and chance between the shares: otherwise those with the
 /// oldest backlog would always come first.
 fn in_turn(mut shares: Vec<Vec<Found>>) -> Vec<Found> {
     if shares.len() > 1 {
@@ -133,73 +191,13 @@ fn in_turn(mut shares: Vec<Vec<Found>>) -> Vec<Found> {
     turns.into_iter().map(|(_, found)| found).collect()
 }
 
-/// The notices as the one parameter that [`EACH_DOORBELL`] takes apart.
-fn notices(notices: &[JobNotice]) -> sqlx::types::Json<Vec<(String, u32)>> {
-    sqlx::types::Json(
-        notices.iter().map(|d| (d.job.0.simple().to_string(), d.generation)).collect(),
-    )
-}
-
-pub async fn mark_published(
-    conn: &mut SqliteConnection,
-    published: Vec<JobNotice>,
-) -> Result<(), StoreError> {
-    // The generation spares a row that was put there anew for a later attempt meanwhile.
-    sqlx::query(
-        "delete from outbox where (job_id, generation) in (
-             select unhex(value ->> 0), value ->> 1 from json_each($1))",
-    )
-    .bind(notices(&published))
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-pub async fn return_unpublished(
-    conn: &mut SqliteConnection,
-    now: i64,
-    unpublished: Vec<JobNotice>,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "update outbox set due_at = $2 where (job_id, generation) in (
-             select unhex(value ->> 0), value ->> 1 from json_each($1))",
-    )
-    .bind(notices(&unpublished))
-    .bind(now)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Queued and due jobs of one queue that are not in the outbox, by how long their message has been
-/// away.
-const AWAY: &str = "
+/// Queued and due jobs of one queue that are not in the outbox, longest waiting first.
+const WAITING: &str = "
     select id from jobs j
-    where status = 'queued' and kind = $1 and lane = $2 and waiting_since <= $3 and run_at <= $4
+    where status = 'queued' and kind = $1 and lane = $2 and waiting_since <= $5 - $3
+      and run_at <= $5
       and not exists (select 1 from outbox o where o.job_id = j.id)
-    order by waiting_since limit $5";
-
-pub async fn unpublish(
-    reads: &SqlitePool,
-    writer: &Writer,
-    now: i64,
-    (kind, lane): (JobKind, Lane),
-    waited: Duration,
-    limit: u32,
-) -> Result<u64, StoreError> {
-    let lost: Vec<JobId> = sqlx::query_scalar(AWAY)
-        .bind(kind.as_str())
-        .bind(lane.as_str())
-        .bind(now.saturating_sub(micros(waited)))
-        .bind(now)
-        .bind(limit)
-        .fetch_all(reads)
-        .await?;
-    if lost.is_empty() {
-        return Ok(0);
-    }
-    writer.run(move |conn, now| Box::pin(put_back(conn, now, lost))).await
-}
+    order by waiting_since limit $4";
 
 /// Puts those of `lost` into the outbox that still belong there.
 async fn put_back(
@@ -207,85 +205,19 @@ async fn put_back(
     now: i64,
     lost: Vec<JobId>,
 ) -> Result<u64, StoreError> {
-    let ids = rows::id_list(lost.iter().map(|id| id.0));
-    let put = sqlx::query(
+    let put = sqlx::query(concat!(
         "insert into outbox (job_id, kind, lane, share, generation, due_at)
          select id, kind, lane, share, fence, $2 from jobs
-         where id in (select unhex(value) from json_each($1)) and status = 'queued'
-         on conflict do nothing
-         returning job_id",
-    )
-    .bind(ids)
-    .bind(now)
-    .fetch_all(&mut *conn)
-    .await?;
-    let put =
-        put.iter().map(|row| row.try_get::<JobId, _>("job_id")).collect::<Result<Vec<_>, _>>()?;
-    sqlx::query(
-        "update jobs set waiting_since = $2
-         where id in (select unhex(value) from json_each($1))",
-    )
-    .bind(rows::id_list(put.iter().map(|id| id.0)))
-    .bind(now)
-    .execute(conn)
-    .await?;
-    Ok(put.len() as u64)
-}
-
-pub async fn republish(
-    conn: &mut SqliteConnection,
-    now: i64,
-    job: JobId,
-    delay: Duration,
-) -> Result<bool, StoreError> {
-    let put = sqlx::query(
-        "insert into outbox (job_id, kind, lane, share, generation, due_at)
-         select id, kind, lane, share, fence, max(run_at, $2) from jobs
-         where id = $1 and status = 'queued'
-         on conflict do nothing",
-    )
-    .bind(job)
-    .bind(now + micros(delay))
-    .execute(conn)
-    .await?;
-    Ok(put.rows_affected() == 1)
-}
-
-pub async fn count_queued(reads: &SqlitePool, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
-    let count: i64 = sqlx::query_scalar(
-        "select count(*) from (
-             select 1 from jobs where status = 'queued' and lane = $1 limit $2)",
-    )
-    .bind(lane.as_str())
-    .bind(to_i64(at_most))
-    .fetch_one(reads)
-    .await?;
-    from_sql(count, "count")
-}
-
-pub async fn count_published(
-    reads: &SqlitePool,
-    now: i64,
-    kind: JobKind,
-    lane: Lane,
-) -> Result<u64, StoreError> {
-    let count: i64 = sqlx::query_scalar(
-        "select count(*) from jobs j
-         where status = 'queued' and kind = $1 and lane = $2 and run_at <= $3
-           and not exists (select 1 from outbox o where o.job_id = j.id)",
-    )
-    .bind(kind.as_str())
-    .bind(lane.as_str())
-    .bind(now)
-    .fetch_one(reads)
-    .await?;
-    from_sql(count, "count")
-}
-
-pub async fn count_unpublished(reads: &SqlitePool, now: i64) -> Result<u64, StoreError> {
-    let count: i64 = sqlx::query_scalar("select count(*) from outbox where due_at <= $1")
+         where status = 'queued' and id ",
+        any_of!("$1"),
+        " on conflict do nothing returning job_id"
+    ));
+    let put = put.bind(ids(lost.iter().map(|id| id.0))).bind(now).fetch_all(&mut *conn).await?;
+    let put: Vec<JobId> = column(&put, "job_id")?;
+    sqlx::query(concat!("update jobs set waiting_since = $2 where id ", any_of!("$1")))
+        .bind(ids(put.iter().map(|id| id.0)))
         .bind(now)
-        .fetch_one(reads)
+        .execute(conn)
         .await?;
-    from_sql(count, "count")
+    Ok(put.len() as u64)
 }

@@ -1,7 +1,7 @@
 //! The one writer: a task that owns the only connection that writes, and commits in groups.
 //!
-//! A commit costs an fsync, whoever is in it. So the writer takes whatever requests wait, runs each
-//! in a savepoint of one transaction, commits once, and only then answers them all.
+//! A commit costs an fsync, however many requests are in it. So the writer takes all waiting requests, runs each in a
+//! savepoint of one transaction, commits once, and only then answers them all.
 
 use futures::future::BoxFuture;
 use safelight_store::StoreError;
@@ -10,25 +10,25 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::clock::Clock;
 
-/// Requests in one transaction at most: bounds what one failed commit fails, and how long a reader
-/// of its own write waits.
+/// The limit of requests in one transaction. It bounds how many requests one failed commit fails, and how long a
+/// caller waits.
 const GROUP: usize = 32;
 
-/// Requests that may wait; past it callers wait to be queued.
+/// The limit of waiting requests. Beyond it callers wait to be queued.
 const WAITING: usize = 1024;
 
-/// A handle to the writer. The task ends, after what is queued, when the last handle is dropped.
+/// A handle to the writer. The task ends, after the queued requests, when the last handle is dropped.
 #[derive(Clone)]
 pub struct Writer {
     requests: mpsc::Sender<Box<dyn Work>>,
 }
 
-/// One request: what to do, and whom to tell.
+/// One request: the work, and its caller.
 trait Work: Send {
-    /// Runs it, at the time `now`. `false` if it failed and must leave nothing behind.
+    /// Runs it, at the time `now`. Returns `false` if it failed and must leave nothing behind.
     fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool>;
 
-    /// Tells the caller. `failure` is that of the whole group.
+    /// Answers the caller. `failure` is the failure of the whole group.
     fn answer(self: Box<Self>, failure: Option<StoreError>);
 }
 
@@ -45,7 +45,7 @@ where
 {
     fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
         Box::pin(async move {
-            // Nobody waits for it any more: a claim, say, would only lie until its lease ends.
+            // Nobody waits for it any more. A claim, for example, would only block its job until the lease ends.
             let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
                 return true;
             };
@@ -69,15 +69,15 @@ where
 }
 
 impl Writer {
-    /// Starts the task, on a connection of its own.
+    /// Starts the task on a connection of its own.
     pub fn start(options: SqliteConnectOptions, conn: SqliteConnection, clock: Clock) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
         tokio::spawn(serve(options, conn, clock, queue));
         Self { requests }
     }
 
-    /// Runs `work` in a transaction, telling it the time at which it begins. On `Ok` it is committed
-    /// and on disk; if `work` fails, nothing of it remains.
+    /// Runs `work` in a transaction with the time at which it starts. On `Ok` it is committed and on disk; if `work`
+    /// fails, nothing of it remains.
     pub async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -116,7 +116,7 @@ async fn serve(
                 group.drain(..).for_each(|work| work.answer(None));
             }
             Err(error) => {
-                // Each caller is told, and says what it means to it.
+                // Each caller gets the error, and logs what it means there.
                 tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
                 let error = StoreError::from(error);
                 group.drain(..).for_each(|work| work.answer(Some(error.clone())));
@@ -131,8 +131,8 @@ async fn serve(
     }
 }
 
-/// Runs the whole group in one transaction, each request in a savepoint. Gives the connection back if it is
-/// still good; one that is dropped takes back what it has begun.
+/// Runs the whole group in one transaction, each request in a savepoint. Returns the connection if it is still good;
+/// a connection that is dropped rolls back.
 async fn commit(
     mut conn: SqliteConnection,
     clock: &Clock,
@@ -146,8 +146,8 @@ async fn commit(
             sqlx::query("rollback to request").execute(&mut *transaction).await?;
         }
         if number < last {
-            // Both in one go: each is a way to the connection's thread and back, and for a small request
-            // that is the larger part of its cost.
+            // One script: each statement alone would cross to the connection's thread and back, which is the larger
+            // part of the cost of a small request.
             let next = "release request; savepoint request";
             sqlx::query(next).execute(&mut *transaction).await?;
         }

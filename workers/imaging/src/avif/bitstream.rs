@@ -1,24 +1,23 @@
-//! The AV1 bitstream: the sequence header is read here, since `re_rav1d` panics on reserved values of
-//! its colours; the frame is decoded by `re_rav1d`. Source: AV1 specification, section 5.5.
+//! The AV1 bitstream. `re_rav1d` decodes the frame; the sequence header is parsed here, because
+//! `re_rav1d` panics on reserved color values. Source: AV1 specification, section 5.5.
 
 use re_rav1d::dav1d::{
     Decoder, Error as Av1Error, Picture, PlanarImageComponent as Component, Settings,
 };
 
 use super::{
-    AvifError::{self, Corrupt, OutOfMemory, Unsupported},
-    UNSPECIFIED,
-    container::{Cicp, Reader},
+    container::{Cicp, Reader, UNSPECIFIED},
+    error::AvifError::{self, Corrupt, OutOfMemory, Unsupported},
 };
 
-/// How many frames an item may have. A still picture has one, a layered one up to four; more would
-/// only cost time, of which a frame can cost much for few bytes.
-const MOST_FRAMES: usize = 4;
+/// Largest number of frames in an item. A still picture has one, a layered one up to four. More only
+/// cost time, and a few bytes can make an expensive frame.
+const MAX_FRAMES: usize = 4;
 
-/// Reads numbers of any bits.
+/// Reads numbers that are not aligned to bytes.
 pub(super) struct Bits<'a> {
     pub bytes: &'a [u8],
-    /// How many bits were read.
+    /// The number of bits read so far.
     pub at: usize,
 }
 
@@ -34,22 +33,20 @@ impl Bits<'_> {
         Ok(value)
     }
 
-    /// A small number of up to 8 bits.
+    /// A number of up to 8 bits.
     pub fn small(&mut self, bits: u32) -> Result<u8, AvifError> {
         u8::try_from(self.number(bits)?).map_err(|_| Corrupt)
     }
 
-    /// One bit.
     pub fn flag(&mut self) -> Result<bool, AvifError> {
         Ok(self.number(1)? == 1)
     }
 
-    /// Passes over bits.
     pub fn skip(&mut self, bits: u32) {
         self.at += bits as usize;
     }
 
-    /// Passes over a number of variable length.
+    /// Skips a number of variable length.
     pub fn skip_variable(&mut self) -> Result<(), AvifError> {
         let mut zeros = 0;
         while !self.flag()? {
@@ -62,27 +59,26 @@ impl Bits<'_> {
     }
 }
 
-/// What an AV1 sequence header says of colours. The decoder's own getters for this panic on values
-/// that the standard reserves.
-pub(super) struct Sequence {
+/// The colors of an AV1 sequence header. The decoder's own getters panic on values that the standard
+/// reserves.
+pub(super) struct SequenceHeader {
     pub cicp: Cicp,
 }
 
-impl Sequence {
-    /// Finds the sequence header among an item's units, and refuses more frames than a still
-    /// picture has.
+impl SequenceHeader {
+    /// Finds the sequence header among an item's units (OBUs). Rejects an item with too many frames.
     pub fn find(data: &[u8]) -> Result<Self, AvifError> {
         let mut units = Reader(data);
         let mut sequence = None;
         let mut frames = 0;
-        while let Some((kind, body)) = next_unit(&mut units)? {
+        while let Some((kind, body)) = next_obu(&mut units)? {
             match kind {
                 1 if sequence.is_none() => sequence = Some(Self::parse(body)?),
                 3 | 6 => frames += 1,
                 _ => {}
             }
         }
-        if frames > MOST_FRAMES {
+        if frames > MAX_FRAMES {
             return Err(Unsupported("many frames in one item"));
         }
         sequence.ok_or(Corrupt)
@@ -109,12 +105,12 @@ impl Sequence {
             skip_inter_tools(&mut bits)?;
         }
         bits.skip(3); // superres, CDEF, restoration
-        Ok(Self { cicp: read_colour(&mut bits, profile)? })
+        Ok(Self { cicp: read_color(&mut bits, profile)? })
     }
 }
 
 /// The next unit (OBU) of a bitstream: its type and its content; `None` at the end.
-pub(super) fn next_unit<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u8])>, AvifError> {
+pub(super) fn next_obu<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u8])>, AvifError> {
     if units.0.is_empty() {
         return Ok(None);
     }
@@ -137,7 +133,7 @@ pub(super) fn next_unit<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u
     Ok(Some((head >> 3 & 15, units.take(length)?)))
 }
 
-/// Passes over a sequence header's timing and operating points.
+/// Skips a sequence header's timing and operating points.
 pub(super) fn skip_operating_points(bits: &mut Bits<'_>) -> Result<(), AvifError> {
     let mut delay_bits = None;
     if bits.flag()? {
@@ -168,7 +164,7 @@ pub(super) fn skip_operating_points(bits: &mut Bits<'_>) -> Result<(), AvifError
     Ok(())
 }
 
-/// Passes over what a sequence header says of the tools for frames that depend on others.
+/// Skips a sequence header's tools for frames that depend on others.
 pub(super) fn skip_inter_tools(bits: &mut Bits<'_>) -> Result<(), AvifError> {
     bits.skip(4); // interintra, masked, warped motion, dual filter
     let order_hint = bits.flag()?;
@@ -186,8 +182,8 @@ pub(super) fn skip_inter_tools(bits: &mut Bits<'_>) -> Result<(), AvifError> {
     Ok(())
 }
 
-/// Reads a sequence header's colours (AV1, 5.5.2).
-pub(super) fn read_colour(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, AvifError> {
+/// Reads a sequence header's colors (AV1, 5.5.2).
+pub(super) fn read_color(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, AvifError> {
     let high_depth = bits.flag()?;
     if profile == 2 && high_depth {
         bits.skip(1); // twelve_bit
@@ -198,7 +194,7 @@ pub(super) fn read_colour(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, Avi
     } else {
         [UNSPECIFIED; 3]
     };
-    // sRGB as RGB is of full range without saying so.
+    // sRGB stored as RGB implies full range.
     let is_srgb = !monochrome && [primaries, transfer, matrix] == [1, 13, 0];
     Ok(Cicp { primaries, transfer, matrix, full_range: is_srgb || bits.flag()? })
 }
@@ -206,30 +202,30 @@ pub(super) fn read_colour(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, Avi
 /// A decoded AV1 frame.
 pub(super) struct Frame {
     pub picture: Picture,
-    pub sequence: Sequence,
+    pub sequence: SequenceHeader,
     pub size: (u32, u32),
 }
 
 impl Frame {
-    /// Decodes an item, which must be of the `size` that the container says.
+    /// Decodes an item. It must have the `size` that the container announces.
     pub fn decode(data: &[u8], size: (u32, u32)) -> Result<Self, AvifError> {
-        let sequence = Sequence::find(data)?;
+        let sequence = SequenceHeader::find(data)?;
         let mut settings = Settings::new();
         settings.set_n_threads(1);
         settings.set_max_frame_delay(1);
         settings.set_all_layers(false); // only the best one of a layered picture
         settings.set_frame_size_limit(size.0.checked_mul(size.1).ok_or(Corrupt)?);
-        let mut decoder = Decoder::with_settings(&settings).map_err(refuse)?;
+        let mut decoder = Decoder::with_settings(&settings).map_err(av1_failure)?;
         match decoder.send_data(data.to_vec(), None, None, None) {
             Ok(()) | Err(Av1Error::Again) => {}
-            Err(error) => return Err(refuse(error)),
+            Err(error) => return Err(av1_failure(error)),
         }
-        // A layered picture comes out only at the second asking, once no better layer can follow.
+        // A layered picture is returned only by the second call, once no better layer can follow.
         let picture = match decoder.get_picture() {
             Err(Av1Error::Again) => decoder.get_picture(),
             answer => answer,
         };
-        let frame = Self { picture: picture.map_err(refuse)?, sequence, size };
+        let frame = Self { picture: picture.map_err(av1_failure)?, sequence, size };
         if (frame.picture.width(), frame.picture.height()) != size {
             return Err(Corrupt);
         }
@@ -241,8 +237,8 @@ impl Frame {
         self.picture.bit_depth()
     }
 
-    /// Brings one plane of the picture's size to 8 bits and writes it to every `step`th byte.
-    pub fn spread<'a>(
+    /// Converts one plane of the picture's size to 8 bits and writes it to `out`.
+    pub fn write_plane<'a>(
         &self,
         component: Component,
         levels: &[u8],
@@ -269,8 +265,8 @@ impl Frame {
     }
 }
 
-/// What the decoder's refusal means here.
-pub(super) fn refuse(error: Av1Error) -> AvifError {
+/// The decoder's error in the terms of this module.
+pub(super) fn av1_failure(error: Av1Error) -> AvifError {
     match error {
         Av1Error::NotEnoughMemory => OutOfMemory,
         Av1Error::UnsupportedBitstream => Unsupported("this AV1 bitstream"),

@@ -3,33 +3,31 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{
-    AvifError::{self, Corrupt, Unsupported},
-    AvifHeader, Crop, UNSPECIFIED,
-};
+use super::error::AvifError::{self, Corrupt, Unsupported};
 
-/// How many samples a picture may have: beyond, the decoder's own 32-bit sums would overflow.
-const MOST_SAMPLES: u32 = 1 << 30;
+/// CICP's value for "unspecified", the same for primaries, transfer and matrix.
+pub(super) const UNSPECIFIED: u8 = 2;
 
-/// How many candidates for the alpha item are looked at.
-const MOST_AUXILIARIES: usize = 16;
+/// Largest number of samples of a picture. Beyond it the decoder's 32-bit sums would overflow.
+const MAX_SAMPLES: u32 = 1 << 30;
+
+/// Largest number of candidates for the alpha item.
+const MAX_AUXILIARIES: usize = 16;
 
 /// A box's or an item's type.
 pub(super) type FourCc = [u8; 4];
 
-/// What is left to read of some bytes.
+/// A cursor over bytes: holds those not read yet.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// The next `length` bytes.
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], AvifError> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(Corrupt)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    /// The next `N` bytes.
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], AvifError> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(Corrupt)?;
         self.0 = rest;
@@ -44,22 +42,21 @@ impl<'a> Reader<'a> {
         Ok(self.take(bytes)?.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
     }
 
-    /// One byte.
     pub fn byte(&mut self) -> Result<u8, AvifError> {
         Ok(u8::from_be_bytes(self.array()?))
     }
 
-    /// Two bytes.
+    /// A big-endian number of two bytes.
     pub fn short(&mut self) -> Result<u16, AvifError> {
         Ok(u16::from_be_bytes(self.array()?))
     }
 
-    /// Four bytes.
+    /// A big-endian number of four bytes.
     pub fn long(&mut self) -> Result<u32, AvifError> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
-    /// Four bytes if `wide`, else two: how the boxes' versions differ, mostly.
+    /// A number of four bytes if `wide`, else of two: in most boxes the version decides which.
     pub fn id(&mut self, wide: bool) -> Result<u32, AvifError> {
         if wide { self.long() } else { self.short().map(u32::from) }
     }
@@ -101,14 +98,14 @@ impl<'a> Reader<'a> {
 pub(super) struct Property<'a> {
     pub kind: FourCc,
     pub body: Reader<'a>,
-    /// Whether who does not know the property must not show the item.
+    /// Whether a reader that does not know the property must not show the item.
     pub essential: bool,
 }
 
-/// The boxes that say where and what the items are.
+/// The boxes that describe and locate the items.
 pub(super) struct Meta<'a> {
     pub file: &'a [u8],
-    /// The item that is to be shown.
+    /// The id of the item to show.
     pub primary: u32,
     pub locations: Reader<'a>,
     pub infos: Reader<'a>,
@@ -118,7 +115,6 @@ pub(super) struct Meta<'a> {
 }
 
 impl<'a> Meta<'a> {
-    /// Finds the boxes.
     pub fn open(file: &'a [u8]) -> Result<Self, AvifError> {
         let mut top = Reader(file);
         match top.next_box()? {
@@ -143,7 +139,7 @@ impl<'a> Meta<'a> {
         })
     }
 
-    /// Refuses an item that is not AV1.
+    /// Rejects an item that is not coded as AV1.
     pub fn require_av1(&self, id: u32) -> Result<(), AvifError> {
         match &self.item_type(id)? {
             b"av01" => Ok(()),
@@ -153,14 +149,13 @@ impl<'a> Meta<'a> {
         }
     }
 
-    /// An item's type.
     pub fn item_type(&self, wanted: u32) -> Result<FourCc, AvifError> {
         let mut infos = self.infos;
         let (version, _) = infos.version()?;
-        infos.id(version > 0)?; // how many: the box's end says so too
+        infos.id(version > 0)?; // the number of entries, which the box's length implies
         while let Some((kind, mut entry)) = infos.next_box()? {
             let (version, _) = entry.version()?;
-            // Older versions have no type, so that no picture is described by them.
+            // Older versions have no type, so none of them describes a picture.
             if kind != *b"infe" || version < 2 || entry.id(version > 2)? != wanted {
                 continue;
             }
@@ -173,7 +168,7 @@ impl<'a> Meta<'a> {
         Err(Corrupt)
     }
 
-    /// Calls `visit` with every reference: its kind, from which item, to which one.
+    /// Calls `visit` with every reference: kind, source item, target item.
     pub fn each_reference(&self, mut visit: impl FnMut(FourCc, u32, u32)) -> Result<(), AvifError> {
         let Some(mut references) = self.references else { return Ok(()) };
         let (version, _) = references.version()?;
@@ -186,7 +181,6 @@ impl<'a> Meta<'a> {
         Ok(())
     }
 
-    /// An item's properties.
     pub fn properties(&self, wanted: u32) -> Result<Vec<Property<'a>>, AvifError> {
         let all = self.properties.find(*b"ipco")?.ok_or(Corrupt)?;
         let mut boxes = self.properties;
@@ -201,14 +195,17 @@ impl<'a> Meta<'a> {
                 let count = usize::from(body.byte()?);
                 let indices = body.take(count * index_bytes)?;
                 if id == wanted {
-                    return indices.chunks_exact(index_bytes).map(|i| nth(all, i)).collect();
+                    return indices
+                        .chunks_exact(index_bytes)
+                        .map(|i| associated_property(all, i))
+                        .collect();
                 }
             }
         }
         Err(Corrupt)
     }
 
-    /// An item's bytes; copied only if they lie in more than one place.
+    /// An item's bytes. Copied only if they are in more than one extent.
     pub fn data(&self, id: u32) -> Result<Cow<'a, [u8]>, AvifError> {
         let (source, extents) = self.extents(id)?;
         if let [extent] = &extents[..] {
@@ -226,7 +223,7 @@ impl<'a> Meta<'a> {
         Ok(Cow::Owned(data))
     }
 
-    /// Where an item's bytes are, and in what.
+    /// The buffer that holds an item's bytes, and the ranges within it.
     pub fn extents(&self, wanted: u32) -> Result<(&'a [u8], Vec<Range<usize>>), AvifError> {
         let mut iloc = self.locations;
         let (version, _) = iloc.version()?;
@@ -260,7 +257,7 @@ impl<'a> Meta<'a> {
     }
 }
 
-/// How many bytes each of an extent's numbers takes.
+/// The size of each field of an extent, in bytes.
 pub(super) struct ExtentLayout {
     pub index: usize,
     pub offset: usize,
@@ -268,12 +265,12 @@ pub(super) struct ExtentLayout {
 }
 
 impl ExtentLayout {
-    /// How many bytes an extent takes.
+    /// The size of an extent, in bytes.
     pub fn bytes(&self) -> usize {
         self.index + self.offset + self.length
     }
 
-    /// Reads an item's extents; one without a length goes to the `end`.
+    /// Reads an item's extents. An extent without a length reaches to `end`.
     pub fn read(
         &self,
         mut entries: Reader<'_>,
@@ -294,7 +291,7 @@ impl ExtentLayout {
     }
 }
 
-/// Whether a file type box tells of AVIF, or of HEIF that may be it.
+/// Whether a file type box announces AVIF, or HEIF that may contain it.
 pub(super) fn is_avif(mut brands: Reader<'_>) -> Result<bool, AvifError> {
     let major: FourCc = brands.array()?;
     brands.long()?;
@@ -302,8 +299,11 @@ pub(super) fn is_avif(mut brands: Reader<'_>) -> Result<bool, AvifError> {
     Ok(wanted(&major) || brands.0.chunks_exact(4).any(wanted))
 }
 
-/// The property that an association of one or two bytes means.
-pub(super) fn nth<'a>(mut all: Reader<'a>, association: &[u8]) -> Result<Property<'a>, AvifError> {
+/// The property that an association of one or two bytes points to.
+pub(super) fn associated_property<'a>(
+    mut all: Reader<'a>,
+    association: &[u8],
+) -> Result<Property<'a>, AvifError> {
     let (index, essential) = match *association {
         [only] => (u16::from(only & 0x7f), only & 0x80 != 0),
         [high, low] => (u16::from_be_bytes([high & 0x7f, low]), high & 0x80 != 0),
@@ -319,7 +319,39 @@ pub(super) fn nth<'a>(mut all: Reader<'a>, association: &[u8]) -> Result<Propert
     Ok(Property { kind, body, essential: essential && index != 0 })
 }
 
-/// How samples become colours.
+/// A picture's properties, from the container alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AvifHeader {
+    /// Pixels per row as coded: before cropping and rotation.
+    pub width: u32,
+    /// Rows as coded: before cropping and rotation.
+    pub height: u32,
+    pub has_alpha: bool,
+    /// Bits per sample as coded: 8, 10 or 12.
+    pub bit_depth: u8,
+    /// The EXIF orientation, 1 to 8, that puts the decoded picture upright.
+    pub orientation: u8,
+    /// The visible part, if not all of it. Decoding returns only this.
+    pub crop: Option<Crop>,
+}
+
+impl AvifHeader {
+    /// The size of the decoded picture before rotation, in pixels.
+    pub fn visible_size(&self) -> (u32, u32) {
+        self.crop.map_or((self.width, self.height), |crop| (crop.width, crop.height))
+    }
+}
+
+/// The visible part of a coded picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Crop {
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// How samples map to colors, by the code points of ITU-T H.273.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cicp {
     pub primaries: u8,
@@ -328,16 +360,16 @@ pub(super) struct Cicp {
     pub full_range: bool,
 }
 
-/// What an item's properties say.
+/// An item's properties, parsed.
 #[derive(Default)]
-pub(super) struct Traits<'a> {
+pub(super) struct ItemProperties<'a> {
     pub size: Option<(u32, u32)>,
     pub bit_depth: Option<u8>,
     pub icc: Option<&'a [u8]>,
     pub nclx: Option<Cicp>,
     /// Quarter turns anticlockwise.
     pub rotation: u8,
-    /// 0: top and bottom change places; 1: left and right do.
+    /// 0 swaps top and bottom, 1 swaps left and right.
     pub mirror: Option<u8>,
     /// The clean aperture's eight numbers.
     pub aperture: Option<[u32; 8]>,
@@ -345,19 +377,18 @@ pub(super) struct Traits<'a> {
     pub is_alpha: bool,
 }
 
-impl<'a> Traits<'a> {
-    /// Reads an item's properties.
+impl<'a> ItemProperties<'a> {
     pub fn of(meta: &Meta<'a>, id: u32) -> Result<Self, AvifError> {
-        let mut traits = Self::default();
+        let mut properties = Self::default();
         for Property { kind, body, essential } in meta.properties(id)? {
-            if !traits.add(kind, body)? && essential {
+            if !properties.add(kind, body)? && essential {
                 return Err(Unsupported("an unknown essential property"));
             }
         }
-        Ok(traits)
+        Ok(properties)
     }
 
-    /// Takes in one property; `false` if it is not known. Of two of a kind the first one counts.
+    /// Adds one property; `false` if it is unknown. The first of each kind counts.
     pub fn add(&mut self, kind: FourCc, mut body: Reader<'a>) -> Result<bool, AvifError> {
         match &kind {
             b"ispe" => {
@@ -367,7 +398,7 @@ impl<'a> Traits<'a> {
             }
             b"av1C" => {
                 let [_, _, flags] = body.array()?;
-                // Before the less exact `pixi`.
+                // Overrides `pixi`, which is less exact.
                 self.bit_depth = Some(coded_depth(flags)?);
             }
             b"pixi" => {
@@ -375,7 +406,7 @@ impl<'a> Traits<'a> {
                 let depth = *body.0.get(1).ok_or(Corrupt)?;
                 self.bit_depth.get_or_insert(depth);
             }
-            b"colr" => self.add_colour(body)?,
+            b"colr" => self.add_color(body)?,
             b"irot" => self.rotation = body.byte()? & 3,
             b"imir" => self.mirror = Some(body.byte()? & 1),
             b"clap" => {
@@ -399,8 +430,8 @@ impl<'a> Traits<'a> {
         Ok(true)
     }
 
-    /// Takes in a colour property: a profile or code points; there may be one of each.
-    pub fn add_colour(&mut self, mut body: Reader<'a>) -> Result<(), AvifError> {
+    /// Adds a color property: a profile or code points. There may be one of each.
+    pub fn add_color(&mut self, mut body: Reader<'a>) -> Result<(), AvifError> {
         match &body.array()? {
             b"nclx" => {
                 let code = |value: u16| u8::try_from(value).unwrap_or(UNSPECIFIED);
@@ -421,7 +452,7 @@ impl<'a> Traits<'a> {
     }
 
     /// The rotation and then the mirror as an EXIF orientation.
-    pub fn turn(&self) -> u8 {
+    pub fn orientation(&self) -> u8 {
         match (self.rotation, self.mirror) {
             (0, None) => 1,
             (1, None) => 8,
@@ -434,8 +465,8 @@ impl<'a> Traits<'a> {
         }
     }
 
-    /// The clean aperture in whole pixels. One that is not whole or not inside is disregarded: the
-    /// picture is then shown with its margin, which is better than not at all.
+    /// The clean aperture in whole pixels. One that is fractional or not inside is ignored: a picture with
+    /// its margin is better than none.
     pub fn crop(&self, (width, height): (u32, u32)) -> Option<Crop> {
         let [wide, wide_by, high, high_by, x, x_by, y, y_by] = self.aperture?;
         let (x, width) = crop_side(width, (wide, wide_by), (x, x_by))?;
@@ -444,7 +475,7 @@ impl<'a> Traits<'a> {
     }
 }
 
-/// The bit depth that the third byte of an AV1 configuration tells.
+/// The bit depth from the third byte of an AV1 configuration.
 pub(super) fn coded_depth(flags: u8) -> Result<u8, AvifError> {
     match flags >> 5 & 3 {
         0 => Ok(8),
@@ -454,8 +485,8 @@ pub(super) fn coded_depth(flags: u8) -> Result<u8, AvifError> {
     }
 }
 
-/// One side of a clean aperture: where it starts and how long it is. The fractions are its length
-/// and how far its middle lies, signed, from that of the whole side.
+/// The start and length of one side of a clean aperture. The fractions are its length and the signed
+/// distance of its center from the center of the whole side.
 pub(super) fn crop_side(whole: u32, length: (u32, u32), offset: (u32, u32)) -> Option<(u32, u32)> {
     if length.1 == 0 || offset.1 == 0 || !length.0.is_multiple_of(length.1) {
         return None;
@@ -474,67 +505,66 @@ pub(super) fn crop_side(whole: u32, length: (u32, u32), offset: (u32, u32)) -> O
 /// The item that holds a picture's alpha.
 pub(super) struct Alpha {
     pub id: u32,
-    /// Whether the colours were multiplied by it.
+    /// Whether the colors are multiplied by it.
     pub premultiplied: bool,
 }
 
-/// A file of which the picture and its alpha are known.
+/// A file whose picture and alpha items are known.
 pub(super) struct Container<'a> {
     pub meta: Meta<'a>,
-    pub colour: Traits<'a>,
+    pub color: ItemProperties<'a>,
     pub size: (u32, u32),
     pub alpha: Option<Alpha>,
 }
 
 impl<'a> Container<'a> {
-    /// Reads what is to be known before anything is decoded.
+    /// Reads everything that is needed before decoding.
     pub fn open(file: &'a [u8]) -> Result<Self, AvifError> {
         let meta = Meta::open(file)?;
         meta.require_av1(meta.primary)?;
-        let colour = Traits::of(&meta, meta.primary)?;
-        let size = colour.size.ok_or(Corrupt)?;
+        let color = ItemProperties::of(&meta, meta.primary)?;
+        let size = color.size.ok_or(Corrupt)?;
         match size.0.checked_mul(size.1) {
             Some(0) => return Err(Corrupt),
-            Some(1..=MOST_SAMPLES) => {}
+            Some(1..=MAX_SAMPLES) => {}
             _ => return Err(Unsupported("more than 2³⁰ pixels")),
         }
         let alpha = find_alpha(&meta, size)?;
-        Ok(Self { meta, colour, size, alpha })
+        Ok(Self { meta, color, size, alpha })
     }
 
-    /// What the caller is to know of it.
     pub fn header(&self) -> Result<AvifHeader, AvifError> {
         let (width, height) = self.size;
         Ok(AvifHeader {
             width,
             height,
             has_alpha: self.alpha.is_some(),
-            bit_depth: match self.colour.bit_depth.ok_or(Corrupt)? {
+            bit_depth: match self.color.bit_depth.ok_or(Corrupt)? {
                 depth @ (8 | 10 | 12) => depth,
                 _ => return Err(Unsupported("bit depth")),
             },
-            turn: self.colour.turn(),
-            crop: self.colour.crop(self.size),
+            orientation: self.color.orientation(),
+            crop: self.color.crop(self.size),
         })
     }
 }
 
-/// Finds the alpha of the primary item, which must be of its size.
+/// Finds the alpha item of the primary item. It must have the same size.
 pub(super) fn find_alpha(meta: &Meta<'_>, size: (u32, u32)) -> Result<Option<Alpha>, AvifError> {
     let mut candidates = Vec::new();
     meta.each_reference(|kind, from, to| {
-        if kind == *b"auxl" && to == meta.primary && candidates.len() < MOST_AUXILIARIES {
+        if kind == *b"auxl" && to == meta.primary && candidates.len() < MAX_AUXILIARIES {
             candidates.push(from);
         }
     })?;
     for id in candidates {
-        // What no one needs, such as a depth map, may be as strange as it likes.
-        let Ok(traits) = Traits::of(meta, id) else { continue };
-        if !traits.is_alpha {
+        // Other auxiliary items, such as a depth map, are not needed and may be invalid.
+        let Ok(properties) = ItemProperties::of(meta, id) else { continue };
+        if !properties.is_alpha {
             continue;
         }
         meta.require_av1(id)?;
-        if traits.size != Some(size) {
+        if properties.size != Some(size) {
             return Err(Unsupported("alpha of another size"));
         }
         let mut premultiplied = false;

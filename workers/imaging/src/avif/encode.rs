@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use image::{DynamicImage, RgbImage, RgbaImage};
 use ravif::{BitDepth, Encoder, Img, RGB8, RGBA8};
 
-/// rav1e's preset, 1 (slow) to 10 (fast): the best that stays well below a second for 1280 × 1045.
+/// rav1e's preset, 1 (slow) to 10 (fast). This is the slowest that needs well under a second for
+/// 1280 × 1045 pixels.
 const ENCODER_SPEED: u8 = 9;
 
-/// Encodes a picture as AVIF of 8 bits; grey becomes RGB. `exif` is a TIFF block.
-/// Fails, with what the encoder says, if the picture is empty or too large for it.
+/// Encodes a picture as 8-bit AVIF; gray becomes RGB. `exif` is a TIFF block. Fails with the encoder's
+/// message if the picture is empty or too large for it.
 pub(crate) fn encode(
     image: &DynamicImage,
     quality: u8,
@@ -39,12 +40,12 @@ pub(crate) fn encode(
     encoded.map(|encoded| encoded.avif_file).map_err(|error| error.to_string())
 }
 
-/// The picture as RGB, copied only if it is something else.
+/// The picture as RGB. Copied only if it has another layout.
 fn to_rgb(image: &DynamicImage) -> Cow<'_, RgbImage> {
     image.as_rgb8().map_or_else(|| Cow::Owned(image.to_rgb8()), Cow::Borrowed)
 }
 
-/// The picture as RGBA, copied only if it is something else.
+/// The picture as RGBA. Copied only if it has another layout.
 fn to_rgba(image: &DynamicImage) -> Cow<'_, RgbaImage> {
     image.as_rgba8().map_or_else(|| Cow::Owned(image.to_rgba8()), Cow::Borrowed)
 }

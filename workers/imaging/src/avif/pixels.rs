@@ -5,40 +5,39 @@ use re_rav1d::dav1d::{PixelLayout, PlanarImageComponent as Component};
 use yuv::{YuvError, YuvPlanarImage, YuvRange, YuvStandardMatrix};
 
 use super::{
-    AvifError::{self, Corrupt, OutOfMemory, Unsupported},
-    UNSPECIFIED,
     bitstream::Frame,
-    container::Cicp,
+    container::{Cicp, UNSPECIFIED},
+    error::AvifError::{self, Corrupt, OutOfMemory, Unsupported},
 };
 
-/// Makes a picture of the planes: grey, RGB, or RGBA if there is alpha.
+/// Combines the planes into a picture: gray, RGB, or RGBA if there is alpha.
 pub(super) fn assemble(
-    colour: &Frame,
+    color: &Frame,
     alpha: Option<&Frame>,
     cicp: Cicp,
 ) -> Result<DynamicImage, AvifError> {
-    let (width, height) = colour.size;
-    let grey = colour.picture.pixel_layout() == PixelLayout::I400;
+    let (width, height) = color.size;
+    let gray = color.picture.pixel_layout() == PixelLayout::I400;
     let channels = match alpha {
         Some(_) => 4,
-        None if grey => 1,
+        None if gray => 1,
         None => 3,
     };
-    let mut pixels = if grey {
+    let mut pixels = if gray {
         let luma = [Component::Y; 3];
-        from_planes(colour, &luma[..channels.min(3)], channels, cicp.full_range)?
+        from_planes(color, &luma[..channels.min(3)], channels, cicp.full_range)?
     } else if cicp.matrix == 0 {
-        if colour.picture.pixel_layout() != PixelLayout::I444 {
+        if color.picture.pixel_layout() != PixelLayout::I444 {
             return Err(Corrupt);
         }
         let red_green_blue = [Component::V, Component::Y, Component::U];
-        from_planes(colour, &red_green_blue, channels, cicp.full_range)?
+        from_planes(color, &red_green_blue, channels, cicp.full_range)?
     } else {
-        from_yuv(colour, channels, cicp)?
+        from_yuv(color, channels, cicp)?
     };
     if let Some(alpha) = alpha {
         let levels = levels(alpha.depth(), alpha.sequence.cicp.full_range);
-        alpha.spread(Component::Y, &levels, pixels.iter_mut().skip(3).step_by(4))?;
+        alpha.write_plane(Component::Y, &levels, pixels.iter_mut().skip(3).step_by(4))?;
     }
     match channels {
         1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
@@ -69,7 +68,7 @@ pub(super) fn allocate(size: (u32, u32), channels: usize) -> Result<Vec<u8>, Avi
     Ok(memory)
 }
 
-/// Pixels of which each of the first `planes.len()` channels is a plane as it is.
+/// Interleaves planes without conversion: plane 0 becomes channel 0, and so on.
 pub(super) fn from_planes(
     frame: &Frame,
     planes: &[Component],
@@ -79,7 +78,7 @@ pub(super) fn from_planes(
     let levels = levels(frame.depth(), full_range);
     let mut pixels = allocate(frame.size, channels)?;
     for (channel, &component) in planes.iter().enumerate() {
-        frame.spread(component, &levels, pixels.iter_mut().skip(channel).step_by(channels))?;
+        frame.write_plane(component, &levels, pixels.iter_mut().skip(channel).step_by(channels))?;
     }
     Ok(pixels)
 }
@@ -88,7 +87,7 @@ pub(super) fn from_planes(
 pub(super) type Conversion<T> =
     fn(&YuvPlanarImage<'_, T>, &mut [u8], u32, YuvRange, YuvStandardMatrix) -> Result<(), YuvError>;
 
-/// Pixels of 3 or 4 channels of luma and chroma; alpha, if any, is opaque.
+/// Converts luma and chroma to 3 or 4 channels. Alpha, if any, is opaque.
 pub(super) fn from_yuv(frame: &Frame, channels: usize, cicp: Cicp) -> Result<Vec<u8>, AvifError> {
     if frame.depth() == 8 {
         let conversion = conversion_8(frame.picture.pixel_layout(), channels);
@@ -96,12 +95,12 @@ pub(super) fn from_yuv(frame: &Frame, channels: usize, cicp: Cicp) -> Result<Vec
     }
     match conversion_16(frame.picture.pixel_layout(), frame.depth(), channels) {
         Some(conversion) => convert::<u16>(frame, channels, cicp, conversion),
-        // The crate has no conversion of 10-bit 4:4:4 to RGB.
+        // `yuv` cannot convert 10-bit 4:4:4 to RGB.
         None => Ok(drop_alpha(convert::<u16>(frame, 4, cicp, yuv::i410_to_rgba)?)),
     }
 }
 
-/// The conversion of 8-bit samples. Subsampled chroma is interpolated.
+/// The conversion for 8-bit samples. Interpolates subsampled chroma.
 pub(super) fn conversion_8(layout: PixelLayout, channels: usize) -> Conversion<u8> {
     match (layout, channels) {
         (PixelLayout::I420, 3) => yuv::yuv420_to_rgb_bilinear,
@@ -113,7 +112,7 @@ pub(super) fn conversion_8(layout: PixelLayout, channels: usize) -> Conversion<u
     }
 }
 
-/// The conversion of samples of 10 or 12 bits, if there is one.
+/// The conversion for samples of 10 or 12 bits, if there is one.
 pub(super) fn conversion_16(
     layout: PixelLayout,
     depth: usize,
@@ -165,20 +164,20 @@ pub(super) fn convert<T: bytemuck::AnyBitPattern + std::fmt::Debug>(
     Ok(pixels)
 }
 
-/// The matrix that a code point means.
+/// The matrix of a code point.
 pub(super) fn matrix(cicp: Cicp) -> Result<YuvStandardMatrix, AvifError> {
     Ok(match (cicp.matrix, cicp.primaries) {
         (1, _) | (12, 1) => YuvStandardMatrix::Bt709,
         (4, _) => YuvStandardMatrix::Fcc,
         (7, _) => YuvStandardMatrix::Smpte240,
         (9, _) | (12, 9) => YuvStandardMatrix::Bt2020,
-        // MIAF names BT.601 as what is meant when nothing is said.
+        // MIAF: BT.601 is the default.
         (5 | 6 | UNSPECIFIED, _) | (12, 5 | 6) => YuvStandardMatrix::Bt601,
         _ => return Err(Unsupported("matrix coefficients")),
     })
 }
 
-/// Makes RGB of RGBA, in place.
+/// Converts RGBA to RGB, in place.
 pub(super) fn drop_alpha(mut pixels: Vec<u8>) -> Vec<u8> {
     let count = pixels.len() / 4;
     for pixel in 1..count {
@@ -188,7 +187,7 @@ pub(super) fn drop_alpha(mut pixels: Vec<u8>) -> Vec<u8> {
     pixels
 }
 
-/// Divides the colours by alpha, rounding.
+/// Divides the colors by alpha, rounding.
 pub(super) fn unpremultiply(image: &mut RgbaImage) {
     for pixel in image.pixels_mut() {
         let [red, green, blue, alpha] = pixel.0;

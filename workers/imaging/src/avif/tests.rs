@@ -7,8 +7,8 @@ use rav1e::prelude::{
 };
 
 use super::{
-    AvifError::{Corrupt, Unsupported},
     container::FourCc,
+    error::AvifError::{Corrupt, Unsupported},
     *,
 };
 
@@ -17,7 +17,7 @@ type Rgb = [u8; 3];
 const RED: Rgb = [200, 40, 30];
 const BLUE: Rgb = [20, 60, 210];
 
-/// What to encode: a picture whose left half is of one colour, its right half of another.
+/// What to encode: a picture whose left half is of one color, its right half of another.
 #[derive(Clone, Copy)]
 struct Av1 {
     size: (usize, usize),
@@ -42,9 +42,9 @@ impl Default for Av1 {
 }
 
 impl Av1 {
-    /// The samples of a colour, by the standard's formulas.
-    fn samples(&self, colour: Rgb) -> [u16; 3] {
-        let [red, green, blue] = colour.map(|value| f64::from(value) / 255.0);
+    /// The samples of a color, by the standard's formulas.
+    fn samples(&self, color: Rgb) -> [u16; 3] {
+        let [red, green, blue] = color.map(|value| f64::from(value) / 255.0);
         let (kr, kb) = match self.matrix {
             MatrixCoefficients::BT709 => (0.2126, 0.0722),
             MatrixCoefficients::BT2020NCL => (0.2627, 0.0593),
@@ -96,7 +96,7 @@ impl Av1 {
         let config = Config::new().with_encoder_config(config).with_threads(1);
         let mut context = config.new_context::<T>().expect("a valid configuration");
         let mut frame = context.new_frame();
-        let halves = self.halves.map(|colour| self.samples(colour));
+        let halves = self.halves.map(|color| self.samples(color));
         for (index, plane) in frame.planes.iter_mut().enumerate() {
             let middle = (self.size.0 / 2) >> plane.cfg.xdec;
             for row in plane.mut_slice(Default::default()).rows_iter_mut() {
@@ -115,7 +115,7 @@ impl Av1 {
 /// A file to be made.
 #[derive(Clone, Default)]
 struct Fixture {
-    colour: Vec<u8>,
+    color: Vec<u8>,
     alpha: Option<Vec<u8>>,
     size: (u32, u32),
     depth: u8,
@@ -148,7 +148,7 @@ fn u32s(values: &[usize]) -> Vec<u8> {
 impl Fixture {
     fn new(av1: Av1) -> Self {
         Self {
-            colour: av1.encode(),
+            color: av1.encode(),
             size: (
                 av1.size.0.try_into().expect("made here"),
                 av1.size.1.try_into().expect("made here"),
@@ -171,7 +171,7 @@ impl Fixture {
     fn build(&self) -> Vec<u8> {
         let head = self.head(0).len();
         let alpha = self.alpha.clone().unwrap_or_default();
-        let data = boxed(*b"mdat", &[&self.colour, &alpha]);
+        let data = boxed(*b"mdat", &[&self.color, &alpha]);
         [self.head(head + 8), data].concat()
     }
 
@@ -189,7 +189,7 @@ impl Fixture {
             self.references(),
             self.item_properties(),
             self.locations(at),
-            boxed(*b"idat", &[if self.inside { &self.colour[..] } else { &[] }]),
+            boxed(*b"idat", &[if self.inside { &self.color[..] } else { &[] }]),
         ];
         let ftyp = boxed(*b"ftyp", &[b"avif", &full, b"avifmif1"]);
         [ftyp, boxed(*b"meta", &[&full, &meta.concat()])].concat()
@@ -232,7 +232,7 @@ impl Fixture {
     }
 
     fn locations(&self, at: usize) -> Vec<u8> {
-        let extents = self.extents.clone().unwrap_or(vec![(0, self.colour.len())]);
+        let extents = self.extents.clone().unwrap_or(vec![(0, self.color.len())]);
         let from = if self.inside { 0 } else { at };
         let mut body = vec![1, 0, 0, 0, 0x44, 0, 0, 2];
         body.extend(u16s(&[1, usize::from(self.inside), 0, extents.len()]));
@@ -241,7 +241,7 @@ impl Fixture {
         }
         let alpha = self.alpha.as_ref().map_or(0, Vec::len);
         body.extend(u16s(&[2, 0, 0, 1]));
-        body.extend(u32s(&[at + self.colour.len(), alpha]));
+        body.extend(u32s(&[at + self.color.len(), alpha]));
         boxed(*b"iloc", &[&body])
     }
 
@@ -250,7 +250,7 @@ impl Fixture {
     }
 }
 
-/// The colours in the middle of both halves.
+/// The colors in the middle of both halves.
 fn halves(image: &DynamicImage) -> [Rgb; 2] {
     let pixels = image.to_rgb8();
     let (width, height) = pixels.dimensions();
@@ -292,7 +292,7 @@ fn what_was_encoded_comes_back() {
         let header = header(&file).expect("made here");
         assert_eq!((header.width, header.height, header.bit_depth), (120, 90, 8));
         assert_eq!(header.has_alpha, image.color().has_alpha());
-        assert_eq!((header.turn, header.crop), (1, None));
+        assert_eq!((header.orientation, header.crop), (1, None));
         let decoded = decode_coded(&file).expect("made here");
         assert_eq!(decoded.image.color(), image.color());
         assert!(mean_difference(decoded.image.as_bytes(), image.as_bytes()) <= 2);
@@ -302,11 +302,11 @@ fn what_was_encoded_comes_back() {
 }
 
 #[test]
-fn grey_is_encoded_as_rgb() {
-    let grey = DynamicImage::ImageLuma8(GrayImage::from_pixel(40, 30, image::Luma([99])));
+fn gray_is_encoded_as_rgb() {
+    let gray = DynamicImage::ImageLuma8(GrayImage::from_pixel(40, 30, image::Luma([99])));
     let decoded =
-        decode_coded(&encode(&grey, 80, None).expect("made here")).expect("made here").image;
-    assert_close(&halves(&decoded).concat(), &[99; 6], 2, "grey");
+        decode_coded(&encode(&gray, 80, None).expect("made here")).expect("made here").image;
+    assert_close(&halves(&decoded).concat(), &[99; 6], 2, "gray");
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn an_empty_picture_is_not_encoded() {
 }
 
 #[test]
-fn every_layout_depth_range_and_matrix_gives_the_right_colours() {
+fn every_layout_depth_range_and_matrix_gives_the_right_colors() {
     for chroma in [ChromaSampling::Cs420, ChromaSampling::Cs422, ChromaSampling::Cs444] {
         for depth in [8, 10, 12] {
             for range in [PixelRange::Full, PixelRange::Limited] {
@@ -368,7 +368,7 @@ fn every_layout_depth_range_and_matrix_gives_the_right_colours() {
 }
 
 #[test]
-fn gbr_planes_give_the_right_colours() {
+fn gbr_planes_give_the_right_colors() {
     for depth in [8, 10, 12] {
         for range in [PixelRange::Full, PixelRange::Limited] {
             let matrix = MatrixCoefficients::Identity;
@@ -380,16 +380,16 @@ fn gbr_planes_give_the_right_colours() {
     }
 }
 
-fn grey(range: PixelRange, depth: usize, left: u8, right: u8) -> Av1 {
+fn gray(range: PixelRange, depth: usize, left: u8, right: u8) -> Av1 {
     let halves = [[left; 3], [right; 3]];
     Av1 { chroma: ChromaSampling::Cs400, range, depth, halves, ..Av1::default() }
 }
 
 #[test]
-fn one_plane_gives_grey() {
+fn one_plane_gives_gray() {
     for depth in [8, 10, 12] {
         for range in [PixelRange::Full, PixelRange::Limited] {
-            let decoded = Fixture::new(grey(range, depth, 0, 180)).decode().image;
+            let decoded = Fixture::new(gray(range, depth, 0, 180)).decode().image;
             assert_eq!(decoded.color(), image::ColorType::L8);
             let expected = [[0; 3], [180; 3]].concat();
             assert_close(&halves(&decoded).concat(), &expected, 2, &range.to_string());
@@ -400,9 +400,9 @@ fn one_plane_gives_grey() {
 #[test]
 fn alpha_is_brought_to_full_range() {
     for depth in [8, 10] {
-        let alpha = grey(PixelRange::Limited, depth, 255, 60);
-        for colour in [Av1::default(), grey(PixelRange::Full, 10, 30, 90)] {
-            let fixture = Fixture::new(colour).with_alpha(alpha);
+        let alpha = gray(PixelRange::Limited, depth, 255, 60);
+        for color in [Av1::default(), gray(PixelRange::Full, 10, 30, 90)] {
+            let fixture = Fixture::new(color).with_alpha(alpha);
             assert!(header(&fixture.build()).expect("made here").has_alpha);
             let decoded = fixture.decode().image.into_rgba8();
             let found = [16, 48].map(|x| decoded.get_pixel(x, 24).0[3]);
@@ -412,10 +412,10 @@ fn alpha_is_brought_to_full_range() {
 }
 
 #[test]
-fn premultiplied_colours_are_divided_by_alpha() {
+fn premultiplied_colors_are_divided_by_alpha() {
     let halves = [[100, 20, 15], [255, 255, 255]];
-    let colour = Av1 { halves, ..Av1::default() };
-    let mut fixture = Fixture::new(colour).with_alpha(grey(PixelRange::Full, 8, 128, 0));
+    let color = Av1 { halves, ..Av1::default() };
+    let mut fixture = Fixture::new(color).with_alpha(gray(PixelRange::Full, 8, 128, 0));
     fixture.premultiplied = true;
     let decoded = fixture.decode().image.into_rgba8();
     assert_close(&decoded.get_pixel(16, 24).0, &[199, 40, 30, 128], 4, "half transparent");
@@ -426,22 +426,26 @@ fn premultiplied_colours_are_divided_by_alpha() {
 fn rotation_and_mirror_make_the_turn() {
     let expected = [(None, [1, 8, 3, 6]), (Some(0), [4, 5, 2, 7]), (Some(1), [2, 7, 4, 5])];
     for (mirror, turns) in expected {
-        for (rotation, turn) in (0..).zip(turns) {
+        for (rotation, orientation) in (0..).zip(turns) {
             let mut fixture = Fixture::new(Av1::default()).with(*b"irot", &[rotation]);
             if let Some(axis) = mirror {
                 fixture = fixture.with(*b"imir", &[axis]);
             }
             let header = header(&fixture.build()).expect("made here");
-            assert_eq!((header.turn, header.width), (turn, 64), "{rotation} {mirror:?}");
+            assert_eq!(
+                (header.orientation, header.width),
+                (orientation, 64),
+                "{rotation} {mirror:?}"
+            );
         }
     }
 }
 
 #[test]
-fn the_containers_colours_come_before_the_bitstreams() {
+fn the_containers_colors_come_before_the_bitstreams() {
     let says_601 = Av1::default();
     let is_709 = Av1 { matrix: MatrixCoefficients::BT709, ..says_601 };
-    let halves = [RED, BLUE].map(|colour| is_709.samples(colour));
+    let halves = [RED, BLUE].map(|color| is_709.samples(color));
     // The very samples that BT.709 would give, in a bitstream that says GBR: G, B, R.
     let halves = halves.map(|[y, u, v]| [v, y, u].map(|s| u8::try_from(s).expect("made here")));
     let gbr = Av1 { matrix: MatrixCoefficients::Identity, halves, ..says_601 };
@@ -487,7 +491,7 @@ fn a_clean_aperture_that_is_none_is_disregarded() {
 #[test]
 fn data_may_lie_in_parts_or_inside_the_header() {
     let mut fixture = Fixture::new(Av1::default());
-    let length = fixture.colour.len();
+    let length = fixture.color.len();
     fixture.extents = Some(vec![(0, 5), (5, 7), (12, length - 12)]);
     assert_halves(&fixture.decode().image, "three extents");
     fixture.inside = true;
@@ -497,10 +501,10 @@ fn data_may_lie_in_parts_or_inside_the_header() {
 #[test]
 fn overlapping_parts_cannot_make_much_of_a_small_file() {
     let mut fixture = Fixture::new(Av1::default());
-    fixture.extents = Some(vec![(0, fixture.colour.len()); 60_000]);
+    fixture.extents = Some(vec![(0, fixture.color.len()); 60_000]);
     // The list itself makes the file large, so that the data have to be more yet.
-    fixture.colour.extend(vec![0; 50_000]);
-    fixture.extents = Some(vec![(0, fixture.colour.len()); 1000]);
+    fixture.color.extend(vec![0; 50_000]);
+    fixture.extents = Some(vec![(0, fixture.color.len()); 1000]);
     assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
 }
 
@@ -546,9 +550,9 @@ fn what_is_not_done_is_said() {
 #[test]
 fn many_frames_in_one_item_are_refused() {
     let mut fixture = Fixture::new(Av1::default());
-    fixture.colour = fixture.colour.repeat(4);
+    fixture.color = fixture.color.repeat(4);
     assert_halves(&fixture.decode().image, "four frames");
-    fixture.colour = Av1::default().encode().repeat(5);
+    fixture.color = Av1::default().encode().repeat(5);
     assert_eq!(decode_coded(&fixture.build()).err(), Some(Unsupported("many frames in one item")));
 }
 

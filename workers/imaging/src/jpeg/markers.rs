@@ -1,4 +1,4 @@
-//! What the markers of a JPEG say, without a decoder.
+//! Parses the markers of a JPEG, without decoding it.
 //!
 //! Source: ISO/IEC 10918-1, annex B (markers, segment lengths, byte stuffing).
 
@@ -10,26 +10,24 @@ const SOS: u8 = 0xDA;
 const APP2: u8 = 0xE2;
 const APP14: u8 = 0xEE;
 
-/// How the segments of an ICC profile begin (ICC.1, annex B.4).
-const ICC: &[u8] = b"ICC_PROFILE\0";
+/// The prefix of the segments of an ICC profile (ICC.1, annex B.4).
+const ICC_PREFIX: &[u8] = b"ICC_PROFILE\0";
 
-/// What stands before the first scan.
+/// The properties that precede the first scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Samples across and down; 0 where no frame header was found.
     pub width: u32,
     pub height: u32,
     /// Bits per sample.
     pub precision: u8,
-    /// Planes: 1 grey, 3 colour, 4 inks.
+    /// 1 for gray, 3 for color, 4 for CMYK; 0 if no frame header was found.
     pub components: u8,
-    /// Whether the whole picture must be held until its last scan has come.
     pub is_progressive: bool,
-    /// Samples in all components for each pixel, in quarters: 4 for grey, 6 for 4:2:0, 12 for 4:4:4.
+    /// Samples of all components per pixel, in quarters: 4 for gray, 6 for 4:2:0, 12 for 4:4:4.
     pub quarter_samples: u32,
-    /// Whether Adobe's marker is there: inks are inverted then.
+    /// Whether Adobe's marker is present, which means that inks are inverted.
     pub is_adobe: bool,
-    /// The colour profile, put together.
+    /// The color profile, joined from its segments.
     pub icc: Option<Vec<u8>>,
 }
 
@@ -41,11 +39,11 @@ impl Header {
         let mut profile: Vec<(u8, &[u8])> = Vec::new();
         for (marker, segment) in Segments::new(bytes) {
             match marker {
-                // All frame headers but those of hierarchical pictures, which nobody decodes.
+                // All frame headers but those of hierarchical pictures, which no decoder supports.
                 0xC0..=0xC3 | 0xC9..=0xCB => header.read_frame(marker, segment)?,
                 APP14 if segment.starts_with(b"Adobe") => header.is_adobe = true,
                 APP2 => {
-                    if let Some([number, _count, part @ ..]) = segment.strip_prefix(ICC) {
+                    if let Some([number, _count, part @ ..]) = segment.strip_prefix(ICC_PREFIX) {
                         profile.push((*number, part));
                     }
                 }
@@ -77,7 +75,7 @@ impl Header {
     }
 }
 
-/// The segments up to the first scan: marker and contents.
+/// Iterates over the segments before the first scan: marker and contents.
 struct Segments<'a> {
     rest: &'a [u8],
 }
@@ -96,13 +94,12 @@ impl<'a> Iterator for Segments<'a> {
             let at = memchr(0xFF, self.rest)?;
             let (marker, rest) = self.rest[at + 1..].split_first()?;
             match marker {
-                // Stuffing and markers without contents; a fill byte is the next one's first.
+                // Stuffing and markers without contents. A fill byte starts the next marker.
                 0x00 | 0x01 | 0xD0..=SOI => self.rest = rest,
                 0xFF => self.rest = &self.rest[at + 1..],
                 &EOI => return None,
                 marker => {
                     let length = usize::from(u16::from_be_bytes(*rest.first_chunk()?));
-                    // A segment that is cut off is none.
                     let segment = rest.get(2..length.max(2))?;
                     self.rest = &rest[length.max(2)..];
                     return Some((*marker, segment));
@@ -112,13 +109,13 @@ impl<'a> Iterator for Segments<'a> {
     }
 }
 
-/// Whether the segments and scans of a JPEG run up to its end marker. Bytes after it are ignored:
-/// cameras append previews and short films.
+/// Whether the segments and scans of a JPEG continue up to its end marker. Ignores bytes after it:
+/// cameras append previews and short videos.
 pub(crate) fn is_complete(bytes: &[u8]) -> bool {
     let mut at = 2; // after SOI
     loop {
-        // In a scan `FF` stands alone only before a marker; elsewhere a marker is due at once.
-        // Looking for the next one skips both entropy-coded data and stray bytes.
+        // In a scan `FF` occurs only before a marker or stuffing; elsewhere a marker must follow at once.
+        // Searching for the next `FF` skips entropy-coded data and stray bytes.
         let Some(skipped) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) else {
             return false;
         };
@@ -126,9 +123,9 @@ pub(crate) fn is_complete(bytes: &[u8]) -> bool {
         match bytes.get(at) {
             None => return false,
             Some(&EOI) => return true,
-            // Stuffing, restart markers, TEM and SOI carry no length.
+            // Stuffing, restart markers, TEM and SOI have no length.
             Some(0x00 | 0x01 | 0xD0..=SOI) => at += 1,
-            // A fill byte: the marker's code is still to come.
+            // A fill byte: the marker's code follows.
             Some(0xFF) => {}
             Some(_) => {
                 let Some(&[high, low]) = bytes.get(at + 1..at + 3) else { return false };
@@ -150,7 +147,7 @@ mod tests {
             // The second part of the profile first, after a fill byte.
             for (number, byte) in [(2, b'b'), (1, b'a')] {
                 bytes.extend([0xFF, 0xFF, 0xE2, 0, 17]);
-                bytes.extend(ICC);
+                bytes.extend(ICC_PREFIX);
                 bytes.extend([number, 2, byte]);
             }
             bytes.extend([0xFF, marker, 0, 8 + specs.len() as u8, 8, 1, 2, 3, 4]);
@@ -165,8 +162,8 @@ mod tests {
         assert_eq!((header.components, header.precision, header.quarter_samples), (3, 8, 6));
         assert!(header.is_adobe && !header.is_progressive);
         assert_eq!(header.icc.as_deref(), Some(&b"ab"[..]));
-        let grey = Header::read(&frame(0xC2, &[1, 0x11, 0])).expect("a header");
-        assert_eq!((grey.components, grey.quarter_samples, grey.is_progressive), (1, 4, true));
+        let gray = Header::read(&frame(0xC2, &[1, 0x11, 0])).expect("a header");
+        assert_eq!((gray.components, gray.quarter_samples, gray.is_progressive), (1, 4, true));
         let full = Header::read(&frame(0xC0, &[1, 0x11, 0, 2, 0x11, 1, 3, 0x11, 1]));
         assert_eq!(full.expect("a header").quarter_samples, 12);
         for end in 0..quarter.len() - 20 {
@@ -178,7 +175,7 @@ mod tests {
     fn only_the_end_marker_outside_segments_counts() {
         let cases: [(&[u8], bool); 7] = [
             (b"\xFF\xD8\xFF\xD9", true),
-            (b"\xFF\xD8\xFF\xD9 and a film", true),
+            (b"\xFF\xD8\xFF\xD9 and a video", true),
             (b"\xFF\xD8", false),
             // An end marker inside a segment (an embedded preview's) is not the picture's.
             (b"\xFF\xD8\xFF\xE1\0\x04\xFF\xD9", false),

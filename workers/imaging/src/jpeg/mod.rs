@@ -1,4 +1,4 @@
-//! JPEG by libjpeg-turbo: scaled while it is decoded, and kept in planes where that is possible.
+//! JPEG by libjpeg-turbo: scaled while it is decoded, and kept as planes if possible.
 
 mod markers;
 
@@ -12,28 +12,28 @@ use turbojpeg::{
 
 pub(super) use markers::{Header, is_complete};
 
-use super::{
-    bug,
-    colour::{ToSrgb, plain_cmyk},
+use crate::{
+    color::{ToSrgb, uncalibrated_cmyk},
+    failure::{bug, damaged},
     limits::area,
     picture::{Picture, Pixels},
-    planes::{Planes, Sampling, shared},
+    planes::{Planes, Sampling, chroma_size},
     resize::Resizer,
 };
 
-/// Scans of a progressive JPEG at most. Encoders make about ten; each may make the decoder walk over
-/// the whole picture again for a few bytes.
+/// Maximum number of scans of a progressive JPEG. Encoders write about ten, and a scan of a few bytes can make
+/// the decoder process the whole picture again.
 const MAX_SCANS: u32 = 100;
 
-/// By how much libjpeg-turbo shrinks a picture in next to no time: it leaves out the details when it
-/// transforms the blocks of 8 × 8. Other steps have no fast code.
+/// The factors by which libjpeg-turbo scales down at almost no cost, by skipping high frequencies in the
+/// transform of 8 × 8 blocks. Other factors have no fast code.
 const REDUCTIONS: [u32; 4] = [8, 4, 2, 1];
 
-/// What libjpeg-turbo says when something is odd but no pixel is lost.
-const HARMLESS: [&str; 3] =
+/// Warnings of libjpeg-turbo that affect no pixel.
+const HARMLESS_WARNINGS: [&str; 3] =
     ["extraneous bytes before marker", "JFIF revision", "Adobe color transform"];
 
-/// libjpeg-turbo, ready for the next picture.
+/// A reusable decoder and encoder.
 pub(super) struct Jpeg {
     decompressor: Decompressor,
     compressor: Compressor,
@@ -46,8 +46,8 @@ impl Jpeg {
         Ok(Self { decompressor, compressor: Compressor::new().map_err(bug)? })
     }
 
-    /// Decodes a picture that will be shown with `reduction` of its pixels for each one, or more.
-    /// `None`: a variant that libjpeg-turbo's interface has no words for; another decoder may.
+    /// Decodes a picture that will be scaled down by `reduction` or more. `None` for a variant that
+    /// libjpeg-turbo's interface does not support; another decoder may.
     pub fn decode(
         &mut self,
         bytes: &[u8],
@@ -73,7 +73,7 @@ impl Jpeg {
             Colorspace::YCbCr | Colorspace::Gray if coded.subsamp != Subsamp::Unknown => {
                 self.planes(bytes, &scaled, resizer)?
             }
-            // Planes of samplings that have no name among them.
+            // RGB, and samplings that libjpeg-turbo has no name for.
             Colorspace::YCbCr | Colorspace::Gray | Colorspace::RGB => {
                 let pixels = self.pixels(bytes, &scaled, PixelFormat::RGB)?;
                 Pixels::Image(rgb(pixels, &scaled)?)
@@ -81,13 +81,13 @@ impl Jpeg {
             Colorspace::CMYK | Colorspace::YCCK => {
                 let mut inks = self.pixels(bytes, &scaled, PixelFormat::CMYK)?;
                 return cmyk(&mut inks, header, &scaled).map(|image| {
-                    Some(Picture { pixels: Pixels::Image(image), scale: scale(by), colour: None })
+                    Some(Picture { pixels: Pixels::Image(image), scale: scale(by), color: None })
                 });
             }
         };
         let layout = if coded.colorspace == Colorspace::Gray { Layout::Gray } else { Layout::Rgb };
-        let colour = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, layout));
-        Ok(Some(Picture { pixels, scale: scale(by), colour }))
+        let color = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, layout));
+        Ok(Some(Picture { pixels, scale: scale(by), color }))
     }
 
     fn planes(
@@ -107,7 +107,7 @@ impl Jpeg {
             align: 1,
             subsamp: scaled.subsamp,
         };
-        accept(self.decompressor.decompress_to_yuv(bytes, output))?;
+        check_decoded(self.decompressor.decompress_to_yuv(bytes, output))?;
         Ok(Pixels::Planes(planes))
     }
 
@@ -121,21 +121,21 @@ impl Jpeg {
         let mut pixels = vec![0; pitch * scaled.height];
         let (width, height) = (scaled.width, scaled.height);
         let output = Image { pixels: &mut pixels[..], width, height, pitch, format };
-        accept(self.decompressor.decompress(bytes, output))?;
+        check_decoded(self.decompressor.decompress(bytes, output))?;
         Ok(pixels)
     }
 
-    /// Encodes with a quarter of the colour samples, which is what JPEG of this quality is expected
-    /// to have. `quality` is 1–100. An alpha channel must be gone by now.
+    /// Encodes with 4:2:0 chroma, as is usual for a JPEG. `quality` is 1–100. The picture must have no alpha
+    /// channel.
     pub fn encode(&mut self, pixels: &Pixels, quality: u8) -> Result<Vec<u8>, Failure> {
         self.compressor.set_quality(quality.into()).map_err(bug)?;
         match pixels {
             Pixels::Planes(planes) => self.encode_planes(planes),
-            Pixels::Image(DynamicImage::ImageLuma8(grey)) => {
-                self.encode_pixels(grey, grey.width(), PixelFormat::GRAY, Subsamp::Gray)
+            Pixels::Image(DynamicImage::ImageLuma8(gray)) => {
+                self.encode_pixels(gray, gray.width(), PixelFormat::GRAY, Subsamp::Gray)
             }
             Pixels::Image(image) => {
-                let rgb = image.as_rgb8().ok_or_else(|| bug("neither grey nor RGB"))?;
+                let rgb = image.as_rgb8().ok_or_else(|| bug("neither gray nor RGB"))?;
                 self.encode_pixels(rgb, rgb.width(), PixelFormat::RGB, Subsamp::Sub2x2)
             }
         }
@@ -157,14 +157,14 @@ impl Jpeg {
             Some(_) => return Err(bug("planes of an odd sampling")),
         };
         let [y_plane, u_plane, v_plane] = planes.split();
-        let colour = shared(planes.size, planes.sampling.unwrap_or(Sampling::FULL));
+        let color = chroma_size(planes.size, planes.sampling.unwrap_or(Sampling::FULL));
         let picture = YuvPlanesImage {
             y_plane,
             u_plane,
             v_plane,
             y_stride: width.next_multiple_of(planes.sampling.map_or(1, |s| s.across)) as usize,
-            u_stride: colour.width as usize,
-            v_stride: colour.width as usize,
+            u_stride: color.width as usize,
+            v_stride: color.width as usize,
             width: width as usize,
             height: height as usize,
             subsamp,
@@ -187,19 +187,19 @@ impl Jpeg {
     }
 }
 
-/// About how much memory decoding takes, in bytes: a progressive picture is held as coefficients of
-/// 16 bits; another one passes by.
-pub(super) fn memory(header: &Header) -> u64 {
+/// An estimate of the memory for decoding, in bytes. A progressive picture is held as 16-bit coefficients
+/// until its last scan; a sequential one is decoded as a stream.
+pub(super) fn decode_memory(header: &Header) -> u64 {
     let samples = area(header.width, header.height) * u64::from(header.quarter_samples) / 4;
     if header.is_progressive { 2 * samples + samples } else { samples }
 }
 
-fn accept(outcome: Result<(), turbojpeg::Error>) -> Result<(), Failure> {
+fn check_decoded(outcome: Result<(), turbojpeg::Error>) -> Result<(), Failure> {
     match outcome {
         Ok(()) => Ok(()),
-        // The decoder went on to the end all the same.
+        // The decoder continued to the end.
         Err(turbojpeg::Error::TurboJpegError(why))
-            if HARMLESS.iter().any(|harmless| why.contains(harmless)) =>
+            if HARMLESS_WARNINGS.iter().any(|harmless| why.contains(harmless)) =>
         {
             Ok(())
         }
@@ -207,8 +207,8 @@ fn accept(outcome: Result<(), turbojpeg::Error>) -> Result<(), Failure> {
             Err(Failure::new(ErrorCode::DecoderOutOfMemory, "decoding would take too much memory"))
         }
         Err(why) => {
-            tracing::debug!(%why, "libjpeg-turbo refused a picture");
-            Err(Failure::new(ErrorCode::CorruptImage, "the picture is damaged or cut short"))
+            tracing::debug!(%why, "libjpeg-turbo rejected a picture");
+            Err(damaged())
         }
     }
 }
@@ -239,7 +239,7 @@ fn cmyk(
 ) -> Result<DynamicImage, Failure> {
     let Size { width, height } = size(scaled)?;
     let profile = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, Layout::Rgba));
-    // Adobe writes the paper's light, profiles speak of ink.
+    // Adobe stores inverted inks, profiles expect them not inverted.
     let invert = header.is_adobe == profile.is_some();
     if invert {
         for ink in inks.iter_mut() {
@@ -248,6 +248,6 @@ fn cmyk(
     }
     match profile {
         Some(profile) => Ok(profile.to_rgb(inks, width, height)?.into()),
-        None => Ok(plain_cmyk(inks, width, height).into()),
+        None => Ok(uncalibrated_cmyk(inks, width, height).into()),
     }
 }

@@ -9,13 +9,13 @@ const RED: [u8; 4] = [250, 0, 0, 255];
 const GREEN: [u8; 4] = [0, 250, 0, 255];
 const BLUE: [u8; 4] = [0, 0, 250, 255];
 
-/// A GIF of flat colours, each shown for so many ms, that plays for ever.
+/// A GIF of flat colors, each shown for so many ms, that plays for ever.
 pub(super) fn gif(width: u32, height: u32, frames: &[([u8; 4], u32)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = GifEncoder::new(&mut bytes);
     encoder.set_repeat(image::codecs::gif::Repeat::Infinite).expect("set");
-    for (colour, ms) in frames {
-        let canvas = RgbaImage::from_pixel(width, height, Rgba(*colour));
+    for (color, ms) in frames {
+        let canvas = RgbaImage::from_pixel(width, height, Rgba(*color));
         let frame = Frame::from_parts(canvas, 0, 0, Delay::from_numer_denom_ms(*ms, 1));
         encoder.encode_frame(frame).expect("encode");
     }
@@ -43,10 +43,10 @@ fn frames(bytes: &[u8]) -> Vec<([u8; 4], u32)> {
 
 fn assert_shows(found: &[([u8; 4], u32)], expected: &[([u8; 4], u32)]) {
     assert_eq!(found.len(), expected.len(), "{found:?}");
-    for ((found, ms), (colour, expected_ms)) in found.iter().zip(expected) {
+    for ((found, ms), (color, expected_ms)) in found.iter().zip(expected) {
         assert_eq!(ms, expected_ms);
-        let near = found.iter().zip(colour).all(|(a, b)| a.abs_diff(*b) < 12);
-        assert!(near, "{found:?} should be about {colour:?}");
+        let near = found.iter().zip(color).all(|(a, b)| a.abs_diff(*b) < 12);
+        assert!(near, "{found:?} should be about {color:?}");
     }
 }
 

@@ -13,7 +13,7 @@ fn one(bytes: &[u8], preset: Preset) -> (Rendered, DynamicImage) {
     (one, image)
 }
 
-/// Flat grey with a busy, colourful patch at the right end. 400 × 100.
+/// Flat gray with a busy, colorful patch at the right end. 400 × 100.
 fn patch_at_the_right() -> RgbImage {
     RgbImage::from_fn(400, 100, |x, y| match (x, (x / 4 + y / 4) % 2) {
         (320..380, 0) => Rgb([230, 40, 20]),
@@ -188,7 +188,7 @@ fn a_preset_of_several_formats_makes_each_once() {
             }
         }
     }
-    // Beside an AVIF, which keeps all colour samples, a JPEG is what it is alone.
+    // Beside an AVIF, which keeps all color samples, a JPEG is what it is alone.
     let several = Preset { formats: list(&[auto, avif]), ..Preset::new(Size::square(20)) };
     let beside = render(&opaque, &[("p".to_owned(), several)].into()).expect("sound").renditions;
     let (alone, _) = render_one(&opaque, 20, auto);
@@ -200,7 +200,7 @@ fn a_preset_of_several_formats_makes_each_once() {
 }
 
 #[test]
-fn the_placeholder_is_upright_and_has_the_pictures_colours() {
+fn the_placeholder_is_upright_and_has_the_pictures_colors() {
     // Seen standing: red above, blue below.
     let lying =
         RgbImage::from_fn(

@@ -127,6 +127,6 @@ mod tests {
         let odd = entry("a//100%\0.jpg", 9);
         assert!(!odd.cursor.contains('\0') && !odd.name.contains('\0'), "{odd:?}");
         assert_eq!(percent_decode_str(&odd.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
-        assert_eq!(odd.filename.as_deref(), Some("100%.jpg"));
+        assert_eq!(odd.labels.filename.as_deref(), Some("100%.jpg"));
     }
 }

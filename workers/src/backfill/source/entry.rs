@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use safelight_domain::labels;
+use safelight_domain::Labels;
 
 use super::error::SourceError;
 
@@ -22,12 +22,8 @@ pub(crate) struct Entry {
     pub place: Place,
     /// Why it is no picture, if that is known without reading it.
     pub verdict: Option<Verdict>,
-    /// Title, if the source has one.
-    pub title: Option<String>,
-    /// Tags, if the source has any.
-    pub tags: Vec<String>,
-    /// The name of the file.
-    pub filename: Option<String>,
+    /// What the source calls it.
+    pub labels: Labels,
 }
 
 /// Why an entry is not even read.
@@ -53,15 +49,18 @@ pub(crate) enum Place {
 impl Entry {
     /// An entry of which nothing is known but where it is.
     pub(super) fn at(cursor: String, name: &str, place: Place) -> Self {
-        let filename = match &place {
+        let mut labels = Labels::default();
+        match &place {
             Place::File(path) => {
-                path.file_name().and_then(|name| labels::file_name(&name.to_string_lossy()))
+                if let Some(name) = path.file_name() {
+                    labels.set_filename(&name.to_string_lossy());
+                }
             }
-            Place::Object { key, .. } => labels::file_name(key),
-        };
+            Place::Object { key, .. } => labels.set_filename(key),
+        }
         // PostgreSQL has no text with a NUL in it.
         let name = name.replace('\0', "\u{fffd}");
-        Self { cursor, name, place, verdict: None, title: None, tags: Vec::new(), filename }
+        Self { cursor, name, place, verdict: None, labels }
     }
 
     /// Whether its name says that it is a picture.

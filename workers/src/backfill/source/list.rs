@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use safelight_domain::labels;
+use safelight_domain::Labels;
 use serde::Deserialize;
 
 use super::{
@@ -89,14 +89,18 @@ fn is_blank(line: &[u8]) -> bool {
 
 /// The entry that a line names; an invalid one, if it names none.
 fn entry(list: &Path, number: u64, line: &[u8], cursor: String) -> Entry {
-    let named = picture(line).and_then(|picture| place(list, &picture).map(|at| (picture, at)));
-    let (picture, place) = match named {
+    let named = picture(line).and_then(|(picture, labels)| {
+        let place = place(list, &picture)?;
+        Ok((picture, labels, place))
+    });
+    let (picture, labels, place) = match named {
         Ok(named) => named,
         Err(why) => {
             let name = format!("{}:{number}", list.display());
             let place = Place::File(list.to_owned());
             let verdict = Some(Verdict::Invalid(why));
-            return Entry { verdict, filename: None, ..Entry::at(cursor, &name, place) };
+            let labels = Labels::default();
+            return Entry { verdict, labels, ..Entry::at(cursor, &name, place) };
         }
     };
     let name = match &place {
@@ -104,16 +108,16 @@ fn entry(list: &Path, number: u64, line: &[u8], cursor: String) -> Entry {
         Place::Object { .. } => picture.path,
     };
     let entry = Entry::at(cursor, &name, place);
-    let filename = picture.filename.as_deref().and_then(labels::file_name).or(entry.filename);
-    Entry { title: picture.title, tags: picture.tags, filename, ..entry }
+    let filename = labels.filename.or(entry.labels.filename);
+    Entry { labels: Labels { filename, ..labels }, ..entry }
 }
 
 /// What a line says, with title and tags as uploads take them; or what is wrong with it.
-fn picture(line: &[u8]) -> Result<Picture, String> {
+fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
     if line.len() as u64 >= LINE_BYTES {
         return Err(format!("the line is longer than {LINE_BYTES} bytes"));
     }
-    let mut picture: Picture = match line.trim_ascii_start().first() {
+    let picture: Picture = match line.trim_ascii_start().first() {
         Some(b'"') => {
             let path = serde_json::from_slice(line).map_err(|error| error.to_string())?;
             Picture { path, title: None, tags: Vec::new(), filename: None }
@@ -137,13 +141,17 @@ fn picture(line: &[u8]) -> Result<Picture, String> {
             return Err(expected.to_owned());
         }
     };
-    let given = std::mem::take(&mut picture.tags);
-    for tag in given {
-        labels::add_tag(&mut picture.tags, &tag).map_err(|why| format!("`tags`: {why}"))?;
+    let mut labels = Labels::default();
+    for tag in &picture.tags {
+        labels.add_tag(tag).map_err(|why| format!("`tags`: {why}"))?;
     }
-    let title = picture.title.as_deref().map(labels::title).transpose();
-    picture.title = title.map_err(|why| format!("`title`: {why}"))?.flatten();
-    Ok(picture)
+    if let Some(title) = &picture.title {
+        labels.set_title(title).map_err(|why| format!("`title`: {why}"))?;
+    }
+    if let Some(name) = &picture.filename {
+        labels.set_filename(name);
+    }
+    Ok((picture, labels))
 }
 
 /// Where a line's picture is; or what is wrong with its path.
@@ -232,11 +240,11 @@ mod tests {
         let valid: Vec<bool> = entries.iter().map(|entry| entry.verdict.is_none()).collect();
         assert_eq!(valid, [true, true, false, false, false, true]);
         assert!(matches!(&entries[0].place, Place::File(p) if *p == folder.path().join("a.jpg")));
-        assert_eq!(entries[1].title.as_deref(), Some("C"));
-        assert_eq!(entries[1].tags, ["x"]);
-        assert_eq!(entries[1].filename.as_deref(), Some("c.png"));
+        assert_eq!(entries[1].labels.title.as_deref(), Some("C"));
+        assert_eq!(entries[1].labels.tags, ["x"]);
+        assert_eq!(entries[1].labels.filename.as_deref(), Some("c.png"));
         assert!(entries[2].name.ends_with(":4"), "{}", entries[2].name);
-        assert_eq!(entries[5].filename.as_deref(), Some("key.gif"));
+        assert_eq!(entries[5].labels.filename.as_deref(), Some("key.gif"));
     }
 
     #[test]
@@ -259,7 +267,8 @@ mod tests {
         }
         let taken =
             entry(r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#);
-        assert_eq!((taken.title, taken.tags), (None, vec!["x".to_owned()]));
-        assert_eq!(taken.filename.as_deref(), Some("c.jpg"));
+        let labels = taken.labels;
+        assert_eq!((labels.title, labels.tags), (None, vec!["x".to_owned()]));
+        assert_eq!(labels.filename.as_deref(), Some("c.jpg"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use safelight_domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Lane, TaskId};
+use safelight_domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, TaskId};
 use safelight_store::{Accepted, DynStore, IdempotencyKey, KeyState, KeyTicket, NewUpload};
 use uuid::Uuid;
 
@@ -87,9 +87,7 @@ fn new_upload(plan: &Plan, ticket: Option<KeyTicket>) -> NewUpload {
         sha256,
         bytes: 1,
         format: ImageFormat::Png,
-        title: None,
-        tags: Vec::new(),
-        filename: None,
+        labels: Labels::default(),
         max_attempts: plan.max_attempts,
         key: ticket.map(|ticket| (ticket, sha256)),
         trace: None,

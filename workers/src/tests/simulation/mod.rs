@@ -28,7 +28,7 @@ use std::{
 
 use safelight_blobs::{BlobLocation, Blobs};
 use safelight_config::Config;
-use safelight_store::Store;
+use safelight_store::Schema;
 use safelight_store_sql::sqlite::{Clock, SqliteStore};
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;

@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use safelight_domain::{ErrorCode, Failure, ImageFacts, ImageFormat, JobKind, Rendition, WorkerId};
-use safelight_store::{ClaimedJob, DynStore, Outcome};
+use safelight_store::{ClaimedJob, DynStore, Effect, Outcome};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -145,30 +145,25 @@ fn unavailable() -> Failure {
 fn effect(job: &ClaimedJob) -> Outcome {
     let (mark, format) = (job.lease.fence, ImageFormat::Png);
     match job.kind {
-        JobKind::Write => Outcome::Written(ImageFacts {
+        JobKind::Write => Outcome::Succeeded(vec![Effect::StoredBlob(ImageFacts {
             format,
             width: mark,
             height: 1,
             orientation: 1,
             taken_at: None,
             gps: None,
-        }),
-        JobKind::Thumbnail => Outcome::Rendered {
-            renditions: vec![Rendition {
-                preset: "small".to_owned(),
-                fingerprint: fingerprint(job.lease.job, mark),
-                format,
-                width: 1,
-                height: 1,
-                bytes: 1,
-                sha256: job.image.sha256,
-                made_at: None,
-            }],
-            placeholder: None,
-        },
-        JobKind::Verify => {
-            Outcome::Verified { repaired: Vec::new(), forgotten: Vec::new(), note: None }
-        }
-        JobKind::Delete => Outcome::Deleted { proxies: 0 },
+        })]),
+        JobKind::Thumbnail => Outcome::Succeeded(vec![Effect::UpsertRenditions(vec![Rendition {
+            preset: "small".to_owned(),
+            fingerprint: fingerprint(job.lease.job, mark),
+            format,
+            width: 1,
+            height: 1,
+            bytes: 1,
+            sha256: job.image.sha256,
+            made_at: None,
+        }])]),
+        JobKind::Verify => Outcome::Succeeded(Vec::new()),
+        JobKind::Delete => Outcome::Succeeded(vec![Effect::ForgetImage { proxies: 0 }]),
     }
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use safelight_domain::TaskId;
 use safelight_store::{
     StoreError,
-    testing::{Call, Gate, unreachable},
+    testing::{Call, FaultPlan, unreachable},
 };
 
 use super::{
@@ -74,8 +74,8 @@ pub(super) struct Turn {
 }
 
 #[async_trait]
-impl Gate for Turn {
-    async fn enter(&self, call: Call<'_>) -> Result<(), StoreError> {
+impl FaultPlan for Turn {
+    async fn before(&self, call: Call<'_>) -> Result<(), StoreError> {
         let label = short(&format!("{call:?}"));
         let spot = Spot::Call(call.method);
         match self.shared.turnstile.pass(self.process, spot, label).await {
@@ -84,7 +84,7 @@ impl Gate for Turn {
         }
     }
 
-    async fn leave(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
+    async fn after(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let label = short(&format!("answer to {}: {answer:?}", call.method));
         if label.contains(": Err(") {
             self.shared.wrong(label.clone());

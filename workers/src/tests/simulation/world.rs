@@ -13,7 +13,7 @@ use fastrand::Rng;
 use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_queue::OutboxSignal;
-use safelight_store::{DynStore, testing::Gated};
+use safelight_store::{DynStore, testing::FaultyStore};
 use safelight_store_sql::sqlite::{Clock, SqliteStore};
 
 use super::{
@@ -206,9 +206,9 @@ impl World {
         let shared = self.shared.clone();
         let parts = WorkerParts {
             config: self.config.clone(),
-            store: Arc::new(Gated {
+            store: Arc::new(FaultyStore {
                 inner: self.store.clone(),
-                gate: Turn { shared: shared.clone(), process },
+                plan: Turn { shared: shared.clone(), process },
             }),
             queue: Arc::new(SimulatedBroker { shared, process, survives_restart: !self.embedded }),
             blobs: self.blobs.clone(),

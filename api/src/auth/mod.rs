@@ -1,0 +1,26 @@
+//! Who sends a request, and what they may do.
+//!
+//! ```text
+//! request ─▶ guard ─ what does the route require?
+//!              ├─ nothing (probes, image bytes) ───────────────────────────▶ handler
+//!              ├─ Bearer key ─ known, live, right secret, scope ─┐
+//!              └─ no key ─ loopback access, no keys yet ─────────┴─▶ Caller ─▶ handler
+//! ```
+//!
+//! Handlers get a [`Caller`] and look only at what it [may see](Caller::may_see). Handlers that hold a
+//! response back, or stream it, stop when the caller's [`SessionGuard`] says that the key is no longer valid.
+//! Delivery checks access itself, because most images are public.
+
+mod audit;
+mod authenticator;
+mod caller;
+mod keys;
+mod loopback;
+mod session_guard;
+mod signed_urls;
+
+pub use audit::{AuditDetail, AuditLog};
+pub use authenticator::Authenticator;
+pub use caller::{Caller, key_missing, scope_missing};
+pub use session_guard::SessionGuards;
+pub use signed_urls::{SignedUrl, SignedUrls};

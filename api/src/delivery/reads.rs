@@ -1,0 +1,233 @@
+//! Reads of originals and renditions, from the request to the response.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    http::{HeaderMap, Method, Request, Uri},
+    response::Response,
+};
+use safelight_blobs::Blobs;
+use safelight_config::Config;
+use safelight_domain::{Image, ImageId, JobKind, Task};
+use safelight_queue::OutboxSignal;
+use safelight_shared_cache::SharedCache;
+use safelight_store::DynStore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    image_view::{ImageView, Representation},
+    metadata_cache::{Freshness, Lookup, MetadataCache},
+    negotiate,
+    on_demand::{self, OnDemand},
+    respond,
+    source::Tiers,
+};
+use crate::{
+    auth::SignedUrls,
+    http::{
+        extract::{PathId, parse_id},
+        problem::{Problem, ProblemCode},
+    },
+    presets::CurrentPresets,
+    watch::WatchHub,
+};
+
+/// Serves the bytes of images. Clones share its caches.
+#[derive(Clone)]
+pub struct Delivery(Arc<Inner>);
+
+struct Inner {
+    presets: Arc<CurrentPresets>,
+    metadata: MetadataCache,
+    tiers: Tiers,
+    on_demand: OnDemand,
+    signed_urls: SignedUrls,
+    /// How long a request waits by default for an image that is still being processed.
+    default_wait: Duration,
+}
+
+/// What delivery uses of other parts.
+pub struct DeliveryParts {
+    /// Where metadata is read, and renditions are requested.
+    pub store: DynStore,
+    /// Where bytes are read.
+    pub blobs: Blobs,
+    /// The cache that nodes share, if there is one.
+    pub shared_cache: Option<SharedCache>,
+    /// Announces jobs that are requested.
+    pub outbox_signal: OutboxSignal,
+    /// The presets as they are configured.
+    pub presets: Arc<CurrentPresets>,
+    /// Tells when tasks change.
+    pub watch: WatchHub,
+    /// Checks who may read private images.
+    pub signed_urls: SignedUrls,
+}
+
+/// A request for bytes.
+pub struct ReadRequest<'a> {
+    /// The image.
+    pub id: ImageId,
+    /// The method.
+    pub method: &'a Method,
+    /// The URI, as it was sent.
+    pub uri: &'a Uri,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// Ends waits when the server wants to end.
+    pub draining: &'a CancellationToken,
+}
+
+impl Delivery {
+    /// With empty caches. A node that does not deliver needs no caches of bytes.
+    pub fn new(config: &Config, parts: DeliveryParts, delivers: bool) -> Self {
+        let DeliveryParts {
+            store,
+            blobs,
+            shared_cache,
+            outbox_signal,
+            presets,
+            watch,
+            signed_urls,
+        } = parts;
+        let tiers = if delivers {
+            Tiers::new(config, &blobs, shared_cache)
+        } else {
+            Tiers::bare(config, &blobs)
+        };
+        let good_for = Duration::from_millis(config.metadata_cache_ms);
+        Self(Arc::new(Inner {
+            metadata: MetadataCache::new(store.clone(), presets.clone(), tiers.clone(), good_for),
+            on_demand: OnDemand::new(store, watch, outbox_signal, config.max_attempts),
+            tiers,
+            presets,
+            signed_urls,
+            default_wait: Duration::from_millis(config.delivery_wait_ms),
+        }))
+    }
+
+    /// The response to a request for the original.
+    pub async fn original(&self, request: ReadRequest<'_>) -> Result<Response, Problem> {
+        let is_there = |view: &ImageView| view.original.is_some();
+        let lookup = self.look_up(&request, JobKind::Write, is_there).await?;
+        let original = lookup.view.as_ref().and_then(|view| view.original.as_ref());
+        let shown = original.ok_or_else(|| ImageId::not_found(request.id))?;
+        self.respond(&request, shown, lookup.freshness).await
+    }
+
+    /// The response to a request for the rendition of a preset.
+    pub async fn rendition(
+        &self,
+        request: ReadRequest<'_>,
+        preset: &str,
+    ) -> Result<Response, Problem> {
+        if !self.0.presets.has(preset) {
+            return Err(self.0.presets.not_found(preset));
+        }
+        let is_there = |view: &ImageView| !view.renditions(preset).is_empty();
+        let lookup = self.look_up(&request, JobKind::Thumbnail, is_there).await?;
+        let offers = lookup.view.as_ref().map_or(&[][..], |view| view.renditions(preset));
+        let shown = negotiate::choose(offers, request.headers);
+        let shown = shown.ok_or_else(|| ImageId::not_found(request.id))?;
+        self.respond(&request, shown, lookup.freshness).await
+    }
+
+    /// The response, if it is ready at once: the metadata is cached and still good, and the bytes are in memory
+    /// or not needed. `None` for every other request.
+    pub fn try_cached<B>(&self, request: &Request<B>) -> Option<Response> {
+        let (method, headers) = (request.method(), request.headers());
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        if on_demand::names_wait(request.uri().query(), headers) {
+            return None;
+        }
+        let path = request.uri().path().strip_prefix("/images/")?;
+        let (id, preset) = path.split_once('/').map_or((path, None), |(id, p)| (id, Some(p)));
+        let view = self.0.metadata.try_cached(parse_id(id).ok()?)?;
+        if view.private_to.is_some() {
+            return None;
+        }
+        let shown = match preset {
+            None => view.original.as_ref()?,
+            Some(preset) => negotiate::choose(view.renditions(preset), headers)?,
+        };
+        let response = respond::try_cached(&self.0.tiers, shown, method, headers)?;
+        self.0.metadata.count_hit();
+        Some(response)
+    }
+
+    /// Notes that an image was deleted, so that this node answers 410 at once.
+    pub fn mark_deleted(&self, image: &Image) {
+        self.0.metadata.mark_deleted(image);
+    }
+
+    /// Forgets the metadata of a task's image, which was changed through this node.
+    pub fn forget_image_of(&self, task: &Task) {
+        if let Some(image) = &task.image {
+            self.0.metadata.forget(image.id);
+        }
+    }
+
+    /// Bytes in memory for delivery.
+    pub fn bytes_in_memory(&self) -> u64 {
+        self.0.tiers.bytes_in_memory()
+    }
+
+    /// The image, once it has what `is_there` looks for.
+    async fn look_up(
+        &self,
+        request: &ReadRequest<'_>,
+        kind: JobKind,
+        is_there: impl Fn(&ImageView) -> bool,
+    ) -> Result<Lookup, Problem> {
+        let ReadRequest { id, uri, headers, draining, .. } = *request;
+        let Inner { metadata, on_demand, default_wait, .. } = &*self.0;
+        // A cache in front would take another spelling for another image, and no purge would reach it.
+        if uri.path().contains('%') {
+            return Err(ImageId::not_found(uri.path().escape_debug()));
+        }
+        // Also where there is nothing to wait for: an invalid request is always rejected.
+        let wait = on_demand::wait_limit(*default_wait, uri.query(), headers)?;
+        let lookup = metadata.look_up(id).await?;
+        self.check_access(request, &lookup).await?;
+        if is_there(lookup.image(id)?) {
+            return Ok(lookup);
+        }
+        let lookup = on_demand.wait_for(metadata, (id, kind), wait, draining, is_there).await?;
+        // Meanwhile a key may have been revoked, or a signature have expired.
+        self.check_access(request, &lookup).await?;
+        Ok(lookup)
+    }
+
+    /// Rejects a request that may not read a private image.
+    async fn check_access(
+        &self,
+        request: &ReadRequest<'_>,
+        lookup: &Lookup,
+    ) -> Result<(), Problem> {
+        let private_to = lookup.view.as_ref().and_then(|view| view.private_to.as_ref());
+        let Some(owner) = private_to else { return Ok(()) };
+        self.0.signed_urls.check(request.id, owner, request.uri, request.headers).await
+    }
+
+    /// The response, unless the bytes are missing because the image is gone by now.
+    async fn respond(
+        &self,
+        request: &ReadRequest<'_>,
+        shown: &Representation,
+        freshness: Freshness,
+    ) -> Result<Response, Problem> {
+        let Inner { metadata, tiers, .. } = &*self.0;
+        let ReadRequest { id, method, headers, .. } = *request;
+        match respond::respond(tiers, shown, freshness, method, headers).await {
+            Err(problem) if problem.code() == ProblemCode::BlobDamaged => {
+                match metadata.read(id).await?.view {
+                    Some(view) if view.discarded => Err(Problem::image_gone(view.deleted)),
+                    _ => Err(problem),
+                }
+            }
+            response => response,
+        }
+    }
+}

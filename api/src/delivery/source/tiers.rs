@@ -1,0 +1,324 @@
+//! The tiers of caches, in the order in which a read asks them.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use bytes::Bytes;
+use safelight_blobs::{BlobContent, Blobs, OpenBlob};
+use safelight_config::Config;
+use safelight_domain::{CacheKey, ContentHash};
+use safelight_shared_cache::SharedCache;
+
+use super::{
+    bounded_blocking::patience,
+    cache_fill::{DiskTier, Filler},
+    counters::{self, TierCounters},
+    disk::Disk,
+    file::Local,
+    memory::{Memory, Reservation},
+    object::{OpenObject, Provenance, ReadError, StoredObject, Tier},
+    optional_tier::OptionalTier,
+    shared::{Shared, Turn},
+    single_flight::{FlightResult, SingleFlight},
+};
+
+/// All tiers of a process. Clones share them.
+#[derive(Clone)]
+pub struct Tiers(Arc<Inner>);
+
+struct Inner {
+    blobs: Blobs,
+    memory: Memory,
+    memory_counters: TierCounters,
+    shared: Option<OptionalTier<Shared>>,
+    /// Small objects on their way into memory.
+    loads: SingleFlight<CacheKey, Result<(Bytes, Tier), ReadError>>,
+    /// Large objects being opened.
+    opens: SingleFlight<CacheKey, Result<(OpenObject, Provenance), ReadError>>,
+    /// Files that are being read, and where they were found.
+    open: Mutex<HashMap<CacheKey, (Weak<Local>, Tier)>>,
+    /// Writes large objects of a remote store into local files; owns the disk tier.
+    filler: Arc<Filler>,
+}
+
+/// A part of an object so small that the whole is not worth fetching: a quarter.
+const SMALL_PART: u64 = 4;
+
+impl Tiers {
+    /// The tiers that `config` asks for, in front of `blobs`.
+    pub fn new(config: &Config, blobs: &Blobs, shared_cache: Option<SharedCache>) -> Self {
+        let disk = (!blobs.is_local() && config.disk_cache_bytes > 0)
+            .then(|| Disk::open(&config.data_dir.join("cache"), config.disk_cache_bytes))
+            .and_then(|disk| match disk {
+                Ok(disk) => Some(OptionalTier::new(disk, "use the disk cache", "disk")),
+                Err(error) => {
+                    tracing::warn!(%error, "no disk cache: cannot use the folder `cache` in data_dir");
+                    None
+                }
+            });
+        let shared = shared_cache
+            .map(|cache| OptionalTier::new(Shared::new(cache), "use the shared cache", "shared"));
+        let memory = Memory::new(config.memory_cache_bytes);
+        Self(Arc::new(Inner { memory, shared, ..Inner::new(config, blobs, disk) }))
+    }
+
+    /// The store alone.
+    pub fn bare(config: &Config, blobs: &Blobs) -> Self {
+        Self(Arc::new(Inner::new(config, blobs, None)))
+    }
+
+    /// Makes an object ready to be sent, of which no more than `wanted` will be read.
+    pub async fn open(
+        &self,
+        object: &StoredObject,
+        wanted: Range<u64>,
+    ) -> Result<(OpenObject, Provenance), ReadError> {
+        if let Some(found) = self.try_cached(object) {
+            return Ok(found);
+        }
+        let inner = &self.0;
+        inner.memory_counters.misses.increment(1);
+        if inner.loads.is_under_way(&object.cached) || inner.memory.takes(object.bytes) {
+            self.load(object).await
+        } else {
+            self.large(object, wanted).await
+        }
+    }
+
+    /// An object, if it is in memory.
+    pub fn try_cached(&self, object: &StoredObject) -> Option<(OpenObject, Provenance)> {
+        let bytes = self.0.memory.get(&object.cached)?;
+        self.0.memory_counters.hits.increment(1);
+        Some((OpenObject::Whole(bytes), Provenance { tier: Tier::Memory, collapsed: false }))
+    }
+
+    /// Drops objects of an image that is gone: from memory at once, from the disk in the background. From
+    /// the shared tier the delete job removes them.
+    pub fn forget(&self, objects: Vec<CacheKey>) {
+        for object in &objects {
+            self.0.memory.forget(object);
+        }
+        if self.0.filler.disk.is_none() || objects.is_empty() {
+            return;
+        }
+        let inner = self.0.clone();
+        tokio::spawn(async move {
+            let forget = move |disk: &Disk| objects.iter().try_for_each(|one| disk.forget(one));
+            inner.ask_disk(0, forget).await;
+        });
+    }
+
+    /// Bytes that are in memory for delivery.
+    pub fn bytes_in_memory(&self) -> u64 {
+        self.0.memory.live()
+    }
+
+    /// A small object: read whole, once for all requests.
+    async fn load(&self, object: &StoredObject) -> Result<(OpenObject, Provenance), ReadError> {
+        let (inner, wanted) = (self.0.clone(), object.clone());
+        let result = self.0.loads.join(object.cached, || {
+            let reserved = inner.memory.reserve(wanted.bytes);
+            async move { inner.fetch(&wanted, reserved).await }
+        });
+        let (value, provenance) = unpack(result.await)?;
+        Ok((OpenObject::Whole(value), provenance))
+    }
+
+    /// A large object: one open file for all requests at the same time.
+    async fn large(
+        &self,
+        object: &StoredObject,
+        wanted: Range<u64>,
+    ) -> Result<(OpenObject, Provenance), ReadError> {
+        let small = wanted.end - wanted.start < object.bytes / SMALL_PART;
+        if small && !self.0.blobs.is_local() {
+            return Ok(match self.0.near(object).await {
+                // The end of a file that has only begun to arrive is read faster from the store.
+                Some((local, provenance)) if local.has(&wanted) => {
+                    (OpenObject::File(local), provenance)
+                }
+                _ => self.0.remote(object),
+            });
+        }
+        let (inner, wanted) = (self.0.clone(), object.clone());
+        let result = self.0.opens.join(object.cached, || async move { inner.open(&wanted).await });
+        let FlightResult { value, collapsed } = result.await;
+        let (held, found) = value.ok_or(ReadError::Panicked)??;
+        Ok((held, Provenance { collapsed: collapsed || found.collapsed, ..found }))
+    }
+}
+
+fn unpack<T>(
+    result: FlightResult<Result<(T, Tier), ReadError>>,
+) -> Result<(T, Provenance), ReadError> {
+    let (value, tier) = result.value.ok_or(ReadError::Panicked)??;
+    Ok((value, Provenance { tier, collapsed: result.collapsed }))
+}
+
+impl Inner {
+    fn new(config: &Config, blobs: &Blobs, disk: Option<DiskTier>) -> Self {
+        let spool = config.data_dir.join("spool");
+        Self {
+            blobs: blobs.clone(),
+            memory: Memory::new(0),
+            memory_counters: TierCounters::new("memory"),
+            shared: None,
+            loads: SingleFlight::default(),
+            opens: SingleFlight::default(),
+            open: Mutex::default(),
+            filler: Arc::new(Filler::new(blobs.clone(), disk, spool)),
+        }
+    }
+
+    /// The tiers behind memory, one after the other.
+    async fn fetch(
+        self: &Arc<Self>,
+        object: &StoredObject,
+        reserved: Reservation,
+    ) -> Result<(Bytes, Tier), ReadError> {
+        let cached = object.cached;
+        // A load that has just ended may have left it here.
+        if let Some(bytes) = self.memory.get(&cached) {
+            return Ok((bytes, Tier::Memory));
+        }
+        if let Some(bytes) = self.read_disk(object).await {
+            return Ok((self.memory.keep(cached, bytes, reserved), Tier::Disk));
+        }
+        let turn = self.look_shared(object).await;
+        if let Some(Turn::Found(bytes)) = turn {
+            let bytes = self.memory.keep(cached, bytes, reserved);
+            self.keep_on_disk(cached, &bytes).await;
+            return Ok((bytes, Tier::Shared));
+        }
+        let read = match (turn, &self.shared) {
+            (Some(Turn::Ours(token)), Some(side)) => {
+                let read = side.tier.in_turn(&cached, &token, self.read_store(object)).await;
+                side.noted(match &read {
+                    Ok(bytes) => side.tier.give(&cached, bytes, &token).await,
+                    Err(_) => side.tier.end_turn(&cached, &token).await,
+                });
+                read
+            }
+            _ => self.read_store(object).await,
+        };
+        let bytes = self.memory.keep(cached, read?, reserved);
+        self.keep_on_disk(cached, &bytes).await;
+        Ok((bytes, Tier::Store))
+    }
+
+    async fn read_disk(&self, object: &StoredObject) -> Option<Bytes> {
+        let StoredObject { cached, sha256, bytes, .. } = *object;
+        let read = move |disk: &Disk| disk.read(&cached, &sha256, bytes);
+        let (side, found) = self.ask_disk(bytes, read).await?;
+        side.counters.count(found.is_some());
+        found
+    }
+
+    /// What the disk tier answers; nothing if it is left out, fails, or takes too long for `bytes` bytes.
+    async fn ask_disk<T: Send + 'static>(
+        &self,
+        bytes: u64,
+        question: impl FnOnce(&Disk) -> io::Result<T> + Send + 'static,
+    ) -> Option<(&DiskTier, T)> {
+        let side = self.filler.disk.as_ref().filter(|side| side.tier.takes(bytes))?;
+        let disk = side.usable()?.clone();
+        let answer = self.filler.blocking.run(patience(bytes), move || question(&disk)).await;
+        Some((side, side.noted(answer)?))
+    }
+
+    async fn look_shared(&self, object: &StoredObject) -> Option<Turn> {
+        let side = self.shared.as_ref().filter(|_| Shared::takes(object.bytes))?;
+        let turn = side.noted(side.usable()?.look(object).await)?;
+        side.counters.count(matches!(turn, Turn::Found(_)));
+        Some(turn)
+    }
+
+    async fn read_store(&self, object: &StoredObject) -> Result<Bytes, ReadError> {
+        counters::store_read();
+        match self.blobs.read(&object.key, object.bytes).await {
+            Ok(bytes) if ContentHash::of(&bytes) == object.sha256 => Ok(bytes),
+            Ok(_) => Err(object.damaged("damaged")),
+            Err(error) => Err(object.failed(error)),
+        }
+    }
+
+    /// Keeps what was read, for after a restart. Part of the load, so that writes are as few as
+    /// reads; a slow disk delays only the requests for this object.
+    async fn keep_on_disk(&self, object: CacheKey, bytes: &Bytes) {
+        let kept = bytes.clone();
+        self.ask_disk(bytes.len() as u64, move |disk| disk.keep(&object, &kept)).await;
+    }
+
+    /// A large object that is being read, or that is on the disk.
+    async fn near(&self, object: &StoredObject) -> Option<(Arc<Local>, Provenance)> {
+        if let Some((local, tier)) = self.opened(&object.cached) {
+            // An object on the disk would have been found there without the other reader.
+            return Some((local, Provenance { tier, collapsed: tier != Tier::Disk }));
+        }
+        let local = Arc::new(Local::whole(self.file_on_disk(object).await?));
+        self.remember(object, &local, Tier::Disk);
+        Some((local, Provenance { tier: Tier::Disk, collapsed: false }))
+    }
+
+    /// A large object in the store, to be read as it is sent.
+    fn remote(&self, object: &StoredObject) -> (OpenObject, Provenance) {
+        let held = OpenObject::Remote(self.blobs.clone(), Box::new(object.clone()));
+        (held, Provenance { tier: Tier::Direct, collapsed: false })
+    }
+
+    /// Lets other requests share a file for as long as one reads it.
+    fn remember(&self, object: &StoredObject, local: &Arc<Local>, tier: Tier) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, (local, _)| local.strong_count() > 0);
+        open.insert(object.cached, (Arc::downgrade(local), tier));
+    }
+
+    /// A file that is being read, and where it was found.
+    fn opened(&self, object: &CacheKey) -> Option<(Arc<Local>, Tier)> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (local, tier) = open.get(object)?;
+        Some((local.upgrade()?, *tier))
+    }
+
+    /// Opens a large object.
+    async fn open(
+        self: &Arc<Self>,
+        object: &StoredObject,
+    ) -> Result<(OpenObject, Provenance), ReadError> {
+        if let Some((local, provenance)) = self.near(object).await {
+            return Ok((OpenObject::File(local), provenance));
+        }
+        counters::store_read();
+        let opened = self.blobs.open_blob(&object.key).await;
+        let OpenBlob { bytes, content: source } = opened.map_err(|error| object.failed(error))?;
+        if bytes != object.bytes {
+            return Err(object.damaged("of the wrong size"));
+        }
+        let (local, tier) = match source {
+            BlobContent::File(file) => (Local::whole(file), Tier::Direct),
+            BlobContent::Stream(stream) => match self.filler.begin(object, stream).await {
+                Ok(begun) => begun,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot write a large object to a local file; it is sent as it comes");
+                    return Ok(self.remote(object));
+                }
+            },
+        };
+        let local = Arc::new(local);
+        self.remember(object, &local, tier);
+        Ok((OpenObject::File(local), Provenance { tier, collapsed: false }))
+    }
+
+    async fn file_on_disk(&self, object: &StoredObject) -> Option<File> {
+        let StoredObject { cached, sha256, bytes, .. } = *object;
+        let open = move |disk: &Disk| disk.open_file(&cached, &sha256, bytes);
+        let (side, found) = self.ask_disk(bytes, open).await?;
+        side.counters.count(found.is_some());
+        found
+    }
+}

@@ -1,0 +1,11 @@
+//! The registered workers.
+
+use safelight_store::{DynStore, RegisteredWorker, StoreError};
+
+/// Workers that are read at most.
+const MAX_WORKERS: u32 = 10_000;
+
+/// All workers, the last heard of first.
+pub async fn list_workers(store: &DynStore) -> Result<Vec<RegisteredWorker>, StoreError> {
+    store.list_workers(MAX_WORKERS).await
+}

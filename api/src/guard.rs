@@ -1,0 +1,97 @@
+//! Middleware of every route: lets a request through if its caller meets what the route requires, and tells
+//! handlers who the caller is.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, request::Parts, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use safelight_domain::Scope;
+use safelight_store::AuditEntry;
+use tracing::Instrument;
+
+use crate::{
+    auth::{AuditLog, Caller, key_missing, scope_missing},
+    http::problem::Problem,
+    limits::Counted,
+    routes::registry::{Access, AccessTable},
+    state::ApiState,
+};
+
+/// What the guard knows. Clones share it.
+#[derive(Clone)]
+pub struct Guard {
+    /// The parts that identify and count.
+    pub state: ApiState,
+    /// What each route requires.
+    pub access: Arc<AccessTable>,
+}
+
+/// Middleware: see the module.
+pub async fn enforce(
+    State(Guard { state, access }): State<Guard>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let Access { scopes, counted } = access.of(request.method(), path.unwrap_or_default());
+    let Some(scopes) = scopes else { return next.run(request).await };
+    let (mut parts, body) = request.into_parts();
+    let (caller, rates) = match admit(&state, &parts, scopes, counted).await {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            // A client that is still sending would not see a response that comes with a reset.
+            state.body_policy.discard(&parts.headers, body);
+            return problem.into_response();
+        }
+    };
+    let entry = AuditLog::entry(scopes, &caller, &parts);
+    parts.extensions.insert(caller);
+    let request = Request::from_parts(parts, body);
+    let mut response = match entry {
+        None => next.run(request).await,
+        Some(entry) => audited(state.audit_log.clone(), entry, request, next).await,
+    };
+    response.headers_mut().extend(rates);
+    response
+}
+
+/// The caller, if it meets what the route requires, with the headers that tell its rates.
+async fn admit(
+    state: &ApiState,
+    request: &Parts,
+    scopes: &[Scope],
+    counted: &[Counted],
+) -> Result<(Caller, HeaderMap), Problem> {
+    let headers = &request.headers;
+    let authority = request.uri.authority().map(Authority::as_str);
+    let caller = state.authenticator.identify(headers, authority, scopes).await?;
+    let caller = caller.ok_or_else(key_missing)?;
+    let mut rates = HeaderMap::new();
+    for counted in counted {
+        for (name, value) in &state.limits.count(&caller.owner, *counted).await? {
+            rates.append(name, value.clone());
+        }
+    }
+    if let Some(missing) = scopes.iter().find(|scope| !caller.has(**scope)) {
+        return Err(scope_missing(*missing));
+    }
+    Ok((caller.on_behalf(headers)?, rates))
+}
+
+/// Carries out what an admin asks for, and records it. In a task of its own: a client that hangs up meanwhile
+/// stops neither.
+async fn audited(log: AuditLog, entry: AuditEntry, request: Request, next: Next) -> Response {
+    let carried_out = async move {
+        let mut response = next.run(request).await;
+        log.record(entry, &mut response).await;
+        response
+    };
+    match tokio::spawn(carried_out.in_current_span()).await {
+        Ok(response) => response,
+        Err(error) => Problem::internal(&error).into_response(),
+    }
+}

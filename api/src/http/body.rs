@@ -1,0 +1,353 @@
+//! Request bodies, read with a limit and a timeout, and discarded after a rejection.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, BodyDataStream, Bytes},
+    http::{HeaderMap, header},
+};
+use futures::{Stream, StreamExt, future::poll_fn};
+use safelight_domain::{ContentHash, ContentHasher};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, Sleep, sleep},
+};
+
+use super::problem::{Problem, ProblemCode};
+
+/// Bytes of a rejected body that are read and discarded at most. A client that is still sending reads the
+/// response only if the connection stays open meanwhile; closing it would reset it.
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long a rejected body is read at most.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Why a body cannot be read on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BodyFault {
+    /// It has more bytes than allowed.
+    #[error("more than {0} bytes")]
+    TooLarge(u64),
+    /// It sent nothing for too long.
+    #[error("nothing came for too long")]
+    Idle,
+    /// The connection broke, or the framing did.
+    #[error("broke off")]
+    Broken,
+}
+
+impl From<BodyFault> for Problem {
+    fn from(fault: BodyFault) -> Self {
+        match fault {
+            BodyFault::TooLarge(limit) => Self::upload_too_large(limit),
+            BodyFault::Idle => Self::new(
+                ProblemCode::UploadTimeout,
+                "The upload timed out: no bytes, or too few, arrived.",
+            ),
+            BodyFault::Broken => {
+                Self::new(ProblemCode::BrokenBody, "The body ended before it was complete.")
+            }
+        }
+    }
+}
+
+/// Rejected bodies that are read to their end at the same time.
+const MAX_LINGERING: usize = 64;
+
+/// How slowly a client may send. Clones share the permits for rejected bodies.
+#[derive(Clone)]
+pub struct BodyPolicy {
+    idle: Duration,
+    bytes_per_second: u64,
+    lingering: Arc<Semaphore>,
+}
+
+impl BodyPolicy {
+    /// With the longest silence, and the fewest bytes per second over the whole body; 0 for no minimum.
+    pub fn new(idle: Duration, bytes_per_second: u64) -> Self {
+        Self { idle, bytes_per_second, lingering: Arc::new(Semaphore::new(MAX_LINGERING)) }
+    }
+
+    /// The limits of a body of at most `bytes` bytes.
+    pub fn limits(&self, bytes: u64) -> BodyLimits {
+        BodyLimits {
+            bytes,
+            idle: self.idle,
+            bytes_per_second: self.bytes_per_second,
+            lingering: self.lingering.clone(),
+        }
+    }
+
+    /// Discards the body of a rejected request: it is read in the background, within bounds, so that a
+    /// client which is still sending gets its response.
+    pub fn discard(&self, headers: &HeaderMap, body: Body) {
+        drop(BodyReader::new(body, headers, self.limits(u64::MAX), false));
+    }
+}
+
+/// What a body is held to.
+pub struct BodyLimits {
+    /// Bytes at most.
+    pub bytes: u64,
+    /// The longest silence.
+    pub idle: Duration,
+    /// The fewest bytes for each second of waiting for the client, over the whole body; 0 for no minimum.
+    /// Without it, a byte now and then would hold an upload permit forever.
+    pub bytes_per_second: u64,
+    /// Permits for reading rejected bodies to their end.
+    pub lingering: Arc<Semaphore>,
+}
+
+/// A body that is being read. Clones share it. When the last is dropped before the end, the rest is read and
+/// discarded in the background, within bounds.
+#[derive(Clone)]
+pub struct BodyReader(Arc<Mutex<Reading>>);
+
+struct Reading {
+    body: BodyDataStream,
+    limits: BodyLimits,
+    /// Fires when nothing, or too little, has come for too long.
+    silence: Pin<Box<Sleep>>,
+    /// Since when the server waits for the client.
+    waiting: Option<Instant>,
+    /// How long it has waited for the client before that.
+    waited: Duration,
+    bytes: u64,
+    hasher: Option<ContentHasher>,
+    /// The client waits for `100 Continue` before it sends: nothing of an untouched body has been sent.
+    expects_continue: bool,
+    touched: bool,
+    ended: bool,
+    fault: Option<BodyFault>,
+}
+
+impl BodyReader {
+    /// Reads `body` of a request with `headers`. With `hash` everything read is hashed.
+    pub fn new(body: Body, headers: &HeaderMap, limits: BodyLimits, hash: bool) -> Self {
+        Self(Arc::new(Mutex::new(Reading {
+            body: body.into_data_stream(),
+            silence: Box::pin(sleep(limits.idle)),
+            limits,
+            waiting: None,
+            waited: Duration::ZERO,
+            bytes: 0,
+            hasher: hash.then(ContentHasher::default),
+            expects_continue: headers.contains_key(header::EXPECT),
+            touched: false,
+            ended: false,
+            fault: None,
+        })))
+    }
+
+    /// The next bytes; `None` at the end.
+    pub async fn chunk(&self) -> Result<Option<Bytes>, BodyFault> {
+        poll_fn(|context| self.reading().poll_chunk(context)).await
+    }
+
+    /// Why reading stopped, if it did.
+    pub fn fault(&self) -> Option<BodyFault> {
+        self.reading().fault
+    }
+
+    /// How many bytes have been read.
+    pub fn bytes(&self) -> u64 {
+        self.reading().bytes
+    }
+
+    /// Reads what is left and gives the hash of the whole body, if it was to be hashed.
+    pub async fn finish(&self) -> Result<Option<ContentHash>, BodyFault> {
+        while self.chunk().await?.is_some() {}
+        Ok(self.reading().hasher.take().map(ContentHasher::finish))
+    }
+
+    /// The body for a parser that reads greedily for as long as there is something: after every
+    /// chunk it is told once that there is nothing yet, so that it uses what it has.
+    pub fn paced(&self) -> impl Stream<Item = Result<Bytes, BodyFault>> + Send + use<> {
+        let reader = self.clone();
+        let mut rest = false;
+        futures::stream::poll_fn(move |context| {
+            if rest {
+                rest = false;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let chunk = ready!(reader.reading().poll_chunk(context));
+            rest = matches!(chunk, Ok(Some(_)));
+            Poll::Ready(chunk.transpose())
+        })
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reading {
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyFault>> {
+        if let Some(fault) = self.fault {
+            return Poll::Ready(Err(fault));
+        }
+        if self.ended {
+            return Poll::Ready(Ok(None));
+        }
+        if !self.touched {
+            self.touched = true;
+            // The client does not answer for the time before the first read.
+            self.silence.as_mut().reset(Instant::now() + self.limits.idle);
+        }
+        let fault = match self.body.poll_next_unpin(context) {
+            Poll::Ready(Some(Ok(chunk))) => {
+                self.bytes += chunk.len() as u64;
+                self.waited += self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
+                if self.bytes <= self.limits.bytes {
+                    if let Some(hasher) = &mut self.hasher {
+                        hasher.update(&chunk);
+                    }
+                    let patience = self.patience();
+                    self.silence.as_mut().reset(Instant::now() + patience);
+                    return Poll::Ready(Ok(Some(chunk)));
+                }
+                BodyFault::TooLarge(self.limits.bytes)
+            }
+            Poll::Ready(None) => {
+                self.ended = true;
+                return Poll::Ready(Ok(None));
+            }
+            Poll::Ready(Some(Err(_))) => BodyFault::Broken,
+            Poll::Pending => {
+                self.waiting.get_or_insert_with(Instant::now);
+                ready!(self.silence.as_mut().poll(context));
+                BodyFault::Idle
+            }
+        };
+        self.fault = Some(fault);
+        Poll::Ready(Err(fault))
+    }
+
+    /// How long the next bytes may take: the longest silence, less what the client is behind.
+    fn patience(&self) -> Duration {
+        let BodyLimits { idle, bytes_per_second, .. } = self.limits;
+        match self.bytes.checked_div(bytes_per_second) {
+            Some(earned) => {
+                (idle + Duration::from_secs(earned)).saturating_sub(self.waited).min(idle)
+            }
+            None => idle,
+        }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let gone = matches!(self.fault, Some(BodyFault::Broken | BodyFault::Idle));
+        if self.ended || gone || (self.expects_continue && !self.touched) {
+            return;
+        }
+        let Ok(permit) = self.limits.lingering.clone().try_acquire_owned() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let mut body = std::mem::replace(&mut self.body, Body::empty().into_data_stream());
+        runtime.spawn(async move {
+            let mut left = LINGER_BYTES;
+            let discard = async {
+                while let Some(Ok(chunk)) = body.next().await {
+                    left = left.saturating_sub(chunk.len());
+                    if left == 0 {
+                        break;
+                    }
+                }
+            };
+            // Past the time the connection is closed under the client, whatever it does.
+            let _ = tokio::time::timeout(LINGER, discard).await;
+            drop(permit);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    fn limits(bytes: u64) -> BodyLimits {
+        let lingering = Arc::new(Semaphore::new(1));
+        BodyLimits { bytes, idle: Duration::from_secs(30), bytes_per_second: 0, lingering }
+    }
+
+    fn body(chunks: &[&'static [u8]]) -> Body {
+        let chunks: Vec<_> =
+            chunks.iter().map(|c| Ok::<_, std::io::Error>(Bytes::from_static(c))).collect();
+        Body::from_stream(stream::iter(chunks))
+    }
+
+    #[tokio::test]
+    async fn counts_hashes_and_stops_at_the_limit() {
+        let reader = BodyReader::new(body(&[b"ab", b"c"]), &HeaderMap::new(), limits(3), true);
+        assert_eq!(reader.chunk().await, Ok(Some(Bytes::from_static(b"ab"))));
+        assert_eq!(reader.finish().await, Ok(Some(ContentHash::of(b"abc"))));
+        let reader = BodyReader::new(body(&[b"ab", b"cd"]), &HeaderMap::new(), limits(3), false);
+        assert!(reader.chunk().await.is_ok());
+        assert_eq!(reader.chunk().await, Err(BodyFault::TooLarge(3)));
+        assert_eq!(reader.fault(), Some(BodyFault::TooLarge(3)));
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_fault() {
+        let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let limits = BodyLimits { idle: Duration::from_millis(10), ..limits(3) };
+        let reader = BodyReader::new(silent, &HeaderMap::new(), limits, false);
+        assert_eq!(reader.chunk().await, Err(BodyFault::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_now_and_then_is_not_enough() {
+        let drip = |bytes: usize| {
+            let chunks = stream::unfold((), move |()| async move {
+                sleep(Duration::from_secs(20)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; bytes])), ()))
+            });
+            let limits = BodyLimits { bytes_per_second: 10, ..limits(100_000) };
+            BodyReader::new(Body::from_stream(chunks), &HeaderMap::new(), limits, false)
+        };
+        // Never silent for 30 seconds, but with one byte where 200 are due.
+        let slow = drip(1);
+        assert!(slow.chunk().await.is_ok());
+        assert_eq!(slow.chunk().await, Err(BodyFault::Idle));
+        let steady = drip(200);
+        for _ in 0..100 {
+            assert!(steady.chunk().await.is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_paced_body_is_whole_and_pauses_after_each_chunk() {
+        let reader = BodyReader::new(body(&[b"ab", b"c"]), &HeaderMap::new(), limits(9), false);
+        let mut paced = Box::pin(reader.paced());
+        let first = futures::poll!(paced.next());
+        assert_eq!(first, Poll::Ready(Some(Ok(Bytes::from_static(b"ab")))));
+        assert!(futures::poll!(paced.next()).is_pending());
+        assert_eq!(paced.next().await, Some(Ok(Bytes::from_static(b"c"))));
+        assert_eq!(paced.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_refused_body_is_read() {
+        let (sender, mut unread) = tokio::sync::mpsc::channel::<()>(1);
+        let mut sender = Some(sender);
+        let counted = stream::iter((0..100).map(move |n| {
+            if n == 99 {
+                sender.take();
+            }
+            Ok::<_, std::io::Error>(Bytes::from_static(b"x"))
+        }));
+        let reader =
+            BodyReader::new(Body::from_stream(counted), &HeaderMap::new(), limits(1), false);
+        assert!(reader.chunk().await.is_ok());
+        drop(reader);
+        assert_eq!(unread.recv().await, None);
+    }
+}

@@ -1,0 +1,475 @@
+//! The one place that turns errors into responses: RFC 9457 problem documents.
+//!
+//! Handlers return a [`Problem`]; it travels in the response's extensions until [`complete`] writes
+//! the document, because only there the request's path is known. The text of an internal error goes
+//! to the log and never into the document.
+
+use std::{
+    any::Any,
+    sync::{Arc, LazyLock},
+};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use safelight_blobs::{BlobError, IngestError};
+use safelight_store::StoreError;
+use safelight_telemetry::DependencyHealth;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// The media type of every error.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// Declares the table of problems: one row is everything that is the same for all of its kind.
+macro_rules! problems {
+    ($( $(#[$meta:meta])* $variant:ident = $status:literal $code:literal $title:literal $retry:tt ),+ $(,)?) => {
+        /// Every kind of problem. The name is stable: clients decide by it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum ProblemCode { $( $(#[$meta])* $variant ),+ }
+
+        impl ProblemCode {
+            /// The whole table.
+            #[cfg(test)]
+            const ALL: &[Self] = &[ $( Self::$variant ),+ ];
+
+            /// The stable name; `type` is `urn:safelight:problem:` and this.
+            pub const fn as_str(self) -> &'static str {
+                match self { $( Self::$variant => $code ),+ }
+            }
+
+            /// The HTTP status.
+            pub fn status(self) -> StatusCode {
+                let status: u16 = match self { $( Self::$variant => $status ),+ };
+                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+
+            /// What it is, in the same words every time.
+            pub const fn title(self) -> &'static str {
+                match self { $( Self::$variant => $title ),+ }
+            }
+
+            /// Whether and when the same request may be tried again.
+            pub const fn retry(self) -> Retry {
+                match self { $( Self::$variant => problems!(@retry $retry) ),+ }
+            }
+        }
+    };
+    (@retry never) => { Retry::Never };
+    (@retry later) => { Retry::Later };
+    (@retry $seconds:literal) => { Retry::After($seconds) };
+}
+
+/// Whether the same request can succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It cannot.
+    Never,
+    /// It can, at an unknown time.
+    Later,
+    /// It can; the response carries `Retry-After` with these seconds.
+    After(u32),
+}
+
+problems! {
+    NotFound = 404 "not_found" "No such path" never,
+    MethodNotAllowed = 405 "method_not_allowed" "The path does not take this method" never,
+    InvalidRequest = 400 "invalid_request" "The request cannot be understood" never,
+    InvalidQuery = 400 "invalid_query" "A query parameter is not valid" never,
+    InvalidHeader = 400 "invalid_header" "A header is not valid" never,
+    InvalidMultipart = 400 "invalid_multipart" "The multipart body is not valid" never,
+    InvalidField = 400 "invalid_field" "A field of the upload is not valid" never,
+    InvalidIdempotencyKey = 400 "invalid_idempotency_key" "The Idempotency-Key is not valid" never,
+    InvalidBody = 400 "invalid_body" "The body is not what the call takes" never,
+    InvalidDigest = 400 "invalid_digest" "The Content-Digest is not valid" never,
+    UnsupportedDigest = 400 "unsupported_digest" "The Content-Digest has no known algorithm" never,
+    DigestMismatch = 400 "digest_mismatch" "The body is not what Content-Digest says" later,
+    EmptyBody = 400 "empty_body" "The upload has no bytes" never,
+    BrokenBody = 400 "broken_body" "The body broke off" later,
+    KeyMissing = 401 "key_missing" "A key is needed" never,
+    InvalidKey = 401 "invalid_key" "The key is not valid" never,
+    ScopeMissing = 403 "scope_missing" "The key may not do this" never,
+    InvalidSignature = 403 "invalid_signature" "The URL's signature is not valid" never,
+    SignatureExpired = 403 "signature_expired" "The signed URL has expired" never,
+    OverQuota = 403 "over_quota" "The owner's quota is used up" never,
+    SourceForbidden = 403 "source_forbidden" "The source may not be read" never,
+    KeyNotFound = 404 "key_not_found" "No such key" never,
+    TaskNotFound = 404 "task_not_found" "No such task" never,
+    ImageNotFound = 404 "image_not_found" "No such image" never,
+    PresetNotFound = 404 "preset_not_found" "No such preset" never,
+    RenditionNotMade = 404 "rendition_not_made" "The image has no rendition of this preset" later,
+    ImageFailed = 404 "image_failed" "The image could not be processed" never,
+    UploadTimeout = 408 "upload_timeout" "The body came too slowly" later,
+    TaskEnded = 409 "task_ended" "The task has ended" never,
+    TaskNotFailed = 409 "task_not_failed" "The task has not failed" never,
+    TaskDiscarded = 409 "task_discarded" "The task's image was cancelled or deleted" never,
+    NotCancellable = 409 "task_not_cancellable" "The task cannot be cancelled" never,
+    NotABackfill = 409 "not_a_backfill" "The task is no backfill" never,
+    KeyInFlight = 409 "idempotency_key_in_flight" "An upload with this key is being received" 1,
+    ImageCancelled = 410 "image_cancelled" "The image's upload was cancelled" never,
+    PreconditionFailed = 412 "precondition_failed" "What is there is not what the request expects" never,
+    ImageDeleted = 410 "image_deleted" "The image was deleted" never,
+    UriTooLong = 414 "uri_too_long" "The path or the query is too long" never,
+    RangeNotSatisfiable = 416 "range_not_satisfiable" "None of the ranges exists" never,
+    UploadTooLarge = 413 "upload_too_large" "The upload is too large" never,
+    BodyTooLarge = 413 "body_too_large" "The body is too large" never,
+    NotJson = 415 "not_json" "The body is not declared as JSON" never,
+    UnsupportedMediaType = 415 "unsupported_media_type" "No picture that Safelight reads" never,
+    IdTaken = 422 "id_taken" "The id is that of another task" never,
+    KeyReused = 422 "idempotency_key_reused" "The key was used for another payload" never,
+    RateLimited = 429 "rate_limited" "Too many requests" 1,
+    TooManyOwnUploads = 429 "too_many_own_uploads" "Too many uploads of this owner at once" 1,
+    HeadTooLarge = 431 "head_too_large" "The header fields are too many or too large" never,
+    Internal = 500 "internal" "The server failed" later,
+    BlobDamaged = 500 "blob_damaged" "The stored bytes are missing or damaged" never,
+    TooManyUploads = 503 "too_many_uploads" "Too many uploads at once" 1,
+    TooManyJobs = 503 "too_many_jobs" "Too much work is queued" 10,
+    TooManyWaiting = 503 "too_many_waiting" "Too many clients are waiting" 5,
+    ImageNotReady = 503 "image_not_ready" "The image is still being processed" 1,
+    DatabaseUnavailable = 503 "database_unavailable" "The database does not answer" 2,
+    BlobsUnavailable = 503 "store_unavailable" "The blob store does not answer" 2,
+    NotReady = 503 "not_ready" "This node cannot serve now" 2,
+    StorageFull = 507 "storage_full" "No space is left for uploads" 30,
+}
+
+/// A response that is an error. Boxed, because every `Result` carries room for one.
+#[derive(Debug, Clone)]
+pub struct Problem(Box<Fields>);
+
+#[derive(Debug, Clone)]
+struct Fields {
+    code: ProblemCode,
+    detail: String,
+    hint: Option<String>,
+    extensions: Map<String, Value>,
+    headers: HeaderMap,
+}
+
+/// The document of every error (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemDocument {
+    /// Names the kind: `urn:safelight:problem:` and the code.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:safelight:problem:upload_too_large")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened this time.
+    pub detail: String,
+    /// The path that was asked for.
+    pub instance: String,
+    /// The stable name of the kind.
+    #[schema(example = "upload_too_large")]
+    pub code: String,
+    /// Whether the same request can succeed later.
+    pub retryable: bool,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// More about some kinds: `reason` (why an image failed), `presets`, `parts`.
+    #[serde(flatten)]
+    pub extensions: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem with what happened this time, for the client to read.
+    pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self(Box::new(Fields {
+            code,
+            detail: detail.into(),
+            hint: None,
+            extensions: Map::new(),
+            headers: HeaderMap::new(),
+        }))
+    }
+
+    /// The upload has more bytes than `limit`.
+    pub fn upload_too_large(limit: u64) -> Self {
+        Self::new(ProblemCode::UploadTooLarge, format!("An upload may have {limit} bytes at most."))
+            .with("limit_bytes", limit)
+    }
+
+    /// The image existed once; it was `deleted`, or its upload was cancelled.
+    pub fn image_gone(deleted: bool) -> Self {
+        if deleted {
+            return Self::new(ProblemCode::ImageDeleted, "The image was deleted.");
+        }
+        Self::new(
+            ProblemCode::ImageCancelled,
+            "The upload of this image was cancelled; its bytes are gone.",
+        )
+    }
+
+    /// The server failed: `error` is logged, and the client is told only that there was one.
+    pub fn internal(error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%error, "request failed");
+        Self::new(ProblemCode::Internal, "Something went wrong on the server; it has been logged.")
+    }
+
+    /// Adds what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds a member to the document.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.0.extensions.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a header to the response.
+    pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.insert(name, value);
+        self
+    }
+
+    /// Its kind.
+    pub fn code(&self) -> ProblemCode {
+        self.0.code
+    }
+
+    /// The document for a request of `instance`.
+    fn document(self, instance: String) -> ProblemDocument {
+        ProblemDocument {
+            kind: format!("urn:safelight:problem:{}", self.0.code.as_str()),
+            title: self.0.code.title().to_owned(),
+            status: self.0.code.status().as_u16(),
+            detail: self.0.detail,
+            instance,
+            code: self.0.code.as_str().to_owned(),
+            retryable: self.0.code.retry() != Retry::Never,
+            hint: self.0.hint,
+            extensions: self.0.extensions,
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.0.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&StoreError> for Problem {
+    fn from(error: &StoreError) -> Self {
+        if error.is_unavailable() {
+            static DATABASE: LazyLock<DependencyHealth> =
+                LazyLock::new(|| DependencyHealth::new("use the database"));
+            DATABASE.failed(error);
+            if error.is_full() {
+                return Self::new(ProblemCode::StorageFull, "The database has no space left.");
+            }
+            return Self::new(
+                ProblemCode::DatabaseUnavailable,
+                "The database cannot be reached at the moment.",
+            );
+        }
+        Self::internal(error)
+    }
+}
+
+impl From<Arc<StoreError>> for Problem {
+    fn from(error: Arc<StoreError>) -> Self {
+        Self::from(&*error)
+    }
+}
+
+impl From<BlobError> for Problem {
+    fn from(error: BlobError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&BlobError> for Problem {
+    fn from(error: &BlobError) -> Self {
+        static BLOB_STORE: LazyLock<DependencyHealth> =
+            LazyLock::new(|| DependencyHealth::new("use the blob store"));
+        BLOB_STORE.failed(error);
+        match error {
+            BlobError::Full => {
+                Self::new(ProblemCode::StorageFull, "The storage has no space left.")
+            }
+            BlobError::NotFound
+            | BlobError::TooLarge { .. }
+            | BlobError::Store(_)
+            | BlobError::Late
+            | BlobError::Spool(_) => Self::new(
+                ProblemCode::BlobsUnavailable,
+                "The blob store cannot be used at the moment.",
+            ),
+        }
+    }
+}
+
+impl From<IngestError> for Problem {
+    fn from(error: IngestError) -> Self {
+        match error {
+            IngestError::Empty => Self::new(ProblemCode::EmptyBody, "The upload has no bytes."),
+            IngestError::Heic | IngestError::NotAnImage => Self::new(
+                ProblemCode::UnsupportedMediaType,
+                format!("The upload is refused: {error}."),
+            ),
+            IngestError::TooLarge(limit) => Self::upload_too_large(limit),
+            IngestError::Blobs(error) => error.into(),
+        }
+    }
+}
+
+/// Middleware: writes the document of every error, wherever it came from.
+pub async fn complete(request: Request, next: Next) -> Response {
+    let instance = request.uri().path().to_owned();
+    let head = request.method() == Method::HEAD;
+    let mut response = next.run(request).await;
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
+    let problem = response
+        .extensions_mut()
+        .remove::<Problem>()
+        .unwrap_or_else(|| Problem::new(generic(status), "The request was refused."));
+    render(problem, instance, head, response)
+}
+
+/// The kind of an error response that a library made.
+fn generic(status: StatusCode) -> ProblemCode {
+    match status {
+        StatusCode::NOT_FOUND => ProblemCode::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => ProblemCode::MethodNotAllowed,
+        StatusCode::PAYLOAD_TOO_LARGE => ProblemCode::UploadTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => ProblemCode::UnsupportedMediaType,
+        status if status.is_client_error() => ProblemCode::InvalidRequest,
+        _ => ProblemCode::Internal,
+    }
+}
+
+/// Replaces the body of `response`; its headers (such as `Allow`) stay.
+fn render(problem: Problem, instance: String, head: bool, response: Response) -> Response {
+    let status = problem.0.code.status();
+    let retry = problem.0.code.retry();
+    let (mut parts, _) = response.into_parts();
+    parts.status = status;
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(problem.0.headers.clone());
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    // A cached error would outlive its cause.
+    parts.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Retry::After(seconds) = retry
+        && !parts.headers.contains_key(header::RETRY_AFTER)
+    {
+        parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    let (json, body) = Json(problem.document(instance)).into_response().into_parts();
+    if json.status.is_server_error() {
+        tracing::error!("a problem document could not be written");
+    }
+    Response::from_parts(parts, if head { Body::empty() } else { body })
+}
+
+/// The response for a handler that panicked.
+#[allow(clippy::needless_pass_by_value)] // the middleware hands it over by value
+pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message");
+    Problem::internal(&format_args!("panicked: {message}")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, middleware::from_fn, routing::get};
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    async fn answer(router: Router, path: &str) -> (Response<()>, Value) {
+        let router = router.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(complete));
+        let request = Request::get(path).body(Body::empty()).expect("request");
+        let (parts, body) = router.oneshot(request).await.expect("infallible").into_parts();
+        let body = body.collect().await.expect("body").to_bytes();
+        (Response::from_parts(parts, ()), serde_json::from_slice(&body).expect("JSON"))
+    }
+
+    /// Clients decide by `type`, `code`, `status` and `retryable`: whatever of these changes or goes
+    /// breaks them. `tests/snapshots/mod.rs` at the root says how to accept a change.
+    #[tokio::test]
+    async fn problem_documents() {
+        let mut lines = Vec::new();
+        for &code in ProblemCode::ALL {
+            let fail = move || async move { Problem::new(code, "What happened this time.") };
+            let (response, mut body) = answer(Router::new().route("/a", get(fail)), "/a").await;
+            let retry_after = response.headers().get(header::RETRY_AFTER);
+            let retry_after = retry_after.map_or("none", |value| value.to_str().expect("ASCII"));
+            let document = body.as_object_mut().expect("an object");
+            document.retain(|member, _| member != "detail" && member != "instance");
+            lines.push(format!("{} Retry-After: {retry_after} {body}", response.status().as_u16()));
+        }
+        let mut settings = insta::Settings::clone_current();
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        settings.bind(|| insta::assert_snapshot!("problems", lines.join("\n")));
+    }
+
+    #[tokio::test]
+    async fn internal_text_stays_inside() {
+        let fail = || async { Problem::internal(&"password is hunter2") };
+        let (response, body) = answer(Router::new().route("/a", get(fail)), "/a").await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], MEDIA_TYPE);
+        assert_eq!(body["type"], "urn:safelight:problem:internal");
+        assert_eq!(body["instance"], "/a");
+        assert!(!body.to_string().contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem() {
+        async fn explode() -> &'static str {
+            panic!("secret {}", 42)
+        }
+        let (response, body) = answer(Router::new().route("/a", get(explode)), "/a").await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(body["code"], "internal");
+        assert!(!body.to_string().contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn plain_errors_of_libraries_become_problems() {
+        let refuse = || async { (StatusCode::PAYLOAD_TOO_LARGE, "too large") };
+        let (_, body) = answer(Router::new().route("/a", get(refuse)), "/a").await;
+        assert_eq!(body["code"], "upload_too_large");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_and_an_unavailable_database_are_retryable() {
+        let full = || async { Problem::from(BlobError::Full) };
+        let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
+        assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "30");
+        assert_eq!(body["retryable"], true);
+        let busy = || async { Problem::new(ProblemCode::DatabaseUnavailable, "unavailable") };
+        let (response, _) = answer(Router::new().route("/a", get(busy)), "/a").await;
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+}

@@ -1,0 +1,121 @@
+//! Every request has an id and a span; requests to the API have a span in a trace too.
+
+use std::time::Instant;
+
+use axum::{
+    extract::{MatchedPath, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    middleware::Next,
+    response::Response,
+};
+use safelight_domain::TraceContext;
+use safelight_telemetry::traces;
+use tracing::{Instrument, Span, field::Empty};
+use uuid::Uuid;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Characters of a request id that we take over at most.
+const MAX_ID_CHARS: usize = 128;
+
+/// Middleware: gives the request an id (the sender's, if it is valid), and logs how it ended.
+pub async fn log(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let span = tracing::info_span!(
+        "request",
+        request_id = id.as_ref().and_then(|id| id.to_str().ok()),
+        method = %request.method(),
+        path = request.uri().path(),
+        trace_id = Empty,
+    );
+    let traced = traced(&request, &span);
+    async move {
+        let begun = Instant::now();
+        let mut response = next.run(request).await;
+        note_status(response.status());
+        let (status, took_ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+        if response.status().is_server_error() {
+            tracing::info!(status, took_ms, "answered");
+        } else {
+            tracing::debug!(status, took_ms, "answered");
+        }
+        complete(&mut response, id);
+        response
+    }
+    // The traced span is the inner one: tasks that a handler starts inherit the innermost.
+    .instrument(traced)
+    .instrument(span)
+    .await
+}
+
+/// The span of a request to the API in its client's trace, or in one of its own. Requests for bytes
+/// and probes have none. `logged` learns the trace's id.
+fn traced(request: &Request, logged: &Span) -> Span {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let Some(path) = path.filter(|path| traces::are_on() && path.starts_with("/v1/")) else {
+        return Span::none();
+    };
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        parent: logged,
+        "request",
+        otel.name = format!("{} {path}", request.method()),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = request.method().as_str(),
+        http.route = path,
+        http.response.status_code = Empty,
+        safelight.task = Empty,
+    );
+    let sent = request.headers().get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
+    traces::continue_from(&span, sent.and_then(|text| text.parse().ok()));
+    let id = span.in_scope(traces::current_id);
+    logged.record("trace_id", id);
+    span
+}
+
+/// Says in the trace how a request was answered.
+fn note_status(status: StatusCode) {
+    let span = Span::current();
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        span.record("otel.status_code", "error");
+    }
+}
+
+/// The same for a request that was answered from memory. Nothing else is logged of it, so it gets no id unless
+/// its sender gave it one.
+pub fn log_cached<B>(request: &Request<B>, response: &mut Response) {
+    let id = sent_id(request.headers());
+    tracing::debug!(
+        request_id = id.as_ref().and_then(|id| id.to_str().ok()),
+        method = %request.method(),
+        path = request.uri().path(),
+        status = response.status().as_u16(),
+        "answered from memory"
+    );
+    complete(response, id);
+}
+
+/// The sender's id, or a new one.
+fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let new = || {
+        let mut text = Uuid::encode_buffer();
+        HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut text)).ok()
+    };
+    sent_id(headers).or_else(new)
+}
+
+fn sent_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(&REQUEST_ID).filter(|id| is_valid(id)).cloned()
+}
+
+fn complete(response: &mut Response, id: Option<HeaderValue>) {
+    response.headers_mut().extend(id.map(|id| (REQUEST_ID, id)));
+}
+
+/// Whether an id can go into logs and headers as it is.
+fn is_valid(id: &HeaderValue) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
+    (1..=MAX_ID_CHARS).contains(&id.len()) && id.as_bytes().iter().all(plain)
+}

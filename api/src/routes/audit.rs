@@ -1,0 +1,101 @@
+//! The audit log, for admins.
+
+use axum::{Json, extract::State};
+use chrono::{DateTime, Utc};
+use safelight_domain::{Owner, Scope};
+use safelight_store::AuditEntry;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::registry::{Access, ApiRoutes};
+use crate::{
+    http::{
+        extract::Params,
+        pagination::{Cursor, next_cursor, page},
+        problem::Problem,
+        responses::ListProblems,
+    },
+    state::ApiState,
+};
+
+/// The route for the audit log.
+pub fn routes() -> ApiRoutes {
+    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(audit))
+}
+
+/// An entry's id.
+#[derive(Clone, Copy)]
+struct AuditId(Uuid);
+
+impl Cursor for AuditId {
+    const MARK: u8 = b'a';
+
+    fn from_uuid(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    fn uuid(self) -> Uuid {
+        self.0
+    }
+}
+
+/// Something that an admin did.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditEntry)]
+pub struct AuditDocument {
+    /// Its id.
+    pub id: Uuid,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The prefix of the key that was used; null for somebody on the machine itself.
+    pub key: Option<String>,
+    /// Whose key, or for whom the admin acted.
+    #[schema(value_type = String)]
+    pub owner: Owner,
+    /// What was done.
+    #[schema(example = "POST")]
+    pub action: String,
+    /// To what; of a backfill also of which kind.
+    #[schema(example = "/v1/keys/0193f5e7-0000-7000-8000-000000000000")]
+    pub target: String,
+}
+
+impl From<AuditEntry> for AuditDocument {
+    fn from(entry: AuditEntry) -> Self {
+        let AuditEntry { id, at, key, owner, action, target } = entry;
+        Self { id, at, key, owner, action, target }
+    }
+}
+
+/// A page of the audit log.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditLog)]
+pub struct AuditListDocument {
+    /// The entries, newest first.
+    pub entries: Vec<AuditDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// What admins did, newest first.
+#[utoipa::path(
+    get, path = "/v1/audit", operation_id = "list_audit", tag = "keys",
+    params(
+        ("limit" = Option<u32>, Query, description = "Entries at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, description = "A page of the log", body = AuditListDocument), ListProblems),
+)]
+pub async fn audit(
+    State(state): State<ApiState>,
+    mut params: Params,
+) -> Result<Json<AuditListDocument>, Problem> {
+    let request = page::<AuditId>(&mut params)?.map(|id| id.0);
+    params.finish()?;
+    let entries = state.store.list_audit(&request).await?;
+    let next_cursor = next_cursor(&request, &entries, |entry| AuditId(entry.id));
+    let entries = entries.into_iter().map(Into::into).collect();
+    Ok(Json(AuditListDocument { entries, next_cursor }))
+}

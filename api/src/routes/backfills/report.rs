@@ -1,0 +1,66 @@
+//! A backfill's report, line by line: read from the store in pages while the client takes it.
+
+use axum::body::Bytes;
+use futures::{Stream, StreamExt, stream};
+use safelight_domain::{ItemOutcome, TaskId};
+use safelight_store::{DynStore, ReportLine, StoreError};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Lines read at once.
+const PAGE: u32 = 1000;
+
+/// A line.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BackfillItem)]
+pub struct ItemDocument {
+    /// The image; of an import, for what never became one, an id of the line alone.
+    pub id: Uuid,
+    /// What became of it.
+    pub outcome: ItemOutcome,
+    /// Why it was skipped, or the code of its failure.
+    pub reason: Option<String>,
+    /// More, for people.
+    pub detail: Option<String>,
+    /// Of an import: where it was found.
+    pub source: Option<String>,
+}
+
+/// All lines after `after`. The first page is read at once, so that what fails fails before the answer
+/// begins; what fails later breaks the answer off.
+pub async fn lines(
+    store: DynStore,
+    id: TaskId,
+    after: Option<Uuid>,
+) -> Result<impl Stream<Item = Result<Bytes, StoreError>>, StoreError> {
+    let first = store.backfill_report(id, after, PAGE).await?;
+    Ok(stream::try_unfold(Some(first), move |page| {
+        let store = store.clone();
+        async move {
+            let Some(page) = page else { return Ok(None) };
+            let Some(last) = page.last().map(|item| item.id) else { return Ok(None) };
+            let is_last = page.len() < PAGE as usize;
+            let text = text(page);
+            let next = if is_last {
+                None
+            } else {
+                Some(store.backfill_report(id, Some(last), PAGE).await?)
+            };
+            Ok(Some((text, next)))
+        }
+    })
+    .boxed())
+}
+
+fn text(page: Vec<ReportLine>) -> Bytes {
+    let mut text = Vec::new();
+    for ReportLine { id, outcome, reason, detail, source } in page {
+        let line = ItemDocument { id, outcome, reason, detail, source };
+        // Plain strings and an id: nothing that JSON cannot say.
+        if serde_json::to_writer(&mut text, &line).is_ok() {
+            text.push(b'\n');
+        }
+    }
+    text.into()
+}

@@ -1,0 +1,186 @@
+//! What a client may ask of a backfill, and whether this server can do it.
+
+use chrono::{DateTime, Datelike, Utc};
+use safelight_config::{Config, QueueUrl, import_roots};
+use safelight_domain::{BackfillKind, BackfillSpec, ImageFormat, Quota, TaskId, Visibility};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::{
+    http::problem::{Problem, ProblemCode},
+    presets::CurrentPresets,
+};
+
+/// Images per second that a rate may name; more is no limit.
+const MAX_RATE: f64 = 1_000_000.0;
+
+/// How far the clock of a client that chooses an id may be off. Lists show tasks in the order of their ids.
+const ID_SKEW_SECONDS: u64 = 300;
+
+/// Which images renditions are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Those that lack one.
+    #[default]
+    Missing,
+    /// All of them.
+    All,
+}
+
+/// A backfill to begin.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = BackfillRequest)]
+pub struct BackfillRequest {
+    /// An id of the client's own choice, so that it may send this again after an answer that was lost: a
+    /// `UUIDv7` of about now.
+    pub id: Option<TaskId>,
+    /// What to do.
+    pub kind: BackfillKind,
+    /// `renditions`: only these presets; all that are configured if empty.
+    #[serde(default)]
+    pub presets: Vec<String>,
+    /// `renditions`: of which images.
+    pub scope: Option<Scope>,
+    /// `renditions`, `verify`: only images accepted at this time or later.
+    pub created_after: Option<DateTime<Utc>>,
+    /// `renditions`, `verify`: only originals of this format.
+    pub format: Option<ImageFormat>,
+    /// `import`: a folder, `s3://BUCKET/PREFIX`, or a file with a path per line (NDJSON), as the workers
+    /// see it; absolute.
+    #[schema(example = "/mnt/photos")]
+    pub source: Option<String>,
+    /// `import`: who may read the bytes of what it takes in; as of an upload unless said.
+    pub visibility: Option<Visibility>,
+    /// Only count, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Images handed out per second at most; `gc`: objects removed.
+    #[schema(minimum = 0.001, maximum = 1_000_000.0)]
+    pub rate: Option<f64>,
+    /// All but `gc`: images under way at once at most; never more than the server's `backfill_window`.
+    #[schema(minimum = 1)]
+    pub concurrency: Option<u32>,
+    /// Also images that failed for good before; `import`: also pictures that are equal to such.
+    #[serde(default)]
+    pub retry_failed: bool,
+}
+
+impl BackfillRequest {
+    /// What to do, if this server can: an import stores no more than `quota`.
+    pub fn check(
+        self,
+        config: &Config,
+        presets: &CurrentPresets,
+        quota: Quota,
+    ) -> Result<BackfillSpec, Problem> {
+        self.check_id()?;
+        self.check_belonging()?;
+        if let Some(unknown) = self.presets.iter().find(|name| !presets.has(name)) {
+            let known: Vec<_> = presets.names().collect();
+            let why = format!("there is no preset `{}`", unknown.escape_debug());
+            return Err(invalid("presets", &why).hint(format!("there are: {}", known.join(", "))));
+        }
+        if self.rate.is_some_and(|rate| !(0.001..=MAX_RATE).contains(&rate)) {
+            return Err(invalid("rate", "must be 0.001 to 1000000 images per second"));
+        }
+        // What databases can compare with.
+        if self.created_after.is_some_and(|time| !(0..=9999).contains(&time.year())) {
+            return Err(invalid("created_after", "must be in the years 0 to 9999"));
+        }
+        if self.concurrency == Some(0) {
+            return Err(invalid("concurrency", "must be at least 1"));
+        }
+        let import = self.kind == BackfillKind::Import;
+        let source = if import { Some(source(config, self.source)?) } else { None };
+        Ok(BackfillSpec {
+            kind: self.kind,
+            presets: self.presets,
+            all: self.scope == Some(Scope::All),
+            created_after: self.created_after,
+            format: self.format,
+            source,
+            roots: if import { config.import_roots.clone() } else { Vec::new() },
+            visibility: import.then(|| self.visibility.unwrap_or(config.default_visibility)),
+            quota: if import { quota } else { Quota::default() },
+            dry_run: self.dry_run,
+            rate: self.rate,
+            concurrency: self.concurrency,
+            retry_failed: self.retry_failed,
+        })
+    }
+
+    fn check_id(&self) -> Result<(), Problem> {
+        let Some(id) = self.id else { return Ok(()) };
+        let made = id.0.get_timestamp().map(|at| at.to_unix().0);
+        let now = u64::try_from(Utc::now().timestamp()).unwrap_or(0);
+        let is_of_now = made.is_some_and(|made| made.abs_diff(now) <= ID_SKEW_SECONDS);
+        if id.0.get_version_num() != 7 || !is_of_now {
+            return Err(invalid(
+                "id",
+                "must be a UUIDv7 that was made within the last few minutes",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Rejects fields that have no meaning for the kind: a client that sends one expects an effect.
+    fn check_belonging(&self) -> Result<(), Problem> {
+        let (renditions, import) =
+            (self.kind == BackfillKind::Renditions, self.kind == BackfillKind::Import);
+        let images = renditions || self.kind == BackfillKind::Verify;
+        for (field, given, belongs) in [
+            ("presets", !self.presets.is_empty(), renditions),
+            ("scope", self.scope.is_some(), renditions),
+            ("created_after", self.created_after.is_some(), images),
+            ("format", self.format.is_some(), images),
+            ("retry_failed", self.retry_failed, images || import),
+            ("source", self.source.is_some(), import),
+            ("visibility", self.visibility.is_some(), import),
+            ("concurrency", self.concurrency.is_some(), images || import),
+        ] {
+            if given && !belongs {
+                return Err(invalid(field, &format!("has no meaning for `{}`", self.kind)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The source of an import, if it may be read.
+fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
+    let Some(source) = source else {
+        return Err(invalid("source", "an import needs one"));
+    };
+    if !source.starts_with('/') && !source.starts_with("s3://") {
+        return Err(invalid("source", "must be an absolute path or s3://BUCKET/PREFIX"));
+    }
+    if source.contains('\0') {
+        return Err(invalid("source", "no path has a NUL in it"));
+    }
+    if source.strip_prefix("s3://").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Err(invalid("source", "names no bucket"));
+    }
+    let open_to_all = config.import_roots.is_empty() && config.is_for_this_machine();
+    // In a fleet only the workers need to see it, and a path that is not here cannot be resolved.
+    let is_elsewhere = config.queue_url != QueueUrl::Embedded
+        && !source.starts_with("s3://")
+        && std::fs::metadata(&source).is_err();
+    if !open_to_all && (is_elsewhere || !import_roots::contain(&config.import_roots, &source)) {
+        return Err(Problem::new(
+            ProblemCode::SourceForbidden,
+            "The source is in none of the folders and buckets that imports may read.",
+        )
+        .hint("name it in `import_roots`, and see that this node can read it as the workers do"));
+    }
+    let is_missing = config.queue_url == QueueUrl::Embedded && !source.starts_with("s3://");
+    if is_missing && let Err(error) = std::fs::metadata(&source) {
+        return Err(invalid("source", &format!("cannot be read: {}", error.kind())));
+    }
+    Ok(source)
+}
+
+fn invalid(field: &str, why: &str) -> Problem {
+    Problem::new(ProblemCode::InvalidBody, format!("Field `{field}`: {why}."))
+}

@@ -1,0 +1,151 @@
+//! The document of an image.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use chrono::{DateTime, Utc};
+use safelight_domain::{Image, ImageFormat, ImageId, Owner, Placeholder, Rendition, Visibility};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::presets::CurrentPresets;
+
+/// An image.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Image)]
+pub struct ImageDocument {
+    /// Its id.
+    pub id: ImageId,
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub owner: Owner,
+    /// Who may read its bytes.
+    pub visibility: Visibility,
+    /// Where the original is served.
+    #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10")]
+    pub url: String,
+    /// Pixels across as stored; null until the write job is done.
+    pub width: Option<u32>,
+    /// Pixels down as stored; null until the write job is done.
+    pub height: Option<u32>,
+    /// The format; until the write job is done, as the first bytes announce it.
+    pub format: ImageFormat,
+    /// The size of the original, in bytes.
+    pub bytes: u64,
+    /// The SHA-256 of the original, in hex; null of a deleted image.
+    pub sha256: Option<String>,
+    /// The client's title.
+    pub title: Option<String>,
+    /// The client's tags.
+    pub tags: Vec<String>,
+    /// The client's name for the file.
+    pub filename: Option<String>,
+    /// EXIF orientation, 1–8; null until the write job is done.
+    pub orientation: Option<u8>,
+    /// When the picture was taken, by the camera's clock.
+    pub taken_at: Option<DateTime<Utc>>,
+    /// Where it was taken; only if the operator keeps positions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gps: Option<GpsDocument>,
+    /// When the upload was accepted.
+    pub created_at: DateTime<Utc>,
+    /// The renditions that there are, by preset.
+    pub renditions: BTreeMap<String, RenditionDocument>,
+    /// What to show until a picture is loaded; null until the thumbnail job is done.
+    pub placeholder: Option<PlaceholderDocument>,
+}
+
+/// A place on Earth, in degrees (WGS 84).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Gps)]
+pub struct GpsDocument {
+    /// North positive.
+    pub latitude: f64,
+    /// East positive.
+    pub longitude: f64,
+}
+
+/// A picture derived from an image.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Rendition)]
+pub struct RenditionDocument {
+    /// Where it is served.
+    #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10/small")]
+    pub url: String,
+    /// Pixels across.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// A stand-in for a picture that is still being loaded. Equal uploads have the same.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Placeholder)]
+pub struct PlaceholderDocument {
+    /// The upright picture, very blurred: a `ThumbHash` (github.com/evanw/thumbhash) in base64.
+    #[schema(example = "1QcSHQRnh493V4dIh4eXh1h4kJUI", content_encoding = "base64")]
+    pub thumbhash: String,
+    /// One color for all of it, as CSS writes it (sRGB).
+    #[schema(example = "#6a7d5f", pattern = "^#[0-9a-f]{6}$")]
+    pub dominant_color: String,
+}
+
+impl ImageDocument {
+    /// What a client sees of `image`.
+    pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
+        let facts = image.facts.as_ref();
+        let renditions = presets.renditions(image);
+        let placeholder = image.placeholder.as_ref().filter(|_| !image.deleted);
+        Self {
+            id: image.id,
+            owner: image.owner.clone(),
+            visibility: image.visibility,
+            url: format!("/images/{}", image.id),
+            width: facts.map(|facts| facts.width),
+            height: facts.map(|facts| facts.height),
+            format: facts.map_or(image.format, |facts| facts.format),
+            bytes: image.bytes,
+            sha256: (!image.deleted).then(|| image.sha256.to_string()),
+            title: image.labels.title.clone(),
+            tags: image.labels.tags.clone(),
+            filename: image.labels.filename.clone(),
+            orientation: facts.map(|facts| facts.orientation),
+            taken_at: facts.and_then(|facts| facts.taken_at).map(|time| time.and_utc()),
+            gps: facts
+                .and_then(|facts| facts.gps)
+                .map(|gps| GpsDocument { latitude: gps.latitude, longitude: gps.longitude }),
+            created_at: image.created_at,
+            renditions: renditions
+                .map(|(preset, made)| {
+                    (preset.to_owned(), RenditionDocument::new(image.id, preset, made))
+                })
+                .collect(),
+            placeholder: placeholder.map(PlaceholderDocument::new),
+        }
+    }
+}
+
+impl PlaceholderDocument {
+    fn new(placeholder: &Placeholder) -> Self {
+        Self {
+            thumbhash: BASE64_STANDARD.encode(&placeholder.thumbhash),
+            dominant_color: placeholder.css_color(),
+        }
+    }
+}
+
+impl RenditionDocument {
+    fn new(image: ImageId, preset: &str, rendition: &Rendition) -> Self {
+        Self {
+            url: format!("/images/{image}/{preset}"),
+            width: rendition.width,
+            height: rendition.height,
+            format: rendition.format,
+            bytes: rendition.bytes,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Metadata of images, and their deletion.
+
+use axum::{Json, extract::State, http::HeaderMap, response::Response};
+use safelight_domain::{Image, ImageId, JobId, Scope, Status, Task, TaskId};
+use safelight_store::{Deletion, DeletionRequest};
+use safelight_telemetry::traces;
+use serde::Serialize;
+use tracing::Instrument;
+use utoipa::ToSchema;
+use utoipa_axum::routes;
+
+use super::{
+    documents::{ImageDocument, TaskDocument},
+    registry::{Access, ApiRoutes},
+    task_responses::{created, reload, wait_or_keep},
+};
+use crate::{
+    auth::Caller,
+    http::{
+        conditional::conditional,
+        draining::Draining,
+        extract::{Id, Params, PathId},
+        pagination::{Cursor, page},
+        prefer::Wait,
+        problem::Problem,
+        responses::{ListProblems, problem_responses},
+    },
+    state::ApiState,
+};
+
+problem_responses! {
+    /// Of reading an image's metadata.
+    ImageProblems: ImageNotFound, ImageCancelled, ImageDeleted, DatabaseUnavailable;
+    /// Of deleting an image.
+    DeleteProblems: InvalidHeader, ImageNotFound, ImageDeleted, DatabaseUnavailable;
+}
+
+/// The routes for images.
+pub fn routes() -> ApiRoutes {
+    let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
+    ApiRoutes::new()
+        .route(read, routes!(list))
+        .route(read, routes!(show))
+        .route(upload, routes!(delete))
+}
+
+/// Attempts of a deletion: it is retried until it succeeds, with at most `backoff_cap_ms` in between.
+const ATTEMPTS: u32 = 1_000_000;
+
+/// A page of images.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ImageList)]
+pub struct ImageListDocument {
+    /// The images, newest first.
+    pub images: Vec<ImageDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// What is known of an image.
+#[utoipa::path(
+    get, path = "/v1/images/{id}", operation_id = "get_image", tag = "images",
+    params(
+        ("id" = ImageId, Path, description = "The image's id"),
+        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the document that the client has"),
+    ),
+    responses(
+        (status = 200, description = "The image's metadata", body = ImageDocument, headers(
+            ("ETag" = String, description = "Names this state of the document"),
+        )),
+        (status = 304, description = "The document is still the one that the client has"),
+        ImageProblems,
+    ),
+)]
+pub async fn show(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Id(id): Id<ImageId>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let image = load(&state, &caller, id).await?;
+    conditional(&ImageDocument::new(&image, &state.presets), &headers)
+}
+
+/// The image, or the problem that there is none for this caller, or none any more.
+pub async fn load(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, Problem> {
+    let image = find(state, caller, id).await?;
+    if image.discarded { Err(Problem::image_gone(image.deleted)) } else { Ok(image) }
+}
+
+/// The image, gone or not; the problem that there never was one for this caller.
+async fn find(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, Problem> {
+    let image = state.store.image(id).await?.filter(|image| caller.may_see(&image.owner));
+    image.ok_or_else(|| ImageId::not_found(id))
+}
+
+/// Delete an image.
+///
+/// From now on it is gone: reads answer 410, and what is known of the picture (title, tags, file name,
+/// position, time) is forgotten. A task removes the rest: original, renditions, copies in caches, and at
+/// caching proxies. Its document is the receipt. It cannot be cancelled, and is tried until it is done.
+/// Asked again, the answer is the same task, tried again at once if it had failed.
+#[utoipa::path(
+    delete, path = "/v1/images/{id}", operation_id = "delete_image", tag = "images",
+    params(
+        ("id" = ImageId, Path, description = "The image's id"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until everything is removed, at most N seconds (0–60)", example = "wait=10"),
+    ),
+    responses(
+        (status = 202, description = "The image is gone, and this task removes what was stored of it", body = TaskDocument, headers(
+            ("Location" = String, description = "The task"),
+            ("Retry-After" = u32, description = "Seconds until polling makes sense; absent if the task is final already"),
+            ("Preference-Applied" = String, description = "`wait=N` if the answer was held on request"),
+        )),
+        DeleteProblems,
+    ),
+)]
+pub async fn delete(
+    State(state): State<ApiState>,
+    caller: Caller,
+    draining: Draining,
+    Id(id): Id<ImageId>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wait = Wait::from_headers(&headers)?;
+    let image = find(&state, &caller, id).await?;
+    // In a task of its own: a client that hangs up after the commit does not keep this node from forgetting the
+    // image.
+    let begun = {
+        let state = state.clone();
+        async move { begin_deletion(&state, &image).await }
+    };
+    let begun = tokio::spawn(begun.in_current_span()).await;
+    let task = begun.map_err(|error| Problem::internal(&error))??;
+    // The image is gone: a wait that fails is no reason to say anything else.
+    let task = wait_or_keep(&state, &caller, task, wait, &draining).await;
+    created(&state, &task, wait)
+}
+
+/// Begins the deletion of an image, unless it has begun; returns the task that carries it out.
+async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem> {
+    let store = &state.store;
+    let request = deletion_of(state, image.id);
+    let deletion = match store.delete_image(&request).await {
+        // The connection may have been lost after the commit: then this finds it deleted before.
+        Err(error) if error.is_unavailable() => store.delete_image(&request).await,
+        answered => answered,
+    };
+    let id = match deletion? {
+        Deletion::Unknown => return Err(ImageId::not_found(image.id)),
+        Deletion::Forgotten => return Err(Problem::image_gone(true)),
+        Deletion::Accepted(task) | Deletion::Before(task) => task,
+    };
+    state.delivery.mark_deleted(image);
+    state.outbox_signal.notify();
+    let task = reload(state, id).await?;
+    if task.status != Status::Failed {
+        return Ok(task);
+    }
+    store.retry(&[id]).await?;
+    reload(state, id).await
+}
+
+fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
+    let config = &state.config;
+    let presets = config.presets.iter();
+    DeletionRequest {
+        image,
+        task: TaskId::new(),
+        job: JobId::new(),
+        max_attempts: ATTEMPTS,
+        after: config.unknown_after(),
+        presets: presets.map(|(name, preset)| (name.clone(), preset.fingerprint())).collect(),
+        trace: traces::current(),
+    }
+}
+
+/// Images, newest first.
+#[utoipa::path(
+    get, path = "/v1/images", operation_id = "list_images", tag = "images",
+    params(
+        ("limit" = Option<u32>, Query, description = "Images at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page of images", body = ImageListDocument),
+        ListProblems,
+    ),
+)]
+pub async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    mut params: Params,
+) -> Result<Json<ImageListDocument>, Problem> {
+    let request = page::<ImageId>(&mut params)?;
+    params.finish()?;
+    let page = state.store.list_images(caller.sees(), &request).await?;
+    Ok(Json(ImageListDocument {
+        images: page.images.iter().map(|image| ImageDocument::new(image, &state.presets)).collect(),
+        next_cursor: page.next.map(Cursor::encode),
+    }))
+}

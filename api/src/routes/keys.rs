@@ -1,0 +1,228 @@
+//! API keys: created, listed and revoked by admins.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use safelight_domain::{ApiKey, Owner, Scope, Scopes, secrets::ApiSecret};
+use safelight_store::NewApiKey;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::registry::{Access, ApiRoutes};
+use crate::{
+    http::{
+        extract::{Id, JsonBody, Params, PathId, invalid_query},
+        pagination::{Cursor, next_cursor, page},
+        problem::{Problem, ProblemCode},
+        responses::{ListProblems, problem_responses},
+    },
+    state::ApiState,
+};
+
+problem_responses! {
+    /// Of creating a key.
+    NewKeyProblems: InvalidBody, NotJson, BodyTooLarge;
+    /// Of a key.
+    KeyProblems: KeyNotFound;
+}
+
+/// The routes for keys.
+pub fn routes() -> ApiRoutes {
+    let admin = Access::scopes(&[Scope::Admin]);
+    ApiRoutes::new().route(admin, routes!(create, list)).route(admin, routes!(revoke))
+}
+
+/// A key's id.
+#[derive(Clone, Copy)]
+pub struct KeyId(Uuid);
+
+impl Cursor for KeyId {
+    const MARK: u8 = b'k';
+
+    fn from_uuid(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    fn uuid(self) -> Uuid {
+        self.0
+    }
+}
+
+impl std::str::FromStr for KeyId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        Uuid::parse_str(text).map(Self)
+    }
+}
+
+impl PathId for KeyId {
+    const NOT_FOUND: ProblemCode = ProblemCode::KeyNotFound;
+}
+
+/// A key to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewKey)]
+pub struct KeyRequest {
+    /// Whose it is to be.
+    #[schema(value_type = String, example = "ada", min_length = 1, max_length = 64)]
+    owner: Owner,
+    /// What it may be used for, at least one.
+    #[schema(value_type = Vec<Scope>)]
+    scopes: Scopes,
+    /// Seconds after which it is not accepted any more, 100 years at most; never unless said.
+    #[schema(minimum = 1, maximum = 3_155_760_000_u64)]
+    expires_in: Option<u64>,
+}
+
+/// A key, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Key)]
+pub struct KeyDocument {
+    /// Its id.
+    pub id: Uuid,
+    /// How its secret begins.
+    pub prefix: String,
+    /// Whose it is.
+    #[schema(value_type = String)]
+    pub owner: Owner,
+    /// What it may be used for.
+    #[schema(value_type = Vec<Scope>)]
+    pub scopes: Scopes,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// From when on it is not accepted any more.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When it was revoked.
+    pub revoked_at: Option<DateTime<Utc>>,
+    /// When it was last used, a minute or so behind.
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+impl From<ApiKey> for KeyDocument {
+    fn from(key: ApiKey) -> Self {
+        let ApiKey { id, prefix, owner, scopes, created_at, expires_at, revoked_at, last_used_at } =
+            key;
+        Self { id, prefix, owner, scopes, created_at, expires_at, revoked_at, last_used_at }
+    }
+}
+
+/// A key that was just made.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MadeKey)]
+pub struct MadeKeyDocument {
+    /// Its id.
+    pub id: Uuid,
+    /// How its secret begins.
+    pub prefix: String,
+    /// The secret. It is shown this once and not kept.
+    pub secret: String,
+}
+
+/// Make a key.
+#[utoipa::path(
+    post, path = "/v1/keys", operation_id = "create_key", tag = "keys",
+    request_body = KeyRequest,
+    responses(
+        (status = 201, description = "The key with its secret, which is shown this once", body = MadeKeyDocument, headers(
+            ("Location" = String, description = "The key"),
+        )),
+        NewKeyProblems,
+    ),
+)]
+pub async fn create(
+    State(state): State<ApiState>,
+    JsonBody(request): JsonBody<KeyRequest>,
+) -> Result<Response, Problem> {
+    let lifetime = request.expires_in.map(Duration::from_secs);
+    if request.scopes.iter().next().is_none() {
+        return Err(Problem::new(ProblemCode::InvalidBody, "A key needs at least one scope."));
+    }
+    if lifetime.is_some_and(|lifetime| !ApiKey::LIFETIME.contains(&lifetime)) {
+        let seconds = ApiKey::LIFETIME.end().as_secs();
+        let detail = format!("`expires_in` must be 1 to {seconds} seconds.");
+        return Err(Problem::new(ProblemCode::InvalidBody, detail).hint("leave it out for ever"));
+    }
+    let secret = ApiSecret::new().map_err(|error| Problem::internal(&error))?;
+    let new = NewApiKey {
+        id: Uuid::now_v7(),
+        prefix: secret.prefix().to_owned(),
+        owner: request.owner,
+        scopes: request.scopes,
+        secret_sha256: secret.hash(),
+        lifetime,
+    };
+    state.store.create_api_key(&new).await?;
+    let location = HeaderValue::from_str(&format!("/v1/keys/{}", new.id))
+        .map_err(|error| Problem::internal(&error))?;
+    let made =
+        MadeKeyDocument { id: new.id, prefix: new.prefix, secret: secret.reveal().to_owned() };
+    let headers = [
+        (header::LOCATION, location),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((StatusCode::CREATED, headers, Json(made)).into_response())
+}
+
+/// A page of keys.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = KeyList)]
+pub struct KeyListDocument {
+    /// The keys, newest first.
+    pub keys: Vec<KeyDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Keys, newest first.
+#[utoipa::path(
+    get, path = "/v1/keys", operation_id = "list_keys", tag = "keys",
+    params(
+        ("owner" = Option<String>, Query, description = "Only keys of this owner"),
+        ("limit" = Option<u32>, Query, description = "Keys at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, description = "A page of keys", body = KeyListDocument), ListProblems),
+)]
+pub async fn list(
+    State(state): State<ApiState>,
+    mut params: Params,
+) -> Result<Json<KeyListDocument>, Problem> {
+    let owner = owner(&mut params)?;
+    let request = page::<KeyId>(&mut params)?.map(|id| id.0);
+    params.finish()?;
+    let keys = state.store.list_api_keys(owner.as_ref(), &request).await?;
+    let next_cursor = next_cursor(&request, &keys, |key| KeyId(key.id));
+    Ok(Json(KeyListDocument { keys: keys.into_iter().map(Into::into).collect(), next_cursor }))
+}
+
+/// Revoke a key.
+///
+/// It is refused from the next request on, by every node. A key that was revoked before stays so.
+#[utoipa::path(
+    delete, path = "/v1/keys/{id}", operation_id = "revoke_key", tag = "keys",
+    params(("id" = Uuid, Path, description = "The key's id")),
+    responses((status = 200, description = "The key, revoked", body = KeyDocument), KeyProblems),
+)]
+pub async fn revoke(
+    State(state): State<ApiState>,
+    Id(id): Id<KeyId>,
+) -> Result<Json<KeyDocument>, Problem> {
+    let revoked = state.store.revoke_api_key(id.0).await?;
+    Ok(Json(revoked.ok_or_else(|| KeyId::not_found(id.0))?.into()))
+}
+
+/// The owner that a query names.
+fn owner(params: &mut Params) -> Result<Option<Owner>, Problem> {
+    let Some(name) = params.take("owner")? else { return Ok(None) };
+    name.parse().map(Some).map_err(|error| invalid_query("owner", error))
+}

@@ -1,0 +1,146 @@
+//! Probes and metrics.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use safelight_domain::Scope;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+use utoipa_axum::routes;
+
+use super::registry::{Access, ApiRoutes};
+use crate::{
+    http::{
+        problem::{Problem, ProblemCode},
+        responses::problem_responses,
+    },
+    readiness::DependencyStates,
+    state::ApiState,
+};
+
+problem_responses! {
+    /// Of the readiness probe.
+    ReadyProblems: NotReady;
+    /// Of calls that nothing can go wrong with.
+    InternalProblems: ;
+}
+
+/// The routes for probes and metrics.
+pub fn routes() -> ApiRoutes {
+    ApiRoutes::new()
+        .route(Access::PUBLIC, routes!(livez))
+        .route(Access::PUBLIC, routes!(readyz))
+        .route(Access::scopes(&[Scope::Metrics]), routes!(metrics))
+}
+
+/// Whether this node can do its work.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Readiness)]
+pub struct ReadinessDocument {
+    /// `ready`, or `degraded` if a part is missing that it can do without for a while: the broker,
+    /// since uploads are accepted all the same and their jobs are published when it is back; on a
+    /// node that only delivers also the database and the blob store, since it serves what it has
+    /// cached.
+    pub status: ReadinessStatus,
+    /// Each part.
+    pub parts: PartsDocument,
+}
+
+/// Whether a node that can serve has all its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadinessStatus {
+    /// It has.
+    Ready,
+    /// A part is missing that it can do without for a while.
+    Degraded,
+}
+
+/// The parts that a node needs.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[schema(as = Parts)]
+pub struct PartsDocument {
+    /// The database.
+    pub database: PartState,
+    /// The blob store.
+    pub blobs: PartState,
+    /// The broker; left out where it is not needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<PartState>,
+}
+
+/// Whether a part answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PartState {
+    /// It does.
+    Up,
+    /// It does not.
+    Down,
+}
+
+/// Whether the process lives.
+#[utoipa::path(
+    get, path = "/livez", tag = "probes",
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain"), InternalProblems),
+)]
+pub async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Whether this node can serve.
+#[utoipa::path(
+    get, path = "/readyz", tag = "probes",
+    responses(
+        (status = 200, description = "It can", body = ReadinessDocument),
+        ReadyProblems,
+    ),
+)]
+pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> {
+    let DependencyStates { database, blobs, broker } = state.readiness.check().await;
+    let parts = PartsDocument {
+        database: database.into(),
+        blobs: blobs.into(),
+        broker: broker.map(Into::into),
+    };
+    let is_lacking = !database || !blobs;
+    // A node that only delivers can go on with what it has cached; and all such nodes lack the same.
+    if is_lacking && !state.readiness.only_delivers() {
+        return Err(Problem::new(
+            ProblemCode::NotReady,
+            "A dependency of this node is unavailable.",
+        )
+        .with("parts", json!(parts)));
+    }
+    let status = if is_lacking || broker == Some(false) {
+        ReadinessStatus::Degraded
+    } else {
+        ReadinessStatus::Ready
+    };
+    let no_store = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(([no_store], Json(ReadinessDocument { status, parts })).into_response())
+}
+
+impl From<bool> for PartState {
+    fn from(is_up: bool) -> Self {
+        if is_up { Self::Up } else { Self::Down }
+    }
+}
+
+/// Figures for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "probes",
+    responses((status = 200, description = "Prometheus text format", body = String, content_type = "text/plain"), InternalProblems),
+)]
+pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+    state.gauges.refresh().await;
+    #[allow(clippy::cast_precision_loss)] // exact up to 2^53 bytes
+    metrics::gauge!("safelight_cache_bytes", "tier" => "memory")
+        .set(state.delivery.bytes_in_memory() as f64);
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, text)], (state.render_metrics)())
+}

@@ -1,0 +1,82 @@
+//! Which tasks are meant, as query parameters.
+
+use chrono::{DateTime, Utc};
+use safelight_domain::{ErrorCode, JobKind, Owner, Status, TaskKind};
+use safelight_store::TaskFilter;
+use utoipa::IntoParams;
+
+use crate::{
+    auth::Caller,
+    http::{
+        extract::{Params, invalid_query},
+        problem::{Problem, ProblemCode},
+    },
+};
+
+/// The parameters that [`from_params`] takes. For the API's description only.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code)] // read by the derive alone
+pub struct FilterParams {
+    /// Only tasks in this state
+    status: Option<Status>,
+    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `delete`); or with a job of this kind
+    /// (`write`, `thumbnail`) that is itself in the state `status`, if that is given too
+    kind: Option<String>,
+    /// Only tasks with a job whose last failure has this code
+    code: Option<ErrorCode>,
+    /// Only tasks of this owner; another's than one's own needs `Safelight-Owner` too
+    owner: Option<String>,
+    /// Only tasks accepted before this time (RFC 3339)
+    created_before: Option<DateTime<Utc>>,
+    /// Only tasks accepted at this time or later (RFC 3339)
+    created_after: Option<DateTime<Utc>>,
+}
+
+/// Takes the filter out of a query, narrowed to what the caller may see.
+pub fn from_params(caller: &Caller, params: &mut Params) -> Result<TaskFilter, Problem> {
+    let (kind, job_kind) = match params.take("kind")? {
+        None => (None, None),
+        Some(name) => kinds(&name)?,
+    };
+    Ok(TaskFilter {
+        status: params.parse("status")?,
+        kind,
+        job_kind,
+        code: params.parse("code")?,
+        owner: owner(caller, params)?,
+        created_before: time(params, "created_before")?,
+        created_after: time(params, "created_after")?,
+    })
+}
+
+fn owner(caller: &Caller, params: &mut Params) -> Result<Option<Owner>, Problem> {
+    let Some(name) = params.take("owner")? else { return Ok(caller.sees().cloned()) };
+    let owner: Owner = name.parse().map_err(|error| invalid_query("owner", error))?;
+    if caller.may_see(&owner) {
+        return Ok(Some(owner));
+    }
+    Err(Problem::new(ProblemCode::ScopeMissing, "The key is another owner's.")
+        .hint("an admin names an owner with the header `Safelight-Owner`"))
+}
+
+fn time(params: &mut Params, name: &str) -> Result<Option<DateTime<Utc>>, Problem> {
+    let Some(text) = params.take(name)? else { return Ok(None) };
+    let no_time = |_| invalid_query(name, "must be a time such as 2026-11-23T12:00:00Z");
+    text.parse().map(Some).map_err(no_time)
+}
+
+/// A kind of task or a kind of job. What has both names has one job in each task of that kind.
+fn kinds(name: &str) -> Result<(Option<TaskKind>, Option<JobKind>), Problem> {
+    match (name.parse(), name.parse()) {
+        (Ok(kind), _) => Ok((Some(kind), None)),
+        (_, Ok(kind)) => Ok((None, Some(kind))),
+        (Err(_), Err(_)) => {
+            let names = TaskKind::ALL.iter().map(|kind| kind.as_str());
+            let names: Vec<_> = names.chain(JobKind::ALL.iter().map(|k| k.as_str())).collect();
+            let why =
+                format!("unknown kind `{}`, known: {}", name.escape_debug(), names.join(", "));
+            Err(invalid_query("kind", why))
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Lists of tasks.
+
+use axum::{Json, extract::State};
+use safelight_domain::TaskId;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::filter;
+use crate::{
+    auth::Caller,
+    http::{
+        extract::Params,
+        pagination::{Cursor, page},
+        problem::Problem,
+        responses::ListProblems,
+    },
+    routes::documents::TaskDocument,
+    state::ApiState,
+};
+
+/// A page of tasks.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TaskList)]
+pub struct TaskListDocument {
+    /// The tasks, newest first.
+    pub tasks: Vec<TaskDocument>,
+    /// `cursor` of the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Tasks, newest first.
+#[utoipa::path(
+    get, path = "/v1/tasks", operation_id = "list_tasks", tag = "tasks",
+    params(
+        filter::FilterParams,
+        ("limit" = Option<u32>, Query, description = "Tasks at most, 50 unless said", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page of tasks", body = TaskListDocument),
+        ListProblems,
+    ),
+)]
+pub async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    mut params: Params,
+) -> Result<Json<TaskListDocument>, Problem> {
+    let filter = filter::from_params(&caller, &mut params)?;
+    let request = page::<TaskId>(&mut params)?;
+    params.finish()?;
+    let page = state.store.list_tasks(&filter, &request).await?;
+    Ok(Json(TaskListDocument {
+        tasks: page.tasks.iter().map(|task| TaskDocument::new(task, &state.presets)).collect(),
+        next_cursor: page.next.map(Cursor::encode),
+    }))
+}

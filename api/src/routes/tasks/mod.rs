@@ -1,0 +1,26 @@
+//! Tasks: read once, held until final, as events, as lists; cancelled and retried by hand.
+
+mod control;
+mod events;
+mod filter;
+mod list;
+mod show;
+
+use safelight_domain::Scope;
+use utoipa_axum::routes;
+
+use super::registry::{Access, ApiRoutes};
+
+/// The routes for tasks.
+pub fn routes() -> ApiRoutes {
+    let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
+    // Changes what a filter finds, and tells what that is.
+    let both = Access::scopes(&[Scope::Upload, Scope::Read]);
+    ApiRoutes::new()
+        .route(read, routes!(list::list))
+        .route(read, routes!(show::show))
+        .route(read, routes!(events::events))
+        .route(upload, routes!(control::cancel))
+        .route(upload, routes!(control::retry))
+        .route(both, routes!(control::retry_many))
+}

@@ -1,0 +1,46 @@
+//! How many connections there may be at once.
+
+use std::sync::{Arc, LazyLock};
+
+use rustix::process::{Resource, getrlimit};
+use safelight_telemetry::DependencyHealth;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// One permit for each connection.
+pub struct ConnectionPermits(Arc<Semaphore>);
+
+/// There are as many connections as `max_connections` allows.
+#[derive(Debug, thiserror::Error)]
+#[error("there are max_connections already")]
+struct AllTaken;
+
+impl ConnectionPermits {
+    /// `wanted` permits, but no more than half of the files that the process may open: the others are for
+    /// uploads, images, and the database. The limit has been raised as far as the system allows.
+    pub fn new(wanted: usize) -> Self {
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let possible = usize::try_from(files / 2).unwrap_or(usize::MAX);
+        if possible < wanted {
+            tracing::warn!(
+                wanted,
+                possible,
+                "fewer connections than max_connections: raise the hard limit of open files (ulimit -Hn, \
+                 LimitNOFILE=) to twice as many, or lower max_connections"
+            );
+        }
+        Self(Arc::new(Semaphore::new(wanted.min(possible).min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// A permit, unless all are taken. A connection without one is closed at once rather than left waiting: a
+    /// load balancer tries another node.
+    pub fn acquire(&self) -> Option<OwnedSemaphorePermit> {
+        static LIMIT: LazyLock<DependencyHealth> =
+            LazyLock::new(|| DependencyHealth::new("take another connection"));
+        let permit = self.0.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            metrics::counter!("safelight_connections_refused_total").increment(1);
+            LIMIT.failed(&AllTaken);
+        }
+        permit
+    }
+}

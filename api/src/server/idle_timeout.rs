@@ -1,0 +1,178 @@
+//! The idle timeout of HTTP/2 connections. A client can leave every response unread and go on answering pings, so
+//! what counts is progress.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use axum::body::{Body, Bytes};
+use hyper::body::{Frame, SizeHint};
+
+/// Bytes of a response in one piece: what fits into one frame of every client. The next piece is asked for only
+/// once the client has made room for this one, so each shows that the client reads.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// The progress of one connection.
+pub struct IdleTimeout(Mutex<State>);
+
+struct State {
+    /// Responses that the server is working on.
+    working: usize,
+    last: Instant,
+}
+
+impl IdleTimeout {
+    /// Of a connection that has just been made.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State { working: 0, last: Instant::now() })))
+    }
+
+    /// Returns when the client has made no progress for `idle` while the server waited for it.
+    pub async fn elapsed(&self, idle: Duration) {
+        loop {
+            let left = {
+                let state = self.lock();
+                if state.working > 0 { idle } else { idle.saturating_sub(state.last.elapsed()) }
+            };
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    /// Notes progress.
+    fn progress(&self) {
+        self.lock().last = Instant::now();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// As long as this lives, the server is working, and the client is not late.
+pub struct Working(Arc<IdleTimeout>);
+
+impl Working {
+    /// From now on.
+    pub fn new(timeout: &Arc<IdleTimeout>) -> Self {
+        timeout.lock().working += 1;
+        Self(timeout.clone())
+    }
+
+    /// The body of the response: it notes when the client takes a piece, and counts as work only while `body` has
+    /// none.
+    pub fn hand_over(self, body: Body) -> Body {
+        Body::new(Paced { body, rest: Bytes::new(), timeout: self.0.clone(), working: None })
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.working -= 1;
+        state.last = Instant::now();
+    }
+}
+
+/// A body in pieces.
+struct Paced {
+    body: Body,
+    /// What has come and is not handed over yet.
+    rest: Bytes,
+    timeout: Arc<IdleTimeout>,
+    /// While more is waited for.
+    working: Option<Working>,
+}
+
+impl hyper::body::Body for Paced {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        this.timeout.progress();
+        if this.rest.is_empty() {
+            this.working.get_or_insert_with(|| Working::new(&this.timeout));
+            let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+            this.working = None;
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => this.rest = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (held, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + held);
+        }
+        hint.set_lower(hint.lower() + held);
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use http_body_util::BodyExt;
+    use hyper::body::Body as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn a_body_comes_in_pieces_and_is_whole() {
+        let whole: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+        let mut body = Working::new(&IdleTimeout::new()).hand_over(Body::from(whole.clone()));
+        assert_eq!(body.size_hint().exact(), Some(100_000));
+        let mut read = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let piece = frame.expect("a frame").into_data().expect("data");
+            assert!(piece.len() <= PIECE_BYTES);
+            read.extend_from_slice(&piece);
+            assert_eq!(body.size_hint().exact(), Some(100_000 - read.len() as u64));
+        }
+        assert!(body.is_end_stream());
+        assert_eq!(read, whole);
+    }
+
+    #[tokio::test]
+    async fn only_the_client_can_be_late() {
+        let timeout = IdleTimeout::new();
+        let working = Working::new(&timeout);
+        let (sender, mut pieces) = mpsc::channel::<Bytes>(1);
+        let stream = futures::stream::poll_fn(move |context| pieces.poll_recv(context))
+            .map(Ok::<_, std::io::Error>);
+        let elapsed = |timeout: &Arc<IdleTimeout>| {
+            let timeout = timeout.clone();
+            async move { tokio::time::timeout(IDLE * 4, timeout.elapsed(IDLE)).await.is_ok() }
+        };
+        assert!(!elapsed(&timeout).await, "an answer is being made");
+        let mut body = working.hand_over(Body::from_stream(stream));
+        let next = tokio::spawn(async move { (body.frame().await.is_some(), body) });
+        assert!(!elapsed(&timeout).await, "the body has nothing yet");
+        sender.send(Bytes::from_static(b"a piece")).await.expect("sent");
+        let (came, _body) = next.await.expect("no panic");
+        assert!(came);
+        assert!(elapsed(&timeout).await, "the client does not come for more");
+    }
+}

@@ -1,0 +1,135 @@
+//! Listening: HTTP/1.1 and HTTP/2, with or without TLS, on one port, until the server is drained.
+
+mod connection;
+mod connection_permits;
+mod idle_timeout;
+mod tls;
+
+use std::{future::pending, io, time::Duration};
+
+use safelight_config::Config;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::OwnedSemaphorePermit,
+    time::timeout,
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+use tower::Service;
+
+pub use tls::{Tls, TlsError};
+
+use crate::{
+    http::draining::Draining,
+    router::{self, Api},
+};
+use connection::serve_connection;
+use connection_permits::ConnectionPermits;
+
+/// How long a start may take before clients are answered.
+const QUIET_START: Duration = Duration::from_secs(1);
+
+/// Pause after an `accept` that failed for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `shutdown` is cancelled; then takes no more connections, ends responses that are
+/// held back, lets requests in flight finish for at most `drain_timeout_ms`, and returns.
+pub async fn serve(
+    listener: TcpListener,
+    api: Api,
+    tls: Option<Tls>,
+    config: &Config,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let api = api.draining(Draining(shutdown.clone()));
+    let _sampling = AbortOnDropHandle::new(tokio::spawn(api.clone().sample_queues()));
+    let connections = TaskTracker::new();
+    // Ends the connections that are left when the drain is over.
+    let abort = CancellationToken::new();
+    let permits = ConnectionPermits::new(config.max_connections);
+    let idle = Duration::from_millis(config.client_idle_timeout_ms);
+    while let Some((stream, permit)) = accept(&listener, &permits, &shutdown).await {
+        let (api, tls) = (api.clone(), tls.clone());
+        let (shutdown, abort) = (shutdown.clone(), abort.clone());
+        connections.spawn(async move {
+            let answer = |request| api.answer(request);
+            tokio::select! {
+                biased;
+                () = serve_connection(stream, tls, answer, idle, shutdown) => {}
+                () = abort.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    connections.close();
+    if timeout(Duration::from_millis(config.drain_timeout_ms), connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "requests did not finish in time");
+        abort.cancel();
+        connections.wait().await;
+    }
+    Ok(())
+}
+
+/// Does `work`, without which nothing can be served. If that takes a while, connections to `listener` are accepted
+/// meanwhile: `/livez` says that the process lives, every other path answers 503.
+pub async fn while_starting<T>(
+    listener: &TcpListener,
+    tls: Option<&Tls>,
+    config: &Config,
+    work: impl Future<Output = T>,
+) -> T {
+    let started = CancellationToken::new();
+    let _ended = started.clone().drop_guard();
+    let idle = Duration::from_millis(config.client_idle_timeout_ms);
+    let answering = async {
+        // Most starts take less time than a client that is sent away and comes again.
+        tokio::time::sleep(QUIET_START).await;
+        let (router, permits) =
+            (router::starting(), ConnectionPermits::new(config.max_connections));
+        while let Some((stream, permit)) = accept(listener, &permits, &started).await {
+            let (router, tls, started) = (router.clone(), tls.cloned(), started.clone());
+            tokio::spawn(async move {
+                let answer = |request| router.clone().call(request);
+                serve_connection(stream, tls, answer, idle, started).await;
+                drop(permit);
+            });
+        }
+        pending().await
+    };
+    tokio::select! {
+        done = work => done,
+        never = answering => never,
+    }
+}
+
+/// The next connection that there is a permit for; `None` at shutdown.
+async fn accept(
+    listener: &TcpListener,
+    permits: &ConnectionPermits,
+    shutdown: &CancellationToken,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let next = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Some(permit) = permits.acquire() {
+                        return Some((stream, permit));
+                    }
+                }
+                // The client is gone already, or descriptors are used up: the server goes on.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => None,
+        next = next => next,
+    }
+}

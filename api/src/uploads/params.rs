@@ -1,0 +1,101 @@
+//! What an upload says beside its body: headers and query parameters.
+
+use axum::http::{HeaderMap, header};
+use safelight_domain::{ContentHash, Owner};
+use safelight_store::IdempotencyKey;
+
+use super::{
+    digest, idempotency,
+    labels::{self, UploadLabels},
+    multipart,
+};
+use crate::http::{
+    extract::Params,
+    prefer::Wait,
+    problem::{Problem, ProblemCode},
+};
+
+/// What a request asks for beside its bytes.
+pub struct UploadParams {
+    /// The owner of the image.
+    pub owner: Owner,
+    /// The labels of a raw upload; `None` for multipart, where they are in the body.
+    pub labels: Option<UploadLabels>,
+    /// Its idempotency key.
+    pub key: Option<IdempotencyKey>,
+    /// The hash that its content must have.
+    pub digest: Option<ContentHash>,
+    /// How long the client wants to wait for the end of the task.
+    pub wait: Option<Wait>,
+}
+
+impl UploadParams {
+    /// Reads and checks them.
+    pub fn read(owner: Owner, headers: &HeaderMap, params: Params) -> Result<Self, Problem> {
+        let labels = raw_labels(headers, params)?;
+        reject_encodings(headers)?;
+        Ok(Self {
+            labels,
+            key: idempotency::from_headers(headers, &owner)?,
+            owner,
+            digest: digest::from_headers(headers)?,
+            wait: Wait::from_headers(headers)?,
+        })
+    }
+}
+
+/// The labels of a raw upload; `None` for multipart.
+fn raw_labels(headers: &HeaderMap, mut params: Params) -> Result<Option<UploadLabels>, Problem> {
+    let labels = if is_multipart(headers) {
+        None
+    } else {
+        let mut labels = UploadLabels::default();
+        if let Some(visibility) = params.take("visibility")? {
+            labels.set_visibility(&visibility)?;
+        }
+        if let Some(title) = params.take("title")? {
+            labels.set_title(&title)?;
+        }
+        for tags in params.take_all("tags") {
+            labels.add_tags(&tags)?;
+        }
+        if let Some(name) = labels::disposition_filename(headers) {
+            labels.set_filename(&name);
+        }
+        Some(labels)
+    };
+    params.finish()?;
+    Ok(labels)
+}
+
+/// Whether the body is `multipart/form-data`.
+pub fn is_multipart(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = media_type.and_then(|value| value.split(';').next()).unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case("multipart/form-data")
+}
+
+/// Bytes that a body may have beside those of its file.
+pub fn overhead_bytes(headers: &HeaderMap) -> u64 {
+    if is_multipart(headers) { multipart::OVERHEAD_BYTES } else { 0 }
+}
+
+/// A compressed body would be stored as it is, and be no image.
+fn reject_encodings(headers: &HeaderMap) -> Result<(), Problem> {
+    let plain = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if plain {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemCode::UnsupportedMediaType,
+        "Content codings are not supported; send the image as it is.",
+    ))
+}
+
+/// The size of the body, if the client says.
+pub fn declared_bytes(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

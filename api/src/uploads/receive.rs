@@ -1,0 +1,223 @@
+//! The way of an upload from its request to its task.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, header},
+};
+use safelight_blobs::{Blobs, Ingest};
+use safelight_config::Config;
+use safelight_domain::{ContentHash, ImageId, Task, TaskId};
+use safelight_queue::OutboxSignal;
+use safelight_store::DynStore;
+use tracing::Instrument;
+
+use super::{
+    backlog::Backlog,
+    commit::{self, Committer, ReceivedUpload},
+    idempotency::{self, Reservation, ReservedKey},
+    labels::UploadLabels,
+    multipart,
+    params::{self, UploadParams},
+    permits::{NoPermit, UploadPermit, UploadPermits},
+};
+use crate::{
+    auth::Caller,
+    http::{
+        body::{BodyPolicy, BodyReader},
+        extract::{Params, PathId},
+        prefer::Wait,
+        problem::{Problem, ProblemCode},
+    },
+    limits::Limits,
+};
+
+/// Receives uploads.
+pub struct Uploads {
+    committer: Committer,
+    permits: UploadPermits,
+    backlog: Arc<Backlog>,
+    limits: Limits,
+    body_policy: BodyPolicy,
+    max_upload_bytes: u64,
+    /// How long an idempotency key stays reserved without a sign of life.
+    idempotency_hold: Duration,
+}
+
+/// What uploads use of other parts.
+pub struct UploadsParts {
+    /// Where uploads are recorded.
+    pub store: DynStore,
+    /// Where their bytes go.
+    pub blobs: Blobs,
+    /// Announces their jobs.
+    pub outbox_signal: OutboxSignal,
+    /// What each owner may store and send.
+    pub limits: Limits,
+    /// How slowly a client may send.
+    pub body_policy: BodyPolicy,
+}
+
+/// An upload that was accepted, now or before.
+pub struct AcceptedUpload {
+    /// Its task.
+    pub task: Task,
+    /// How long the client wants to wait for the end of the task.
+    pub wait: Option<Wait>,
+    /// Whether it was accepted before, under the same idempotency key.
+    pub replayed: bool,
+}
+
+impl Uploads {
+    /// None in flight.
+    pub fn new(config: &Config, parts: UploadsParts) -> Self {
+        let UploadsParts { store, blobs, outbox_signal, limits, body_policy } = parts;
+        Self {
+            permits: UploadPermits::new(config.max_uploads_in_flight),
+            backlog: Arc::new(Backlog::new(store.clone(), config.max_queued_jobs)),
+            committer: Committer {
+                store,
+                blobs,
+                outbox_signal,
+                staged_grace: Duration::from_millis(config.staged_grace_ms),
+                default_visibility: config.default_visibility,
+                max_attempts: config.max_attempts,
+            },
+            limits,
+            body_policy,
+            max_upload_bytes: config.max_upload_bytes,
+            idempotency_hold: Duration::from_millis(config.idempotency_hold_ms),
+        }
+    }
+
+    /// Receives an upload.
+    pub async fn accept(
+        &self,
+        caller: &Caller,
+        params: Params,
+        request: Request,
+    ) -> Result<AcceptedUpload, Problem> {
+        let (parts, body) = request.into_parts();
+        let headers = &parts.headers;
+        let limit = self.max_upload_bytes.saturating_add(params::overhead_bytes(headers));
+        let is_multipart = params::is_multipart(headers);
+        let hash_whole = is_multipart && headers.contains_key("content-digest");
+        // From here on, dropping the reader deals with the rest of a rejected body.
+        let body = BodyReader::new(body, headers, self.body_policy.limits(limit), hash_whole);
+        let params = UploadParams::read(caller.owner.clone(), headers, params)?;
+        let declared = params::declared_bytes(headers);
+        if declared.is_some_and(|declared| declared > limit) {
+            return Err(Problem::upload_too_large(self.max_upload_bytes));
+        }
+        let permit = self.permit(caller)?;
+        self.backlog.admit().await?;
+        let key = match self.reserve(&params).await? {
+            Some(Reservation::Replay { task, fingerprint }) => {
+                let task = self.replay(headers, &body, &params, (task, fingerprint)).await?;
+                return Ok(AcceptedUpload { task, wait: params.wait, replayed: true });
+            }
+            Some(Reservation::Reserved(key)) => Some(key),
+            None => None,
+        };
+        // Of a multipart body the image is only a part.
+        let image_bytes = declared.filter(|_| !is_multipart);
+        self.limits.admit(&params.owner, image_bytes).await?;
+        let task = self.receive_new(headers, &body, &params, key, permit).await?;
+        Ok(AcceptedUpload { task, wait: params.wait, replayed: false })
+    }
+
+    async fn reserve(&self, params: &UploadParams) -> Result<Option<Reservation>, Problem> {
+        let Some(key) = &params.key else { return Ok(None) };
+        let reserved = idempotency::reserve(&self.committer.store, key, self.idempotency_hold);
+        reserved.await.map(Some)
+    }
+
+    /// Receives an upload under a key that was used: it must be equal to the one that was accepted.
+    async fn replay(
+        &self,
+        headers: &HeaderMap,
+        body: &BodyReader,
+        params: &UploadParams,
+        (task, fingerprint): (TaskId, ContentHash),
+    ) -> Result<Task, Problem> {
+        let ingest = Ingest::hashing(self.max_upload_bytes);
+        let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
+        let content = ingest.end().await?.content;
+        if let Some(problem) = commit::refusal(&content, expected) {
+            return Err(problem);
+        }
+        if labels.fingerprint(content.sha256) != fingerprint {
+            return Err(idempotency::reused());
+        }
+        let known = self.committer.store.task(task).await?;
+        known.ok_or_else(|| TaskId::not_found(task))
+    }
+
+    /// Receives an upload that was not accepted before.
+    async fn receive_new(
+        &self,
+        headers: &HeaderMap,
+        body: &BodyReader,
+        params: &UploadParams,
+        key: Option<ReservedKey>,
+        permit: UploadPermit,
+    ) -> Result<Task, Problem> {
+        let image = ImageId::new();
+        let blobs = self.committer.blobs.clone();
+        let ingest = Ingest::staging(blobs, image, self.max_upload_bytes);
+        let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
+        safelight_fail_points::hit("upload.received").await;
+        let owner = params.owner.clone();
+        let quota = self.limits.quota(&owner);
+        let received = ReceivedUpload { image, owner, ingest, labels, expected, key, permit };
+        let (committer, backlog) = (self.committer.clone(), self.backlog.clone());
+        // In a task of its own, so that a client which hangs up now cannot interrupt it.
+        let commit = async move {
+            let task = committer.commit(received, quota).await?;
+            backlog.count(task.jobs.len());
+            Ok(task)
+        };
+        tokio::spawn(commit.in_current_span()).await.map_err(|error| Problem::internal(&error))?
+    }
+
+    /// A permit among the uploads in flight.
+    fn permit(&self, caller: &Caller) -> Result<UploadPermit, Problem> {
+        let share = self.limits.uploads_at_once(caller);
+        self.permits.acquire(&caller.owner, share).map_err(|none| match none {
+            NoPermit::All => Problem::new(
+                ProblemCode::TooManyUploads,
+                "This node is receiving as many uploads as it can; the body was not read.",
+            ),
+            NoPermit::OwnerShare => Problem::new(
+                ProblemCode::TooManyOwnUploads,
+                format!(
+                    "This node is receiving {share} uploads of this owner; the body was not read."
+                ),
+            )
+            .hint("send fewer at once; `GET /v1/limits` says how many"),
+        })
+    }
+}
+
+/// Reads the body to its end. The hash that comes back is still to be compared with the file's.
+async fn receive(
+    headers: &HeaderMap,
+    body: &BodyReader,
+    mut ingest: Ingest,
+    params: &UploadParams,
+) -> Result<(Ingest, UploadLabels, Option<ContentHash>), Problem> {
+    let labels = match (&params.labels, headers.get(header::CONTENT_TYPE)) {
+        (None, Some(content_type)) => multipart::receive(body, content_type, &mut ingest).await?,
+        (labels, _) => {
+            while let Some(chunk) = body.chunk().await? {
+                ingest.write(&chunk).await?;
+            }
+            labels.clone().unwrap_or_default()
+        }
+    };
+    // What follows the last boundary belongs to the content too.
+    let whole = body.finish().await?;
+    let expected = params.digest.filter(|digest| whole != Some(*digest));
+    Ok((ingest, labels, expected))
+}

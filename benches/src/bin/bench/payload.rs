@@ -1,0 +1,67 @@
+//! Upload bodies that cost the load generator next to nothing, and are all different.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use bytes::Bytes;
+use reqwest::Body;
+use safelight_testing::pictures;
+
+/// A JPEG whose copies differ by a comment.
+#[derive(Clone)]
+pub struct Payload {
+    /// What follows the start-of-image marker.
+    rest: Bytes,
+}
+
+/// Makes every copy of every payload differ.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that a copy has more than the JPEG: marker, length and twenty digits.
+const COMMENT_BYTES: usize = 24;
+
+impl Payload {
+    /// The reference photograph.
+    pub fn photograph() -> Result<Self> {
+        let (width, height) = pictures::REFERENCE;
+        Ok(Self { rest: Bytes::from(pictures::jpeg(width, height, 1)?).slice(2..) })
+    }
+
+    /// As many bytes as the photograph has, that look like a JPEG until a decoder opens them: so
+    /// that accepting is measured, and not the work that follows it on the same cores.
+    pub fn undecodable() -> Result<Self> {
+        Ok(Self::of_size(Self::photograph()?.len()))
+    }
+
+    /// The start of a JPEG and at once its end, within `bytes` bytes.
+    pub fn of_size(bytes: usize) -> Self {
+        let mut rest = vec![0; bytes - 2 - COMMENT_BYTES];
+        rest[..2].copy_from_slice(&[0xFF, 0xD9]);
+        Self { rest: rest.into() }
+    }
+
+    /// How long a copy is.
+    pub fn len(&self) -> usize {
+        self.rest.len() + 2 + COMMENT_BYTES
+    }
+
+    /// The two parts of a new copy: a few bytes that no other copy has, and those that all share.
+    pub fn parts(&self) -> (Bytes, Bytes) {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut head = vec![0xFF, 0xD8, 0xFF, 0xFE, 0, 22];
+        head.extend(format!("{number:020}").into_bytes());
+        (head.into(), self.rest.clone())
+    }
+
+    /// A new copy as a request's body; its length is to be sent in a header.
+    pub fn body(&self) -> Body {
+        let (head, rest) = self.parts();
+        Body::wrap_stream(futures::stream::iter([Ok::<_, std::io::Error>(head), Ok(rest)]))
+    }
+
+    /// A new copy in one piece.
+    pub fn bytes(&self) -> Vec<u8> {
+        let (head, rest) = self.parts();
+        [head, rest].concat()
+    }
+}

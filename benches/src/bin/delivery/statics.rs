@@ -1,0 +1,162 @@
+//! Reads beside nginx, which serves the very same bytes from files.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{
+    Method, StatusCode,
+    header::{ETAG, IF_NONE_MATCH},
+};
+use safelight_testing::{
+    client::Client,
+    nginx::Nginx,
+    percentiles::median,
+    server::{Server, safelight},
+};
+use tempfile::TempDir;
+
+use crate::{
+    Part, Setup, pictures,
+    wrk::{Load, Run},
+};
+
+/// Threads of either server: as many as the machine that the figures speak of has cores.
+const THREADS: usize = 2;
+
+/// Renditions that are read in turn.
+const SET: usize = 100;
+
+/// What the original weighs, about.
+const ORIGINAL_BYTES: usize = 5_000_000;
+
+/// What is measured of a pair of runs.
+type Figure = fn(&Run) -> f64;
+
+/// Both servers with the same things in them.
+struct Pair {
+    ours: Server,
+    nginx: Nginx,
+    _data: TempDir,
+    renditions: Vec<String>,
+    originals: Vec<String>,
+}
+
+/// Prints a table for each part that is wanted.
+pub async fn run(setup: &Setup) -> Result<()> {
+    let parts = [Part::Rendition, Part::Set, Part::Conditional, Part::Original];
+    if !parts.iter().any(|&part| setup.wants(part)) {
+        return Ok(());
+    }
+    let pair = Pair::start(setup).await?;
+    println!(
+        "\nBeside nginx, {THREADS} threads each, the same bytes; medians of {} rounds of {} s",
+        setup.options.rounds, setup.options.seconds
+    );
+    println!(
+        "  {:<34}{:>6}  {:>10}{:>10}{:>7}  {:>8}{:>8}  {:>8}{:>8}{:>7}",
+        "", "conns", "ours/s", "nginx/s", "ratio", "p50 ms", "nginx", "p99 ms", "nginx", "ratio"
+    );
+    let one = &pair.renditions[..1];
+    if setup.wants(Part::Rendition) {
+        pair.compare(setup, "one rendition", one, false, |run| run.rate).await?;
+    }
+    if setup.wants(Part::Set) {
+        let all = &pair.renditions;
+        pair.compare(setup, "100 renditions in turn", all, false, |run| run.rate).await?;
+    }
+    if setup.wants(Part::Conditional) {
+        pair.compare(setup, "one rendition, 304", one, true, |run| run.rate).await?;
+    }
+    if setup.wants(Part::Original) {
+        let original = &pair.originals;
+        pair.compare(setup, "original of 5 MB, MB/s", original, false, |run| run.bytes / 1e6)
+            .await?;
+    }
+    Ok(())
+}
+
+impl Pair {
+    async fn start(setup: &Setup) -> Result<Self> {
+        let data = TempDir::new()?;
+        let env = [
+            ("SAFELIGHT_DATA_DIR", &*data.path().to_string_lossy()),
+            ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+            ("SAFELIGHT_LOG", "warn"),
+            ("SAFELIGHT_PRESETS", pictures::PRESETS),
+            ("TOKIO_WORKER_THREADS", &THREADS.to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let ours = Server::start(safelight(&setup.binary, ["serve"], &env))?;
+        let nginx = Nginx::start(THREADS)?;
+        let client = Client::new(ours.url())?;
+        let images = pictures::upload(&client, SET, pictures::photo).await?;
+        let large = pictures::upload(&client, 1, |n| pictures::padded(n, ORIGINAL_BYTES)).await?;
+        let (renditions, originals) =
+            (pictures::renditions(&images)?, pictures::originals(&large)?);
+        for path in renditions.iter().chain(&originals) {
+            nginx.put(path.trim_start_matches('/'), &client.bytes(path).await?)?;
+        }
+        Ok(Self { ours, nginx, _data: data, renditions, originals })
+    }
+
+    /// One row for each number of connections. The peers take turns at going first.
+    async fn compare(
+        &self,
+        setup: &Setup,
+        title: &str,
+        paths: &[String],
+        conditional: bool,
+        figure: Figure,
+    ) -> Result<()> {
+        let nginx_url = self.nginx.url();
+        let urls = [self.ours.url(), &nginx_url];
+        let mut known = [None, None];
+        if conditional {
+            for (url, known) in urls.iter().zip(&mut known) {
+                *known = Some(tag(url, &paths[0]).await?);
+            }
+        }
+        for &connections in &setup.options.connections {
+            let duration = Duration::from_secs(setup.options.seconds);
+            let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
+            for round in 0..setup.options.rounds {
+                for peer in [round % 2, (round + 1) % 2] {
+                    let known = known[peer].as_deref();
+                    let load = Load { connections, duration, paths, random: false, known };
+                    runs[peer].push(load.run(urls[peer]).await?);
+                }
+            }
+            print_row(title, connections, &runs, figure);
+        }
+        Ok(())
+    }
+}
+
+/// The tag of a path, with which a second request is surely a 304.
+async fn tag(url: &str, path: &str) -> Result<String> {
+    let client = Client::new(url)?;
+    let answer = client.get(path).await?.error_for_status()?;
+    let tag = answer.headers().get(ETAG).context("an ETag")?.clone();
+    let again = client.request(Method::GET, path).header(IF_NONE_MATCH, &tag).send().await?;
+    ensure!(again.status() == StatusCode::NOT_MODIFIED, "{url}: {}", again.status());
+    Ok(tag.to_str()?.to_owned())
+}
+
+fn print_row(title: &str, connections: usize, [ours, nginx]: &[Vec<Run>; 2], figure: Figure) {
+    let middle = |runs: &[Run], figure: Figure| median(runs.iter().map(figure));
+    // Of neighbouring runs, so that a slow minute of the machine counts for both.
+    let ratio = |figure: Figure| {
+        median(ours.iter().zip(nginx).map(|(ours, nginx)| figure(ours) / figure(nginx)))
+    };
+    println!(
+        "  {title:<34}{connections:>6}  {:>10.0}{:>10.0}{:>7.2}  {:>8.2}{:>8.2}  {:>8.2}{:>8.2}{:>7.2}",
+        middle(ours, figure),
+        middle(nginx, figure),
+        ratio(figure),
+        middle(ours, |run| run.p50),
+        middle(nginx, |run| run.p50),
+        middle(ours, |run| run.p99),
+        middle(nginx, |run| run.p99),
+        ratio(|run| run.p99),
+    );
+}

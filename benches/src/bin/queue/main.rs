@@ -1,0 +1,118 @@
+//! `make bench-queue`: what a job costs beside its work, beside Celery and `BullMQ` doing nothing in
+//! the same run; whether more workers do more; whether uploads notice a backfill; what a backfill over a million
+//! images takes.
+//!
+//! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
+
+mod ceiling;
+mod interactive;
+mod noop;
+mod peers;
+mod plan;
+mod scale;
+mod seed;
+mod workman;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use safelight_testing::server::built;
+
+/// Measures the queue and its workers.
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// The safelight binary; the one beside this program unless said
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// What to measure
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "noop,rows,peers,padded,cores,interactive,plan"
+    )]
+    only: Vec<Part>,
+    /// Jobs that do nothing, for each measurement
+    #[arg(long, default_value_t = 20_000)]
+    jobs: usize,
+    /// Jobs of the long drain, and rows in the jobs table for it
+    #[arg(long, default_value_t = 100_000)]
+    many_jobs: usize,
+    /// Rows of jobs that ended before
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: usize,
+    /// Images that a backfill plans
+    #[arg(long, default_value_t = 1_000_000)]
+    images: usize,
+    /// Measurements of each; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// A Python that has Celery, and a folder in which npm installed `BullMQ`; see `benches/queue/run`
+    #[arg(long, env = "BENCH_CELERY_PYTHON")]
+    celery: Option<PathBuf>,
+    #[arg(long, env = "BENCH_BULLMQ_FOLDER")]
+    bullmq: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// What this program starts: a worker whose jobs wait and do nothing else
+    #[command(hide = true)]
+    Workman(workman::WorkmanArgs),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Claim, settle, publish and acknowledge, without work, beside the raw ceilings
+    Noop,
+    /// The same with a million rows in the jobs table
+    Rows,
+    /// Celery and `BullMQ`, doing nothing
+    Peers,
+    /// One, two and four workers of one slot, each job waiting for 40 ms
+    Padded,
+    /// One and two workers that decode
+    Cores,
+    /// Uploads alone, and beside a backfill that takes all it can get
+    Interactive,
+    /// A backfill over a million images that need nothing
+    Plan,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    safelight_client::install_crypto_provider();
+    if let Some(Role::Workman(args)) = &options.role {
+        return workman::run(args).await;
+    }
+    let wants = |part| options.only.contains(&part);
+    if wants(Part::Noop) {
+        noop::run(&options).await?;
+    }
+    if wants(Part::Rows) {
+        noop::with_rows(&options).await?;
+    }
+    if wants(Part::Peers) {
+        peers::run(&options).await?;
+    }
+    if wants(Part::Padded) {
+        scale::padded(&options).await?;
+    }
+    let binary = built(options.binary.as_deref());
+    if wants(Part::Cores) {
+        let binary = binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        scale::cores(binary, options.rounds).await?;
+    }
+    if wants(Part::Interactive) {
+        interactive::run(binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?).await?;
+    }
+    if wants(Part::Plan) {
+        plan::run(binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?, options.images)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Receives a picture: detects its format from the first bytes, counts them, and stages or only hashes them.
+
+use safelight_domain::{ContentHash, ContentHasher, ImageFormat, ImageId};
+
+use super::{BlobError, Blobs, Staging};
+
+/// The supported formats, for messages.
+const SUPPORTED: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP";
+
+/// A picture that is being received. Dropping it unfinished leaves nothing behind.
+pub struct Ingest {
+    target: Target,
+    /// The first bytes, until they suffice to detect the format.
+    head: Vec<u8>,
+    format: Option<ImageFormat>,
+    bytes: u64,
+    limit: u64,
+}
+
+enum Target {
+    /// To be staged once the format is known, so that rejected bytes are never written to disk.
+    Stage(Blobs, ImageId),
+    Staging(Box<Staging>),
+    /// Not stored; only hashed.
+    Hash(ContentHasher),
+}
+
+/// The hash, size and format of a received picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
+    /// The hash of the bytes.
+    pub sha256: ContentHash,
+    /// The number of bytes.
+    pub bytes: u64,
+    /// The format, detected from the first bytes.
+    pub format: ImageFormat,
+}
+
+/// A completely received picture. Dropping it leaves nothing behind.
+pub struct Whole {
+    /// Its hash, size and format.
+    pub content: Content,
+    staging: Option<Box<Staging>>,
+}
+
+/// Why bytes are rejected.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// There are no bytes.
+    #[error("it has no bytes")]
+    Empty,
+    /// The format is of the HEIF family.
+    #[error("HEIC is not supported; supported formats: {}", SUPPORTED)]
+    Heic,
+    /// The format is unknown.
+    #[error("it is not a picture in a supported format; supported formats: {}", SUPPORTED)]
+    NotAnImage,
+    /// There are more bytes than allowed.
+    #[error("it has more than the allowed {0} bytes")]
+    TooLarge(u64),
+    /// The bytes cannot be staged.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
+}
+
+impl Ingest {
+    /// Receives at most `limit` bytes and stages them for `image`.
+    pub fn staging(blobs: Blobs, image: ImageId, limit: u64) -> Self {
+        Self::new(Target::Stage(blobs, image), limit)
+    }
+
+    /// Receives at most `limit` bytes without storing them.
+    pub fn hashing(limit: u64) -> Self {
+        Self::new(Target::Hash(ContentHasher::default()), limit)
+    }
+
+    fn new(target: Target, limit: u64) -> Self {
+        Self { target, head: Vec::new(), format: None, bytes: 0, limit }
+    }
+
+    /// Adds the next bytes.
+    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), IngestError> {
+        self.bytes += chunk.len() as u64;
+        if self.bytes > self.limit {
+            return Err(IngestError::TooLarge(self.limit));
+        }
+        if self.format.is_some() {
+            return Ok(self.pass_on(chunk).await?);
+        }
+        self.head.extend_from_slice(chunk);
+        if self.head.len() >= ImageFormat::SNIFF_BYTES {
+            self.detect().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the picture.
+    pub async fn end(mut self) -> Result<Whole, IngestError> {
+        let format = match self.format {
+            Some(format) => format,
+            None => self.detect().await?,
+        };
+        let (sha256, staging) = match self.target {
+            Target::Staging(staging) => (staging.hash(), Some(staging)),
+            Target::Hash(hasher) => (hasher.finish(), None),
+            // `detect` has started to stage.
+            Target::Stage(..) => return Err(IngestError::Empty),
+        };
+        Ok(Whole { content: Content { sha256, bytes: self.bytes, format }, staging })
+    }
+
+    /// Detects the format from the first bytes, and forwards them.
+    async fn detect(&mut self) -> Result<ImageFormat, IngestError> {
+        let format = match ImageFormat::sniff(&self.head) {
+            Some(format) => format,
+            None if self.head.is_empty() => return Err(IngestError::Empty),
+            None if is_heif(&self.head) => return Err(IngestError::Heic),
+            None => return Err(IngestError::NotAnImage),
+        };
+        self.format = Some(format);
+        if let Target::Stage(blobs, image) = &self.target {
+            self.target = Target::Staging(Box::new(blobs.stage(*image).await?));
+        }
+        let head = std::mem::take(&mut self.head);
+        self.pass_on(&head).await?;
+        Ok(format)
+    }
+
+    async fn pass_on(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        match &mut self.target {
+            Target::Staging(staging) => staging.write(bytes).await?,
+            Target::Hash(hasher) => hasher.update(bytes),
+            Target::Stage(..) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Whole {
+    /// Makes it durable if it is staged.
+    pub async fn keep(self) -> Result<Content, BlobError> {
+        if let Some(staging) = self.staging {
+            staging.finish().await?;
+        }
+        Ok(self.content)
+    }
+}
+
+/// Brands of the HEIF family (ISO/IEC 23008-12, annex on brands).
+fn is_heif(head: &[u8]) -> bool {
+    const BRANDS: [&[u8]; 6] = [b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"];
+    head.get(4..8) == Some(b"ftyp") && head.get(8..12).is_some_and(|brand| BRANDS.contains(&brand))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn detects_the_format_as_early_as_possible() {
+        let mut ingest = Ingest::hashing(1000);
+        ingest.write(b"\x89PN").await.expect("too few to tell");
+        let rest = [b"G\r\n\x1a\n".as_slice(), &[0; 40]].concat();
+        ingest.write(&rest).await.expect("a PNG");
+        let content = ingest.end().await.expect("a picture").content;
+        assert_eq!(content.format, ImageFormat::Png);
+        assert_eq!(content.bytes, 3 + rest.len() as u64);
+        assert_eq!(content.sha256, ContentHash::of(&[b"\x89PN".as_slice(), &rest].concat()));
+    }
+
+    #[tokio::test]
+    async fn rejects_other_data_at_once() {
+        let svg = b"<svg xmlns=\"http://www.w3.org/2000/svg\">".as_slice();
+        let refused = Ingest::hashing(1000).write(svg).await;
+        assert!(matches!(refused, Err(IngestError::NotAnImage)), "{refused:?}");
+        let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".as_slice();
+        let refused = Ingest::hashing(1000).write(heic).await;
+        assert!(matches!(refused, Err(IngestError::Heic)), "{refused:?}");
+        let refused = Ingest::hashing(9).end().await.err();
+        assert!(matches!(refused, Some(IngestError::Empty)), "{refused:?}");
+        let mut short = Ingest::hashing(9);
+        short.write(b"hello").await.expect("too few to tell");
+        assert!(short.end().await.is_err());
+        let refused = Ingest::hashing(2).write(b"abc").await;
+        assert!(matches!(refused, Err(IngestError::TooLarge(2))), "{refused:?}");
+    }
+}

@@ -1,0 +1,201 @@
+//! The store's handle: its file and connections, and how statements run on them.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use futures::future::BoxFuture;
+use safelight_store::StoreError;
+use sqlx::{
+    ConnectOptions, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{
+    clock::Clock,
+    dialect::{DbRow, Statement, bind_now},
+    writer::Writer,
+};
+use crate::fs_permissions;
+
+/// How long a statement waits for another process's lock, and a read for a free connection.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connections that read side by side.
+const READERS: u32 = 4;
+
+/// The SQLite backend.
+pub struct SqliteStore {
+    pub(super) reads: SqlitePool,
+    pub(super) writer: Writer,
+    pub(super) clock: Clock,
+    pub(super) lock_path: PathBuf,
+    /// Held while this process works on an in-process queue.
+    pub(super) lock: Mutex<Option<File>>,
+}
+
+/// The backend of the shared modules.
+pub type SqlStore = SqliteStore;
+
+impl SqliteStore {
+    /// Opens the database in the file `path`; makes the file, and the folder that it is in, if they
+    /// are not there, for nobody else to read.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        // NORMAL would lose the last commits when the power fails: uploads that had their 202.
+        Self::open_with(path, SqliteSynchronous::Full, Clock::default()).await
+    }
+
+    /// Opens it for a simulation: on `clock`, and as nothing survives a simulation, syncing
+    /// nothing.
+    #[cfg(feature = "testing")]
+    pub async fn open_simulated(path: &Path, clock: Clock) -> Result<Self, StoreError> {
+        Self::open_with(path, SqliteSynchronous::Off, clock).await
+    }
+
+    async fn open_with(
+        path: &Path,
+        synchronous: SqliteSynchronous,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs_permissions::make_folder(folder).map_err(|error| {
+                let text = format!("cannot make the folder {}: {error}", folder.display());
+                StoreError::Unavailable(Arc::new(io::Error::new(error.kind(), text)))
+            })?;
+        }
+        // SQLite makes its log and shared memory with the permissions of the file. If that cannot be made,
+        // SQLite says why.
+        drop(fs_permissions::make_file(path));
+        let options = SqliteConnectOptions::new().filename(path).foreign_keys(true);
+        let options = options.busy_timeout(PATIENCE);
+        let writing = options
+            .clone()
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(synchronous)
+            // Gives the log's space back after a burst.
+            .pragma("journal_size_limit", "67108864");
+        let conn = connect(&writing).await.map_err(|error| cannot_open(path, error))?;
+        let reads = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(PATIENCE)
+            // They are local and never break; a test would double every read.
+            .test_before_acquire(false)
+            .connect_lazy_with(options.read_only(true));
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        Ok(Self {
+            reads,
+            writer: Writer::start(writing, conn, clock.clone()),
+            clock,
+            lock_path: lock_path.into(),
+            lock: Mutex::new(None),
+        })
+    }
+
+    /// All rows of a query.
+    pub(super) async fn fetch_all(&self, query: Statement<'_>) -> Result<Vec<DbRow>, StoreError> {
+        Ok(query.fetch_all(&self.reads).await?)
+    }
+
+    /// The first row of a query, if there is one.
+    pub(super) async fn fetch_optional(
+        &self,
+        query: Statement<'_>,
+    ) -> Result<Option<DbRow>, StoreError> {
+        Ok(query.fetch_optional(&self.reads).await?)
+    }
+
+    /// The row of a query that always has one.
+    pub(super) async fn fetch_one(&self, query: Statement<'_>) -> Result<DbRow, StoreError> {
+        Ok(query.fetch_one(&self.reads).await?)
+    }
+
+    /// A query whose last parameter is the time.
+    pub(super) fn at_now<'q>(&self, query: Statement<'q>) -> Statement<'q> {
+        bind_now(query, self.clock.now())
+    }
+
+    /// Runs a statement. Returns how many rows it changed.
+    pub(super) async fn execute(&self, query: Statement<'static>) -> Result<u64, StoreError> {
+        self.write(|conn, _| {
+            Box::pin(async move { Ok(query.execute(conn).await?.rows_affected()) })
+        })
+        .await
+    }
+
+    /// Runs a statement whose last parameter is the time. Returns how many rows it changed.
+    pub(super) async fn execute_now(&self, query: Statement<'static>) -> Result<u64, StoreError> {
+        self.write(|conn, now| {
+            Box::pin(async move { Ok(bind_now(query, now).execute(conn).await?.rows_affected()) })
+        })
+        .await
+    }
+
+    /// Runs a statement whose last parameter is the time. Returns the row that it changed.
+    pub(super) async fn change_now(
+        &self,
+        query: Statement<'static>,
+    ) -> Result<Option<DbRow>, StoreError> {
+        self.write(|conn, now| {
+            Box::pin(async move { Ok(bind_now(query, now).fetch_optional(conn).await?) })
+        })
+        .await
+    }
+
+    /// Runs work that is one statement.
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
+            + Send
+            + 'static,
+    {
+        self.writer.run(work).await
+    }
+
+    /// Runs work in a transaction, which is committed unless the work fails.
+    pub(super) async fn transaction<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
+            + Send
+            + 'static,
+    {
+        self.writer.run(work).await
+    }
+}
+
+/// Opens the file. Where several open a new one at the same time, the change to WAL can fail with
+/// `SQLITE_BUSY` at once, whatever the busy timeout (<https://www.sqlite.org/wal.html>, section 9).
+async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let begun = Instant::now();
+    loop {
+        match options.connect().await {
+            Err(error) if is_busy(&error) && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    const SQLITE_BUSY: &str = "5";
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == SQLITE_BUSY)
+}
+
+/// SQLite's own words for this name no file.
+fn cannot_open(path: &Path, error: sqlx::Error) -> StoreError {
+    let text = format!("cannot open {}: {error}", path.display());
+    let unavailable = StoreError::from(error).is_unavailable();
+    let cause = Arc::new(io::Error::other(text));
+    if unavailable { StoreError::Unavailable(cause) } else { StoreError::Database(cause) }
+}

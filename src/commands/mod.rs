@@ -1,0 +1,17 @@
+//! The subcommands: each its arguments and its `run`.
+
+pub mod api;
+pub mod backfill;
+pub mod config;
+pub mod decoder;
+pub mod images;
+pub mod keys;
+pub mod migrate;
+pub mod openapi;
+pub mod queues;
+pub mod serve;
+mod server_args;
+pub mod tasks;
+pub mod upload;
+pub mod worker;
+pub mod workers;

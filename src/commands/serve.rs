@@ -1,0 +1,38 @@
+//! `safelight serve`: everything in one process.
+
+use safelight_api::ApiOptions;
+use safelight_config::Config;
+use safelight_domain::{JobKind, Lane};
+use safelight_workers::WorkerOptions;
+
+use crate::{
+    bootstrap::{
+        background::{BackgroundTasks, thumbnail_slots},
+        checks, listen, runtime,
+        services::{self, Role},
+        tls,
+    },
+    error::CommandError,
+};
+
+/// Runs until a signal.
+pub async fn run(config: Config) -> Result<(), CommandError> {
+    runtime::init(&config, "serve")?;
+    let shutdown = runtime::shutdown_on_signal()?;
+    let metrics = runtime::init_metrics(&shutdown)?;
+    let tls = tls::load(&config)?;
+    let listener = listen::bind(config.listen, "SAFELIGHT_LISTEN").await?;
+    let services = services::open_behind(&listener, tls.as_ref(), config, Role::Standalone).await?;
+    checks::require_key_for_remote_clients(&services.config, &services.store).await?;
+
+    let options = WorkerOptions {
+        kinds: JobKind::ALL.to_vec(),
+        lanes: Lane::ALL.to_vec(),
+        concurrency: thumbnail_slots(services.config.concurrency),
+    };
+    let work = BackgroundTasks::worker(&services, options, &shutdown);
+    let options = ApiOptions { uploads: true, delivery: true };
+    listen::serve(&services, listener, tls, metrics, options, &shutdown).await?;
+    work.finish(&services).await;
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! Dependencies between the files of a crate, read from their `use` declarations and paths.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::Result;
+
+use super::sources::{Source, members};
+
+/// Circles that still exist, a crate and its modules in each line. The list is exact, so that it can only
+/// shrink.
+const ALLOWED: &str = include_str!("circles.txt");
+
+/// The modules of a crate, by path (`delivery::cache`; the root is empty).
+type Modules = BTreeMap<String, Module>;
+
+#[derive(Default)]
+struct Module {
+    /// Its code outside tests, without comments and without what it only hands on (`pub use child::Name`).
+    code: String,
+    /// The names that it hands on, with the paths that they come from.
+    handed_on: BTreeMap<String, Vec<String>>,
+}
+
+#[test]
+fn no_crate_has_a_circle_of_files() -> Result<()> {
+    let mut found = BTreeSet::new();
+    for member in members()? {
+        let root = member.folder.join("src");
+        let modules = modules(&root, &member.sources(&["src"])?);
+        for circle in circles(&edges(&modules)) {
+            found.insert(format!("{}: {}", member.name, circle.join(" ")));
+        }
+    }
+    let allowed: BTreeSet<_> = ALLOWED.lines().map(str::to_owned).collect();
+    let new: Vec<_> = found.difference(&allowed).collect();
+    let gone: Vec<_> = allowed.difference(&found).collect();
+    assert!(new.is_empty() && gone.is_empty(), "new circles: {new:#?}\nnot there: {gone:#?}");
+    Ok(())
+}
+
+fn modules(root: &Path, sources: &[Source]) -> Modules {
+    let mut modules = Modules::new();
+    for source in sources {
+        let Ok(path) = source.path.strip_prefix(root) else { continue };
+        let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+        // Programs of their own, and tests.
+        if parts[0] == "bin" || parts.iter().any(|part| part == "tests" || part == "tests.rs") {
+            continue;
+        }
+        let stem = path.with_extension("");
+        let mut names: Vec<_> =
+            stem.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        if names.last().is_some_and(|name| ["mod", "lib", "main"].contains(&name.as_str())) {
+            names.pop();
+        }
+        modules.insert(names.join("::"), module(&without_tests(&source.code)));
+    }
+    modules
+}
+
+/// Takes the `pub use` declarations out of a module's code.
+fn module(code: &str) -> Module {
+    let mut module = Module::default();
+    let mut left = code;
+    while let Some(at) = left.find("pub use ").or_else(|| left.find("pub(crate) use ")) {
+        let end = left[at..].find(';').map_or(left.len(), |end| at + end);
+        let mut paths = Vec::new();
+        let start = left[at..].find("use ").map_or(at, |start| at + start + "use ".len());
+        expand(&left[start..end], &[], &mut paths);
+        for path in paths {
+            if let Some(name) = path.last().cloned() {
+                module.handed_on.insert(name, path);
+            }
+        }
+        module.code += &left[..at];
+        left = &left[end..];
+    }
+    module.code += left;
+    module
+}
+
+fn without_tests(code: &str) -> String {
+    let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Which modules each module uses. The root is left out as a target: it declares and hands on.
+fn edges(modules: &Modules) -> BTreeMap<&str, BTreeSet<&str>> {
+    modules
+        .iter()
+        .map(|(module, Module { code, .. })| {
+            let own: Vec<&str> = module.split("::").filter(|part| !part.is_empty()).collect();
+            let mut used = BTreeSet::new();
+            for path in paths(code, &children(modules, &own)) {
+                let Some(target) = resolve(&own, &path) else { continue };
+                if let Some(found) = file_of(modules, &target)
+                    && found != module
+                    && !found.is_empty()
+                {
+                    used.insert(found);
+                }
+            }
+            (module.as_str(), used)
+        })
+        .collect()
+}
+
+/// The names of a module's children.
+fn children(modules: &Modules, module: &[&str]) -> Vec<String> {
+    let parts = |name: &String| name.split("::").map(str::to_owned).collect::<Vec<_>>();
+    let below = modules.keys().map(parts).filter(|parts| {
+        parts.len() == module.len() + 1 && parts.iter().zip(module).all(|(part, own)| part == own)
+    });
+    below.filter_map(|mut parts| parts.pop()).filter(|name| !name.is_empty()).collect()
+}
+
+/// Every path that begins with `crate`, `super` or the name of a child, with the groups of `use` declarations
+/// written out.
+fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    let starts = ["crate", "super"].into_iter().chain(children.iter().map(String::as_str));
+    for start in starts.map(|start| format!("{start}::")) {
+        for (at, _) in code.match_indices(&start) {
+            let before = code[..at].chars().next_back();
+            // `super::super::` is found where it begins.
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+                continue;
+            }
+            expand(&code[at..], &[], &mut paths);
+        }
+    }
+    paths
+}
+
+/// Adds the paths that a use tree at the start of `text` stands for; returns what follows it.
+fn expand<'a>(text: &'a str, prefix: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
+    let mut path = prefix.to_vec();
+    let mut text = text.trim_start();
+    loop {
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+        if end > 0 {
+            path.push(text[..end].to_owned());
+        }
+        text = &text[end..];
+        let Some(rest) = text.strip_prefix("::") else { break };
+        text = rest.trim_start();
+        if let Some(mut rest) = text.strip_prefix('{') {
+            while !rest.trim_start().starts_with('}') && !rest.trim().is_empty() {
+                rest = expand(rest, &path, paths).trim_start();
+                // Past a comma, or past a name that `as` gives.
+                let next = rest.find([',', '}']).unwrap_or(rest.len());
+                rest = &rest[next..];
+                rest = rest.strip_prefix(',').unwrap_or(rest);
+            }
+            return rest.trim_start().strip_prefix('}').unwrap_or(rest);
+        }
+    }
+    paths.push(path);
+    text
+}
+
+/// A path from the crate's root, without `crate`, `super` and `self`.
+fn resolve(module: &[&str], path: &[String]) -> Option<Vec<String>> {
+    let mut target: Vec<String> = module.iter().map(|&part| part.to_owned()).collect();
+    for (place, part) in path.iter().enumerate() {
+        match part.as_str() {
+            "crate" if place == 0 => target.clear(),
+            "super" => drop(target.pop()?),
+            "self" => {}
+            name => target.push(name.to_owned()),
+        }
+    }
+    Some(target)
+}
+
+/// The module that a path leads to or into, through what modules hand on.
+fn file_of<'a>(modules: &'a Modules, path: &[String]) -> Option<&'a str> {
+    let (length, (name, module)) = (0..=path.len()).rev().find_map(|length| {
+        modules.get_key_value(&path[..length].join("::")).map(|found| (length, found))
+    })?;
+    let handed_on = path.get(length).and_then(|next| module.handed_on.get(next));
+    if let Some(from) = handed_on {
+        let own: Vec<&str> = name.split("::").filter(|part| !part.is_empty()).collect();
+        let target = resolve(&own, from).filter(|target| target.as_slice() != path);
+        return target.and_then(|target| file_of(modules, &target)).or(Some(name));
+    }
+    Some(name)
+}
+
+/// Groups of modules that all lead to each other.
+fn circles(edges: &BTreeMap<&str, BTreeSet<&str>>) -> BTreeSet<Vec<String>> {
+    let reach = |from: &str| {
+        let mut left: Vec<&str> = edges[from].iter().copied().collect();
+        let mut found = BTreeSet::new();
+        while let Some(next) = left.pop() {
+            if found.insert(next) {
+                left.extend(edges.get(next).into_iter().flatten());
+            }
+        }
+        found
+    };
+    let all: BTreeMap<_, _> = edges.keys().map(|&module| (module, reach(module))).collect();
+    let circle = |module: &str| -> Vec<String> {
+        let mutual = all[module].iter().filter(|other| all[*other].contains(module));
+        mutual.map(|&other| other.to_owned()).collect()
+    };
+    all.keys().map(|module| circle(module)).filter(|circle| !circle.is_empty()).collect()
+}
+
+#[test]
+fn use_declarations_are_written_out() {
+    let code = "use crate::{a::{b, c as d}, e};\nuse super::super::f;\nlet x = crate::g::h();";
+    let found: Vec<_> = paths(code, &[]).into_iter().map(|path| path.join("::")).collect();
+    assert_eq!(found, ["crate::a::b", "crate::a::c", "crate::e", "crate::g::h", "super::super::f"]);
+}
+
+#[test]
+fn a_circle_is_found_and_a_diamond_is_none() {
+    let edges = |pairs: &[(&'static str, &[&'static str])]| {
+        pairs.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect()
+    };
+    let diamond = edges(&[("a", &["b", "c"]), ("b", &["d"]), ("c", &["d"]), ("d", &[])]);
+    assert!(circles(&diamond).is_empty());
+    let circle = edges(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
+    assert_eq!(circles(&circle), BTreeSet::from([vec!["b".to_owned(), "c".to_owned()]]));
+}

@@ -1,0 +1,28 @@
+//! What tests, benchmarks and `make fleet` run Safelight against: private engines on free ports in temporary
+//! folders, which end with the process that started them; servers and clusters; generated pictures; the audit
+//! that compares what clients were promised with what is stored.
+
+pub mod audit;
+pub mod chaos;
+pub mod client;
+pub mod fleet;
+pub mod haproxy;
+pub mod herd;
+pub mod load;
+pub mod metrics;
+pub mod nginx;
+pub mod open;
+pub mod otlp;
+pub mod percentiles;
+pub mod pictures;
+pub mod postgres;
+pub mod process;
+pub mod rabbitmq;
+pub mod reads;
+pub mod redis;
+pub mod s3;
+pub mod server;
+pub mod test_cluster;
+pub mod test_server;
+pub mod varnish;
+pub mod wait;

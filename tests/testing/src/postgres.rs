@@ -1,0 +1,243 @@
+//! A private PostgreSQL: its own data folder, a free port on 127.0.0.1, gone with this process.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{ChildStdin, Command, Output, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::{
+    process::{Guarded, free_port},
+    wait::blocking_eventually,
+};
+
+/// Where Debian keeps the server's binaries, by version.
+const VERSIONS: &str = "/usr/lib/postgresql";
+
+/// Until it is ready, or has stopped. A machine under full load takes seconds.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Runs the server (`$@`) once per line that comes in, and leaves its exit code in the file `ended`.
+/// So the group and its watchdog outlive a server that a test stops and starts again. The traps let
+/// the server have the signals that are sent to the group.
+const KEEPER: &str = r#"
+trap : INT TERM QUIT
+while read -r _; do
+    "$@" </dev/null
+    echo $? >ended
+done
+"#;
+
+/// A running server. Dropping it stops it and removes its data.
+pub struct Postgres {
+    /// Starts the server again; its end ends the keeper. Dropped before `process`.
+    keeper: ChildStdin,
+    process: Guarded,
+    binaries: PathBuf,
+    port: u16,
+}
+
+impl Postgres {
+    /// Makes a cluster and starts it: durable as in production (fsync is on), small, without
+    /// passwords. Takes about a second, in which it blocks its thread.
+    pub fn start() -> Result<Self> {
+        let binaries = binaries()?;
+        let folder = tempfile::Builder::new().prefix("safelight-postgres-").tempdir()?.keep();
+        let started = Self::start_in(&folder, &binaries);
+        if started.is_err() {
+            // Nobody guards it yet, or its guard has gone.
+            let _ = fs::remove_dir_all(&folder);
+        }
+        started
+    }
+
+    fn start_in(folder: &Path, binaries: &Path) -> Result<Self> {
+        if is_root() {
+            // The server refuses to run as root.
+            checked(Command::new("chown").arg("postgres:").arg(folder))?;
+        }
+        checked(as_server_user(&binaries.join("initdb")).current_dir(folder).args([
+            "--pgdata=data",
+            "--no-sync",
+            "--username=postgres",
+            "--auth=trust",
+            "--no-locale",
+            "--encoding=UTF8",
+        ]))?;
+        let port = free_port()?;
+        let server = as_server_user(&binaries.join("postgres"));
+        let log = File::create(folder.join("log"))?;
+        let mut keeper = Command::new("sh");
+        keeper
+            .current_dir(folder)
+            .args(["-c", KEEPER, "keeper"])
+            .arg(server.get_program())
+            .args(server.get_args())
+            .args(["-D", "data", "-p", &port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+            .args(["-c", "max_connections=200", "-c", "shared_buffers=32MB"])
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut process = Guarded::spawn(&mut keeper, "INT", folder)?;
+        let keeper = process.child().stdin.take().context("the keeper's input")?;
+        let mut postgres = Self { keeper, process, binaries: binaries.to_owned(), port };
+        postgres.start_again()?;
+        Ok(postgres)
+    }
+
+    /// The one that the tests of this process share, started at the first call.
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceLock<Result<Postgres, String>> = OnceLock::new();
+        let start = || Self::start().map_err(|error| format!("{error:#}"));
+        // Off the runtime's threads: every test may wait here, each on a runtime of its own.
+        tokio::task::spawn_blocking(move || SHARED.get_or_init(start))
+            .await?
+            .as_ref()
+            .map_err(|error| anyhow!(error.clone()))
+    }
+
+    /// The URL of a new, empty database on the shared server.
+    pub async fn fresh_database() -> Result<String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let shared = Self::shared().await?;
+        tokio::task::spawn_blocking(move || {
+            shared.create_database(&name)?;
+            Ok(shared.url(&name))
+        })
+        .await?
+    }
+
+    /// The URL of a database, as sqlx reads it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The port, for proxies before it.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes an empty database.
+    pub fn create_database(&self, name: &str) -> Result<()> {
+        checked(
+            Command::new(self.binaries.join("createdb"))
+                .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()])
+                .arg(name),
+        )
+        .map(drop)
+    }
+
+    /// Stops it in good order (`INT`: connections are cut, everything is written) and waits.
+    pub fn stop(&self) -> Result<()> {
+        self.end("INT")
+    }
+
+    /// Stops it as a crash would (`QUIT`: nothing is written, the next start recovers) and waits.
+    pub fn crash(&self) -> Result<()> {
+        self.end("QUIT")
+    }
+
+    fn end(&self, signal: &str) -> Result<()> {
+        self.process.signal(signal)?;
+        blocking_eventually(PATIENCE, "PostgreSQL has stopped", || Ok(self.ended().is_some()))
+    }
+
+    /// Freezes every process of it (`STOP`): connections stay open, nothing answers.
+    pub fn freeze(&self) -> Result<()> {
+        // The postmaster first, so that it starts no more of them.
+        self.process.signal("STOP")?;
+        self.signal_backends("STOP")
+    }
+
+    /// Ends [`Postgres::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.signal_backends("CONT")?;
+        self.process.signal("CONT")
+    }
+
+    /// The server's children are not in its process group.
+    fn signal_backends(&self, signal: &str) -> Result<()> {
+        let state = fs::read_to_string(self.process.folder().join("data/postmaster.pid"))?;
+        let postmaster = state.lines().next().context("postmaster.pid is empty")?;
+        let children =
+            fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
+        checked(Command::new("kill").args(["-s", signal, "--"]).args(children.split_whitespace()))
+            .map(drop)
+    }
+
+    /// Starts it on its port and its data, and waits until it answers.
+    pub fn start_again(&mut self) -> Result<()> {
+        let _ = fs::remove_file(self.process.folder().join("ended"));
+        self.keeper.write_all(b"start\n")?;
+        let state = self.process.folder().join("data/postmaster.pid");
+        let ready = || {
+            if let Some(code) = self.ended() {
+                let log = fs::read_to_string(self.process.folder().join("log"))?;
+                bail!("PostgreSQL ended with {code}:\n{log}");
+            }
+            // Line 8 of its lock file: unlike a connection, it is surely this server's word.
+            let state = fs::read_to_string(&state).unwrap_or_default();
+            Ok(state.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+        };
+        blocking_eventually(PATIENCE, "PostgreSQL is ready", ready)
+    }
+
+    /// The exit code of a server that has ended.
+    fn ended(&self) -> Option<String> {
+        let code = fs::read_to_string(self.process.folder().join("ended")).ok()?;
+        code.ends_with('\n').then(|| code.trim().to_owned())
+    }
+}
+
+/// The newest server's binaries.
+fn binaries() -> Result<PathBuf> {
+    let found = fs::read_dir(VERSIONS)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let version: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let folder = entry.path().join("bin");
+            folder.join("initdb").exists().then_some((version, folder))
+        })
+        .max();
+    found
+        .map(|(_, folder)| folder)
+        .with_context(|| format!("no PostgreSQL in {VERSIONS}; hint: apt-get install postgresql"))
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+/// The command `program`, to be run as the user that Debian's package made if this is root.
+fn as_server_user(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    command
+}
+
+/// Runs a command to its end; its talk is shown only if it fails.
+fn checked(command: &mut Command) -> Result<Output> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let talk = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}", command.get_program().display(), talk.trim());
+    Ok(output)
+}

@@ -1,0 +1,149 @@
+//! A private S3 server inside this process, over a temporary folder.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::mpsc,
+    thread::JoinHandle,
+};
+
+use anyhow::{Context, Result, anyhow};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+};
+use s3s::{
+    auth::SimpleAuth,
+    service::{S3Service, S3ServiceBuilder},
+};
+use s3s_fs::FileSystem;
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::oneshot};
+
+const ACCESS_KEY: &str = "safelight";
+const SECRET_KEY: &str = "safelight-secret";
+
+/// A running S3 server with one bucket. It has threads of its own, so that it serves whatever the
+/// caller's runtime does, and can be cut off like a machine that loses power.
+pub struct S3 {
+    folder: TempDir,
+    bucket: String,
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl S3 {
+    /// Starts a server on a free port with one empty bucket.
+    pub fn start(bucket: &str) -> Result<Self> {
+        // Its clients are HTTP clients in this process.
+        safelight_client::install_crypto_provider();
+        let folder = tempfile::Builder::new().prefix("safelight-s3-").tempdir()?;
+        std::fs::create_dir(folder.path().join(bucket))?;
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (address, running) = run(folder.path().to_owned(), free)?;
+        Ok(Self { folder, bucket: bucket.to_owned(), address, running: Some(running) })
+    }
+
+    /// Cuts every connection and stops listening. What was stored stays.
+    pub fn stop(&mut self) {
+        if let Some(Running { stop, thread }) = self.running.take() {
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+    }
+
+    /// Listens again on the same port after [`S3::stop`].
+    pub fn resume(&mut self) -> Result<()> {
+        self.stop();
+        self.running = Some(run(self.folder.path().to_owned(), self.address)?.1);
+        Ok(())
+    }
+
+    /// The server's address, as `AWS_ENDPOINT` wants it.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The bucket as a blob URL (`SAFELIGHT_BLOB_URL`).
+    pub fn url(&self) -> String {
+        format!("s3://{}", self.bucket)
+    }
+
+    /// The folder that holds the bucket's objects, by key.
+    pub fn bucket_folder(&self) -> PathBuf {
+        self.folder.path().join(&self.bucket)
+    }
+
+    /// The variables by which a client finds the server and may use it.
+    pub fn env(&self) -> Vec<(String, String)> {
+        [
+            ("AWS_ENDPOINT", self.endpoint().as_str()),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "false"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Serves `folder` on `address` from a thread of its own; returns when it listens.
+fn run(folder: PathBuf, address: SocketAddr) -> Result<(SocketAddr, Running)> {
+    let files = FileSystem::new(folder).map_err(|error| anyhow!("S3 folder: {error:?}"))?;
+    let mut builder = S3ServiceBuilder::new(files);
+    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    let service = builder.build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("s3")
+        .enable_all()
+        .build()?;
+    let (stop, stopped) = oneshot::channel();
+    let (ready, listening) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        runtime.block_on(async {
+            match TcpListener::bind(address).await {
+                Ok(listener) => {
+                    let _ = ready.send(listener.local_addr());
+                    tokio::select! {
+                        () = accept(&listener, &service) => {}
+                        _ = stopped => {}
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        });
+        // Connections are tasks of this runtime: they end here, whatever they were doing.
+        runtime.shutdown_background();
+    });
+    let address = listening.recv().context("the S3 server died")?.context("the S3 port")?;
+    Ok((address, Running { stop, thread }))
+}
+
+async fn accept(listener: &TcpListener, service: &S3Service) {
+    let http = Builder::new(TokioExecutor::new());
+    loop {
+        let Ok((socket, _)) = listener.accept().await else { continue };
+        // Without this every answer waits 40 ms for the client's delayed acknowledgement.
+        let _ = socket.set_nodelay(true);
+        let connection = http.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+    }
+}

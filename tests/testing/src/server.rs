@@ -1,0 +1,243 @@
+//! Running `safelight` processes, and commands that end.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{process::Guarded, wait::blocking_eventually};
+
+/// How long a server may take until it listens, on a busy machine.
+const START: Duration = Duration::from_mins(1);
+
+/// What a server says when it is ready, followed by its URL.
+const LISTENING: &str = "listening on ";
+
+/// The program that a tool is to run: the one said, else the one beside the tool itself.
+pub fn built(said: Option<&Path>) -> Result<PathBuf> {
+    let binary = match said {
+        Some(binary) => binary.to_owned(),
+        None => std::env::current_exe()?.with_file_name("safelight"),
+    };
+    ensure!(binary.exists(), "no {}; hint: cargo build --release", binary.display());
+    Ok(binary)
+}
+
+/// `binary` with `args`, and with no Safelight, AWS or OpenTelemetry variables but those in `env`: the
+/// surroundings of a test must not change what it tests.
+pub fn safelight<A: AsRef<std::ffi::OsStr>>(
+    binary: &Path,
+    args: impl IntoIterator<Item = A>,
+    env: &[(String, String)],
+) -> Command {
+    let mut command = Command::new(binary);
+    for (key, _) in std::env::vars_os() {
+        let name = key.to_string_lossy();
+        if ["SAFELIGHT_", "AWS_", "OTEL_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&key);
+        }
+    }
+    command.args(args).envs(env.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
+    command
+}
+
+/// Variables as [`safelight`] takes them.
+pub fn owned(env: &[(&str, &str)]) -> Vec<(String, String)> {
+    env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A running `safelight` process. Dropping it ends it with SIGTERM, after 5 s by force.
+pub struct Server {
+    process: Guarded,
+    log: PathBuf,
+    url: Option<String>,
+}
+
+impl Server {
+    /// Starts a process that will serve HTTP, and waits until it says that it listens.
+    pub fn start(command: Command) -> Result<Self> {
+        let mut server = Self::spawn(command)?;
+        let log = server.log.clone();
+        blocking_eventually(START, "safelight listens", || {
+            server.url = after_listening(&server.output()).map(str::to_owned);
+            if server.url.is_none()
+                && let Some(status) = server.process.child().try_wait()?
+            {
+                bail!("safelight ended with {status} instead of listening");
+            }
+            Ok(server.url.is_some())
+        })
+        .with_context(|| fs::read_to_string(log).unwrap_or_default())?;
+        Ok(server)
+    }
+
+    /// Starts a process that serves no HTTP.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("safelight-run-").tempdir()?.keep();
+        let log = folder.join("log");
+        let file = File::create(&log)?;
+        command.stdout(file.try_clone()?).stderr(file);
+        let process = Guarded::spawn(&mut command, "TERM", &folder)?;
+        Ok(Self { process, log, url: None })
+    }
+
+    /// Where it listens, such as `http://127.0.0.1:40123`; empty if it serves no HTTP.
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or_default()
+    }
+
+    /// Everything that it has printed and logged.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.process.child().try_wait()?.is_none())
+    }
+
+    /// Sends a signal by name: `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Ends it as `kill -9` does, and waits until it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.signal("KILL")?;
+        self.process.child().wait()?;
+        Ok(())
+    }
+
+    /// Waits until it has printed or logged `words`.
+    pub fn says(&mut self, words: &str, limit: Duration) -> Result<()> {
+        let what = format!("it prints {words:?}");
+        let said = blocking_eventually(limit, &what, || Ok(self.output().contains(words)));
+        said.with_context(|| self.output())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.process.wait(limit).with_context(|| self.output())
+    }
+}
+
+/// The URL in the first complete line that says where the server listens. Terminals' colours may stand
+/// around it.
+fn after_listening(output: &str) -> Option<&str> {
+    let (_, rest) = output.split_once(LISTENING)?;
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| rest.starts_with(scheme))?;
+    let address = &rest[scheme.len()..];
+    let end = address.find(|c: char| !(c.is_ascii_digit() || ".:[]abcdef".contains(c)))?;
+    Some(&rest[..scheme.len() + end])
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed as data.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails, with all that it said, unless it exited with 0.
+    pub fn success(self) -> Result<Self> {
+        if self.code == Some(0) {
+            return Ok(self);
+        }
+        bail!("exit code {:?}\n{}{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+/// Runs a command to its end; fails, and ends it, if that takes longer than `limit`.
+pub fn run(mut command: Command, limit: Duration) -> Result<Finished> {
+    let folder = tempfile::Builder::new().prefix("safelight-run-").tempdir()?.keep();
+    let (out, err) = (folder.join("out"), folder.join("err"));
+    command.stdout(File::create(&out)?).stderr(File::create(&err)?);
+    let mut process = Guarded::spawn(&mut command, "TERM", &folder)?;
+    let status = process.wait(limit);
+    let status = status.with_context(|| fs::read_to_string(&err).unwrap_or_default())?;
+    let read = |path: &Path| fs::read_to_string(path).context("the command's output");
+    Ok(Finished { code: status.code(), stdout: read(&out)?, stderr: read(&err)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn an_address_is_read_only_when_its_line_is_complete() {
+        assert_eq!(after_listening("INFO listening on http://127.0.0.1:80"), None);
+        let said = "INFO listening on http://127.0.0.1:8080\nmore";
+        assert_eq!(after_listening(said), Some("http://127.0.0.1:8080"));
+        let said = "listening on https://[::1]:80\u{1b}[0m\n";
+        assert_eq!(after_listening(said), Some("https://[::1]:80"));
+    }
+
+    #[test]
+    fn a_server_that_dies_is_an_error_with_its_words() {
+        let Err(error) = Server::start(sh("echo 'no disk' >&2; exit 1")) else {
+            panic!("must not start")
+        };
+        assert!(error.to_string().contains("no disk"), "{error}");
+    }
+
+    #[test]
+    fn a_killed_server_leaves_neither_process_nor_folder() -> Result<()> {
+        let mut server = Server::start(sh("echo listening on http://127.0.0.1:1; sleep 60"))?;
+        assert_eq!(server.url(), "http://127.0.0.1:1");
+        let folder = server.process.folder().to_owned();
+        server.kill()?;
+        assert!(!server.is_running()?);
+        let begun = Instant::now();
+        drop(server);
+        assert!(!folder.exists());
+        assert!(begun.elapsed() < Duration::from_secs(3), "a dead process is not waited for");
+        Ok(())
+    }
+
+    #[test]
+    fn a_dropped_server_has_time_to_end() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let word = folder.path().join("word");
+        let script = format!(
+            "trap 'sleep 0.3; echo bye > {}; exit' TERM
+             echo listening on http://127.0.0.1:1
+             while :; do sleep 0.05; done",
+            word.display()
+        );
+        drop(Server::start(sh(&script))?);
+        assert_eq!(fs::read_to_string(&word)?, "bye\n");
+        Ok(())
+    }
+
+    #[test]
+    fn a_command_hands_back_its_two_streams_and_its_code() -> Result<()> {
+        let finished = run(sh("echo data; echo talk >&2; exit 2"), Duration::from_secs(20))?;
+        assert_eq!(
+            (finished.code, finished.stdout.as_str(), finished.stderr.as_str()),
+            (Some(2), "data\n", "talk\n")
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! Waiting for what is expected to happen: the only loops that poll.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+/// How long anything but a task may take, on a busy machine.
+pub const LIMIT: Duration = Duration::from_mins(1);
+
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` holds, for at most [`LIMIT`].
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    eventually_within(LIMIT, what, condition).await
+}
+
+/// Waits until `condition` holds, for at most `limit`.
+pub async fn eventually_within(
+    limit: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !condition().await.with_context(|| what.to_owned())? {
+        ensure!(Instant::now() < deadline, "after {limit:?} it is not true that {what}");
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// [`eventually_within`] for code that blocks its thread.
+pub fn blocking_eventually(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !condition().with_context(|| what.to_owned())? {
+        ensure!(Instant::now() < deadline, "after {limit:?} it is not true that {what}");
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
