@@ -203,7 +203,7 @@ fn pass(passed: &mut BTreeMap<String, u64>, reason: &str) {
     *passed.entry(reason.to_owned()).or_default() += 1;
 }
 
-/// A report line of an object; its id is made for the purpose.
+/// A report line of an object; the line has an id of its own.
 fn item(path: &str, outcome: ItemOutcome, reason: &str) -> ReportLine {
     ReportLine {
         id: Uuid::now_v7(),

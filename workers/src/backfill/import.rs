@@ -35,7 +35,7 @@ const SEEN: usize = 1_000_000;
 #[derive(Default)]
 pub(super) struct Memory {
     reader: Reader,
-    /// Of a dry run, beginnings of the hashes that it has come across.
+    /// Of a dry run, beginnings of the hashes that it has found.
     seen: HashSet<u64>,
     /// And those of the step that is not counted yet.
     pending: HashSet<u64>,
@@ -112,7 +112,7 @@ impl ImportWalk {
         Ok(step)
     }
 
-    /// Removes what was staged for a step that did not count. The janitor finds what is left in spite of it.
+    /// Removes what was staged for a step that did not count. The janitor removes what cannot be removed now.
     pub async fn give_up(&self, step: &BackfillStep) {
         for child in step.work.iter().filter(|child| child.import.is_some()) {
             if let Err(error) = self.blobs.delete(&BlobKey::Incoming(child.image)).await {

@@ -13,7 +13,7 @@ use super::service::{Service, ServiceError};
 /// Dead letters in hand at once.
 const PREFETCH: u16 = 32;
 
-/// Before a job is published again: whatever wore its message out may still go on.
+/// Before a job is published again: what wore its message out may continue.
 const REPUBLISH_DELAY: Duration = Duration::from_secs(5);
 
 /// Reconciles dead letters with the store.

@@ -160,7 +160,7 @@ impl OutboxRelay {
                     let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
                     *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
                 }
-                // It gets nothing, and the other queues are served all the same.
+                // It gets nothing; the other queues are still served.
                 Err(error) => failure = Some(error),
             }
         }

@@ -1,4 +1,4 @@
-//! Removes bytes that images may share. Every step may be cut off, and taken again by anybody (ADR 4).
+//! Removes bytes that images may share. Every step may be cut off, and repeated by any process (ADR 4).
 
 use safelight_blobs::{BlobKey, Blobs};
 use safelight_domain::{ContentHash, Image};

@@ -281,7 +281,7 @@ async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
 async fn what_another_task_is_at_is_worked_on_all_the_same() {
     let test = TestWorker::new(&[]).await;
     let _coordinator = test.coordinator();
-    // Nobody works yet: the upload's jobs wait, and so does the first backfill's.
+    // No worker runs yet: the upload's jobs wait, and so does the first backfill's.
     let upload = test.upload(&picture()).await;
     let mut ids = Vec::new();
     for preset in ["small", "medium"] {

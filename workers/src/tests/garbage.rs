@@ -19,7 +19,7 @@ use super::{
     test_worker::{TestWorker, picture, within},
 };
 
-/// Collects garbage; answers with how it ended, and its report.
+/// Collects garbage; returns how it ended, and its report.
 async fn collect(test: &TestWorker, dry_run: bool) -> (Backfill, Vec<ReportLine>) {
     let store = &test.parts.store;
     let spec = BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) };

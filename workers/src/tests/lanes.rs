@@ -19,24 +19,24 @@ use crate::{
     maintenance::outbox_relay::OutboxRelay,
 };
 
-/// Thumbnail jobs that have begun, by lane, and that end only as they are let go.
+/// Thumbnail jobs that have begun, by lane, and that end only when they are released.
 #[derive(Clone)]
 struct HeldJobs {
     begun: Arc<[AtomicUsize; 2]>,
-    let_go: Arc<Semaphore>,
+    release: Arc<Semaphore>,
 }
 
 impl HeldJobs {
-    fn open(test: &TestWorker, lanes: &[Lane], concurrency: usize) -> (Self, JoinHandle<()>) {
-        let jobs = Self { begun: Arc::default(), let_go: Arc::new(Semaphore::new(0)) };
-        let in_jobs = jobs.clone();
+    fn start(test: &TestWorker, lanes: &[Lane], concurrency: usize) -> (Self, JoinHandle<()>) {
+        let jobs = Self { begun: Arc::default(), release: Arc::new(Semaphore::new(0)) };
+        let held = jobs.clone();
         let handler = move |attempt: Attempt, job: ClaimedJob| {
-            let jobs = in_jobs.clone();
+            let jobs = held.clone();
             async move {
                 // The attempt holds the slot.
                 let _attempt = attempt;
                 jobs.begun[job.lane as usize].fetch_add(1, Ordering::SeqCst);
-                jobs.let_go.acquire().await.expect("open").forget();
+                jobs.release.acquire().await.expect("open").forget();
                 Ok(Outcome::Succeeded(Vec::new()))
             }
             .boxed()
@@ -69,7 +69,7 @@ async fn a_flood_of_bulk_work_leaves_a_slot_for_who_is_waiting() {
         test.upload_on(Lane::Bulk, &picture()).await;
     }
     let _relay = test.relay();
-    let (jobs, _worker) = HeldJobs::open(&test, Lane::ALL, 4);
+    let (jobs, _worker) = HeldJobs::start(&test, Lane::ALL, 4);
     jobs.has_begun(Lane::Bulk, 3).await;
     // Had the flood taken the last slot, this one would not begin: nothing ever ends here.
     test.upload(&picture()).await;
@@ -96,11 +96,11 @@ async fn interactive_work_comes_first_and_may_take_every_slot() {
         .await;
     }
     relay.abort();
-    let (jobs, _worker) = HeldJobs::open(&test, Lane::ALL, 1);
+    let (jobs, _worker) = HeldJobs::start(&test, Lane::ALL, 1);
     for done in 1..=4 {
         jobs.has_begun(Lane::Interactive, done).await;
         assert_eq!(jobs.begun(Lane::Bulk), 0, "bulk waits until no interactive job does");
-        jobs.let_go.add_permits(1);
+        jobs.release.add_permits(1);
     }
     jobs.has_begun(Lane::Bulk, 1).await;
 }
@@ -112,7 +112,7 @@ async fn a_worker_of_bulk_alone_uses_all_its_slots() {
         test.upload_on(Lane::Bulk, &picture()).await;
     }
     let _relay = test.relay();
-    let (jobs, _worker) = HeldJobs::open(&test, &[Lane::Bulk], 4);
+    let (jobs, _worker) = HeldJobs::start(&test, &[Lane::Bulk], 4);
     jobs.has_begun(Lane::Bulk, 4).await;
 }
 

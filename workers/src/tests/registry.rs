@@ -104,7 +104,7 @@ async fn a_worker_reports_the_last_runs_of_its_services() {
     assert_eq!(names, ["old_tasks", "outbox_relay"]);
     let (tasks, relay) = (&services[0], &services[1]);
     assert!(tasks.last_success_at.is_some() && tasks.last_error.is_none(), "{tasks:?}");
-    assert!(relay.last_run_at.is_some() && relay.last_success_at.is_none(), "{relay:?}");
+    assert!(relay.last_run_at > relay.last_success_at, "{relay:?}");
     assert!(relay.last_error.is_some(), "{relay:?}");
 }
 

@@ -9,12 +9,13 @@ use std::{
 
 use image::{DynamicImage, RgbImage};
 use safelight_blobs::{BlobKey, BlobLocation, Blobs};
-use safelight_config::DatabaseUrl;
+use safelight_config::{DatabaseUrl, SharedCacheUrl};
 use safelight_domain::{
     BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId, JobKind,
     JobNotice, Labels, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
+use safelight_shared_cache::{Location, SharedCache};
 use safelight_store::{
     Accepted, BackfillStep, ChildTask, Claim, DynStore, Effect, NewBackfill, NewUpload, Outcome,
     testing::FaultyStore,
@@ -60,6 +61,10 @@ impl TestWorker {
         let sqlite: DynStore = Arc::new(SqliteStore::open(file).await.expect("open"));
         sqlite.migrate().await.expect("migrate");
         let store = Arc::new(FaultyStore { inner: sqlite, plan: Flaky::default() });
+        let shared_cache = match &config.shared_cache_url {
+            SharedCacheUrl::Single(url) => Some(SharedCache::new(Location::Single(url.clone()))),
+            SharedCacheUrl::Cluster(_) | SharedCacheUrl::Off => None,
+        };
         let location = BlobLocation::Folder(folder.path().join("blobs"));
         let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("blobs");
         let parts = WorkerParts {
@@ -67,7 +72,7 @@ impl TestWorker {
             store: store.clone(),
             queue: Arc::new(InProcessQueue::new()),
             blobs,
-            shared_cache: None,
+            shared_cache,
             outbox_signal: OutboxSignal::default(),
         };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());

@@ -97,7 +97,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Shows every file under `folder` that comes after the relative path `after`. Answers whether more is
+    /// Shows every file under `folder` that comes after the relative path `after`. Returns whether more is
     /// wanted.
     fn folder(&mut self, folder: &Path, after: Option<&Path>) -> Result<bool, SourceError> {
         let mut last: Option<OsString> = None;

@@ -242,7 +242,7 @@ fn by_hand(world: &mut World, what: ByHand) {
     let Some(&task) = world.rng.choice(&accepted) else { return };
     world.note(&super::text::short(&format!("{what:?} {task:?} at process {process}")));
     let store = world.processes[process].parts.store.clone();
-    // The numbers after a task's are those of its jobs, of its image, and of whatever deletes that.
+    // The numbers after a task's are those of its jobs, of its image, and of the deletion of that.
     let number = |after: u128| Uuid::from_u128(task.0.as_u128() + after);
     let job = JobId(number(1));
     let deletion = DeletionRequest {

@@ -23,7 +23,7 @@ pub(super) struct Queues(Mutex<State>);
 #[derive(Default)]
 pub(super) struct State {
     pub messages: Vec<Queued>,
-    /// Delivered and not settled, by delivery tag.
+    /// Delivered and not acknowledged, by delivery tag.
     pub unsettled: BTreeMap<u64, Unsettled>,
     pub consumers: Vec<Consumer>,
     /// Every job and generation whose message was ever confirmed.
@@ -83,17 +83,17 @@ impl State {
         (at, consumer): (usize, usize),
         doubled: bool,
     ) -> Option<Message> {
-        let message = if doubled { self.messages[at] } else { self.messages.remove(at) };
+        let queued = if doubled { self.messages[at] } else { self.messages.remove(at) };
         self.last_tag += 1;
         let tag = self.last_tag;
         let process = self.consumers[consumer].process;
-        self.unsettled.insert(tag, Unsettled { message, process, consumer });
-        let settle = Tagged { shared: shared.clone(), process, tag, notice: message.notice };
-        let delivery = Message::new(message.notice, message.redelivered, settle);
+        self.unsettled.insert(tag, Unsettled { message: queued, process, consumer });
+        let answer = Tagged { shared: shared.clone(), process, tag, notice: queued.notice };
+        let message = Message::new(queued.notice, queued.redelivered, answer);
         // Given back to be dropped where the lock is free: that puts the message back.
-        self.consumers[consumer].deliveries.try_send(delivery).err().map(|error| match error {
-            mpsc::error::TrySendError::Full(delivery)
-            | mpsc::error::TrySendError::Closed(delivery) => delivery,
+        self.consumers[consumer].deliveries.try_send(message).err().map(|error| match error {
+            mpsc::error::TrySendError::Full(message)
+            | mpsc::error::TrySendError::Closed(message) => message,
         })
     }
 
@@ -110,7 +110,7 @@ impl State {
         }
     }
 
-    /// The job of a delivery, if its process holds no other of that job, nor ever held one that went
+    /// The job of a delivered message, if its process holds no other of that job, nor ever held one that went
     /// back.
     pub fn last_of_its_job(&self, tag: u64) -> Option<JobId> {
         let one = self.unsettled.get(&tag)?;
@@ -208,7 +208,7 @@ impl JobQueue for SimulatedBroker {
     async fn close(&self) {}
 }
 
-/// One delivery. Dropped unsettled, its message goes back.
+/// One delivered message. Dropped without an answer, it goes back.
 struct Tagged {
     shared: Arc<Shared>,
     process: usize,
