@@ -1,5 +1,7 @@
 //! Settles: ending attempts, each with all its effects, in one statement for all that are ready.
 
+use std::fmt::Write;
+
 use safelight_domain::{ImageFacts, JobId, Rendition};
 use safelight_store::{Effect, Lease, Outcome, Settled, StoreError, ending::Ending};
 use serde::Serialize;
@@ -290,8 +292,8 @@ impl<'a> Settlement<'a> {
             Effect::StoredBlob(facts) => self.facts = Some(facts),
             Effect::UpsertRenditions(made) => self.renditions.extend(made),
             Effect::Placeholder(new) => {
-                let thumbhash = new.thumbhash.iter().map(|byte| format!("{byte:02x}")).collect();
-                self.placeholder = Some(StoredPlaceholder { thumbhash, color: new.css_color() });
+                let (thumbhash, color) = (hexadecimal(&new.thumbhash), new.css_color());
+                self.placeholder = Some(StoredPlaceholder { thumbhash, color });
             }
             Effect::ForgetRenditions(gone) => self.forgotten.extend(gone),
             Effect::ForgetImage { proxies } => self.proxies = Some(*proxies),
@@ -299,4 +301,12 @@ impl<'a> Settlement<'a> {
             Effect::Note(_) => {}
         }
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

@@ -57,7 +57,8 @@ macro_rules! insert_tasks {
 
          insert into outbox (job_id, kind, lane, share, generation, due_at)
          select id, kind, lane, share, 0, run_at from jobs
-         where task_id in (select unhex(value ->> 'id', '-') from json_each($1));"
+         where id in (select unhex(one.value ->> 0, '-')
+                      from json_each($1) new join json_each(new.value, '$.jobs') one);"
     };
 }
 
