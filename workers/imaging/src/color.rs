@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn srgb_in_other_words_is_identity() {
+    fn a_profile_equal_to_srgb_is_ignored() {
         let icc = ColorProfile::new_srgb().encode().expect("a profile");
         assert!(ToSrgb::from_icc(&icc, Layout::Rgb).is_none());
         assert!(ToSrgb::from_icc(b"no profile", Layout::Rgb).is_none());
