@@ -76,6 +76,10 @@ where
     tokio::spawn(async move {
         let mut reconnect = Reconnect::default();
         while let Err(error) = tokio::spawn(start(shutdown.clone())).await {
+            if error.is_cancelled() {
+                // The runtime ends.
+                break;
+            }
             tracing::error!(task = name, %error, "a background task panicked and is restarted");
             tokio::select! {
                 () = tokio::time::sleep(reconnect.next_delay()) => {}

@@ -37,7 +37,7 @@ async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
     assert_eq!(client.get("/readyz").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
     client.bytes("/livez").await?;
     // Some seconds, in which workers would use up attempts if they did so during an outage.
-    load.more_refused(60).await?;
+    load.more_refused(6).await?;
     block_in_place(|| postgres.start_again())?;
     let took = cluster.database().flows_again().await?;
     eventually("/readyz says ready", async || Ok(client.get("/readyz").await?.status() == 200))

@@ -83,7 +83,7 @@ async fn a_hijacked_decoder_reaches_nothing_outside() -> Result<()> {
         }
     }
     assert_eq!(outside.reached()?, (false, false));
-    assert!(server.output().contains("the sandbox ended a decoder"), "{}", server.output());
+    assert!(server.output().contains("the sandbox killed a decoder"), "{}", server.output());
     assert!(
         !server.output().contains("sandbox of the decoders is incomplete"),
         "{}",

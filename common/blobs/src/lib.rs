@@ -14,6 +14,7 @@ mod bucket;
 mod error;
 mod ingest;
 mod key;
+mod spool;
 mod staging;
 mod store;
 mod trash;

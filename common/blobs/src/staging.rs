@@ -7,7 +7,7 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use safelight_domain::{ContentHash, ContentHasher, ImageId};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
-use super::{BlobError, BlobKey, store::Spool};
+use super::{BlobError, BlobKey, spool::Spool};
 use crate::blocking::blocking;
 
 /// Bytes to buffer before a write to disk, because each write is a call on a blocking thread.

@@ -17,7 +17,7 @@ use safelight_domain::{ContentHash, ContentHasher, ImageId};
 use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
-use super::{BlobError, BlobKey, StagedUpload, Staging};
+use super::{BlobError, BlobKey, StagedUpload, Staging, spool::Spool};
 use crate::blocking::blocking;
 
 /// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any
@@ -51,14 +51,6 @@ pub struct Blobs {
     spool: Option<Spool>,
     /// The folder of staged files, for a local directory.
     incoming: Option<PathBuf>,
-}
-
-/// A local folder for bodies before they are sent to a remote store, so that an incomplete body never reaches it,
-/// and a slow client occupies disk instead of memory.
-#[derive(Clone)]
-pub(super) struct Spool {
-    pub(super) folder: PathBuf,
-    pub(super) parts: Arc<Semaphore>,
 }
 
 /// A stream of bytes from the store.

@@ -9,7 +9,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Backfill, Failure, Image, JobId, Owner, Receipt, TaskId, text_enum::text_enum};
+use super::{
+    Backfill, Failure, Image, JobId, JobKind, Lane, Owner, Receipt, TaskId, text_enum::text_enum,
+};
 
 /// The newest version of jobs that this release supports. A job's row contains the version that a worker must
 /// support to run it. Increase it in a release whose jobs older releases would run incorrectly; they leave these
@@ -37,30 +39,6 @@ impl Status {
     /// Whether it can only change by a manual retry.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
-    }
-}
-
-text_enum! {
-    /// What a job does.
-    "job kind" JobKind {
-        /// Store the blob under its hash, and its metadata.
-        Write = "write",
-        /// Make the renditions of the presets.
-        Thumbnail = "thumbnail",
-        /// Read an image's bytes and renditions, compare them with their hashes, and repair.
-        Verify = "verify",
-        /// Remove everything of an image.
-        Delete = "delete",
-    }
-}
-
-text_enum! {
-    /// The priority of work. Bulk work never delays interactive work.
-    "lane" Lane {
-        /// Work for a client's request.
-        Interactive = "interactive",
-        /// Work of a backfill.
-        Bulk = "bulk",
     }
 }
 

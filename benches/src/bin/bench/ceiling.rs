@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::{accept::Row, payload::Payload};
+use crate::{payload::Payload, row::Row};
 
 /// Transactions that one commit holds at most, as in Safelight's own writer.
 const GROUP: usize = 32;

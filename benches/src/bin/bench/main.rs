@@ -9,6 +9,7 @@ mod latency;
 mod memory;
 mod overload;
 mod payload;
+mod row;
 
 use std::{path::PathBuf, time::Duration};
 
