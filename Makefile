@@ -32,7 +32,7 @@ lint: ## check format, lints, dependencies, shell scripts, container files, mani
 	@scripts/setup.sh build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items
 	@scripts/lint-files.sh
 	@scripts/audit.sh
 

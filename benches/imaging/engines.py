@@ -61,14 +61,14 @@ def parse_variants(text: str) -> list[Variant]:
 
 
 def request_for(
-    picture: Any, mode: str, *, optimise: bool, out: Path | None, repeat: int = 1
+    picture: Any, mode: str, *, optimize: bool, out: Path | None, repeat: int = 1
 ) -> Answer:
     """One request of the protocol for a `corpus.Picture`."""
     return {
         "file": str(picture.path),
         "mode": mode,
         "format": picture.rendition_format,
-        "optimise": optimise,
+        "optimize": optimize,
         "repeat": repeat,
         "out": str(out) if out else None,
     }

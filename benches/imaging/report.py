@@ -62,7 +62,7 @@ class Report:
             rows.append(row)
         title = (
             f"CPU time for the three renditions of a picture, median of {self.results.rounds} "
-            f"rounds, one core; {'optimised' if self.results.optimise else 'standard'} Huffman tables"
+            f"rounds, one core; {'optimized' if self.results.optimize else 'standard'} Huffman tables"
         )
         return f"{title}\n{table(head, rows)}"
 

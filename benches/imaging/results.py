@@ -42,7 +42,7 @@ class Results:
     pictures: list[Picture]
     variants: list[Variant]
     rounds: int
-    optimise: bool
+    optimize: bool
     # One answer per measured round.
     answers: dict[tuple[str, Variant], list[Answer]] = field(default_factory=dict)
     # The renditions that the warm-up round wrote.
@@ -69,7 +69,7 @@ class Results:
             "machine": machine(),
             "versions": versions(),
             "rounds": self.rounds,
-            "optimise": self.optimise,
+            "optimize": self.optimize,
             "files": [self._file_as_json(p) for p in self.pictures],
             "quality": [
                 {"file": file, "of": of, "size": size, **asdict(score)}

@@ -44,7 +44,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--rounds", type=int, default=7, help="measured rounds after a warm-up (default: 7)"
     )
     parser.add_argument(
-        "--optimise", action="store_true", help="use optimized Huffman tables in all engines"
+        "--optimize", action="store_true", help="use optimized Huffman tables in all engines"
     )
     parser.add_argument("--core", type=int, help="core to run on (default: the last one)")
     parser.add_argument(
@@ -116,7 +116,7 @@ def measure_once(
     key = picture.name, variant
     if key in results.errors:
         return
-    request = engines.request_for(picture, variant.mode, optimise=results.optimise, out=out)
+    request = engines.request_for(picture, variant.mode, optimize=results.optimize, out=out)
     answer = fleet.ask(variant, request)
     if "error" in answer:
         results.errors[key] = answer["error"]
@@ -180,7 +180,7 @@ def measure_memory(results: Results, pictures: list[Picture]) -> None:
                 continue
             with Engine(variant.engine, OUT / "engines.log") as engine:
                 request = engines.request_for(
-                    picture, variant.mode, optimise=results.optimise, out=None
+                    picture, variant.mode, optimize=results.optimize, out=None
                 )
                 answer = engine.ask(request)
             if error := answer.get("error"):
@@ -227,11 +227,11 @@ def run(arguments: argparse.Namespace) -> None:
     prepare_output()
     weighed = [] if arguments.no_memory else memory_pictures(arguments.memory, pictures)
 
-    results = Results(pictures, variants, arguments.rounds, arguments.optimise)
+    results = Results(pictures, variants, arguments.rounds, arguments.optimize)
     # The server first: it is the part most likely to be missing, and that should show at once.
     if photo:
         say(f"serve: {photo.name}")
-        results.served = serve.measure(photo, OUT, optimise=arguments.optimise)
+        results.served = serve.measure(photo, OUT, optimize=arguments.optimize)
     measure_times(results)
     measure_memory(results, weighed)
     if not arguments.no_quality:

@@ -41,7 +41,7 @@ class ServeError(Exception):
     """The server could not be measured; the second argument is a hint."""
 
 
-def measure(photo: Picture, folder: Path, *, optimise: bool) -> Served:
+def measure(photo: Picture, folder: Path, *, optimize: bool) -> Served:
     """Raises ServeError."""
     if not SERVER.is_file():
         raise ServeError(
@@ -49,21 +49,21 @@ def measure(photo: Picture, folder: Path, *, optimise: bool) -> Served:
         )
     # Half of sharp's loop runs before the server and half after it, so that a change of the machine's
     # speed affects both.
-    loops = {peer: [sharp_ms(photo, peer, folder, optimise)] for peer in PEERS}
+    loops = {peer: [sharp_ms(photo, peer, folder, optimize)] for peer in PEERS}
     with running_server(folder) as (pid, client):
         served_ms, idle = measure_uploads(photo.path.read_bytes(), pid, client)
     for peer in PEERS:
-        loops[peer].append(sharp_ms(photo, peer, folder, optimise))
+        loops[peer].append(sharp_ms(photo, peer, folder, optimize))
     peers = {str(peer): sum(halves) / len(halves) for peer, halves in loops.items()}
     ratios = {name: cpu_ms / served_ms for name, cpu_ms in peers.items()}
     return Served(photo.name, UPLOADS, idle, {"served": served_ms, **peers}, ratios)
 
 
-def sharp_ms(photo: Picture, peer: Variant, folder: Path, optimise: bool) -> float:
+def sharp_ms(photo: Picture, peer: Variant, folder: Path, optimize: bool) -> float:
     """The mean over half as many renderings as uploads, in a warm process."""
     with Fleet([peer], folder / "engines.log") as fleet:
         for repeat in (WARM_UP, UPLOADS // 2):
-            request = request_for(photo, peer.mode, optimise=optimise, out=None, repeat=repeat)
+            request = request_for(photo, peer.mode, optimize=optimize, out=None, repeat=repeat)
             answer = fleet.ask(peer, request)
             if error := answer.get("error"):
                 raise ServeError(

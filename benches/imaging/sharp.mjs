@@ -24,7 +24,7 @@ const within = (size) => [size, size, { fit: 'inside', withoutEnlargement: true 
 function encode(pipeline, request, timing = {}) {
   return request.format === 'webp'
     ? pipeline.webp({ ...WEBP, ...timing })
-    : pipeline.jpeg({ ...JPEG, optimiseCoding: request.optimise });
+    : pipeline.jpeg({ ...JPEG, optimizeCoding: request.optimize });
 }
 
 // What people usually write: the whole pipeline again for each size.

@@ -56,7 +56,7 @@ def encode(image: pyvips.Image, request: Request) -> bytes:
     if request["format"] == "webp":
         return image.webpsave_buffer(Q=QUALITY, effort=WEBP_EFFORT, keep="none")
     return image.jpegsave_buffer(
-        Q=QUALITY, subsample_mode="on", optimize_coding=request["optimise"], keep="none"
+        Q=QUALITY, subsample_mode="on", optimize_coding=request["optimize"], keep="none"
     )
 
 

@@ -257,7 +257,7 @@ async fn what_a_crash_cut_off_is_removed_when_it_is_old() -> Result<()> {
     Ok(())
 }
 
-/// Bytes in which every position differs from its neighbours.
+/// Bytes in which every position differs from its neighbors.
 fn content(size: usize) -> Vec<u8> {
     (0..size).map(|i| u8::try_from(i % 251).unwrap_or(0)).collect()
 }

@@ -232,7 +232,7 @@ async fn invalid_backfill_requests_get_specific_errors(at: &Deployment) -> Resul
         r#"{"kind":"verify","scope":"all"}"#,
         r#"{"kind":"verify","rate":0}"#,
         r#"{"kind":"verify","concurrency":0}"#,
-        r#"{"kind":"verify","colour":1}"#,
+        r#"{"kind":"verify","color":1}"#,
         r#"{"kind":"verify","visibility":"private"}"#,
         r#"{"kind":"import","source":"/tmp","visibility":"secret"}"#,
         r#"{"kind":"import"}"#,

@@ -26,7 +26,7 @@ use turbojpeg::{Compressor, Decompressor, ScalingFactor, YuvImage};
 struct Request {
     file: PathBuf,
     mode: Mode,
-    optimise: bool,
+    optimize: bool,
     repeat: u32,
     out: Option<PathBuf>,
 }
@@ -139,7 +139,7 @@ fn serve() -> Result<()> {
 }
 
 fn answer(renderer: &mut Renderer, config: &Config, request: &Request) -> Result<Answer> {
-    ensure!(!request.optimise, "renditions have the standard Huffman tables");
+    ensure!(!request.optimize, "renditions have the standard Huffman tables");
     let idle_kib = memory("VmRSS")?;
     let bytes = fs::read(&request.file)?;
     let limits = decoder_options(config).limits;

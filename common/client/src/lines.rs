@@ -18,13 +18,13 @@ pub(crate) async fn download(
 ) -> Result<(), ClientError> {
     let mut last = None::<String>;
     let mut delays = Reconnect::default();
-    let mut tried = 0;
+    let mut failures = 0;
     loop {
         let (moved, ended) = copy_lines(request(last.as_deref()), target, &mut last).await?;
-        tried = if moved { 0 } else { tried + 1 };
+        failures = if moved { 0 } else { failures + 1 };
         match ended {
             Ok(()) => return flush(target).await,
-            Err(error) if error.is_retryable() && tried < tries => {
+            Err(error) if error.is_retryable() && failures < tries => {
                 tokio::time::sleep(error.retry_after().unwrap_or(delays.next_delay())).await;
             }
             Err(error) => return Err(error),

@@ -16,7 +16,7 @@ pub struct InvalidUrl(String);
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum DatabaseUrl {
-    /// A file. Empty for the default until [`super::load`] fills it in.
+    /// A file. Empty for the default until [`load()`](super::load()) fills it in.
     Sqlite(PathBuf),
     /// A `postgres://` URL as sqlx reads it.
     Postgres(String),
@@ -75,7 +75,7 @@ impl CorsOrigin {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum BlobUrl {
-    /// A folder. Empty for the default until [`super::load`] fills it in.
+    /// A folder. Empty for the default until [`load()`](super::load()) fills it in.
     File(PathBuf),
     /// A bucket. The `AWS_*` variables configure the access.
     S3 {

@@ -11,7 +11,7 @@ use image::{
 /// The picture that the figures of this project speak of: about 800 KB of JPEG.
 pub const REFERENCE: (u32, u32) = (2725, 2225);
 
-/// A JPEG like a photograph: slow colour changes, some edges and a grain, so that it costs a codec
+/// A JPEG like a photograph: slow color changes, some edges and a grain, so that it costs a codec
 /// about what a photograph costs. The same seed gives the same bytes.
 pub fn jpeg(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
     let picture = photo(width, height, seed);

@@ -52,8 +52,8 @@ impl Reads {
     /// Waits until `count` more have ended.
     pub async fn more(&self, count: usize) -> Result<()> {
         let wanted = self.done() + count;
-        let waited = eventually("the reads have ended", async || Ok(self.done() >= wanted)).await;
-        waited.with_context(|| format!("{} of {wanted} reads have ended", self.done()))
+        let outcome = eventually("the reads have ended", async || Ok(self.done() >= wanted)).await;
+        outcome.with_context(|| format!("{} of {wanted} reads have ended", self.done()))
     }
 
     /// Ends them; fails if a single read has. Answers how many there were.

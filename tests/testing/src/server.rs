@@ -130,7 +130,7 @@ impl Server {
     }
 }
 
-/// The URL in the first complete line that says where the server listens. Terminals' colours may stand
+/// The URL in the first complete line that says where the server listens. Terminals' colors may stand
 /// around it.
 fn after_listening(output: &str) -> Option<&str> {
     let (_, rest) = output.split_once(LISTENING)?;

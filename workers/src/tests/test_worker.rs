@@ -258,7 +258,7 @@ pub(crate) fn job(task: &Task, kind: JobKind) -> &Job {
     task.jobs.iter().find(|job| job.kind == kind).expect("a job of each kind")
 }
 
-/// What a write job might have learnt.
+/// What a write job might have learned.
 pub(crate) fn facts() -> ImageFacts {
     ImageFacts {
         format: ImageFormat::Png,

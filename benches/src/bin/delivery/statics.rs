@@ -144,7 +144,7 @@ async fn tag(url: &str, path: &str) -> Result<String> {
 
 fn print_row(title: &str, connections: usize, [ours, nginx]: &[Vec<Run>; 2], figure: Figure) {
     let middle = |runs: &[Run], figure: Figure| median(runs.iter().map(figure));
-    // Of neighbouring runs, so that a slow minute of the machine counts for both.
+    // Of neighboring runs, so that a slow minute of the machine counts for both.
     let ratio = |figure: Figure| {
         median(ours.iter().zip(nginx).map(|(ours, nginx)| figure(ours) / figure(nginx)))
     };

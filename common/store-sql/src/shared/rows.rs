@@ -180,7 +180,7 @@ fn claimed_job(row: &DbRow) -> Result<ClaimedJob, StoreError> {
 }
 
 /// Images with their renditions, from rows of `image_columns!` in which an image's rows are
-/// neighbours.
+/// neighbors.
 pub fn images(rows: &[DbRow]) -> Result<Vec<Image>, StoreError> {
     let mut images: Vec<Image> = Vec::new();
     for row in rows {
@@ -196,7 +196,7 @@ pub fn images(rows: &[DbRow]) -> Result<Vec<Image>, StoreError> {
 }
 
 /// Jobs with their image, from rows of `claimed_columns!` and `image_columns!` in which a job's
-/// rows are neighbours.
+/// rows are neighbors.
 pub fn claimed_jobs(rows: &[DbRow]) -> Result<Vec<ClaimedJob>, StoreError> {
     let mut jobs: Vec<ClaimedJob> = Vec::new();
     for row in rows {
@@ -212,7 +212,7 @@ pub fn claimed_jobs(rows: &[DbRow]) -> Result<Vec<ClaimedJob>, StoreError> {
 }
 
 /// Tasks with their jobs and the ids of their images, from rows of `task_columns!` in which a
-/// task's rows are neighbours.
+/// task's rows are neighbors.
 pub fn tasks(rows: &[DbRow]) -> Result<Vec<(Task, Option<ImageId>)>, StoreError> {
     let mut tasks: Vec<(Task, Option<ImageId>)> = Vec::new();
     for row in rows {

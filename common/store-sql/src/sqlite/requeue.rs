@@ -1,4 +1,4 @@
-//! Queueing failed jobs again.
+//! Queuing failed jobs again.
 
 use safelight_domain::{JobId, TaskId};
 use safelight_store::StoreError;

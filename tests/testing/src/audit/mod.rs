@@ -1,6 +1,6 @@
 //! The audit: what clients were promised, against what is there.
 //!
-//! A [`Ledger`] holds every upload that was answered with 202. [`Audit::audit`] waits until all work
+//! A [`Ledger`] holds every upload that was answered with 202. [`Audit::run`] waits until all work
 //! has ended, then looks past the program, straight into the database, the blobs' folder and the
 //! broker, and reports what does not add up.
 
@@ -46,7 +46,7 @@ impl Audit<'_> {
         self.run_within(ledger, SETTLED_LIMIT).await
     }
 
-    /// [`Audit::audit`] that waits at most `limit`.
+    /// [`Audit::run`] that waits at most `limit`.
     pub async fn run_within(&self, ledger: &Ledger, limit: Duration) -> Result<Report> {
         let left = self.until_settled(limit).await?;
         let mut report = Report { left, ..Report::default() };

@@ -59,7 +59,7 @@ impl Av1 {
         [self.scale(y, 0.0, 219.0), self.scale(u, middle, 224.0), self.scale(v, middle, 224.0)]
     }
 
-    /// Quantises one component; `middle` is 0 for luma.
+    /// Quantizes one component; `middle` is 0 for luma.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn scale(&self, value: f64, middle: f64, limited: f64) -> u16 {
         let unit = f64::from(1 << (self.depth - 8));

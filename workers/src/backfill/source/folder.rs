@@ -1,5 +1,5 @@
 //! Every file in a folder, however deep, in the order of names: what a folder holds comes where its name
-//! stands among its neighbours. Symbolic links are not followed.
+//! stands among its neighbors. Symbolic links are not followed.
 
 use std::{
     collections::BTreeMap,

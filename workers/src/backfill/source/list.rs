@@ -222,7 +222,7 @@ mod tests {
             "",
             r#"{"path":"/b/c.png","title":"C","tags":["x"]}"#,
             &long,
-            r#"{"path":"d","colour":1}"#,
+            r#"{"path":"d","shape":1}"#,
             "nonsense",
             r#""s3://bucket/some/key.gif""#,
         ];
