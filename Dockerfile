@@ -9,7 +9,7 @@ ARG DEBIAN=debian:12.12-slim
 FROM ${RUST} AS build
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
-# The crates of SQLite, libjpeg-turbo, libwebp, ring and jemalloc compile their C sources. cmake builds
+# The crates of SQLite, libjpeg-turbo, libwebp, ring and mimalloc compile their C sources. cmake builds
 # libjpeg-turbo; nasm assembles its inner loops and those of the AV1 codecs.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -18,7 +18,7 @@ RUN apt-get update \
 COPY . .
 ENV CARGO_INCREMENTAL=0 \
     RUSTFLAGS="--remap-path-prefix=/src=safelight --remap-path-prefix=/usr/local/cargo=cargo" \
-    CFLAGS="-ffile-prefix-map=/src=safelight -ffile-prefix-map=/usr/local/cargo=cargo"
+    CFLAGS="-ffile-prefix-map=/src=safelight -ffile-prefix-map=/usr/local/cargo=cargo -DMI_DEFAULT_ARENA_MAX_OBJECT_SIZE=1024"
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --package safelight --bin safelight \

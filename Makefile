@@ -11,9 +11,10 @@ run: ## build Safelight and run it in one process; installs what the build needs
 	cargo build --release
 	target/release/safelight serve
 
-test: ## run all tests; installs the engines that they use
-	@scripts/setup.sh build test
-	cargo test --workspace
+test: ## run all tests; installs the engines that they use. ARGS="--help", ARGS="-E 'test(upload)'"
+	@scripts/setup.sh build test nextest
+	cargo build --workspace --tests --bin with-engines
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" target/debug/with-engines cargo nextest run --workspace $(ARGS)
 
 test-api: ## compare a running server with its OpenAPI document (schemathesis)
 	@scripts/setup.sh build test-api

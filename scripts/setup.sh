@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# scripts/setup.sh build|test|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…   installs what is
-# missing to build Safelight, to test it (or only its API), to run a benchmark, or to fuzz it.
+# scripts/setup.sh build|test|nextest|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…   installs
+# what is missing to build Safelight, to test it (or only its API), to run a benchmark, or to fuzz it.
 #
 # Quiet and quick when nothing is missing. Installs Debian packages as root or with passwordless sudo;
 # otherwise prints what to install and exits 1. Never starts, stops or changes a service: the tests
@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 missing=()
+nextest=
 schemathesis=
 
 # need COMMAND PACKAGE: adds the package if the command is missing. Servers are in sbin, which may not
@@ -17,7 +18,7 @@ need() {
   PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null || missing+=("$2")
 }
 
-# The crates of SQLite, libjpeg-turbo, libwebp, ring and jemalloc compile their C sources. cmake builds
+# The crates of SQLite, libjpeg-turbo, libwebp, ring and mimalloc compile their C sources. cmake builds
 # libjpeg-turbo; nasm assembles its inner loops and those of the AV1 codecs.
 need_for_build() {
   need cc gcc
@@ -39,6 +40,16 @@ need_for_test() {
   need mount mount
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
   need_for_test_api
+}
+
+# The test runner. An unoptimized build of it takes two minutes.
+install_nextest() {
+  local version=0.9.143
+  PATH="$PWD/target/tools/bin:$PATH" cargo nextest --version >/dev/null 2>&1 && return
+  echo "installing: cargo-nextest $version (into target/tools)" >&2
+  cargo install --quiet cargo-nextest --version "$version" --locked --debug --root target/tools \
+    --target-dir target/tools/build
+  rm -rf target/tools/build
 }
 
 # Schemathesis comes from PyPI.
@@ -138,7 +149,7 @@ check_rust() {
 }
 
 usage() {
-  echo "usage: scripts/setup.sh build|test|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…" >&2
+  echo "usage: scripts/setup.sh build|test|nextest|test-api|bench-imaging|bench-delivery|bench-queue|fuzz…" >&2
   exit 2
 }
 
@@ -147,6 +158,7 @@ for what in "$@"; do
   case $what in
     build) need_for_build ;;
     test) need_for_test ;;
+    nextest) nextest=wanted ;;
     test-api) need_for_test_api ;;
     bench-imaging) need_for_bench_imaging ;;
     bench-delivery) need_for_bench_delivery ;;
@@ -158,3 +170,4 @@ done
 install_missing
 [[ -z $schemathesis ]] || install_schemathesis
 check_rust
+[[ -z $nextest ]] || install_nextest

@@ -19,7 +19,7 @@ use error::CommandError;
 
 // Many threads allocating buffers of many sizes fragment the system's allocator.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// An image-hosting backend whose uploads never get lost.
 #[derive(Parser)]

@@ -2,9 +2,27 @@
 
 use std::sync::Arc;
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{
+    SqlSafeStr,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
+};
 
 use safelight_store::StoreError;
+
+/// The migrations that `build.rs` found, each with its version, description and SQL.
+pub fn migrator<const N: usize>(migrations: [(i64, &'static str, &'static str); N]) -> Migrator {
+    Migrator::with_migrations(
+        migrations
+            .into_iter()
+            .map(|(version, description, sql)| {
+                // As `sqlx::migrate!` has it: for statements such as `create index concurrently`.
+                let outside_transaction = sql.starts_with("-- no-transaction");
+                let (kind, sql) = (MigrationType::Simple, sql.into_sql_str());
+                Migration::new(version, description.into(), kind, sql, outside_transaction)
+            })
+            .collect(),
+    )
+}
 
 fn newest(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or(0)

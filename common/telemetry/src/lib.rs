@@ -9,7 +9,11 @@ pub mod traces;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use safelight_config::{Config, LogFormat};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt::format::JsonFields, layer::SubscriberExt, registry,
+    Layer, Registry,
+    filter::{ParseError, Targets},
+    fmt::format::JsonFields,
+    layer::SubscriberExt,
+    registry,
     util::SubscriberInitExt,
 };
 
@@ -33,8 +37,7 @@ const QUIET: &str =
 pub fn init(config: &Config, role: &'static str) -> Result<(), String> {
     // lapin and sqlx's pool log each lost connection in several lines; the users of the connection log it in one.
     // PostgreSQL's notices only report that it closes connections.
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log))
-        .map_err(|error| format!("log: {error}"))?;
+    let filter = filter(&config.log).map_err(|error| format!("log: {error}"))?;
     let logs = logs(config.log_format);
     let _ = match &config.otlp_endpoint {
         // A single filter for all: filtered events cost nothing more.
@@ -46,6 +49,12 @@ pub fn init(config: &Config, role: &'static str) -> Result<(), String> {
         }
     };
     Ok(())
+}
+
+/// Parses a level, or levels by target that are separated by commas, with or without spaces.
+fn filter(configured: &str) -> Result<Targets, ParseError> {
+    let configured = configured.split(',').map(str::trim).filter(|level| !level.is_empty());
+    QUIET.split(',').chain(configured).collect::<Vec<_>>().join(",").parse()
 }
 
 fn logs(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
@@ -67,4 +76,28 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
         .map_err(|error| error.to_string())?;
     names::describe();
     Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::filter;
+
+    #[test]
+    fn the_configured_filter_overrides_the_quiet_targets() {
+        let logs = filter("info, lapin=debug,,safelight_workers=trace").expect("a valid filter");
+        assert!(logs.would_enable("safelight_api", &Level::INFO));
+        assert!(!logs.would_enable("safelight_api", &Level::DEBUG));
+        assert!(logs.would_enable("safelight_workers::jobs", &Level::TRACE));
+        assert!(logs.would_enable("lapin::channel", &Level::DEBUG));
+        assert!(!logs.would_enable("sqlx_core::pool", &Level::ERROR));
+    }
+
+    #[test]
+    fn an_unknown_level_is_an_error() {
+        assert!(filter("info,safelight_api=loud").is_err());
+        let silent = filter("").expect("a valid filter");
+        assert!(!silent.would_enable("safelight_api", &Level::ERROR));
+    }
 }

@@ -1,6 +1,7 @@
 //! A private PostgreSQL: its own data folder, a free port on 127.0.0.1, gone with this process.
 
 use std::{
+    env,
     fs::{self, File},
     io::Write,
     os::unix::fs::MetadataExt,
@@ -19,6 +20,9 @@ use crate::{
     process::{Guarded, free_port},
     wait::blocking_eventually,
 };
+
+/// The environment variable with the port of a server that several processes share.
+pub const SHARED_PORT: &str = "SAFELIGHT_TEST_POSTGRES_PORT";
 
 /// Where Debian keeps the server's binaries, by version.
 const VERSIONS: &str = "/usr/lib/postgresql";
@@ -95,32 +99,24 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// The one that the tests of this process share, started at the first call.
-    pub async fn shared() -> Result<&'static Self> {
-        static SHARED: OnceLock<Result<Postgres, String>> = OnceLock::new();
-        let start = || Self::start().map_err(|error| format!("{error:#}"));
-        // Off the runtime's threads: every test may wait here, each on a runtime of its own.
-        tokio::task::spawn_blocking(move || SHARED.get_or_init(start))
-            .await?
-            .as_ref()
-            .map_err(|error| anyhow!(error.clone()))
-    }
-
-    /// The URL of a new, empty database on the shared server.
+    /// The URL of a new, empty database on the server that tests share: that of `with-engines`, or
+    /// otherwise one that this process starts at the first call.
     pub async fn fresh_database() -> Result<String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let shared = Self::shared().await?;
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test_{}_{number}", std::process::id());
+        // Not on the runtime's threads: every test may wait here, each on its own runtime.
         tokio::task::spawn_blocking(move || {
-            shared.create_database(&name)?;
-            Ok(shared.url(&name))
+            let port = shared_port()?;
+            create_database(&binaries()?, port, &name)?;
+            Ok(url(port, &name))
         })
         .await?
     }
 
     /// The URL of a database, as sqlx reads it.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+        url(self.port, database)
     }
 
     /// The port, for proxies before it.
@@ -130,12 +126,7 @@ impl Postgres {
 
     /// Makes an empty database.
     pub fn create_database(&self, name: &str) -> Result<()> {
-        checked(
-            Command::new(self.binaries.join("createdb"))
-                .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()])
-                .arg(name),
-        )
-        .map(drop)
+        create_database(&self.binaries, self.port, name)
     }
 
     /// Stops it in good order (`INT`: connections are cut, everything is written) and waits.
@@ -198,6 +189,32 @@ impl Postgres {
         let code = fs::read_to_string(self.process.folder().join("ended")).ok()?;
         code.ends_with('\n').then(|| code.trim().to_owned())
     }
+}
+
+/// The port of the server that tests share.
+fn shared_port() -> Result<u16> {
+    static SHARED: OnceLock<Result<Postgres, String>> = OnceLock::new();
+    if let Ok(port) = env::var(SHARED_PORT) {
+        return port.parse().with_context(|| format!("{SHARED_PORT}={port}"));
+    }
+    let start = || Postgres::start().map_err(|error| format!("{error:#}"));
+    match SHARED.get_or_init(start) {
+        Ok(server) => Ok(server.port),
+        Err(error) => Err(anyhow!(error.clone())),
+    }
+}
+
+fn url(port: u16, database: &str) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/{database}")
+}
+
+fn create_database(binaries: &Path, port: u16, name: &str) -> Result<()> {
+    checked(
+        Command::new(binaries.join("createdb"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port.to_string()])
+            .arg(name),
+    )
+    .map(drop)
 }
 
 /// The newest server's binaries.

@@ -1,19 +1,18 @@
 //! A private `RabbitMQ` node: own ports, own `epmd`, own cookie, own folder.
 
 use std::{
-    fs,
-    io::{Read, Write},
+    env,
+    fs::{self, File},
+    io::{Read, Seek, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::OnceLock,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
@@ -31,18 +30,27 @@ const VHOSTS: usize = 40;
 const START_DEADLINE: Duration = Duration::from_secs(90);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The environment variable with the [`Address`] of a node that several processes share, as JSON.
+pub const SHARED_NODE: &str = "SAFELIGHT_TEST_RABBITMQ";
+
 /// A node that ends with its folder when this is dropped, or when this process dies.
 pub struct RabbitMq {
     /// Before `epmd` in this order: dropped first.
     node: Option<Guarded>,
-    /// Lives as long as this value, and its guard owns the folder with everything in it.
-    _epmd: Guarded,
+    /// Lives as long as this value, and its guard owns the folder with everything in it. `None`: another
+    /// process started the node.
+    _epmd: Option<Guarded>,
+    address: Address,
+}
+
+/// Where a node is, and how `rabbitmqctl` finds it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Address {
     folder: PathBuf,
     name: String,
     port: u16,
     dist_port: u16,
     epmd_port: u16,
-    next_vhost: AtomicUsize,
 }
 
 impl RabbitMq {
@@ -56,37 +64,43 @@ impl RabbitMq {
         epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]).stdin(Stdio::null());
         quiet(&mut epmd, &folder.join("epmd.log"))?;
         let epmd = Guarded::spawn(&mut epmd, "TERM", &folder).context(HINT)?;
-        let mut this = Self {
-            node: None,
-            _epmd: epmd,
-            name: format!("safelight-{}-{port}@localhost", std::process::id()),
-            folder,
-            port,
-            dist_port,
-            epmd_port,
-            next_vhost: AtomicUsize::new(0),
-        };
+        let name = format!("safelight-{}-{port}@localhost", std::process::id());
+        let address = Address { folder, name, port, dist_port, epmd_port };
+        let mut this = Self { node: None, _epmd: Some(epmd), address };
         this.configure()?;
         this.start_node()?;
         Ok(this)
     }
 
-    /// The node that the tests of this process share; each takes a [`RabbitMq::fresh_vhost`].
-    /// Started by the first caller, while the others wait.
+    /// The node that tests share; each takes a [`RabbitMq::fresh_vhost`]. It is that of `with-engines`,
+    /// or otherwise the first caller in this process starts it, while the others wait.
     pub fn shared() -> Result<&'static Self> {
         static SHARED: OnceLock<Result<RabbitMq, String>> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| Self::start().map_err(|error| format!("{error:#}")));
+        let open = || match env::var(SHARED_NODE) {
+            Ok(address) => {
+                let address = serde_json::from_str(&address).context(SHARED_NODE)?;
+                Ok(Self { node: None, _epmd: None, address })
+            }
+            Err(_) => Self::start(),
+        };
+        let shared =
+            SHARED.get_or_init(|| open().map_err(|error: anyhow::Error| format!("{error:#}")));
         shared.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// For [`SHARED_NODE`].
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// The `amqp://` URL of a virtual host.
     pub fn url(&self, vhost: &str) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.port)
+        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.address.port)
     }
 
     /// The URL of a virtual host that nobody else uses.
     pub fn fresh_vhost(&self) -> Result<String> {
-        let number = self.next_vhost.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number()?;
         let vhost = vhost_name(number);
         if number >= VHOSTS {
             self.ctl(&["add_vhost", &vhost])?;
@@ -95,25 +109,39 @@ impl RabbitMq {
         Ok(self.url(&vhost))
     }
 
+    /// Counts the virtual hosts that are in use, over all processes that share the node.
+    fn next_number(&self) -> Result<usize> {
+        let path = self.address.folder.join("vhosts-in-use");
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        file.lock()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let number = if text.is_empty() { 0 } else { text.parse()? };
+        file.rewind()?;
+        write!(file, "{}", number + 1)?;
+        Ok(number)
+    }
+
     /// The port it takes connections on; stays the same over restarts.
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port
     }
 
     /// Starts the node again after [`RabbitMq::stop`] or [`RabbitMq::kill`], on the same ports and
     /// data, and waits until it takes connections.
     pub fn start_node(&mut self) -> Result<()> {
         let mut server = self.command("rabbitmq-server");
-        quiet(&mut server, &self.folder.join("out.log"))?;
+        quiet(&mut server, &self.address.folder.join("out.log"))?;
         // KILL, because nobody needs the data of a node that is dropped.
-        let run = self.folder.join("run");
+        let run = self.address.folder.join("run");
         fs::create_dir_all(&run)?;
         let mut node = Guarded::spawn(&mut server, "KILL", &run)?;
         blocking_eventually(START_DEADLINE, "RabbitMQ answers", || {
             if let Some(status) = node.child().try_wait()? {
                 bail!("RabbitMQ ended with {status}");
             }
-            Ok(greets(self.port))
+            Ok(greets(self.address.port))
         })
         .with_context(|| self.log())?;
         self.node = Some(node);
@@ -161,17 +189,17 @@ impl RabbitMq {
     /// One of `RabbitMQ`'s scripts, pointed at this node alone.
     fn command(&self, script: &str) -> Command {
         let mut command = Command::new(Path::new(BIN).join(script));
-        let path = |name: &str| self.folder.join(name);
+        let path = |name: &str| self.address.folder.join(name);
         command
             .stdin(Stdio::null())
             .env("HOME", path("home"))
             .env("LC_ALL", "C.UTF-8")
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("RABBITMQ_NODENAME", &self.name)
+            .env("ERL_EPMD_PORT", self.address.epmd_port.to_string())
+            .env("RABBITMQ_NODENAME", &self.address.name)
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODE_PORT", self.port.to_string())
-            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_NODE_PORT", self.address.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.address.dist_port.to_string())
             .env("RABBITMQ_MNESIA_BASE", path("mnesia"))
             .env("RABBITMQ_LOG_BASE", path("log"))
             .env("RABBITMQ_LOGS", path("node.log"))
@@ -193,13 +221,13 @@ impl RabbitMq {
 
     fn configure(&self) -> Result<()> {
         for name in ["home", "mnesia", "log", "generated"] {
-            fs::create_dir_all(self.folder.join(name))?;
+            fs::create_dir_all(self.address.folder.join(name))?;
         }
-        fs::write(self.folder.join("enabled_plugins"), "[].")?;
+        fs::write(self.address.folder.join("enabled_plugins"), "[].")?;
         // How old the counts of `list_queues` may be, in ms; 5 s would make every audit wait.
         let ticks = "[{rabbit, [{quorum_tick_interval, 500}]}].";
-        fs::write(self.folder.join("advanced.config"), ticks)?;
-        let definitions = self.folder.join("definitions.json");
+        fs::write(self.address.folder.join("advanced.config"), ticks)?;
+        let definitions = self.address.folder.join("definitions.json");
         fs::write(&definitions, definitions_json().to_string())?;
         let conf = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\n\
@@ -207,10 +235,10 @@ impl RabbitMq {
              vm_memory_high_watermark.absolute = 1GB\n\
              disk_free_limit.absolute = 50MB\n\
              log.file.level = warning\n",
-            self.port,
+            self.address.port,
             definitions.display(),
         );
-        fs::write(self.folder.join("rabbitmq.conf"), conf)?;
+        fs::write(self.address.folder.join("rabbitmq.conf"), conf)?;
         Ok(())
     }
 
@@ -218,7 +246,7 @@ impl RabbitMq {
     fn log(&self) -> String {
         ["out.log", "node.log"]
             .iter()
-            .filter_map(|name| fs::read_to_string(self.folder.join(name)).ok())
+            .filter_map(|name| fs::read_to_string(self.address.folder.join(name)).ok())
             .flat_map(|text| {
                 let lines: Vec<_> = text.lines().rev().take(20).map(str::to_owned).collect();
                 lines.into_iter().rev()

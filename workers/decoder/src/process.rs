@@ -34,10 +34,15 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// allocation.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of", "AllocError"];
 
-/// jemalloc must return a picture's memory before the next picture: the kernel's limit counts mapped
-/// memory, not used memory.
-const ALLOCATOR: (&str, &str) =
-    ("_RJEM_MALLOC_CONF", "retain:false,narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0");
+/// mimalloc must return a picture's memory before the next picture, and must not reserve more than it
+/// uses: the kernel's limit counts mapped memory, not used memory. It must not look for NUMA nodes in
+/// /sys, which the sandbox forbids.
+const ALLOCATOR: [(&str, &str); 4] = [
+    ("MIMALLOC_PURGE_DELAY", "0"),
+    ("MIMALLOC_ARENA_RESERVE", "65536"), // KiB
+    ("MIMALLOC_ARENA_EAGER_COMMIT", "0"),
+    ("MIMALLOC_USE_NUMA_NODES", "1"),
+];
 
 /// With more than one arena, the C library reads /proc before it shrinks a heap, which the sandbox
 /// forbids.
@@ -64,7 +69,7 @@ impl Process {
             .args(limits.sandbox.then_some("--sandbox"))
             // It decodes untrusted data, so its environment must contain no passwords.
             .env_clear()
-            .env(ALLOCATOR.0, ALLOCATOR.1)
+            .envs(ALLOCATOR)
             .env(C_ALLOCATOR.0, C_ALLOCATOR.1)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

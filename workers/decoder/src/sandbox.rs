@@ -130,7 +130,14 @@ fn allowed() -> Result<BpfProgram> {
         (libc::SYS_mprotect, vec![when(vec![masked(2, libc::PROT_EXEC, 0)?])?]),
         // New threads, but no new processes.
         (libc::SYS_clone, vec![when(vec![masked(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?])?]),
-        (libc::SYS_prctl, vec![when(vec![equal(0, libc::PR_SET_NAME)?])?]),
+        // Names of threads and, by the allocator, of its memory.
+        (
+            libc::SYS_prctl,
+            vec![
+                when(vec![equal(0, libc::PR_SET_NAME)?])?,
+                when(vec![equal(0, libc::PR_SET_VMA)?, equal(1, libc::PR_SET_VMA_ANON_NAME)?])?,
+            ],
+        ),
         // For `abort` and for the watcher that kills this process.
         (libc::SYS_kill, vec![to_itself.clone()]),
         (libc::SYS_tgkill, vec![to_itself]),

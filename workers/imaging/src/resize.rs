@@ -3,8 +3,9 @@
 use std::{f64::consts::PI, sync::LazyLock};
 
 use fast_image_resize::{
-    Filter, FilterType, PixelType, ResizeAlg, ResizeOptions,
-    images::{Image, ImageRef},
+    Filter, FilterType, PixelTrait, ResizeAlg, ResizeOptions,
+    images::{TypedImage, TypedImageRef},
+    pixels::{U8, U8x3, U8x4},
 };
 use image::DynamicImage;
 use safelight_domain::{Failure, Size};
@@ -89,14 +90,21 @@ impl Resizer {
         region: Region,
         size: Size,
     ) -> Result<DynamicImage, Failure> {
-        let Region { left, top, width, height } = region;
-        // Rounding may have carried it a hair beyond the edge.
-        let width = width.min(f64::from(source.width()) - left);
-        let height = height.min(f64::from(source.height()) - top);
-        let options = ResizeOptions::new().resize_alg(self.algorithm);
-        let options = options.crop(left, top, width, height);
+        let from = Size { width: source.width(), height: source.height() };
         let mut target = DynamicImage::new(size.width, size.height, source.color());
-        self.convolution.resize(source, &mut target, &options).map_err(bug)?;
+        let samples = source.as_bytes();
+        match &mut target {
+            DynamicImage::ImageLuma8(to) => {
+                self.convolve::<U8>((samples, from), region, (&mut **to, size))
+            }
+            DynamicImage::ImageRgb8(to) => {
+                self.convolve::<U8x3>((samples, from), region, (&mut **to, size))
+            }
+            DynamicImage::ImageRgba8(to) => {
+                self.convolve::<U8x4>((samples, from), region, (&mut **to, size))
+            }
+            _ => Err(bug("neither gray nor RGB nor RGBA")),
+        }?;
         Ok(target)
     }
 
@@ -148,14 +156,27 @@ impl Resizer {
         (start, length): (f64, f64),
         (target, to): Plane<&mut [u8]>,
     ) -> Result<(), Failure> {
-        let source = ImageRef::new(from.width, from.height, source, PixelType::U8).map_err(bug)?;
-        let mut target =
-            Image::from_slice_u8(to.width, to.height, target, PixelType::U8).map_err(bug)?;
+        let region = Region { left: 0.0, top: start, width: f64::from(from.width), height: length };
+        self.convolve::<U8>((source, from), region, (target, to))
+    }
+
+    /// Resizes a part of a picture with pixels of one type. (The function of the library that takes any
+    /// type at run time costs the build the code of all of them.)
+    fn convolve<P: PixelTrait>(
+        &mut self,
+        (source, from): Plane<&[u8]>,
+        Region { left, top, width, height }: Region,
+        (target, to): Plane<&mut [u8]>,
+    ) -> Result<(), Failure> {
+        let source =
+            TypedImageRef::<P>::from_buffer(from.width, from.height, source).map_err(bug)?;
+        let mut target = TypedImage::<P>::from_buffer(to.width, to.height, target).map_err(bug)?;
         // Rounding may have carried it a hair beyond the edge.
-        let length = length.min(f64::from(from.height) - start);
+        let width = width.min(f64::from(from.width) - left);
+        let height = height.min(f64::from(from.height) - top);
         let options = ResizeOptions::new().resize_alg(self.algorithm);
-        let options = options.crop(0.0, start, from.width.into(), length);
-        self.convolution.resize(&source, &mut target, &options).map_err(bug)
+        let options = options.crop(left, top, width, height);
+        self.convolution.resize_typed(&source, &mut target, &options).map_err(bug)
     }
 }
 

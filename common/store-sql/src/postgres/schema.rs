@@ -1,5 +1,7 @@
 //! The schema and the health of the database.
 
+use std::sync::LazyLock;
+
 use async_trait::async_trait;
 use safelight_store::{Schema, StoreError};
 use sqlx::{ConnectOptions, Connection, PgPool, migrate::Migrator};
@@ -7,7 +9,8 @@ use sqlx::{ConnectOptions, Connection, PgPool, migrate::Migrator};
 use super::{deadline::with_deadline, store::PostgresStore};
 use crate::schema;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
+static MIGRATIONS: LazyLock<Migrator> =
+    LazyLock::new(|| schema::migrator(include!(concat!(env!("OUT_DIR"), "/postgres.rs"))));
 
 /// The advisory lock of the one process on an in-process queue; a number without a meaning.
 const EMBEDDED_QUEUE_LOCK: i64 = 0x5afe_1194_0001;

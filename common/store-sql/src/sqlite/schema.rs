@@ -3,7 +3,7 @@
 use std::{
     fs::{File, TryLockError},
     io,
-    sync::{Arc, PoisonError},
+    sync::{Arc, LazyLock, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -13,7 +13,8 @@ use sqlx::{SqliteConnection, migrate::Migrator};
 use super::store::SqliteStore;
 use crate::schema;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
+static MIGRATIONS: LazyLock<Migrator> =
+    LazyLock::new(|| schema::migrator(include!(concat!(env!("OUT_DIR"), "/sqlite.rs"))));
 
 #[async_trait]
 impl Schema for SqliteStore {
