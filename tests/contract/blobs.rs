@@ -64,14 +64,14 @@ macro_rules! on_both {
 
 on_both! {
     staged_bytes_are_promoted_once_and_read_back,
-    an_unfinished_upload_leaves_nothing,
+    unfinished_upload_leaves_no_bytes,
     objects_are_replaced_and_removed,
     missing_objects_differ_from_store_errors,
-    the_clock_is_that_which_dates_staged_bytes,
-    a_walk_finds_every_blob_and_rendition_once_page_by_page,
+    clock_agrees_with_dates_of_staged_bytes,
+    walk_returns_every_object_once,
 }
 
-async fn the_clock_is_that_which_dates_staged_bytes(test: TestBlobs) -> Result<()> {
+async fn clock_agrees_with_dates_of_staged_bytes(test: TestBlobs) -> Result<()> {
     let blobs = &test.blobs;
     let before = blobs.clock().await?;
     stage(blobs, b"bytes").await?;
@@ -114,7 +114,7 @@ async fn staged_bytes_are_promoted_once_and_read_back(test: TestBlobs) -> Result
 }
 
 /// However small the pages, and whatever else is stored.
-async fn a_walk_finds_every_blob_and_rendition_once_page_by_page(test: TestBlobs) -> Result<()> {
+async fn walk_returns_every_object_once(test: TestBlobs) -> Result<()> {
     let blobs = &test.blobs;
     stage(blobs, b"staged").await?;
     let mut keys: Vec<BlobKey> = (0..40_u8).map(|n| BlobKey::Blob(ContentHash::of(&[n]))).collect();
@@ -165,7 +165,7 @@ async fn content_of(opened: OpenBlob) -> Result<Vec<u8>> {
     }
 }
 
-async fn an_unfinished_upload_leaves_nothing(test: TestBlobs) -> Result<()> {
+async fn unfinished_upload_leaves_no_bytes(test: TestBlobs) -> Result<()> {
     let mut staging = test.blobs.stage(ImageId::new()).await?;
     staging.write(&content(3_000_000)).await?;
     drop(staging);
@@ -211,7 +211,7 @@ async fn missing_objects_differ_from_store_errors(test: TestBlobs) -> Result<()>
 }
 
 #[tokio::test]
-async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
+async fn reads_time_out_when_store_hangs() -> Result<()> {
     let (folder, s3) = (TempDir::new()?, S3::start("images")?);
     let endpoint = s3.endpoint();
     let (_, port) = endpoint.rsplit_once(':').context("a port")?;
@@ -238,7 +238,7 @@ async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_crash_cut_off_is_removed_when_it_is_old() -> Result<()> {
+async fn old_partial_uploads_are_removed() -> Result<()> {
     let TestBlobs { blobs, folder, .. } = local()?;
     let mut arriving = blobs.stage(ImageId::new()).await?;
     arriving.write(&content(300_000)).await?;

@@ -44,18 +44,18 @@ macro_rules! contract {
 
 contract! {
     messages_arrive_on_the_queue_of_their_kind_and_lane,
-    an_acknowledged_message_is_gone,
-    acknowledging_some_at_once_leaves_the_rest,
-    a_requeued_message_comes_again_as_redelivered,
-    a_dropped_delivery_comes_again_as_redelivered,
-    prefetch_bounds_what_is_unsettled,
+    acknowledged_message_is_not_redelivered,
+    concurrent_acks_settle_only_their_messages,
+    requeued_message_is_redelivered,
+    dropped_message_is_redelivered,
+    prefetch_limits_unsettled_messages,
     competing_consumers_get_each_message_once,
-    order_is_kept,
-    a_message_carries_its_trace,
-    depth_counts_what_waits,
-    a_dropped_subscription_returns_what_it_had_buffered,
-    deliveries_outlive_their_subscription,
-    close_ends_everything,
+    queue_keeps_publish_order,
+    message_carries_its_trace,
+    depth_counts_waiting_messages,
+    dropped_subscription_returns_buffered_messages,
+    messages_outlive_their_subscription,
+    close_ends_subscriptions_and_rejects_calls,
     concurrent_publishers_are_all_confirmed,
 }
 
@@ -74,7 +74,7 @@ async fn messages_arrive_on_the_queue_of_their_kind_and_lane(broker: DynJobQueue
     Ok(())
 }
 
-async fn an_acknowledged_message_is_gone(broker: DynJobQueue) -> Result<()> {
+async fn acknowledged_message_is_not_redelivered(broker: DynJobQueue) -> Result<()> {
     let (first, second) = (notice(QUEUE), notice(QUEUE));
     broker.publish(&[first]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
@@ -87,7 +87,7 @@ async fn an_acknowledged_message_is_gone(broker: DynJobQueue) -> Result<()> {
     Ok(())
 }
 
-async fn acknowledging_some_at_once_leaves_the_rest(broker: DynJobQueue) -> Result<()> {
+async fn concurrent_acks_settle_only_their_messages(broker: DynJobQueue) -> Result<()> {
     for kept in [[0, 4], [2, 3], [5, 7]] {
         let sent: Vec<_> = (0..8).map(|_| notice(QUEUE)).collect();
         broker.publish(&sent).await?;
@@ -110,7 +110,7 @@ async fn acknowledging_some_at_once_leaves_the_rest(broker: DynJobQueue) -> Resu
     Ok(())
 }
 
-async fn a_requeued_message_comes_again_as_redelivered(broker: DynJobQueue) -> Result<()> {
+async fn requeued_message_is_redelivered(broker: DynJobQueue) -> Result<()> {
     broker.publish(&[notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let delivery = next(&mut subscription).await?;
@@ -123,7 +123,7 @@ async fn a_requeued_message_comes_again_as_redelivered(broker: DynJobQueue) -> R
     nothing_else_comes(&*broker, QUEUE, &mut subscription).await.context(what)
 }
 
-async fn a_dropped_delivery_comes_again_as_redelivered(broker: DynJobQueue) -> Result<()> {
+async fn dropped_message_is_redelivered(broker: DynJobQueue) -> Result<()> {
     broker.publish(&[notice(QUEUE), notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let first = next(&mut subscription).await?.notice;
@@ -133,7 +133,7 @@ async fn a_dropped_delivery_comes_again_as_redelivered(broker: DynJobQueue) -> R
     Ok(())
 }
 
-async fn prefetch_bounds_what_is_unsettled(broker: DynJobQueue) -> Result<()> {
+async fn prefetch_limits_unsettled_messages(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..10).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 3).await?;
@@ -179,7 +179,7 @@ async fn competing_consumers_get_each_message_once(broker: DynJobQueue) -> Resul
     Ok(())
 }
 
-async fn order_is_kept(broker: DynJobQueue) -> Result<()> {
+async fn queue_keeps_publish_order(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..200).map(|_| notice(QUEUE)).collect();
     for batch in sent.chunks(100) {
         broker.publish(batch).await?;
@@ -193,7 +193,7 @@ async fn order_is_kept(broker: DynJobQueue) -> Result<()> {
     Ok(())
 }
 
-async fn depth_counts_what_waits(broker: DynJobQueue) -> Result<()> {
+async fn depth_counts_waiting_messages(broker: DynJobQueue) -> Result<()> {
     ensure!(broker.depth(QUEUE).await? == 0);
     let sent: Vec<_> = (0..7).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
@@ -202,7 +202,7 @@ async fn depth_counts_what_waits(broker: DynJobQueue) -> Result<()> {
     Ok(())
 }
 
-async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynJobQueue) -> Result<()> {
+async fn dropped_subscription_returns_buffered_messages(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..20).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 10).await?;
@@ -221,7 +221,7 @@ async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynJobQueue
     Ok(())
 }
 
-async fn deliveries_outlive_their_subscription(broker: DynJobQueue) -> Result<()> {
+async fn messages_outlive_their_subscription(broker: DynJobQueue) -> Result<()> {
     broker.publish(&[notice(QUEUE), notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 2).await?;
     let first = next(&mut subscription).await?;
@@ -237,7 +237,7 @@ async fn deliveries_outlive_their_subscription(broker: DynJobQueue) -> Result<()
     Ok(())
 }
 
-async fn close_ends_everything(broker: DynJobQueue) -> Result<()> {
+async fn close_ends_subscriptions_and_rejects_calls(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..5).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut busy = broker.subscribe(QUEUE, 2).await?;
@@ -287,7 +287,7 @@ async fn concurrent_publishers_are_all_confirmed(broker: DynJobQueue) -> Result<
     Ok(())
 }
 
-async fn a_message_carries_its_trace(broker: DynJobQueue) -> Result<()> {
+async fn message_carries_its_trace(broker: DynJobQueue) -> Result<()> {
     let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 });
     let sent = [JobNotice { trace, ..notice(QUEUE) }, notice(QUEUE)];
     broker.publish(&sent).await?;
@@ -304,7 +304,7 @@ async fn a_message_carries_its_trace(broker: DynJobQueue) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_full_in_process_queue_refuses() -> Result<()> {
+async fn full_in_process_queue_rejects_messages() -> Result<()> {
     let broker = open("embedded:").await?;
     let sent: Vec<_> = (0..InProcessQueue::CAPACITY).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;

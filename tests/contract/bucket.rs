@@ -72,7 +72,7 @@ async fn keys_with_any_characters_are_listed_and_read() -> Result<()> {
 
 /// What no folder of files can hold: an S3 that answers by rote.
 #[tokio::test]
-async fn keys_that_are_no_paths_are_listed_and_read() -> Result<()> {
+async fn keys_that_are_not_paths_are_listed_and_read() -> Result<()> {
     // XML has no such character, and the list is asked for in another writing.
     let plain = "<ListBucketResult><IsTruncated>false</IsTruncated>\
         <Contents><Key>nul&#0;</Key><Size>3</Size></Contents></ListBucketResult>";

@@ -55,7 +55,7 @@ async fn list(url: &str, secret: &str) -> Result<StatusCode> {
 }
 
 #[tokio::test]
-async fn a_server_on_a_public_address_requires_a_key() -> Result<()> {
+async fn server_on_public_address_requires_a_key() -> Result<()> {
     let data = TempDir::new()?;
     let mut env = embedded_env(data.path());
     env.push(("SAFELIGHT_LISTEN".to_owned(), "0.0.0.0:0".to_owned()));
@@ -95,7 +95,7 @@ async fn a_server_on_a_public_address_requires_a_key() -> Result<()> {
 }
 
 #[tokio::test]
-async fn commands_use_the_key_of_the_environment() -> Result<()> {
+async fn commands_use_key_from_environment() -> Result<()> {
     let data = TempDir::new()?;
     let env = embedded_env(data.path());
     let key = key(&env, "ada", "upload,read").await?;
@@ -118,7 +118,7 @@ async fn commands_use_the_key_of_the_environment() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_revoked_key_is_refused_by_every_node() -> Result<()> {
+async fn every_node_rejects_revoked_key() -> Result<()> {
     let fleet = fleet(Plan { workers: 0, ..Plan::default() }).await?;
     let admin = fleets_key(&fleet, "ops", "admin").await?;
     let ada = fleets_key(&fleet, "ada", "upload,read").await?;
@@ -146,7 +146,7 @@ async fn a_revoked_key_is_refused_by_every_node() -> Result<()> {
 }
 
 #[tokio::test]
-async fn rates_hold_over_all_nodes() -> Result<()> {
+async fn rate_limits_apply_across_nodes() -> Result<()> {
     let redis = tokio::task::spawn_blocking(Redis::start).await??;
     let env = vec![
         ("SAFELIGHT_SHARED_CACHE_URL".to_owned(), redis.url()),

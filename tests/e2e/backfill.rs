@@ -27,9 +27,9 @@ const COMMAND: Duration = Duration::from_mins(2);
 
 on_every_deployment! {
     import_stores_each_picture_once,
-    a_list_brings_titles_and_tags,
-    renditions_are_made_where_they_are_missing,
-    a_backfill_is_paused_resumed_and_cancelled,
+    import_list_sets_titles_and_tags,
+    renditions_backfill_creates_missing_renditions,
+    backfill_pauses_resumes_and_cancels,
     invalid_backfill_requests_get_specific_errors,
 }
 
@@ -113,7 +113,7 @@ fn image_path(line: &Value) -> String {
     format!("/v1/images/{}", line["id"].as_str().unwrap_or_default())
 }
 
-async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
+async fn import_list_sets_titles_and_tags(at: &Deployment) -> Result<()> {
     let folder = TempDir::new()?;
     fs::write(folder.path().join("1.jpg"), pictures::jpeg(64, 48, 3)?)?;
     let list = folder.path().join("list.ndjson");
@@ -134,7 +134,7 @@ async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn renditions_are_made_where_they_are_missing(at: &Deployment) -> Result<()> {
+async fn renditions_backfill_creates_missing_renditions(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let good = client.upload(pictures::jpeg(320, 240, 4)?).await?;
     let bad = client.upload(pictures::truncated(&pictures::jpeg(320, 240, 5)?)).await?;
@@ -173,7 +173,7 @@ async fn renditions_are_made_where_they_are_missing(at: &Deployment) -> Result<(
     Ok(())
 }
 
-async fn a_backfill_is_paused_resumed_and_cancelled(at: &Deployment) -> Result<()> {
+async fn backfill_pauses_resumes_and_cancels(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     for seed in 0..6 {
         client.finished(&client.upload(pictures::jpeg(64, 48, 10 + seed)?).await?).await?;
@@ -319,7 +319,7 @@ async fn closed_output_pipes_end_commands_normally() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_example_script_begins_follows_and_counts() -> Result<()> {
+async fn example_script_starts_and_follows_backfill() -> Result<()> {
     let at = Deployment::embedded().await?;
     let client = at.client()?;
     client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
@@ -350,7 +350,7 @@ async fn the_example_script_begins_follows_and_counts() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_bucket_is_read_to_its_end() -> Result<()> {
+async fn import_reads_whole_bucket() -> Result<()> {
     let fleet = fleet(Plan { apis: 1, workers: 1, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
     let mut images = Vec::new();
@@ -381,7 +381,7 @@ async fn a_bucket_is_read_to_its_end() -> Result<()> {
 
 /// Every process is killed under an import; the command too. The report adds up all the same.
 #[tokio::test]
-async fn an_import_outlives_every_process() -> Result<()> {
+async fn import_survives_crash_of_every_process() -> Result<()> {
     const PICTURES: usize = 60;
     let folder = TempDir::new()?;
     let photos = folder.path().join("photos");

@@ -17,8 +17,8 @@ use super::{Deployment, binary, on_every_deployment};
 const LIMIT: Duration = Duration::from_mins(2);
 
 on_every_deployment! {
-    upload_sends_a_folder_and_waits,
-    failed_tasks_are_found_and_tried_again,
+    upload_command_sends_folder_and_waits,
+    tasks_command_lists_and_retries_failed_tasks,
     workers_and_queues_are_listed,
 }
 
@@ -26,7 +26,7 @@ async fn finished(command: Command) -> Result<Finished> {
     tokio::task::spawn_blocking(move || run(command, LIMIT)).await?
 }
 
-async fn upload_sends_a_folder_and_waits(at: &Deployment) -> Result<()> {
+async fn upload_command_sends_folder_and_waits(at: &Deployment) -> Result<()> {
     let folder = TempDir::new()?;
     fs::create_dir(folder.path().join("inner"))?;
     fs::write(folder.path().join("a.jpg"), pictures::jpeg(320, 240, 1)?)?;
@@ -70,7 +70,7 @@ async fn upload_without_a_server_fails_with_one_error() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_printed_defaults_are_a_configuration() -> Result<()> {
+async fn printed_defaults_are_a_valid_configuration() -> Result<()> {
     let folder = TempDir::new()?;
     let file = folder.path().join("safelight.toml");
     let printed = finished(safelight(binary(), ["config", "--defaults"], &[])).await?.success()?;
@@ -83,7 +83,7 @@ async fn the_printed_defaults_are_a_configuration() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_configuration_is_shown_without_its_passwords() -> Result<()> {
+async fn config_command_hides_passwords() -> Result<()> {
     let folder = TempDir::new()?;
     let database = folder.path().join("database-url");
     fs::write(&database, "postgres://me:hidden@db/safelight?password=hidden")?;
@@ -118,7 +118,7 @@ async fn unknown_commands_are_usage_errors() -> Result<()> {
     Ok(())
 }
 
-async fn failed_tasks_are_found_and_tried_again(at: &Deployment) -> Result<()> {
+async fn tasks_command_lists_and_retries_failed_tasks(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let good = client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
     let bad = client.finished(&client.upload(pictures::disguised_text()).await?).await?;

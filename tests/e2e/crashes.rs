@@ -16,7 +16,7 @@ use super::{fleet, serve};
 const UPLOADS: usize = 16;
 
 #[tokio::test]
-async fn a_killed_workers_jobs_are_finished_by_others() -> Result<()> {
+async fn other_workers_finish_jobs_of_killed_worker() -> Result<()> {
     // The broker gives unsettled messages to the other worker at once; the lease is for the rest.
     let env = vec![("SAFELIGHT_LEASE_MS".to_owned(), "5000".to_owned())];
     let mut fleet = fleet(Plan { env, ..Plan::default() }).await?;
@@ -28,7 +28,7 @@ async fn a_killed_workers_jobs_are_finished_by_others() -> Result<()> {
 }
 
 #[tokio::test]
-async fn with_every_worker_dead_tasks_wait_for_the_next_one() -> Result<()> {
+async fn tasks_wait_while_no_worker_runs() -> Result<()> {
     let env = vec![("SAFELIGHT_LEASE_MS".to_owned(), "5000".to_owned())];
     let mut fleet = fleet(Plan { workers: 1, env, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
@@ -58,7 +58,7 @@ async fn killing_an_api_node_fails_no_request() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_killed_server_finishes_after_its_restart_what_it_had_accepted() -> Result<()> {
+async fn restarted_server_finishes_accepted_uploads() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path()).await?;
     let client = Client::new(server.url())?;
@@ -72,7 +72,7 @@ async fn a_killed_server_finishes_after_its_restart_what_it_had_accepted() -> Re
 }
 
 #[tokio::test]
-async fn a_drained_server_exits_with_0_and_loses_nothing() -> Result<()> {
+async fn drained_server_exits_with_0_and_loses_nothing() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path()).await?;
     let client = Client::new(server.url())?;

@@ -14,7 +14,7 @@ use super::binary;
 use safelight_testing::wait::eventually;
 
 #[tokio::test]
-async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
+async fn backlog_waits_in_database_and_not_in_broker() -> Result<()> {
     const UPLOADS: usize = 30;
     let engines = Engines::shared().await?;
     let broker = safelight_testing::open::queue(&engines.queue_url.parse()?);

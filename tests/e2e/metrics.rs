@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::serve;
 
 #[tokio::test]
-async fn every_metric_is_there_with_its_labels_after_one_upload() -> Result<()> {
+async fn every_metric_has_its_labels_after_one_upload() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path()).await?;
     let client = Client::new(server.url())?;

@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_mins(3);
 /// Hundreds of requests to each call, valid and not, in chains too: no answer is an error of the server,
 /// and each is one that the document describes.
 #[tokio::test]
-async fn a_running_server_answers_as_it_is_described() -> Result<()> {
+async fn server_conforms_to_its_openapi_document() -> Result<()> {
     let data = TempDir::new()?;
     let mut env = embedded_env(data.path());
     // Whatever is asked for: nothing else of this machine is taken in.

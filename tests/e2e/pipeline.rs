@@ -16,15 +16,15 @@ use serde_json::{Value, json};
 use super::{Deployment, on_every_deployment};
 
 on_every_deployment! {
-    a_photograph_becomes_an_image_with_three_renditions,
-    a_form_carries_a_picture_with_its_title,
+    upload_creates_image_with_three_renditions,
+    form_upload_stores_title_and_tags,
     renditions_are_upright,
     equal_uploads_share_their_bytes,
-    files_that_are_no_pictures_fail_with_a_reason,
-    an_idempotency_key_holds_on_every_node,
+    non_image_uploads_fail_with_reason,
+    idempotency_key_applies_on_every_node,
 }
 
-async fn a_photograph_becomes_an_image_with_three_renditions(at: &Deployment) -> Result<()> {
+async fn upload_creates_image_with_three_renditions(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let photo = pictures::jpeg(1600, 1200, 1)?;
     let task = client.upload(photo.clone()).await?;
@@ -58,7 +58,7 @@ async fn a_photograph_becomes_an_image_with_three_renditions(at: &Deployment) ->
     Ok(())
 }
 
-async fn a_form_carries_a_picture_with_its_title(at: &Deployment) -> Result<()> {
+async fn form_upload_stores_title_and_tags(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let form = Form {
         filename: "clearing.png".to_owned(),
@@ -110,7 +110,7 @@ async fn equal_uploads_share_their_bytes(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn files_that_are_no_pictures_fail_with_a_reason(at: &Deployment) -> Result<()> {
+async fn non_image_uploads_fail_with_reason(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let refused = client.post_image(pictures::text(), &[]).await?;
     assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
@@ -129,7 +129,7 @@ async fn files_that_are_no_pictures_fail_with_a_reason(at: &Deployment) -> Resul
     Ok(())
 }
 
-async fn an_idempotency_key_holds_on_every_node(at: &Deployment) -> Result<()> {
+async fn idempotency_key_applies_on_every_node(at: &Deployment) -> Result<()> {
     let photo = pictures::jpeg(200, 150, 6)?;
     let key = [("Idempotency-Key", "holiday-1")];
     let mut ids = Vec::new();

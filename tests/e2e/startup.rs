@@ -51,7 +51,7 @@ fn assert_refused(ended: &Finished, code: i32, expected: &str) {
 }
 
 #[tokio::test]
-async fn a_mixture_that_cannot_be_right_is_refused() -> Result<()> {
+async fn invalid_engine_combinations_are_rejected() -> Result<()> {
     let data = TempDir::new()?;
     let amqp = [("SAFELIGHT_QUEUE_URL", "amqp://guest:guest@127.0.0.1:1/v")];
     for role in ["worker", "api"] {
@@ -62,7 +62,7 @@ async fn a_mixture_that_cannot_be_right_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_named() -> Result<()> {
+async fn error_names_port_in_use() -> Result<()> {
     let (data, taken) = (TempDir::new()?, TcpListener::bind("127.0.0.1:0")?);
     let address = taken.local_addr()?.to_string();
     let ended = start(&["serve"], data.path(), &[("SAFELIGHT_LISTEN", &address)]).await?;
@@ -71,7 +71,7 @@ async fn a_port_in_use_is_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_used_is_named() -> Result<()> {
+async fn error_names_unusable_certificate() -> Result<()> {
     let data = TempDir::new()?;
     let lone = [("SAFELIGHT_TLS_KEY", "/nowhere/key.pem")];
     let ended = start(&["serve"], data.path(), &lone).await?;
@@ -83,7 +83,7 @@ async fn a_certificate_that_cannot_be_used_is_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_data_folder_that_cannot_be_written_is_named() -> Result<()> {
+async fn error_names_unwritable_data_folder() -> Result<()> {
     let folder = TempDir::new()?;
     // A file where a folder should be stops even root.
     let file = folder.path().join("file");
@@ -98,7 +98,7 @@ fn mode(path: &Path) -> Result<u32> {
 }
 
 #[tokio::test]
-async fn what_is_secret_is_for_nobody_else() -> Result<()> {
+async fn data_files_are_private_to_their_user() -> Result<()> {
     let folder = TempDir::new()?;
     // As a home folder that others may enter.
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
@@ -125,7 +125,7 @@ async fn what_is_secret_is_for_nobody_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn open_files_are_taken_as_far_as_the_hard_limit_goes() -> Result<()> {
+async fn server_raises_open_file_limit_to_hard_limit() -> Result<()> {
     let folder = TempDir::new()?;
     for (limits, most, warns) in [
         // A shell's soft limit is no reason to turn clients away.
@@ -167,7 +167,7 @@ async fn read_only_commands_create_no_database() -> Result<()> {
 }
 
 #[tokio::test]
-async fn unreachable_engines_are_named_without_their_passwords() -> Result<()> {
+async fn error_names_unreachable_engine_without_password() -> Result<()> {
     let (data, engines) = (TempDir::new()?, Engines::shared().await?);
     let nowhere = format!("postgres://user:hidden@{NOBODY}/safelight");
     let ended = start(&["serve"], data.path(), &[("SAFELIGHT_DATABASE_URL", &nowhere)]).await?;
@@ -195,7 +195,7 @@ async fn unreachable_engines_are_named_without_their_passwords() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_fleet_needs_a_migrated_database() -> Result<()> {
+async fn fleet_requires_migrated_database() -> Result<()> {
     let (data, engines) = (TempDir::new()?, Engines::shared().await?);
     let env = [
         ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str()),
@@ -219,7 +219,7 @@ async fn two_processes_cannot_share_an_in_process_queue() -> Result<()> {
 }
 
 #[tokio::test]
-async fn configuration_mistakes_are_found_before_anything_is_touched() -> Result<()> {
+async fn configuration_errors_leave_disk_untouched() -> Result<()> {
     let folder = TempDir::new()?;
     let (data, file) = (folder.path().join("data"), folder.path().join("safelight.toml"));
     let ended = start(&["serve"], &data, &[("SAFELIGHT_LISTN", "127.0.0.1:0")]).await?;

@@ -27,7 +27,7 @@ fn trusting(certificate: reqwest::Certificate) -> Result<reqwest::Client> {
 }
 
 #[tokio::test]
-async fn a_certificate_is_served_and_exchanged_on_a_signal() -> Result<()> {
+async fn sighup_reloads_certificate() -> Result<()> {
     let folder = TempDir::new()?;
     let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
     let old = renew(&certificate, &key)?;

@@ -116,7 +116,7 @@ fn assert_whole(spans: &[Span], task: &Value, system: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_trace_leads_from_an_upload_to_its_last_settle() -> Result<()> {
+async fn one_trace_covers_upload_to_last_settle() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", collector.url())]).await?;
     let task = upload(&Client::new(server.url())?, true).await?;
@@ -132,7 +132,7 @@ async fn one_trace_leads_from_an_upload_to_its_last_settle() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_trace_leads_through_every_process_of_a_fleet() -> Result<()> {
+async fn trace_covers_every_process_of_fleet() -> Result<()> {
     let collector = Collector::start().await?;
     let env = vec![("SAFELIGHT_OTLP_ENDPOINT".to_owned(), collector.url().to_owned())];
     let fleet = fleet(Plan { apis: 1, workers: 1, env }).await?;
@@ -150,7 +150,7 @@ async fn a_trace_leads_through_every_process_of_a_fleet() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
+async fn trace_and_log_contain_every_attempt() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let env = [
         ("SAFELIGHT_OTLP_ENDPOINT", collector.url()),
@@ -203,7 +203,7 @@ async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_sender_does_not_record_is_not_recorded() -> Result<()> {
+async fn unsampled_trace_is_not_recorded() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", collector.url())]).await?;
     upload(&Client::new(server.url())?, false).await?;
@@ -216,7 +216,7 @@ async fn what_the_sender_does_not_record_is_not_recorded() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_hangs_holds_nobody_up() -> Result<()> {
+async fn unavailable_or_hanging_collector_delays_nothing() -> Result<()> {
     // It takes connections and requests, and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await?;
     let hangs_at = format!("http://{}", hanging.local_addr()?);
@@ -250,7 +250,7 @@ async fn a_collector_that_is_away_or_hangs_holds_nobody_up() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_an_endpoint_nothing_is_sent() -> Result<()> {
+async fn nothing_is_sent_without_an_endpoint() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()), ("SAFELIGHT_LOG_FORMAT", "json")];
     let server = serve(data.path(), &env).await?;

@@ -39,7 +39,7 @@ async fn upload_to_death(
 /// Promise: an upload that was answered is kept, and one that was not can be sent again under its
 /// key, whatever step the process died at; there is one image in the end, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_dies_while_accepting_keeps_an_upload_once() -> Result<()> {
+async fn upload_survives_server_crash_at_every_step() -> Result<()> {
     let photo = pictures::jpeg(320, 240, 1)?;
     for step in STEPS {
         let (site, ledger) = (test_server(FAST_RECOVERY)?, Ledger::default());
@@ -57,7 +57,7 @@ async fn a_server_that_dies_while_accepting_keeps_an_upload_once() -> Result<()>
 
 /// The same promise on a fleet: one api node dies, and the client turns to the other.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_node_that_dies_while_accepting_leaves_the_rest_to_the_others() -> Result<()> {
+async fn upload_survives_api_node_crash_at_every_step() -> Result<()> {
     let cluster = test_cluster(1, 1, FAST_RECOVERY).await?;
     let (ledger, client) = (Ledger::default(), cluster.client()?);
     for (number, step) in (1..).zip(STEPS) {
@@ -86,7 +86,7 @@ async fn an_api_node_that_dies_while_accepting_leaves_the_rest_to_the_others() -
 /// Promise: bytes of an upload that died before it was recorded are collected; one that was
 /// recorded goes on, though nobody knows of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_of_dead_uploads_are_collected() -> Result<()> {
+async fn janitor_deletes_bytes_of_crashed_uploads() -> Result<()> {
     let photo = pictures::jpeg(320, 240, 1)?;
     for (step, tasks) in [("upload.received", 0), ("upload.staged", 0), ("upload.accepted", 1)] {
         let site = test_server(FAST_RECOVERY)?;
@@ -105,7 +105,7 @@ async fn bytes_of_dead_uploads_are_collected() -> Result<()> {
 
 /// Promise: bytes of an upload in progress are not collected, however long it takes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_upload_is_not_taken_for_a_dead_one() -> Result<()> {
+async fn janitor_keeps_bytes_of_slow_upload() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (server, client) = site.start(&[])?;
     let photo = pictures::jpeg(1600, 1200, 1)?;
@@ -126,7 +126,7 @@ async fn a_slow_upload_is_not_taken_for_a_dead_one() -> Result<()> {
 /// Promise: an upload whose process was frozen for longer than the grace time, so that its bytes
 /// were collected, is not answered with 202.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_frozen_past_its_grace_time_is_rejected() -> Result<()> {
+async fn upload_frozen_past_grace_time_is_rejected() -> Result<()> {
     let cluster = test_cluster(1, 1, FAST_RECOVERY).await?;
     let mut frozen = cluster.start_node(&["api"], &[armed("upload.staged=stop")])?;
     let client = Client::new(frozen.url())?;

@@ -25,7 +25,7 @@ const FORGETFUL: &[(&str, &str)] = &[("SAFELIGHT_REPUBLISH_AFTER_MS", "500")];
 /// `/readyz` says that work waits; it flows again by itself. (One test, because a broker of its own
 /// takes seconds to start.)
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> {
+async fn uploads_continue_while_broker_is_down_or_out_of_memory() -> Result<()> {
     let mut node = block_in_place(RabbitMq::start)?;
     let engines =
         Engines { database_url: Postgres::fresh_database().await?, queue_url: node.fresh_vhost()? };
@@ -81,7 +81,7 @@ async fn published(database: &Database, jobs: usize) -> Result<()> {
 /// Promise: jobs whose messages are purged, or whose queues are deleted, come back by themselves,
 /// with workers there or without.
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_outlive_their_queues() -> Result<()> {
+async fn jobs_survive_purged_and_deleted_queues() -> Result<()> {
     let cluster = test_cluster(1, 0, FORGETFUL).await?;
     let (client, database) = (cluster.client()?, cluster.database());
     let photo = pictures::jpeg(320, 240, 1)?;
@@ -107,7 +107,7 @@ async fn jobs_outlive_their_queues() -> Result<()> {
 
 /// Promise: messages that come three times, and in any order, cost nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
+async fn duplicate_and_reordered_messages_change_nothing() -> Result<()> {
     let cluster = test_cluster(1, 0, &[]).await?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let bodies: Vec<_> =

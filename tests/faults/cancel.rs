@@ -18,7 +18,7 @@ fn endless() -> Result<Vec<u8>> {
 /// Cancelled in the middle, a job stops, and nothing of its upload stays behind: not on one
 /// process.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_task_is_stopped_and_leaves_nothing() -> Result<()> {
+async fn cancel_stops_running_task_and_deletes_its_bytes() -> Result<()> {
     let site = test_server(&[("SAFELIGHT_LEASE_MS", "1000")])?;
     let (_server, client) = site.start(&[])?;
     cancelled_while_running(&client).await?;
@@ -27,7 +27,7 @@ async fn a_running_task_is_stopped_and_leaves_nothing() -> Result<()> {
 
 /// And not on a fleet, where another node than the worker's is asked.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_running_elsewhere_is_stopped_and_leaves_nothing() -> Result<()> {
+async fn cancel_stops_task_that_runs_on_another_node() -> Result<()> {
     let cluster = test_cluster(1, 1, &[("SAFELIGHT_LEASE_MS", "1000")]).await?;
     cancelled_while_running(&cluster.client()?).await?;
     let bucket = cluster.fleet.s3.bucket_folder();

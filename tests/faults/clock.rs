@@ -29,7 +29,7 @@ fn faketime() -> Result<String> {
 /// worker whose clock is an hour ahead or behind takes no lease early and no bytes of an upload in
 /// progress.
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_whose_clocks_are_wrong_break_nothing() -> Result<()> {
+async fn workers_with_wrong_clocks_break_nothing() -> Result<()> {
     let library = faketime()?;
     let at = |offset: &'static str| {
         [

@@ -19,7 +19,7 @@ const LEASE: (&str, &str) = ("SAFELIGHT_LEASE_MS", "20000");
 /// Promise: without its database Safelight refuses uploads with 503 and `Retry-After`, says so in
 /// `/readyz` and in few lines of its log, burns no attempts, and goes on by itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
+async fn work_continues_after_database_crash() -> Result<()> {
     let mut postgres = block_in_place(Postgres::start)?;
     block_in_place(|| postgres.create_database("safelight"))?;
     let queue_url = block_in_place(|| RabbitMq::shared()?.fresh_vhost())?;

@@ -142,7 +142,7 @@ fn orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
 
 /// Promise: an upload of the same bytes keeps them, whenever it comes: on one process.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_equal_upload_keeps_its_bytes_whenever_it_comes() -> Result<()> {
+async fn equal_upload_keeps_its_bytes_during_removal() -> Result<()> {
     let folder = TempDir::new()?;
     for moment in MOMENTS {
         for collects in [false, true] {
@@ -160,7 +160,7 @@ async fn an_equal_upload_keeps_its_bytes_whenever_it_comes() -> Result<()> {
 
 /// And on a fleet, over an object store.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
+async fn equal_upload_keeps_its_bytes_during_removal_on_fleet() -> Result<()> {
     let folder = TempDir::new()?;
     for moment in MOMENTS {
         for collects in [false, true] {
@@ -180,7 +180,7 @@ async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
 
 /// Promise: whoever dies in the middle of a deletion, it ends, nothing is left, and its receipt is whole.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
+async fn deletion_survives_crash_at_every_step() -> Result<()> {
     let steps = ["delete.begun", "removal.looked", "removal.moved", "removal.decided"];
     for step in steps.into_iter().chain(["delete.removed", "delete.purged", "worker.worked"]) {
         let site = test_server(KEYS)?;
@@ -210,7 +210,7 @@ async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
 
 /// Over several processes: another takes the job over.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_whose_worker_dies_is_finished_by_another() -> Result<()> {
+async fn another_worker_finishes_deletion_after_crash() -> Result<()> {
     let cluster = test_cluster(1, 0, KEYS).await?;
     let client = cluster.client()?;
     let mut doomed = cluster.start_node(&["worker"], &[armed("removal.moved=kill")])?;
@@ -231,7 +231,7 @@ async fn a_deletion_whose_worker_dies_is_finished_by_another() -> Result<()> {
 
 /// The command, and what it says about what it cannot do.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_deletes_and_collects() -> Result<()> {
+async fn commands_delete_images_and_collect_garbage() -> Result<()> {
     let site = test_server(KEYS)?;
     let (server, client) = site.start(&[])?;
     let photo = pictures::jpeg(320, 240, 1)?;

@@ -94,7 +94,7 @@ impl Disk {
 /// Promise: a full disk is answered with 507 or 503 and a time to come back, never with a 500;
 /// nothing half-written stays, what was accepted is kept, and all goes on when there is space.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_and_recovers() -> Result<()> {
+async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
     let disk = block_in_place(Disk::start)?;
     let client = Client::new(disk.server.url())?;
     let (ledger, photo) = (Ledger::default(), pictures::jpeg(320, 240, 1)?);

@@ -34,7 +34,7 @@ fn ends(server: &mut Server) -> Result<Option<i32>> {
 /// Promise: SIGTERM and Ctrl-C end a process with 0 when its grace time is over; the job that it
 /// had in hand goes on without an attempt having counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_a_drain_cuts_short_costs_no_attempt() -> Result<()> {
+async fn drain_interrupts_job_without_counting_attempt() -> Result<()> {
     let photo = [pictures::jpeg(320, 240, 1)?];
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[HANGING, SHORT])?;
@@ -61,7 +61,7 @@ async fn a_job_that_a_drain_cuts_short_costs_no_attempt() -> Result<()> {
 /// Promise: what a node has taken from the outbox when its drain begins is published before it ends. Others
 /// would not see it until the hold is over.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_relay_has_taken_is_published_before_its_node_ends() -> Result<()> {
+async fn drain_publishes_jobs_taken_by_relay() -> Result<()> {
     let folder = TempDir::new()?;
     let go_on = folder.path().join("go-on");
     let point = format!("relay.taken=until {}", go_on.display());
@@ -82,7 +82,7 @@ async fn what_a_relay_has_taken_is_published_before_its_node_ends() -> Result<()
 
 /// Promise: a second signal ends a process at once, and even that loses nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_at_once_and_loses_nothing() -> Result<()> {
+async fn second_signal_ends_process_and_loses_nothing() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[HANGING])?;
     let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
@@ -99,7 +99,7 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() -> Result<()> {
 /// Promise: an upload that is being received when the drain begins is received to its end; no new
 /// one is taken.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_in_flight_is_received_to_its_end() -> Result<()> {
+async fn drain_completes_upload_in_flight() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[])?;
     let photo = pictures::jpeg(640, 480, 1)?;
@@ -125,7 +125,7 @@ async fn an_upload_in_flight_is_received_to_its_end() -> Result<()> {
 /// Promise: an upload that does not come to its end within the grace time is not accepted, and
 /// leaves nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_outlasts_the_drain_leaves_nothing() -> Result<()> {
+async fn upload_that_outlasts_drain_leaves_no_bytes() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[SHORT])?;
     let (pieces, body) = mpsc::unbounded::<Vec<u8>>();
@@ -164,7 +164,7 @@ async fn refuses_connections(server: &Server) -> Result<()> {
 /// Promise: a drain also ends while a fail point holds an attempt that nobody can interrupt; the
 /// lease gives the job to the next process.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_that_cannot_be_interrupted_does_not_hold_the_process() -> Result<()> {
+async fn drain_ends_despite_uninterruptible_attempt() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[armed("worker.claimed=hang"), SHORT])?;
     let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;

@@ -31,7 +31,7 @@ fn through(url: &str, proxy: &Chaos) -> Result<String> {
 /// Promise: whichever engine the network hides, by resets or by silence, nothing is lost, nothing
 /// happens twice, and work flows again by itself once the link is back.
 #[tokio::test(flavor = "multi_thread")]
-async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
+async fn cut_and_frozen_links_lose_nothing() -> Result<()> {
     let direct = Engines::shared().await?;
     let s3 = block_in_place(|| S3::start("images"))?;
     let proxy = |url: &str| Chaos::start(port_of(url)?);

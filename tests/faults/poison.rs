@@ -29,7 +29,7 @@ const SLOTS: usize = 2;
 const ATTEMPTS: u64 = 3;
 
 #[tokio::test]
-async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
+async fn poison_uses_only_its_own_attempts() -> Result<()> {
     let data = TempDir::new()?;
     let settings = [("DECODE_CPU_SECONDS", "1"), ("DECODE_MEMORY_BYTES", "134217728")];
     let mut server = serve(data.path(), &settings).await?;
@@ -67,7 +67,7 @@ async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_hijacked_decoder_reaches_nothing_outside() -> Result<()> {
+async fn sandbox_stops_hijacked_decoder() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
@@ -96,7 +96,7 @@ async fn a_hijacked_decoder_reaches_nothing_outside() -> Result<()> {
 
 /// What the test above would see if there were no sandbox; and that it can be turned off.
 #[tokio::test]
-async fn a_hijacked_decoder_without_a_sandbox_reaches_everything() -> Result<()> {
+async fn hijacked_decoder_without_sandbox_reaches_everything() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path(), &[("SANDBOX_DECODING", "false")]).await?;
     let client = Client::new(server.url())?;
@@ -110,7 +110,7 @@ async fn a_hijacked_decoder_without_a_sandbox_reaches_everything() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
+async fn decoder_memory_stays_within_its_limit() -> Result<()> {
     const BOUND: u64 = 96 << 20;
     let data = TempDir::new()?;
     let server = serve(data.path(), &[("DECODE_MEMORY_BYTES", &BOUND.to_string())]).await?;
@@ -147,7 +147,7 @@ async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_decoder_that_is_killed_while_idle_costs_nobody_an_attempt() -> Result<()> {
+async fn killed_idle_decoder_costs_no_attempt() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
@@ -165,7 +165,7 @@ async fn a_decoder_that_is_killed_while_idle_costs_nobody_an_attempt() -> Result
 }
 
 #[tokio::test]
-async fn a_killed_server_leaves_no_decoder_behind() -> Result<()> {
+async fn killed_server_leaves_no_decoder_behind() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
@@ -184,7 +184,7 @@ async fn a_killed_server_leaves_no_decoder_behind() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_job_that_is_handed_back_ends_its_decoder() -> Result<()> {
+async fn drain_ends_decoders_of_running_jobs() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[("DRAIN_TIMEOUT_MS", "100")]).await?;
     let client = Client::new(server.url())?;
@@ -199,7 +199,7 @@ async fn a_job_that_is_handed_back_ends_its_decoder() -> Result<()> {
 }
 
 #[tokio::test]
-async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<()> {
+async fn signals_to_all_processes_drain_server_and_spare_decoders() -> Result<()> {
     for name in ["INT", "TERM"] {
         let data = TempDir::new()?;
         let mut server = serve(data.path(), &[]).await?;

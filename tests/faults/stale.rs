@@ -10,7 +10,7 @@ use super::{
 /// Promise: a worker that wakes with a result in hand, after another has done the job, changes
 /// nothing; it counts a lost lease.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_wakes_too_late_changes_nothing() -> Result<()> {
+async fn late_result_of_frozen_worker_changes_nothing() -> Result<()> {
     let cluster = test_cluster(1, 0, FAST_RECOVERY).await?;
     let client = cluster.client()?;
     let ledger = {
@@ -48,7 +48,7 @@ async fn a_worker_that_wakes_too_late_changes_nothing() -> Result<()> {
 
 /// Promise: a single process that slept past its own leases goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_was_frozen_continues() -> Result<()> {
+async fn frozen_server_continues_its_work() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[armed("worker.worked=stop")])?;
     // Its answer may have to wait until the server wakes.

@@ -25,7 +25,7 @@ const STEPS: [(&str, &str, bool); 10] = [
 /// Promise: a worker may die anywhere in a job. Another takes it over, each effect happens once,
 /// and the death costs one attempt; none, once the result was recorded.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_whose_worker_dies_at_any_step_is_finished_by_another() -> Result<()> {
+async fn another_worker_finishes_job_after_crash_at_every_step() -> Result<()> {
     let cluster = test_cluster(1, 0, FAST_RECOVERY).await?;
     let client = cluster.client()?;
     let ledger = Ledger::default();
@@ -50,7 +50,7 @@ async fn a_job_whose_worker_dies_at_any_step_is_finished_by_another() -> Result<
 
 /// The same promise for one process that is started again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_dies_at_any_step_of_a_job_finishes_it_later() -> Result<()> {
+async fn restarted_server_finishes_job_after_crash_at_every_step() -> Result<()> {
     for (number, (step, kind, _)) in (1..).zip(STEPS) {
         // Both kinds meet the steps of the worker itself: once is enough.
         if kind == "thumbnail" && step.starts_with("worker.") {

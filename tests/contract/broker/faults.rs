@@ -23,7 +23,7 @@ async fn tampered() -> Result<(DynJobQueue, Connection, Channel)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publish_to_a_deleted_queue_is_an_error_and_mends_it() -> Result<()> {
+async fn publish_to_deleted_queue_fails_and_redeclares_it() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     channel.queue_delete(QUEUE.to_string().into(), QueueDeleteOptions::default()).await?;
     let intact = Queue { lane: Lane::Bulk, ..QUEUE };
@@ -35,7 +35,7 @@ async fn a_publish_to_a_deleted_queue_is_an_error_and_mends_it() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_broker_is_redeclared() -> Result<()> {
+async fn queues_are_redeclared_on_wiped_broker() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     broker.publish(&[notice(QUEUE)]).await?;
@@ -56,7 +56,7 @@ async fn a_wiped_broker_is_redeclared() -> Result<()> {
 /// Somebody deletes a queue, somebody else declares it again at once: its consumers may never be
 /// told.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
+async fn consumer_resubscribes_to_replaced_queue() -> Result<()> {
     let (broker, _connection, channel) = tampered().await?;
     let mut subscription = broker.subscribe(QUEUE, 4).await?;
     for _ in 0..2 {
@@ -121,7 +121,7 @@ async fn messages_of_newer_releases_are_readable() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_over_the_delivery_limit_becomes_a_dead_letter() -> Result<()> {
+async fn message_over_delivery_limit_becomes_dead_letter() -> Result<()> {
     let broker = open(&RabbitMq::shared()?.fresh_vhost()?).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let sent = exhaust_deliveries(&*broker, &mut subscription).await?;
@@ -153,7 +153,7 @@ async fn exhaust_deliveries(
 
 /// One node through all that can happen to it, because starting one takes seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn subscriptions_and_publishers_outlive_the_broker() -> Result<()> {
+async fn subscriptions_and_publishers_survive_broker_restarts() -> Result<()> {
     let mut node = RabbitMq::start()?;
     let url = node.fresh_vhost()?;
     node.stop()?;

@@ -15,7 +15,7 @@ const CLIENTS: usize = 16;
 const SOME: usize = 400;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_delivery_node_fails_no_read() -> Result<()> {
+async fn killed_delivery_node_fails_no_read() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(4).await?;
     let folders = [folder()?, folder()?];
@@ -32,7 +32,7 @@ async fn a_killed_delivery_node_fails_no_read() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_delivery_node_fails_no_read() -> Result<()> {
+async fn drained_delivery_node_fails_no_read() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(4).await?;
     let folders = [folder()?, folder()?];

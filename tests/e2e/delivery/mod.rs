@@ -1,10 +1,10 @@
 //! Reads over several delivery nodes: behind a load balancer, behind a caching proxy, over the tiers
 //! of the cache, while any of these is away.
 
-mod away;
 mod balancer;
 mod owners;
 mod proxy;
+mod store_outage;
 mod tiers;
 
 use std::{path::Path, time::Duration};

@@ -106,7 +106,7 @@ async fn caches_are_not_shared_between_owners() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_owner_joins_a_read_of_anothers() -> Result<()> {
+async fn single_flight_is_per_owner() -> Result<()> {
     let site = Site::start(1).await?;
     let picture = pictures::jpeg(320, 240, 1)?;
     let ada = Holder::new(&site, "ada", &picture).await?;

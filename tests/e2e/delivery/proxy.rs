@@ -19,7 +19,7 @@ use super::{Site, eventually, folder, status, text};
 const CROWD: usize = 100;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() -> Result<()> {
+async fn varnish_collapses_requests_and_serves_ranges() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let data = folder()?;
@@ -60,7 +60,7 @@ async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn varnish_serves_what_it_has_while_every_node_is_away() -> Result<()> {
+async fn varnish_serves_cached_images_while_nodes_are_down() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let data = folder()?;
@@ -78,7 +78,7 @@ async fn varnish_serves_what_it_has_while_every_node_is_away() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_image_is_gone_from_varnish_too() -> Result<()> {
+async fn cancel_purges_image_from_varnish() -> Result<()> {
     let site = Site::start(0).await?;
     let data = folder()?;
     let hasty = ("SAFELIGHT_METADATA_CACHE_MS", "200");
@@ -110,7 +110,7 @@ async fn a_cancelled_image_is_gone_from_varnish_too() -> Result<()> {
 
 /// When the receipt says so, it is gone everywhere.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_image_is_gone_from_varnish_and_from_the_shared_cache() -> Result<()> {
+async fn delete_purges_image_from_varnish_and_shared_cache() -> Result<()> {
     let site = Site::start(0).await?;
     let (data, redis) = (folder()?, block_in_place(Redis::start)?);
     let (hasty, cache) = (("SAFELIGHT_METADATA_CACHE_MS", "200"), redis.url());

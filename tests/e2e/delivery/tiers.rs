@@ -68,7 +68,7 @@ async fn concurrent_reads_on_two_nodes_hit_the_store_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_tier_that_freezes_or_dies_fails_no_read_and_is_used_again() -> Result<()> {
+async fn shared_cache_outage_fails_no_read() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(4).await?;
     let mut redis = block_in_place(Redis::start)?;
@@ -92,7 +92,7 @@ async fn a_shared_tier_that_freezes_or_dies_fails_no_read_and_is_used_again() ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
+async fn two_nodes_read_slow_store_once() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let (chaos, endpoint) = site.link(Link::Up)?;
@@ -112,7 +112,7 @@ async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_dies_while_filling_delays_others_briefly() -> Result<()> {
+async fn crash_while_filling_cache_delays_others_briefly() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let (chaos, endpoint) = site.link(Link::Up)?;
@@ -139,7 +139,7 @@ async fn a_node_that_dies_while_filling_delays_others_briefly() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_redis_types_do_not_disable_the_shared_tier() -> Result<()> {
+async fn wrong_redis_types_do_not_disable_shared_cache() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let redis = block_in_place(Redis::start)?;
@@ -162,7 +162,7 @@ async fn wrong_redis_types_do_not_disable_the_shared_tier() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_tier_that_hangs_fails_no_read_and_is_used_again() -> Result<()> {
+async fn hanging_disk_cache_fails_no_read() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let data = folder()?;
@@ -213,7 +213,7 @@ async fn is_used(node: &Server) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_of_redis_servers_is_a_shared_tier() -> Result<()> {
+async fn redis_cluster_works_as_shared_cache() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(6).await?;
     let cluster = block_in_place(RedisCluster::start)?;
@@ -240,7 +240,7 @@ async fn a_cluster_of_redis_servers_is_a_shared_tier() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_disk_tier_outlives_its_process() -> Result<()> {
+async fn disk_cache_survives_restart_and_crash() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(4).await?;
     let data = folder()?;
@@ -261,7 +261,7 @@ async fn the_disk_tier_outlives_its_process() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_file_of_the_disk_tier_is_not_served() -> Result<()> {
+async fn damaged_disk_cache_file_is_not_served() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let data = folder()?;

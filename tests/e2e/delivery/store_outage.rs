@@ -13,7 +13,7 @@ use super::{LIMIT, Site, eventually, folder};
 const SOON: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cold_read_of_a_store_that_hangs_is_refused_soon() -> Result<()> {
+async fn uncached_read_fails_fast_when_store_hangs() -> Result<()> {
     let site = Site::start(1).await?;
     let expected = site.upload(1).await?;
     let (chaos, endpoint) = site.link(Link::Up)?;
@@ -33,7 +33,7 @@ async fn a_cold_read_of_a_store_that_hangs_is_refused_soon() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_starts_while_its_store_hangs_says_that_it_lives() -> Result<()> {
+async fn starting_node_is_live_while_store_hangs() -> Result<()> {
     let site = Site::start(0).await?;
     let (_chaos, endpoint) = site.link(Link::BlackHole)?;
     let (data, address) = (folder()?, format!("127.0.0.1:{}", free_port()?));
