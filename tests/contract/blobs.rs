@@ -1,4 +1,4 @@
-//! The blob store's promises, on a local directory and on S3: what one keeps the other keeps too.
+//! The contract of the blob store, on a local directory and on S3.
 
 use std::{
     io::Read,
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 /// Less than a part, and more than two parts of a multipart upload.
 const SIZES: [usize; 3] = [1, 800_000, 11_000_000];
 
-/// A store under test, with what it stands on.
+/// A store under test, with its folder and its server.
 struct TestBlobs {
     blobs: Blobs,
     s3: Option<S3>,
@@ -45,7 +45,7 @@ fn s3() -> Result<TestBlobs> {
     Ok(TestBlobs { blobs, s3: Some(s3), folder })
 }
 
-macro_rules! on_both {
+macro_rules! on_both_backends {
     ($($promise:ident),+ $(,)?) => {
         mod on_local {
             $(#[tokio::test]
@@ -62,7 +62,7 @@ macro_rules! on_both {
     };
 }
 
-on_both! {
+on_both_backends! {
     staged_bytes_are_promoted_once_and_read_back,
     unfinished_upload_leaves_no_bytes,
     objects_are_replaced_and_removed,
@@ -77,7 +77,7 @@ async fn clock_agrees_with_dates_of_staged_bytes(test: TestBlobs) -> Result<()> 
     stage(blobs, b"bytes").await?;
     let staged: Vec<_> = blobs.incoming().try_collect().await?;
     let after = blobs.clock().await?;
-    // Some stores tell whole seconds.
+    // Some stores round to whole seconds.
     let second = chrono::TimeDelta::seconds(1);
     assert!(before <= staged[0].modified && staged[0].modified < after + second);
     Ok(())
@@ -107,13 +107,12 @@ async fn staged_bytes_are_promoted_once_and_read_back(test: TestBlobs) -> Result
         let (from, to) = (limit / 3, limit - limit / 4);
         let part: Vec<Bytes> = blobs.stream_range(&key, from..to).await?.try_collect().await?;
         assert_eq!(part.concat(), bytes[usize::try_from(from)?..usize::try_from(to)?]);
-        let refused = blobs.read(&key, limit - 1).await;
-        assert!(matches!(refused, Err(BlobError::TooLarge { .. })), "{refused:?}");
+        let too_large = blobs.read(&key, limit - 1).await;
+        assert!(matches!(too_large, Err(BlobError::TooLarge { .. })), "{too_large:?}");
     }
     Ok(())
 }
 
-/// However small the pages, and whatever else is stored.
 async fn walk_returns_every_object_once(test: TestBlobs) -> Result<()> {
     let blobs = &test.blobs;
     stage(blobs, b"staged").await?;
@@ -141,7 +140,7 @@ async fn walk_returns_every_object_once(test: TestBlobs) -> Result<()> {
             if cursor.is_none() {
                 break;
             }
-            assert!(pages < 1000, "it never ends");
+            assert!(pages < 1000, "the walk does not end");
         }
         assert!(found.is_sorted_by_key(|object| object.path.clone()));
         assert!(found.iter().all(|object| object.modified < now));
@@ -225,10 +224,10 @@ async fn reads_time_out_when_store_hangs() -> Result<()> {
     assert_eq!(blobs.read(&key, 100).await?, "bytes");
 
     chaos.set(Link::BlackHole);
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let (check, read, ranged) =
         tokio::join!(blobs.check(), blobs.read(&key, 100), blobs.stream_range(&key, 0..1));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(20), "{:?}", started_at.elapsed());
     assert!(matches!(check, Err(BlobError::Late)), "{check:?}");
     assert!(matches!(read, Err(BlobError::Late)), "{read:?}");
     assert!(matches!(ranged.err(), Some(BlobError::Late)));
@@ -240,17 +239,17 @@ async fn reads_time_out_when_store_hangs() -> Result<()> {
 #[tokio::test]
 async fn old_partial_uploads_are_removed() -> Result<()> {
     let TestBlobs { blobs, folder, .. } = local()?;
-    let mut arriving = blobs.stage(ImageId::new()).await?;
-    arriving.write(&content(300_000)).await?;
+    let mut partial_upload = blobs.stage(ImageId::new()).await?;
+    partial_upload.write(&content(300_000)).await?;
     let files = || files_under(&folder.path().join("blobs"));
     assert_eq!(files()?.len(), 1);
 
-    let started = chrono::Utc::now() - chrono::TimeDelta::minutes(1);
-    assert_eq!(blobs.remove_cut_off(started).await?, 0);
+    let earlier = chrono::Utc::now() - chrono::TimeDelta::minutes(1);
+    assert_eq!(blobs.remove_cut_off(earlier).await?, 0);
     assert_eq!(files()?.len(), 1);
 
-    // As a process that is killed would leave it.
-    std::mem::forget(arriving);
+    // A killed process does not run `drop` either.
+    std::mem::forget(partial_upload);
     let later = chrono::Utc::now() + chrono::TimeDelta::minutes(1);
     assert_eq!(blobs.remove_cut_off(later).await?, 1);
     assert_eq!(files()?, Vec::<PathBuf>::new());
@@ -270,7 +269,6 @@ async fn stage(blobs: &Blobs, bytes: &[u8]) -> Result<StagedUpload> {
     Ok(staging.finish().await?)
 }
 
-/// All files below a folder.
 fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
