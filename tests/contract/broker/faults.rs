@@ -195,8 +195,8 @@ async fn publish_and_receive_one(
     Ok(())
 }
 
-/// Of five messages, one is delivered and two are buffered when the fault comes. All five are delivered after it,
-/// and none of the buffered ones from the old connection.
+/// Of five messages, one is delivered and two are buffered when the fault comes. All five are delivered after
+/// it, and none of the buffered ones from the old connection.
 async fn messages_survive(
     broker: &dyn JobQueue,
     subscription: &mut Subscription,
