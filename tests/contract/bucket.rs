@@ -1,4 +1,4 @@
-//! Buckets that other programs fill: every key can be listed and read, whatever its characters.
+//! Buckets that other programs fill: every key can be listed and read, also keys with unusual characters.
 
 use std::collections::HashMap;
 
@@ -76,8 +76,8 @@ async fn keys_that_are_not_paths_are_listed_and_read() -> Result<()> {
     // XML cannot contain this character. The client must ask for URL encoding.
     let plain = "<ListBucketResult><IsTruncated>false</IsTruncated>\
         <Contents><Key>nul&#0;</Key><Size>3</Size></Contents></ListBucketResult>";
-    let listed = "<?xml version=\"1.0\"?><ListBucketResult><Name>b</Name><EncodingType>url</EncodingType>\
-        <IsTruncated>false</IsTruncated>\
+    let listed = "<?xml version=\"1.0\"?><ListBucketResult><Name>b</Name>\
+        <EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>\
         <Contents><Key>a%2F%2Fb+c.jpg</Key><Size>3</Size></Contents>\
         <Contents><Key>folder%2F</Key><Size>0</Size></Contents>\
         <Contents><Key>new%0Aline</Key><Size>3</Size></Contents></ListBucketResult>";

@@ -264,7 +264,7 @@ async fn invalid_backfill_requests_get_specific_errors(at: &Deployment) -> Resul
     let body = format!(r#"{{"kind":"verify","id":"{id}"}}"#);
     assert_eq!(post("/v1/backfills", &body).await?, (422, "id_taken".to_owned()));
     let list = client.json("/v1/tasks?kind=backfill").await?;
-    assert_eq!(list["tasks"], json!([]), "none of these began anything");
+    assert_eq!(list["tasks"], json!([]), "an invalid request started a backfill");
     Ok(())
 }
 
@@ -285,7 +285,7 @@ async fn backfill_command_reports_invalid_requests() -> Result<()> {
     let jpg = run_command(at.command(&["backfill", "verify", "--format", "jpg"])).await?;
     assert!(jpg.code == Some(2) && jpg.stderr.contains("did you mean `jpeg`"), "{jpg:#?}");
     let list_of = async || client.json("/v1/tasks?kind=backfill").await;
-    assert_eq!(list_of().await?["tasks"], json!([]), "none of these began anything");
+    assert_eq!(list_of().await?["tasks"], json!([]), "an invalid request started a backfill");
 
     // A file that could not be read has no child task that could be retried.
     let ended = run_command(at.command(&["backfill", "import", &list, "--follow"])).await?;

@@ -16,8 +16,7 @@ async fn every_metric_has_its_labels_after_one_upload() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path()).await?;
     let client = Client::new(server.url())?;
-    // The counter exists before the first lost lease. Otherwise Prometheus would not see the step from 0 to
-    // 1.
+    // The counter exists before the first lost lease. Otherwise Prometheus would not see its first step.
     let before = Metrics::of(&client).await?;
     assert!(before.text().contains("\nsafelight_leases_lost_total 0\n"), "{}", before.text());
 

@@ -35,17 +35,17 @@ async fn uploads_continue_while_broker_is_down_or_out_of_memory() -> Result<()> 
     load.more(20).await?;
 
     node.kill()?;
-    eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
+    eventually("/readyz reports degraded", async || Ok(readiness().await? == "degraded")).await?;
     load.more(20).await?;
     block_in_place(|| node.start_node())?;
     let after_kill = cluster.database().flows_again().await?;
-    eventually("/readyz says ready", async || Ok(readiness().await? == "ready")).await?;
+    eventually("/readyz reports ready", async || Ok(readiness().await? == "ready")).await?;
 
     let watermark = async |limit: &str| {
         block_in_place(|| node.ctl(&["set_vm_memory_high_watermark", "absolute", limit]))
     };
     watermark("1").await?;
-    eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
+    eventually("/readyz reports degraded", async || Ok(readiness().await? == "degraded")).await?;
     let since = Instant::now();
     load.more(30).await?;
     let mut took = load.latencies(since);
@@ -60,7 +60,7 @@ async fn uploads_continue_while_broker_is_down_or_out_of_memory() -> Result<()> 
         "work continues {after_kill:?} after a kill, {after_alarm:?} after an alarm; \
          an upload takes {median:?} during the alarm"
     );
-    ensure!(results.refusals.is_empty(), "refused: {:?}", results.refusals);
+    ensure!(results.refusals.is_empty(), "rejected uploads: {:?}", results.refusals);
     let report = cluster.audit_with(&node).run(&results.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())

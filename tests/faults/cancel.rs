@@ -21,7 +21,7 @@ async fn cancel_stops_running_task_and_deletes_its_bytes() -> Result<()> {
     let setup = test_server(&[("SAFELIGHT_LEASE_MS", "1000")])?;
     let (_server, client) = setup.start(&[])?;
     assert_cancel_while_running(&client).await?;
-    eventually("its bytes are gone", async || {
+    eventually("its bytes are deleted", async || {
         Ok(files_with_marker(&setup.data().join("blobs"))? == 0)
     })
     .await
@@ -33,7 +33,7 @@ async fn cancel_stops_task_that_runs_on_another_node() -> Result<()> {
     let cluster = test_cluster(1, 1, &[("SAFELIGHT_LEASE_MS", "1000")]).await?;
     assert_cancel_while_running(&cluster.client()?).await?;
     let bucket = cluster.fleet.s3.bucket_folder();
-    eventually("its bytes are gone", async || Ok(files_with_marker(&bucket)? == 0)).await
+    eventually("its bytes are deleted", async || Ok(files_with_marker(&bucket)? == 0)).await
 }
 
 async fn assert_cancel_while_running(client: &Client) -> Result<()> {

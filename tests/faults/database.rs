@@ -41,7 +41,7 @@ async fn work_continues_after_database_crash() -> Result<()> {
     load.more_refused(6).await?;
     block_in_place(|| postgres.start_again())?;
     let took = cluster.database().flows_again().await?;
-    eventually("/readyz says ready", async || Ok(client.get("/readyz").await?.status() == 200))
+    eventually("/readyz reports ready", async || Ok(client.get("/readyz").await?.status() == 200))
         .await?;
 
     let results = load.stop().await?;

@@ -181,7 +181,10 @@ async fn killed_server_leaves_no_decoder_behind() -> Result<()> {
         .await?;
     let left = decoders(server_id);
     server.kill()?;
-    eventually("they are gone", async || Ok(left.iter().all(|&decoder| !is_decoder(decoder)))).await
+    eventually("all decoders have ended", async || {
+        Ok(left.iter().all(|&decoder| !is_decoder(decoder)))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -196,7 +199,10 @@ async fn drain_ends_decoders_of_running_jobs() -> Result<()> {
     server.signal("TERM")?;
     let (ended, server) = tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
     assert_eq!(ended?.code(), Some(0), "{}", server.output());
-    eventually("they are gone", async || Ok(left.iter().all(|&decoder| !is_decoder(decoder)))).await
+    eventually("all decoders have ended", async || {
+        Ok(left.iter().all(|&decoder| !is_decoder(decoder)))
+    })
+    .await
 }
 
 #[tokio::test]

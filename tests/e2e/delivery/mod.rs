@@ -56,7 +56,7 @@ impl DeliverySetup {
         block_in_place(|| self.fleet.start_node(&["api", "--only", "delivery"], &all))
     }
 
-    /// A faulty link to the object store, and the endpoint that uses it.
+    /// A link to the object store that tests can slow down or cut, and the endpoint that uses it.
     fn link(&self, link: Link) -> Result<(Chaos, String)> {
         let endpoint = self.fleet.s3.endpoint();
         let (_, port) = endpoint.rsplit_once(':').context("a port")?;

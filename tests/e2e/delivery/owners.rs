@@ -116,7 +116,7 @@ async fn caches_are_not_shared_between_owners() -> Result<()> {
             ensure!(cache_status == format!("safelight; hit; detail={tier}"), "{cache_status}");
         }
     }
-    eventually("her file is gone", async || Ok(count_files()? == 1)).await
+    eventually("her file is deleted", async || Ok(count_files()? == 1)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

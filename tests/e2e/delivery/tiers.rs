@@ -102,7 +102,7 @@ async fn two_nodes_read_slow_store_once() -> Result<()> {
     let env = [("AWS_ENDPOINT", &*endpoint), ("SAFELIGHT_SHARED_CACHE_URL", &*url)];
     let folders = [folder()?, folder()?];
     let nodes = [setup.node(folders[0].path(), &env)?, setup.node(folders[1].path(), &env)?];
-    // Longer than the fill lock (`turn`) in Redis lasts without renewal.
+    // Longer than an unrenewed fill lock (the key `turn` in Redis) lasts.
     chaos.set(Link::Slow(Duration::from_millis(3500)));
     let (path, content) = &expected[0];
     let answers = herd::get(&[nodes[0].url(), nodes[1].url()], path).await?;
