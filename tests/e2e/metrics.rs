@@ -60,8 +60,8 @@ fn check_metric(text: &str, metric: &Metric) -> Result<()> {
     let mut found = 0;
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((head, _)) = line.rsplit_once(' ') else { continue };
-        let (name, rest) = head.split_once('{').unwrap_or((head, ""));
-        if name != series {
+        let (series_name, rest) = head.split_once('{').unwrap_or((head, ""));
+        if series_name != series {
             continue;
         }
         let inner = rest.trim_end_matches('}');
