@@ -58,8 +58,8 @@ async fn fetch_all(client: &Client, task: &Value) -> Result<Vec<Bytes>> {
     let image = &task["image"];
     let renditions = image["renditions"].as_object().context("renditions")?;
     let mut all = Vec::new();
-    for about in [image].into_iter().chain(renditions.values()) {
-        all.push(client.bytes(about["url"].as_str().context("a URL")?).await?);
+    for object in [image].into_iter().chain(renditions.values()) {
+        all.push(client.bytes(object["url"].as_str().context("a URL")?).await?);
     }
     Ok(all)
 }

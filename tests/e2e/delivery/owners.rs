@@ -73,11 +73,8 @@ async fn caches_are_not_shared_between_owners() -> Result<()> {
         let mut known: Vec<Bytes> = Vec::new();
         for (ada_path, bob_path) in ada.paths()?.into_iter().zip(bob.paths()?) {
             // The node may fill its cache after it has answered.
-            eventually(
-                "her object is cached",
-                async || Ok(read(&client, ada_path).await?.0 == hit),
-            )
-            .await?;
+            eventually("it is cached", async || Ok(read(&client, ada_path).await?.0 == hit))
+                .await?;
             let (_, content) = read(&client, ada_path).await?;
             let (cache_status, first) = read(&client, bob_path).await?;
             ensure!(first == content, "{bob_path} has other bytes than {ada_path}");
@@ -88,11 +85,8 @@ async fn caches_are_not_shared_between_owners() -> Result<()> {
                 cache_status == "safelight; fwd=uri-miss; stored; detail=store",
                 "{tier}: {cache_status}"
             );
-            eventually(
-                "his object is cached",
-                async || Ok(read(&client, bob_path).await?.0 == hit),
-            )
-            .await?;
+            eventually("it is cached", async || Ok(read(&client, bob_path).await?.0 == hit))
+                .await?;
             known.push(content);
         }
     }
