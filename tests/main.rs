@@ -1,5 +1,5 @@
-//! Architecture, contract, end-to-end and fault tests, and snapshots of what must not change: one binary, so that
-//! they link once and share the engines that they start.
+//! Architecture, contract, end-to-end, fault and snapshot tests. They are one binary, so that they link once
+//! and share the engines that they start.
 
 mod architecture;
 mod contract;

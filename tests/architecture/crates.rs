@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::sources::{Member, members};
 
-/// Crates that see none of the others among them.
+/// Crates that do not depend on each other.
 const PARTS: [&str; 6] = [
     "safelight-blobs",
     "safelight-config",
@@ -16,25 +16,25 @@ const PARTS: [&str; 6] = [
     "safelight-store",
 ];
 
-/// Crates with drivers, and the only ones that may depend on them.
+/// Crates with drivers, and the only crates that may depend on them.
 const DRIVERS: [&str; 2] = ["safelight-queue-rabbitmq", "safelight-store-sql"];
-const DRIVERS_ARE_SEEN_BY: [&str; 2] = ["safelight", "safelight-testing"];
+const MAY_USE_DRIVERS: [&str; 2] = ["safelight", "safelight-testing"];
 
-/// Packages that a client of the HTTP API must not bring with it: drivers and codecs.
-const NOT_IN_A_CLIENT: [&str; 8] =
+/// Drivers and codecs. The client of the HTTP API must not depend on them.
+const FORBIDDEN_IN_CLIENT: [&str; 8] =
     ["image", "lapin", "object_store", "rav1e", "redis", "sqlx", "turbojpeg", "webp"];
 
-/// Dependencies that no code names: they are declared for a feature that they switch on.
-const FOR_A_FEATURE: [(&str, &str); 3] = [
+/// Dependencies that no code names. They are declared only to enable a feature.
+const FEATURE_ONLY: [(&str, &str); 3] = [
     ("safelight", "safelight-fail-points"),
     ("safelight-blobs", "reqwest"),
     ("safelight-telemetry", "opentelemetry-http"),
 ];
 
-/// Packages whose crate has another name.
+/// Packages with a different crate name.
 const CRATE_NAMES: [(&str, &str); 1] = [("kamadak-exif", "exif")];
 
-/// Each crate of ours with all crates of ours under it, by normal dependencies.
+/// Every member of the workspace with all its direct and indirect dependencies, dev dependencies excluded.
 fn reachable(members: &[Member]) -> BTreeMap<&str, BTreeSet<&str>> {
     let direct: BTreeMap<&str, Vec<&str>> = members
         .iter()
@@ -44,10 +44,10 @@ fn reachable(members: &[Member]) -> BTreeMap<&str, BTreeSet<&str>> {
         })
         .collect();
     let all = |from: &'_ str| {
-        let (mut found, mut left) = (BTreeSet::new(), direct[from].clone());
-        while let Some(name) = left.pop() {
+        let (mut found, mut pending) = (BTreeSet::new(), direct[from].clone());
+        while let Some(name) = pending.pop() {
             if found.insert(name) {
-                left.extend(direct.get(name).into_iter().flatten());
+                pending.extend(direct.get(name).into_iter().flatten());
             }
         }
         found
@@ -56,40 +56,40 @@ fn reachable(members: &[Member]) -> BTreeMap<&str, BTreeSet<&str>> {
 }
 
 #[test]
-fn the_domain_depends_on_no_other_crate_of_ours() -> Result<()> {
+fn domain_depends_on_no_other_safelight_crate() -> Result<()> {
     let members = members()?;
     let reachable = reachable(&members);
-    let ours: Vec<_> =
+    let dependencies: Vec<_> =
         reachable["safelight-domain"].iter().filter(|name| reachable.contains_key(*name)).collect();
-    assert!(ours.is_empty(), "{ours:?}");
+    assert!(dependencies.is_empty(), "{dependencies:?}");
     Ok(())
 }
 
 #[test]
-fn parts_do_not_see_each_other() -> Result<()> {
+fn parts_do_not_depend_on_each_other() -> Result<()> {
     let members = members()?;
     let reachable = reachable(&members);
     for part in PARTS {
-        let seen: Vec<_> = PARTS.iter().filter(|other| reachable[part].contains(*other)).collect();
-        assert!(seen.is_empty(), "{part} sees {seen:?}");
+        let found: Vec<_> = PARTS.iter().filter(|other| reachable[part].contains(*other)).collect();
+        assert!(found.is_empty(), "{part} depends on {found:?}");
     }
     Ok(())
 }
 
 #[test]
-fn drivers_are_seen_by_the_binary_and_by_tests_alone() -> Result<()> {
+fn only_binary_and_tests_depend_on_drivers() -> Result<()> {
     for member in members()? {
         let normal = member.dependencies.iter().filter(|dependency| dependency.normal);
         let drivers: Vec<_> =
             normal.map(|one| &one.name).filter(|name| DRIVERS.contains(&name.as_str())).collect();
-        let may = DRIVERS_ARE_SEEN_BY.contains(&member.name.as_str());
-        assert!(may || drivers.is_empty(), "{} sees {drivers:?}", member.name);
+        let allowed = MAY_USE_DRIVERS.contains(&member.name.as_str());
+        assert!(allowed || drivers.is_empty(), "{} depends on {drivers:?}", member.name);
     }
     Ok(())
 }
 
 #[test]
-fn api_and_workers_do_not_see_each_other() -> Result<()> {
+fn api_and_workers_do_not_depend_on_each_other() -> Result<()> {
     let members = members()?;
     let reachable = reachable(&members);
     assert!(!reachable["safelight-api"].contains("safelight-workers"));
@@ -98,14 +98,14 @@ fn api_and_workers_do_not_see_each_other() -> Result<()> {
 }
 
 #[test]
-fn the_client_brings_no_driver_and_no_codec() -> Result<()> {
+fn client_depends_on_no_driver_and_no_codec() -> Result<()> {
     let members = members()?;
     let reachable = reachable(&members);
-    let brought: Vec<_> = NOT_IN_A_CLIENT
+    let found: Vec<_> = FORBIDDEN_IN_CLIENT
         .iter()
         .filter(|package| reachable["safelight-client"].contains(*package))
         .collect();
-    assert!(brought.is_empty(), "{brought:?}");
+    assert!(found.is_empty(), "{found:?}");
     Ok(())
 }
 
@@ -113,22 +113,22 @@ fn the_client_brings_no_driver_and_no_codec() -> Result<()> {
 fn every_declared_dependency_is_used() -> Result<()> {
     let mut unused = BTreeSet::new();
     for member in members()? {
-        let everywhere = member.sources(&["src", "tests", "benches", "fuzz_targets"])?;
-        let shipped = member.sources(&["src"])?;
+        let all_sources = member.sources(&["src", "tests", "benches", "fuzz_targets"])?;
+        let main_sources = member.sources(&["src"])?;
         for dependency in &member.dependencies {
             let other_name = CRATE_NAMES.iter().find(|(package, _)| *package == dependency.name);
             let name =
                 other_name.map_or(dependency.name.as_str(), |(_, name)| *name).replace('-', "_");
-            let sources = if dependency.normal { &shipped } else { &everywhere };
+            let sources = if dependency.normal { &main_sources } else { &all_sources };
             let pair = (member.name.as_str(), dependency.name.as_str());
-            if !FOR_A_FEATURE.contains(&pair)
+            if !FEATURE_ONLY.contains(&pair)
                 && !sources.iter().any(|source| mentions(&source.code, &name))
             {
                 unused.insert(format!("{} {}", pair.0, pair.1));
             }
         }
     }
-    assert!(unused.is_empty(), "declared and not used: {unused:#?}");
+    assert!(unused.is_empty(), "unused dependencies: {unused:#?}");
     Ok(())
 }
 
@@ -137,7 +137,8 @@ fn mentions(code: &str, name: &str) -> bool {
     code.match_indices(name).any(|(at, _)| {
         let before = code[..at].chars().next_back();
         let after = &code[at + name.len()..];
-        let whole = !before.is_some_and(|c| c.is_alphanumeric() || c == '_');
-        whole && (after.starts_with("::") || after.starts_with(';') || after.starts_with(" as "))
+        let whole_word = !before.is_some_and(|c| c.is_alphanumeric() || c == '_');
+        whole_word
+            && (after.starts_with("::") || after.starts_with(';') || after.starts_with(" as "))
     })
 }

@@ -1,4 +1,4 @@
-//! How the code is cut: which crate may depend on which, and no circle of files in any crate.
+//! Rules for the structure of the code: which crate may depend on which, and no cycle of files in any crate.
 
 mod crates;
 mod modules;

@@ -14,23 +14,23 @@ type Modules = BTreeMap<String, Module>;
 
 #[derive(Default)]
 struct Module {
-    /// Its code outside tests, without comments and without what it only hands on (`pub use child::Name`).
+    /// The code outside tests, without comments and re-exports (`pub use child::Name`).
     code: String,
-    /// The names that it hands on, with the paths that they come from.
-    handed_on: BTreeMap<String, Vec<String>>,
+    /// The re-exported names and their original paths.
+    reexports: BTreeMap<String, Vec<String>>,
 }
 
 #[test]
-fn no_crate_has_a_circle_of_files() -> Result<()> {
+fn no_crate_has_a_cycle_of_files() -> Result<()> {
     let mut found = BTreeSet::new();
     for member in members()? {
         let root = member.folder.join("src");
         let modules = modules(&root, &member.sources(&["src"])?);
-        for circle in circles(&edges(&modules)) {
-            found.insert(format!("{}: {}", member.name, circle.join(" ")));
+        for cycle in cycles(&edges(&modules)) {
+            found.insert(format!("{}: {}", member.name, cycle.join(" ")));
         }
     }
-    assert!(found.is_empty(), "files that import each other: {found:#?}");
+    assert!(found.is_empty(), "cycles of files: {found:#?}");
     Ok(())
 }
 
@@ -39,7 +39,7 @@ fn modules(root: &Path, sources: &[Source]) -> Modules {
     for source in sources {
         let Ok(path) = source.path.strip_prefix(root) else { continue };
         let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-        // Programs of their own, and tests.
+        // Skips binaries, which are separate crates, and tests.
         if parts[0] == "bin" || parts.iter().any(|part| part == "tests" || part == "tests.rs") {
             continue;
         }
@@ -54,24 +54,24 @@ fn modules(root: &Path, sources: &[Source]) -> Modules {
     modules
 }
 
-/// Takes the `pub use` declarations out of a module's code.
+/// Separates a module's `pub use` declarations from the rest of its code.
 fn module(code: &str) -> Module {
     let mut module = Module::default();
-    let mut left = code;
-    while let Some(at) = left.find("pub use ").or_else(|| left.find("pub(crate) use ")) {
-        let end = left[at..].find(';').map_or(left.len(), |end| at + end);
+    let mut rest = code;
+    while let Some(at) = rest.find("pub use ").or_else(|| rest.find("pub(crate) use ")) {
+        let end = rest[at..].find(';').map_or(rest.len(), |end| at + end);
         let mut paths = Vec::new();
-        let start = left[at..].find("use ").map_or(at, |start| at + start + "use ".len());
-        expand(&left[start..end], &[], &mut paths);
+        let start = rest[at..].find("use ").map_or(at, |start| at + start + "use ".len());
+        expand(&rest[start..end], &[], &mut paths);
         for path in paths {
             if let Some(name) = path.last().cloned() {
-                module.handed_on.insert(name, path);
+                module.reexports.insert(name, path);
             }
         }
-        module.code += &left[..at];
-        left = &left[end..];
+        module.code += &rest[..at];
+        rest = &rest[end..];
     }
-    module.code += left;
+    module.code += rest;
     module
 }
 
@@ -81,7 +81,7 @@ fn without_tests(code: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Which modules each module uses. The root is left out as a target: it declares and hands on.
+/// The modules that each module uses, except the root: it only declares and re-exports.
 fn edges(modules: &Modules) -> BTreeMap<&str, BTreeSet<&str>> {
     modules
         .iter()
@@ -111,15 +111,14 @@ fn children(modules: &Modules, module: &[&str]) -> Vec<String> {
     below.filter_map(|mut parts| parts.pop()).filter(|name| !name.is_empty()).collect()
 }
 
-/// Every path that begins with `crate`, `super` or the name of a child, with the groups of `use` declarations
-/// written out.
+/// Every path that starts with `crate`, `super` or the name of a child, with `use` groups expanded.
 fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     let starts = ["crate", "super"].into_iter().chain(children.iter().map(String::as_str));
     for start in starts.map(|start| format!("{start}::")) {
         for (at, _) in code.match_indices(&start) {
             let before = code[..at].chars().next_back();
-            // `super::super::` is found where it begins.
+            // In `super::super::`, only the first `super` starts a path.
             if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
                 continue;
             }
@@ -129,7 +128,7 @@ fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     paths
 }
 
-/// Adds the paths that a use tree at the start of `text` stands for; returns what follows it.
+/// Adds all paths of the use tree at the start of `text`. Returns the text after the tree.
 fn expand<'a>(text: &'a str, prefix: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
     let mut path = prefix.to_vec();
     let mut text = text.trim_start();
@@ -144,7 +143,7 @@ fn expand<'a>(text: &'a str, prefix: &[String], paths: &mut Vec<Vec<String>>) ->
         if let Some(mut rest) = text.strip_prefix('{') {
             while !rest.trim_start().starts_with('}') && !rest.trim().is_empty() {
                 rest = expand(rest, &path, paths).trim_start();
-                // Past a comma, or past a name that `as` gives.
+                // Skip an `as` name and the comma.
                 let next = rest.find([',', '}']).unwrap_or(rest.len());
                 rest = &rest[next..];
                 rest = rest.strip_prefix(',').unwrap_or(rest);
@@ -156,12 +155,12 @@ fn expand<'a>(text: &'a str, prefix: &[String], paths: &mut Vec<Vec<String>>) ->
     text
 }
 
-/// A path from the crate's root, without `crate`, `super` and `self`.
+/// The path from the crate's root, without `crate`, `super` and `self`.
 fn resolve(module: &[&str], path: &[String]) -> Option<Vec<String>> {
     let mut target: Vec<String> = module.iter().map(|&part| part.to_owned()).collect();
-    for (place, part) in path.iter().enumerate() {
+    for (index, part) in path.iter().enumerate() {
         match part.as_str() {
-            "crate" if place == 0 => target.clear(),
+            "crate" if index == 0 => target.clear(),
             "super" => drop(target.pop()?),
             "self" => {}
             name => target.push(name.to_owned()),
@@ -170,13 +169,13 @@ fn resolve(module: &[&str], path: &[String]) -> Option<Vec<String>> {
     Some(target)
 }
 
-/// The module that a path leads to or into, through what modules hand on.
+/// The module that a path points to or into. Follows re-exports.
 fn file_of<'a>(modules: &'a Modules, path: &[String]) -> Option<&'a str> {
     let (length, (name, module)) = (0..=path.len()).rev().find_map(|length| {
         modules.get_key_value(&path[..length].join("::")).map(|found| (length, found))
     })?;
-    let handed_on = path.get(length).and_then(|next| module.handed_on.get(next));
-    if let Some(from) = handed_on {
+    let reexport = path.get(length).and_then(|next| module.reexports.get(next));
+    if let Some(from) = reexport {
         let own: Vec<&str> = name.split("::").filter(|part| !part.is_empty()).collect();
         let target = resolve(&own, from).filter(|target| target.as_slice() != path);
         return target.and_then(|target| file_of(modules, &target)).or(Some(name));
@@ -184,40 +183,40 @@ fn file_of<'a>(modules: &'a Modules, path: &[String]) -> Option<&'a str> {
     Some(name)
 }
 
-/// Groups of modules that all lead to each other.
-fn circles(edges: &BTreeMap<&str, BTreeSet<&str>>) -> BTreeSet<Vec<String>> {
+/// Groups of modules that all reach each other.
+fn cycles(edges: &BTreeMap<&str, BTreeSet<&str>>) -> BTreeSet<Vec<String>> {
     let reach = |from: &str| {
-        let mut left: Vec<&str> = edges[from].iter().copied().collect();
+        let mut pending: Vec<&str> = edges[from].iter().copied().collect();
         let mut found = BTreeSet::new();
-        while let Some(next) = left.pop() {
+        while let Some(next) = pending.pop() {
             if found.insert(next) {
-                left.extend(edges.get(next).into_iter().flatten());
+                pending.extend(edges.get(next).into_iter().flatten());
             }
         }
         found
     };
     let all: BTreeMap<_, _> = edges.keys().map(|&module| (module, reach(module))).collect();
-    let circle = |module: &str| -> Vec<String> {
+    let cycle = |module: &str| -> Vec<String> {
         let mutual = all[module].iter().filter(|other| all[*other].contains(module));
         mutual.map(|&other| other.to_owned()).collect()
     };
-    all.keys().map(|module| circle(module)).filter(|circle| !circle.is_empty()).collect()
+    all.keys().map(|module| cycle(module)).filter(|cycle| !cycle.is_empty()).collect()
 }
 
 #[test]
-fn use_declarations_are_written_out() {
+fn use_groups_are_expanded() {
     let code = "use crate::{a::{b, c as d}, e};\nuse super::super::f;\nlet x = crate::g::h();";
     let found: Vec<_> = paths(code, &[]).into_iter().map(|path| path.join("::")).collect();
     assert_eq!(found, ["crate::a::b", "crate::a::c", "crate::e", "crate::g::h", "super::super::f"]);
 }
 
 #[test]
-fn a_circle_is_found_and_a_diamond_is_none() {
+fn cycle_search_finds_cycles_and_ignores_diamonds() {
     let edges = |pairs: &[(&'static str, &[&'static str])]| {
         pairs.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect()
     };
     let diamond = edges(&[("a", &["b", "c"]), ("b", &["d"]), ("c", &["d"]), ("d", &[])]);
-    assert!(circles(&diamond).is_empty());
-    let circle = edges(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
-    assert_eq!(circles(&circle), BTreeSet::from([vec!["b".to_owned(), "c".to_owned()]]));
+    assert!(cycles(&diamond).is_empty());
+    let cycle = edges(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
+    assert_eq!(cycles(&cycle), BTreeSet::from([vec!["b".to_owned(), "c".to_owned()]]));
 }

@@ -16,20 +16,19 @@ pub struct Member {
     pub dependencies: Vec<Dependency>,
 }
 
-/// What a member declares to depend on.
+/// A declared dependency of a member.
 pub struct Dependency {
     pub name: String,
-    /// Whether it is one of a program's or library's code, and not of tests or build scripts alone.
+    /// False for dev and build dependencies.
     pub normal: bool,
 }
 
-/// A file of Rust code.
 pub struct Source {
     pub path: PathBuf,
     pub code: String,
 }
 
-/// All members, as Cargo sees them.
+/// All members, from `cargo metadata`.
 pub fn members() -> Result<Vec<Member>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
@@ -56,24 +55,24 @@ fn member(package: &Value) -> Result<Member> {
 }
 
 impl Member {
-    /// Its Rust files below the given folders, without those of other members.
+    /// The member's Rust files below the given folders, without files of nested members.
     pub fn sources(&self, folders: &[&str]) -> Result<Vec<Source>> {
         let mut found = Vec::new();
         for folder in folders {
             let folder = self.folder.join(folder);
             if folder.is_dir() {
-                search(&folder, &mut found)?;
+                collect(&folder, &mut found)?;
             }
         }
         Ok(found)
     }
 }
 
-fn search(folder: &Path, found: &mut Vec<Source>) -> Result<()> {
+fn collect(folder: &Path, found: &mut Vec<Source>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() && !path.join("Cargo.toml").exists() {
-            search(&path, found)?;
+            collect(&path, found)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(Source { code: fs::read_to_string(&path)?, path });
         }

@@ -1,4 +1,4 @@
-//! The blob store's promises, on a local directory and on S3: what one keeps the other keeps too.
+//! The contract of the blob store, on a local directory and on S3.
 
 use std::{
     io::Read,
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 /// Less than a part, and more than two parts of a multipart upload.
 const SIZES: [usize; 3] = [1, 800_000, 11_000_000];
 
-/// A store under test, with what it stands on.
+/// A store under test, with its folder and its server.
 struct TestBlobs {
     blobs: Blobs,
     s3: Option<S3>,
@@ -45,7 +45,7 @@ fn s3() -> Result<TestBlobs> {
     Ok(TestBlobs { blobs, s3: Some(s3), folder })
 }
 
-macro_rules! on_both {
+macro_rules! on_both_backends {
     ($($promise:ident),+ $(,)?) => {
         mod on_local {
             $(#[tokio::test]
@@ -62,22 +62,22 @@ macro_rules! on_both {
     };
 }
 
-on_both! {
+on_both_backends! {
     staged_bytes_are_promoted_once_and_read_back,
-    an_unfinished_upload_leaves_nothing,
+    unfinished_upload_leaves_no_bytes,
     objects_are_replaced_and_removed,
     missing_objects_differ_from_store_errors,
-    the_clock_is_that_which_dates_staged_bytes,
-    a_walk_finds_every_blob_and_rendition_once_page_by_page,
+    clock_agrees_with_dates_of_staged_bytes,
+    walk_returns_every_object_once,
 }
 
-async fn the_clock_is_that_which_dates_staged_bytes(test: TestBlobs) -> Result<()> {
+async fn clock_agrees_with_dates_of_staged_bytes(test: TestBlobs) -> Result<()> {
     let blobs = &test.blobs;
     let before = blobs.clock().await?;
     stage(blobs, b"bytes").await?;
     let staged: Vec<_> = blobs.incoming().try_collect().await?;
     let after = blobs.clock().await?;
-    // Some stores tell whole seconds.
+    // Some stores round to whole seconds.
     let second = chrono::TimeDelta::seconds(1);
     assert!(before <= staged[0].modified && staged[0].modified < after + second);
     Ok(())
@@ -107,14 +107,13 @@ async fn staged_bytes_are_promoted_once_and_read_back(test: TestBlobs) -> Result
         let (from, to) = (limit / 3, limit - limit / 4);
         let part: Vec<Bytes> = blobs.stream_range(&key, from..to).await?.try_collect().await?;
         assert_eq!(part.concat(), bytes[usize::try_from(from)?..usize::try_from(to)?]);
-        let refused = blobs.read(&key, limit - 1).await;
-        assert!(matches!(refused, Err(BlobError::TooLarge { .. })), "{refused:?}");
+        let too_large = blobs.read(&key, limit - 1).await;
+        assert!(matches!(too_large, Err(BlobError::TooLarge { .. })), "{too_large:?}");
     }
     Ok(())
 }
 
-/// However small the pages, and whatever else is stored.
-async fn a_walk_finds_every_blob_and_rendition_once_page_by_page(test: TestBlobs) -> Result<()> {
+async fn walk_returns_every_object_once(test: TestBlobs) -> Result<()> {
     let blobs = &test.blobs;
     stage(blobs, b"staged").await?;
     let mut keys: Vec<BlobKey> = (0..40_u8).map(|n| BlobKey::Blob(ContentHash::of(&[n]))).collect();
@@ -141,7 +140,7 @@ async fn a_walk_finds_every_blob_and_rendition_once_page_by_page(test: TestBlobs
             if cursor.is_none() {
                 break;
             }
-            assert!(pages < 1000, "it never ends");
+            assert!(pages < 1000, "the walk does not end");
         }
         assert!(found.is_sorted_by_key(|object| object.path.clone()));
         assert!(found.iter().all(|object| object.modified < now));
@@ -165,7 +164,7 @@ async fn content_of(opened: OpenBlob) -> Result<Vec<u8>> {
     }
 }
 
-async fn an_unfinished_upload_leaves_nothing(test: TestBlobs) -> Result<()> {
+async fn unfinished_upload_leaves_no_bytes(test: TestBlobs) -> Result<()> {
     let mut staging = test.blobs.stage(ImageId::new()).await?;
     staging.write(&content(3_000_000)).await?;
     drop(staging);
@@ -211,7 +210,7 @@ async fn missing_objects_differ_from_store_errors(test: TestBlobs) -> Result<()>
 }
 
 #[tokio::test]
-async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
+async fn reads_time_out_when_store_hangs() -> Result<()> {
     let (folder, s3) = (TempDir::new()?, S3::start("images")?);
     let endpoint = s3.endpoint();
     let (_, port) = endpoint.rsplit_once(':').context("a port")?;
@@ -225,10 +224,10 @@ async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
     assert_eq!(blobs.read(&key, 100).await?, "bytes");
 
     chaos.set(Link::BlackHole);
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let (check, read, ranged) =
         tokio::join!(blobs.check(), blobs.read(&key, 100), blobs.stream_range(&key, 0..1));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(20), "{:?}", started_at.elapsed());
     assert!(matches!(check, Err(BlobError::Late)), "{check:?}");
     assert!(matches!(read, Err(BlobError::Late)), "{read:?}");
     assert!(matches!(ranged.err(), Some(BlobError::Late)));
@@ -238,19 +237,19 @@ async fn reads_do_not_wait_for_a_store_that_hangs() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_crash_cut_off_is_removed_when_it_is_old() -> Result<()> {
+async fn old_partial_uploads_are_removed() -> Result<()> {
     let TestBlobs { blobs, folder, .. } = local()?;
-    let mut arriving = blobs.stage(ImageId::new()).await?;
-    arriving.write(&content(300_000)).await?;
+    let mut partial_upload = blobs.stage(ImageId::new()).await?;
+    partial_upload.write(&content(300_000)).await?;
     let files = || files_under(&folder.path().join("blobs"));
     assert_eq!(files()?.len(), 1);
 
-    let started = chrono::Utc::now() - chrono::TimeDelta::minutes(1);
-    assert_eq!(blobs.remove_cut_off(started).await?, 0);
+    let earlier = chrono::Utc::now() - chrono::TimeDelta::minutes(1);
+    assert_eq!(blobs.remove_cut_off(earlier).await?, 0);
     assert_eq!(files()?.len(), 1);
 
-    // As a process that is killed would leave it.
-    std::mem::forget(arriving);
+    // A killed process does not run `drop` either.
+    std::mem::forget(partial_upload);
     let later = chrono::Utc::now() + chrono::TimeDelta::minutes(1);
     assert_eq!(blobs.remove_cut_off(later).await?, 1);
     assert_eq!(files()?, Vec::<PathBuf>::new());
@@ -270,7 +269,6 @@ async fn stage(blobs: &Blobs, bytes: &[u8]) -> Result<StagedUpload> {
     Ok(staging.finish().await?)
 }
 
-/// All files below a folder.
 fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {

@@ -1,4 +1,4 @@
-//! What [`JobQueue`] promises, on both of its backends; and what only `RabbitMQ` can be asked.
+//! The contract of [`JobQueue`] on both backends, and tests for `RabbitMQ` alone.
 
 mod faults;
 
@@ -17,12 +17,12 @@ use tokio::time::{sleep, timeout};
 
 use safelight_testing::wait::eventually;
 
-/// Generous: the machine may be busy with other tests. Reached only on failure.
+/// Only a failing test waits this long.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 const QUEUE: Queue = Queue { kind: JobKind::Write, lane: Lane::Interactive };
 
-/// One test per promise and backend.
+/// Makes one test per promise and backend.
 macro_rules! contract {
     ($($promise:ident),+ $(,)?) => {
         mod on_embedded {
@@ -44,18 +44,18 @@ macro_rules! contract {
 
 contract! {
     messages_arrive_on_the_queue_of_their_kind_and_lane,
-    an_acknowledged_message_is_gone,
-    acknowledging_some_at_once_leaves_the_rest,
-    a_requeued_message_comes_again_as_redelivered,
-    a_dropped_delivery_comes_again_as_redelivered,
-    prefetch_bounds_what_is_unsettled,
+    acknowledged_message_is_not_redelivered,
+    concurrent_acks_settle_only_their_messages,
+    requeued_message_is_redelivered,
+    dropped_message_is_redelivered,
+    prefetch_limits_unsettled_messages,
     competing_consumers_get_each_message_once,
-    order_is_kept,
-    a_message_carries_its_trace,
-    depth_counts_what_waits,
-    a_dropped_subscription_returns_what_it_had_buffered,
-    deliveries_outlive_their_subscription,
-    close_ends_everything,
+    queue_keeps_publish_order,
+    message_carries_its_trace,
+    depth_counts_waiting_messages,
+    dropped_subscription_returns_buffered_messages,
+    messages_outlive_their_subscription,
+    close_ends_subscriptions_and_rejects_calls,
     concurrent_publishers_are_all_confirmed,
 }
 
@@ -65,16 +65,16 @@ async fn messages_arrive_on_the_queue_of_their_kind_and_lane(broker: DynJobQueue
     broker.publish(&notices).await?;
     for (queue, expected) in sent {
         let mut subscription = broker.subscribe(queue, 10).await?;
-        let delivery = next(&mut subscription).await?;
-        ensure!(delivery.notice == expected && !delivery.redelivered, "{queue}");
-        delivery.ack().await;
+        let message = next(&mut subscription).await?;
+        ensure!(message.notice == expected && !message.redelivered, "{queue}");
+        message.ack().await;
         let what = format!("{queue} got another queue's message");
-        nothing_else_comes(&*broker, queue, &mut subscription).await.context(what)?;
+        no_other_message_arrives(&*broker, queue, &mut subscription).await.context(what)?;
     }
     Ok(())
 }
 
-async fn an_acknowledged_message_is_gone(broker: DynJobQueue) -> Result<()> {
+async fn acknowledged_message_is_not_redelivered(broker: DynJobQueue) -> Result<()> {
     let (first, second) = (notice(QUEUE), notice(QUEUE));
     broker.publish(&[first]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
@@ -82,71 +82,71 @@ async fn an_acknowledged_message_is_gone(broker: DynJobQueue) -> Result<()> {
     drop(subscription);
     broker.publish(&[second]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
-    // Perhaps redelivered: the first subscription may have been given it as it ended.
+    // It may be redelivered: the first subscription may have received it while it ended.
     ensure!(next(&mut subscription).await?.notice == second);
     Ok(())
 }
 
-async fn acknowledging_some_at_once_leaves_the_rest(broker: DynJobQueue) -> Result<()> {
+async fn concurrent_acks_settle_only_their_messages(broker: DynJobQueue) -> Result<()> {
     for kept in [[0, 4], [2, 3], [5, 7]] {
         let sent: Vec<_> = (0..8).map(|_| notice(QUEUE)).collect();
         broker.publish(&sent).await?;
         let mut subscription = broker.subscribe(QUEUE, 8).await?;
-        let (mut done, mut left) = (Vec::new(), Vec::new());
-        for place in 0..8 {
-            let delivery = next(&mut subscription).await?;
-            if kept.contains(&place) { &mut left } else { &mut done }.push(delivery);
+        let (mut acknowledged, mut left) = (Vec::new(), Vec::new());
+        for index in 0..8 {
+            let message = next(&mut subscription).await?;
+            if kept.contains(&index) { &mut left } else { &mut acknowledged }.push(message);
         }
-        let expected: HashSet<_> = left.iter().map(|delivery| delivery.notice).collect();
-        join_all(done.into_iter().rev().map(Message::ack)).await;
+        let expected: HashSet<_> = left.iter().map(|message| message.notice).collect();
+        join_all(acknowledged.into_iter().rev().map(Message::ack)).await;
         drop((left, subscription));
         let mut subscription = broker.subscribe(QUEUE, 8).await?;
         let again = [next(&mut subscription).await?, next(&mut subscription).await?];
         ensure!(again.iter().map(|one| one.notice).collect::<HashSet<_>>() == expected);
-        let what = "an acknowledged message came again";
-        nothing_else_comes(&*broker, QUEUE, &mut subscription).await.context(what)?;
+        let what = "an acknowledged message was redelivered";
+        no_other_message_arrives(&*broker, QUEUE, &mut subscription).await.context(what)?;
         join_all(again.into_iter().map(Message::ack)).await;
     }
     Ok(())
 }
 
-async fn a_requeued_message_comes_again_as_redelivered(broker: DynJobQueue) -> Result<()> {
+async fn requeued_message_is_redelivered(broker: DynJobQueue) -> Result<()> {
     broker.publish(&[notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
-    let delivery = next(&mut subscription).await?;
-    let first = delivery.notice;
-    delivery.requeue().await;
+    let message = next(&mut subscription).await?;
+    let first = message.notice;
+    message.requeue().await;
     let again = next(&mut subscription).await?;
     ensure!(again.notice == first && again.redelivered);
     again.ack().await;
     let what = "delivered after its acknowledgement";
-    nothing_else_comes(&*broker, QUEUE, &mut subscription).await.context(what)
+    no_other_message_arrives(&*broker, QUEUE, &mut subscription).await.context(what)
 }
 
-async fn a_dropped_delivery_comes_again_as_redelivered(broker: DynJobQueue) -> Result<()> {
+async fn dropped_message_is_redelivered(broker: DynJobQueue) -> Result<()> {
     broker.publish(&[notice(QUEUE), notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let first = next(&mut subscription).await?.notice;
-    // Ahead of the one that was not delivered yet.
+    // It comes before the message that was not delivered yet.
     let again = next(&mut subscription).await?;
     ensure!(again.notice == first && again.redelivered);
     Ok(())
 }
 
-async fn prefetch_bounds_what_is_unsettled(broker: DynJobQueue) -> Result<()> {
+async fn prefetch_limits_unsettled_messages(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..10).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 3).await?;
-    let mut held = Vec::new();
+    let mut unacknowledged = Vec::new();
     for _ in 0..3 {
-        held.push(next(&mut subscription).await?);
+        unacknowledged.push(next(&mut subscription).await?);
     }
-    // What was delivered does not wait: more than the prefetch would leave fewer.
-    depth_becomes(&*broker, QUEUE, 7).await?;
-    held.remove(0).ack().await;
+    // Delivered messages do not count, so 10 - 3 remain.
+    wait_for_depth(&*broker, QUEUE, 7).await?;
+    unacknowledged.remove(0).ack().await;
     let fourth = next(&mut subscription).await?;
     ensure!(fourth.notice == sent[3]);
-    depth_becomes(&*broker, QUEUE, 6).await
+    wait_for_depth(&*broker, QUEUE, 6).await
 }
 
 async fn competing_consumers_get_each_message_once(broker: DynJobQueue) -> Result<()> {
@@ -156,9 +156,9 @@ async fn competing_consumers_get_each_message_once(broker: DynJobQueue) -> Resul
         let mut subscription = broker.subscribe(QUEUE, 8).await?;
         let seen = seen.clone();
         tokio::spawn(async move {
-            while let Some(delivery) = subscription.next().await {
-                let job = delivery.notice.job;
-                delivery.ack().await;
+            while let Some(message) = subscription.next().await {
+                let job = message.notice.job;
+                message.ack().await;
                 let _ = seen.send(job);
             }
         });
@@ -170,7 +170,7 @@ async fn competing_consumers_get_each_message_once(broker: DynJobQueue) -> Resul
         let job = timeout(DEADLINE, all.recv()).await?.context("consumers ended")?;
         ensure!(jobs.insert(job), "delivered twice");
     }
-    // Ends the consumers; what any of them still had in hand is counted.
+    // End the consumers, and check the messages that they still had.
     drop(seen);
     broker.close().await;
     while let Some(job) = timeout(DEADLINE, all.recv()).await? {
@@ -179,57 +179,57 @@ async fn competing_consumers_get_each_message_once(broker: DynJobQueue) -> Resul
     Ok(())
 }
 
-async fn order_is_kept(broker: DynJobQueue) -> Result<()> {
+async fn queue_keeps_publish_order(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..200).map(|_| notice(QUEUE)).collect();
     for batch in sent.chunks(100) {
         broker.publish(batch).await?;
     }
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     for expected in &sent {
-        let delivery = next(&mut subscription).await?;
-        ensure!(delivery.notice == *expected, "out of order");
-        delivery.ack().await;
+        let message = next(&mut subscription).await?;
+        ensure!(message.notice == *expected, "out of order");
+        message.ack().await;
     }
     Ok(())
 }
 
-async fn depth_counts_what_waits(broker: DynJobQueue) -> Result<()> {
+async fn depth_counts_waiting_messages(broker: DynJobQueue) -> Result<()> {
     ensure!(broker.depth(QUEUE).await? == 0);
     let sent: Vec<_> = (0..7).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
-    depth_becomes(&*broker, QUEUE, 7).await?;
+    wait_for_depth(&*broker, QUEUE, 7).await?;
     ensure!(broker.depth(Queue { lane: Lane::Bulk, ..QUEUE }).await? == 0);
     Ok(())
 }
 
-async fn a_dropped_subscription_returns_what_it_had_buffered(broker: DynJobQueue) -> Result<()> {
+async fn dropped_subscription_returns_buffered_messages(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..20).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 10).await?;
-    let in_hand = next(&mut subscription).await?;
-    depth_becomes(&*broker, QUEUE, 10).await?;
+    let delivered = next(&mut subscription).await?;
+    wait_for_depth(&*broker, QUEUE, 10).await?;
     drop(subscription);
-    depth_becomes(&*broker, QUEUE, 19).await?;
+    wait_for_depth(&*broker, QUEUE, 19).await?;
     let mut subscription = broker.subscribe(QUEUE, 20).await?;
-    let mut jobs = HashSet::from([in_hand.notice.job]);
+    let mut jobs = HashSet::from([delivered.notice.job]);
     for _ in 0..19 {
-        let delivery = next(&mut subscription).await?;
-        jobs.insert(delivery.notice.job);
-        delivery.ack().await;
+        let message = next(&mut subscription).await?;
+        jobs.insert(message.notice.job);
+        message.ack().await;
     }
     ensure!(jobs == sent.iter().map(|notice| notice.job).collect());
     Ok(())
 }
 
-async fn deliveries_outlive_their_subscription(broker: DynJobQueue) -> Result<()> {
+async fn messages_outlive_their_subscription(broker: DynJobQueue) -> Result<()> {
     broker.publish(&[notice(QUEUE), notice(QUEUE)]).await?;
     let mut subscription = broker.subscribe(QUEUE, 2).await?;
     let first = next(&mut subscription).await?;
     let second = next(&mut subscription).await?;
     drop(subscription);
     let mut other = broker.subscribe(QUEUE, 2).await?;
-    let what = "delivered to two consumers at once";
-    nothing_else_comes(&*broker, QUEUE, &mut other).await.context(what)?;
+    let what = "delivered to two consumers";
+    no_other_message_arrives(&*broker, QUEUE, &mut other).await.context(what)?;
     first.ack().await;
     let expected = second.notice;
     second.requeue().await;
@@ -237,16 +237,16 @@ async fn deliveries_outlive_their_subscription(broker: DynJobQueue) -> Result<()
     Ok(())
 }
 
-async fn close_ends_everything(broker: DynJobQueue) -> Result<()> {
+async fn close_ends_subscriptions_and_rejects_calls(broker: DynJobQueue) -> Result<()> {
     let sent: Vec<_> = (0..5).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
     let mut busy = broker.subscribe(QUEUE, 2).await?;
     let mut idle = broker.subscribe(Queue { lane: Lane::Bulk, ..QUEUE }, 2).await?;
-    let in_hand = next(&mut busy).await?;
+    let delivered = next(&mut busy).await?;
     broker.close().await;
     ensure!(timeout(DEADLINE, idle.next()).await?.is_none());
-    ensure!(timeout(DEADLINE, busy.next()).await?.is_none(), "a buffered delivery was handed out");
-    in_hand.ack().await;
+    ensure!(timeout(DEADLINE, busy.next()).await?.is_none(), "a buffered message was delivered");
+    delivered.ack().await;
     ensure!(broker.check().await.is_err());
     ensure!(broker.publish(&sent).await.is_err());
     ensure!(broker.subscribe(QUEUE, 1).await.is_err());
@@ -255,7 +255,7 @@ async fn close_ends_everything(broker: DynJobQueue) -> Result<()> {
 
 async fn concurrent_publishers_are_all_confirmed(broker: DynJobQueue) -> Result<()> {
     let mut publishers = tokio::task::JoinSet::new();
-    // Two for each queue.
+    // Two publishers for each queue.
     for queue in Queue::all().chain(Queue::all()) {
         let broker = Arc::clone(&broker);
         publishers.spawn(async move {
@@ -278,38 +278,38 @@ async fn concurrent_publishers_are_all_confirmed(broker: DynJobQueue) -> Result<
     for queue in Queue::all() {
         let mut subscription = broker.subscribe(queue, 64).await?;
         for _ in 0..1000 {
-            let delivery = next(&mut subscription).await?;
-            arrived.insert(delivery.notice);
-            delivery.ack().await;
+            let message = next(&mut subscription).await?;
+            arrived.insert(message.notice);
+            message.ack().await;
         }
     }
     ensure!(sent == arrived);
     Ok(())
 }
 
-async fn a_message_carries_its_trace(broker: DynJobQueue) -> Result<()> {
+async fn message_carries_its_trace(broker: DynJobQueue) -> Result<()> {
     let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 });
     let sent = [JobNotice { trace, ..notice(QUEUE) }, notice(QUEUE)];
     broker.publish(&sent).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     for notice in sent {
-        let delivery = next(&mut subscription).await?;
-        ensure!(delivery.notice == notice, "{:?} is not {notice:?}", delivery.notice);
-        delivery.requeue().await;
-        let delivery = next(&mut subscription).await?;
-        ensure!(delivery.notice == notice, "{:?} is not {notice:?}", delivery.notice);
-        delivery.ack().await;
+        let message = next(&mut subscription).await?;
+        ensure!(message.notice == notice, "{:?} is not {notice:?}", message.notice);
+        message.requeue().await;
+        let message = next(&mut subscription).await?;
+        ensure!(message.notice == notice, "{:?} is not {notice:?}", message.notice);
+        message.ack().await;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_full_in_process_queue_refuses() -> Result<()> {
+async fn full_in_process_queue_rejects_messages() -> Result<()> {
     let broker = open("embedded:").await?;
     let sent: Vec<_> = (0..InProcessQueue::CAPACITY).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
-    let refused = broker.publish(&[notice(QUEUE)]).await;
-    ensure!(matches!(refused, Err(QueueError::Full)));
+    let rejected = broker.publish(&[notice(QUEUE)]).await;
+    ensure!(matches!(rejected, Err(QueueError::Full)));
     ensure!(broker.depth(QUEUE).await? == InProcessQueue::CAPACITY as u64);
     let other = Queue { kind: JobKind::Thumbnail, ..QUEUE };
     broker.publish(&[notice(other)]).await?;
@@ -328,25 +328,25 @@ fn notice(queue: Queue) -> JobNotice {
 }
 
 async fn next(subscription: &mut Subscription) -> Result<Message> {
-    let delivery = timeout(DEADLINE, subscription.next()).await.context("nothing was delivered")?;
-    delivery.context("the subscription ended")
+    let message = timeout(DEADLINE, subscription.next()).await.context("nothing was delivered")?;
+    message.context("the subscription ended")
 }
 
-/// Checks that no message comes before one that is published now: what is returned to a queue goes ahead of it.
-async fn nothing_else_comes(
+/// Checks that no message arrives before one that is published now. Returned messages would come first.
+async fn no_other_message_arrives(
     broker: &dyn JobQueue,
     queue: Queue,
     subscription: &mut Subscription,
 ) -> Result<()> {
     let last = notice(queue);
     broker.publish(&[last]).await?;
-    let delivery = next(subscription).await?;
-    ensure!(delivery.notice == last, "{:?} came", delivery.notice);
-    delivery.ack().await;
+    let message = next(subscription).await?;
+    ensure!(message.notice == last, "{:?} arrived", message.notice);
+    message.ack().await;
     Ok(())
 }
 
-async fn depth_becomes(broker: &dyn JobQueue, queue: Queue, expected: u64) -> Result<()> {
+async fn wait_for_depth(broker: &dyn JobQueue, queue: Queue, expected: u64) -> Result<()> {
     let what = format!("{queue} holds {expected}");
     eventually(&what, async || Ok(broker.depth(queue).await.is_ok_and(|depth| depth == expected)))
         .await

@@ -1,4 +1,4 @@
-//! Buckets of others: every key is listed and read, whatever characters it has.
+//! Buckets that other programs fill: every key can be listed and read, also keys with unusual characters.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Names that `object_store` would write otherwise, or that a URL has to.
+/// Names that `object_store` or a URL has to escape.
 const NAMES: [&str; 10] = [
     "100%.jpg",
     "a#b.jpg",
@@ -41,7 +41,7 @@ async fn keys(bucket: &Bucket, prefix: &str, limit: usize) -> Result<Vec<Listed>
         if is_last {
             return Ok(found);
         }
-        assert!(found.len() <= 100, "it goes round in circles");
+        assert!(found.len() <= 100, "pages repeat");
     }
 }
 
@@ -65,19 +65,19 @@ async fn keys_with_any_characters_are_listed_and_read() -> Result<()> {
         assert_eq!(listed.bytes, listed.key.len() as u64 - "50% off [new]/".len() as u64);
     }
     assert!(bucket.read("nothing").await.is_err_and(|error| error.is_refusal()));
-    let none = Bucket::open_from("no-such-bucket", s3.env()).await?;
-    assert!(none.list("", None, 9).await.is_err_and(|error| error.is_refusal()));
+    let missing = Bucket::open_from("no-such-bucket", s3.env()).await?;
+    assert!(missing.list("", None, 9).await.is_err_and(|error| error.is_refusal()));
     Ok(())
 }
 
-/// What no folder of files can hold: an S3 that answers by rote.
+/// Such keys cannot exist in a folder, so this S3 server gives fixed answers.
 #[tokio::test]
-async fn keys_that_are_no_paths_are_listed_and_read() -> Result<()> {
-    // XML has no such character, and the list is asked for in another writing.
+async fn keys_that_are_not_paths_are_listed_and_read() -> Result<()> {
+    // XML cannot contain this character. The client must ask for URL encoding.
     let plain = "<ListBucketResult><IsTruncated>false</IsTruncated>\
         <Contents><Key>nul&#0;</Key><Size>3</Size></Contents></ListBucketResult>";
-    let listed = "<?xml version=\"1.0\"?><ListBucketResult><Name>b</Name><EncodingType>url</EncodingType>\
-        <IsTruncated>false</IsTruncated>\
+    let listed = "<?xml version=\"1.0\"?><ListBucketResult><Name>b</Name>\
+        <EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>\
         <Contents><Key>a%2F%2Fb+c.jpg</Key><Size>3</Size></Contents>\
         <Contents><Key>folder%2F</Key><Size>0</Size></Contents>\
         <Contents><Key>new%0Aline</Key><Size>3</Size></Contents></ListBucketResult>";
@@ -107,12 +107,12 @@ async fn keys_that_are_no_paths_are_listed_and_read() -> Result<()> {
     assert_eq!(found, [("a//b c.jpg", false), ("folder/", true), ("new\nline", false)]);
     assert_eq!(read(&bucket, "a//b c.jpg").await?, b"abc");
     assert_eq!(read(&bucket, "new\nline").await?, b"new");
-    // A client would ask for `c` instead.
+    // HTTP clients normalize this path to `c`.
     assert!(bucket.read("a/../c").await.is_err_and(|error| error.is_refusal()));
     Ok(())
 }
 
-/// Answers one request that is signed and known.
+/// Answers one request. Unsigned and unknown requests get 404.
 async fn answer(mut socket: TcpStream, answers: &HashMap<String, &str>) -> Result<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {

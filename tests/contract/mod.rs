@@ -1,4 +1,4 @@
-//! What every backend of a seam promises, held to it on each of them.
+//! Contracts of the seams. Each test runs on every backend.
 
 mod blobs;
 mod broker;

@@ -1,4 +1,4 @@
-//! Backfills as an operator runs them.
+//! Backfills, run by an operator with commands.
 
 use std::{
     collections::HashMap,
@@ -22,29 +22,29 @@ use tempfile::TempDir;
 use super::{Deployment, fleet, on_every_deployment};
 use safelight_testing::wait::eventually;
 
-/// How long a command may take, on a busy machine.
-const COMMAND: Duration = Duration::from_mins(2);
+/// How long a command may take on a busy machine.
+const COMMAND_LIMIT: Duration = Duration::from_mins(2);
 
 on_every_deployment! {
     import_stores_each_picture_once,
-    a_list_brings_titles_and_tags,
-    renditions_are_made_where_they_are_missing,
-    a_backfill_is_paused_resumed_and_cancelled,
+    import_list_sets_titles_and_tags,
+    renditions_backfill_creates_missing_renditions,
+    backfill_pauses_resumes_and_cancels,
     invalid_backfill_requests_get_specific_errors,
 }
 
-async fn finished(command: Command) -> Result<Finished> {
-    tokio::task::spawn_blocking(move || run(command, COMMAND)).await?
+async fn run_command(command: Command) -> Result<Finished> {
+    tokio::task::spawn_blocking(move || run(command, COMMAND_LIMIT)).await?
 }
 
-/// The lines of a report by where each was found.
+/// The lines of a report by their file names.
 fn lines(report: &Path) -> Result<HashMap<String, Value>> {
     let mut lines = HashMap::new();
     for line in fs::read_to_string(report)?.lines() {
         let line: Value = serde_json::from_str(line)?;
         let source = line["source"].as_str().unwrap_or_default();
         let name = source.rsplit('/').next().unwrap_or_default().to_owned();
-        ensure!(lines.insert(name, line).is_none(), "two lines of one source");
+        ensure!(lines.insert(name, line).is_none(), "two lines for one source");
     }
     Ok(lines)
 }
@@ -69,17 +69,17 @@ async fn import_stores_each_picture_once(at: &Deployment) -> Result<()> {
     let import = ["backfill", "import", &path];
     let with = |options: &[&'static str]| [import.as_slice(), options].concat();
 
-    let planned = finished(at.command(&with(&["--dry-run", "--json"]))).await?;
+    let planned = run_command(at.command(&with(&["--dry-run", "--json"]))).await?;
     let plan: Value = serde_json::from_str(&planned.stdout)?;
     let images = &plan["backfill"]["images"];
     assert_eq!((&images["total"], &images["planned"]), (&6.into(), &3.into()), "{plan:#}");
     let client = at.client()?;
-    assert_eq!(client.json("/v1/images").await?["images"], json!([]), "only counted");
+    assert_eq!(client.json("/v1/images").await?["images"], json!([]), "a dry run imported images");
 
     let mut command = at.command(&with(&["--json", "--report"]));
     command.arg(&report);
-    let ended = finished(command).await?;
-    assert_eq!(ended.code, Some(1), "the torn one failed: {ended:#?}");
+    let ended = run_command(command).await?;
+    assert_eq!(ended.code, Some(1), "torn.jpg did not fail: {ended:#?}");
     let task: Value = serde_json::from_str(&ended.stdout)?;
     let again = format!("safelight backfill follow {}", task["id"].as_str().unwrap_or("?"));
     assert!(ended.stderr.starts_with("backfill ") && ended.stderr.contains(&again), "{ended:#?}");
@@ -98,10 +98,10 @@ async fn import_stores_each_picture_once(at: &Deployment) -> Result<()> {
     assert_eq!(client.bytes(image["url"].as_str().unwrap_or_default()).await?, photo);
     assert!(image["renditions"]["small"].is_object(), "{image:#}");
 
-    // Again: nothing is new, and what failed before may be tried again.
+    // A second import skips known pictures and may retry failed ones.
     let mut command = at.command(&with(&["--report"]));
     command.arg(&report);
-    finished(command).await?;
+    run_command(command).await?;
     let found = lines(&report)?;
     for name in ["a.jpg", "copy of a.jpg", "b.gif"] {
         assert_eq!(outcome(&found, name), ("skipped", "duplicate"), "{name}");
@@ -113,7 +113,7 @@ fn image_path(line: &Value) -> String {
     format!("/v1/images/{}", line["id"].as_str().unwrap_or_default())
 }
 
-async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
+async fn import_list_sets_titles_and_tags(at: &Deployment) -> Result<()> {
     let folder = TempDir::new()?;
     fs::write(folder.path().join("1.jpg"), pictures::jpeg(64, 48, 3)?)?;
     let list = folder.path().join("list.ndjson");
@@ -122,7 +122,7 @@ async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
     let report = folder.path().join("report.ndjson");
     let (list, out) = (list.to_string_lossy(), report.to_string_lossy());
     let import = ["backfill", "import", &list, "--visibility", "private", "--report", &out];
-    let ended = finished(at.command(&import)).await?;
+    let ended = run_command(at.command(&import)).await?;
     assert_eq!(ended.code, Some(1), "{ended:#?}");
     let found = lines(&report)?;
     assert_eq!(outcome(&found, "1.jpg"), ("succeeded", ""));
@@ -134,7 +134,7 @@ async fn a_list_brings_titles_and_tags(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn renditions_are_made_where_they_are_missing(at: &Deployment) -> Result<()> {
+async fn renditions_backfill_creates_missing_renditions(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let good = client.upload(pictures::jpeg(320, 240, 4)?).await?;
     let bad = client.upload(pictures::truncated(&pictures::jpeg(320, 240, 5)?)).await?;
@@ -146,7 +146,7 @@ async fn renditions_are_made_where_they_are_missing(at: &Deployment) -> Result<(
     let report_of = async |options: &[&str]| -> Result<Vec<(String, String, String)>> {
         let mut command = at.command(&["backfill", "renditions", "--report"]);
         command.arg(&report).args(options);
-        finished(command).await?;
+        run_command(command).await?;
         let mut found = Vec::new();
         for line in fs::read_to_string(&report)?.lines() {
             let line: Value = serde_json::from_str(line)?;
@@ -165,50 +165,53 @@ async fn renditions_are_made_where_they_are_missing(at: &Deployment) -> Result<(
     assert_eq!(report_of(&["--all", "--retry-failed"]).await?, again);
     let png = report_of(&["--format", "png"]).await?;
     assert_eq!(png, [], "there is no PNG");
-    let verified = finished(at.command(&["backfill", "verify", "--follow", "--json"])).await?;
+    let verified = run_command(at.command(&["backfill", "verify", "--follow", "--json"])).await?;
     let task: Value = serde_json::from_str(&verified.stdout)?;
     let images = &task["backfill"]["images"];
-    // The bad one was stored as it is: its bytes are those that were uploaded.
+    // The bad picture is stored unchanged, so its bytes verify too.
     assert_eq!(images["succeeded"].as_u64(), Some(2), "{task:#}");
     Ok(())
 }
 
-async fn a_backfill_is_paused_resumed_and_cancelled(at: &Deployment) -> Result<()> {
+async fn backfill_pauses_resumes_and_cancels(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     for seed in 0..6 {
         client.finished(&client.upload(pictures::jpeg(64, 48, 10 + seed)?).await?).await?;
     }
     let options = ["backfill", "renditions", "--all", "--rate", "2/s", "--json"];
-    let begun: Value =
-        serde_json::from_str(&finished(at.command(&options)).await?.success()?.stdout)?;
-    let id = begun["id"].as_str().context("an id")?;
+    let started: Value =
+        serde_json::from_str(&run_command(at.command(&options)).await?.success()?.stdout)?;
+    let id = started["id"].as_str().context("an id")?;
     let path = format!("/v1/tasks/{id}");
     let succeeded = async || -> Result<u64> {
         let task = client.json(&path).await?;
         Ok(task["progress"]["succeeded"].as_u64().unwrap_or(0))
     };
     eventually("some are done", async || Ok(succeeded().await? >= 1)).await?;
-    finished(at.command(&["backfill", "pause", id])).await?.success()?;
-    // What was under way is finished, and then nothing moves.
-    eventually("nothing is under way", async || {
+    run_command(at.command(&["backfill", "pause", id])).await?.success()?;
+    // Child tasks in progress are completed. After that nothing may change.
+    eventually("no child task is in progress", async || {
         let images = &client.json(&path).await?["backfill"]["images"];
         Ok(images["planned"] == images["succeeded"])
     })
     .await?;
     let done = succeeded().await?;
-    assert!(done < 6, "it was paused before its end");
+    assert!(done < 6, "the backfill ended before it was paused");
+    // Real time has to pass: without the pause, the rate allows two images in this second.
     let paused_at = Instant::now();
     while paused_at.elapsed() < Duration::from_secs(1) {
         assert_eq!(succeeded().await?, done);
     }
-    finished(at.command(&["backfill", "resume", id])).await?.success()?;
-    eventually("it goes on", async || Ok(succeeded().await? > done)).await?;
-    finished(at.command(&["tasks", "cancel", id])).await?.success()?;
-    eventually("it has ended", async || Ok(client.json(&path).await?["status"] == "cancelled"))
-        .await?;
-    let paused = finished(at.command(&["backfill", "pause", id])).await?;
+    run_command(at.command(&["backfill", "resume", id])).await?.success()?;
+    eventually("the backfill continues", async || Ok(succeeded().await? > done)).await?;
+    run_command(at.command(&["tasks", "cancel", id])).await?.success()?;
+    eventually("the backfill is cancelled", async || {
+        Ok(client.json(&path).await?["status"] == "cancelled")
+    })
+    .await?;
+    let paused = run_command(at.command(&["backfill", "pause", id])).await?;
     assert_eq!(paused.code, Some(1), "{paused:#?}");
-    let followed = finished(at.command(&["backfill", "follow", id])).await?;
+    let followed = run_command(at.command(&["backfill", "follow", id])).await?;
     assert_eq!(followed.code, Some(1), "{followed:#?}");
     assert!(followed.stderr.contains("cancelled"), "{followed:#?}");
     Ok(())
@@ -247,7 +250,7 @@ async fn invalid_backfill_requests_get_specific_errors(at: &Deployment) -> Resul
         assert_eq!(post("/v1/backfills", body).await?, (400, "invalid_body".to_owned()), "{body}");
     }
     let request = client.request(Method::POST, "/v1/backfills").body(r#"{"kind":"verify"}"#);
-    assert_eq!(request.send().await?.status(), 415, "a page of another origin can send this");
+    assert_eq!(request.send().await?.status(), 415, "pages of other origins can send this type");
     let upload = client.upload(pictures::jpeg(64, 48, 30)?).await?;
     let id = upload["id"].as_str().context("an id")?;
     for call in ["pause", "resume"] {
@@ -261,7 +264,7 @@ async fn invalid_backfill_requests_get_specific_errors(at: &Deployment) -> Resul
     let body = format!(r#"{{"kind":"verify","id":"{id}"}}"#);
     assert_eq!(post("/v1/backfills", &body).await?, (422, "id_taken".to_owned()));
     let list = client.json("/v1/tasks?kind=backfill").await?;
-    assert_eq!(list["tasks"], json!([]), "none of these began anything");
+    assert_eq!(list["tasks"], json!([]), "an invalid request started a backfill");
     Ok(())
 }
 
@@ -272,24 +275,24 @@ async fn backfill_command_reports_invalid_requests() -> Result<()> {
     let folder = TempDir::new()?;
     let list = folder.path().join("list.ndjson");
     fs::write(&list, "\"gone.jpg\"\n")?;
-    let (list, nowhere) = (list.to_string_lossy(), folder.path().join("no/such/report"));
-    let nowhere = nowhere.to_string_lossy();
-    let report = ["backfill", "import", &list, "--report", &nowhere];
-    let ended = finished(at.command(&report)).await?;
+    let (list, missing_folder) = (list.to_string_lossy(), folder.path().join("no/such/report"));
+    let missing_folder = missing_folder.to_string_lossy();
+    let report = ["backfill", "import", &list, "--report", &missing_folder];
+    let ended = run_command(at.command(&report)).await?;
     assert!(ended.code == Some(1) && ended.stderr.contains("cannot write"), "{ended:#?}");
-    let ended = finished(at.command(&[&report[..], &["--dry-run"]].concat())).await?;
+    let ended = run_command(at.command(&[&report[..], &["--dry-run"]].concat())).await?;
     assert!(ended.code == Some(2) && ended.stderr.contains("only counts"), "{ended:#?}");
-    let jpg = finished(at.command(&["backfill", "verify", "--format", "jpg"])).await?;
+    let jpg = run_command(at.command(&["backfill", "verify", "--format", "jpg"])).await?;
     assert!(jpg.code == Some(2) && jpg.stderr.contains("did you mean `jpeg`"), "{jpg:#?}");
     let list_of = async || client.json("/v1/tasks?kind=backfill").await;
-    assert_eq!(list_of().await?["tasks"], json!([]), "none of these began anything");
+    assert_eq!(list_of().await?["tasks"], json!([]), "an invalid request started a backfill");
 
-    // What could not be taken in was never work that could be tried again.
-    let ended = finished(at.command(&["backfill", "import", &list, "--follow"])).await?;
+    // A file that could not be read has no child task that could be retried.
+    let ended = run_command(at.command(&["backfill", "import", &list, "--follow"])).await?;
     assert!(ended.code == Some(1) && !ended.stderr.contains("tasks retry"), "{ended:#?}");
     let tasks = list_of().await?;
     let id = tasks["tasks"][0]["id"].as_str().context("an id")?;
-    let ended = finished(at.command(&["tasks", "retry", id])).await?;
+    let ended = run_command(at.command(&["tasks", "retry", id])).await?;
     assert!(ended.stderr.contains("beginning another backfill"), "{ended:#?}");
     Ok(())
 }
@@ -297,10 +300,10 @@ async fn backfill_command_reports_invalid_requests() -> Result<()> {
 #[tokio::test]
 async fn closed_output_pipes_end_commands_normally() -> Result<()> {
     let at = Deployment::embedded().await?;
-    let begun =
-        finished(at.command(&["backfill", "verify", "--follow", "--json"])).await?.success()?;
+    let started =
+        run_command(at.command(&["backfill", "verify", "--follow", "--json"])).await?.success()?;
     let id =
-        serde_json::from_str::<Value>(&begun.stdout)?["id"].as_str().context("an id")?.to_owned();
+        serde_json::from_str::<Value>(&started.stdout)?["id"].as_str().context("an id")?.to_owned();
     for args in [&["queues"][..], &["openapi"], &["tasks", "list"], &["backfill", "report", &id]] {
         let status = tokio::task::spawn_blocking({
             let mut command = at.command(args);
@@ -319,7 +322,7 @@ async fn closed_output_pipes_end_commands_normally() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_example_script_begins_follows_and_counts() -> Result<()> {
+async fn example_script_starts_and_follows_backfill() -> Result<()> {
     let at = Deployment::embedded().await?;
     let client = at.client()?;
     client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
@@ -332,17 +335,17 @@ async fn the_example_script_begins_follows_and_counts() -> Result<()> {
         python
     };
     let report_path = report.to_string_lossy();
-    let ended = finished(python(&[r#"{"kind":"verify"}"#, &report_path])).await?.success()?;
+    let ended = run_command(python(&[r#"{"kind":"verify"}"#, &report_path])).await?.success()?;
     assert!(ended.stdout.contains("1  succeeded"), "{ended:#?}");
     assert_eq!(lines(&report)?.len(), 1);
-    let ended = finished(python(&["verify"])).await?;
+    let ended = run_command(python(&["verify"])).await?;
     assert!(ended.code == Some(1) && ended.stderr.contains("usage:"), "{ended:#?}");
-    let ended = finished(python(&[r#"{"kind":"dance"}"#])).await?;
+    let ended = run_command(python(&[r#"{"kind":"dance"}"#])).await?;
     assert!(ended.code == Some(1) && ended.stderr.contains("invalid_body"), "{ended:#?}");
     for wrong in ["nonsense", "http://127.0.0.1:1"] {
         let mut python = python(&[]);
         python.env("SAFELIGHT_URL", wrong);
-        let ended = finished(python).await?;
+        let ended = run_command(python).await?;
         assert!(ended.code == Some(1) && ended.stderr.starts_with("error:"), "{ended:#?}");
         assert!(ended.stderr.contains(wrong), "{ended:#?}");
     }
@@ -350,7 +353,7 @@ async fn the_example_script_begins_follows_and_counts() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_bucket_is_read_to_its_end() -> Result<()> {
+async fn import_reads_whole_bucket() -> Result<()> {
     let fleet = fleet(Plan { apis: 1, workers: 1, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
     let mut images = Vec::new();
@@ -360,11 +363,11 @@ async fn a_bucket_is_read_to_its_end() -> Result<()> {
     }
     let folder = TempDir::new()?;
     let report = folder.path().join("report.ndjson");
-    // The fleet's own blobs: found, read, and known already.
+    // The bucket contains the fleet's own blobs, so all of them are duplicates.
     let source = format!("{}/blobs", fleet.s3.url());
     let mut import = fleet.command(&["backfill", "import", &source, "--url"]);
     import.arg(fleet.url()).arg("--report").arg(&report);
-    finished(import).await?.success()?;
+    run_command(import).await?.success()?;
     let found = lines(&report)?;
     assert_eq!(found.len(), 3, "{found:#?}");
     for image in images {
@@ -373,15 +376,15 @@ async fn a_bucket_is_read_to_its_end() -> Result<()> {
     }
     let mut import = fleet.command(&["backfill", "import", "s3://no-such-bucket", "--follow"]);
     import.arg("--url").arg(fleet.url());
-    let ended = finished(import).await?;
+    let ended = run_command(import).await?;
     assert_eq!(ended.code, Some(1), "{ended:#?}");
     assert!(ended.stderr.contains("no such bucket"), "{ended:#?}");
     Ok(())
 }
 
-/// Every process is killed under an import; the command too. The report adds up all the same.
+/// Every process is killed during an import, and the command too. The report is still complete.
 #[tokio::test]
-async fn an_import_outlives_every_process() -> Result<()> {
+async fn import_survives_crash_of_every_process() -> Result<()> {
     const PICTURES: usize = 60;
     let folder = TempDir::new()?;
     let photos = folder.path().join("photos");
@@ -398,45 +401,45 @@ async fn an_import_outlives_every_process() -> Result<()> {
     let path = photos.to_string_lossy();
     let mut command = fleet.command(&["backfill", "import", &path, "--json", "--url"]);
     command.arg(fleet.url());
-    let begun: Value = serde_json::from_str(&finished(command).await?.success()?.stdout)?;
-    let id = begun["id"].as_str().context("an id")?.to_owned();
+    let started: Value = serde_json::from_str(&run_command(command).await?.success()?.stdout)?;
+    let id = started["id"].as_str().context("an id")?.to_owned();
     let task = format!("/v1/tasks/{id}");
-    let done = async || -> Result<u64> {
+    let imported = async || -> Result<u64> {
         Ok(client.json(&task).await?["progress"]["succeeded"].as_u64().unwrap_or(0))
     };
 
     let mut follow = fleet.command(&["backfill", "follow", &id, "--url"]);
     follow.arg(fleet.url());
     let mut follower = follow.stderr(std::process::Stdio::null()).spawn()?;
-    eventually("some are taken in", async || Ok(done().await? >= 5)).await?;
+    eventually("some pictures are imported", async || Ok(imported().await? >= 5)).await?;
     follower.kill()?;
     follower.wait()?;
-    // Whichever of the two leads the backfill: both go, one after the other.
+    // One of the two workers coordinates the backfill. Both are killed, one after the other.
     fleet.workers[0].kill()?;
     fleet.add_worker()?;
-    eventually("more are taken in", async || Ok(done().await? >= 15)).await?;
+    eventually("more pictures are imported", async || Ok(imported().await? >= 15)).await?;
     fleet.workers[1].kill()?;
     fleet.add_worker()?;
     fleet.apis[0].kill()?;
     let uploaded = client.upload(pictures::jpeg(320, 240, 9)?).await?;
-    assert_eq!(client.finished(&uploaded).await?["status"], "succeeded", "uploads go on");
+    assert_eq!(client.finished(&uploaded).await?["status"], "succeeded", "uploads do not work");
 
     let report = folder.path().join("report.ndjson");
     let mut follow = fleet.command(&["backfill", "follow", &id, "--report"]);
     follow.arg(&report).arg("--url").arg(fleet.url());
-    let ended = finished(follow).await?.success()?;
+    let ended = run_command(follow).await?.success()?;
     assert!(ended.stderr.contains("report.ndjson"), "{ended:#?}");
     let found = lines(&report)?;
-    assert_eq!(found.len(), PICTURES, "every picture has one line");
+    assert_eq!(found.len(), PICTURES, "not every picture has one line");
     let mut images = HashMap::new();
     for (name, line) in &found {
         assert_eq!(line["outcome"], "succeeded", "{name}: {line}");
         let image = client.json(&image_path(line)).await?;
         let sha256 = image["sha256"].as_str().unwrap_or_default().to_owned();
-        assert!(images.insert(sha256, name).is_none(), "{name} was taken in twice");
+        assert!(images.insert(sha256, name).is_none(), "{name} was imported twice");
     }
     let all = client.json("/v1/images?limit=500").await?;
     let all = all["images"].as_array().context("images")?.len();
-    assert_eq!(all, PICTURES + 1, "none was taken in twice");
+    assert_eq!(all, PICTURES + 1, "a picture was imported twice");
     Ok(())
 }

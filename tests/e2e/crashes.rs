@@ -1,4 +1,4 @@
-//! Processes that die: what was accepted is finished all the same.
+//! Crashes of processes. Accepted uploads are still processed.
 
 use anyhow::Result;
 use safelight_testing::{
@@ -12,30 +12,30 @@ use tempfile::TempDir;
 
 use super::{fleet, serve};
 
-/// Uploads in a test: enough that some are being worked on whenever something dies.
+/// Enough uploads that some are being processed when a process is killed.
 const UPLOADS: usize = 16;
 
 #[tokio::test]
-async fn a_killed_workers_jobs_are_finished_by_others() -> Result<()> {
-    // The broker gives unsettled messages to the other worker at once; the lease is for the rest.
+async fn other_workers_finish_jobs_of_killed_worker() -> Result<()> {
+    // The broker redelivers unsettled messages immediately. Running jobs wait until their lease expires.
     let env = vec![("SAFELIGHT_LEASE_MS".to_owned(), "5000".to_owned())];
     let mut fleet = fleet(Plan { env, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
     let tasks = upload_many(&client).await?;
-    one_is_running(&client, &tasks).await?;
+    wait_until_one_job_runs(&client, &tasks).await?;
     fleet.workers[0].kill()?;
     all_succeed(&client, &tasks).await
 }
 
 #[tokio::test]
-async fn with_every_worker_dead_tasks_wait_for_the_next_one() -> Result<()> {
+async fn tasks_wait_while_no_worker_runs() -> Result<()> {
     let env = vec![("SAFELIGHT_LEASE_MS".to_owned(), "5000".to_owned())];
     let mut fleet = fleet(Plan { workers: 1, env, ..Plan::default() }).await?;
     let client = Client::new(&fleet.url())?;
     let tasks = upload_many(&client).await?;
-    one_is_running(&client, &tasks).await?;
+    wait_until_one_job_runs(&client, &tasks).await?;
     fleet.workers[0].kill()?;
-    // Uploads are accepted all the same.
+    // Uploads are still accepted.
     let late = client.upload(pictures::jpeg(320, 240, 99)?).await?;
     fleet.add_worker()?;
     all_succeed(&client, &tasks).await?;
@@ -58,12 +58,12 @@ async fn killing_an_api_node_fails_no_request() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_killed_server_finishes_after_its_restart_what_it_had_accepted() -> Result<()> {
+async fn restarted_server_finishes_accepted_uploads() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path()).await?;
     let client = Client::new(server.url())?;
     let tasks = upload_many(&client).await?;
-    one_is_running(&client, &tasks).await?;
+    wait_until_one_job_runs(&client, &tasks).await?;
     server.kill()?;
 
     let server = serve(data.path()).await?;
@@ -72,7 +72,7 @@ async fn a_killed_server_finishes_after_its_restart_what_it_had_accepted() -> Re
 }
 
 #[tokio::test]
-async fn a_drained_server_exits_with_0_and_loses_nothing() -> Result<()> {
+async fn drained_server_exits_with_0_and_loses_nothing() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path()).await?;
     let client = Client::new(server.url())?;
@@ -85,7 +85,7 @@ async fn a_drained_server_exits_with_0_and_loses_nothing() -> Result<()> {
     all_succeed(&Client::new(server.url())?, &tasks).await
 }
 
-/// Uploads different pictures at once, large enough that the work takes longer than the uploads.
+/// Uploads different pictures concurrently. They are large, so that processing takes longer than the uploads.
 async fn upload_many(client: &Client) -> Result<Vec<Value>> {
     let photo = pictures::jpeg(1600, 1200, 1)?;
     let uploads = (0..UPLOADS)
@@ -93,8 +93,7 @@ async fn upload_many(client: &Client) -> Result<Vec<Value>> {
     Ok(futures::future::try_join_all(uploads).await?)
 }
 
-/// Returns when a job of one of the tasks is being worked on, and not all have ended.
-async fn one_is_running(client: &Client, tasks: &[Value]) -> Result<()> {
+async fn wait_until_one_job_runs(client: &Client, tasks: &[Value]) -> Result<()> {
     eventually("a job is running", async || {
         for task in tasks {
             let task = client.task(task["id"].as_str().unwrap_or_default()).await?;

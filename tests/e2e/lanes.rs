@@ -1,4 +1,4 @@
-//! A backlog on real engines: most of it waits in the database.
+//! A backlog on real engines. Most of it waits in the database.
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
@@ -14,7 +14,7 @@ use super::binary;
 use safelight_testing::wait::eventually;
 
 #[tokio::test]
-async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
+async fn backlog_waits_in_database_and_not_in_broker() -> Result<()> {
     const UPLOADS: usize = 30;
     let engines = Engines::shared().await?;
     let broker = safelight_testing::open::queue(&engines.queue_url.parse()?);
@@ -31,7 +31,10 @@ async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
     let queues =
         [JobKind::Write, JobKind::Thumbnail].map(|kind| Queue { kind, lane: Lane::Interactive });
     for queue in queues {
-        eventually("its share is published", async || Ok(broker.depth(queue).await? == 8)).await?;
+        eventually("8 jobs of the queue are published", async || {
+            Ok(broker.depth(queue).await? == 8)
+        })
+        .await?;
     }
     let unpublished = async || -> Result<f64> {
         let text = String::from_utf8(client.bytes("/metrics").await?.to_vec())?;
@@ -40,7 +43,7 @@ async fn a_backlog_waits_in_the_database_and_not_in_the_broker() -> Result<()> {
     };
     #[allow(clippy::float_cmp, clippy::cast_precision_loss)] // small whole numbers
     let rest = async || Ok(unpublished().await? == (2 * UPLOADS - 16) as f64);
-    eventually("the rest is not", rest).await?;
+    eventually("the other jobs are unpublished", rest).await?;
     for queue in queues {
         assert_eq!(broker.depth(queue).await?, 8);
     }

@@ -1,5 +1,5 @@
-//! The whole program, as a client sees it. One scenario, two deployments: everything in one
-//! process, and a fleet on real engines behind a load balancer.
+//! Tests of the whole program through its HTTP API and its commands. Many scenarios run on two deployments: a
+//! single process, and a fleet on real engines behind a load balancer.
 
 mod access;
 mod backfill;
@@ -30,13 +30,13 @@ pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_safelight"))
 }
 
-/// `safelight serve` on a folder, ready.
+/// Starts `safelight serve` on a folder and waits until it is ready.
 pub(crate) async fn serve(data: &Path) -> Result<Server> {
     let command = safelight(binary(), ["serve"], &embedded_env(data));
     tokio::task::spawn_blocking(move || Server::start(command)).await?
 }
 
-/// The configuration of a process on embedded parts in `data`.
+/// The configuration of a process with SQLite and the in-process queue in `data`.
 pub(crate) fn embedded_env(data: &Path) -> Vec<(String, String)> {
     vec![
         ("SAFELIGHT_DATA_DIR".to_owned(), data.to_string_lossy().into_owned()),
@@ -44,7 +44,7 @@ pub(crate) fn embedded_env(data: &Path) -> Vec<(String, String)> {
     ]
 }
 
-/// A fleet on a database and a virtual host of its own.
+/// A fleet with its own database and virtual host.
 async fn fleet(plan: Plan) -> Result<Fleet> {
     let engines = Engines::shared().await?;
     tokio::task::spawn_blocking(move || Fleet::start(binary(), &engines, &plan)).await?
@@ -68,7 +68,6 @@ impl Deployment {
         Ok(Self::Fleet(Box::new(fleet(Plan::default()).await?)))
     }
 
-    /// Where clients find it.
     fn url(&self) -> String {
         match self {
             Self::Embedded { server, .. } => server.url().to_owned(),
@@ -80,7 +79,7 @@ impl Deployment {
         Ok(Client::new(&self.url())?)
     }
 
-    /// A client for each api node, past the load balancer.
+    /// A client for each api node, without the load balancer.
     fn nodes(&self) -> Result<Vec<Client>> {
         let apis = match self {
             Self::Embedded { server, .. } => std::slice::from_ref(server),
@@ -89,7 +88,7 @@ impl Deployment {
         Ok(apis.iter().map(|api| Client::new(api.url())).collect::<Result<_, _>>()?)
     }
 
-    /// A command of the program that speaks to it.
+    /// A `safelight` command that connects to the deployment.
     fn command(&self, args: &[&str]) -> Command {
         safelight(binary(), args, &[("SAFELIGHT_URL".to_owned(), self.url())])
     }

@@ -1,4 +1,4 @@
-//! What the OpenAPI document says, against what a running server does.
+//! Compares a running server with its OpenAPI document.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -13,19 +13,19 @@ use tempfile::TempDir;
 
 use super::{binary, embedded_env};
 
-/// Schemathesis needs half a minute for its cases; this is for a busy machine.
+/// Schemathesis needs half a minute for its cases, and longer on a busy machine.
 const LIMIT: Duration = Duration::from_mins(3);
 
-/// Hundreds of requests to each call, valid and not, in chains too: no answer is an error of the server,
-/// and each is one that the document describes.
+/// Sends hundreds of valid and invalid requests to each operation, also in sequences. No answer may be a
+/// server error, and the document must describe each answer.
 #[tokio::test]
-async fn a_running_server_answers_as_it_is_described() -> Result<()> {
+async fn server_conforms_to_its_openapi_document() -> Result<()> {
     let data = TempDir::new()?;
     let mut env = embedded_env(data.path());
-    // Whatever is asked for: nothing else of this machine is taken in.
+    // Generated import requests must not read other folders of this machine.
     let imports = format!("[\"{}\"]", data.path().join("imports").display());
     env.push(("SAFELIGHT_IMPORT_ROOTS".to_owned(), imports));
-    let key = super::access::key(&env, "local", "upload,read,admin").await?;
+    let key = super::access::create_key(&env, "local", "upload,read,admin").await?;
     let key = key["secret"].as_str().context("no secret")?.to_owned();
     let command = safelight(binary(), ["serve"], &env);
     let server = tokio::task::spawn_blocking(move || Server::start(command)).await??;
@@ -55,7 +55,7 @@ fn schemathesis(document: &str, key: &str, folder: &Path) -> Result<Command> {
         .arg(root.join("tests/e2e/schemathesis.toml"))
         .args(["run", document, "--no-color", "--header"])
         .arg(format!("Authorization: Bearer {key}"))
-        // It keeps what it has found where it runs.
+        // It writes its results into the current folder.
         .current_dir(folder);
     Ok(command)
 }

@@ -1,4 +1,4 @@
-//! From an upload to its renditions.
+//! Uploads and their renditions.
 
 use anyhow::{Context, Result};
 use reqwest::{
@@ -16,15 +16,15 @@ use serde_json::{Value, json};
 use super::{Deployment, on_every_deployment};
 
 on_every_deployment! {
-    a_photograph_becomes_an_image_with_three_renditions,
-    a_form_carries_a_picture_with_its_title,
+    upload_creates_image_with_three_renditions,
+    form_upload_stores_title_and_tags,
     renditions_are_upright,
     equal_uploads_share_their_bytes,
-    files_that_are_no_pictures_fail_with_a_reason,
-    an_idempotency_key_holds_on_every_node,
+    non_image_uploads_fail_with_reason,
+    idempotency_key_applies_on_every_node,
 }
 
-async fn a_photograph_becomes_an_image_with_three_renditions(at: &Deployment) -> Result<()> {
+async fn upload_creates_image_with_three_renditions(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let photo = pictures::jpeg(1600, 1200, 1)?;
     let task = client.upload(photo.clone()).await?;
@@ -58,7 +58,7 @@ async fn a_photograph_becomes_an_image_with_three_renditions(at: &Deployment) ->
     Ok(())
 }
 
-async fn a_form_carries_a_picture_with_its_title(at: &Deployment) -> Result<()> {
+async fn form_upload_stores_title_and_tags(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let form = Form {
         filename: "clearing.png".to_owned(),
@@ -72,11 +72,11 @@ async fn a_form_carries_a_picture_with_its_title(at: &Deployment) -> Result<()> 
     let image = &task["image"];
     assert_eq!((&image["format"], &image["sha256"]), (&json!("png"), &json!(sha256(&form.file))));
 
-    // Transparency asks for WebP; and nothing is enlarged.
+    // Transparent renditions are WebP. Small pictures are not enlarged.
     let (bytes, media_type) = rendition(&client, image, "small", (256, 192)).await?;
     assert_eq!(media_type, "image/webp");
     let corner = image::load_from_memory(&bytes)?.to_rgba8().get_pixel(1, 1).0[3];
-    assert_eq!(corner, 0, "the left half is transparent");
+    assert_eq!(corner, 0, "the left half is not transparent");
     rendition(&client, image, "large", (400, 300)).await?;
 
     let known = client.json(&format!("/v1/images/{}", text(&image["id"])?)).await?;
@@ -87,7 +87,7 @@ async fn a_form_carries_a_picture_with_its_title(at: &Deployment) -> Result<()> 
 
 async fn renditions_are_upright(at: &Deployment) -> Result<()> {
     let client = at.client()?;
-    // 6: the camera was held upright, the picture is to be turned by 90°.
+    // Orientation 6: the picture has to be rotated by 90°.
     let photo = pictures::with_orientation(&pictures::jpeg(400, 300, 3)?, 6);
     let task = client.finished(&client.upload(photo).await?).await?;
     assert_eq!(task["status"], "succeeded", "{task:#}");
@@ -110,11 +110,11 @@ async fn equal_uploads_share_their_bytes(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn files_that_are_no_pictures_fail_with_a_reason(at: &Deployment) -> Result<()> {
+async fn non_image_uploads_fail_with_reason(at: &Deployment) -> Result<()> {
     let client = at.client()?;
-    let refused = client.post_image(pictures::text(), &[]).await?;
-    assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    assert_eq!(refused.headers()[CONTENT_TYPE], "application/problem+json");
+    let rejected = client.post_image(pictures::text(), &[]).await?;
+    assert_eq!(rejected.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(rejected.headers()[CONTENT_TYPE], "application/problem+json");
 
     let truncated = pictures::truncated(&pictures::jpeg(640, 480, 5)?);
     for body in [pictures::disguised_text(), truncated] {
@@ -123,13 +123,13 @@ async fn files_that_are_no_pictures_fail_with_a_reason(at: &Deployment) -> Resul
         assert_eq!(task["error"]["retryable"], false, "{task:#}");
         assert!(task["error"]["code"].is_string() && task["error"]["message"].is_string());
         for job in task["jobs"].as_array().context("jobs")? {
-            assert!(job["attempt"].as_u64() <= Some(1), "hopeless work is not repeated: {job:#}");
+            assert!(job["attempt"].as_u64() <= Some(1), "a permanent failure was retried: {job:#}");
         }
     }
     Ok(())
 }
 
-async fn an_idempotency_key_holds_on_every_node(at: &Deployment) -> Result<()> {
+async fn idempotency_key_applies_on_every_node(at: &Deployment) -> Result<()> {
     let photo = pictures::jpeg(200, 150, 6)?;
     let key = [("Idempotency-Key", "holiday-1")];
     let mut ids = Vec::new();
@@ -146,16 +146,20 @@ async fn an_idempotency_key_holds_on_every_node(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-/// Fetches a rendition: its bytes decode to `size`, which is also what the document says.
+/// Fetches a rendition. Checks that its bytes and the image document have this size.
 async fn rendition(
     client: &Client,
     image: &Value,
     preset: &str,
     size: (u32, u32),
 ) -> Result<(Vec<u8>, String)> {
-    let about = &image["renditions"][preset];
-    assert_eq!((&about["width"], &about["height"]), (&json!(size.0), &json!(size.1)), "{preset}");
-    let answer = client.get(text(&about["url"])?).await?.error_for_status()?;
+    let expected = &image["renditions"][preset];
+    assert_eq!(
+        (&expected["width"], &expected["height"]),
+        (&json!(size.0), &json!(size.1)),
+        "{preset}"
+    );
+    let answer = client.get(text(&expected["url"])?).await?.error_for_status()?;
     let media_type = answer.headers()[CONTENT_TYPE].to_str()?.to_owned();
     let bytes = answer.bytes().await?.to_vec();
     let picture = image::load_from_memory(&bytes)?;
@@ -163,7 +167,7 @@ async fn rendition(
     Ok((bytes, media_type))
 }
 
-/// The answer has a strong tag, and asked with it again it is a 304 without a body.
+/// Checks that the answer has a strong `ETag`, and that a conditional request gets 304 without a body.
 async fn assert_unchanged(client: &Client, path: &str) -> Result<()> {
     let tag = client.get(path).await?.headers()[ETAG].clone();
     assert!(tag.as_bytes().starts_with(b"\""), "{tag:?} is not strong");
@@ -196,7 +200,7 @@ async fn workers_serve_their_own_metrics() -> Result<()> {
         let line = format!("safelight_attempts_total{{kind=\"{kind}\",outcome=\"succeeded\"");
         assert!(metrics.contains(&line), "{metrics}");
     }
-    let refused = worker.get("/v1/tasks").await?;
-    assert_eq!(refused.status(), StatusCode::NOT_FOUND);
+    let rejected = worker.get("/v1/tasks").await?;
+    assert_eq!(rejected.status(), StatusCode::NOT_FOUND);
     Ok(())
 }

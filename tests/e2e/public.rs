@@ -1,4 +1,4 @@
-//! What `docs/deploy.md` puts on a public address: HAProxy and Safelight with the files of `deploy/`.
+//! The public deployment of `docs/deploy.md`: HAProxy and Safelight with the files of `deploy/`.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::{binary, embedded_env};
 
-/// What is not for clients.
+/// Paths that the proxy must not forward.
 const CLOSED: [&str; 12] = [
     "/",
     "/metrics",
@@ -38,7 +38,7 @@ async fn public_proxy_exposes_only_the_client_api() -> Result<()> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/safelight.toml");
     let mut env = embedded_env(folder.path());
     env.push(("SAFELIGHT_CONFIG".to_owned(), shipped.to_string_lossy().into_owned()));
-    let key = super::access::key(&env, "shop", "upload,read,admin").await?;
+    let key = super::access::create_key(&env, "shop", "upload,read,admin").await?;
     let key = key["secret"].as_str().unwrap_or_default().to_owned();
     let command = safelight(binary(), ["serve"], &env);
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
@@ -83,7 +83,7 @@ async fn public_proxy_exposes_only_the_client_api() -> Result<()> {
         let answer = client.get(format!("{url}{path}")).send().await?;
         ensure!(answer.status() == StatusCode::NOT_FOUND, "{path}: {answer:?}");
     }
-    // Nor may it read more of this machine than the folder that the configuration names.
+    // Imports may read only the folder in the configuration.
     let import = serde_json::json!({ "kind": "import", "source": "/etc" });
     let answer =
         client.post(format!("{url}/v1/backfills")).bearer_auth(&key).json(&import).send().await?;

@@ -1,4 +1,4 @@
-//! What cannot work is refused at the start: one line, one hint, a stable exit code.
+//! Errors at startup: one line, one hint, and a stable exit code.
 
 use std::{
     fs::{self, Permissions},
@@ -18,18 +18,18 @@ use tempfile::TempDir;
 
 use super::{binary, embedded_env, serve};
 
-/// Longer than Safelight waits for any engine, on a busy machine.
+/// Longer than Safelight waits for any engine, even on a busy machine.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Nobody listens there: only root could.
-const NOBODY: &str = "127.0.0.1:1";
+/// No process listens on this port, because only root may.
+const UNREACHABLE: &str = "127.0.0.1:1";
 
-/// The codes of `safelight --help`: could not be done, and cannot be done like this.
+/// The exit codes of `safelight --help`.
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
-/// Runs `safelight` with embedded parts in `data`, and with `env` over that.
-async fn start(args: &[&str], data: &Path, env: &[(&str, &str)]) -> Result<Finished> {
+/// Runs `safelight` with SQLite and the in-process queue in `data`. `env` overrides this configuration.
+async fn run_to_exit(args: &[&str], data: &Path, env: &[(&str, &str)]) -> Result<Finished> {
     let mut variables = embedded_env(data);
     variables.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     variables.push(("RUST_BACKTRACE".to_owned(), "1".to_owned()));
@@ -37,59 +37,59 @@ async fn start(args: &[&str], data: &Path, env: &[(&str, &str)]) -> Result<Finis
     tokio::task::spawn_blocking(move || run(command, LIMIT)).await?
 }
 
-/// The process ended with `code`, and said one error with `expected` in it, and one hint.
-fn assert_refused(ended: &Finished, code: i32, expected: &str) {
+/// Checks that the process ended with `code`, one error that contains `expected`, and one hint.
+fn assert_fails(ended: &Finished, code: i32, expected: &str) {
     assert_eq!(ended.code, Some(code), "{ended:#?}");
     let lines: Vec<&str> = ended.stderr.lines().collect();
     let [.., error, hint] = lines[..] else { panic!("no error and hint: {ended:#?}") };
     assert!(error.starts_with("error: ") && hint.starts_with("hint: "), "{ended:#?}");
-    assert!(error.to_lowercase().contains(expected), "{error} does not speak of {expected}");
+    assert!(error.to_lowercase().contains(expected), "{error} does not contain {expected}");
     for noise in ["panicked", "backtrace", "stack "] {
         assert!(!ended.stderr.to_lowercase().contains(noise), "{ended:#?}");
     }
-    assert_eq!(ended.stdout, "", "data only on standard output");
+    assert_eq!(ended.stdout, "", "errors belong on standard error");
 }
 
 #[tokio::test]
-async fn a_mixture_that_cannot_be_right_is_refused() -> Result<()> {
+async fn invalid_engine_combinations_are_rejected() -> Result<()> {
     let data = TempDir::new()?;
     let amqp = [("SAFELIGHT_QUEUE_URL", "amqp://guest:guest@127.0.0.1:1/v")];
     for role in ["worker", "api"] {
-        assert_refused(&start(&[role], data.path(), &[]).await?, USAGE, "in-process queue");
-        assert_refused(&start(&[role], data.path(), &amqp).await?, USAGE, "sqlite");
+        assert_fails(&run_to_exit(&[role], data.path(), &[]).await?, USAGE, "in-process queue");
+        assert_fails(&run_to_exit(&[role], data.path(), &amqp).await?, USAGE, "sqlite");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_named() -> Result<()> {
+async fn error_names_port_in_use() -> Result<()> {
     let (data, taken) = (TempDir::new()?, TcpListener::bind("127.0.0.1:0")?);
     let address = taken.local_addr()?.to_string();
-    let ended = start(&["serve"], data.path(), &[("SAFELIGHT_LISTEN", &address)]).await?;
-    assert_refused(&ended, FAILED, &address);
+    let ended = run_to_exit(&["serve"], data.path(), &[("SAFELIGHT_LISTEN", &address)]).await?;
+    assert_fails(&ended, FAILED, &address);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_used_is_named() -> Result<()> {
+async fn error_names_unusable_certificate() -> Result<()> {
     let data = TempDir::new()?;
-    let lone = [("SAFELIGHT_TLS_KEY", "/nowhere/key.pem")];
-    let ended = start(&["serve"], data.path(), &lone).await?;
-    assert_refused(&ended, USAGE, "belong together");
-    let both = [lone[0], ("SAFELIGHT_TLS_CERTIFICATE", "/nowhere/certificate.pem")];
-    let ended = start(&["serve"], data.path(), &both).await?;
-    assert_refused(&ended, FAILED, "cannot read /nowhere/certificate.pem");
+    let only_key = [("SAFELIGHT_TLS_KEY", "/nowhere/key.pem")];
+    let ended = run_to_exit(&["serve"], data.path(), &only_key).await?;
+    assert_fails(&ended, USAGE, "belong together");
+    let both = [only_key[0], ("SAFELIGHT_TLS_CERTIFICATE", "/nowhere/certificate.pem")];
+    let ended = run_to_exit(&["serve"], data.path(), &both).await?;
+    assert_fails(&ended, FAILED, "cannot read /nowhere/certificate.pem");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_data_folder_that_cannot_be_written_is_named() -> Result<()> {
+async fn error_names_unwritable_data_folder() -> Result<()> {
     let folder = TempDir::new()?;
     // A file where a folder should be stops even root.
     let file = folder.path().join("file");
     fs::write(&file, "")?;
-    let ended = start(&["serve"], &file.join("data"), &[]).await?;
-    assert_refused(&ended, FAILED, "cannot write to the folder");
+    let ended = run_to_exit(&["serve"], &file.join("data"), &[]).await?;
+    assert_fails(&ended, FAILED, "cannot write to the folder");
     Ok(())
 }
 
@@ -98,9 +98,9 @@ fn mode(path: &Path) -> Result<u32> {
 }
 
 #[tokio::test]
-async fn what_is_secret_is_for_nobody_else() -> Result<()> {
+async fn data_files_are_private_to_their_user() -> Result<()> {
     let folder = TempDir::new()?;
-    // As a home folder that others may enter.
+    // Like a home folder that other users may enter.
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
     let data = folder.path().join("data");
     let server = serve(&data).await?;
@@ -117,18 +117,22 @@ async fn what_is_secret_is_for_nobody_else() -> Result<()> {
     fs::set_permissions(&data, Permissions::from_mode(0o755))?;
     fs::set_permissions(data.join("safelight.db"), Permissions::from_mode(0o644))?;
     let server = serve(&data).await?;
-    let said = server.output();
-    let warnings: Vec<_> = said.lines().filter(|line| line.contains(warning)).collect();
-    assert!(warnings.len() == 1 && warnings[0].contains("safelight.db"), "{said}");
-    assert_eq!((mode(&data)?, mode(&data.join("safelight.db"))?), (0o755, 0o644), "as it was");
+    let log = server.output();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains(warning)).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("safelight.db"), "{log}");
+    assert_eq!(
+        (mode(&data)?, mode(&data.join("safelight.db"))?),
+        (0o755, 0o644),
+        "the permissions were changed"
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn open_files_are_taken_as_far_as_the_hard_limit_goes() -> Result<()> {
+async fn server_raises_open_file_limit_to_hard_limit() -> Result<()> {
     let folder = TempDir::new()?;
     for (limits, most, warns) in [
-        // A shell's soft limit is no reason to turn clients away.
+        // The server raises a shell's soft limit.
         ("ulimit -Sn 256 && ulimit -Hn 2000", "1000", false),
         ("ulimit -Sn 256 && ulimit -Hn 1000", "1000", true),
     ] {
@@ -138,11 +142,11 @@ async fn open_files_are_taken_as_far_as_the_hard_limit_goes() -> Result<()> {
         let program = binary().to_str().context("a path")?;
         let command = safelight(Path::new("sh"), ["-c", &script, program], &env);
         let server = tokio::task::spawn_blocking(move || Server::start(command)).await??;
-        // It is counted where the server begins to serve, which is after it says that it listens.
+        // The warning may come after the message that the server listens, so wait for an answer.
         let client = Client::new(server.url())?;
         assert_eq!(client.get("/livez").await?.status(), 200);
-        let said = server.output();
-        assert_eq!(said.contains("fewer connections than max_connections"), warns, "{said}");
+        let log = server.output();
+        assert_eq!(log.contains("fewer connections than max_connections"), warns, "{log}");
     }
     Ok(())
 }
@@ -157,28 +161,29 @@ async fn read_only_commands_create_no_database() -> Result<()> {
         &["keys", "revoke", "sl_k3vq8m2xnp"],
         &["keys", "revoke-signing", "sk_1"],
     ] {
-        assert_refused(&start(command, &data, &[]).await?, FAILED, "there is no database at");
+        assert_fails(&run_to_exit(command, &data, &[]).await?, FAILED, "there is no database at");
         assert!(!data.exists(), "{command:?}");
     }
     let create = ["keys", "create", "--owner", "ada", "--scopes", "read"];
-    start(&create, &data, &[]).await?.success()?;
-    start(&["keys", "list"], &data, &[]).await?.success()?;
+    run_to_exit(&create, &data, &[]).await?.success()?;
+    run_to_exit(&["keys", "list"], &data, &[]).await?.success()?;
     Ok(())
 }
 
 #[tokio::test]
-async fn unreachable_engines_are_named_without_their_passwords() -> Result<()> {
+async fn error_names_unreachable_engine_without_password() -> Result<()> {
     let (data, engines) = (TempDir::new()?, Engines::shared().await?);
-    let nowhere = format!("postgres://user:hidden@{NOBODY}/safelight");
-    let ended = start(&["serve"], data.path(), &[("SAFELIGHT_DATABASE_URL", &nowhere)]).await?;
-    assert_refused(&ended, FAILED, "database");
+    let unreachable = format!("postgres://user:hidden@{UNREACHABLE}/safelight");
+    let ended =
+        run_to_exit(&["serve"], data.path(), &[("SAFELIGHT_DATABASE_URL", &unreachable)]).await?;
+    assert_fails(&ended, FAILED, "database");
     assert!(!ended.stderr.contains("hidden"), "{ended:#?}");
 
-    let nowhere = format!("amqp://user:hidden@{NOBODY}/v");
+    let unreachable = format!("amqp://user:hidden@{UNREACHABLE}/v");
     let database = ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str());
-    let broker = ("SAFELIGHT_QUEUE_URL", nowhere.as_str());
-    let ended = start(&["serve"], data.path(), &[database, broker]).await?;
-    assert_refused(&ended, FAILED, "broker");
+    let broker = ("SAFELIGHT_QUEUE_URL", unreachable.as_str());
+    let ended = run_to_exit(&["serve"], data.path(), &[database, broker]).await?;
+    assert_fails(&ended, FAILED, "broker");
     assert!(!ended.stderr.contains("hidden"), "{ended:#?}");
 
     let s3 = [
@@ -188,22 +193,22 @@ async fn unreachable_engines_are_named_without_their_passwords() -> Result<()> {
         ("AWS_SECRET_ACCESS_KEY", "hidden"),
         ("AWS_ALLOW_HTTP", "true"),
     ];
-    let ended = start(&["serve"], data.path(), &s3).await?;
-    assert_refused(&ended, FAILED, "blob store");
+    let ended = run_to_exit(&["serve"], data.path(), &s3).await?;
+    assert_fails(&ended, FAILED, "blob store");
     assert!(!ended.stderr.contains("hidden"), "{ended:#?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_fleet_needs_a_migrated_database() -> Result<()> {
+async fn fleet_requires_migrated_database() -> Result<()> {
     let (data, engines) = (TempDir::new()?, Engines::shared().await?);
     let env = [
         ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str()),
         ("SAFELIGHT_QUEUE_URL", engines.queue_url.as_str()),
     ];
     for role in ["worker", "api"] {
-        let ended = start(&[role], data.path(), &env).await?;
-        assert_refused(&ended, FAILED, "schema");
+        let ended = run_to_exit(&[role], data.path(), &env).await?;
+        assert_fails(&ended, FAILED, "schema");
         assert!(ended.stderr.contains("safelight migrate"), "{ended:#?}");
     }
     Ok(())
@@ -213,17 +218,17 @@ async fn a_fleet_needs_a_migrated_database() -> Result<()> {
 async fn two_processes_cannot_share_an_in_process_queue() -> Result<()> {
     let data = TempDir::new()?;
     let _first = serve(data.path()).await?;
-    let ended = start(&["serve"], data.path(), &[]).await?;
-    assert_refused(&ended, FAILED, "another process");
+    let ended = run_to_exit(&["serve"], data.path(), &[]).await?;
+    assert_fails(&ended, FAILED, "another process");
     Ok(())
 }
 
 #[tokio::test]
-async fn configuration_mistakes_are_found_before_anything_is_touched() -> Result<()> {
+async fn configuration_errors_leave_disk_untouched() -> Result<()> {
     let folder = TempDir::new()?;
     let (data, file) = (folder.path().join("data"), folder.path().join("safelight.toml"));
-    let ended = start(&["serve"], &data, &[("SAFELIGHT_LISTN", "127.0.0.1:0")]).await?;
-    assert_refused(&ended, USAGE, "safelight_listn");
+    let ended = run_to_exit(&["serve"], &data, &[("SAFELIGHT_LISTN", "127.0.0.1:0")]).await?;
+    assert_fails(&ended, USAGE, "safelight_listn");
     assert!(ended.stderr.contains("SAFELIGHT_LISTEN"), "{ended:#?}");
 
     let file_env = [("SAFELIGHT_CONFIG", file.to_str().unwrap_or_default())];
@@ -233,10 +238,10 @@ async fn configuration_mistakes_are_found_before_anything_is_touched() -> Result
         ("listen = [\n", "line"),
     ] {
         fs::write(&file, content)?;
-        assert_refused(&start(&["serve"], &data, &file_env).await?, USAGE, expected);
+        assert_fails(&run_to_exit(&["serve"], &data, &file_env).await?, USAGE, expected);
     }
     fs::remove_file(&file)?;
-    assert_refused(&start(&["serve"], &data, &file_env).await?, USAGE, "safelight.toml");
-    assert!(!data.exists(), "nothing may be made for a configuration that is wrong");
+    assert_fails(&run_to_exit(&["serve"], &data, &file_env).await?, USAGE, "safelight.toml");
+    assert!(!data.exists(), "the data folder was created");
     Ok(())
 }

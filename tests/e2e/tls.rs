@@ -1,4 +1,4 @@
-//! `safelight serve` with a certificate of its own.
+//! `safelight serve` with a TLS certificate.
 
 use std::{fs, path::Path};
 
@@ -13,24 +13,24 @@ use tempfile::TempDir;
 use super::{binary, embedded_env};
 use safelight_testing::wait::LIMIT;
 
-/// Writes a certificate for `localhost` and its key as PEM; gives the certificate.
-fn renew(certificate: &Path, key: &Path) -> Result<reqwest::Certificate> {
+/// Writes a new certificate for `localhost` and its key as PEM. Returns the certificate.
+fn write_certificate(certificate: &Path, key: &Path) -> Result<reqwest::Certificate> {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
     fs::write(certificate, cert.pem())?;
     fs::write(key, signing_key.serialize_pem())?;
     Ok(reqwest::Certificate::from_pem(cert.pem().as_bytes())?)
 }
 
-/// A client that trusts one certificate alone.
-fn trusting(certificate: reqwest::Certificate) -> Result<reqwest::Client> {
+/// A client that trusts only this certificate.
+fn client_trusting(certificate: reqwest::Certificate) -> Result<reqwest::Client> {
     Ok(reqwest::Client::builder().tls_certs_only([certificate]).build()?)
 }
 
 #[tokio::test]
-async fn a_certificate_is_served_and_exchanged_on_a_signal() -> Result<()> {
+async fn sighup_reloads_certificate() -> Result<()> {
     let folder = TempDir::new()?;
     let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
-    let old = renew(&certificate, &key)?;
+    let old = write_certificate(&certificate, &key)?;
     let mut env = embedded_env(&folder.path().join("data"));
     for (name, path) in [("SAFELIGHT_TLS_CERTIFICATE", &certificate), ("SAFELIGHT_TLS_KEY", &key)] {
         env.push((name.to_owned(), path.to_string_lossy().into_owned()));
@@ -39,20 +39,23 @@ async fn a_certificate_is_served_and_exchanged_on_a_signal() -> Result<()> {
     let mut server = tokio::task::spawn_blocking(move || Server::start(command)).await??;
     ensure!(server.url().starts_with("https://"), "{}", server.url());
     let url = server.url().replace("127.0.0.1", "localhost") + "/livez";
-    // Installs the TLS provider that clients here use.
+    // Creating a client installs the TLS provider.
     Client::new(&url)?;
-    let answer = trusting(old.clone())?.get(&url).send().await?;
+    let answer = client_trusting(old.clone())?.get(&url).send().await?;
     ensure!(answer.version() == reqwest::Version::HTTP_2, "{:?}", answer.version());
     ensure!(answer.headers()["strict-transport-security"] == "max-age=31536000");
 
-    let new = renew(&certificate, &key)?;
+    let new = write_certificate(&certificate, &key)?;
     server.signal("HUP")?;
     let server = tokio::task::spawn_blocking(move || {
         server.says("new connections get the new certificate", LIMIT).map(|()| server)
     })
     .await??;
-    trusting(new)?.get(&url).send().await?;
-    ensure!(trusting(old)?.get(&url).send().await.is_err(), "the old one is still served");
+    client_trusting(new)?.get(&url).send().await?;
+    ensure!(
+        client_trusting(old)?.get(&url).send().await.is_err(),
+        "the old certificate is still served"
+    );
     drop(server);
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! Traces: one from the upload to the last settle, and none of anybody's business while there is no
-//! collector.
+//! Traces from the upload to the last settle, and the effects of a missing or unavailable collector.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -22,12 +21,12 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 use super::{binary, embedded_env, fleet};
 use safelight_testing::wait::{LIMIT, eventually};
 
-/// The client's trace, and its own span.
+/// The client's trace and span.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 
-/// How long the end may take beside the flush of two seconds, on a busy machine.
-const SOON: Duration = Duration::from_secs(10);
+/// How long shutdown may take. Sending the last spans takes up to two seconds of it.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
 async fn serve(data: &Path, env: &[(&str, &str)]) -> Result<Server> {
     let mut variables = embedded_env(data);
@@ -36,19 +35,19 @@ async fn serve(data: &Path, env: &[(&str, &str)]) -> Result<Server> {
     tokio::task::spawn_blocking(move || Server::start(command)).await?
 }
 
-/// Ends a server as SIGTERM does; answers how long that took.
+/// Stops a server with SIGTERM. Returns how long that took, and the server's output.
 async fn stop(mut server: Server) -> Result<(Duration, String)> {
     tokio::task::spawn_blocking(move || {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         server.signal("TERM")?;
         let status = server.wait(LIMIT)?;
         ensure!(status.success(), "{status}\n{}", server.output());
-        Ok((begun.elapsed(), server.output()))
+        Ok((started_at.elapsed(), server.output()))
     })
     .await?
 }
 
-/// Uploads a picture in the client's trace, and waits until its task has succeeded.
+/// Uploads a picture in the client's trace and waits until its task has succeeded.
 async fn upload(client: &Client, sampled: bool) -> Result<Value> {
     let traceparent = format!("00-{TRACE}-{CLIENT}-0{}", u8::from(sampled));
     let picture = pictures::jpeg(320, 240, 11)?;
@@ -58,21 +57,21 @@ async fn upload(client: &Client, sampled: bool) -> Result<Value> {
     Ok(task)
 }
 
-/// The one span of this name.
-fn one<'a>(spans: &'a [Span], name: &str) -> Result<&'a Span> {
+/// The only span with this name.
+fn only_span<'a>(spans: &'a [Span], name: &str) -> Result<&'a Span> {
     let mut found = spans.iter().filter(|span| span.name == name);
     let span = found.next().with_context(|| format!("no span `{name}` in {spans:#?}"))?;
     ensure!(found.next().is_none(), "more than one span `{name}` in {spans:#?}");
     Ok(span)
 }
 
-/// The trace is whole: every span is there, below the right one, and says what it is about.
-fn assert_whole(spans: &[Span], task: &Value, system: &str) -> Result<()> {
-    let request = one(spans, "POST /v1/images")?;
+/// Checks that the trace has all spans, with the right parents and attributes.
+fn assert_complete(spans: &[Span], task: &Value, system: &str) -> Result<()> {
+    let request = only_span(spans, "POST /v1/images")?;
     assert_eq!(request.parent, CLIENT);
     assert_eq!(request.attribute("http.response.status_code"), Some("202"));
     assert_eq!(request.attribute("safelight.task"), task["id"].as_str());
-    assert_eq!(one(spans, "accept")?.parent, request.id);
+    assert_eq!(only_span(spans, "accept")?.parent, request.id);
 
     let jobs = task["jobs"].as_array().context("jobs")?;
     let jobs: BTreeMap<_, _> =
@@ -81,13 +80,13 @@ fn assert_whole(spans: &[Span], task: &Value, system: &str) -> Result<()> {
     for (kind, job) in jobs {
         let queue = format!("safelight.{kind}.interactive.v1");
         for name in ["publish", "process"] {
-            let span = one(spans, &format!("{name} {kind}"))?;
+            let span = only_span(spans, &format!("{name} {kind}"))?;
             assert_eq!(span.parent, request.id, "{span:#?}");
             assert_eq!(span.attribute("messaging.system"), Some(system));
             assert_eq!(span.attribute("messaging.destination.name"), Some(queue.as_str()));
             assert_eq!(span.attribute("messaging.message.id"), Some(job));
         }
-        let process = one(spans, &format!("process {kind}"))?;
+        let process = only_span(spans, &format!("process {kind}"))?;
         for (key, value) in [
             ("safelight.task", task["id"].as_str()),
             ("safelight.job", Some(job)),
@@ -108,7 +107,7 @@ fn assert_whole(spans: &[Span], task: &Value, system: &str) -> Result<()> {
             last = within[0].end;
         }
     }
-    assert_eq!(spans.len(), 12, "nothing but these: {spans:#?}");
+    assert_eq!(spans.len(), 12, "unexpected spans: {spans:#?}");
     assert!(spans.iter().all(|span| !span.failed && !span.repeats_an_attribute()), "{spans:#?}");
     assert!(spans.iter().all(|span| span.resource("service.name") == Some("safelight")));
     assert!(spans.iter().all(|span| span.resource("service.version").is_some()));
@@ -116,32 +115,32 @@ fn assert_whole(spans: &[Span], task: &Value, system: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_trace_leads_from_an_upload_to_its_last_settle() -> Result<()> {
+async fn one_trace_covers_upload_to_last_settle() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", collector.url())]).await?;
     let task = upload(&Client::new(server.url())?, true).await?;
-    // What was not sent yet is sent at the end.
+    // Shutdown sends the remaining spans.
     stop(server).await?;
     let spans = collector.trace(TRACE);
-    assert_whole(&spans, &task, "embedded")?;
+    assert_complete(&spans, &task, "embedded")?;
     assert!(spans.iter().all(|span| span.resource("safelight.role") == Some("serve")));
-    // The client's polls are traces of their own.
+    // The client's polls are separate traces.
     let polls: HashSet<_> = collector.spans().into_iter().map(|span| span.trace).collect();
     assert!(polls.len() > 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_trace_leads_through_every_process_of_a_fleet() -> Result<()> {
+async fn trace_covers_every_process_of_fleet() -> Result<()> {
     let collector = Collector::start().await?;
     let env = vec![("SAFELIGHT_OTLP_ENDPOINT".to_owned(), collector.url().to_owned())];
     let fleet = fleet(Plan { apis: 1, workers: 1, env }).await?;
     let task = upload(&Client::new(&fleet.url())?, true).await?;
-    eventually("all spans have come", async || Ok(collector.trace(TRACE).len() == 12)).await?;
+    eventually("all spans have arrived", async || Ok(collector.trace(TRACE).len() == 12)).await?;
     let spans = collector.trace(TRACE);
-    assert_whole(&spans, &task, "rabbitmq")?;
+    assert_complete(&spans, &task, "rabbitmq")?;
     for (name, role) in [("POST /v1/images", "api"), ("process write", "worker")] {
-        assert_eq!(one(&spans, name)?.resource("safelight.role"), Some(role));
+        assert_eq!(only_span(&spans, name)?.resource("safelight.role"), Some(role));
     }
     let instances: HashSet<_> =
         spans.iter().filter_map(|span| span.resource("service.instance.id")).collect();
@@ -150,7 +149,7 @@ async fn a_trace_leads_through_every_process_of_a_fleet() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
+async fn trace_and_log_contain_every_attempt() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let env = [
         ("SAFELIGHT_OTLP_ENDPOINT", collector.url()),
@@ -168,16 +167,16 @@ async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
     let (_, output) = stop(server).await?;
 
     let spans = collector.trace(TRACE);
-    let request = one(&spans, "POST /v1/images")?;
+    let request = only_span(&spans, "POST /v1/images")?;
     let job = &task["jobs"][0];
     let mut attempts: Vec<_> = spans.iter().filter(|span| span.name == "process write").collect();
     attempts.sort_by_key(|span| span.start);
-    let said: Vec<_> = attempts
+    let outcomes: Vec<_> = attempts
         .iter()
         .map(|span| (span.attribute("safelight.attempt"), span.attribute("safelight.outcome")))
         .collect();
     let expected = [("1", "retry"), ("2", "retry"), ("3", "failed")];
-    assert_eq!(said, expected.map(|(attempt, outcome)| (Some(attempt), Some(outcome))));
+    assert_eq!(outcomes, expected.map(|(attempt, outcome)| (Some(attempt), Some(outcome))));
     for span in attempts {
         assert!(span.failed && span.parent == request.id, "{span:#?}");
         assert_eq!(span.attribute("error.type"), Some("decoder_crashed"));
@@ -203,54 +202,54 @@ async fn every_attempt_is_in_the_trace_and_in_the_log() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_sender_does_not_record_is_not_recorded() -> Result<()> {
+async fn unsampled_trace_is_not_recorded() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", collector.url())]).await?;
     upload(&Client::new(server.url())?, false).await?;
     stop(server).await?;
     assert!(collector.trace(TRACE).is_empty());
-    let begun_anew: Vec<_> =
+    let recorded: Vec<_> =
         collector.spans().into_iter().filter(|span| span.name.starts_with("process")).collect();
-    assert!(begun_anew.is_empty(), "{begun_anew:#?}");
+    assert!(recorded.is_empty(), "{recorded:#?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_hangs_holds_nobody_up() -> Result<()> {
-    // It takes connections and requests, and never answers.
+async fn unavailable_or_hanging_collector_delays_nothing() -> Result<()> {
+    // Accepts connections and requests, and never answers.
     let hanging = TcpListener::bind("127.0.0.1:0").await?;
     let hangs_at = format!("http://{}", hanging.local_addr()?);
-    let (asked, mut was_asked) = tokio::sync::watch::channel(false);
+    let (request_received, mut received) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
-        let mut held = Vec::new();
+        let mut open_streams = Vec::new();
         while let Ok((mut stream, _)) = hanging.accept().await {
             let mut byte = [0];
             if stream.read_exact(&mut byte).await.is_ok() {
-                asked.send_replace(true);
+                request_received.send_replace(true);
             }
-            held.push(stream);
+            open_streams.push(stream);
         }
     });
-    // Nobody listens there: only root could.
+    // No process listens on port 1, because only root may.
     for endpoint in ["http://127.0.0.1:1", &hangs_at] {
         let data = TempDir::new()?;
         let server = serve(data.path(), &[("SAFELIGHT_OTLP_ENDPOINT", endpoint)]).await?;
         let client = Client::new(server.url())?;
         upload(&client, true).await?;
         if endpoint == hangs_at {
-            was_asked.wait_for(|asked| *asked).await?;
-            // A request hangs just now.
+            received.wait_for(|received| *received).await?;
+            // A request to the collector hangs during this upload.
             upload(&client, true).await?;
         }
         let (took, output) = stop(server).await?;
-        assert!(took < SOON, "{took:?}\n{output}");
+        assert!(took < SHUTDOWN_LIMIT, "{took:?}\n{output}");
         assert!(output.contains("the collector "), "{output}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn without_an_endpoint_nothing_is_sent() -> Result<()> {
+async fn nothing_is_sent_without_an_endpoint() -> Result<()> {
     let (collector, data) = (Collector::start().await?, TempDir::new()?);
     let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()), ("SAFELIGHT_LOG_FORMAT", "json")];
     let server = serve(data.path(), &env).await?;

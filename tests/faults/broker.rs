@@ -1,4 +1,4 @@
-//! `RabbitMQ` in trouble. Uploads never notice.
+//! Faults of `RabbitMQ`. They never affect the acceptance of uploads.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,13 @@ use super::{TestCluster, binary, eventually, test_cluster, upload_all};
 /// The queues that uploads use.
 const QUEUES: [&str; 2] = ["safelight.write.interactive.v1", "safelight.thumbnail.interactive.v1"];
 
-/// Messages that are lost come back within a second.
-const FORGETFUL: &[(&str, &str)] = &[("SAFELIGHT_REPUBLISH_AFTER_MS", "500")];
+/// Lost messages are published again within a second.
+const FAST_REPUBLISH: &[(&str, &str)] = &[("SAFELIGHT_REPUBLISH_AFTER_MS", "500")];
 
-/// Promise: while the broker is killed, or short of memory, uploads are accepted as ever, and
-/// `/readyz` says that work waits; it flows again by itself. (One test, because a broker of its own
-/// takes seconds to start.)
+/// Promise: while the broker is down or short of memory, uploads are accepted as usual and `/readyz` reports
+/// `degraded`. Work continues without intervention. (One test, because starting a broker takes seconds.)
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> {
+async fn uploads_continue_while_broker_is_down_or_out_of_memory() -> Result<()> {
     let mut node = block_in_place(RabbitMq::start)?;
     let engines =
         Engines { database_url: Postgres::fresh_database().await?, queue_url: node.fresh_vhost()? };
@@ -36,33 +35,33 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     load.more(20).await?;
 
     node.kill()?;
-    eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
+    eventually("/readyz reports degraded", async || Ok(readiness().await? == "degraded")).await?;
     load.more(20).await?;
     block_in_place(|| node.start_node())?;
     let after_kill = cluster.database().flows_again().await?;
-    eventually("/readyz says ready", async || Ok(readiness().await? == "ready")).await?;
+    eventually("/readyz reports ready", async || Ok(readiness().await? == "ready")).await?;
 
     let watermark = async |limit: &str| {
         block_in_place(|| node.ctl(&["set_vm_memory_high_watermark", "absolute", limit]))
     };
     watermark("1").await?;
-    eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
+    eventually("/readyz reports degraded", async || Ok(readiness().await? == "degraded")).await?;
     let since = Instant::now();
     load.more(30).await?;
     let mut took = load.latencies(since);
     took.sort_unstable();
     let median = took[took.len() / 2];
-    ensure!(median < Duration::from_secs(1), "uploads take {median:?} under the alarm");
+    ensure!(median < Duration::from_secs(1), "uploads take {median:?} during the memory alarm");
     watermark("1GB").await?;
     let after_alarm = cluster.database().flows_again().await?;
 
-    let tally = load.stop().await?;
+    let results = load.stop().await?;
     eprintln!(
-        "work flows {after_kill:?} after a kill, {after_alarm:?} after an alarm; \
-         an upload takes {median:?} meanwhile"
+        "work continues {after_kill:?} after a kill, {after_alarm:?} after an alarm; \
+         an upload takes {median:?} during the alarm"
     );
-    ensure!(tally.refusals.is_empty(), "refused: {:?}", tally.refusals);
-    let report = cluster.audit_with(&node).run(&tally.ledger).await?.clean()?;
+    ensure!(results.refusals.is_empty(), "rejected uploads: {:?}", results.refusals);
+    let report = cluster.audit_with(&node).run(&results.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())
 }
@@ -74,28 +73,28 @@ async fn channel(cluster: &TestCluster) -> Result<(Connection, Channel)> {
     Ok((connection, channel))
 }
 
-async fn published(database: &Database, jobs: usize) -> Result<()> {
+async fn wait_until_published(database: &Database, jobs: usize) -> Result<()> {
     eventually("all jobs are published", async || Ok(database.published().await? == jobs)).await
 }
 
-/// Promise: jobs whose messages are purged, or whose queues are deleted, come back by themselves,
-/// with workers there or without.
+/// Promise: jobs whose messages are purged or whose queues are deleted are published again, with and without
+/// running workers.
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_outlive_their_queues() -> Result<()> {
-    let cluster = test_cluster(1, 0, FORGETFUL).await?;
+async fn jobs_survive_purged_and_deleted_queues() -> Result<()> {
+    let cluster = test_cluster(1, 0, FAST_REPUBLISH).await?;
     let (client, database) = (cluster.client()?, cluster.database());
     let photo = pictures::jpeg(320, 240, 1)?;
     let bodies: Vec<_> =
         (0..6).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
     let ledger = upload_all(&client, &bodies).await?;
-    published(&database, 12).await?;
+    wait_until_published(&database, 12).await?;
     let (_connection, channel) = channel(&cluster).await?;
     channel.queue_purge(QUEUES[0].into(), QueuePurgeOptions::default()).await?;
     channel.queue_delete(QUEUES[1].into(), QueueDeleteOptions::default()).await?;
 
     let _worker = cluster.start_node(&["worker"], &[])?;
     cluster.audit()?.run(&ledger).await?.clean()?;
-    // And under a worker's feet.
+    // The same while a worker consumes the queues.
     for queue in QUEUES {
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
     }
@@ -105,19 +104,19 @@ async fn jobs_outlive_their_queues() -> Result<()> {
     Ok(())
 }
 
-/// Promise: messages that come three times, and in any order, cost nothing.
+/// Promise: messages that arrive three times and in any order cause no attempt to be repeated.
 #[tokio::test(flavor = "multi_thread")]
-async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
+async fn duplicate_and_reordered_messages_change_nothing() -> Result<()> {
     let cluster = test_cluster(1, 0, &[]).await?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let bodies: Vec<_> =
         (0..8).map(|number| pictures::with_comment(&photo, &number.to_string())).collect();
     let ledger = upload_all(&cluster.client()?, &bodies).await?;
     let database = cluster.database();
-    published(&database, 16).await?;
+    wait_until_published(&database, 16).await?;
     let notices = database.notices().await?;
     let (_connection, channel) = channel(&cluster).await?;
-    // 7 and 16 have no common divisor: each round rings every bell once, in another order.
+    // 7 and 16 have no common divisor, so each round publishes every notice once, in a different order.
     for step in 0..3 * notices.len() {
         let [kind, lane, job, generation] = &notices[(step * 7 + step / 16) % notices.len()];
         let body = json!({ "v": 1, "job": job, "generation": generation.parse::<u32>()? });
@@ -134,9 +133,9 @@ async fn doubled_and_disordered_messages_change_nothing() -> Result<()> {
             )
             .await?
             .await
-            .context("published")?;
+            .context("not published")?;
     }
-    let (_one, _other) =
+    let (_worker, _other_worker) =
         (cluster.start_node(&["worker"], &[])?, cluster.start_node(&["worker"], &[])?);
     let report = cluster.audit()?.run(&ledger).await?.clean()?;
     assert_eq!((report.tasks, report.repeated()), (8, 0));

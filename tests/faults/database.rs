@@ -1,4 +1,4 @@
-//! `PostgreSQL` that dies under load.
+//! Crashes of `PostgreSQL` under load.
 
 use anyhow::{Result, ensure};
 use reqwest::StatusCode;
@@ -9,17 +9,18 @@ use tokio::task::block_in_place;
 
 use super::{SHORT_GRACE, TestCluster, binary, eventually};
 
-/// Lines of trouble that one process may log over one outage: one or two each for the relay, the
+/// How many warnings and errors one process may log during one outage: one or two each for the relay, the
 /// rescuer's loops, the janitor and the worker.
-const TROUBLE_LINES: usize = 12;
+const MAX_WARNING_LINES: usize = 12;
 
-/// Longer than the outage, so that jobs in hand keep their leases.
+/// Longer than the outage, so that running jobs keep their leases.
 const LEASE: (&str, &str) = ("SAFELIGHT_LEASE_MS", "20000");
 
-/// Promise: without its database Safelight refuses uploads with 503 and `Retry-After`, says so in
-/// `/readyz` and in few lines of its log, burns no attempts, and goes on by itself.
+/// Promise: while the database is unavailable, Safelight rejects uploads with 503 and `Retry-After`,
+/// `/readyz` reports it, the log has few lines about it, and no attempts are used up. Work continues without
+/// intervention.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
+async fn work_continues_after_database_crash() -> Result<()> {
     let mut postgres = block_in_place(Postgres::start)?;
     block_in_place(|| postgres.create_database("safelight"))?;
     let queue_url = block_in_place(|| RabbitMq::shared()?.fresh_vhost())?;
@@ -36,29 +37,30 @@ async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
     assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
     assert_eq!(client.get("/readyz").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
     client.bytes("/livez").await?;
-    // Some seconds, in which workers would use up attempts if they did so during an outage.
+    // This takes some seconds. Faulty workers would use up attempts in this time.
     load.more_refused(6).await?;
     block_in_place(|| postgres.start_again())?;
     let took = cluster.database().flows_again().await?;
-    eventually("/readyz says ready", async || Ok(client.get("/readyz").await?.status() == 200))
+    eventually("/readyz reports ready", async || Ok(client.get("/readyz").await?.status() == 200))
         .await?;
 
-    let tally = load.stop().await?;
-    let report = cluster.audit()?.run(&tally.ledger).await?.clean()?;
-    eprintln!("work flows {took:?} after the database is back; refusals: {:?}", tally.refusals);
+    let results = load.stop().await?;
+    let report = cluster.audit()?.run(&results.ledger).await?.clean()?;
+    eprintln!(
+        "work continues {took:?} after the database is back; refusals: {:?}",
+        results.refusals
+    );
     assert_eq!(report.tasks, report.accepted);
-    // A claim that was committed just before the crash, and whose answer was lost with it, is taken
-    // anew: at most one for each slot.
+    // If the crash lost the answer to a committed claim, the job is claimed again: at most once per slot.
     ensure!(report.repeated() <= 8, "{report:?}");
     for node in cluster.fleet.apis.iter().chain(&cluster.fleet.workers) {
-        let said = trouble(node);
-        ensure!(said.len() <= TROUBLE_LINES, "{} lines: {said:#?}", said.len());
+        let lines = warnings_and_errors(node);
+        ensure!(lines.len() <= MAX_WARNING_LINES, "{} lines: {lines:#?}", lines.len());
     }
     Ok(())
 }
 
-/// What a process complained of.
-fn trouble(node: &Server) -> Vec<String> {
+fn warnings_and_errors(node: &Server) -> Vec<String> {
     let output = node.output();
     let bad = |line: &&str| line.contains(" WARN ") || line.contains("ERROR ");
     output.lines().filter(bad).map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! Deletion and the collection of garbage, raced by uploads of the same bytes, and cut off in the middle.
+//! Deletion and garbage collection, while the same bytes are uploaded, and with crashes in the middle.
 
 use std::{
     fs,
@@ -19,22 +19,22 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use super::{LIMIT, armed, binary, dies, test_cluster, test_server};
+use super::{LIMIT, binary, fail_point, test_cluster, test_server, wait_until_killed};
 
-/// Deletions are due a second after, and what is old is garbage.
-const KEYS: &[(&str, &str)] = &[
+/// Deletions are due within seconds, and unused bytes become garbage after a second.
+const SETTINGS: &[(&str, &str)] = &[
     ("SAFELIGHT_METADATA_CACHE_MS", "0"),
     ("SAFELIGHT_STAGED_GRACE_MS", "1000"),
     ("SAFELIGHT_LEASE_MS", "1500"),
     ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
 ];
 
-/// Where whoever removes a blob stands when an upload of the same bytes comes: it has looked and found
-/// nobody; it has moved the blob aside; it has asked again and found nobody.
-const MOMENTS: [&str; 3] = ["removal.looked", "removal.moved", "removal.decided"];
+/// Steps of a removal: no other image with these bytes was found; the blob was moved to the trash; the second
+/// check found no image either.
+const REMOVAL_STEPS: [&str; 3] = ["removal.looked", "removal.moved", "removal.decided"];
 
-/// A deployment, and who removes blobs in it.
-struct Site<'a> {
+/// A deployment, and the process in it that removes blobs.
+struct RemovalSetup<'a> {
     client: Client,
     remover: Server,
     blobs: PathBuf,
@@ -46,27 +46,27 @@ async fn delete(client: &Client, task: &Value) -> Result<Value> {
     Ok(client.delete_image(image).await?)
 }
 
-/// Uploads a picture and waits for it; answers with its task as it ended.
-async fn stored(client: &Client, photo: &[u8]) -> Result<Value> {
+/// Uploads a picture and waits until it is processed. Returns its task.
+async fn upload_and_finish(client: &Client, photo: &[u8]) -> Result<Value> {
     let task = client.finished(&client.upload(photo.to_vec()).await?).await?;
     assert_eq!(task["status"], "succeeded", "{task:#}");
     Ok(task)
 }
 
-/// Everything that is delivered of an image: the original first.
-async fn delivered(client: &Client, task: &Value) -> Result<Vec<Bytes>> {
+/// The bytes of an image: the original first, then its renditions.
+async fn fetch_all(client: &Client, task: &Value) -> Result<Vec<Bytes>> {
     let image = &task["image"];
     let renditions = image["renditions"].as_object().context("renditions")?;
     let mut all = Vec::new();
-    for about in [image].into_iter().chain(renditions.values()) {
-        all.push(client.bytes(about["url"].as_str().context("a URL")?).await?);
+    for object in [image].into_iter().chain(renditions.values()) {
+        all.push(client.bytes(object["url"].as_str().context("a URL")?).await?);
     }
     Ok(all)
 }
 
-/// What an upload has that came at some moment of another's removal.
-async fn is_whole(site: &Site<'_>, late: &Value, photo: &[u8]) -> Result<()> {
-    let client = &site.client;
+/// Checks that nothing is missing of an upload that arrived during a removal of the same bytes.
+async fn assert_whole(setup: &RemovalSetup<'_>, late: &Value, photo: &[u8]) -> Result<()> {
+    let client = &setup.client;
     let image = late["image"]["url"].as_str().context("a URL")?;
     assert_eq!(client.bytes(image).await?, photo);
     for preset in ["small", "medium", "large"] {
@@ -74,128 +74,124 @@ async fn is_whole(site: &Site<'_>, late: &Value, photo: &[u8]) -> Result<()> {
     }
     let ledger = Ledger::default();
     ledger.record(late, photo)?;
-    site.audit.run(&ledger).await?.clean()?;
+    setup.audit.run(&ledger).await?.clean()?;
     Ok(())
 }
 
-/// A deletion waits at `moment`, an equal upload is accepted and finished, and the deletion goes on.
-async fn an_upload_comes_while_it_is_deleted(
-    mut site: Site<'_>,
-    moment: &str,
+/// Holds a deletion at `step`, completes an equal upload, then lets the deletion continue.
+async fn upload_during_deletion(
+    mut setup: RemovalSetup<'_>,
+    step: &str,
     barrier: &Path,
 ) -> Result<()> {
     let photo = pictures::jpeg(320, 240, 1)?;
-    let first = stored(&site.client, &photo).await?;
-    let deletion = delete(&site.client, &first).await?;
-    block_in_place(|| site.remover.says(&format!("fail point {moment}"), LIMIT))?;
-    let late = stored(&site.client, &photo).await?;
+    let first = upload_and_finish(&setup.client, &photo).await?;
+    let deletion = delete(&setup.client, &first).await?;
+    block_in_place(|| setup.remover.says(&format!("fail point {step}"), LIMIT))?;
+    let late = upload_and_finish(&setup.client, &photo).await?;
     fs::write(barrier, "")?;
-    let done = site.client.finished(&deletion).await?;
+    let done = setup.client.finished(&deletion).await?;
     assert_eq!(done["status"], "succeeded", "{done:#}");
     assert_eq!(done["receipt"]["renditions"].as_array().map(Vec::len), Some(3), "{done:#}");
-    is_whole(&site, &late, &photo).await
+    assert_whole(&setup, &late, &photo).await
 }
 
-/// The same with a blob that nobody has, which is collected.
-async fn an_upload_comes_while_garbage_is_collected(
-    mut site: Site<'_>,
-    moment: &str,
-    barrier: &Path,
-) -> Result<()> {
+/// The same with the garbage collection of a blob that no image uses.
+async fn upload_during_gc(mut setup: RemovalSetup<'_>, step: &str, barrier: &Path) -> Result<()> {
     let photo = pictures::jpeg(320, 240, 2)?;
-    orphan(&site.blobs, &photo)?;
-    let collection = site.client.start_backfill(&json!({ "kind": "gc" })).await?;
-    block_in_place(|| site.remover.says(&format!("fail point {moment}"), LIMIT))?;
-    let late = stored(&site.client, &photo).await?;
+    store_orphan(&setup.blobs, &photo)?;
+    let collection = setup.client.start_backfill(&json!({ "kind": "gc" })).await?;
+    block_in_place(|| setup.remover.says(&format!("fail point {step}"), LIMIT))?;
+    let late = upload_and_finish(&setup.client, &photo).await?;
     fs::write(barrier, "")?;
-    let done = site.client.finished(&collection).await?;
+    let done = setup.client.finished(&collection).await?;
     assert_eq!(done["status"], "succeeded", "{done:#}");
-    is_whole(&site, &late, &photo).await
+    assert_whole(&setup, &late, &photo).await
 }
 
-/// One or the other.
-async fn an_upload_comes(
-    site: Site<'_>,
-    moment: &str,
+async fn upload_during_removal(
+    setup: RemovalSetup<'_>,
+    step: &str,
     barrier: &Path,
-    collects: bool,
+    gc: bool,
 ) -> Result<()> {
-    let raced = if collects {
-        an_upload_comes_while_garbage_is_collected(site, moment, barrier).await
+    let result = if gc {
+        upload_during_gc(setup, step, barrier).await
     } else {
-        an_upload_comes_while_it_is_deleted(site, moment, barrier).await
+        upload_during_deletion(setup, step, barrier).await
     };
-    raced.with_context(|| format!("at {moment}, collecting: {collects}"))
+    result.with_context(|| format!("at {step}, gc: {gc}"))
 }
 
-/// Stores bytes under their name without telling anybody, long ago.
-fn orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
+/// Stores an old blob that no image uses.
+fn store_orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
     let hash = safelight_domain::ContentHash::of(photo).to_string();
     let folder = blobs.join("blobs").join(&hash[..2]);
     fs::create_dir_all(&folder)?;
     let path = folder.join(hash);
     fs::write(&path, photo)?;
-    let then = SystemTime::now() - Duration::from_hours(2);
-    fs::File::options().append(true).open(path)?.set_modified(then)?;
+    let two_hours_ago = SystemTime::now() - Duration::from_hours(2);
+    fs::File::options().append(true).open(path)?.set_modified(two_hours_ago)?;
     Ok(())
 }
 
-/// Promise: an upload of the same bytes keeps them, whenever it comes: on one process.
+/// Promise: an upload of the same bytes keeps them, at whatever step of a removal it arrives: in one process.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_equal_upload_keeps_its_bytes_whenever_it_comes() -> Result<()> {
+async fn equal_upload_keeps_its_bytes_during_removal() -> Result<()> {
     let folder = TempDir::new()?;
-    for moment in MOMENTS {
-        for collects in [false, true] {
-            let barrier = folder.path().join(format!("{moment}-{collects}"));
-            let site = test_server(KEYS)?;
-            let point = format!("{moment}=until {}", barrier.display());
-            let (remover, client) = site.start(&[armed(&point)])?;
-            let blobs = site.data().join("blobs");
-            let site = Site { client, remover, blobs, audit: site.audit() };
-            an_upload_comes(site, moment, &barrier, collects).await?;
+    for step in REMOVAL_STEPS {
+        for gc in [false, true] {
+            let barrier = folder.path().join(format!("{step}-{gc}"));
+            let setup = test_server(SETTINGS)?;
+            let point = format!("{step}=until {}", barrier.display());
+            let (remover, client) = setup.start(&[fail_point(&point)])?;
+            let blobs = setup.data().join("blobs");
+            let setup = RemovalSetup { client, remover, blobs, audit: setup.audit() };
+            upload_during_removal(setup, step, &barrier, gc).await?;
         }
     }
     Ok(())
 }
 
-/// And on a fleet, over an object store.
+/// The same promise on a fleet with an object store.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
+async fn equal_upload_keeps_its_bytes_during_removal_on_fleet() -> Result<()> {
     let folder = TempDir::new()?;
-    for moment in MOMENTS {
-        for collects in [false, true] {
-            let barrier = folder.path().join(format!("{moment}-{collects}"));
-            let cluster = test_cluster(1, 0, KEYS).await?;
-            let point = format!("{moment}=until {}", barrier.display());
-            // The other does only what the one that waits cannot.
-            let remover = cluster.start_node(&["worker"], &[armed(&point)])?;
+    for step in REMOVAL_STEPS {
+        for gc in [false, true] {
+            let barrier = folder.path().join(format!("{step}-{gc}"));
+            let cluster = test_cluster(1, 0, SETTINGS).await?;
+            let point = format!("{step}=until {}", barrier.display());
+            let remover = cluster.start_node(&["worker"], &[fail_point(&point)])?;
             let client = cluster.client()?;
             let audit = Audit { broker: None, ..cluster.audit()? };
-            let site = Site { client, remover, blobs: cluster.fleet.s3.bucket_folder(), audit };
-            an_upload_comes(site, moment, &barrier, collects).await?;
+            let setup =
+                RemovalSetup { client, remover, blobs: cluster.fleet.s3.bucket_folder(), audit };
+            upload_during_removal(setup, step, &barrier, gc).await?;
         }
     }
     Ok(())
 }
 
-/// Promise: whoever dies in the middle of a deletion, it ends, nothing is left, and its receipt is whole.
+/// Promise: at whatever step the process crashes, a deletion ends, nothing is left, and its receipt is
+/// complete.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
+async fn deletion_survives_crash_at_every_step() -> Result<()> {
     let steps = ["delete.begun", "removal.looked", "removal.moved", "removal.decided"];
     for step in steps.into_iter().chain(["delete.removed", "delete.purged", "worker.worked"]) {
-        let site = test_server(KEYS)?;
+        let setup = test_server(SETTINGS)?;
         let photo = pictures::jpeg(320, 240, 1)?;
         let task = {
-            let (_server, client) = site.start(&[])?;
-            stored(&client, &photo).await?
+            let (_server, client) = setup.start(&[])?;
+            upload_and_finish(&client, &photo).await?
         };
         let deletion = {
-            let (mut server, client) = site.start(&[armed(&format!("{step}=kill"))])?;
+            let (mut server, client) = setup.start(&[fail_point(&format!("{step}=kill"))])?;
             let deletion = delete(&client, &task).await?;
-            dies(&mut server).with_context(|| step.to_owned())?;
+            wait_until_killed(&mut server).with_context(|| step.to_owned())?;
             deletion
         };
-        let (_server, client) = site.start(&[])?;
+        let (_server, client) = setup.start(&[])?;
         let done = client.finished(&deletion).await?;
         let receipt = &done["receipt"];
         assert_eq!(done["status"], "succeeded", "after {step}: {done:#}");
@@ -203,40 +199,40 @@ async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
         assert_eq!(receipt["renditions"].as_array().map(Vec::len), Some(3), "after {step}");
         let image = task["image"]["url"].as_str().context("a URL")?;
         assert_eq!(client.get(image).await?.status(), StatusCode::GONE);
-        site.audit().run(&Ledger::default()).await?.clean().with_context(|| step.to_owned())?;
+        setup.audit().run(&Ledger::default()).await?.clean().with_context(|| step.to_owned())?;
     }
     Ok(())
 }
 
-/// Over several processes: another takes the job over.
+/// The same promise on a fleet: another worker takes over the job.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_whose_worker_dies_is_finished_by_another() -> Result<()> {
-    let cluster = test_cluster(1, 0, KEYS).await?;
+async fn another_worker_finishes_deletion_after_crash() -> Result<()> {
+    let cluster = test_cluster(1, 0, SETTINGS).await?;
     let client = cluster.client()?;
-    let mut doomed = cluster.start_node(&["worker"], &[armed("removal.moved=kill")])?;
+    let mut crashing = cluster.start_node(&["worker"], &[fail_point("removal.moved=kill")])?;
     let (deleted, kept) = (pictures::jpeg(320, 240, 1)?, pictures::jpeg(320, 240, 2)?);
-    let (going, staying) = (stored(&client, &deleted).await?, stored(&client, &kept).await?);
-    let before = delivered(&client, &staying).await?;
-    let deletion = delete(&client, &going).await?;
-    dies(&mut doomed)?;
-    let _heir = cluster.start_node(&["worker"], &[])?;
+    let (deleted_task, kept_task) =
+        (upload_and_finish(&client, &deleted).await?, upload_and_finish(&client, &kept).await?);
+    let before = fetch_all(&client, &kept_task).await?;
+    let deletion = delete(&client, &deleted_task).await?;
+    wait_until_killed(&mut crashing)?;
+    let _replacement = cluster.start_node(&["worker"], &[])?;
     let done = client.finished(&deletion).await?;
     assert_eq!(done["status"], "succeeded", "{done:#}");
-    assert_eq!(delivered(&client, &staying).await?, before);
+    assert_eq!(fetch_all(&client, &kept_task).await?, before);
     let ledger = Ledger::default();
-    ledger.record(&staying, &kept)?;
+    ledger.record(&kept_task, &kept)?;
     cluster.audit()?.run(&ledger).await?.clean()?;
     Ok(())
 }
 
-/// The command, and what it says about what it cannot do.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_deletes_and_collects() -> Result<()> {
-    let site = test_server(KEYS)?;
-    let (server, client) = site.start(&[])?;
+async fn commands_delete_images_and_collect_garbage() -> Result<()> {
+    let setup = test_server(SETTINGS)?;
+    let (server, client) = setup.start(&[])?;
     let photo = pictures::jpeg(320, 240, 1)?;
-    let task = stored(&client, &photo).await?;
-    orphan(&site.data().join("blobs"), b"nobody has this")?;
+    let task = upload_and_finish(&client, &photo).await?;
+    store_orphan(&setup.data().join("blobs"), b"no image has it")?;
     let url = [("SAFELIGHT_URL".to_owned(), server.url().to_owned())];
     let command = async |args: &[&str]| -> Result<_> {
         let command = safelight(binary(), args, &url);
@@ -254,12 +250,12 @@ async fn a_command_deletes_and_collects() -> Result<()> {
 
     let planned = command(&["backfill", "gc", "--dry-run"]).await?.success()?;
     assert!(planned.stdout.contains("to work on  1"), "{planned:#?}");
-    let report = site.data().join("report.ndjson");
+    let report = setup.data().join("report.ndjson");
     let file = report.to_string_lossy();
     command(&["backfill", "gc", "--follow", "--report", &file]).await?.success()?;
     let lines = fs::read_to_string(&report)?;
     let line: Value = serde_json::from_str(lines.trim())?;
     assert_eq!((&line["outcome"], &line["detail"]), (&"succeeded".into(), &"15 bytes".into()));
-    site.audit().run(&Ledger::default()).await?.clean()?;
+    setup.audit().run(&Ledger::default()).await?.clean()?;
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! A disk that is full: a small tmpfs in a mount namespace of its own, which a test fills from
-//! outside.
+//! A full disk: a small tmpfs in its own mount namespace, which the test fills from outside.
 
 use std::{
     fs::{self, File},
@@ -24,10 +23,10 @@ use tokio::task::block_in_place;
 
 use super::{binary, eventually};
 
-/// Mounts the disk over the data folder, then becomes the server: the same process all along.
+/// Mounts the disk over the data folder, then replaces the shell by the server.
 const MOUNT: &str = r#"mount -t tmpfs -o size=24m tmpfs "$SAFELIGHT_DATA_DIR" && exec "$0" serve"#;
 
-/// `safelight serve` on a small disk, and the way there from outside its namespace.
+/// `safelight serve` on a small disk, and the path of the disk from outside the namespace.
 struct Disk {
     server: Server,
     folder: PathBuf,
@@ -48,7 +47,7 @@ impl Disk {
         let root = fs::metadata("/proc/self")?.uid() == 0;
         let mut command = Command::new("unshare");
         command.arg(if root { "-m" } else { "-rm" }).args(["sh", "-c", MOUNT]).arg(binary());
-        // For its clean environment.
+        // Start with the same clean environment as other tests.
         let clean = safelight(binary(), ["serve"], &env);
         for (key, value) in clean.get_envs() {
             match value {
@@ -62,7 +61,7 @@ impl Disk {
         Ok(Self { server, folder, _data: data })
     }
 
-    /// Writes a file until nothing more goes in, then leaves `spare` bytes free again.
+    /// Fills the disk with a file, then frees `spare` bytes.
     fn fill(&self, spare: u64) -> Result<()> {
         let mut file = File::create(self.folder.join("ballast"))?;
         for block in [64 * 1024, 4096] {
@@ -77,8 +76,8 @@ impl Disk {
         Ok(fs::remove_file(self.folder.join("ballast"))?)
     }
 
-    /// An audit of a copy, since SQLite finds no file behind the links of `/proc`. To be made when
-    /// all is quiet.
+    /// An audit of a copy, because SQLite cannot open files behind the links of `/proc`. The copy is
+    /// consistent only while nothing changes.
     fn copied_audit(&self, copy: &Path) -> Result<Audit<'static>> {
         let copied = Command::new("cp").arg("-a").arg(&self.folder).arg(copy).status()?;
         ensure!(copied.success(), "cannot copy the disk");
@@ -91,16 +90,16 @@ impl Disk {
     }
 }
 
-/// Promise: a full disk is answered with 507 or 503 and a time to come back, never with a 500;
-/// nothing half-written stays, what was accepted is kept, and all goes on when there is space.
+/// Promise: while the disk is full, uploads are answered with 507 or 503 and `Retry-After`, never with 500.
+/// Nothing half-written stays, accepted uploads are kept, and work continues when there is space.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_and_recovers() -> Result<()> {
+async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
     let disk = block_in_place(Disk::start)?;
     let client = Client::new(disk.server.url())?;
     let (ledger, photo) = (Ledger::default(), pictures::jpeg(320, 240, 1)?);
-    let mut refused = [0_u32; 2];
-    // From nothing left at all to room for some uploads: with little room it is the database that
-    // finds none. A few uploads first, so that there is a write-ahead log to go on with.
+    let (mut insufficient_storage, mut unavailable) = (0, 0);
+    // From no free space to space for some uploads. With little space, the database is the part that fails.
+    // The first uploads run on an empty disk, so that the write-ahead log exists.
     let spares: Vec<u64> = (0..16).map(|step| step * 24 * 1024).collect();
     for (number, spare) in (0..).zip(std::iter::once(u64::MAX).chain(spares)) {
         if spare < u64::MAX {
@@ -114,57 +113,57 @@ async fn a_full_disk_refuses_and_recovers() -> Result<()> {
             match answer.status() {
                 StatusCode::ACCEPTED => ledger.record(&accepted(answer).await?, &body)?,
                 StatusCode::INSUFFICIENT_STORAGE => {
-                    is_a_patient_problem(&answer)?;
-                    refused[0] += 1;
+                    assert_problem_with_retry_after(&answer)?;
+                    insufficient_storage += 1;
                 }
                 StatusCode::SERVICE_UNAVAILABLE => {
-                    is_a_patient_problem(&answer)?;
-                    refused[1] += 1;
+                    assert_problem_with_retry_after(&answer)?;
+                    unavailable += 1;
                 }
                 status => anyhow::bail!("{status}: {}", answer.text().await?),
             }
         }
         client.bytes("/livez").await?;
     }
-    ensure!(refused[0] > 0, "the disk was never full");
-    eprintln!("refused with 507: {}, with 503: {}", refused[0], refused[1]);
+    ensure!(insufficient_storage > 0, "the disk was never full");
+    eprintln!("rejected with 507: {insufficient_storage}, with 503: {unavailable}");
 
     disk.free()?;
     let late = pictures::with_comment(&photo, "late");
     eventually("uploads are accepted again", async || {
         let answer = client.post_image(late.clone(), &[]).await?;
-        let fine = answer.status() == StatusCode::ACCEPTED;
-        if fine {
+        let is_accepted = answer.status() == StatusCode::ACCEPTED;
+        if is_accepted {
             ledger.record(&accepted(answer).await?, &late)?;
         }
-        Ok(fine)
+        Ok(is_accepted)
     })
     .await?;
     for entry in ledger.entries() {
         let task = json!({ "id": entry.task.parse::<uuid::Uuid>()? });
         client.finished(&task).await.with_context(|| disk.server.output())?;
     }
-    // Messages that were published while their rows could not be removed are published once more.
-    let mut balanced = None;
+    // Messages whose outbox rows could not be removed are published again, so the audit may need some time.
+    let mut last_report = None;
     eventually("the audit of a copy is clean", async || {
         let copy = TempDir::new()?;
-        // Files may vanish under its hands while it is not quiet yet.
+        // Copying fails if a file is deleted meanwhile.
         let Ok(audit) = disk.copied_audit(copy.path()) else { return Ok(false) };
         let report = audit.run_within(&ledger, Duration::ZERO).await?;
         let clean = report.is_clean();
-        balanced = Some(report);
+        last_report = Some(report);
         Ok(clean)
     })
     .await
-    .with_context(|| format!("{balanced:#?}"))?;
-    let (report, output) = (balanced.unwrap_or_default(), disk.server.output());
-    assert_eq!(report.tasks, report.accepted, "what was refused is not there");
+    .with_context(|| format!("{last_report:#?}"))?;
+    let (report, output) = (last_report.unwrap_or_default(), disk.server.output());
+    assert_eq!(report.tasks, report.accepted, "a rejected upload has a task");
     let lines = output.lines().filter(|l| l.contains(" WARN ") || l.contains("ERROR ")).count();
-    eprintln!("lines of trouble: {lines}");
+    eprintln!("warnings and errors: {lines}");
     Ok(())
 }
 
-fn is_a_patient_problem(answer: &reqwest::Response) -> Result<()> {
+fn assert_problem_with_retry_after(answer: &reqwest::Response) -> Result<()> {
     let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
     ensure!(header("content-type") == Some("application/problem+json"), "{answer:?}");
     ensure!(header("retry-after").is_some(), "{answer:?}");

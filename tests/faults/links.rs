@@ -1,4 +1,4 @@
-//! The network between the nodes and their engines, cut and frozen.
+//! Network faults between the nodes and their engines.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::task::block_in_place;
 use super::{SHORT_GRACE, TestCluster, binary};
 use safelight_testing::server::owned;
 
-/// How long each fault lasts.
+/// How long each fault lasts. A fixed time, because a silent link gives no signal to wait for.
 const FAULT: Duration = Duration::from_secs(3);
 
 fn port_of(url: &str) -> Result<u16> {
@@ -28,10 +28,10 @@ fn through(url: &str, proxy: &Chaos) -> Result<String> {
     Ok(url.replace(&format!(":{}", port_of(url)?), &format!(":{}", proxy.port())))
 }
 
-/// Promise: whichever engine the network hides, by resets or by silence, nothing is lost, nothing
-/// happens twice, and work flows again by itself once the link is back.
+/// Promise: when connections to any engine are reset or silent, nothing is lost and nothing happens twice.
+/// Work continues without intervention once the link is back.
 #[tokio::test(flavor = "multi_thread")]
-async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
+async fn cut_and_frozen_links_lose_nothing() -> Result<()> {
     let direct = Engines::shared().await?;
     let s3 = block_in_place(|| S3::start("images"))?;
     let proxy = |url: &str| Chaos::start(port_of(url)?);
@@ -64,21 +64,21 @@ async fn links_that_are_cut_or_frozen_lose_nothing() -> Result<()> {
                 database.flows_again().await.with_context(|| format!("{engine} {fault:?}"))?;
             load.more(5).await.with_context(|| format!("{engine} {fault:?}"))?;
             eprintln!(
-                "{engine} {fault:?}: work flows after {took:?}, uploads after {:?}",
+                "{engine} {fault:?}: work continues after {took:?}, uploads after {:?}",
                 back.elapsed()
             );
             recoveries.push(took);
         }
     }
-    let tally = load.stop().await?;
+    let results = load.stop().await?;
     recoveries.sort_unstable();
     eprintln!(
-        "work flows again after {:?} (p50), {:?} (max); refusals: {:?}",
+        "work continues after {:?} (p50), {:?} (max); refusals: {:?}",
         recoveries[recoveries.len() / 2],
         recoveries[recoveries.len() - 1],
-        tally.refusals
+        results.refusals
     );
-    let report = cluster.audit()?.run(&tally.ledger).await?.clean()?;
+    let report = cluster.audit()?.run(&results.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Faults on real engines, by fail points and signals. Every test ends with an audit
+//! Faults on real engines, caused by fail points and signals. Every test ends with an audit
 //! (`tests/testing/src/audit`).
 
 mod accept;
@@ -29,7 +29,7 @@ use safelight_testing::{
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-/// Lost work is found in a second rather than in half a minute.
+/// Lost work is recovered after a second instead of half a minute.
 const FAST_RECOVERY: &[(&str, &str)] = &[
     ("SAFELIGHT_LEASE_MS", "1500"),
     ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
@@ -37,7 +37,8 @@ const FAST_RECOVERY: &[(&str, &str)] = &[
     ("SAFELIGHT_IDEMPOTENCY_HOLD_MS", "500"),
 ];
 
-/// Bytes of rejected uploads are collected while a test waits, but not while an upload is slow.
+/// Short enough that a test can wait until bytes of rejected uploads are deleted, and longer than a slow
+/// upload.
 const SHORT_GRACE: (&str, &str) = ("SAFELIGHT_STAGED_GRACE_MS", "5000");
 
 /// The program under test.
@@ -45,30 +46,30 @@ fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_safelight"))
 }
 
-/// A fail point's variable.
-fn armed(point: &str) -> (&'static str, &str) {
+/// The environment variable that sets a fail point.
+fn fail_point(point: &str) -> (&'static str, &str) {
     ("SAFELIGHT_FAIL_POINTS", point)
 }
 
-/// A folder for one process on embedded parts.
+/// A data folder for one process with SQLite and the in-process queue.
 fn test_server(env: &[(&str, &str)]) -> Result<TestServer> {
     TestServer::new(binary(), env)
 }
 
-/// Nodes on a database and a virtual host of their own.
+/// Nodes with their own database and virtual host.
 async fn test_cluster(apis: usize, workers: usize, env: &[(&str, &str)]) -> Result<TestCluster> {
     TestCluster::start(binary(), apis, workers, env).await
 }
 
 /// Waits for a process that a fail point kills.
-fn dies(server: &mut Server) -> Result<()> {
+fn wait_until_killed(server: &mut Server) -> Result<()> {
     let status = block_in_place(|| server.wait(LIMIT))?;
-    ensure!(status.code().is_none(), "ended with {status} rather than by a signal");
+    ensure!(status.code().is_none(), "ended with {status}, not by a signal");
     Ok(())
 }
 
-/// Waits until every thread of a process stands still.
-async fn stops(server: &mut Server) -> Result<()> {
+/// Waits until a process has stopped itself with SIGSTOP.
+async fn wait_until_stopped(server: &mut Server) -> Result<()> {
     let id = server.id();
     eventually("the process has stopped", async || {
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
@@ -78,12 +79,12 @@ async fn stops(server: &mut Server) -> Result<()> {
     .await
 }
 
-/// Sends an upload again until it is accepted, as a client does that got no answer.
+/// Repeats an upload until it is accepted, like a client that got no answer.
 async fn upload_until_accepted(client: &Client, body: &[u8], key: &str) -> Result<Value> {
     let mut task = None;
     eventually("the upload is accepted", async || {
         match client.post_image(body.to_vec(), &[("Idempotency-Key", key)]).await {
-            // The key of a dead upload is still held.
+            // The crashed upload still holds the key.
             Ok(answer) if answer.status() == StatusCode::CONFLICT => {}
             Ok(answer) => task = Some(accepted(answer).await?),
             Err(error) => ensure!(error.is_retryable(), "{error}"),
@@ -94,7 +95,7 @@ async fn upload_until_accepted(client: &Client, body: &[u8], key: &str) -> Resul
     task.context("a task")
 }
 
-/// Uploads `bodies` and notes them.
+/// Uploads `bodies` and records them.
 async fn upload_all(client: &Client, bodies: &[Vec<u8>]) -> Result<Ledger> {
     let ledger = Ledger::default();
     for body in bodies {

@@ -1,4 +1,4 @@
-//! Pictures that crash, hang or bloat their decoder, and decoders that die for other reasons.
+//! Poison: pictures that crash, hang or bloat their decoder. Also decoders that are killed.
 
 use std::{
     collections::HashSet,
@@ -22,14 +22,14 @@ use tempfile::TempDir;
 
 use safelight_testing::wait::{LIMIT, eventually};
 
-/// Thumbnail jobs at once; there are two more decoders.
+/// Concurrent thumbnail jobs. There are two more decoders.
 const SLOTS: usize = 2;
 
-/// Attempts of a picture that harms its decoder.
+/// Attempts of a poison picture.
 const ATTEMPTS: u64 = 3;
 
 #[tokio::test]
-async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
+async fn poison_uses_only_its_own_attempts() -> Result<()> {
     let data = TempDir::new()?;
     let settings = [("DECODE_CPU_SECONDS", "1"), ("DECODE_MEMORY_BYTES", "134217728")];
     let mut server = serve(data.path(), &settings).await?;
@@ -42,44 +42,44 @@ async fn poison_costs_its_own_attempts_and_nothing_else() -> Result<()> {
     ];
     let mut poisoned = Vec::new();
     let mut good = Vec::new();
-    for (number, (harm, _)) in poisons.iter().enumerate() {
-        poisoned.push(client.upload(poison(harm)?).await?);
+    for (number, (fault, _)) in poisons.iter().enumerate() {
+        poisoned.push(client.upload(poison(fault)?).await?);
         for seed in 0..5 {
             good.push(client.upload(pictures::jpeg(320, 240, number as u64 * 10 + seed)?).await?);
         }
     }
-    all_succeed_at_once(&client, &good).await?;
-    for (task, (harm, code)) in poisoned.iter().zip(poisons) {
+    all_succeed_on_first_attempt(&client, &good).await?;
+    for (task, (fault, code)) in poisoned.iter().zip(poisons) {
         let task = client.finished(task).await?;
-        assert_eq!(task["status"], "failed", "{harm}: {task:#}");
+        assert_eq!(task["status"], "failed", "{fault}: {task:#}");
         for job in jobs(&task) {
-            assert_eq!(job["error"]["code"], code, "{harm}: {task:#}");
-            assert_eq!(job["attempt"], ATTEMPTS, "{harm}: {task:#}");
-            // The kernel ends what uses the processor, the worker's patience what does not.
+            assert_eq!(job["error"]["code"], code, "{fault}: {task:#}");
+            assert_eq!(job["attempt"], ATTEMPTS, "{fault}: {task:#}");
+            // The kernel's CPU limit ends spinning decoders, the worker's timeout the others.
             let message = job["error"]["message"].as_str().unwrap_or_default();
-            assert_eq!(message.contains("processor time"), harm == "spin", "{harm}: {task:#}");
+            assert_eq!(message.contains("processor time"), fault == "spin", "{fault}: {task:#}");
         }
     }
     assert!(server.is_running()?, "{}", server.output());
-    assert!(decoders(server.id()).len() <= SLOTS + 2, "those that hung are gone");
+    assert!(decoders(server.id()).len() <= SLOTS + 2, "hung decoders are left");
     let after = client.upload(pictures::jpeg(320, 240, 99)?).await?;
-    all_succeed_at_once(&client, &[after]).await
+    all_succeed_on_first_attempt(&client, &[after]).await
 }
 
 #[tokio::test]
-async fn a_hijacked_decoder_reaches_nothing_outside() -> Result<()> {
+async fn sandbox_stops_hijacked_decoder() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
-    let mut outside = Outside::new()?;
-    for harm in outside.harms()? {
-        let task = client.finished(&client.upload(poison(&harm)?).await?).await?;
-        assert_eq!(task["status"], "failed", "{harm}: {task:#}");
+    let mut outside = OutsideTargets::new()?;
+    for fault in outside.faults()? {
+        let task = client.finished(&client.upload(poison(&fault)?).await?).await?;
+        assert_eq!(task["status"], "failed", "{fault}: {task:#}");
         for job in jobs(&task) {
-            assert_eq!(job["error"]["code"], "decoder_crashed", "{harm}: {task:#}");
-            assert_eq!(job["attempt"], ATTEMPTS, "{harm}: {task:#}");
+            assert_eq!(job["error"]["code"], "decoder_crashed", "{fault}: {task:#}");
+            assert_eq!(job["attempt"], ATTEMPTS, "{fault}: {task:#}");
             let message = job["error"]["message"].as_str().unwrap_or_default();
-            assert!(message.contains("no decoder needs"), "{harm}: {task:#}");
+            assert!(message.contains("no decoder needs"), "{fault}: {task:#}");
         }
     }
     assert_eq!(outside.reached()?, (false, false));
@@ -91,34 +91,34 @@ async fn a_hijacked_decoder_reaches_nothing_outside() -> Result<()> {
     );
     assert!(server.is_running()?, "{}", server.output());
     let after = client.upload(pictures::jpeg(320, 240, 1)?).await?;
-    all_succeed_at_once(&client, &[after]).await
+    all_succeed_on_first_attempt(&client, &[after]).await
 }
 
-/// What the test above would see if there were no sandbox; and that it can be turned off.
+/// Shows that the test above would notice a missing sandbox, and that the sandbox can be turned off.
 #[tokio::test]
-async fn a_hijacked_decoder_without_a_sandbox_reaches_everything() -> Result<()> {
+async fn hijacked_decoder_without_sandbox_reaches_everything() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path(), &[("SANDBOX_DECODING", "false")]).await?;
     let client = Client::new(server.url())?;
-    let mut outside = Outside::new()?;
-    for harm in outside.harms()? {
-        let task = client.upload(poison(&harm)?).await?;
-        all_succeed_at_once(&client, &[task]).await?;
+    let mut outside = OutsideTargets::new()?;
+    for fault in outside.faults()? {
+        let task = client.upload(poison(&fault)?).await?;
+        all_succeed_on_first_attempt(&client, &[task]).await?;
     }
     assert_eq!(outside.reached()?, (true, true));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
+async fn decoder_memory_stays_within_its_limit() -> Result<()> {
     const BOUND: u64 = 96 << 20;
     let data = TempDir::new()?;
     let server = serve(data.path(), &[("DECODE_MEMORY_BYTES", &BOUND.to_string())]).await?;
     let client = Client::new(server.url())?;
-    // The one by intent, the other by its size: 96 MB of samples site.
+    // The first allocates on purpose. The second is large: its samples alone take 96 MB.
     let tasks =
         [client.upload(poison("bloat")?).await?, client.upload(deep_png(4000, 3000)?).await?];
-    let mut most = 0;
+    let mut peak = 0;
     let ended = async {
         let [bloat, deep] = &tasks;
         anyhow::Ok([client.finished(bloat).await?, client.finished(deep).await?])
@@ -126,14 +126,15 @@ async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
     let watch = async {
         loop {
             for decoder in decoders(server.id()) {
-                most = most.max(most_memory(decoder).unwrap_or(0));
+                peak = peak.max(peak_memory(decoder).unwrap_or(0));
             }
+            // Polls, because the peak cannot be read after a decoder has ended.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     let ended: [Value; 2] =
         tokio::select! { ended = ended => ended?, () = watch => [const { Value::Null }; 2] };
-    assert!((1..=BOUND).contains(&most), "a decoder took {most} bytes");
+    assert!((1..=BOUND).contains(&peak), "a decoder used {peak} bytes");
     for task in ended {
         assert_eq!(task["status"], "failed", "{task:#}");
         let thumbnail = jobs(&task).find(|job| job["kind"] == "thumbnail").context("a job")?;
@@ -143,48 +144,51 @@ async fn a_decoder_never_takes_more_memory_than_its_bound() -> Result<()> {
         assert!(message.contains("memory"), "{task:#}");
     }
     let after = client.upload(pictures::jpeg(320, 240, 1)?).await?;
-    all_succeed_at_once(&client, &[after]).await
+    all_succeed_on_first_attempt(&client, &[after]).await
 }
 
 #[tokio::test]
-async fn a_decoder_that_is_killed_while_idle_costs_nobody_an_attempt() -> Result<()> {
+async fn killed_idle_decoder_costs_no_attempt() -> Result<()> {
     let data = TempDir::new()?;
     let server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
     let mut seen = HashSet::new();
     for seed in 0..5 {
         let task = client.upload(pictures::jpeg(320, 240, seed)?).await?;
-        all_succeed_at_once(&client, &[task]).await?;
+        all_succeed_on_first_attempt(&client, &[task]).await?;
         let idle = decoders(server.id());
-        ensure!(!idle.is_empty(), "decoders are kept for the next picture");
+        ensure!(!idle.is_empty(), "no idle decoder is kept");
         signal("KILL", &idle)?;
         seen.extend(idle);
     }
-    assert!(seen.len() >= 5, "each round had decoders of its own: {seen:?}");
+    assert!(seen.len() >= 5, "decoders were reused after a kill: {seen:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_killed_server_leaves_no_decoder_behind() -> Result<()> {
+async fn killed_server_leaves_no_decoder_behind() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[]).await?;
     let client = Client::new(server.url())?;
-    // One idle, some that would go on for half a minute.
+    // One decoder is idle, the others would run for half a minute.
     let good = client.upload(pictures::jpeg(320, 240, 1)?).await?;
-    all_succeed_at_once(&client, &[good]).await?;
-    for harm in ["hang", "spin"] {
-        client.upload(poison(harm)?).await?;
+    all_succeed_on_first_attempt(&client, &[good]).await?;
+    for fault in ["hang", "spin"] {
+        client.upload(poison(fault)?).await?;
     }
     let server_id = server.id();
     eventually("all decoders are busy", async || Ok(decoders(server_id).len() == SLOTS + 2))
         .await?;
     let left = decoders(server_id);
     server.kill()?;
-    eventually("they are gone", async || Ok(left.iter().all(|&decoder| !is_decoder(decoder)))).await
+    eventually("all decoders have ended", async || {
+        Ok(left.iter().all(|&decoder| !is_decoder(decoder)))
+    })
+    .await
 }
 
 #[tokio::test]
-async fn a_job_that_is_handed_back_ends_its_decoder() -> Result<()> {
+async fn drain_ends_decoders_of_running_jobs() -> Result<()> {
     let data = TempDir::new()?;
     let mut server = serve(data.path(), &[("DRAIN_TIMEOUT_MS", "100")]).await?;
     let client = Client::new(server.url())?;
@@ -195,11 +199,14 @@ async fn a_job_that_is_handed_back_ends_its_decoder() -> Result<()> {
     server.signal("TERM")?;
     let (ended, server) = tokio::task::spawn_blocking(move || (server.wait(LIMIT), server)).await?;
     assert_eq!(ended?.code(), Some(0), "{}", server.output());
-    eventually("they are gone", async || Ok(left.iter().all(|&decoder| !is_decoder(decoder)))).await
+    eventually("all decoders have ended", async || {
+        Ok(left.iter().all(|&decoder| !is_decoder(decoder)))
+    })
+    .await
 }
 
 #[tokio::test]
-async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<()> {
+async fn signals_to_all_processes_drain_server_and_spare_decoders() -> Result<()> {
     for name in ["INT", "TERM"] {
         let data = TempDir::new()?;
         let mut server = serve(data.path(), &[]).await?;
@@ -212,7 +219,7 @@ async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<(
         let server_id = server.id();
         let ready = || decoders(server_id).into_iter().filter(|&decoder| is_set_up(decoder));
         eventually("decoders work", async || Ok(ready().next().is_some())).await?;
-        // A terminal signals the server's group, a service manager every process there is.
+        // A terminal signals the whole process group, a service manager all processes.
         server.signal(name)?;
         signal(name, &ready().collect::<Vec<_>>())?;
         let (ended, server) =
@@ -221,26 +228,26 @@ async fn signals_to_everybody_drain_the_server_and_harm_no_decoder() -> Result<(
         assert!(!server.output().contains("a decoder died"), "{}", server.output());
 
         let server = serve(data.path(), &[]).await?;
-        all_succeed_at_once(&Client::new(server.url())?, &tasks).await?;
+        all_succeed_on_first_attempt(&Client::new(server.url())?, &tasks).await?;
     }
     Ok(())
 }
 
-/// What a decoder has no business with.
-struct Outside {
+/// Targets outside the sandbox that a decoder must not reach.
+struct OutsideTargets {
     listener: TcpListener,
     bystander: Child,
 }
 
-impl Outside {
+impl OutsideTargets {
     fn new() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, bystander: Command::new("sleep").arg("600").spawn()? })
     }
 
-    /// The poisons that reach for it.
-    fn harms(&self) -> Result<[String; 4]> {
+    /// The faults that try to reach the targets.
+    fn faults(&self) -> Result<[String; 4]> {
         let address = self.listener.local_addr()?;
         Ok([
             "open".to_owned(),
@@ -250,7 +257,7 @@ impl Outside {
         ])
     }
 
-    /// Whether there was a connection, and whether the bystander was hit.
+    /// Whether a connection was opened, and whether the bystander was killed.
     fn reached(&mut self) -> Result<(bool, bool)> {
         let connected = match self.listener.accept() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => false,
@@ -260,14 +267,14 @@ impl Outside {
     }
 }
 
-impl Drop for Outside {
+impl Drop for OutsideTargets {
     fn drop(&mut self) {
-        // One that was hit needs no end.
+        // Errors do not matter: the bystander may be dead already.
         let _ = self.bystander.kill().and_then(|()| self.bystander.wait());
     }
 }
 
-/// `safelight serve` on a folder, ready, with short waits between attempts.
+/// Starts `safelight serve` on a folder, with short pauses between attempts.
 async fn serve(data: &Path, settings: &[(&str, &str)]) -> Result<Server> {
     let slots = SLOTS.to_string();
     let data = data.to_string_lossy();
@@ -285,12 +292,12 @@ async fn serve(data: &Path, settings: &[(&str, &str)]) -> Result<Server> {
     tokio::task::spawn_blocking(move || Server::start(command)).await?
 }
 
-/// A sound picture that asks its decoder to do harm.
-fn poison(harm: &str) -> Result<Vec<u8>> {
-    Ok(pictures::with_comment(&pictures::jpeg(64, 48, 1)?, &format!("SAFELIGHT-FAIL:{harm}")))
+/// A valid picture that triggers a fault in its decoder.
+fn poison(fault: &str) -> Result<Vec<u8>> {
+    Ok(pictures::with_comment(&pictures::jpeg(64, 48, 1)?, &format!("SAFELIGHT-FAIL:{fault}")))
 }
 
-/// A PNG with 16 bits a sample and transparency: 8 bytes a pixel.
+/// A PNG with 16 bits per sample and transparency: 8 bytes per pixel.
 fn deep_png(width: u32, height: u32) -> Result<Vec<u8>> {
     let picture = ImageBuffer::<Rgba<u16>, _>::new(width, height);
     let mut bytes = Cursor::new(Vec::new());
@@ -298,7 +305,7 @@ fn deep_png(width: u32, height: u32) -> Result<Vec<u8>> {
     Ok(bytes.into_inner())
 }
 
-async fn all_succeed_at_once(client: &Client, tasks: &[Value]) -> Result<()> {
+async fn all_succeed_on_first_attempt(client: &Client, tasks: &[Value]) -> Result<()> {
     for task in tasks {
         let task = client.finished(task).await?;
         assert_eq!(task["status"], "succeeded", "{task:#}");
@@ -311,7 +318,7 @@ fn jobs(task: &Value) -> impl Iterator<Item = &Value> {
     task["jobs"].as_array().into_iter().flatten()
 }
 
-/// The living decoders of a server.
+/// The running decoders of a server.
 fn decoders(server: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
@@ -320,20 +327,19 @@ fn decoders(server: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Whether it lives (the dead have no command line) and is a decoder.
+/// Whether the process is a running decoder. Ended processes have no command line.
 fn is_decoder(process: u32) -> bool {
     let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     line.split(|&byte| byte == 0).any(|word| word == b"decoder")
 }
 
-/// Whether a decoder has come so far as to take its name. A signal that comes earlier ends it, which costs
-/// the start of another.
+/// Whether a decoder has set its process name. A signal before that ends it, and another one is started.
 fn is_set_up(decoder: u32) -> bool {
     fs::read_to_string(format!("/proc/{decoder}/comm")).is_ok_and(|name| name == "decoder\n")
 }
 
-/// The most memory that a process has had, in bytes.
-fn most_memory(process: u32) -> Option<u64> {
+/// The peak memory of a process in bytes.
+fn peak_memory(process: u32) -> Option<u64> {
     Some(status(process, "VmHWM:")? * 1024)
 }
 
@@ -345,7 +351,7 @@ fn status(process: u32, key: &str) -> Option<u64> {
 
 fn signal(name: &str, processes: &[u32]) -> Result<()> {
     let ids = processes.iter().map(ToString::to_string);
-    // One that has ended meanwhile needs no signal.
+    // A process may have ended meanwhile, so the exit code does not matter.
     Command::new("kill").args(["-s", name]).args(ids).output().context("kill")?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Workers that die at each step of a job.
+//! Crashes of workers at each step of a job.
 
 use anyhow::{Context, Result};
 use safelight_testing::{
@@ -6,9 +6,9 @@ use safelight_testing::{
     pictures,
 };
 
-use super::{FAST_RECOVERY, armed, dies, test_cluster, test_server, upload_all};
+use super::{FAST_RECOVERY, fail_point, test_cluster, test_server, upload_all, wait_until_killed};
 
-/// The steps, the kind of job that dies there, and whether its attempt had counted already.
+/// The fail points, the kind of job that crashes there, and whether its result was already recorded.
 const STEPS: [(&str, &str, bool); 10] = [
     ("worker.claimed", "write", false),
     ("write.inspected", "write", false),
@@ -22,22 +22,22 @@ const STEPS: [(&str, &str, bool); 10] = [
     ("worker.settled", "thumbnail", true),
 ];
 
-/// Promise: a worker may die anywhere in a job. Another takes it over, each effect happens once,
-/// and the death costs one attempt; none, once the result was recorded.
+/// Promise: a worker may crash at any step of a job. Another worker takes over the job, and each effect
+/// happens once. The crash costs one attempt, or none if the result was recorded.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_whose_worker_dies_at_any_step_is_finished_by_another() -> Result<()> {
+async fn another_worker_finishes_job_after_crash_at_every_step() -> Result<()> {
     let cluster = test_cluster(1, 0, FAST_RECOVERY).await?;
     let client = cluster.client()?;
     let ledger = Ledger::default();
     let mut expected = 0;
     for (number, (step, kind, settled)) in (1..).zip(STEPS) {
         let photo = pictures::jpeg(320, 240, number)?;
-        let mut doomed =
-            cluster.start_node(&["worker", "--kinds", kind], &[armed(&format!("{step}=kill"))])?;
+        let mut crashing = cluster
+            .start_node(&["worker", "--kinds", kind], &[fail_point(&format!("{step}=kill"))])?;
         ledger.record(&client.upload(photo.clone()).await?, &photo)?;
-        dies(&mut doomed).with_context(|| format!("{step} of {kind}"))?;
-        let _heir = cluster.start_node(&["worker"], &[])?;
-        // The broker is asked at the end: that takes a second.
+        wait_until_killed(&mut crashing).with_context(|| format!("{step} of {kind}"))?;
+        let _replacement = cluster.start_node(&["worker"], &[])?;
+        // Auditing the broker takes a second, so it happens only at the end.
         let audit = Audit { broker: None, ..cluster.audit()? };
         let report = audit.run(&ledger).await?.clean();
         let report = report.with_context(|| format!("{step} of {kind}"))?;
@@ -48,21 +48,21 @@ async fn a_job_whose_worker_dies_at_any_step_is_finished_by_another() -> Result<
     Ok(())
 }
 
-/// The same promise for one process that is started again.
+/// The same promise for a single process that is restarted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_dies_at_any_step_of_a_job_finishes_it_later() -> Result<()> {
+async fn restarted_server_finishes_job_after_crash_at_every_step() -> Result<()> {
     for (number, (step, kind, _)) in (1..).zip(STEPS) {
-        // Both kinds meet the steps of the worker itself: once is enough.
+        // The steps of the worker itself are the same for both kinds.
         if kind == "thumbnail" && step.starts_with("worker.") {
             continue;
         }
-        let site = test_server(FAST_RECOVERY)?;
-        let (mut server, client) = site.start(&[armed(&format!("{step}=kill"))])?;
+        let setup = test_server(FAST_RECOVERY)?;
+        let (mut server, client) = setup.start(&[fail_point(&format!("{step}=kill"))])?;
         let ledger = upload_all(&client, &[pictures::jpeg(320, 240, number)?]).await;
-        dies(&mut server).context(step)?;
-        let _server = site.start(&[])?;
-        // The answer may have died with the process; its upload is finished all the same.
-        let report = site.audit().run(&ledger.unwrap_or_default()).await?;
+        wait_until_killed(&mut server).context(step)?;
+        let _server = setup.start(&[])?;
+        // The crash may have lost the answer. The upload is finished anyway.
+        let report = setup.audit().run(&ledger.unwrap_or_default()).await?;
         let report = report.clean().context(step)?;
         assert_eq!(report.tasks, 1, "after {step}");
         assert!(report.repeated() <= 2, "after {step}: {report:?}");

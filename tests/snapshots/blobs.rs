@@ -1,8 +1,8 @@
-//! Where the bytes lie: staged uploads, originals, renditions.
+//! The paths of stored bytes: staged uploads, originals, renditions.
 //!
-//! Nothing moves files that are stored already: after a change of a path their images answer 404, and
-//! garbage collection may take them for unused. The fingerprints are those of the default presets; a
-//! change of one means that every rendition of that preset is made again.
+//! Nothing moves files that are already stored. After a change of a path, existing images answer 404, and
+//! garbage collection may delete their files as unused. The fingerprints are those of the default presets. If
+//! a fingerprint changes, every rendition of that preset is made again.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ async fn blob_layout() -> Result<()> {
     let task = format!("/v1/tasks/{}", text(&staged["id"])?);
     let folder = data.path().join("blobs");
     let mut files = Vec::new();
-    eventually("every file is in its place", async || {
+    eventually("all files are stored", async || {
         let rendered = client.json(&task).await?["progress"]["succeeded"] == 1;
         files = relative_paths(&folder)?;
         let staged = files.iter().filter(|file| file.starts_with("incoming/")).count();
@@ -50,7 +50,7 @@ async fn blob_layout() -> Result<()> {
         Ok(rendered && staged == 1 && files.iter().any(|file| file == "clock"))
     })
     .await?;
-    // A dropped server would wait for the upload that hangs.
+    // Dropping the server would wait for the hanging job.
     server.kill()?;
     for file in &mut files {
         for (value, name) in &names {
@@ -63,10 +63,10 @@ async fn blob_layout() -> Result<()> {
 }
 
 fn text(value: &Value) -> Result<String> {
-    Ok(value.as_str().with_context(|| format!("{value} is no text"))?.to_owned())
+    Ok(value.as_str().with_context(|| format!("expected a string, found {value}"))?.to_owned())
 }
 
-/// What to write instead of the hash of an upload's bytes and of its first two digits.
+/// Placeholders for the hash of an upload's bytes and for the first two digits of it.
 fn hash_names(task: &Value, name: &str) -> Result<[(String, String); 2]> {
     let sha256 = text(&task["image"]["sha256"])?;
     let digits = sha256.get(..2).context("a hash")?;
@@ -76,7 +76,7 @@ fn hash_names(task: &Value, name: &str) -> Result<[(String, String); 2]> {
     ])
 }
 
-/// Every file below `folder`.
+/// The relative paths of all files below `folder`.
 fn relative_paths(folder: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {

@@ -1,8 +1,7 @@
-//! What the program prints: the API's description, the default configuration, the help of every
-//! command.
+//! Output of the program: the OpenAPI document, the default configuration, the help of every command.
 //!
-//! A change here reaches generated clients, configuration files and scripts. A plainer sentence is
-//! fine; a route, field, key, default, command or option that changes or goes is a breaking change.
+//! Changes affect generated clients, configuration files and scripts. Better wording is fine. A changed or
+//! removed route, field, key, default, command or option is a breaking change.
 
 use std::{fmt::Write, time::Duration};
 
@@ -12,7 +11,7 @@ use safelight_testing::server::{run, safelight};
 use super::assert_reviewed;
 use crate::e2e::binary;
 
-/// How long a command that only prints may take, on a busy machine.
+/// How long a command that only prints may take on a busy machine.
 const LIMIT: Duration = Duration::from_mins(1);
 
 #[test]
@@ -46,8 +45,8 @@ fn add_help(command: &[&str], text: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// The names that a help page lists below `Commands:`, without clap's own `help`. Further lines of a
-/// description are indented deeper than names.
+/// The commands that a help page lists below `Commands:`, without clap's `help`. Continued descriptions are
+/// indented deeper than names.
 fn subcommands(help: &str) -> impl Iterator<Item = &str> {
     help.lines()
         .skip_while(|line| *line != "Commands:")
@@ -58,7 +57,7 @@ fn subcommands(help: &str) -> impl Iterator<Item = &str> {
         .filter(|name| *name != "help")
 }
 
-/// What a command prints, on a terminal of 100 columns and without colors.
+/// The output of a command for 100 columns and without colors.
 fn stdout(args: &[&str]) -> Result<String> {
     let mut command = safelight(binary(), args, &[]);
     command.env("COLUMNS", "100").env_remove("CLICOLOR_FORCE");

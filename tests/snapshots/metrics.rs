@@ -1,8 +1,8 @@
-//! Metrics: names, types, labels, help and histogram buckets, and the series of a server after one
-//! upload and one read.
+//! Metrics: names, types, labels, help and histogram buckets, and the series of a server after one upload and
+//! one read.
 //!
-//! Dashboards, alert rules and autoscalers go by names, labels and label values; a renamed one shows
-//! no data instead of an error. New metrics and plainer help texts are safe.
+//! Dashboards, alert rules and autoscalers use names, labels and label values. After a rename they show no
+//! data, and no error. New metrics and better help texts are safe.
 
 use std::fmt::Write;
 
@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use super::assert_reviewed;
 use crate::e2e::serve;
 
-/// Includes the metrics that appear only once something has gone wrong. `e2e::metrics` checks the
-/// table against a running server.
+/// Includes the metrics that appear only after a fault. `e2e::metrics` compares the table with a running
+/// server.
 #[test]
 fn metric_table() -> Result<()> {
     let mut text = String::new();
@@ -41,7 +41,7 @@ async fn series_of_a_running_server() -> Result<()> {
     let task = client.finished(&client.upload(pictures::jpeg(64, 48, 1)?).await?).await?;
     let image = task["image"]["id"].as_str().unwrap_or_default();
     client.bytes(&format!("/images/{image}/small")).await?;
-    // A task is final a moment before its last attempt is counted.
+    // A task ends shortly before its last attempt is counted.
     let mut text = String::new();
     eventually("the last attempt is counted", async || {
         let metrics = Metrics::of(&client).await?;
@@ -54,7 +54,7 @@ async fn series_of_a_running_server() -> Result<()> {
     Ok(())
 }
 
-/// The series of `/metrics` without their values, sorted; the buckets of a histogram on one line.
+/// The series of `/metrics`, sorted and without values. The buckets of a histogram are on one line.
 fn series(metrics: &str) -> String {
     let lines = metrics.lines().filter(|line| !line.starts_with('#'));
     let mut series: Vec<String> = Vec::new();

@@ -1,12 +1,12 @@
-//! Reviewed snapshots of what users, dashboards and stored data rely on: one `.snap` file each, in
-//! this folder. The problem documents have theirs beside their table, in `api`.
+//! Reviewed snapshots of everything that users, dashboards and stored data rely on: one `.snap` file each, in
+//! this folder. The snapshots of problem documents are in `api`, next to their table.
 //!
-//! A changed snapshot means that something outside this repository may break: a generated client, a
-//! script, an alert, a queue or a database of the release before. Review the difference as you would
-//! an API change, and put it into the changelog.
+//! A changed snapshot means that something outside this repository may break: a generated client, a script,
+//! an alert, a queue or a database of the previous release. Review the difference like an API change, and add
+//! it to the changelog.
 //!
-//! A test whose output differs fails, shows the difference, and leaves a `.snap.new` file beside the
-//! reviewed one; where `CI` is set it fails and writes nothing. To accept what you have reviewed:
+//! If the output differs, the test fails, shows the difference, and writes a `.snap.new` file next to the
+//! reviewed one. If `CI` is set, it writes nothing. To accept the reviewed changes:
 //!
 //! ```sh
 //! INSTA_UPDATE=always cargo test --workspace --test e2e -- snapshots::

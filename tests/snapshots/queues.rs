@@ -1,8 +1,8 @@
-//! What a node declares on the broker: exchanges, queues with their arguments, bindings.
+//! The definitions that a node declares on the broker: exchanges, queues with their arguments, bindings.
 //!
-//! RabbitMQ never changes the arguments of a durable queue: a node that declares an existing queue
-//! with other arguments cannot connect. Whoever changes an argument also changes the version in the
-//! queue's name, and nodes of both releases then run side by side on different queues.
+//! RabbitMQ cannot change the arguments of a durable queue: a node that declares an existing queue with other
+//! arguments cannot connect. If you change an argument, also change the version in the queue's name. Then
+//! nodes of both releases can run side by side on different queues.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use super::assert_reviewed;
 use crate::e2e::{binary, embedded_env};
 
-/// What identifies a definition on the broker, by the kind of definition.
+/// The kinds of definitions, and the fields that the snapshot shows.
 const DEFINITIONS: &[(&str, &[&str])] = &[
     ("exchanges", &["name", "type", "durable", "auto_delete", "arguments"]),
     ("queues", &["name", "durable", "auto_delete", "arguments"]),
@@ -35,7 +35,7 @@ async fn broker_definitions() -> Result<()> {
     env.push(("SAFELIGHT_QUEUE_URL".to_owned(), engines.queue_url.clone()));
     let definitions = tokio::task::spawn_blocking(move || -> Result<Value> {
         run(safelight(binary(), ["migrate"], &env), LIMIT)?.success()?;
-        // It listens once it has declared everything.
+        // A node listens only after it has declared everything.
         let _node = Server::start(safelight(binary(), ["api"], &env))?;
         let exported = RabbitMq::shared()?.ctl(&["export_definitions", "-"])?;
         Ok(serde_json::from_str(&exported)?)
@@ -44,7 +44,7 @@ async fn broker_definitions() -> Result<()> {
     let vhost = engines.queue_url.rsplit('/').next().context("a virtual host")?;
     let mut text = String::new();
     for (kind, fields) in DEFINITIONS {
-        let lines = described(&definitions[kind], vhost, fields);
+        let lines = describe(&definitions[kind], vhost, fields);
         ensure!(!lines.is_empty(), "no {kind}: {definitions}");
         writeln!(text, "{kind}\n  {}\n", lines.join("\n  "))?;
     }
@@ -52,8 +52,8 @@ async fn broker_definitions() -> Result<()> {
     Ok(())
 }
 
-/// A line for each definition of a virtual host, sorted.
-fn described(definitions: &Value, vhost: &str, fields: &[&str]) -> Vec<String> {
+/// One line for each definition of a virtual host, sorted.
+fn describe(definitions: &Value, vhost: &str, fields: &[&str]) -> Vec<String> {
     let all = definitions.as_array().map(Vec::as_slice).unwrap_or_default();
     let line = |one: &Value| {
         let fields = fields.iter().map(|field| match &one[field] {

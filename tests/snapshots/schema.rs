@@ -1,8 +1,8 @@
 //! The schema of both databases after `safelight migrate`, and the checksums of the migrations.
 //!
-//! A migration that has been applied somewhere must never change, not even in a comment: its checksum
-//! would no longer match and `safelight migrate` would fail on that database. A new migration adds a
-//! line at the end of each list; nodes of the release before must work on its schema.
+//! A released migration must never change, not even in a comment. Otherwise its checksum would not match, and
+//! `safelight migrate` would fail on existing databases. A new migration adds a line at the end of each list.
+//! Nodes of the previous release must work with the new schema.
 
 use std::fmt::Write;
 
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::assert_reviewed;
 use crate::e2e::{binary, embedded_env};
 
-/// The statements that made a database, as SQLite keeps them. Indexes without a statement belong to
+/// The statements that created the schema, as SQLite stores them. Indexes without a statement belong to
 /// constraints of their table.
 const SQLITE: &[(&str, &str)] = &[
     (
@@ -35,8 +35,8 @@ const SQLITE: &[(&str, &str)] = &[
     ),
 ];
 
-/// The catalogs' own descriptions. `not null` is told with the columns: the catalog of constraints
-/// has it since PostgreSQL 18 alone.
+/// The catalogs' own descriptions. `not null` is listed with the columns, because the catalog of constraints
+/// has it only since PostgreSQL 18.
 const POSTGRES: &[(&str, &str)] = &[
     (
         "relations",
@@ -51,7 +51,8 @@ const POSTGRES: &[(&str, &str)] = &[
         "columns",
         "select format('%s.%s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod))
                 || case when a.attnotnull then ' not null' else '' end
-                || case when a.attidentity <> '' then format(' identity %s', a.attidentity) else '' end
+                || case when a.attidentity <> '' then format(' identity %s', a.attidentity)
+                   else '' end
                 || case when a.attgenerated <> '' then ' generated' else '' end
                 || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')
          from pg_attribute a

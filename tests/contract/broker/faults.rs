@@ -1,4 +1,4 @@
-//! What happens to `RabbitMQ`, from a lost queue to a killed node.
+//! Faults of `RabbitMQ`, from a deleted queue to a killed node.
 
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
@@ -13,8 +13,8 @@ use super::*;
 const DEAD_QUEUE: &str = "safelight.dead.v1";
 const DELIVERY_LIMIT: usize = 100;
 
-/// A broker on its own virtual host, and a bare channel to interfere with it.
-async fn tampered() -> Result<(DynJobQueue, Connection, Channel)> {
+/// A broker on its own virtual host, and a channel that bypasses the code under test.
+async fn broker_with_raw_channel() -> Result<(DynJobQueue, Connection, Channel)> {
     let url = RabbitMq::shared()?.fresh_vhost()?;
     let broker = open(&url).await?;
     let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
@@ -23,20 +23,20 @@ async fn tampered() -> Result<(DynJobQueue, Connection, Channel)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publish_to_a_deleted_queue_is_an_error_and_mends_it() -> Result<()> {
-    let (broker, _connection, channel) = tampered().await?;
+async fn publish_to_deleted_queue_fails_and_redeclares_it() -> Result<()> {
+    let (broker, _connection, channel) = broker_with_raw_channel().await?;
     channel.queue_delete(QUEUE.to_string().into(), QueueDeleteOptions::default()).await?;
     let intact = Queue { lane: Lane::Bulk, ..QUEUE };
     let batch = [notice(intact), notice(QUEUE), notice(intact)];
-    let refused = broker.publish(&batch).await;
-    ensure!(matches!(refused, Err(QueueError::Refused(_))), "{refused:?}");
+    let rejected = broker.publish(&batch).await;
+    ensure!(matches!(rejected, Err(QueueError::Refused(_))), "{rejected:?}");
     eventually("publishing works again", async || Ok(broker.publish(&batch).await.is_ok())).await?;
-    depth_becomes(&*broker, QUEUE, 1).await
+    wait_for_depth(&*broker, QUEUE, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_broker_is_redeclared() -> Result<()> {
-    let (broker, _connection, channel) = tampered().await?;
+async fn queues_are_redeclared_on_wiped_broker() -> Result<()> {
+    let (broker, _connection, channel) = broker_with_raw_channel().await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     broker.publish(&[notice(QUEUE)]).await?;
     next(&mut subscription).await?.ack().await;
@@ -53,26 +53,24 @@ async fn a_wiped_broker_is_redeclared() -> Result<()> {
     Ok(())
 }
 
-/// Somebody deletes a queue, somebody else declares it again at once: its consumers may never be
-/// told.
+/// If a queue is deleted and declared again immediately, the broker may not notify its consumers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
-    let (broker, _connection, channel) = tampered().await?;
+async fn consumer_resubscribes_to_replaced_queue() -> Result<()> {
+    let (broker, _connection, channel) = broker_with_raw_channel().await?;
     let mut subscription = broker.subscribe(QUEUE, 4).await?;
     for _ in 0..2 {
         let first = notice(QUEUE);
         eventually("publishing works", async || Ok(broker.publish(&[first]).await.is_ok())).await?;
-        // In hand while the queue goes.
-        let held = next(&mut subscription).await?;
+        let unacknowledged = next(&mut subscription).await?;
         let delete = channel.queue_delete(QUEUE.to_string().into(), QueueDeleteOptions::default());
         let sent = notice(QUEUE);
         let (deleted, ()) = tokio::join!(delete, async {
-            // Declares the queue as soon as it is missed.
+            // Publishing declares the missing queue again.
             while broker.publish(&[sent]).await.is_err() {}
         });
         deleted?;
-        held.ack().await;
-        // It may have been published before the deletion, and be gone: what counts is the next.
+        unacknowledged.ack().await;
+        // The deletion may have removed that message, so wait for a later one.
         let last = notice(QUEUE);
         eventually("publishing works", async || Ok(broker.publish(&[last]).await.is_ok())).await?;
         while next(&mut subscription).await?.notice != last {}
@@ -82,26 +80,26 @@ async fn a_queue_that_was_replaced_is_consumed_again() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_messages_are_dropped() -> Result<()> {
-    let (broker, _connection, channel) = tampered().await?;
+    let (broker, _connection, channel) = broker_with_raw_channel().await?;
     let (exchange, key) = ("safelight".into(), QUEUE.to_string().into());
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
     channel.basic_publish(exchange, key, options, b"?", properties).await?.await?;
-    depth_becomes(&*broker, QUEUE, 1).await?;
+    wait_for_depth(&*broker, QUEUE, 1).await?;
     let sent = notice(QUEUE);
     broker.publish(&[sent]).await?;
-    // With a prefetch of 1, the second message comes only after the first was settled.
+    // With a prefetch of 1, the second message arrives only after the first is settled.
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
-    let delivery = next(&mut subscription).await?;
-    ensure!(delivery.notice == sent);
-    delivery.ack().await;
+    let message = next(&mut subscription).await?;
+    ensure!(message.notice == sent);
+    message.ack().await;
     drop(subscription);
-    depth_becomes(&*broker, QUEUE, 0).await
+    wait_for_depth(&*broker, QUEUE, 0).await
 }
 
-/// A release to come may write messages otherwise, but for the job's id.
+/// A newer release may change everything in a message except the job's id.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_newer_releases_are_readable() -> Result<()> {
-    let (broker, _connection, channel) = tampered().await?;
+    let (broker, _connection, channel) = broker_with_raw_channel().await?;
     let sent = JobNotice { generation: 0, ..notice(QUEUE) };
     let body = format!(r#"{{"v":2,"job":"{}","epoch":[7]}}"#, sent.job);
     let (exchange, key) = ("safelight".into(), QUEUE.to_string().into());
@@ -109,34 +107,34 @@ async fn messages_of_newer_releases_are_readable() -> Result<()> {
     channel.basic_publish(exchange, key, options, body.as_bytes(), properties).await?.await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     for _ in 0..2 {
-        let delivery = next(&mut subscription).await?;
-        ensure!(delivery.notice == sent, "{:?}", delivery.notice);
-        // Without the number of its attempt, coming again gives no right to a running one.
-        ensure!(!delivery.redelivered);
-        delivery.requeue().await;
+        let message = next(&mut subscription).await?;
+        ensure!(message.notice == sent, "{:?}", message.notice);
+        // Without a generation, a redelivered message must not take over a running attempt.
+        ensure!(!message.redelivered);
+        message.requeue().await;
     }
     next(&mut subscription).await?.ack().await;
     drop(subscription);
-    depth_becomes(&*broker, QUEUE, 0).await
+    wait_for_depth(&*broker, QUEUE, 0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_over_the_delivery_limit_becomes_a_dead_letter() -> Result<()> {
+async fn message_over_delivery_limit_becomes_dead_letter() -> Result<()> {
     let broker = open(&RabbitMq::shared()?.fresh_vhost()?).await?;
     let mut subscription = broker.subscribe(QUEUE, 1).await?;
     let sent = exhaust_deliveries(&*broker, &mut subscription).await?;
     let mut dead = broker.dead_letters(4).await?;
     let letter = next(&mut dead).await?;
-    ensure!(letter.notice == sent, "it still knows its queue");
+    ensure!(letter.notice == sent, "the dead letter lost its queue");
     letter.requeue().await;
     next(&mut dead).await?.ack().await;
-    // The next of the dead is another: the first was settled.
+    // The first dead letter is settled, so the next one is another message.
     let other = exhaust_deliveries(&*broker, &mut subscription).await?;
-    ensure!(next(&mut dead).await?.notice == other, "it was settled");
+    ensure!(next(&mut dead).await?.notice == other, "the first dead letter came again");
     Ok(())
 }
 
-/// Publishes a message and requeues it until it is delivered no more.
+/// Publishes a message and requeues it until the broker stops delivering it.
 async fn exhaust_deliveries(
     broker: &dyn JobQueue,
     subscription: &mut Subscription,
@@ -147,99 +145,102 @@ async fn exhaust_deliveries(
         next(subscription).await?.requeue().await;
     }
     let what = "delivered more often than the limit";
-    nothing_else_comes(broker, QUEUE, subscription).await.context(what)?;
+    no_other_message_arrives(broker, QUEUE, subscription).await.context(what)?;
     Ok(sent)
 }
 
-/// One node through all that can happen to it, because starting one takes seconds.
+/// One test for all faults of a node, because starting a node takes seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn subscriptions_and_publishers_outlive_the_broker() -> Result<()> {
+async fn subscriptions_and_publishers_survive_broker_restarts() -> Result<()> {
     let mut node = RabbitMq::start()?;
     let url = node.fresh_vhost()?;
     node.stop()?;
 
-    // Opened before there is a broker.
+    // The queue is opened while no broker runs.
     let broker = safelight_testing::open::queue(&url.parse::<QueueUrl>()?);
     let mut subscription = broker.subscribe(QUEUE, 3).await?;
-    let refused = timeout(Duration::from_secs(1), broker.publish(&[notice(QUEUE)])).await?;
-    ensure!(matches!(refused, Err(QueueError::Disconnected)), "{refused:?}");
+    let rejected = timeout(Duration::from_secs(1), broker.publish(&[notice(QUEUE)])).await?;
+    ensure!(matches!(rejected, Err(QueueError::Disconnected)), "{rejected:?}");
     node.start_node()?;
-    one_passes(&*broker, &mut subscription).await?;
+    publish_and_receive_one(&*broker, &mut subscription).await?;
 
-    come_again_after(&*broker, &mut subscription, || {
+    messages_survive(&*broker, &mut subscription, || {
         node.stop()?;
         node.start_node()
     })
     .await?;
-    let load = Load::start(&broker);
-    come_again_after(&*broker, &mut subscription, || {
+    let load = PublishLoad::start(&broker);
+    messages_survive(&*broker, &mut subscription, || {
         node.kill()?;
         node.start_node()
     })
     .await?;
-    load.all_confirmed_arrive(&*broker).await?;
+    load.assert_confirmed_arrive(&*broker).await?;
 
     blocked_publishers_time_out(&*broker, &mut subscription, &node).await?;
     broker.close().await;
     Ok(())
 }
 
-/// Has the publish confirmed that comes once the broker is there, and its message delivered.
-async fn one_passes(broker: &dyn JobQueue, subscription: &mut Subscription) -> Result<()> {
+/// Publishes a message once the broker is available, and receives it.
+async fn publish_and_receive_one(
+    broker: &dyn JobQueue,
+    subscription: &mut Subscription,
+) -> Result<()> {
     let sent = notice(QUEUE);
     eventually("publishing works", async || Ok(broker.publish(&[sent]).await.is_ok())).await?;
-    let delivery = next(subscription).await?;
-    ensure!(delivery.notice == sent);
-    delivery.ack().await;
+    let message = next(subscription).await?;
+    ensure!(message.notice == sent);
+    message.ack().await;
     Ok(())
 }
 
-/// Of five messages one is in hand and two are buffered when the node goes down: all five are
-/// there afterwards, and none of what came from before is handed out.
-async fn come_again_after(
+/// Of five messages, one is delivered and two are buffered when the fault comes. All five are delivered after
+/// it, and none of the buffered ones from the old connection.
+async fn messages_survive(
     broker: &dyn JobQueue,
     subscription: &mut Subscription,
     fault: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let sent: Vec<_> = (0..5).map(|_| notice(QUEUE)).collect();
     broker.publish(&sent).await?;
-    let in_hand = next(subscription).await?;
-    ensure!(in_hand.notice == sent[0] && !in_hand.redelivered);
-    depth_becomes(broker, QUEUE, 2).await?;
+    let delivered = next(subscription).await?;
+    ensure!(delivered.notice == sent[0] && !delivered.redelivered);
+    wait_for_depth(broker, QUEUE, 2).await?;
     tokio::task::block_in_place(fault)?;
 
-    // Its connection is gone: this must have no effect, and must not hang.
-    timeout(DEADLINE, in_hand.ack()).await?;
-    let (mut jobs, mut again) = (HashSet::new(), 0);
+    // The connection is lost. The ack must have no effect, and must not hang.
+    timeout(DEADLINE, delivered.ack()).await?;
+    let (mut jobs, mut redelivered) = (HashSet::new(), 0);
     for _ in &sent {
-        let delivery = next(subscription).await?;
-        jobs.insert(delivery.notice.job);
-        again += usize::from(delivery.redelivered);
-        delivery.ack().await;
+        let message = next(subscription).await?;
+        jobs.insert(message.notice.job);
+        redelivered += usize::from(message.redelivered);
+        message.ack().await;
     }
-    ensure!(jobs == sent.iter().map(|notice| notice.job).collect(), "lost or doubled");
-    ensure!(again == 3, "{again} of the 3 that were out came as redelivered");
-    one_passes(broker, subscription).await
+    ensure!(jobs == sent.iter().map(|notice| notice.job).collect(), "lost or duplicated");
+    ensure!(redelivered == 3, "{redelivered} of 3 unsettled messages are marked as redelivered");
+    publish_and_receive_one(broker, subscription).await
 }
 
-/// Publishers that do not stop for errors, and remember what was confirmed.
-struct Load {
+/// Publishers that continue after errors and remember the confirmed messages.
+struct PublishLoad {
     publishers: JoinSet<(HashSet<JobNotice>, usize)>,
-    enough: CancellationToken,
+    stop: CancellationToken,
 }
 
-impl Load {
+impl PublishLoad {
     const QUEUE: Queue = Queue { kind: JobKind::Thumbnail, lane: Lane::Interactive };
-    /// Between batches, so that the messages of some seconds can be counted in a few.
+    /// The pause between batches. It keeps the number of messages small enough to receive them all.
     const PAUSE: Duration = Duration::from_millis(20);
 
     fn start(broker: &DynJobQueue) -> Self {
-        let mut load = Self { publishers: JoinSet::new(), enough: CancellationToken::new() };
+        let mut load = Self { publishers: JoinSet::new(), stop: CancellationToken::new() };
         for _ in 0..4 {
-            let (broker, enough) = (Arc::clone(broker), load.enough.clone());
+            let (broker, stop) = (Arc::clone(broker), load.stop.clone());
             load.publishers.spawn(async move {
                 let (mut confirmed, mut errors) = (HashSet::new(), 0);
-                while !enough.is_cancelled() {
+                while !stop.is_cancelled() {
                     let batch: Vec<_> = (0..8).map(|_| notice(Self::QUEUE)).collect();
                     match broker.publish(&batch).await {
                         Ok(()) => confirmed.extend(batch),
@@ -253,10 +254,10 @@ impl Load {
         load
     }
 
-    async fn all_confirmed_arrive(self, broker: &dyn JobQueue) -> Result<()> {
-        self.enough.cancel();
+    async fn assert_confirmed_arrive(self, broker: &dyn JobQueue) -> Result<()> {
+        self.stop.cancel();
         let results = self.publishers.join_all().await;
-        ensure!(results.iter().any(|(_, errors)| *errors > 0), "nobody noticed the fault");
+        ensure!(results.iter().any(|(_, errors)| *errors > 0), "no publisher noticed the fault");
         let mut missing: HashSet<_> =
             results.into_iter().flat_map(|(confirmed, _)| confirmed).collect();
         ensure!(!missing.is_empty(), "nothing was confirmed");
@@ -264,7 +265,7 @@ impl Load {
         while !missing.is_empty() {
             let arrived = next(&mut subscription).await;
             let arrived =
-                arrived.with_context(|| format!("{} confirmed ones lost", missing.len()))?;
+                arrived.with_context(|| format!("{} confirmed messages lost", missing.len()))?;
             missing.remove(&arrived.notice);
             arrived.ack().await;
         }
@@ -272,7 +273,7 @@ impl Load {
     }
 }
 
-/// Short of memory the broker stops reading from publishers; acknowledgements still pass.
+/// A broker that is short of memory stops reading from publishers. Acknowledgements still work.
 async fn blocked_publishers_time_out(
     broker: &dyn JobQueue,
     subscription: &mut Subscription,
@@ -280,14 +281,14 @@ async fn blocked_publishers_time_out(
 ) -> Result<()> {
     let sent = notice(QUEUE);
     broker.publish(&[sent]).await?;
-    let delivery = next(subscription).await?;
+    let message = next(subscription).await?;
     node.ctl(&["set_vm_memory_high_watermark", "absolute", "1"])?;
-    let unlucky = [notice(QUEUE)];
-    let publish = timeout(Duration::from_secs(11), broker.publish(&unlucky));
-    let blocked = publish.await.context("publish took longer than it may")?;
+    let batch = [notice(QUEUE)];
+    let publish = timeout(Duration::from_secs(11), broker.publish(&batch));
+    let blocked = publish.await.context("publish did not time out")?;
     ensure!(matches!(blocked, Err(QueueError::TimedOut)), "{blocked:?}");
     ensure!(broker.check().await.is_err());
-    delivery.requeue().await;
+    message.requeue().await;
     let again = next(subscription).await?;
     ensure!(again.notice == sent && again.redelivered);
     again.ack().await;

@@ -1,10 +1,10 @@
-//! Reads over several delivery nodes: behind a load balancer, behind a caching proxy, over the tiers
-//! of the cache, while any of these is away.
+//! Reads from delivery nodes behind a load balancer and behind a caching proxy, through each tier of the
+//! cache, and while any of these is unavailable.
 
-mod away;
 mod balancer;
 mod owners;
 mod proxy;
+mod store_outage;
 mod tiers;
 
 use std::{path::Path, time::Duration};
@@ -27,19 +27,19 @@ use tokio::task::block_in_place;
 use super::fleet;
 use safelight_testing::wait::{LIMIT, eventually};
 
-/// How far away the store is where that matters.
+/// The delay of a slow object store.
 const DELAY: Duration = Duration::from_millis(50);
 
-/// A switch that turns a tier off.
+/// Settings that turn off a tier.
 const NO_MEMORY: (&str, &str) = ("SAFELIGHT_MEMORY_CACHE_BYTES", "0");
 const NO_DISK: (&str, &str) = ("SAFELIGHT_DISK_CACHE_BYTES", "0");
 
-/// An api node and workers, to which delivery nodes are added.
-struct Site {
+/// An api node and workers. Tests add delivery nodes.
+struct DeliverySetup {
     fleet: Fleet,
 }
 
-impl Site {
+impl DeliverySetup {
     async fn start(workers: usize) -> Result<Self> {
         Ok(Self { fleet: fleet(Plan { apis: 1, workers, ..Plan::default() }).await? })
     }
@@ -56,18 +56,18 @@ impl Site {
         block_in_place(|| self.fleet.start_node(&["api", "--only", "delivery"], &all))
     }
 
-    /// The way to the object store, and the endpoint at its end.
+    /// A link to the object store that tests can slow down or cut, and the endpoint that uses it.
     fn link(&self, link: Link) -> Result<(Chaos, String)> {
         let endpoint = self.fleet.s3.endpoint();
         let (_, port) = endpoint.rsplit_once(':').context("a port")?;
         let chaos = Chaos::start(port.parse()?)?;
         chaos.set(link);
-        let through = format!("http://127.0.0.1:{}", chaos.port());
-        Ok((chaos, through))
+        let endpoint = format!("http://127.0.0.1:{}", chaos.port());
+        Ok((chaos, endpoint))
     }
 
-    /// Uploads `count` pictures. Gives what is to be read: the path of each original and rendition
-    /// that no other is equal to, and its content as the api node delivers it.
+    /// Uploads `count` pictures. Returns the path and the content of each original and rendition, without
+    /// duplicates.
     async fn upload(&self, count: usize) -> Result<Vec<(String, Bytes)>> {
         let client = self.client()?;
         let mut expected: Vec<(String, Bytes)> = Vec::new();
@@ -75,10 +75,10 @@ impl Site {
             let task = client.upload(pictures::jpeg(320, 240, u64::try_from(number)?)?).await?;
             let image = client.finished(&task).await?["image"].clone();
             let renditions = image["renditions"].as_object().context("renditions")?;
-            for about in renditions.values().chain([&image]) {
-                let path = text(&about["url"])?;
+            for object in renditions.values().chain([&image]) {
+                let path = text(&object["url"])?;
                 let content = client.bytes(path).await?;
-                // Nothing is enlarged, and what is equal is cached as one.
+                // Pictures are not enlarged, so renditions may be equal. Equal objects share one cache entry.
                 if expected.iter().all(|(_, known)| *known != content) {
                     expected.push((path.to_owned(), content));
                 }
@@ -88,7 +88,7 @@ impl Site {
     }
 }
 
-/// Reads everything once; fails unless it is all as expected.
+/// Reads everything once and compares it.
 async fn read_all(node: &Server, expected: &[(String, Bytes)]) -> Result<()> {
     let client = Client::new(node.url())?;
     for (path, content) in expected {
@@ -101,7 +101,7 @@ async fn metrics(node: &Server) -> Result<Metrics> {
     Metrics::of(&Client::new(node.url())?).await
 }
 
-/// How often nodes have read the store.
+/// How often nodes have read from the store.
 async fn blob_reads(nodes: &[&Server]) -> Result<f64> {
     let mut sum = 0.0;
     for node in nodes {
@@ -110,7 +110,7 @@ async fn blob_reads(nodes: &[&Server]) -> Result<f64> {
     Ok(sum)
 }
 
-/// Whether two counts of something are the same.
+/// Whether two counts are equal. Metrics are floating-point numbers.
 fn same(one: f64, other: f64) -> bool {
     (one - other).abs() < 0.5
 }

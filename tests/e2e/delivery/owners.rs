@@ -1,4 +1,4 @@
-//! Equal bytes of two owners: shared in the store, and in nothing that either can see.
+//! Equal bytes of two owners. They share one blob, and nothing that an owner can observe.
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -12,73 +12,81 @@ use safelight_testing::{
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-use super::{DELAY, NO_DISK, NO_MEMORY, Site, eventually, folder, text, tiers::files_with};
-use crate::e2e::access::{fleets_key, secret};
+use super::{
+    DELAY, DeliverySetup, NO_DISK, NO_MEMORY, eventually, folder, text, tiers::files_with,
+};
+use crate::e2e::access::{create_fleet_key, secret};
 
 /// An owner with one picture.
-struct Holder {
+struct OwnerWithImage {
     client: Client,
     image: Value,
 }
 
-impl Holder {
-    async fn new(site: &Site, owner: &str, picture: &[u8]) -> Result<Self> {
-        let key = fleets_key(&site.fleet, owner, "upload,read").await?;
-        let client = Client::with_key(site.fleet.apis[0].url(), secret(&key)?)?;
+impl OwnerWithImage {
+    async fn new(setup: &DeliverySetup, owner: &str, picture: &[u8]) -> Result<Self> {
+        let key = create_fleet_key(&setup.fleet, owner, "upload,read").await?;
+        let client = Client::with_key(setup.fleet.apis[0].url(), secret(&key)?)?;
         let task = client.upload(picture.to_vec()).await?;
         let image = client.finished(&task).await?["image"].clone();
         Ok(Self { client, image })
     }
 
-    /// Where the original and the renditions are.
+    /// The paths of the original and of the renditions.
     fn paths(&self) -> Result<Vec<&str>> {
         let renditions = self.image["renditions"].as_object().context("renditions")?;
         renditions.values().chain([&self.image]).map(|one| text(&one["url"])).collect()
     }
 }
 
-/// A read, and what it says of itself.
+/// Reads an image. Returns its `Cache-Status` and its bytes.
 async fn read(client: &Client, path: &str) -> Result<(String, Bytes)> {
     let answer: Response = client.get(path).await?.error_for_status()?;
-    let how = answer.headers().get("cache-status").context("Cache-Status")?.to_str()?.to_owned();
-    Ok((how, answer.bytes().await?))
+    let cache_status =
+        answer.headers().get("cache-status").context("Cache-Status")?.to_str()?.to_owned();
+    Ok((cache_status, answer.bytes().await?))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caches_are_not_shared_between_owners() -> Result<()> {
-    let site = Site::start(0).await?;
+    let setup = DeliverySetup::start(0).await?;
     let redis = block_in_place(Redis::start)?;
-    let (cache, hasty) = (redis.url(), ("SAFELIGHT_METADATA_CACHE_MS", "200"));
+    let (cache, short_ttl) = (redis.url(), ("SAFELIGHT_METADATA_CACHE_MS", "200"));
     let shared = ("SAFELIGHT_SHARED_CACHE_URL", &*cache);
-    let _worker = block_in_place(|| site.fleet.start_node(&["worker"], &[hasty, shared]))?;
-    let (_chaos, endpoint) = site.link(Link::Slow(DELAY))?;
+    let _worker = block_in_place(|| setup.fleet.start_node(&["worker"], &[short_ttl, shared]))?;
+    let (_chaos, endpoint) = setup.link(Link::Slow(DELAY))?;
     let slow = ("AWS_ENDPOINT", &*endpoint);
     let folders = [folder()?, folder()?, folder()?];
     let nodes = [
-        ("memory", site.node(folders[0].path(), &[hasty, slow, NO_DISK])?),
-        ("disk", site.node(folders[1].path(), &[hasty, slow, NO_MEMORY])?),
-        ("shared", site.node(folders[2].path(), &[hasty, slow, shared, NO_MEMORY, NO_DISK])?),
+        ("memory", setup.node(folders[0].path(), &[short_ttl, slow, NO_DISK])?),
+        ("disk", setup.node(folders[1].path(), &[short_ttl, slow, NO_MEMORY])?),
+        ("shared", setup.node(folders[2].path(), &[short_ttl, slow, shared, NO_MEMORY, NO_DISK])?),
     ];
     let picture = pictures::jpeg(320, 240, 1)?;
-    let ada = Holder::new(&site, "ada", &picture).await?;
-    let bob = Holder::new(&site, "bob", &picture).await?;
+    let ada = OwnerWithImage::new(&setup, "ada", &picture).await?;
+    let bob = OwnerWithImage::new(&setup, "bob", &picture).await?;
 
     for (tier, node) in &nodes {
         let client = Client::new(node.url())?;
         let hit = format!("safelight; hit; detail={tier}");
-        // Some of what one owner has is equal, too: those are one object, and read once.
+        // Equal objects of one owner share a cache entry, so only the first one is a miss.
         let mut known: Vec<Bytes> = Vec::new();
-        for (hers, his) in ada.paths()?.into_iter().zip(bob.paths()?) {
-            // It may be kept after the answer has gone out.
-            eventually("hers is at hand", async || Ok(read(&client, hers).await?.0 == hit)).await?;
-            let (_, content) = read(&client, hers).await?;
-            let (how, first) = read(&client, his).await?;
-            ensure!(first == content, "{his} has other bytes than {hers}");
+        for (ada_path, bob_path) in ada.paths()?.into_iter().zip(bob.paths()?) {
+            // The node may fill its cache after it has answered.
+            eventually("it is cached", async || Ok(read(&client, ada_path).await?.0 == hit))
+                .await?;
+            let (_, content) = read(&client, ada_path).await?;
+            let (cache_status, first) = read(&client, bob_path).await?;
+            ensure!(first == content, "{bob_path} has other bytes than {ada_path}");
             if known.contains(&content) {
                 continue;
             }
-            ensure!(how == "safelight; fwd=uri-miss; stored; detail=store", "{tier}: {how}");
-            eventually("his is at hand", async || Ok(read(&client, his).await?.0 == hit)).await?;
+            ensure!(
+                cache_status == "safelight; fwd=uri-miss; stored; detail=store",
+                "{tier}: {cache_status}"
+            );
+            eventually("it is cached", async || Ok(read(&client, bob_path).await?.0 == hit))
+                .await?;
             known.push(content);
         }
     }
@@ -89,38 +97,38 @@ async fn caches_are_not_shared_between_owners() -> Result<()> {
     ensure!(done["status"] == "succeeded", "{done:#}");
     ensure!(
         redis.keys()? * 2 == both,
-        "{} of {both}: hers are gone, and his are not",
+        "{} of {both} keys remain, expected his half",
         redis.keys()?
     );
-    let kept = || -> Result<usize> { Ok(files_with(folders[1].path(), &picture)?.len()) };
-    ensure!(kept()? == 2, "one for each");
+    let count_files = || -> Result<usize> { Ok(files_with(folders[1].path(), &picture)?.len()) };
+    ensure!(count_files()? == 2, "not one file for each owner");
     for (tier, node) in &nodes {
         let client = Client::new(node.url())?;
         ensure!(client.get(ada.paths()?[0]).await?.status() == StatusCode::GONE);
         for path in bob.paths()? {
-            let (how, _) = read(&client, path).await?;
-            ensure!(how == format!("safelight; hit; detail={tier}"), "{how}");
+            let (cache_status, _) = read(&client, path).await?;
+            ensure!(cache_status == format!("safelight; hit; detail={tier}"), "{cache_status}");
         }
     }
-    eventually("her file is gone", async || Ok(kept()? == 1)).await
+    eventually("her file is deleted", async || Ok(count_files()? == 1)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_owner_joins_a_read_of_anothers() -> Result<()> {
-    let site = Site::start(1).await?;
+async fn single_flight_is_per_owner() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
     let picture = pictures::jpeg(320, 240, 1)?;
-    let ada = Holder::new(&site, "ada", &picture).await?;
-    let bob = Holder::new(&site, "bob", &picture).await?;
-    let (_chaos, endpoint) = site.link(Link::Slow(DELAY * 10))?;
+    let ada = OwnerWithImage::new(&setup, "ada", &picture).await?;
+    let bob = OwnerWithImage::new(&setup, "bob", &picture).await?;
+    let (_chaos, endpoint) = setup.link(Link::Slow(DELAY * 10))?;
     let data = folder()?;
-    let node = site.node(data.path(), &[("AWS_ENDPOINT", &*endpoint), NO_MEMORY, NO_DISK])?;
+    let node = setup.node(data.path(), &[("AWS_ENDPOINT", &*endpoint), NO_MEMORY, NO_DISK])?;
     let client = Client::new(node.url())?;
-    let (hers, his) = (text(&ada.image["url"])?, text(&bob.image["url"])?);
-    let (one, other, third) =
-        tokio::join!(read(&client, hers), read(&client, his), read(&client, his));
-    ensure!(!one?.0.contains("collapsed"), "she joined his");
-    let his = [other?.0, third?.0];
-    let joined = his.iter().filter(|how| how.contains("collapsed")).count();
-    ensure!(joined == 1, "his own are joined, and no other: {his:?}");
+    let (ada_path, bob_path) = (text(&ada.image["url"])?, text(&bob.image["url"])?);
+    let (ada_read, bob_read, bob_again) =
+        tokio::join!(read(&client, ada_path), read(&client, bob_path), read(&client, bob_path));
+    ensure!(!ada_read?.0.contains("collapsed"), "her read joined his");
+    let bob_reads = [bob_read?.0, bob_again?.0];
+    let joined = bob_reads.iter().filter(|cache_status| cache_status.contains("collapsed")).count();
+    ensure!(joined == 1, "his reads did not join each other: {bob_reads:?}");
     Ok(())
 }

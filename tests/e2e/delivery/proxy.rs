@@ -1,4 +1,4 @@
-//! Varnish before delivery nodes.
+//! Varnish in front of delivery nodes.
 
 use anyhow::{Context, Result};
 use reqwest::{
@@ -13,27 +13,27 @@ use safelight_testing::{
 };
 use tokio::task::block_in_place;
 
-use super::{Site, eventually, folder, status, text};
+use super::{DeliverySetup, eventually, folder, status, text};
 
-/// Clients that ask at once.
-const CROWD: usize = 100;
+/// Concurrent clients.
+const CLIENTS: usize = 100;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
+async fn varnish_collapses_requests_and_serves_ranges() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
     let data = folder()?;
-    let node = site.node(data.path(), &[])?;
+    let node = setup.node(data.path(), &[])?;
     let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
 
     let (path, content) = &expected[0];
     let url = varnish.url();
-    let answers = herd::get(&[&*url; CROWD], path).await?;
+    let answers = herd::get(&[&*url; CLIENTS], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
     let fetched = |answer: &&herd::Answer| answer.head.contains("varnish; fwd=miss; stored");
     assert_eq!(answers.iter().filter(fetched).count(), 1, "{}", answers[0].head);
     let hits = answers.iter().filter(|answer| answer.head.contains("varnish; hit")).count();
-    assert_eq!(hits, CROWD - 1);
+    assert_eq!(hits, CLIENTS - 1);
 
     let client = Client::new(&url)?;
     let range = client.request(Method::GET, path).header(RANGE, "bytes=10-19").send().await?;
@@ -49,7 +49,7 @@ async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() 
         let answer = client.request(Method::GET, path).header(condition, value).send().await?;
         assert_eq!(answer.status(), status);
     }
-    // Accept does not matter where there is one format; the query never does.
+    // `Accept` does not matter for an image with one format. The query never matters.
     for (path, accept) in
         [(path.clone(), "image/avif,image/webp,*/*"), (format!("{path}?query"), "image/webp;q=0")]
     {
@@ -60,77 +60,79 @@ async fn varnish_asks_a_node_once_for_a_crowd_and_serves_ranges_from_its_copy() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn varnish_serves_what_it_has_while_every_node_is_away() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
+async fn varnish_serves_cached_images_while_nodes_are_down() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
     let data = folder()?;
-    let mut node = site.node(data.path(), &[])?;
+    let mut node = setup.node(data.path(), &[])?;
     let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
     let client = Client::new(&varnish.url())?;
     let (path, content) = &expected[0];
     assert_eq!(client.bytes(path).await?, content);
     block_in_place(|| node.kill())?;
     assert_eq!(client.bytes(path).await?, content);
-    let refused = client.get(&expected[1].0).await?;
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(refused.headers()["cache-control"], "no-store");
+    let rejected = client.get(&expected[1].0).await?;
+    assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(rejected.headers()["cache-control"], "no-store");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_image_is_gone_from_varnish_too() -> Result<()> {
-    let site = Site::start(0).await?;
+async fn cancel_purges_image_from_varnish() -> Result<()> {
+    let setup = DeliverySetup::start(0).await?;
     let data = folder()?;
-    let hasty = ("SAFELIGHT_METADATA_CACHE_MS", "200");
-    let node = site.node(data.path(), &[hasty])?;
+    let short_ttl = ("SAFELIGHT_METADATA_CACHE_MS", "200");
+    let node = setup.node(data.path(), &[short_ttl])?;
     let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
     let purge = format!("[{:?}]", varnish.url());
-    // Stores originals and makes no renditions: the task does not end, and can be cancelled.
+    // This worker makes no renditions, so the task does not end and can be cancelled.
     let args = ["worker", "--kinds", "write"];
-    let env = [hasty, ("SAFELIGHT_PURGE_URLS", &*purge)];
-    let _worker = block_in_place(|| site.fleet.start_node(&args, &env))?;
+    let env = [short_ttl, ("SAFELIGHT_PURGE_URLS", &*purge)];
+    let _worker = block_in_place(|| setup.fleet.start_node(&args, &env))?;
 
-    let (client, front) = (site.client()?, Client::new(&varnish.url())?);
+    let (client, proxy_client) = (setup.client()?, Client::new(&varnish.url())?);
     let photo = pictures::jpeg(320, 240, 1)?;
     let task = client.upload(photo.clone()).await?;
     let path = text(&task["image"]["url"])?;
     eventually("the original is served", async || {
-        let answer = front.get(path).await?;
+        let answer = proxy_client.get(path).await?;
         Ok(answer.status() == StatusCode::OK && answer.bytes().await? == photo)
     })
     .await?;
-    let again = front.get(path).await?;
-    let how = again.headers().get("cache-status").context("Cache-Status")?.to_str()?;
-    assert!(how.ends_with("varnish; hit"), "{how}");
+    let again = proxy_client.get(path).await?;
+    let cache_status = again.headers().get("cache-status").context("Cache-Status")?.to_str()?;
+    assert!(cache_status.ends_with("varnish; hit"), "{cache_status}");
 
     client.cancel_task(text(&task["id"])?).await?;
-    eventually("it is gone", async || Ok(status(&varnish.url(), path).await? == StatusCode::GONE))
-        .await
+    eventually("the image is gone", async || {
+        Ok(status(&varnish.url(), path).await? == StatusCode::GONE)
+    })
+    .await
 }
 
-/// When the receipt says so, it is gone everywhere.
+/// Once the receipt says that the image is deleted, no cache has it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_image_is_gone_from_varnish_and_from_the_shared_cache() -> Result<()> {
-    let site = Site::start(0).await?;
+async fn delete_purges_image_from_varnish_and_shared_cache() -> Result<()> {
+    let setup = DeliverySetup::start(0).await?;
     let (data, redis) = (folder()?, block_in_place(Redis::start)?);
-    let (hasty, cache) = (("SAFELIGHT_METADATA_CACHE_MS", "200"), redis.url());
+    let (short_ttl, cache) = (("SAFELIGHT_METADATA_CACHE_MS", "200"), redis.url());
     let shared = ("SAFELIGHT_SHARED_CACHE_URL", &*cache);
-    let node = site.node(data.path(), &[hasty, shared])?;
+    let node = setup.node(data.path(), &[short_ttl, shared])?;
     let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
     let purge = format!("[{:?}]", varnish.url());
-    let env = [hasty, shared, ("SAFELIGHT_PURGE_URLS", &*purge)];
-    let _worker = block_in_place(|| site.fleet.start_node(&["worker"], &env))?;
+    let env = [short_ttl, shared, ("SAFELIGHT_PURGE_URLS", &*purge)];
+    let _worker = block_in_place(|| setup.fleet.start_node(&["worker"], &env))?;
 
-    let (client, front) = (site.client()?, Client::new(&varnish.url())?);
+    let (client, proxy_client) = (setup.client()?, Client::new(&varnish.url())?);
     let task = client.finished(&client.upload(pictures::jpeg(320, 240, 1)?).await?).await?;
     let image = &task["image"];
     let renditions = image["renditions"].as_object().context("renditions")?;
     let paths: Vec<&str> =
         renditions.values().chain([image]).map(|one| text(&one["url"])).collect::<Result<_>>()?;
     for path in &paths {
-        front.bytes(path).await?;
+        proxy_client.bytes(path).await?;
     }
-    eventually("all of it is shared", async || Ok(redis.keys()? >= 2)).await?;
+    eventually("the shared cache has all objects", async || Ok(redis.keys()? >= 2)).await?;
 
     let deletion = client.delete_image(text(&image["id"])?).await?;
     let done = client.finished(&deletion).await?;
@@ -140,6 +142,6 @@ async fn a_deleted_image_is_gone_from_varnish_and_from_the_shared_cache() -> Res
         assert_eq!(status(&varnish.url(), path).await?, StatusCode::GONE, "{path}");
         assert_eq!(status(node.url(), path).await?, StatusCode::GONE, "{path}");
     }
-    assert_eq!(redis.keys()?, 0, "of nothing else there was any");
+    assert_eq!(redis.keys()?, 0, "the shared cache still has keys");
     Ok(())
 }

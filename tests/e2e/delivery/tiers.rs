@@ -1,4 +1,4 @@
-//! The tiers of the cache, each alone.
+//! The tiers of the cache, one by one.
 
 use std::{
     fs,
@@ -22,23 +22,24 @@ use safelight_testing::{
 use tokio::task::block_in_place;
 
 use super::{
-    DELAY, LIMIT, NO_DISK, NO_MEMORY, Site, blob_reads, eventually, folder, metrics, read_all, same,
+    DELAY, DeliverySetup, LIMIT, NO_DISK, NO_MEMORY, blob_reads, eventually, folder, metrics,
+    read_all, same,
 };
 
-/// Clients that ask two nodes at once.
-const CROWD: usize = 200;
+/// Concurrent clients.
+const CLIENTS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_reads_hit_the_store_once_per_process() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
-    let (_chaos, endpoint) = site.link(Link::Slow(DELAY))?;
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
+    let (_chaos, endpoint) = setup.link(Link::Slow(DELAY))?;
     let data = folder()?;
-    // Without any tier: it is the waiting together that counts.
+    // No tier is on, so only single flight can reduce the reads.
     let env = [("AWS_ENDPOINT", &*endpoint), NO_MEMORY, NO_DISK];
-    let node = site.node(data.path(), &env)?;
+    let node = setup.node(data.path(), &env)?;
     let (path, content) = &expected[0];
-    let answers = herd::get(&[node.url(); CROWD], path).await?;
+    let answers = herd::get(&[node.url(); CLIENTS], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
     let reads = blob_reads(&[&node]).await?;
     assert!(same(reads, 1.0), "{reads} reads of the store");
@@ -47,18 +48,18 @@ async fn concurrent_reads_hit_the_store_once_per_process() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_reads_on_two_nodes_hit_the_store_once() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
-    let (_chaos, endpoint) = site.link(Link::Slow(DELAY))?;
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
+    let (_chaos, endpoint) = setup.link(Link::Slow(DELAY))?;
     let redis = block_in_place(Redis::start)?;
     let url = redis.url();
     let env = [("AWS_ENDPOINT", &*endpoint), ("SAFELIGHT_SHARED_CACHE_URL", &*url)];
     let folders = [folder()?, folder()?];
-    let nodes = [site.node(folders[0].path(), &env)?, site.node(folders[1].path(), &env)?];
+    let nodes = [setup.node(folders[0].path(), &env)?, setup.node(folders[1].path(), &env)?];
     let both = [&nodes[0], &nodes[1]];
     for (path, content) in &expected {
         let before = blob_reads(&both).await?;
-        let servers: Vec<_> = both.map(Server::url).into_iter().cycle().take(CROWD).collect();
+        let servers: Vec<_> = both.map(Server::url).into_iter().cycle().take(CLIENTS).collect();
         let answers = herd::get(&servers, path).await?;
         assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
         let reads = blob_reads(&both).await? - before;
@@ -68,40 +69,40 @@ async fn concurrent_reads_on_two_nodes_hit_the_store_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_tier_that_freezes_or_dies_fails_no_read_and_is_used_again() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(4).await?;
+async fn shared_cache_outage_fails_no_read() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(4).await?;
     let mut redis = block_in_place(Redis::start)?;
     let url = redis.url();
     let data = folder()?;
     let env = [("SAFELIGHT_SHARED_CACHE_URL", &*url), NO_MEMORY, NO_DISK];
-    let node = site.node(data.path(), &env)?;
+    let node = setup.node(data.path(), &env)?;
 
     let reads = Reads::start(4, node.url(), &expected)?;
-    is_used(&node).await?;
+    wait_for_shared_cache_hit(&node).await?;
     redis.stop()?;
     reads.more(100).await?;
     redis.resume()?;
-    is_used(&node).await?;
+    wait_for_shared_cache_hit(&node).await?;
     block_in_place(|| redis.kill())?;
     reads.more(100).await?;
     block_in_place(|| redis.start_again())?;
-    is_used(&node).await?;
+    wait_for_shared_cache_hit(&node).await?;
     reads.stop().await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
-    let (chaos, endpoint) = site.link(Link::Up)?;
+async fn two_nodes_read_slow_store_once() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
+    let (chaos, endpoint) = setup.link(Link::Up)?;
     let redis = block_in_place(Redis::start)?;
     let url = redis.url();
     let env = [("AWS_ENDPOINT", &*endpoint), ("SAFELIGHT_SHARED_CACHE_URL", &*url)];
     let folders = [folder()?, folder()?];
-    let nodes = [site.node(folders[0].path(), &env)?, site.node(folders[1].path(), &env)?];
-    // Longer than a turn lasts that is not renewed.
+    let nodes = [setup.node(folders[0].path(), &env)?, setup.node(folders[1].path(), &env)?];
+    // Longer than an unrenewed fill lock (the key `turn` in Redis) lasts.
     chaos.set(Link::Slow(Duration::from_millis(3500)));
     let (path, content) = &expected[0];
     let answers = herd::get(&[nodes[0].url(), nodes[1].url()], path).await?;
@@ -112,75 +113,75 @@ async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_dies_while_filling_delays_others_briefly() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
-    let (chaos, endpoint) = site.link(Link::Up)?;
+async fn crash_while_filling_cache_delays_others_briefly() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
+    let (chaos, endpoint) = setup.link(Link::Up)?;
     let redis = block_in_place(Redis::start)?;
     let url = redis.url();
     let shared = ("SAFELIGHT_SHARED_CACHE_URL", &*url);
     let folders = [folder()?, folder()?];
-    let mut dying = site.node(folders[0].path(), &[("AWS_ENDPOINT", &*endpoint), shared])?;
-    let other = site.node(folders[1].path(), &[shared])?;
+    let mut crashing = setup.node(folders[0].path(), &[("AWS_ENDPOINT", &*endpoint), shared])?;
+    let other = setup.node(folders[1].path(), &[shared])?;
     chaos.set(Link::BlackHole);
     let (path, content) = &expected[0];
-    let (client, asked) = (Client::new(dying.url())?, path.clone());
-    let unanswered = tokio::spawn(async move { client.get(&asked).await });
-    let turn = format!("EXISTS safelight:{{{}}}:turn", key(content));
-    eventually("it has the turn", async || Ok(redis.ask(&turn)? == "1")).await?;
-    block_in_place(|| dying.kill())?;
+    let (client, requested_path) = (Client::new(crashing.url())?, path.clone());
+    let unanswered = tokio::spawn(async move { client.get(&requested_path).await });
+    let turn = format!("EXISTS safelight:{{{}}}:turn", cache_key(content));
+    eventually("it holds the fill lock", async || Ok(redis.ask(&turn)? == "1")).await?;
+    block_in_place(|| crashing.kill())?;
     assert!(unanswered.await?.is_err());
 
-    let begun = Instant::now();
+    let started_at = Instant::now();
     assert_eq!(Client::new(other.url())?.bytes(path).await?, *content);
-    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
-    assert_eq!(redis.ask(&turn)?, "0", "the turn was ended by whoever had it");
+    assert!(started_at.elapsed() < Duration::from_millis(2500), "{:?}", started_at.elapsed());
+    assert_eq!(redis.ask(&turn)?, "0", "the fill lock was not released");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_redis_types_do_not_disable_the_shared_tier() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
+async fn wrong_redis_types_do_not_disable_shared_cache() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
     let redis = block_in_place(Redis::start)?;
     let url = redis.url();
     let data = folder()?;
     let node =
-        site.node(data.path(), &[("SAFELIGHT_SHARED_CACHE_URL", &*url), NO_MEMORY, NO_DISK])?;
+        setup.node(data.path(), &[("SAFELIGHT_SHARED_CACHE_URL", &*url), NO_MEMORY, NO_DISK])?;
     for (_, content) in &expected {
-        redis.ask(&format!("LPUSH safelight:{{{}}}:bytes odd", key(content)))?;
+        redis.ask(&format!("LPUSH safelight:{{{}}}:bytes odd", cache_key(content)))?;
     }
     read_all(&node, &expected).await?;
-    assert!(same(errors(&node, "shared").await?, 0.0), "the tier was taken for broken");
+    assert!(same(errors(&node, "shared").await?, 0.0), "wrong types count as errors");
     read_all(&node, &expected).await?;
     let reads = blob_reads(&[&node]).await?;
     assert!(
         same(reads, f64::from(u32::try_from(expected.len())?)),
-        "{reads} reads: the odd keys were not replaced"
+        "{reads} reads: keys of the wrong type were not replaced"
     );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_tier_that_hangs_fails_no_read_and_is_used_again() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
+async fn hanging_disk_cache_fails_no_read() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
     let data = folder()?;
-    let node = site.node(data.path(), &[NO_MEMORY])?;
-    is_on_disk(&node, data.path(), &expected).await?;
+    let node = setup.node(data.path(), &[NO_MEMORY])?;
+    fill_disk_cache(&node, data.path(), &expected).await?;
     let mut files = Vec::new();
     for (_, content) in &expected {
         files.extend(files_with(data.path(), content)?);
     }
     for file in &files {
         fs::remove_file(file)?;
-        // Whoever opens it waits for a writer, who never comes.
+        // Opening a FIFO blocks until a writer opens it.
         ensure!(Command::new("mkfifo").arg(file).status()?.success(), "mkfifo");
     }
-    let begun = Instant::now();
+    let started_at = Instant::now();
     read_all(&node, &expected).await?;
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert!(errors(&node, "disk").await? > 0.5, "it was never asked");
+    assert!(started_at.elapsed() < Duration::from_secs(10), "{:?}", started_at.elapsed());
+    assert!(errors(&node, "disk").await? > 0.5, "the disk tier was not used");
     for file in &files {
         fs::remove_file(file)?;
     }
@@ -192,8 +193,8 @@ async fn a_disk_tier_that_hangs_fails_no_read_and_is_used_again() -> Result<()> 
     .await
 }
 
-/// By what the shared tier knows what was uploaded without a key.
-fn key(content: &[u8]) -> CacheKey {
+/// The cache key of content that was uploaded without an API key.
+fn cache_key(content: &[u8]) -> CacheKey {
     CacheKey::of(&Owner::local(), &ContentHash::of(content))
 }
 
@@ -203,29 +204,29 @@ async fn errors(node: &Server, tier: &str) -> Result<f64> {
     Ok(metrics(node).await?.sum(CACHE_REQUESTS, &labels))
 }
 
-/// Waits until the shared tier has had something that it was asked for from now on.
-async fn is_used(node: &Server) -> Result<()> {
+/// Waits for another hit of the shared tier.
+async fn wait_for_shared_cache_hit(node: &Server) -> Result<()> {
     let before = metrics(node).await?.hits("shared");
-    eventually("the shared tier is used", async || {
+    eventually("the shared tier has a hit", async || {
         Ok(metrics(node).await?.hits("shared") > before + 0.5)
     })
     .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_of_redis_servers_is_a_shared_tier() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(6).await?;
+async fn redis_cluster_works_as_shared_cache() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(6).await?;
     let cluster = block_in_place(RedisCluster::start)?;
     let url = cluster.url();
     let data = folder()?;
     let env = [("SAFELIGHT_SHARED_CACHE_URL", &*url), NO_MEMORY, NO_DISK];
-    let node = site.node(data.path(), &env)?;
+    let node = setup.node(data.path(), &env)?;
     let client = Client::new(node.url())?;
     for (path, content) in &expected {
-        // Read until it comes from the tier: it may be written after the answer has gone out.
+        // The node may fill the tier after it has answered, so read again until it is a hit.
         let before = metrics(&node).await?.hits("shared");
-        eventually("it comes from the shared tier", async || {
+        eventually("the object comes from the shared tier", async || {
             ensure!(client.bytes(path).await? == *content, "{path} has other bytes");
             Ok(metrics(&node).await?.hits("shared") > before + 0.5)
         })
@@ -240,20 +241,20 @@ async fn a_cluster_of_redis_servers_is_a_shared_tier() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_disk_tier_outlives_its_process() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(4).await?;
+async fn disk_cache_survives_restart_and_crash() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(4).await?;
     let data = folder()?;
-    let mut node = site.node(data.path(), &[NO_MEMORY])?;
-    is_on_disk(&node, data.path(), &expected).await?;
+    let mut node = setup.node(data.path(), &[NO_MEMORY])?;
+    fill_disk_cache(&node, data.path(), &expected).await?;
     stop(&mut node)?;
-    let mut node = site.node(data.path(), &[NO_MEMORY])?;
+    let mut node = setup.node(data.path(), &[NO_MEMORY])?;
     read_all(&node, &expected).await?;
     let reads = blob_reads(&[&node]).await?;
     assert!(same(reads, 0.0), "{reads} reads of the store after the restart");
-    // Not even a crash costs more than what was being written.
+    // A crash loses only the files that were being written.
     block_in_place(|| node.kill())?;
-    let node = site.node(data.path(), &[NO_MEMORY])?;
+    let node = setup.node(data.path(), &[NO_MEMORY])?;
     read_all(&node, &expected).await?;
     let reads = blob_reads(&[&node]).await?;
     assert!(same(reads, 0.0), "{reads} reads of the store after the crash");
@@ -261,12 +262,12 @@ async fn the_disk_tier_outlives_its_process() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_file_of_the_disk_tier_is_not_served() -> Result<()> {
-    let site = Site::start(1).await?;
-    let expected = site.upload(1).await?;
+async fn damaged_disk_cache_file_is_not_served() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
     let data = folder()?;
-    let mut node = site.node(data.path(), &[NO_MEMORY])?;
-    is_on_disk(&node, data.path(), &expected).await?;
+    let mut node = setup.node(data.path(), &[NO_MEMORY])?;
+    fill_disk_cache(&node, data.path(), &expected).await?;
     stop(&mut node)?;
     for (_, content) in &expected {
         for file in files_with(data.path(), content)? {
@@ -276,15 +277,15 @@ async fn a_damaged_file_of_the_disk_tier_is_not_served() -> Result<()> {
             fs::write(&file, bytes)?;
         }
     }
-    let node = site.node(data.path(), &[NO_MEMORY])?;
+    let node = setup.node(data.path(), &[NO_MEMORY])?;
     read_all(&node, &expected).await?;
     let reads = blob_reads(&[&node]).await?;
-    assert!(reads > 0.5, "whence came the right bytes?");
+    assert!(reads > 0.5, "a damaged file was not read from the store again");
     Ok(())
 }
 
-/// Reads everything, until a file holds each of it.
-async fn is_on_disk(node: &Server, data: &Path, expected: &[(String, Bytes)]) -> Result<()> {
+/// Reads everything, and waits until the disk tier has all of it.
+async fn fill_disk_cache(node: &Server, data: &Path, expected: &[(String, Bytes)]) -> Result<()> {
     read_all(node, expected).await?;
     eventually("everything is in the disk tier", async || {
         for (_, content) in expected {
@@ -297,7 +298,7 @@ async fn is_on_disk(node: &Server, data: &Path, expected: &[(String, Bytes)]) ->
     .await
 }
 
-/// The files below a folder that hold `content`, perhaps among other things.
+/// The files below a folder that contain `content`.
 pub fn files_with(folder: &Path, content: &[u8]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -305,7 +306,7 @@ pub fn files_with(folder: &Path, content: &[u8]) -> Result<Vec<PathBuf>> {
         if entry.file_type()?.is_dir() {
             found.extend(files_with(&entry.path(), content)?);
         } else if let Ok(bytes) = fs::read(entry.path()) {
-            // A file may be renamed between the two.
+            // Reading fails if the file has been renamed meanwhile.
             if bytes.windows(content.len()).any(|window| window == content) {
                 found.push(entry.path());
             }
