@@ -66,7 +66,8 @@ async fn ambiguous_request_framing_is_rejected() {
     let server = TestServer::new(&[]).await;
     let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let smuggled = format!(
-        "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+        "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
         5 + hidden.len()
     );
     let answer = server.exchange(&smuggled).await;

@@ -30,7 +30,10 @@ async fn document_follows_its_task_to_the_end() {
     assert_eq!(document["image"]["width"], 30);
     assert_eq!(
         document["image"]["renditions"]["small"],
-        json!({"url": format!("/images/{image}/small"), "width": 3, "height": 2, "format": "jpeg", "bytes": 5})
+        json!({
+            "url": format!("/images/{image}/small"),
+            "width": 3, "height": 2, "format": "jpeg", "bytes": 5,
+        })
     );
     let placeholder = json!({"thumbhash": "AQcSHf4=", "dominant_color": "#0011ff"});
     assert_eq!(document["image"]["placeholder"], placeholder);

@@ -5,8 +5,7 @@
 
 use anyhow::{Context, Result};
 use futures::future::{join_all, try_join_all};
-use safelight_domain::JobNotice;
-use safelight_domain::{JOB_VERSION, JobId, Status, WorkerId};
+use safelight_domain::{JOB_VERSION, JobId, JobNotice, Status, WorkerId};
 use safelight_store::{
     Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, Settled, StoreError,
 };

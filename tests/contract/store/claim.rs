@@ -2,8 +2,7 @@
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_domain::JobNotice;
-use safelight_domain::{JOB_VERSION, JobId, Owner, Status, WorkerId};
+use safelight_domain::{JOB_VERSION, JobId, JobNotice, Owner, Status, WorkerId};
 use safelight_store::{Claim, IdempotencyKey, KeyState, Lease, Outcome, Settled};
 
 use super::{

@@ -1,10 +1,9 @@
 //! Deleting images for good, and the references to blobs.
 
 use anyhow::{Context, Result};
-use safelight_domain::JobNotice;
 use safelight_domain::{
-    BackfillKind, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, Labels, Lane, Receipt,
-    RemovedRendition, Status, Task, TaskId, TaskKind,
+    BackfillKind, BackfillSpec, ContentHash, Image, ImageId, JobId, JobKind, JobNotice, Labels,
+    Lane, Receipt, RemovedRendition, Status, Task, TaskId, TaskKind,
 };
 use safelight_store::{
     BackfillStep, ChildTask, Deletion, DeletionRequest, Effect, NewBackfill, NewUpload, Outcome,

@@ -4,9 +4,8 @@ use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_domain::JobNotice;
 use safelight_domain::{
-    BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, Owner, TaskId, TaskKind,
+    BackfillKind, BackfillSpec, ImageId, JobId, JobKind, JobNotice, Lane, Owner, TaskId, TaskKind,
     TraceContext,
 };
 use safelight_store::{

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
-use safelight_domain::JobNotice;
-use safelight_domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext};
+use safelight_domain::{
+    ImageId, JobId, JobKind, JobNotice, Lane, Status, TaskId, TaskKind, TraceContext,
+};
 use safelight_store::{
     Effect, NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest, Requested, Settled,
     TaskFilter,

@@ -4,11 +4,10 @@ use std::{ops::Deref, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use safelight_config::DatabaseUrl;
-use safelight_domain::JobNotice;
 use safelight_domain::{
     ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
-    JobKind, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility,
-    WorkerId,
+    JobKind, JobNotice, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId,
+    Visibility, WorkerId,
 };
 use safelight_store::{
     Accepted, Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, QueueCapacity, Settled,
