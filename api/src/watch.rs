@@ -223,17 +223,16 @@ fn tick_for(watched: usize) -> Duration {
 mod tests {
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
-    use safelight_domain::JobNotice;
     use safelight_domain::{
-        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, Labels, Lane, Status,
-        WorkerId,
+        ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, JobNotice, Labels, Lane,
+        Status, WorkerId,
     };
     use safelight_store::{Claim, NewUpload};
     use safelight_store_sql::SqliteStore;
 
     use super::*;
 
-    /// A look-up that counts its calls and reports `version` for every task.
+    /// A lookup that counts its calls and reports `version` for every task.
     struct Counting {
         calls: AtomicUsize,
         version: AtomicI64,
@@ -264,7 +263,7 @@ mod tests {
         (hub, counting)
     }
 
-    /// Waits for `condition`, for 20 s at most.
+    /// Waits for `condition`, for at most 20 s.
     async fn until(condition: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !condition() {
@@ -274,38 +273,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ten_thousand_watchers_cost_one_look_up_per_tick() {
+    async fn ten_thousand_watchers_cost_one_lookup_per_tick() {
         let (hub, counting) = hub();
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut watchers: Vec<_> =
             (0..10_000).map(|_| hub.watch(TaskId::new()).expect("a permit")).collect();
-        // The first tick came while there were few; all others are as slow as they should be.
+        // At the first tick there were few watchers. All later ticks are slow ones.
         until(|| counting.calls.load(Ordering::SeqCst) >= 4).await;
-        assert!(begun.elapsed() >= SLOW_TICK * 3, "four look-ups in {:?}", begun.elapsed());
+        assert!(started.elapsed() >= SLOW_TICK * 3, "four lookups in {:?}", started.elapsed());
         counting.version.store(2, Ordering::SeqCst);
         let calls = counting.calls.load(Ordering::SeqCst);
         for watcher in &mut watchers {
             watcher.is_final().await;
         }
-        // One look-up served them all; another may have been under way.
+        // One lookup served all watchers. Another may have been running.
         assert!(counting.calls.load(Ordering::SeqCst) <= calls + 2);
         drop(watchers);
         assert_eq!(hub.watched(), 0);
     }
 
     #[tokio::test]
-    async fn no_watchers_cost_no_look_ups() {
+    async fn no_watchers_cost_no_lookups() {
         let (hub, counting) = hub();
         drop(hub.watch(TaskId::new()).expect("a permit"));
         until(|| !hub.0.board().ticking).await;
         assert_eq!(counting.calls.load(Ordering::SeqCst), 0);
-        // And a later one is served again.
+        // A later watcher is served again.
         let mut watcher = hub.watch(TaskId::new()).expect("a permit");
         watcher.changed_from(0).await;
     }
 
     #[tokio::test]
-    async fn the_real_store_is_asked_once_for_all() {
+    async fn store_is_queried_once_per_tick_for_all_watchers() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("watch.db");
         let store: DynStore = Arc::new(SqliteStore::open(&path).await.expect("SQLite"));
@@ -321,7 +320,7 @@ mod tests {
             let store = source.clone();
             async move { store.task_versions(&ids).await }
         });
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut watchers: Vec<_> = uploads
             .iter()
             .flat_map(|upload| (0..4).map(|_| hub.watch(upload.task).expect("a permit")))
@@ -337,8 +336,8 @@ mod tests {
         for watcher in &mut watchers {
             watcher.changed_from(1).await;
         }
-        let ticks = begun.elapsed().as_millis() / FAST_TICK.as_millis() + 1;
-        assert!(calls.load(Ordering::SeqCst) as u128 <= ticks, "more than one look-up per tick");
+        let ticks = started.elapsed().as_millis() / FAST_TICK.as_millis() + 1;
+        assert!(calls.load(Ordering::SeqCst) as u128 <= ticks, "more than one lookup per tick");
     }
 
     fn upload() -> NewUpload {
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failed_look_ups_only_delay() {
+    async fn failed_lookups_only_delay_watchers() {
         let (hub, counting) = hub();
         counting.failing.store(4, Ordering::SeqCst);
         counting.version.store(2, Ordering::SeqCst);
@@ -371,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watchers_of_one_task_share_a_look_up() {
+    async fn watchers_of_one_task_share_a_lookup() {
         let (hub, counting) = hub();
         let id = TaskId::new();
         let mut first = hub.watch(id).expect("a permit");

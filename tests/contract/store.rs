@@ -1,37 +1,39 @@
-//! What every [`Store`](safelight_store::Store) promises, on each of its backends.
+//! The contract suite of [`Store`](safelight_store::Store), run on every backend.
 //!
-//! One function per promise; the test's name ends with the backend that it ran on. Where time
-//! matters the tests use durations of zero, which are over at once, and of an hour, which never are.
+//! Each promise is one function and runs once per backend. Where time matters the tests use a duration of
+//! zero, which ends immediately, and of an hour, which never ends during a test.
 
 mod access;
 mod backfill;
+mod batches;
 mod claim;
 mod control;
 mod deletion;
-mod fixture;
 mod keys;
 mod lifecycle;
 mod outbox;
 mod reading;
 mod rendition;
 mod settle;
-mod together;
+mod test_store;
 mod upload;
 mod workers;
 
-/// Makes a test of each promise for each backend.
+/// Creates one test per promise and backend.
 macro_rules! promises {
     ($($promise:ident),+ $(,)?) => {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() -> anyhow::Result<()> {
-                super::$promise($crate::contract::store::fixture::Fixture::sqlite().await?).await
+                let store = $crate::contract::store::test_store::TestStore::sqlite().await?;
+                super::$promise(store).await
             })+
         }
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() -> anyhow::Result<()> {
-                super::$promise($crate::contract::store::fixture::Fixture::postgres().await?).await
+                let store = $crate::contract::store::test_store::TestStore::postgres().await?;
+                super::$promise(store).await
             })+
         }
     };

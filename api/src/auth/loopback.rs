@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_requests_to_this_machine_by_name_are_from_here() {
+    fn only_requests_addressed_to_loopback_are_from_here() {
         let with_host = |host: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static(host));
@@ -139,7 +139,7 @@ mod tests {
             assert!(!is_from_here(&with_host(host), None), "{host}");
         }
         assert!(is_from_here(&HeaderMap::new(), Some("localhost:8080")));
-        // No browser and no proxy leaves the name out.
+        // A request without a host comes from neither a browser nor a proxy.
         assert!(is_from_here(&HeaderMap::new(), None));
         assert!(!is_from_here(&with_host("localhost"), Some("example.org")));
         for (name, value) in [

@@ -149,10 +149,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_stands_whole_and_once_or_not_at_all() {
+    fn signature_parameters_must_be_complete_and_unique() {
         let read = |query| Signature::from_query(Some(query));
-        let whole = Signature { expires: 7, key: "k", mac: "s" };
-        assert_eq!(read("wait=3&expires=7&key_id=k&signature=s").expect("one"), Some(whole));
+        let complete = Signature { expires: 7, key: "k", mac: "s" };
+        assert_eq!(read("wait=3&expires=7&key_id=k&signature=s").expect("one"), Some(complete));
         assert_eq!(read("wait=3&other").expect("none"), None);
         assert_eq!(Signature::from_query(None).expect("none"), None);
         for bad in [

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rendition_is_named_after_its_own_format() {
+    fn rendition_is_named_after_its_own_format() {
         for (name, renamed_to) in [
             ("cat.tiff", "cat.webp"),
             ("cat", "cat.webp"),

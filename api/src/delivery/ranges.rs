@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_as_the_rfc_says() {
+    fn ranges_are_parsed_as_the_rfc_says() {
         let cases = [
             ("bytes=0-99", Wanted::One(0..100)),
             ("bytes=900-", Wanted::One(900..1000)),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn several_parts_are_framed_and_counted() {
+    async fn multipart_ranges_are_framed_and_counted() {
         let content: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let object = OpenObject::Whole(content.clone().into());
         let MultipartRanges { content_type, bytes, body } =

@@ -301,18 +301,18 @@ mod tests {
         JobCount { kind, lane, status, count, due: count, oldest_due_seconds: 1.5 }
     }
 
-    /// A history, and what it says after each of `samples`: seconds, queued, workers.
+    /// A history with `samples` (second, queued jobs, workers), and its report after each of them.
     fn watch(samples: &[(u64, u64, &[RegisteredWorker])]) -> (History, Vec<QueueReport>) {
-        let (mut history, begun, mut said) = (History::default(), Instant::now(), Vec::new());
+        let (mut history, started, mut seen) = (History::default(), Instant::now(), Vec::new());
         for (second, queued, workers) in samples {
             let counts = [jobs(Status::Queued, *queued), jobs(Status::Running, 2)];
-            history.add(begun + Duration::from_secs(*second), &counts, workers);
+            history.add(started + Duration::from_secs(*second), &counts, workers);
             let reports = history.reports(PERIOD * 2);
-            assert_eq!(reports.len(), Queue::all().count(), "every queue is there");
+            assert_eq!(reports.len(), Queue::all().count(), "every queue has a report");
             let one = reports.into_iter().find(|one| one.queue == QUEUE);
-            said.push(one.expect("this queue"));
+            seen.push(one.expect("this queue"));
         }
-        (history, said)
+        (history, seen)
     }
 
     fn rates(report: &QueueReport) -> (Option<f64>, Option<f64>, Option<f64>) {
@@ -320,51 +320,51 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_known_after_two_beats() {
+    fn rates_are_known_after_two_heartbeats() {
         let id = WorkerId::new();
-        let (_, said) = watch(&[
+        let (_, seen) = watch(&[
             (0, 1000, &[worker(id, 500, 70)]),
             (5, 950, &[worker(id, 505, 120)]),
             (10, 940, &[worker(id, 510, 170)]),
         ]);
-        assert_eq!(rates(&said[0]), (None, None, None));
-        assert_eq!(rates(&said[1]), (None, None, None));
-        // 100 ended in 10 s, and 60 are fewer: 40 came.
-        assert_eq!(rates(&said[2]), (Some(4.0), Some(10.0), Some(156.667)));
-        assert_eq!((said[2].depth, said[2].due, said[2].running), (940, 940, 2));
+        assert_eq!(rates(&seen[0]), (None, None, None));
+        assert_eq!(rates(&seen[1]), (None, None, None));
+        // In 10 s 100 jobs ended, but the queue shrank by only 60: so 40 were added.
+        assert_eq!(rates(&seen[2]), (Some(4.0), Some(10.0), Some(156.667)));
+        assert_eq!((seen[2].depth, seen[2].due, seen[2].running), (940, 940, 2));
     }
 
     #[test]
-    fn workers_come_and_go_without_a_dent() {
+    fn joining_and_leaving_workers_do_not_distort_rates() {
         let (old, new, back) = (WorkerId::new(), WorkerId::new(), WorkerId::new());
-        let (_, said) = watch(&[
+        let (_, seen) = watch(&[
             (0, 500, &[worker(old, 900, 1_000_000)]),
             (5, 400, &[worker(old, 905, 1_000_100), worker(new, 4, 30)]),
-            // Killed; and one that was away for long is heard of again.
+            // The old worker is killed, and one that was silent for long reports again.
             (10, 300, &[worker(new, 9, 100), worker(back, 4000, 777_777)]),
             (20, 200, &[worker(new, 19, 200), worker(back, 4010, 777_877)]),
         ]);
-        assert_eq!(said[2].rate_out, Some(20.0));
-        assert_eq!(said[3].rate_out, Some(20.0));
-        assert_eq!(said[3].rate_in, Some(5.0));
+        assert_eq!(seen[2].rate_out, Some(20.0));
+        assert_eq!(seen[3].rate_out, Some(20.0));
+        assert_eq!(seen[3].rate_in, Some(5.0));
     }
 
     #[test]
-    fn what_never_empties_has_no_time() {
+    fn queue_that_never_empties_has_no_time_to_empty() {
         let id = WorkerId::new();
-        let (_, said) = watch(&[
+        let (_, seen) = watch(&[
             (0, 10, &[worker(id, 500, 0)]),
             (10, 10, &[worker(id, 510, 10)]),
             (20, 0, &[worker(id, 520, 10)]),
         ]);
-        assert_eq!(rates(&said[1]), (Some(1.0), Some(1.0), None));
-        assert_eq!(said[2].seconds_to_empty, Some(0.0));
-        // Ten are gone that no worker ended: cancelled. Nothing came, rather than less than that.
-        assert_eq!(said[2].rate_in, Some(0.0));
+        assert_eq!(rates(&seen[1]), (Some(1.0), Some(1.0), None));
+        assert_eq!(seen[2].seconds_to_empty, Some(0.0));
+        // Ten jobs were cancelled, so no worker ended them. The rate in is 0, never negative.
+        assert_eq!(seen[2].rate_in, Some(0.0));
     }
 
     #[test]
-    fn the_past_is_forgotten() {
+    fn old_samples_are_forgotten() {
         let id = WorkerId::new();
         let beat = [worker(id, 500, 0)];
         let samples: Vec<(u64, u64, &[RegisteredWorker])> =

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn counts_hashes_and_stops_at_the_limit() {
+    async fn reader_counts_hashes_and_stops_at_the_limit() {
         let reader = BodyReader::new(body(&[b"ab", b"c"]), &HeaderMap::new(), limits(3), true);
         assert_eq!(reader.chunk().await, Ok(Some(Bytes::from_static(b"ab"))));
         assert_eq!(reader.finish().await, Ok(Some(ContentHash::of(b"abc"))));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_is_a_fault() {
+    async fn silent_body_times_out() {
         let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
         let limits = BodyLimits { idle: Duration::from_millis(10), ..limits(3) };
         let reader = BodyReader::new(silent, &HeaderMap::new(), limits, false);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_byte_now_and_then_is_not_enough() {
+    async fn body_below_the_minimum_rate_times_out() {
         let drip = |bytes: usize| {
             let chunks = stream::unfold((), move |()| async move {
                 sleep(Duration::from_secs(20)).await;
@@ -313,7 +313,7 @@ mod tests {
             let limits = BodyLimits { bytes_per_second: 10, ..limits(100_000) };
             BodyReader::new(Body::from_stream(chunks), &HeaderMap::new(), limits, false)
         };
-        // Never silent for 30 seconds, but with one byte where 200 are due.
+        // Never silent for 30 seconds, but sends 1 byte where the minimum rate requires 200.
         let slow = drip(1);
         assert!(slow.chunk().await.is_ok());
         assert_eq!(slow.chunk().await, Err(BodyFault::Idle));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_paced_body_is_whole_and_pauses_after_each_chunk() {
+    async fn paced_body_is_complete_and_pauses_after_each_chunk() {
         let reader = BodyReader::new(body(&[b"ab", b"c"]), &HeaderMap::new(), limits(9), false);
         let mut paced = Box::pin(reader.paced());
         let first = futures::poll!(paced.next());
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_rest_of_a_refused_body_is_read() {
+    async fn rest_of_a_rejected_body_is_read() {
         let (sender, mut unread) = tokio::sync::mpsc::channel::<()>(1);
         let mut sender = Some(sender);
         let counted = stream::iter((0..100).map(move |n| {

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cursors_read_back_and_stay_in_their_list() {
+    fn cursors_decode_only_for_their_own_list() {
         let id = TaskId::new();
         let cursor = id.encode();
         assert_eq!(TaskId::decode(&cursor), Some(id));

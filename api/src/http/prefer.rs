@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_waits_and_ignores_other_preferences() {
+    fn prefer_header_yields_the_wait_only() {
         let cases = [
             ("wait=10", Some(10)),
             ("respond-async, Wait = \"7\"; x=y", Some(7)),

@@ -412,10 +412,10 @@ mod tests {
         (Response::from_parts(parts, ()), serde_json::from_slice(&body).expect("JSON"))
     }
 
-    /// Clients decide by `type`, `code`, `status` and `retryable`: whatever of these changes or goes
-    /// breaks them. `tests/snapshots/mod.rs` at the root says how to accept a change.
+    /// Clients decide by `type`, `code`, `status` and `retryable`, so a change of any of these breaks
+    /// them. `tests/snapshots/mod.rs` at the root says how to accept a change.
     #[tokio::test]
-    async fn problem_documents() {
+    async fn problem_documents_are_stable() {
         let mut lines = Vec::new();
         for &code in ProblemCode::ALL {
             let fail = move || async move { Problem::new(code, "What happened this time.") };
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn internal_text_stays_inside() {
+    async fn internal_error_text_is_not_sent() {
         let fail = || async { Problem::internal(&"password is hunter2") };
         let (response, body) = answer(Router::new().route("/a", get(fail)), "/a").await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_a_problem() {
+    async fn panic_becomes_a_problem() {
         async fn explode() -> &'static str {
             panic!("secret {}", 42)
         }
@@ -456,13 +456,13 @@ mod tests {
 
     #[tokio::test]
     async fn plain_errors_of_libraries_become_problems() {
-        let refuse = || async { (StatusCode::PAYLOAD_TOO_LARGE, "too large") };
-        let (_, body) = answer(Router::new().route("/a", get(refuse)), "/a").await;
+        let reject = || async { (StatusCode::PAYLOAD_TOO_LARGE, "too large") };
+        let (_, body) = answer(Router::new().route("/a", get(reject)), "/a").await;
         assert_eq!(body["code"], "upload_too_large");
     }
 
     #[tokio::test]
-    async fn a_full_disk_and_an_unavailable_database_are_retryable() {
+    async fn full_disk_and_unavailable_database_are_retryable() {
         let full = || async { Problem::from(BlobError::Full) };
         let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
         assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_bucket_gives_what_it_holds_and_then_as_much_as_comes() {
+    async fn bucket_grants_its_tokens_and_refills_at_its_rate() {
         let rate = Rate { tokens: 3, window: Duration::from_secs(30) };
         let buckets = Buckets::new(None, rate.window);
         for left in [2, 1, 0] {
@@ -118,14 +118,18 @@ mod tests {
             assert!(taken.allowed);
             assert_eq!(taken.remaining, left);
         }
-        let refused = buckets.take("a", rate).await;
-        assert!(!refused.allowed);
-        assert!(refused.wait <= Duration::from_secs(10) && refused.wait > Duration::from_secs(9));
-        assert!(buckets.take("b", rate).await.allowed, "everybody has a bucket of their own");
+        let rejected = buckets.take("a", rate).await;
+        assert!(!rejected.allowed);
+        assert!(rejected.wait <= Duration::from_secs(10) && rejected.wait > Duration::from_secs(9));
+        assert!(buckets.take("b", rate).await.allowed, "each caller has its own bucket");
         tokio::time::advance(Duration::from_secs(10)).await;
         assert!(buckets.take("a", rate).await.allowed);
         assert!(!buckets.take("a", rate).await.allowed);
         tokio::time::advance(Duration::from_mins(5)).await;
-        assert_eq!(buckets.take("a", rate).await.remaining, 2, "it holds no more than that");
+        assert_eq!(
+            buckets.take("a", rate).await.remaining,
+            2,
+            "it never holds more than its capacity"
+        );
     }
 }

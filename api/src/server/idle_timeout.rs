@@ -140,7 +140,7 @@ mod tests {
     const IDLE: Duration = Duration::from_millis(50);
 
     #[tokio::test]
-    async fn a_body_comes_in_pieces_and_is_whole() {
+    async fn body_is_sent_complete_in_bounded_pieces() {
         let whole: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let mut body = Working::new(&IdleTimeout::new()).hand_over(Body::from(whole.clone()));
         assert_eq!(body.size_hint().exact(), Some(100_000));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_client_can_be_late() {
+    async fn only_the_client_can_time_out() {
         let timeout = IdleTimeout::new();
         let working = Working::new(&timeout);
         let (sender, mut pieces) = mpsc::channel::<Bytes>(1);
@@ -166,13 +166,13 @@ mod tests {
             let timeout = timeout.clone();
             async move { tokio::time::timeout(IDLE * 4, timeout.elapsed(IDLE)).await.is_ok() }
         };
-        assert!(!elapsed(&timeout).await, "an answer is being made");
+        assert!(!elapsed(&timeout).await, "a response is being made");
         let mut body = working.hand_over(Body::from_stream(stream));
         let next = tokio::spawn(async move { (body.frame().await.is_some(), body) });
-        assert!(!elapsed(&timeout).await, "the body has nothing yet");
+        assert!(!elapsed(&timeout).await, "the body has no data yet");
         sender.send(Bytes::from_static(b"a piece")).await.expect("sent");
-        let (came, _body) = next.await.expect("no panic");
-        assert!(came);
-        assert!(elapsed(&timeout).await, "the client does not come for more");
+        let (received, _body) = next.await.expect("no panic");
+        assert!(received);
+        assert!(elapsed(&timeout).await, "the client does not read");
     }
 }

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_sha_256_among_others() {
+    fn sha_256_is_found_among_other_digests() {
         const ABC: &str = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:";
         let abc = Some(ContentHash::of(b"abc"));
         assert_eq!(read(&[]).expect("none"), None);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_malformed_from_unsupported() {
+    fn malformed_and_unsupported_digests_have_their_own_problems() {
         let malformed = [
             "",
             "sha-256",

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_short_visible_and_alone() {
+    fn keys_are_short_printable_and_unique() {
         let read = |values: &[&[u8]]| {
             let mut headers = HeaderMap::new();
             for value in values {

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_content_disposition() {
+    fn content_disposition_gives_the_file_name() {
         let cases = [
             ("attachment; filename=cat.jpg", Some("cat.jpg")),
             ("form-data; name=\"a\"; filename=\"a; \\\"b\\\".jpg\"", Some("a; \"b\".jpg")),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn all_labels_are_in_the_fingerprint() {
+    fn fingerprint_covers_all_labels() {
         let content = ContentHash::of(b"x");
         let of = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
             UploadLabels {

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_gets_no_more_than_its_share_and_permits_come_back() {
+    fn owner_gets_at_most_its_share_and_permits_return() {
         let (ada, bob): (Owner, Owner) = ("ada".parse().expect("ada"), "bob".parse().expect("bob"));
         let permits = UploadPermits::new(4);
         let take = |owner: &Owner| permits.acquire(owner, 3);
@@ -90,9 +90,9 @@ mod tests {
         taken.push(take(&bob).expect("a permit is left for others"));
         assert_eq!(take(&bob).err(), Some(NoPermit::All));
         drop(taken.remove(0));
-        taken.push(take(&ada).expect("one came back"));
+        taken.push(take(&ada).expect("a permit was returned"));
         drop(taken);
-        assert!(permits.per_owner.lock().is_empty(), "nothing is remembered");
+        assert!(permits.per_owner.lock().is_empty(), "owners without permits are removed");
         assert_eq!(permits.all.available_permits(), 4);
     }
 }

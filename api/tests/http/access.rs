@@ -1,4 +1,4 @@
-//! Who may do what: every route, with every scope, on one's own, another's, and nobody's things.
+//! Access control: every route, with every scope, on own, foreign and unknown objects.
 
 use std::{
     convert::Infallible,
@@ -27,15 +27,15 @@ use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
-use crate::app::{TestApp, TestResponse, image_id, picture, task_id};
+use crate::app::{TestApp, TestResponse, fake_png, image_id, task_id};
 
 impl TestApp {
-    /// Makes a key.
+    /// Creates a key.
     pub async fn key(&self, owner: &str, scopes: &str) -> Key {
         self.key_for(owner, scopes, None).await
     }
 
-    /// Makes a key that is good for so long.
+    /// Creates a key with a lifetime.
     async fn key_for(&self, owner: &str, scopes: &str, lifetime: Option<Duration>) -> Key {
         let secret = ApiSecret::new().expect("random bytes");
         let id = Uuid::now_v7();
@@ -52,7 +52,7 @@ impl TestApp {
     }
 }
 
-/// A key that was made.
+/// An API key.
 pub struct Key {
     id: Uuid,
     bearer: String,
@@ -67,16 +67,16 @@ impl Key {
         app.send(self.on(Request::get(path)), Body::empty()).await
     }
 
-    /// Uploads a picture, with parameters.
+    /// Uploads an image with query parameters.
     pub async fn upload(&self, app: &TestApp, query: &str) -> Value {
         let request = Request::post(format!("/v1/images{query}"));
-        let answer = app.send(self.on(request), picture(100, 1)).await;
+        let answer = app.send(self.on(request), fake_png(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
         answer.json()
     }
 }
 
-/// What each route wants, written down once more: by hand, from the documentation.
+/// The scopes that each route requires, written by hand from the documentation.
 const ROUTES: &[(&str, &str, &[Scope])] = &[
     ("GET", "/livez", &[]),
     ("GET", "/readyz", &[]),
@@ -107,7 +107,7 @@ const ROUTES: &[(&str, &str, &[Scope])] = &[
     ("GET", "/v1/audit", &[Scope::Admin]),
 ];
 
-/// A request of a route for these things.
+/// A request to a route for the image and task of an upload.
 fn request(method: &str, route: &str, upload: &Value) -> Builder {
     let path = route
         .replace("{image}", &image_id(upload).to_string())
@@ -163,14 +163,14 @@ async fn every_route_requires_its_scope() {
             let key = app.key("ada", scopes).await;
             let given: Scopes = scopes.parse().expect("scopes");
             let allowed = needed.iter().all(|scope| given.allow(*scope));
-            // An event stream has no end while its task has none.
+            // An event stream does not end before its task.
             if route.ends_with("/events") && allowed {
                 continue;
             }
             let answer = send(Some(&key)).await;
             if allowed {
-                let refused = matches!(answer.status.as_u16(), 401 | 403);
-                assert!(!refused, "{method} {route} with {scopes}: {}", answer.text());
+                let rejected = matches!(answer.status.as_u16(), 401 | 403);
+                assert!(!rejected, "{method} {route} with {scopes}: {}", answer.text());
             } else {
                 answer.assert_problem(403, "scope_missing");
             }
@@ -190,14 +190,14 @@ async fn objects_of_other_owners_answer_404() {
         let upload = ada.upload(&app, "").await;
         let unknown = json!({ "id": Uuid::now_v7(), "image": { "id": Uuid::now_v7() } });
         let mut answers = Vec::new();
-        for thing in [&upload, &unknown] {
-            let request = bob.on(request(method, route, thing));
+        for object in [&upload, &unknown] {
+            let request = bob.on(request(method, route, object));
             let answer = app.send(request, "{}").await;
             assert_eq!(answer.status.as_u16(), 404, "{method} {route}: {}", answer.text());
-            // But for the id that was asked for, the same.
+            // Apart from the ids both responses are equal.
             let text = answer.text();
-            let text = text.replace(&image_id(thing).to_string(), "");
-            answers.push(text.replace(&task_id(thing).to_string(), ""));
+            let text = text.replace(&image_id(object).to_string(), "");
+            answers.push(text.replace(&task_id(object).to_string(), ""));
         }
         assert_eq!(answers[0], answers[1], "{method} {route}");
         let status = ada.get(&app, &format!("/v1/tasks/{}", task_id(&upload))).await.json();
@@ -208,12 +208,12 @@ async fn objects_of_other_owners_answer_404() {
     let tasks = bob.get(&app, "/v1/tasks").await.json();
     assert_eq!(tasks["tasks"], json!([]));
     bob.get(&app, "/v1/tasks?owner=ada").await.assert_problem(403, "scope_missing");
-    // A cursor of hers is a place in his list, which is empty.
+    // Ada's cursor is a position in Bob's list, which is empty.
     let page = ada.get(&app, "/v1/images?limit=1").await.json();
     let cursor = page["next_cursor"].as_str().expect("a cursor");
     let next = bob.get(&app, &format!("/v1/images?cursor={cursor}")).await.json();
     assert_eq!(next, json!({ "images": [], "next_cursor": null }));
-    // Trying all failed tasks again finds none of hers.
+    // Retrying all failed tasks finds none of Ada's.
     let retry = bob.on(Request::post("/v1/tasks/retry?all=true&dry_run=true"));
     assert_eq!(app.send(retry, Body::empty()).await.json()["tasks"], json!([]));
 }
@@ -225,7 +225,7 @@ async fn idempotency_keys_are_separate_per_owner() {
     let mut tasks = Vec::new();
     for key in [&keys[0], &keys[1], &keys[0]] {
         let request = key.on(Request::post("/v1/images")).header("idempotency-key", "same");
-        let answer = app.send(request, picture(100, 1)).await;
+        let answer = app.send(request, fake_png(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
         tasks.push(answer.json()["id"].clone());
     }
@@ -234,7 +234,7 @@ async fn idempotency_keys_are_separate_per_owner() {
 }
 
 #[tokio::test]
-async fn an_admin_must_name_the_owner_it_acts_for() {
+async fn admin_must_name_the_owner_it_acts_for() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let admin = app.key("ops", "upload,read,admin").await;
@@ -254,20 +254,20 @@ async fn an_admin_must_name_the_owner_it_acts_for() {
     let request = admin.on(cancel).header("safelight-owner", "ada");
     assert_eq!(app.send(request, Body::empty()).await.status.as_u16(), 202);
     let log = admin.get(&app, "/v1/audit").await.json();
-    assert_eq!(log["entries"].as_array().expect("entries").len(), 1, "reading is no deed: {log}");
+    assert_eq!(log["entries"].as_array().expect("entries").len(), 1, "reads are not logged: {log}");
     assert_eq!(log["entries"][0]["target"], format!("{path}/cancel"));
     assert_eq!(log["entries"][0]["owner"], "ada");
 }
 
 #[tokio::test]
-async fn the_audit_log_names_the_kind_of_a_backfill() {
+async fn audit_log_names_the_kind_of_a_backfill() {
     let app = TestApp::new().await;
     let admin = app.key("ops", "admin").await;
     for (kind, dry_run) in [("renditions", false), ("verify", false), ("gc", true)] {
         let body = json!({ "kind": kind, "dry_run": dry_run }).to_string();
         let request = admin.on(Request::post("/v1/backfills"));
-        let begun = app.send(request.header("content-type", "application/json"), body).await;
-        let at = begun.header("location");
+        let created = app.send(request.header("content-type", "application/json"), body).await;
+        let at = created.header("location");
         let log = admin.get(&app, "/v1/audit?limit=1").await.json();
         let how = if dry_run { ", dry run" } else { "" };
         assert_eq!(log["entries"][0]["target"], format!("/v1/backfills ({kind}{how}) -> {at}"));
@@ -275,18 +275,18 @@ async fn the_audit_log_names_the_kind_of_a_backfill() {
 }
 
 #[tokio::test]
-async fn an_import_has_its_owners_quota_and_visibility() {
+async fn import_gets_its_owners_quota_and_visibility() {
     let owners = ("SAFELIGHT_OWNERS", "{ ada = { quota_images = 7 } }");
     let app = TestApp::configured(&[owners, ("SAFELIGHT_DEFAULT_VISIBILITY", "private")]).await;
     let admin = app.key("ops", "admin,read").await;
-    for (said, meant) in [(None, "private"), (Some("public"), "public")] {
-        let body = json!({ "kind": "import", "source": "/tmp", "visibility": said });
+    for (requested, expected) in [(None, "private"), (Some("public"), "public")] {
+        let body = json!({ "kind": "import", "source": "/tmp", "visibility": requested });
         let request = admin.on(Request::post("/v1/backfills")).header("safelight-owner", "ada");
         let request = request.header("content-type", "application/json");
-        let begun = app.send(request, body.to_string()).await;
-        assert_eq!(begun.status.as_u16(), 202, "{}", begun.text());
-        assert_eq!(begun.json()["backfill"]["request"]["visibility"], meant);
-        let task = app.parts.store.task(task_id(&begun.json())).await.expect("read");
+        let created = app.send(request, body.to_string()).await;
+        assert_eq!(created.status.as_u16(), 202, "{}", created.text());
+        assert_eq!(created.json()["backfill"]["request"]["visibility"], expected);
+        let task = app.parts.store.task(task_id(&created.json())).await.expect("read");
         let spec = task.and_then(|task| task.backfill).expect("a backfill").spec;
         assert_eq!((spec.quota.images, spec.quota.bytes), (Some(7), None));
     }
@@ -299,8 +299,8 @@ async fn behind_a_proxy_imports_are_limited_to_import_roots() {
     let admin = app.key("ops", "admin").await;
     let request = admin.on(Request::post("/v1/backfills"));
     let body = json!({ "kind": "import", "source": "/tmp" }).to_string();
-    let refused = app.send(request.header("content-type", "application/json"), body).await;
-    refused.assert_problem(403, "source_forbidden");
+    let rejected = app.send(request.header("content-type", "application/json"), body).await;
+    rejected.assert_problem(403, "source_forbidden");
 }
 
 #[tokio::test]
@@ -323,7 +323,7 @@ async fn keys_are_created_used_listed_and_revoked() {
     };
     assert_eq!(hers.get(&app, "/v1/images").await.status.as_u16(), 200);
     let list = admin.get(&app, "/v1/keys?owner=ada").await;
-    assert!(!list.text().contains(&secret[14..]), "the secret is nowhere");
+    assert!(!list.text().contains(&secret[14..]), "the secret is not listed");
     assert_eq!(list.json()["keys"][0]["scopes"], json!(["read"]));
 
     let revoke = admin.on(Request::delete(format!("/v1/keys/{}", hers.id)));
@@ -345,7 +345,7 @@ async fn keys_are_created_used_listed_and_revoked() {
 }
 
 #[tokio::test]
-async fn without_keys_only_loopback_requests_are_let_in() {
+async fn without_keys_only_loopback_requests_are_allowed() {
     let app = TestApp::new().await;
     let list = || Request::get("/v1/images");
     let status = async |request: Builder| app.send(request, Body::empty()).await.status.as_u16();
@@ -361,7 +361,7 @@ async fn without_keys_only_loopback_requests_are_let_in() {
 }
 
 #[tokio::test]
-async fn a_private_image_requires_its_owners_key_or_a_signature() {
+async fn private_image_requires_its_owners_key_or_a_signature() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let uploads_only = app.key("ada", "upload").await;
@@ -373,7 +373,7 @@ async fn a_private_image_requires_its_owners_key_or_a_signature() {
     app.render(task_id(&upload), b"rendered").await;
 
     for path in [format!("/images/{id}"), format!("/images/{id}/small")] {
-        // The second time from memory.
+        // The second request is served from memory.
         for _ in 0..2 {
             let answer = ada.get(&app, &path).await;
             assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
@@ -414,18 +414,18 @@ async fn a_private_image_requires_its_owners_key_or_a_signature() {
     app.parts.store.revoke_signing_key(key).await.expect("revoked");
     app.get(url).await.assert_problem(403, "invalid_signature");
 
-    let begun = Utc::now();
+    let started = Utc::now();
     let short = sign(&ada, json!({ "expires_in": 1 })).await.json();
     let expires: DateTime<Utc> =
         short["expires_at"].as_str().and_then(|at| at.parse().ok()).expect("a time");
-    assert!(begun + TimeDelta::seconds(1) <= expires, "{begun} {expires}: too short");
+    assert!(started + TimeDelta::seconds(1) <= expires, "{started} {expires}: too short");
     let url = short["url"].as_str().expect("a URL").to_owned();
     crate::app::eventually(async || app.get(&url).await.status.as_u16() == 403).await;
     app.get(&url).await.assert_problem(403, "signature_expired");
 }
 
 #[tokio::test]
-async fn a_public_image_requires_no_key_and_is_cacheable() {
+async fn public_image_requires_no_key_and_is_cacheable() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "").await;
@@ -436,13 +436,13 @@ async fn a_public_image_requires_no_key_and_is_cacheable() {
 }
 
 #[tokio::test]
-async fn a_full_quota_rejects_uploads_until_an_image_is_cancelled() {
+async fn full_quota_rejects_uploads_until_an_image_is_cancelled() {
     let app = TestApp::configured(&[("SAFELIGHT_OWNERS", "{ ada = { quota_images = 1 } }")]).await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "").await;
-    let again = async || app.send(ada.on(Request::post("/v1/images")), picture(9, 2)).await;
-    let refused = again().await.assert_problem(403, "over_quota");
-    assert_eq!((&refused["used_images"], &refused["quota_images"]), (&json!(1), &json!(1)));
+    let again = async || app.send(ada.on(Request::post("/v1/images")), fake_png(9, 2)).await;
+    let rejected = again().await.assert_problem(403, "over_quota");
+    assert_eq!((&rejected["used_images"], &rejected["quota_images"]), (&json!(1), &json!(1)));
     let limits = ada.get(&app, "/v1/limits").await.json();
     assert_eq!(limits["owner"], "ada");
     assert_eq!(limits["quota"]["used_bytes"], 100);
@@ -461,28 +461,28 @@ async fn rates_are_reported_and_enforced() {
     let ada = app.key("ada", "upload,read").await;
     for left in [1, 0] {
         let request = ada.on(Request::post("/v1/images"));
-        let answer = app.send(request, picture(100, 1)).await;
+        let answer = app.send(request, fake_png(100, 1)).await;
         assert_eq!(answer.status.as_u16(), 202);
-        let told: Vec<_> = answer.headers.get_all("ratelimit").iter().collect();
-        assert_eq!(told.len(), 2);
-        let uploads = told[1].to_str().expect("text");
+        let rates: Vec<_> = answer.headers.get_all("ratelimit").iter().collect();
+        assert_eq!(rates.len(), 2);
+        let uploads = rates[1].to_str().expect("text");
         assert!(uploads.starts_with(&format!("\"uploads\";r={left};t=")), "{uploads}");
     }
-    let refused = app.send(ada.on(Request::post("/v1/images")), picture(100, 1)).await;
-    assert_eq!(refused.status.as_u16(), 429, "{}", refused.text());
-    let wait: u64 = refused.header("retry-after").parse().expect("seconds");
+    let rejected = app.send(ada.on(Request::post("/v1/images")), fake_png(100, 1)).await;
+    assert_eq!(rejected.status.as_u16(), 429, "{}", rejected.text());
+    let wait: u64 = rejected.header("retry-after").parse().expect("seconds");
     assert!((29..=30).contains(&wait), "{wait}");
-    assert_eq!(refused.header("ratelimit-policy"), "\"uploads\";q=2;w=60");
+    assert_eq!(rejected.header("ratelimit-policy"), "\"uploads\";q=2;w=60");
     for _ in 0..2 {
         assert_eq!(ada.get(&app, "/v1/images").await.status.as_u16(), 200);
     }
     assert_eq!(ada.get(&app, "/v1/images").await.status.as_u16(), 429);
     let bob = app.key("bob", "read").await;
-    assert_eq!(bob.get(&app, "/v1/images").await.status.as_u16(), 200, "each has their own");
+    assert_eq!(bob.get(&app, "/v1/images").await.status.as_u16(), 200, "limits are per owner");
 }
 
 #[tokio::test]
-async fn the_use_of_a_key_is_recorded() {
+async fn key_use_is_recorded() {
     let app = TestApp::new().await;
     let ada = app.key("ada", "read").await;
     ada.get(&app, "/v1/images").await;
@@ -497,38 +497,38 @@ async fn the_use_of_a_key_is_recorded() {
     .await;
 }
 
-/// An upload whose body stands still after its first bytes, until it is let go.
-struct Slow {
-    go: oneshot::Sender<()>,
+/// An upload whose body sends nothing until it is released.
+struct SlowUpload {
+    release: oneshot::Sender<()>,
     answer: JoinHandle<u16>,
 }
 
-impl Slow {
-    /// Begins one, and waits until its body is being read.
-    async fn begin(app: &TestApp, request: Builder) -> Self {
-        let ((go, gone), (reading, is_reading)) = (oneshot::channel(), oneshot::channel());
+impl SlowUpload {
+    /// Starts the upload, and waits until the server reads its body.
+    async fn start(app: &TestApp, request: Builder) -> Self {
+        let ((release, released), (reading, is_reading)) = (oneshot::channel(), oneshot::channel());
         let body = stream::once(async move {
             let _ = reading.send(());
-            let _ = gone.await;
-            Ok::<_, Infallible>(Bytes::from(picture(500, 1)))
+            let _ = released.await;
+            Ok::<_, Infallible>(Bytes::from(fake_png(500, 1)))
         });
         let (api, request) = (app.api.clone(), request.body(Body::from_stream(body)));
         let answer = tokio::spawn(async move {
             let answered = api.answer(request.expect("a request")).await;
-            answered.expect("an answer").status().as_u16()
+            answered.expect("a response").status().as_u16()
         });
-        is_reading.await.expect("it is being received");
-        Self { go, answer }
+        is_reading.await.expect("the body is being read");
+        Self { release, answer }
     }
 
     async fn finish(self) -> u16 {
-        self.go.send(()).expect("still waiting");
+        self.release.send(()).expect("still waiting");
         self.answer.await.expect("no panic")
     }
 }
 
 #[tokio::test]
-async fn an_owner_takes_no_more_than_its_share_of_the_uploads_in_flight() {
+async fn owner_gets_at_most_its_share_of_the_uploads_in_flight() {
     let keys = [
         ("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "4"),
         ("SAFELIGHT_OWNERS", "{ eve = { max_uploads_in_flight_per_owner = 1 } }"),
@@ -540,18 +540,18 @@ async fn an_owner_takes_no_more_than_its_share_of_the_uploads_in_flight() {
     let post = |key: &Key| key.on(Request::post("/v1/images"));
     let mut slow = Vec::new();
     for _ in 0..2 {
-        slow.push(Slow::begin(&app, post(&ada)).await);
+        slow.push(SlowUpload::start(&app, post(&ada)).await);
     }
-    let refused = app.send(post(&ada), picture(500, 2)).await;
-    refused.assert_problem(429, "too_many_own_uploads");
-    assert_eq!(refused.header("retry-after"), "1");
+    let rejected = app.send(post(&ada), fake_png(500, 2)).await;
+    rejected.assert_problem(429, "too_many_own_uploads");
+    assert_eq!(rejected.header("retry-after"), "1");
     bob.upload(&app, "").await;
-    slow.push(Slow::begin(&app, post(&eve)).await);
-    let refused = app.send(post(&eve), picture(500, 2)).await;
-    refused.assert_problem(429, "too_many_own_uploads");
-    // One is left, and then none.
-    slow.push(Slow::begin(&app, post(&bob)).await);
-    app.send(post(&bob), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
+    slow.push(SlowUpload::start(&app, post(&eve)).await);
+    let rejected = app.send(post(&eve), fake_png(500, 2)).await;
+    rejected.assert_problem(429, "too_many_own_uploads");
+    // One permit is left, then none.
+    slow.push(SlowUpload::start(&app, post(&bob)).await);
+    app.send(post(&bob), fake_png(500, 2)).await.assert_problem(503, "too_many_uploads");
     for upload in slow {
         assert_eq!(upload.finish().await, 202);
     }
@@ -566,8 +566,8 @@ async fn an_owner_takes_no_more_than_its_share_of_the_uploads_in_flight() {
 async fn without_keys_one_client_may_use_all_upload_permits() {
     let app = TestApp::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "2")]).await;
     let post = || Request::post("/v1/images");
-    let slow = [Slow::begin(&app, post()).await, Slow::begin(&app, post()).await];
-    app.send(post(), picture(500, 2)).await.assert_problem(503, "too_many_uploads");
+    let slow = [SlowUpload::start(&app, post()).await, SlowUpload::start(&app, post()).await];
+    app.send(post(), fake_png(500, 2)).await.assert_problem(503, "too_many_uploads");
     assert_eq!(app.get("/v1/limits").await.json()["max_uploads_in_flight"], 2);
     for upload in slow {
         assert_eq!(upload.finish().await, 202);
@@ -582,15 +582,15 @@ async fn caches_are_separate_per_owner() {
         let mut paths = Vec::new();
         for key in &keys {
             let request = key.on(Request::post("/v1/images"));
-            let upload = app.send(request, picture(bytes, 1)).await.json();
+            let upload = app.send(request, fake_png(bytes, 1)).await.json();
             app.write(task_id(&upload)).await;
             paths.push((image_id(&upload), format!("/images/{}", image_id(&upload))));
         }
-        let [(first, hers), (_, his)] = &paths[..] else { panic!("two uploads") };
-        // What is streamed is held open by who reads it, for others to join.
-        let ask = async |path: &str| {
+        let [(first, ada_path), (_, bob_path)] = &paths[..] else { panic!("two uploads") };
+        // A large object is streamed. Its read stays open while a client holds it, so that others can join.
+        let get = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            app.api.answer(request).await.expect("an answer")
+            app.api.answer(request).await.expect("a response")
         };
         let how = |answer: &axum::response::Response| {
             answer.headers()["cache-status"].to_str().expect("text").to_owned()
@@ -600,26 +600,26 @@ async fn caches_are_separate_per_owner() {
         } else {
             ["fwd=uri-miss; detail=store", "fwd=uri-miss; collapsed; detail=store"]
         };
-        let (mine, again) = (ask(hers).await, ask(hers).await);
-        assert_eq!(how(&mine), format!("safelight; {cold}"));
-        assert_eq!(how(&again), format!("safelight; {shared}"));
-        let (his_first, his_next) = (ask(his).await, ask(his).await);
-        assert_eq!(how(&his_first), format!("safelight; {cold}"), "hers were at hand");
-        assert_eq!(how(&his_next), format!("safelight; {shared}"));
-        drop((mine, again, his_first, his_next));
+        let (ada_first, ada_second) = (get(ada_path).await, get(ada_path).await);
+        assert_eq!(how(&ada_first), format!("safelight; {cold}"));
+        assert_eq!(how(&ada_second), format!("safelight; {shared}"));
+        let (bob_first, bob_second) = (get(bob_path).await, get(bob_path).await);
+        assert_eq!(how(&bob_first), format!("safelight; {cold}"), "ada's bytes were cached");
+        assert_eq!(how(&bob_second), format!("safelight; {shared}"));
+        drop((ada_first, ada_second, bob_first, bob_second));
 
         let delete = keys[0].on(Request::delete(format!("/v1/images/{first}")));
         assert_eq!(app.send(delete, Body::empty()).await.status.as_u16(), 202);
-        app.get(hers).await.assert_problem(410, "image_deleted");
-        assert_eq!(app.get(his).await.body.len(), bytes);
+        app.get(ada_path).await.assert_problem(410, "image_deleted");
+        assert_eq!(app.get(bob_path).await.body.len(), bytes);
     }
 }
 
-/// Counts the calls of one method that were answered.
-struct Counted(&'static str, Arc<AtomicUsize>);
+/// Counts the finished calls of one store method.
+struct CallCounter(&'static str, Arc<AtomicUsize>);
 
 #[async_trait]
-impl FaultPlan for Counted {
+impl FaultPlan for CallCounter {
     async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
@@ -632,22 +632,21 @@ impl FaultPlan for Counted {
     }
 }
 
-/// A app, and how often its store has answered a call of `method`.
-async fn counting(method: &'static str) -> (TestApp, impl Fn() -> usize) {
+/// An app, and a count of the finished calls of a store method.
+async fn counting_calls(method: &'static str) -> (TestApp, impl Fn() -> usize) {
     let calls = Arc::new(AtomicUsize::new(0));
-    let gate = Counted(method, calls.clone());
-    let app = TestApp::with(&[], ApiOptions::default(), |inner| {
-        Arc::new(FaultyStore { inner, plan: gate })
-    })
-    .await;
+    let plan = CallCounter(method, calls.clone());
+    let app =
+        TestApp::with(&[], ApiOptions::default(), |inner| Arc::new(FaultyStore { inner, plan }))
+            .await;
     (app, move || calls.load(Ordering::SeqCst))
 }
 
-/// A request that is under way, to its end.
-fn under_way(app: &TestApp, request: Builder) -> JoinHandle<TestResponse> {
+/// Starts a request whose whole response can be awaited.
+fn start_request(app: &TestApp, request: Builder) -> JoinHandle<TestResponse> {
     let (api, request) = (app.api.clone(), request.body(Body::empty()));
     tokio::spawn(async move {
-        let response = api.answer(request.expect("a request")).await.expect("an answer");
+        let response = api.answer(request.expect("a request")).await.expect("a response");
         let (parts, body) = response.into_parts();
         let body = http_body_util::BodyExt::collect(body).await.expect("a body");
         let body = body.to_bytes().to_vec();
@@ -657,46 +656,46 @@ fn under_way(app: &TestApp, request: Builder) -> JoinHandle<TestResponse> {
 
 async fn ended(waiting: JoinHandle<TestResponse>) -> TestResponse {
     let ended = tokio::time::timeout(Duration::from_secs(20), waiting).await;
-    ended.expect("it ends soon").expect("no panic")
+    ended.expect("the response ends soon").expect("no panic")
 }
 
 #[tokio::test]
 async fn held_and_streamed_responses_end_with_their_key() {
-    let (app, let_in) = counting("api_key").await;
+    let (app, lookups) = counting_calls("api_key").await;
     let ada = app.key("ada", "upload,read").await;
     let task = task_id(&ada.upload(&app, "").await);
     let (events, path) = (format!("/v1/tasks/{task}/events"), format!("/v1/tasks/{task}"));
     let waits = |key: &Key, path: &str| {
-        under_way(&app, key.on(Request::get(path)).header("prefer", "wait=60"))
+        start_request(&app, key.on(Request::get(path)).header("prefer", "wait=60"))
     };
     let revoked = app.key("ada", "read").await;
     let expiring = app.key_for("ada", "read", Some(Duration::from_secs(3))).await;
-    let before = let_in();
+    let before = lookups();
     let streams = [&revoked, &expiring].map(|key| waits(key, &events));
     let held = [&revoked, &expiring].map(|key| waits(key, &path));
     let (others_stream, others_wait) = (waits(&ada, &events), waits(&ada, &path));
-    crate::app::eventually(async || let_in() >= before + 6).await;
+    crate::app::eventually(async || lookups() >= before + 6).await;
     app.parts.store.revoke_api_key(revoked.id).await.expect("revoked");
     for stream in streams {
-        let story = ended(stream).await.text();
-        assert_eq!(story.matches("event: task").count(), 1, "{story}");
+        let text = ended(stream).await.text();
+        assert_eq!(text.matches("event: task").count(), 1, "{text}");
     }
     for held in held {
         ended(held).await.assert_problem(401, "invalid_key");
     }
     app.write(task).await;
     app.render(task, b"x").await;
-    assert!(ended(others_stream).await.text().contains("\"succeeded\""), "its key is good");
+    assert!(ended(others_stream).await.text().contains("\"succeeded\""), "its key is still valid");
     assert_eq!(ended(others_wait).await.json()["status"], "succeeded");
 }
 
 #[tokio::test]
-async fn the_first_key_ends_responses_held_without_one() {
-    let (app, loaded) = counting("task").await;
-    let task = task_id(&app.upload(picture(500, 1)).await);
+async fn first_key_ends_responses_held_without_one() {
+    let (app, loaded) = counting_calls("task").await;
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     let path = format!("/v1/tasks/{task}");
-    let stream = under_way(&app, Request::get(format!("{path}/events")));
-    let held = under_way(&app, Request::get(&path).header("prefer", "wait=60"));
+    let stream = start_request(&app, Request::get(format!("{path}/events")));
+    let held = start_request(&app, Request::get(&path).header("prefer", "wait=60"));
     crate::app::eventually(async || loaded() == 2).await;
     app.key("ada", "read").await;
     ended(stream).await;
@@ -705,17 +704,17 @@ async fn the_first_key_ends_responses_held_without_one() {
 
 #[tokio::test]
 async fn access_to_a_private_image_is_checked_again_after_a_wait() {
-    let (app, let_in) = counting("api_key").await;
+    let (app, lookups) = counting_calls("api_key").await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "?visibility=private").await;
     let path = format!("/images/{}?wait=60", image_id(&upload));
     let revoked = app.key("ada", "read").await;
-    let before = let_in();
-    let waiting = [&revoked, &ada].map(|key| under_way(&app, key.on(Request::get(&path))));
-    crate::app::eventually(async || let_in() == before + 2).await;
+    let before = lookups();
+    let waiting = [&revoked, &ada].map(|key| start_request(&app, key.on(Request::get(&path))));
+    crate::app::eventually(async || lookups() == before + 2).await;
     app.parts.store.revoke_api_key(revoked.id).await.expect("revoked");
     app.write(task_id(&upload)).await;
-    let [refused, served] = waiting;
-    ended(refused).await.assert_problem(401, "invalid_key");
+    let [rejected, served] = waiting;
+    ended(rejected).await.assert_problem(401, "invalid_key");
     assert_eq!(ended(served).await.status.as_u16(), 200);
 }

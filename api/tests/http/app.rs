@@ -1,4 +1,4 @@
-//! What the tests share: an API over real parts in a folder of its own, and images.
+//! Shared by all tests: an API over real parts in its own folder, and test images.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -10,20 +10,19 @@ use http_body_util::BodyExt;
 use safelight_api::{Api, ApiOptions, ApiParts};
 use safelight_blobs::{BlobKey, BlobLocation, Blobs, StagedUpload};
 use safelight_config::Config;
-use safelight_domain::JobNotice;
 use safelight_domain::{
-    ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobKind, Lane,
-    Placeholder, Rendition, TaskId, WorkerId,
+    ContentHash, Failure, Image, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobKind, JobNotice,
+    Lane, Placeholder, Rendition, TaskId, WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal};
 use safelight_store::{Claim, DynStore, Effect, Lease, Outcome, Settled};
 use safelight_store_sql::SqliteStore;
 use serde_json::Value;
 
-/// How long a condition may take to come true.
+/// How long [`eventually`] waits.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A node of the API with its parts.
+/// An API node with its parts.
 pub struct TestApp {
     pub parts: ApiParts,
     pub api: Api,
@@ -44,12 +43,12 @@ impl TestApp {
         Self::with(&[], ApiOptions::default(), |store| store).await
     }
 
-    /// With some keys of the configuration set.
+    /// With some configuration keys set.
     pub async fn configured(keys: &[(&str, &str)]) -> Self {
         Self::with(keys, ApiOptions::default(), |store| store).await
     }
 
-    /// With keys, options, and something around the store.
+    /// With configuration keys, options, and a wrapper around the store.
     pub async fn with(
         keys: &[(&str, &str)],
         options: ApiOptions,
@@ -77,7 +76,7 @@ impl TestApp {
     /// Sends a request.
     pub async fn send(&self, request: Builder, body: impl Into<Body>) -> TestResponse {
         let request = request.body(body.into()).expect("a request");
-        let response = self.api.answer(request).await.expect("an answer");
+        let response = self.api.answer(request).await.expect("a response");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes().to_vec();
         TestResponse { status: parts.status, headers: parts.headers, body }
@@ -95,14 +94,14 @@ impl TestApp {
         answer.json()
     }
 
-    /// Names of the files in the folder of bytes whose write job has not run.
+    /// Names of the staged files: bytes whose write job has not run.
     pub fn incoming(&self) -> Vec<String> {
         let folder = self.folder.path().join("blobs/incoming");
         let entries = std::fs::read_dir(folder).expect("the folder");
         entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
     }
 
-    /// Waits until nothing is staged any more.
+    /// Waits until no bytes are staged.
     pub async fn eventually_nothing_is_staged(&self) {
         eventually(async || self.incoming().is_empty()).await;
     }
@@ -136,7 +135,7 @@ impl TestApp {
         assert_eq!(settled, Settled::Applied);
     }
 
-    /// Carries out the write job.
+    /// Runs the write job.
     pub async fn write(&self, task: TaskId) -> Image {
         let (lease, image) = self.claim(task, JobKind::Write).await;
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
@@ -153,7 +152,7 @@ impl TestApp {
         image
     }
 
-    /// Carries out the thumbnail job, with `bytes` for every preset.
+    /// Runs the thumbnail job, with `bytes` as the rendition of every preset.
     pub async fn render(&self, task: TaskId, bytes: &'static [u8]) {
         let (lease, image) = self.claim(task, JobKind::Thumbnail).await;
         let mut made = Vec::new();
@@ -186,7 +185,7 @@ impl TestApp {
         }
     }
 
-    /// Carries out the database part of the delete job, once it is due.
+    /// Runs the database part of the delete job, once it is due.
     pub async fn remove(&self, task: TaskId) {
         let mut lease = None;
         eventually(async || {
@@ -248,21 +247,21 @@ fn configuration(folder: &Path, keys: &[(&str, &str)]) -> Config {
     safelight_config::load_from(None, keys.chain([data_dir])).expect("a configuration")
 }
 
-/// Waits until a condition is met, for [`PATIENCE`] at most.
+/// Waits until a condition is met, for at most [`PATIENCE`].
 pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let met = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, met).await.expect("the condition comes true in time");
+    tokio::time::timeout(PATIENCE, met).await.expect("the condition is met in time");
 }
 
-/// `bytes` bytes that begin like a PNG; `seed` makes them differ.
-pub fn picture(bytes: usize, seed: u8) -> Vec<u8> {
-    let mut picture = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
-    picture.resize(bytes, seed);
-    picture
+/// `bytes` bytes that start like a PNG. Another `seed` gives other bytes.
+pub fn fake_png(bytes: usize, seed: u8) -> Vec<u8> {
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
+    png.resize(bytes, seed);
+    png
 }
 
 /// The id in a document.

@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a request, with its status and its code.
+//! Invalid requests, each with its status and problem code.
 
 use axum::{
     body::{Body, Bytes},
@@ -7,13 +7,13 @@ use axum::{
 use futures::stream;
 use safelight_domain::{ImageId, TaskId};
 
-use crate::app::{TestApp, multipart, multipart_request, picture};
+use crate::app::{TestApp, fake_png, multipart, multipart_request};
 
-/// Small, so that tests can pass it.
+/// Small, so that tests can exceed it.
 const LIMIT: (&str, &str) = ("SAFELIGHT_MAX_UPLOAD_BYTES", "10000");
 
 #[tokio::test]
-async fn paths_methods_ids_and_queries() {
+async fn bad_paths_methods_ids_and_queries_are_rejected() {
     let app = TestApp::new().await;
     let (task, image) = (TaskId::new(), ImageId::new());
     let upper = task.to_string().to_uppercase();
@@ -61,7 +61,7 @@ async fn paths_methods_ids_and_queries() {
 }
 
 #[tokio::test]
-async fn uploads_with_bad_headers_and_fields() {
+async fn uploads_with_bad_headers_and_fields_are_rejected() {
     let app = TestApp::configured(&[LIMIT]).await;
     let long_key = "k".repeat(256);
     let many_tags = (0..33).map(|n| format!("t{n}")).collect::<Vec<_>>().join(",");
@@ -93,7 +93,7 @@ async fn uploads_with_bad_headers_and_fields() {
         (&many_tags, "x-any", "", 400, "invalid_field"),
     ];
     for (path, name, value, status, code) in cases {
-        let answer = app.send(Request::post(path).header(name, value), picture(500, 1)).await;
+        let answer = app.send(Request::post(path).header(name, value), fake_png(500, 1)).await;
         let problem = answer.assert_problem(status, code);
         let wants = answer.header("want-content-digest");
         assert_eq!(wants == "sha-256=1", code == "unsupported_digest", "{problem}");
@@ -102,7 +102,7 @@ async fn uploads_with_bad_headers_and_fields() {
 }
 
 #[tokio::test]
-async fn uploads_with_bad_bodies() {
+async fn uploads_with_bad_bodies_are_rejected() {
     let app = TestApp::configured(&[LIMIT]).await;
     let html = b"<!doctype html><script>alert(1)</script>".to_vec();
     let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".to_vec();
@@ -111,19 +111,19 @@ async fn uploads_with_bad_bodies() {
         (html, 415, "unsupported_media_type"),
         (b"short".to_vec(), 415, "unsupported_media_type"),
         (heic, 415, "unsupported_media_type"),
-        (picture(10_001, 1), 413, "upload_too_large"),
+        (fake_png(10_001, 1), 413, "upload_too_large"),
     ];
     for (body, status, code) in cases {
         app.send(Request::post("/v1/images"), body).await.assert_problem(status, code);
     }
-    // One that does not say its length is stopped on its way.
-    let chunk = Bytes::from(picture(4000, 1));
+    // A body without a length is stopped at the limit.
+    let chunk = Bytes::from(fake_png(4000, 1));
     let endless = stream::iter((0..1000).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
     let answer = app.send(Request::post("/v1/images"), Body::from_stream(endless)).await;
     answer.assert_problem(413, "upload_too_large");
-    // One that breaks off.
+    // A body that ends with an error.
     let broken = stream::iter([
-        Ok(Bytes::from(picture(4000, 1))),
+        Ok(Bytes::from(fake_png(4000, 1))),
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
     ]);
     let answer = app.send(Request::post("/v1/images"), Body::from_stream(broken)).await;
@@ -132,17 +132,17 @@ async fn uploads_with_bad_bodies() {
 }
 
 #[tokio::test]
-async fn the_limit_itself_is_allowed() {
+async fn upload_of_exactly_the_limit_is_accepted() {
     let app = TestApp::configured(&[LIMIT]).await;
-    app.upload(picture(10_000, 1)).await;
-    let body = multipart(&[("name=\"file\"", &picture(10_000, 1)), ("name=\"title\"", b"x")]);
+    app.upload(fake_png(10_000, 1)).await;
+    let body = multipart(&[("name=\"file\"", &fake_png(10_000, 1)), ("name=\"title\"", b"x")]);
     assert_eq!(app.send(multipart_request(), body).await.status.as_u16(), 202);
 }
 
 #[tokio::test]
 async fn invalid_multipart_bodies_are_rejected() {
     let app = TestApp::configured(&[LIMIT]).await;
-    let png = picture(500, 1);
+    let png = fake_png(500, 1);
     let cut = multipart(&[("name=\"file\"", &png)]);
     let cut = cut[..cut.len() - 10].to_vec();
     let long = vec![b'x'; 9000];
@@ -157,12 +157,12 @@ async fn invalid_multipart_bodies_are_rejected() {
         (multipart(&[file, ("x=\"y\"", b"x")]), 400, "invalid_multipart"),
         (multipart(&[title, ("name=\"file\"", b"")]), 400, "empty_body"),
         (
-            multipart(&[("name=\"file\"", b"no picture at all, only some text")]),
+            multipart(&[("name=\"file\"", b"this is only some text, not an image")]),
             415,
             "unsupported_media_type",
         ),
-        (multipart(&[("name=\"file\"", &picture(10_001, 1))]), 413, "upload_too_large"),
-        (multipart(&[("name=\"file\"", &picture(100_000, 1))]), 413, "upload_too_large"),
+        (multipart(&[("name=\"file\"", &fake_png(10_001, 1))]), 413, "upload_too_large"),
+        (multipart(&[("name=\"file\"", &fake_png(100_000, 1))]), 413, "upload_too_large"),
         (multipart(&[file, ("name=\"title\"", &long)]), 400, "invalid_field"),
         (multipart(&[file, ("name=\"title\"", b"\xff\xfe")]), 400, "invalid_field"),
         (cut, 400, "invalid_multipart"),
@@ -181,34 +181,34 @@ async fn invalid_multipart_bodies_are_rejected() {
 }
 
 #[tokio::test]
-async fn the_multipart_parser_buffers_a_bounded_number_of_bytes() {
+async fn multipart_parser_buffers_a_bounded_number_of_bytes() {
     let app = TestApp::new().await;
     let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
-    // More than is let through, less than the limit of an upload.
+    // More than the parser may buffer, less than the limit of an upload.
     let endless = stream::iter((0..500).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
     let answer = app.send(multipart_request(), Body::from_stream(endless)).await;
     answer.assert_problem(400, "invalid_multipart");
 }
 
 #[tokio::test]
-async fn past_the_bound_on_uploads_the_body_is_not_read() {
+async fn uploads_beyond_the_limit_are_rejected_unread() {
     let app = TestApp::configured(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", "1")]).await;
-    let (gate, opened) = tokio::sync::oneshot::channel::<()>();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
     let (reading, is_reading) = tokio::sync::oneshot::channel::<()>();
     let first = stream::once(async move {
         let _ = reading.send(());
-        let _ = opened.await;
-        Ok::<_, std::io::Error>(Bytes::from(picture(500, 1)))
+        let _ = released.await;
+        Ok::<_, std::io::Error>(Bytes::from(fake_png(500, 1)))
     });
     let api = app.api.clone();
     let slow = tokio::spawn(async move {
         let request = Request::post("/v1/images").body(Body::from_stream(first)).expect("request");
-        api.answer(request).await.expect("an answer").status()
+        api.answer(request).await.expect("a response").status()
     });
-    is_reading.await.expect("the first is being received");
-    let answer = app.send(Request::post("/v1/images"), picture(500, 2)).await;
+    is_reading.await.expect("the first upload is being received");
+    let answer = app.send(Request::post("/v1/images"), fake_png(500, 2)).await;
     answer.assert_problem(503, "too_many_uploads");
-    gate.send(()).expect("still waiting");
+    release.send(()).expect("still waiting");
     assert_eq!(slow.await.expect("no panic").as_u16(), 202);
-    app.upload(picture(500, 3)).await;
+    app.upload(fake_png(500, 3)).await;
 }

@@ -1,29 +1,29 @@
-//! Cancelling, trying again, and the bound on queued work.
+//! Cancelling, retrying, and the bound on queued work.
 
 use axum::http::Request;
 use safelight_domain::{ErrorCode, Failure, JobKind, TaskId};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, TestResponse, image_id, picture, task_id};
+use crate::app::{TestApp, TestResponse, fake_png, image_id, task_id};
 
 async fn post(app: &TestApp, path: &str) -> TestResponse {
     app.send(Request::post(path), "").await
 }
 
 async fn failed(app: &TestApp, code: ErrorCode) -> TaskId {
-    let task = task_id(&app.upload(picture(500, 1)).await);
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     app.write(task).await;
-    app.fail(task, JobKind::Thumbnail, Failure::new(code, "as told")).await;
+    app.fail(task, JobKind::Thumbnail, Failure::new(code, "failed by the test")).await;
     task
 }
 
 #[tokio::test]
-async fn a_cancelled_task_stays_cancelled_and_its_image_is_gone() {
+async fn cancelled_task_stays_cancelled_and_its_image_is_gone() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     for _ in 0..2 {
-        // The second time as a client would whose first answer was lost.
+        // The second request is that of a client that lost the first response.
         let answer = post(&app, &format!("/v1/tasks/{task}/cancel")).await;
         assert_eq!(answer.status.as_u16(), 202);
         assert_eq!(answer.json()["status"], "cancelled");
@@ -42,11 +42,11 @@ async fn a_cancelled_task_stays_cancelled_and_its_image_is_gone() {
 }
 
 #[tokio::test]
-async fn a_rejected_cancel_or_retry_says_why() {
+async fn rejected_cancel_or_retry_says_why() {
     let app = TestApp::new().await;
     let task = failed(&app, ErrorCode::CorruptImage).await;
     post(&app, &format!("/v1/tasks/{task}/cancel")).await.assert_problem(409, "task_ended");
-    let queued = task_id(&app.upload(picture(500, 2)).await);
+    let queued = task_id(&app.upload(fake_png(500, 2)).await);
     post(&app, &format!("/v1/tasks/{queued}/retry")).await.assert_problem(409, "task_not_failed");
     let unknown = TaskId::new();
     for action in ["cancel", "retry"] {
@@ -57,7 +57,7 @@ async fn a_rejected_cancel_or_retry_says_why() {
 }
 
 #[tokio::test]
-async fn a_failed_task_is_queued_again() {
+async fn retry_queues_a_failed_task_again() {
     let app = TestApp::new().await;
     let task = failed(&app, ErrorCode::StoreUnavailable).await;
     let answer = post(&app, &format!("/v1/tasks/{task}/retry")).await;
@@ -75,7 +75,7 @@ async fn failed_tasks_are_retried_by_filter() {
     let app = TestApp::new().await;
     let outage = failed(&app, ErrorCode::StoreUnavailable).await;
     let corrupt = failed(&app, ErrorCode::CorruptImage).await;
-    app.upload(picture(500, 2)).await;
+    app.upload(fake_png(500, 2)).await;
 
     let list = async |query: &str| {
         let found = app.get(&format!("/v1/tasks?{query}")).await.json();
@@ -96,14 +96,14 @@ async fn failed_tasks_are_retried_by_filter() {
     let retry = async |query: &str| post(&app, &format!("/v1/tasks/retry?{query}")).await;
     let dry = retry("code=store_unavailable&dry_run=true").await.json();
     assert_eq!(dry, json!({"tasks": [outage], "dry_run": true, "next_cursor": null}));
-    assert_eq!(list("status=failed").await.len(), 2, "nothing was done");
+    assert_eq!(list("status=failed").await.len(), 2, "a dry run changes nothing");
     let done = retry("code=store_unavailable").await.json();
     assert_eq!(done, json!({"tasks": [outage], "dry_run": false, "next_cursor": null}));
     assert_eq!(list("status=failed").await, [corrupt]);
     retry("status=queued").await.assert_problem(400, "invalid_query");
     retry("dry_run=perhaps").await.assert_problem(400, "invalid_query");
 
-    // Page by page, as a script would.
+    // A script retries page by page.
     failed(&app, ErrorCode::CorruptImage).await;
     retry("limit=1").await.assert_problem(400, "invalid_query");
     let first = retry("limit=1&all=true").await.json();
@@ -114,18 +114,18 @@ async fn failed_tasks_are_retried_by_filter() {
 }
 
 #[tokio::test]
-async fn past_the_bound_on_queued_jobs_the_body_is_not_read() {
+async fn full_backlog_rejects_uploads_unread() {
     let app = TestApp::configured(&[("SAFELIGHT_MAX_QUEUED_JOBS", "3")]).await;
-    let first = app.upload(picture(500, 1)).await;
-    app.upload(picture(500, 2)).await;
-    let refused = app.send(Request::post("/v1/images"), picture(500, 3)).await;
-    refused.assert_problem(503, "too_many_jobs");
-    assert_eq!(refused.header("retry-after"), "10");
+    let first = app.upload(fake_png(500, 1)).await;
+    app.upload(fake_png(500, 2)).await;
+    let rejected = app.send(Request::post("/v1/images"), fake_png(500, 3)).await;
+    rejected.assert_problem(503, "too_many_jobs");
+    assert_eq!(rejected.header("retry-after"), "10");
     assert_eq!(app.incoming().len(), 2);
-    // Work that was done makes room.
+    // Finished work frees capacity.
     post(&app, &format!("/v1/tasks/{}/cancel", task_id(&first))).await;
     crate::app::eventually(async || {
-        app.send(Request::post("/v1/images"), picture(500, 3)).await.status.as_u16() == 202
+        app.send(Request::post("/v1/images"), fake_png(500, 3)).await.status.as_u16() == 202
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Deletion, as clients see it.
+//! Deletions as clients see them.
 
 use std::{
     convert::Infallible,
@@ -25,12 +25,12 @@ use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
-    app::{TestApp, TestResponse, image_id, multipart, multipart_request, picture, task_id},
-    flaky::{Fault, Flaky},
+    app::{TestApp, TestResponse, fake_png, image_id, multipart, multipart_request, task_id},
+    fault_switch::{Fault, FaultSwitch},
 };
 
-/// Deletions are due a second after.
-const HASTY: &[(&str, &str)] = &[("SAFELIGHT_METADATA_CACHE_MS", "0")];
+/// Deletions become due after one second.
+const SHORT_CACHE: &[(&str, &str)] = &[("SAFELIGHT_METADATA_CACHE_MS", "0")];
 
 async fn delete(app: &TestApp, image: ImageId) -> TestResponse {
     app.send(Request::delete(format!("/v1/images/{image}")), "").await
@@ -42,12 +42,12 @@ async fn deleted(app: &TestApp, image: ImageId) -> Value {
     answer.json()
 }
 
-/// An upload with everything that a client can say, whose jobs are done.
+/// An upload with all labels. Its jobs are done.
 async fn stored(app: &TestApp) -> (TaskId, ImageId) {
     let body = multipart(&[
         ("name=\"title\"", b"Secret"),
         ("name=\"tags\"", b"a,b"),
-        ("name=\"file\"; filename=\"secret.png\"", &picture(500, 1)),
+        ("name=\"file\"; filename=\"secret.png\"", &fake_png(500, 1)),
     ]);
     let document = app.send(multipart_request(), body).await.json();
     let task = task_id(&document);
@@ -57,8 +57,8 @@ async fn stored(app: &TestApp) -> (TaskId, ImageId) {
 }
 
 #[tokio::test]
-async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
-    let app = TestApp::configured(HASTY).await;
+async fn deleted_image_is_gone_immediately_and_its_task_is_the_receipt() {
+    let app = TestApp::configured(SHORT_CACHE).await;
     let (upload, image) = stored(&app).await;
     let path = format!("/images/{image}");
     assert_eq!(app.get(&path).await.status.as_u16(), 200);
@@ -91,7 +91,7 @@ async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
     receipt["removed_at"] = done.json()["finished_at"].clone();
     assert_eq!((&done.json()["status"], &done.json()["receipt"]), (&json!("succeeded"), &receipt));
 
-    // Nor does the upload's task tell any more.
+    // The upload's task is redacted too.
     for task in [id, upload] {
         let document = app.get(&format!("/v1/tasks/{task}")).await;
         let shown = &document.json()["image"];
@@ -105,8 +105,8 @@ async fn a_deleted_image_is_gone_at_once_and_its_task_is_the_receipt() {
 }
 
 #[tokio::test]
-async fn a_repeated_deletion_returns_the_same_task() {
-    let app = TestApp::configured(HASTY).await;
+async fn repeated_deletion_returns_the_same_task() {
+    let app = TestApp::configured(SHORT_CACHE).await;
     delete(&app, ImageId::new()).await.assert_problem(404, "image_not_found");
     let (_, image) = stored(&app).await;
     let first = deleted(&app, image).await;
@@ -119,8 +119,8 @@ async fn a_repeated_deletion_returns_the_same_task() {
 }
 
 #[tokio::test]
-async fn a_deletion_cannot_be_cancelled_and_is_retried_when_failed() {
-    let app = TestApp::configured(HASTY).await;
+async fn deletion_cannot_be_cancelled_and_is_retried_when_failed() {
+    let app = TestApp::configured(SHORT_CACHE).await;
     let (upload, image) = stored(&app).await;
     let id = task_id(&deleted(&app, image).await);
     let post = async |task: TaskId, what: &str| {
@@ -146,9 +146,9 @@ async fn a_deletion_cannot_be_cancelled_and_is_retried_when_failed() {
 }
 
 #[tokio::test]
-async fn a_cancelled_image_can_be_deleted() {
-    let app = TestApp::configured(HASTY).await;
-    let document = app.upload(picture(500, 1)).await;
+async fn cancelled_image_can_be_deleted() {
+    let app = TestApp::configured(SHORT_CACHE).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     app.send(Request::post(format!("/v1/tasks/{task}/cancel")), "").await;
     let path = format!("/v1/images/{image}");
@@ -159,8 +159,8 @@ async fn a_cancelled_image_can_be_deleted() {
 }
 
 #[tokio::test]
-async fn a_client_can_wait_for_the_end() {
-    let app = TestApp::configured(HASTY).await;
+async fn client_can_wait_for_the_end_of_a_deletion() {
+    let app = TestApp::configured(SHORT_CACHE).await;
     let (_, image) = stored(&app).await;
     let request = |wait| Request::delete(format!("/v1/images/{image}")).header("prefer", wait);
     app.send(request("wait=99"), "").await.assert_problem(400, "invalid_header");
@@ -182,23 +182,23 @@ async fn a_client_can_wait_for_the_end() {
 }
 
 #[tokio::test]
-async fn a_known_deletion_answers_410_without_the_database() {
+async fn known_deletion_answers_410_without_the_database() {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
-    let app = TestApp::with(HASTY, ApiOptions::default(), |inner| {
-        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
+    let app = TestApp::with(SHORT_CACHE, ApiOptions::default(), |inner| {
+        Arc::new(FaultyStore { inner, plan: FaultSwitch(handle) })
     })
     .await;
     let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
     assert_eq!(app.get(&path).await.status.as_u16(), 200);
     deleted(&app, image).await;
-    fault.store(Fault::Away as u8, Ordering::SeqCst);
+    fault.store(Fault::Unavailable as u8, Ordering::SeqCst);
     app.get(&path).await.assert_problem(410, "image_deleted");
 }
 
-/// Holds the answer of one call of a method back.
-struct Late(&'static str, Arc<Barrier>);
+/// Delays the response of one call of a store method.
+struct DelayedCall(&'static str, Arc<Barrier>);
 
 struct Barrier {
     armed: AtomicBool,
@@ -212,20 +212,20 @@ impl Barrier {
         Arc::new(Self { armed: AtomicBool::new(false), reached: none(), released: none() })
     }
 
-    /// Begins a request, and waits until it is held up.
-    async fn hold_up(&self, app: &TestApp, request: Builder) -> Asking {
+    /// Starts a request, and waits until its store call is held.
+    async fn start_and_hold(&self, app: &TestApp, request: Builder) -> PendingRequest {
         self.armed.store(true, Ordering::SeqCst);
         let (api, request) = (app.api.clone(), request.body(Body::empty()));
-        let asking = tokio::spawn(async move { api.answer(request.expect("a request")).await });
+        let pending = tokio::spawn(async move { api.answer(request.expect("a request")).await });
         self.reached.acquire().await.expect("never closed").forget();
-        asking
+        pending
     }
 }
 
-type Asking = JoinHandle<Result<Response, Infallible>>;
+type PendingRequest = JoinHandle<Result<Response, Infallible>>;
 
 #[async_trait]
-impl FaultPlan for Late {
+impl FaultPlan for DelayedCall {
     async fn before(&self, _: Call<'_>) -> Result<(), StoreError> {
         Ok(())
     }
@@ -241,55 +241,54 @@ impl FaultPlan for Late {
 }
 
 #[tokio::test]
-async fn a_look_up_begun_before_a_deletion_does_not_undo_it() {
-    let late = Barrier::new();
-    let gate = Late("image", late.clone());
+async fn lookup_started_before_a_deletion_does_not_undo_it() {
+    let barrier = Barrier::new();
+    let plan = DelayedCall("image", barrier.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let app = TestApp::with(&keys, ApiOptions::default(), |inner| {
-        Arc::new(FaultyStore { inner, plan: gate })
-    })
-    .await;
+    let app =
+        TestApp::with(&keys, ApiOptions::default(), |inner| Arc::new(FaultyStore { inner, plan }))
+            .await;
     let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
-    let asking = late.hold_up(&app, Request::get(&path)).await;
+    let pending = barrier.start_and_hold(&app, Request::get(&path)).await;
     deleted(&app, image).await;
-    late.released.add_permits(1);
-    let answer = asking.await.expect("no panic").expect("an answer");
-    assert_eq!(answer.status().as_u16(), 410, "it was answered after the deletion");
+    barrier.released.add_permits(1);
+    let answer = pending.await.expect("no panic").expect("a response");
+    assert_eq!(answer.status().as_u16(), 410, "the response was sent after the deletion");
     app.get(&path).await.assert_problem(410, "image_deleted");
 }
 
 #[tokio::test]
-async fn a_deletion_is_noted_although_its_client_hangs_up() {
-    let late = Barrier::new();
-    let gate = Late("delete_image", late.clone());
+async fn deletion_takes_effect_although_its_client_disconnects() {
+    let barrier = Barrier::new();
+    let plan = DelayedCall("delete_image", barrier.clone());
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "60000")];
-    let app = TestApp::with(&keys, ApiOptions::default(), |inner| {
-        Arc::new(FaultyStore { inner, plan: gate })
-    })
-    .await;
+    let app =
+        TestApp::with(&keys, ApiOptions::default(), |inner| Arc::new(FaultyStore { inner, plan }))
+            .await;
     let (_, image) = stored(&app).await;
     let path = format!("/images/{image}");
     assert_eq!(app.get(&path).await.status.as_u16(), 200);
-    let asking = late.hold_up(&app, Request::delete(format!("/v1/images/{image}"))).await;
-    asking.abort();
-    assert!(asking.await.is_err_and(|error| error.is_cancelled()));
-    late.released.add_permits(1);
+    let pending =
+        barrier.start_and_hold(&app, Request::delete(format!("/v1/images/{image}"))).await;
+    pending.abort();
+    assert!(pending.await.is_err_and(|error| error.is_cancelled()));
+    barrier.released.add_permits(1);
     crate::app::eventually(async || app.get(&path).await.status.as_u16() == 410).await;
 }
 
 #[tokio::test]
-async fn a_node_that_learns_of_a_deletion_drops_the_bytes() {
-    let app = TestApp::configured(HASTY).await;
+async fn node_drops_cached_bytes_of_a_deleted_image() {
+    let app = TestApp::configured(SHORT_CACHE).await;
     let metrics = Arc::new(String::new);
     let other = Api::new(app.parts.clone(), metrics, ApiOptions::default());
-    // Of one owner, so that the bytes of both are one object to a cache.
+    // Both have the same owner, so their bytes are one object in a cache.
     let (_, image) = stored(&app).await;
     let (_, equal) = stored(&app).await;
     for what in ["", "/small"] {
         let read = async |api: &Api, image: ImageId| {
             let request = Request::get(format!("/images/{image}{what}")).body(Body::empty());
-            let answer = api.answer(request.expect("a request")).await.expect("an answer");
+            let answer = api.answer(request.expect("a request")).await.expect("a response");
             answer.headers().get("cache-status").map(|how| how.to_str().expect("text").to_owned())
         };
         for api in [&app.api, &other] {
@@ -302,7 +301,7 @@ async fn a_node_that_learns_of_a_deletion_drops_the_bytes() {
         }
         deleted(&app, image).await;
         for api in [&app.api, &other] {
-            assert_eq!(read(api, image).await, None, "it is gone");
+            assert_eq!(read(api, image).await, None, "the image is deleted");
             let how = read(api, equal).await;
             assert_eq!(how.as_deref(), Some("safelight; fwd=uri-miss; stored; detail=store"));
         }

@@ -1,4 +1,4 @@
-//! The bytes.
+//! Reading originals and renditions.
 
 use std::{
     sync::{
@@ -18,20 +18,20 @@ use safelight_domain::{ContentHash, ErrorCode, Failure, ImageFormat, ImageId, Jo
 use safelight_store::{Effect, Outcome, PageRequest, TaskFilter, testing::FaultyStore};
 
 use crate::{
-    app::{TestApp, eventually, image_id, picture, task_id},
-    flaky::{Fault, Flaky},
+    app::{TestApp, eventually, fake_png, image_id, task_id},
+    fault_switch::{Fault, FaultSwitch},
 };
 
 #[tokio::test]
 async fn originals_and_renditions_are_immutable() {
     let app = TestApp::new().await;
-    let bytes = picture(300_000, 1);
+    let bytes = fake_png(300_000, 1);
     let request = Request::post("/v1/images")
         .header("content-disposition", "attachment; filename*=UTF-8''caf%C3%A9.png");
     let document = app.send(request, bytes.clone()).await.json();
     let (task, image) = (task_id(&document), image_id(&document));
     app.write(task).await;
-    app.render(task, b"a small picture").await;
+    app.render(task, b"a small image").await;
     let original = app.get(&format!("/images/{image}")).await;
     assert_eq!(original.body, bytes);
     assert_eq!(original.header("content-type"), "image/png");
@@ -40,7 +40,7 @@ async fn originals_and_renditions_are_immutable() {
         "inline; filename=\"caf_.png\"; filename*=UTF-8''caf%C3%A9.png"
     );
     let small = app.get(&format!("/images/{image}/small")).await;
-    assert_eq!(small.body, b"a small picture");
+    assert_eq!(small.body, b"a small image");
     assert_eq!(small.header("content-type"), "image/jpeg");
     for (path, answer) in
         [(format!("/images/{image}"), original), (format!("/images/{image}/small"), small)]
@@ -68,9 +68,9 @@ async fn originals_and_renditions_are_immutable() {
 }
 
 #[tokio::test]
-async fn an_absent_image_says_whether_it_is_pending_or_failed() {
+async fn missing_image_reports_whether_it_is_pending_or_failed() {
     let app = TestApp::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     let (original, small) = (format!("/images/{image}"), format!("/images/{image}/small"));
     for path in [&original, &small] {
@@ -84,16 +84,16 @@ async fn an_absent_image_says_whether_it_is_pending_or_failed() {
     app.fail(task, JobKind::Thumbnail, failure).await;
     let problem = app.get(&small).await.assert_problem(404, "image_failed");
     assert_eq!(problem["reason"], "corrupt_image");
-    let nobody = format!("/images/{}", ImageId::new());
-    app.get(&nobody).await.assert_problem(404, "image_not_found");
-    app.get(&format!("{nobody}/small")).await.assert_problem(404, "image_not_found");
+    let unknown = format!("/images/{}", ImageId::new());
+    app.get(&unknown).await.assert_problem(404, "image_not_found");
+    app.get(&format!("{unknown}/small")).await.assert_problem(404, "image_not_found");
     app.get(&format!("{original}/huge")).await.assert_problem(404, "preset_not_found");
 }
 
 #[tokio::test]
-async fn a_request_waits_until_the_rendition_is_made() {
+async fn request_waits_until_the_rendition_is_made() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     let paths = [format!("/images/{image}?wait=60"), format!("/images/{image}/small?v=3&wait=60")];
     let held: Vec<_> = paths
@@ -103,30 +103,30 @@ async fn a_request_waits_until_the_rendition_is_made() {
         .map(|path| {
             let (api, path) = (app.api.clone(), path.clone());
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            tokio::spawn(async move { api.answer(request).await.expect("an answer") })
+            tokio::spawn(async move { api.answer(request).await.expect("a response") })
         })
         .collect();
     app.write(task).await;
-    app.render(task, b"a small picture").await;
+    app.render(task, b"a small image").await;
     for answer in held {
         let answer = answer.await.expect("no panic");
         assert_eq!(answer.status(), 200);
         assert!(answer.headers()["cache-control"].to_str().is_ok_and(|v| v.contains("immutable")));
     }
     for wrong in ["61", "-1", "x", ""] {
-        let other = image_id(&app.upload(picture(500, 2)).await);
+        let other = image_id(&app.upload(fake_png(500, 2)).await);
         let answer = app.get(&format!("/images/{other}?wait={wrong}")).await;
         answer.assert_problem(400, "invalid_query");
     }
 }
 
 #[tokio::test]
-async fn a_preset_that_was_never_made_is_queued_once() {
+async fn missing_rendition_is_queued_once() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     app.write(task).await;
-    // As it is after a preset was added: the upload's own job has ended without it.
+    // As after adding a preset: the upload's own job has ended without it.
     let (lease, _) = app.claim(task, JobKind::Thumbnail).await;
     app.settle(lease, Outcome::Succeeded(Vec::new())).await;
     let path = format!("/images/{image}/small?wait=60");
@@ -134,7 +134,7 @@ async fn a_preset_that_was_never_made_is_queued_once() {
         .map(|_| {
             let (api, path) = (app.api.clone(), path.clone());
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            tokio::spawn(async move { api.answer(request).await.expect("an answer").status() })
+            tokio::spawn(async move { api.answer(request).await.expect("a response").status() })
         })
         .collect();
     let mut asked = None;
@@ -157,9 +157,9 @@ async fn a_preset_that_was_never_made_is_queued_once() {
 }
 
 #[tokio::test]
-async fn a_rendition_that_fails_on_demand_is_not_retried_forever() {
+async fn rendition_that_fails_on_demand_is_not_retried_forever() {
     let app = TestApp::configured(&[("SAFELIGHT_DELIVERY_WAIT_MS", "0")]).await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     app.write(task).await;
     let (lease, _) = app.claim(task, JobKind::Thumbnail).await;
@@ -176,15 +176,15 @@ async fn a_rendition_that_fails_on_demand_is_not_retried_forever() {
     }
     let list = app.get("/v1/tasks").await.json();
     assert_eq!(list["tasks"].as_array().map(Vec::len), Some(2));
-    // Nobody's upload is lost with it.
+    // Cancelling it does not affect the upload.
     app.send(Request::post(format!("/v1/tasks/{asked}/cancel")), "").await;
     assert_eq!(app.get(&format!("/images/{image}")).await.status.as_u16(), 200);
 }
 
 #[tokio::test]
-async fn a_cancelled_image_is_gone_at_once() {
+async fn cancelled_image_is_gone_immediately() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     app.write(task).await;
     let path = format!("/images/{image}");
@@ -197,11 +197,11 @@ async fn a_cancelled_image_is_gone_at_once() {
 }
 
 #[tokio::test]
-async fn parts_of_small_and_of_large_objects() {
-    // The second is larger than anything that is held in memory as a whole.
+async fn byte_ranges_of_small_and_large_objects_are_served() {
+    // The second object is too large to be held in memory.
     for (bytes, memory) in [(5_000, "268435456"), (3_000_000, "1000000")] {
         let app = TestApp::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", memory)]).await;
-        let whole: Vec<u8> = picture(bytes, 1)
+        let whole: Vec<u8> = fake_png(bytes, 1)
             .into_iter()
             .enumerate()
             .map(
@@ -253,7 +253,7 @@ async fn parts_of_small_and_of_large_objects() {
         assert_eq!(get(&[("if-modified-since", date)]).await.status.as_u16(), 304);
         let head = Request::builder().method(Method::HEAD).uri(&path);
         let head = app.send(head.header("range", "bytes=0-9"), "").await;
-        assert_eq!(head.status.as_u16(), 200, "HEAD has no ranges");
+        assert_eq!(head.status.as_u16(), 200, "HEAD ignores ranges");
     }
 }
 
@@ -261,7 +261,7 @@ async fn parts_of_small_and_of_large_objects() {
 async fn clients_choose_among_the_formats_of_a_preset() {
     let presets = r#"{ card = { size = 9, format = ["auto", "webp"] }, plain = { size = 9 } }"#;
     let app = TestApp::configured(&[("SAFELIGHT_PRESETS", presets)]).await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     app.write(task).await;
     let (lease, stored) = app.claim(task, JobKind::Thumbnail).await;
@@ -298,7 +298,7 @@ async fn clients_choose_among_the_formats_of_a_preset() {
 #[tokio::test]
 async fn responses_name_their_cache_tier() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(5_000, 1)).await;
+    let document = app.upload(fake_png(5_000, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     let first = app.get(&path).await;
@@ -316,18 +316,18 @@ async fn cached_images_are_served_while_the_database_is_unavailable() {
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
     let app = TestApp::with(&keys, ApiOptions::default(), move |inner| {
-        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: FaultSwitch(handle) })
     })
     .await;
-    let document = app.upload(picture(5_000, 1)).await;
+    let document = app.upload(fake_png(5_000, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     let fresh = app.get(&path).await;
-    fault.store(Fault::Away as u8, Ordering::SeqCst);
+    fault.store(Fault::Unavailable as u8, Ordering::SeqCst);
     for _ in 0..3 {
         let stale = app.get(&path).await;
         assert_eq!((stale.status.as_u16(), &stale.body), (200, &fresh.body));
-        assert_eq!(stale.header("cache-control"), "no-store", "nobody says that it still holds");
+        assert_eq!(stale.header("cache-control"), "no-store", "the entry may be outdated");
     }
     let unknown = app.get(&format!("/images/{}", ImageId::new())).await;
     unknown.assert_problem(503, "database_unavailable");
@@ -341,47 +341,47 @@ async fn one_request_at_a_time_waits_for_a_hanging_database() {
     let handle = fault.clone();
     let keys = [("SAFELIGHT_METADATA_CACHE_MS", "0")];
     let app = TestApp::with(&keys, ApiOptions::default(), move |inner| {
-        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: FaultSwitch(handle) })
     })
     .await;
-    let document = app.upload(picture(5_000, 1)).await;
+    let document = app.upload(fake_png(5_000, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     assert_eq!(app.get(&path).await.status.as_u16(), 200);
     fault.store(Fault::Hangs as u8, Ordering::SeqCst);
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..40 {
         let stale = app.get(&path).await;
         assert_eq!((stale.status.as_u16(), stale.header("cache-control")), (200, "no-store"));
     }
-    // Each of them for itself would have waited for a quarter of a second.
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // If each request waited, each would take a quarter of a second.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     fault.store(Fault::None as u8, Ordering::SeqCst);
     eventually(async || app.get(&path).await.header("cache-control").contains("immutable")).await;
 }
 
 #[tokio::test]
-async fn requests_that_share_the_reading_of_a_large_object_say_so() {
+async fn requests_that_share_a_large_read_report_it() {
     let app = TestApp::configured(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "1000000")]).await;
-    let document = app.upload(picture(3_000_000, 1)).await;
+    let document = app.upload(fake_png(3_000_000, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    let ask = async || {
+    let get = async || {
         let request = Request::get(&path).body(Body::empty()).expect("a request");
-        app.api.answer(request).await.expect("an answer")
+        app.api.answer(request).await.expect("a response")
     };
-    let (first, second) = (ask().await, ask().await);
+    let (first, second) = (get().await, get().await);
     assert_eq!(first.headers()["cache-status"], "safelight; fwd=uri-miss; detail=store");
     let shared = "safelight; fwd=uri-miss; collapsed; detail=store";
     assert_eq!(second.headers()["cache-status"], shared);
     drop((first, second));
-    assert_eq!(ask().await.headers()["cache-status"], "safelight; fwd=uri-miss; detail=store");
+    assert_eq!(get().await.headers()["cache-status"], "safelight; fwd=uri-miss; detail=store");
 }
 
 #[tokio::test]
 async fn preconditions_are_enforced() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(5_000, 1)).await;
+    let document = app.upload(fake_png(5_000, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     let tag = app.get(&path).await.header("etag").to_owned();
@@ -391,7 +391,7 @@ async fn preconditions_are_enforced() {
     };
     let known = ask([("if-match", &tag), ("if-none-match", &tag)]).await;
     assert_eq!(known.status.as_u16(), 304);
-    // The first condition decides before the second is looked at.
+    // The first condition decides before the second is evaluated.
     let other = ask([("if-match", "\"other\""), ("if-none-match", &tag)]).await;
     other.assert_problem(412, "precondition_failed");
     let long_ago = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -400,12 +400,12 @@ async fn preconditions_are_enforced() {
 }
 
 #[tokio::test]
-async fn an_invalid_wait_is_always_rejected() {
+async fn invalid_wait_is_always_rejected() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    // In memory from now on.
+    // From now on the image is in memory.
     assert_eq!(app.get(&path).await.status.as_u16(), 200);
     app.get(&format!("{path}?wait=x")).await.assert_problem(400, "invalid_query");
     let preferred = app.send(Request::get(&path).header("prefer", "wait=x"), "").await;
@@ -417,14 +417,14 @@ async fn an_invalid_wait_is_always_rejected() {
 async fn nodes_serve_only_their_half_of_the_api() {
     let delivery = ApiOptions { uploads: false, delivery: true };
     let app = TestApp::with(&[], delivery, |store| store).await;
-    let answer = app.send(Request::post("/v1/images"), picture(500, 1)).await;
+    let answer = app.send(Request::post("/v1/images"), fake_png(500, 1)).await;
     let problem = answer.assert_problem(404, "not_found");
     assert!(problem["hint"].as_str().is_some_and(|hint| hint.contains("does not serve uploads")));
     let document = app.get("/openapi.json").await.json();
     assert!(document["paths"]["/v1/images"].is_null());
     let uploads = ApiOptions { uploads: true, delivery: false };
     let app = TestApp::with(&[], uploads, |store| store).await;
-    let image = image_id(&app.upload(picture(500, 1)).await);
+    let image = image_id(&app.upload(fake_png(500, 1)).await);
     app.get(&format!("/images/{image}")).await.assert_problem(404, "not_found");
     assert_eq!(app.get("/livez").await.status.as_u16(), 200);
 }
@@ -432,18 +432,18 @@ async fn nodes_serve_only_their_half_of_the_api() {
 #[tokio::test]
 async fn damaged_bytes_are_never_served() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(5_000, 1)).await;
+    let document = app.upload(fake_png(5_000, 1)).await;
     let (task, image) = (task_id(&document), image_id(&document));
     let stored = app.write(task).await;
     let (blobs, key) = (&app.parts.blobs, BlobKey::Blob(stored.sha256));
-    blobs.put(&key, "cut short".into()).await.expect("damage it");
+    blobs.put(&key, "cut short".into()).await.expect("damaged");
     let path = format!("/images/{image}");
     let answer = app.get(&path).await;
     assert_eq!(answer.header("cache-control"), "no-store");
     answer.assert_problem(500, "blob_damaged");
-    blobs.delete(&key).await.expect("lose it");
+    blobs.delete(&key).await.expect("deleted");
     app.get(&path).await.assert_problem(500, "blob_damaged");
-    // Nothing of it was kept: what is mended is served.
-    blobs.put(&key, picture(5_000, 1).into()).await.expect("mend it");
-    assert_eq!(app.get(&path).await.body, picture(5_000, 1));
+    // No damaged bytes were cached: the restored object is served.
+    blobs.put(&key, fake_png(5_000, 1).into()).await.expect("restored");
+    assert_eq!(app.get(&path).await.body, fake_png(5_000, 1));
 }

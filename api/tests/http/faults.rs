@@ -1,4 +1,4 @@
-//! The store failing at the worst moments.
+//! The store fails at the worst moments.
 
 use std::sync::{
     Arc,
@@ -10,15 +10,15 @@ use safelight_api::ApiOptions;
 use safelight_store::testing::FaultyStore;
 
 use crate::{
-    app::{TestApp, eventually, image_id, picture},
-    flaky::{Fault, Flaky},
+    app::{TestApp, eventually, fake_png, image_id},
+    fault_switch::{Fault, FaultSwitch},
 };
 
-async fn flaky() -> (TestApp, Arc<AtomicU8>) {
+async fn app_with_faults() -> (TestApp, Arc<AtomicU8>) {
     let fault = Arc::new(AtomicU8::new(Fault::None as u8));
     let handle = fault.clone();
     let app = TestApp::with(&[], ApiOptions::default(), move |inner| {
-        Arc::new(FaultyStore { inner, plan: Flaky(handle) })
+        Arc::new(FaultyStore { inner, plan: FaultSwitch(handle) })
     });
     (app.await, fault)
 }
@@ -28,59 +28,59 @@ fn keyed() -> axum::http::request::Builder {
 }
 
 #[tokio::test]
-async fn an_accept_whose_response_was_lost_is_accepted() {
-    let (app, fault) = flaky().await;
-    fault.store(Fault::AcceptUnheard as u8, Ordering::SeqCst);
-    let answer = app.send(keyed(), picture(500, 1)).await;
+async fn upload_with_a_lost_accept_response_is_accepted() {
+    let (app, fault) = app_with_faults().await;
+    fault.store(Fault::AcceptResponseLost as u8, Ordering::SeqCst);
+    let answer = app.send(keyed(), fake_png(500, 1)).await;
     assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
     let image = image_id(&answer.json());
     assert_eq!(app.incoming(), [image.to_string()]);
-    let again = app.send(keyed(), picture(500, 1)).await;
+    let again = app.send(keyed(), fake_png(500, 1)).await;
     assert_eq!(image_id(&again.json()), image);
 }
 
 #[tokio::test]
-async fn an_accept_that_certainly_failed_leaves_nothing() {
-    let (app, fault) = flaky().await;
-    fault.store(Fault::AcceptRefused as u8, Ordering::SeqCst);
-    app.send(keyed(), picture(500, 1)).await.assert_problem(500, "internal");
+async fn failed_accept_leaves_no_staged_bytes() {
+    let (app, fault) = app_with_faults().await;
+    fault.store(Fault::AcceptFails as u8, Ordering::SeqCst);
+    app.send(keyed(), fake_png(500, 1)).await.assert_problem(500, "internal");
     app.eventually_nothing_is_staged().await;
     fault.store(Fault::None as u8, Ordering::SeqCst);
-    eventually(async || app.send(keyed(), picture(500, 2)).await.status.as_u16() == 202).await;
+    eventually(async || app.send(keyed(), fake_png(500, 2)).await.status.as_u16() == 202).await;
 }
 
 #[tokio::test]
 async fn staged_bytes_stay_while_the_outcome_of_an_accept_is_unknown() {
-    let (app, fault) = flaky().await;
+    let (app, fault) = app_with_faults().await;
     app.get("/v1/images").await;
-    fault.store(Fault::Away as u8, Ordering::SeqCst);
-    let answer = app.send(Request::post("/v1/images"), picture(500, 1)).await;
+    fault.store(Fault::Unavailable as u8, Ordering::SeqCst);
+    let answer = app.send(Request::post("/v1/images"), fake_png(500, 1)).await;
     answer.assert_problem(503, "database_unavailable");
     assert_eq!(app.incoming().len(), 1);
 }
 
 #[tokio::test]
-async fn an_unavailable_database_answers_503_with_retry_after() {
-    let (app, fault) = flaky().await;
-    let document = app.upload(picture(500, 1)).await;
-    fault.store(Fault::Away as u8, Ordering::SeqCst);
+async fn unavailable_database_answers_503_with_retry_after() {
+    let (app, fault) = app_with_faults().await;
+    let document = app.upload(fake_png(500, 1)).await;
+    fault.store(Fault::Unavailable as u8, Ordering::SeqCst);
     let image = image_id(&document);
     for path in ["/v1/tasks".to_owned(), format!("/v1/images/{image}"), format!("/images/{image}")]
     {
         app.get(&path).await.assert_problem(503, "database_unavailable");
     }
-    app.send(keyed(), picture(500, 1)).await.assert_problem(503, "database_unavailable");
+    app.send(keyed(), fake_png(500, 1)).await.assert_problem(503, "database_unavailable");
     let problem = app.get("/readyz").await.assert_problem(503, "not_ready");
     assert_eq!(problem["parts"]["database"], "down");
     assert_eq!(problem["parts"]["blobs"], "up");
-    // Scrapes go on with what is known.
+    // Metrics stay available.
     assert_eq!(app.get("/metrics").await.status.as_u16(), 200);
 }
 
 #[tokio::test]
 async fn without_the_database_workers_and_queues_answer_503() {
-    let (app, fault) = flaky().await;
-    fault.store(Fault::Away as u8, Ordering::SeqCst);
+    let (app, fault) = app_with_faults().await;
+    fault.store(Fault::Unavailable as u8, Ordering::SeqCst);
     for path in ["/v1/workers", "/v1/queues"] {
         app.get(path).await.assert_problem(503, "database_unavailable");
     }

@@ -7,9 +7,9 @@ use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
 use safelight_store::{Heartbeat, Outcome, QueueSlots, ServiceRun};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, eventually, picture, task_id};
+use crate::app::{TestApp, eventually, fake_png, task_id};
 
-fn beat(id: WorkerId, ended: u64) -> Heartbeat {
+fn heartbeat(id: WorkerId, ended: u64) -> Heartbeat {
     Heartbeat {
         id,
         host: "alder".to_owned(),
@@ -48,12 +48,12 @@ async fn write_queue(app: &TestApp) -> Value {
 }
 
 #[tokio::test]
-async fn workers_are_shown_as_they_describe_themselves() {
+async fn workers_show_their_last_heartbeat() {
     let app = TestApp::new().await;
     assert_eq!(app.get("/v1/workers").await.json(), json!({ "workers": [] }));
     let id = WorkerId::new();
     let store = &app.parts.store;
-    store.heartbeat(&beat(id, 7)).await.expect("registered");
+    store.heartbeat(&heartbeat(id, 7)).await.expect("registered");
     let worker = app.get("/v1/workers").await.json()["workers"][0].clone();
     assert!(worker["started_at"].is_string() && worker["last_heartbeat_at"].is_string());
     let mut known = worker;
@@ -73,18 +73,18 @@ async fn workers_are_shown_as_they_describe_themselves() {
         }],
     });
     assert_eq!(known, expected);
-    let draining = Heartbeat { draining: true, ..beat(id, 7) };
+    let draining = Heartbeat { draining: true, ..heartbeat(id, 7) };
     store.heartbeat(&draining).await.expect("registered");
     assert_eq!(app.get("/v1/workers").await.json()["workers"][0]["status"], "draining");
-    // Three times nothing is over at once.
-    let silent = Heartbeat { period: Duration::ZERO, ..beat(WorkerId::new(), 0) };
+    // A worker is lost after three periods. Three periods of zero end immediately.
+    let silent = Heartbeat { period: Duration::ZERO, ..heartbeat(WorkerId::new(), 0) };
     store.heartbeat(&silent).await.expect("registered");
     assert_eq!(app.get("/v1/workers").await.json()["workers"][0]["status"], "lost");
     app.get("/v1/workers?limit=1").await.assert_problem(400, "invalid_query");
 }
 
 #[tokio::test]
-async fn queues_have_depths_and_learn_their_rates() {
+async fn queues_report_depths_and_rates() {
     let app = TestApp::configured(&[("SAFELIGHT_HEARTBEAT_MS", "50")]).await;
     let empty = write_queue(&app).await;
     let expected = json!({
@@ -95,12 +95,12 @@ async fn queues_have_depths_and_learn_their_rates() {
 
     let mut tasks = Vec::new();
     for seed in 0..3 {
-        tasks.push(task_id(&app.upload(picture(64, seed)).await));
+        tasks.push(task_id(&app.upload(fake_png(64, seed)).await));
     }
     let (running, _) = app.claim(tasks[0], JobKind::Write).await;
     let (lease, _) = app.claim(tasks[1], JobKind::Write).await;
-    let away = Failure::new(ErrorCode::StoreUnavailable, "away");
-    app.settle(lease, Outcome::Retry(away.clone(), Duration::from_hours(1))).await;
+    let unavailable = Failure::new(ErrorCode::StoreUnavailable, "unavailable");
+    app.settle(lease, Outcome::Retry(unavailable.clone(), Duration::from_hours(1))).await;
     eventually(async || {
         let queue = write_queue(&app).await;
         let counts = ["depth", "due", "running", "failed"].map(|key| queue[key].as_u64());
@@ -108,12 +108,12 @@ async fn queues_have_depths_and_learn_their_rates() {
     })
     .await;
 
-    // A worker that ends what is queued, as far as it says.
+    // A worker that reports finished jobs.
     let worker = WorkerId::new();
-    app.parts.store.heartbeat(&beat(worker, 0)).await.expect("registered");
+    app.parts.store.heartbeat(&heartbeat(worker, 0)).await.expect("registered");
     eventually(async || write_queue(&app).await["rate_out"].is_number()).await;
-    app.settle(running, Outcome::Failed(away)).await;
-    app.parts.store.heartbeat(&beat(worker, 1)).await.expect("registered");
+    app.settle(running, Outcome::Failed(unavailable)).await;
+    app.parts.store.heartbeat(&heartbeat(worker, 1)).await.expect("registered");
     eventually(async || write_queue(&app).await["rate_out"].as_f64() > Some(0.0)).await;
     let queue = write_queue(&app).await;
     assert_eq!((queue["failed"].as_u64(), queue["running"].as_u64()), (Some(1), Some(0)));

@@ -1,11 +1,11 @@
-//! What answers say to browsers, and to which pages.
+//! Security headers and CORS.
 
 use axum::{body::Body, http::Request};
 
-use crate::app::{TestApp, TestResponse, image_id, picture, task_id};
+use crate::app::{TestApp, TestResponse, fake_png, image_id, task_id};
 
-/// Headers of every answer, and what they say of a document.
-const OF_A_DOCUMENT: [(&str, &str); 5] = [
+/// The security headers of a response that is not an image.
+const DOCUMENT_HEADERS: [(&str, &str); 5] = [
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
     ("cross-origin-resource-policy", "same-origin"),
@@ -19,9 +19,9 @@ fn assert_headers(answer: &TestResponse, expected: &[(&str, &str)], what: &str) 
     }
 }
 
-/// A picture that has been delivered once, so that it is at hand, and its path.
-async fn delivered(app: &TestApp) -> String {
-    let document = app.upload(picture(500, 1)).await;
+/// The path of an image that was served once, so that it is cached.
+async fn cached_image(app: &TestApp) -> String {
+    let document = app.upload(fake_png(500, 1)).await;
     app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     assert_eq!(app.get(&path).await.status, 200);
@@ -32,21 +32,21 @@ async fn delivered(app: &TestApp) -> String {
 async fn documents_errors_and_probes_are_inert_in_a_browser() {
     let app = TestApp::new().await;
     for path in ["/livez", "/readyz", "/metrics", "/v1/images", "/v1/none", "/images/x", "/"] {
-        assert_headers(&app.get(path).await, &OF_A_DOCUMENT, path);
+        assert_headers(&app.get(path).await, &DOCUMENT_HEADERS, path);
     }
-    let refused = app.send(Request::delete("/v1/images"), Body::empty()).await;
-    assert_headers(&refused, &OF_A_DOCUMENT, "a method that there is not");
-    let accepted = app.send(Request::post("/v1/images"), picture(500, 1)).await;
-    assert_headers(&accepted, &OF_A_DOCUMENT, "an upload");
+    let rejected = app.send(Request::delete("/v1/images"), Body::empty()).await;
+    assert_headers(&rejected, &DOCUMENT_HEADERS, "a method that does not exist");
+    let accepted = app.send(Request::post("/v1/images"), fake_png(500, 1)).await;
+    assert_headers(&accepted, &DOCUMENT_HEADERS, "an upload");
 }
 
-/// A cache puts the headers of a 304 in the place of those that it has: they must be the picture's too.
+/// A cache replaces its stored headers by those of a 304, so a 304 must have the headers of the image too.
 #[tokio::test]
 async fn images_can_be_shown_anywhere_and_execute_nothing() {
     let app = TestApp::new().await;
-    let path = delivered(&app).await;
+    let path = cached_image(&app).await;
     let tag = app.get(&path).await.header("etag").to_owned();
-    let of_a_picture = [
+    let image_headers = [
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "no-referrer"),
         ("cross-origin-resource-policy", "cross-origin"),
@@ -61,12 +61,12 @@ async fn images_can_be_shown_anywhere_and_execute_nothing() {
     ] {
         let answer = app.send(request, Body::empty()).await;
         assert_eq!(answer.status, status);
-        assert_headers(&answer, &of_a_picture, &format!("a picture with {status}"));
+        assert_headers(&answer, &image_headers, &format!("an image with {status}"));
     }
 }
 
 #[tokio::test]
-async fn hsts_is_sent_only_where_there_is_tls() {
+async fn hsts_is_sent_only_with_tls() {
     let app = TestApp::configured(&[("SAFELIGHT_BEHIND_TLS", "true")]).await;
     let document = app.key("ada", "upload").await.upload(&app, "").await;
     app.write(task_id(&document)).await;
@@ -85,9 +85,9 @@ fn preflight(origin: &str) -> axum::http::request::Builder {
 }
 
 #[tokio::test]
-async fn without_origins_no_page_may_read() {
+async fn without_cors_origins_no_page_may_read() {
     let app = TestApp::new().await;
-    let path = delivered(&app).await;
+    let path = cached_image(&app).await;
     let answer = app.send(preflight("https://app.example.org"), Body::empty()).await;
     answer.assert_problem(405, "method_not_allowed");
     assert_eq!(answer.header("access-control-allow-origin"), "");
@@ -100,7 +100,7 @@ async fn without_origins_no_page_may_read() {
 async fn pages_of_the_configured_origins_may_upload_and_read() {
     let app =
         TestApp::configured(&[("SAFELIGHT_CORS_ORIGINS", "[\"https://App.example.org\"]")]).await;
-    let path = delivered(&app).await;
+    let path = cached_image(&app).await;
     let origin = "https://app.example.org";
     let answer = app.send(preflight(origin), Body::empty()).await;
     assert_eq!(answer.status, 200);
@@ -113,13 +113,13 @@ async fn pages_of_the_configured_origins_may_upload_and_read() {
     for name in wanted {
         assert!(sent.split(',').any(|found| found == name), "{name}: {sent}");
     }
-    // At hand, through the router, and an error: a script must be able to read all of them.
+    // From the fast path, through the router, and an error: a script must be able to read all of them.
     for path in [path.as_str(), "/v1/images", "/v1/none"] {
         let request = Request::get(path).header("origin", origin);
         let answer = app.send(request, Body::empty()).await;
         assert_eq!(answer.header("access-control-allow-origin"), origin, "{path}");
         let vary = answer.headers.get_all("vary").iter().any(|value| value == "origin");
-        assert!(vary, "a cache must not give one page's answer to another: {path}");
+        assert!(vary, "a cache must not serve one page's response to another: {path}");
         let read = answer.header("access-control-expose-headers").to_owned();
         for name in ["location", "retry-after", "etag", "ratelimit", "ratelimit-policy"] {
             assert!(read.split(',').any(|found| found == name), "{name}: {read}");
@@ -135,9 +135,9 @@ async fn pages_of_the_configured_origins_may_upload_and_read() {
 }
 
 #[tokio::test]
-async fn all_origins_are_the_same_to_a_cache() {
+async fn wildcard_origin_needs_no_vary_header() {
     let app = TestApp::configured(&[("SAFELIGHT_CORS_ORIGINS", "[\"*\"]")]).await;
-    let path = delivered(&app).await;
+    let path = cached_image(&app).await;
     let request = Request::get(&path).header("origin", "https://app.example.org");
     let answer = app.send(request, Body::empty()).await;
     assert_eq!(answer.header("access-control-allow-origin"), "*");

@@ -7,48 +7,48 @@ use axum::{
 use futures::stream;
 use safelight_domain::JobKind;
 
-use crate::app::{TestApp, eventually, multipart, multipart_request, picture, task_id};
+use crate::app::{TestApp, eventually, fake_png, multipart, multipart_request, task_id};
 
 fn keyed(key: &str) -> Builder {
     Request::post("/v1/images").header("idempotency-key", key)
 }
 
 #[tokio::test]
-async fn the_same_payload_gives_the_same_task() {
+async fn same_payload_returns_the_same_task() {
     let app = TestApp::new().await;
-    let first = app.send(keyed("a"), picture(5000, 1)).await;
+    let first = app.send(keyed("a"), fake_png(5000, 1)).await;
     assert_eq!(first.status.as_u16(), 202);
     let task = task_id(&first.json());
     app.claim(task, JobKind::Write).await;
-    let again = app.send(keyed("a"), picture(5000, 1)).await;
+    let again = app.send(keyed("a"), fake_png(5000, 1)).await;
     assert_eq!(again.status.as_u16(), 202);
     assert_eq!(again.header("location"), first.header("location"));
-    // The task as it is now.
+    // The response shows the current state of the task.
     assert_eq!(again.json()["status"], "running");
     assert_eq!(app.incoming().len(), 1);
     assert_eq!(app.get("/v1/tasks").await.json()["tasks"].as_array().map(Vec::len), Some(1));
 }
 
 #[tokio::test]
-async fn another_payload_is_refused() {
+async fn different_payload_is_rejected() {
     let app = TestApp::new().await;
-    let bytes = picture(5000, 1);
+    let bytes = fake_png(5000, 1);
     assert_eq!(app.send(keyed("a"), bytes.clone()).await.status.as_u16(), 202);
-    app.send(keyed("a"), picture(5000, 2)).await.assert_problem(422, "idempotency_key_reused");
+    app.send(keyed("a"), fake_png(5000, 2)).await.assert_problem(422, "idempotency_key_reused");
     let named = keyed("a").header("content-disposition", "attachment; filename=x.png");
     app.send(named, bytes.clone()).await.assert_problem(422, "idempotency_key_reused");
     let titled = keyed("a").uri("/v1/images?title=x");
     app.send(titled, bytes.clone()).await.assert_problem(422, "idempotency_key_reused");
-    // The same payload in another wrapping is the same payload.
+    // The same payload in a multipart body is the same payload.
     let wrapped = multipart_request().header("idempotency-key", "a");
     let answer = app.send(wrapped, multipart(&[("name=\"file\"", &bytes)])).await;
     assert_eq!(answer.status.as_u16(), 202);
-    // A replay is held to the limits of an upload too.
+    // A replay is checked like an upload.
     app.send(keyed("a"), Body::empty()).await.assert_problem(400, "empty_body");
 }
 
 #[tokio::test]
-async fn a_key_in_flight_is_a_conflict_until_its_client_is_gone() {
+async fn key_in_flight_conflicts_until_its_client_disconnects() {
     let app = TestApp::new().await;
     let (reading, is_reading) = tokio::sync::oneshot::channel::<()>();
     let body = stream::once(async move {
@@ -57,16 +57,16 @@ async fn a_key_in_flight_is_a_conflict_until_its_client_is_gone() {
     });
     let request = keyed("a").body(Body::from_stream(body)).expect("a request");
     let slow = tokio::spawn(app.api.answer(request));
-    is_reading.await.expect("the first is being received");
-    app.send(keyed("a"), picture(500, 1)).await.assert_problem(409, "idempotency_key_in_flight");
+    is_reading.await.expect("the first upload is being received");
+    app.send(keyed("a"), fake_png(500, 1)).await.assert_problem(409, "idempotency_key_in_flight");
     slow.abort();
-    eventually(async || app.send(keyed("a"), picture(500, 1)).await.status.as_u16() == 202).await;
+    eventually(async || app.send(keyed("a"), fake_png(500, 1)).await.status.as_u16() == 202).await;
 }
 
 #[tokio::test]
-async fn a_rejected_upload_releases_its_key() {
+async fn rejected_upload_releases_its_key() {
     let app = TestApp::new().await;
-    let text = b"this is some text and no picture whatsoever".to_vec();
+    let text = b"this is only some text and not an image at all".to_vec();
     app.send(keyed("a"), text).await.assert_problem(415, "unsupported_media_type");
-    eventually(async || app.send(keyed("a"), picture(500, 1)).await.status.as_u16() == 202).await;
+    eventually(async || app.send(keyed("a"), fake_png(500, 1)).await.status.as_u16() == 202).await;
 }

@@ -1,36 +1,37 @@
-//! Requests that are too large before their body, and what is no HTTP.
+//! Request heads that are too large, and requests that are not valid HTTP.
 
 use axum::{body::Body, http::Request};
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    app::{TestApp, image_id, picture, task_id},
-    server::{Served, read_answer},
+    app::{TestApp, fake_png, image_id, task_id},
+    server::{TestServer, read_answer},
 };
 
 #[tokio::test]
 async fn too_large_heads_are_rejected_also_on_the_fast_path() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     app.write(task_id(&document)).await;
-    let picture = format!("/images/{}", image_id(&document));
-    assert_eq!(app.get(&picture).await.status, 200);
-    let (large, just_right) = ("x".repeat(16 * 1024), "x".repeat(15 * 1024));
-    for path in [picture.as_str(), "/livez", "/v1/tasks", "/none"] {
+    let image = format!("/images/{}", image_id(&document));
+    assert_eq!(app.get(&image).await.status, 200);
+    let (too_large, large) = ("x".repeat(16 * 1024), "x".repeat(15 * 1024));
+    for path in [image.as_str(), "/livez", "/v1/tasks", "/none"] {
         let answer = app.get(&format!("{path}?q={}", "x".repeat(8 * 1024))).await;
         answer.assert_problem(414, "uri_too_long");
-        let answer = app.send(Request::get(path).header("x-large", &large), Body::empty()).await;
+        let answer =
+            app.send(Request::get(path).header("x-large", &too_large), Body::empty()).await;
         answer.assert_problem(431, "head_too_large");
         let many = (0..65).fold(Request::get(path), |r, n| r.header(format!("x-{n}"), "1"));
         app.send(many, Body::empty()).await.assert_problem(431, "head_too_large");
-        let fits = Request::get(path).header("x-large", &just_right);
+        let fits = Request::get(path).header("x-large", &large);
         assert_ne!(app.send(fits, Body::empty()).await.status, 431);
     }
 }
 
 #[tokio::test]
 async fn requests_rejected_by_the_http_library_answer_4xx() {
-    let served = Served::new(&[]).await;
+    let server = TestServer::new(&[]).await;
     let get = "GET /livez HTTP/1.1\r\nHost: localhost\r\n";
     let long_path = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(70_000));
     let long_field = format!("{get}X: {}\r\n\r\n", "x".repeat(70_000));
@@ -49,33 +50,34 @@ async fn requests_rejected_by_the_http_library_answer_4xx() {
         (many.into_bytes(), 431),
     ];
     for (bytes, status) in cases {
-        let mut stream = served.connect().await;
-        // It may answer and close before it has read all of it.
+        let mut stream = server.connect().await;
+        // The server may respond and close before it has read all bytes.
         let _ = stream.write_all(&bytes).await;
         let answer = read_answer(&mut stream).await;
-        let begun = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{begun}: {answer}");
+        let start = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{start}: {answer}");
     }
-    assert!(served.exchange(&format!("{get}Connection: close\r\n\r\n")).await.contains("200 OK"));
+    assert!(server.exchange(&format!("{get}Connection: close\r\n\r\n")).await.contains("200 OK"));
 }
 
-/// Two ideas of where a request ends would let one hide in another's body, behind a proxy.
+/// If a proxy and the server disagree where a request ends, another request can hide in its body.
 #[tokio::test]
 async fn ambiguous_request_framing_is_rejected() {
-    let served = Served::new(&[]).await;
+    let server = TestServer::new(&[]).await;
     let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let smuggled = format!(
-        "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+        "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
         5 + hidden.len()
     );
-    let answer = served.exchange(&smuggled).await;
+    let answer = server.exchange(&smuggled).await;
     assert!(!answer.contains("/v1/hidden"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
 }
 
 #[tokio::test]
-async fn odd_targets_and_methods_are_problems() {
-    let served = Served::new(&[]).await;
+async fn unusual_targets_and_methods_answer_with_a_problem() {
+    let server = TestServer::new(&[]).await;
     for (line, status) in [
         ("OPTIONS *", 404),
         ("CONNECT example.org:443", 404),
@@ -89,7 +91,7 @@ async fn odd_targets_and_methods_are_problems() {
         ("GET /v1/images?cursor=%ff", 400),
     ] {
         let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        let answer = served.exchange(&request).await;
+        let answer = server.exchange(&request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line}: {answer}");
         assert!(answer.contains("application/problem+json"), "{line}: {answer}");
     }

@@ -1,18 +1,18 @@
-//! Probes, metrics, the description and its page.
+//! Probes, metrics, the OpenAPI document and the docs page.
 
 use serde_json::json;
 
 use crate::app::TestApp;
 
 #[tokio::test]
-async fn readiness_names_every_part() {
+async fn readiness_reports_every_part() {
     let app = TestApp::new().await;
     assert_eq!(app.get("/livez").await.text(), "ok\n");
     let ready = app.get("/readyz").await;
     assert_eq!(ready.status.as_u16(), 200);
     let up = json!({"status": "ready", "parts": {"database": "up", "blobs": "up", "broker": "up"}});
     assert_eq!(ready.json(), up);
-    // Without the broker uploads are accepted all the same.
+    // Without the broker uploads are still accepted.
     app.parts.queue.close().await;
     let degraded = app.get("/readyz").await;
     assert_eq!(degraded.status.as_u16(), 200);
@@ -21,7 +21,7 @@ async fn readiness_names_every_part() {
 }
 
 #[tokio::test]
-async fn metrics_are_text() {
+async fn metrics_are_plain_text() {
     let app = TestApp::new().await;
     let answer = app.get("/metrics").await;
     assert_eq!(answer.text(), "metrics\n");
@@ -29,7 +29,7 @@ async fn metrics_are_text() {
 }
 
 #[tokio::test]
-async fn the_docs_page_loads_nothing_from_other_hosts() {
+async fn docs_page_loads_nothing_from_other_hosts() {
     let app = TestApp::new().await;
     let document = app.get("/openapi.json").await.json();
     let expected = serde_json::to_value(safelight_api::openapi()).expect("JSON");

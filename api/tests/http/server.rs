@@ -1,4 +1,4 @@
-//! Over real connections: aborted and refused bodies, and the end of the server.
+//! Tests over real connections: aborted and rejected bodies, slow clients, and shutdown.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -13,17 +13,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{TestApp, eventually, image_id, picture, task_id};
+use crate::app::{TestApp, eventually, fake_png, image_id, task_id};
 
-/// A node that listens.
-pub struct Served {
+/// An API node that listens on a port.
+pub struct TestServer {
     pub app: TestApp,
     pub address: SocketAddr,
     shutdown: CancellationToken,
     ended: JoinHandle<io::Result<()>>,
 }
 
-impl Served {
+impl TestServer {
     pub async fn new(keys: &[(&str, &str)]) -> Self {
         Self::with_tls(keys, None).await
     }
@@ -43,7 +43,7 @@ impl Served {
         TcpStream::connect(self.address).await.expect("a connection")
     }
 
-    /// Sends raw bytes on a connection of their own and reads to its end.
+    /// Sends raw bytes on a new connection and reads until it ends.
     pub async fn exchange(&self, request: &str) -> String {
         let mut stream = self.connect().await;
         stream.write_all(request.as_bytes()).await.expect("sent");
@@ -55,11 +55,11 @@ pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
     let read = tokio::time::timeout(Duration::from_secs(20), read).await.expect("in time");
-    read.expect("the connection ends in order");
+    read.expect("the connection ends normally");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Reads until the head and `Content-Length` bytes have come.
+/// Reads the head and `Content-Length` bytes.
 pub async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
     let read = async {
@@ -81,41 +81,41 @@ pub async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> String {
 const POST: &str = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\n";
 
 #[tokio::test]
-async fn a_client_that_hangs_up_leaves_nothing() {
-    let served = Served::new(&[]).await;
-    let mut stream = served.connect().await;
+async fn aborted_upload_leaves_no_staged_bytes() {
+    let server = TestServer::new(&[]).await;
+    let mut stream = server.connect().await;
     let head = format!("{POST}Idempotency-Key: k\r\nContent-Length: 1000000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("sent");
-    stream.write_all(&picture(300_000, 1)).await.expect("sent");
-    // Its bytes are on the disk already, under a temporary name.
-    eventually(async || !served.app.incoming().is_empty()).await;
+    stream.write_all(&fake_png(300_000, 1)).await.expect("sent");
+    // Its bytes are already on disk, under a temporary name.
+    eventually(async || !server.app.incoming().is_empty()).await;
     drop(stream);
-    served.app.eventually_nothing_is_staged().await;
-    let list = served.app.get("/v1/images").await.json();
+    server.app.eventually_nothing_is_staged().await;
+    let list = server.app.get("/v1/images").await.json();
     assert_eq!(list["images"], serde_json::json!([]));
 }
 
 #[tokio::test]
-async fn a_silent_upload_times_out() {
-    let served = Served::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
-    let mut stream = served.connect().await;
+async fn silent_upload_times_out() {
+    let server = TestServer::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
+    let mut stream = server.connect().await;
     let head = format!("{POST}Content-Length: 1000000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("sent");
-    stream.write_all(&picture(1000, 1)).await.expect("sent");
+    stream.write_all(&fake_png(1000, 1)).await.expect("sent");
     let answer = read_answer(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains("upload_timeout"), "{answer}");
-    served.app.eventually_nothing_is_staged().await;
+    server.app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_client_that_is_still_sending_gets_its_rejection() {
-    let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
+async fn client_that_is_still_sending_receives_its_rejection() {
+    let server = TestServer::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
     let head = format!("{POST}Content-Length: 8000000\r\n\r\n");
-    for body in [picture(8_000_000, 1), vec![b'x'; 8_000_000]] {
-        let mut stream = served.connect().await;
+    for body in [fake_png(8_000_000, 1), vec![b'x'; 8_000_000]] {
+        let mut stream = server.connect().await;
         stream.write_all(head.as_bytes()).await.expect("sent");
-        // All of it, before the first look at the answer: the connection must stay open for that.
+        // The client reads only after it has sent everything: until then the connection must stay open.
         stream.write_all(&body).await.expect("the whole body can be sent");
         let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
@@ -123,26 +123,26 @@ async fn a_client_that_is_still_sending_gets_its_rejection() {
 }
 
 #[tokio::test]
-async fn a_rejected_expect_continue_body_is_not_sent() {
-    let served = Served::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
-    let asked =
+async fn rejected_expect_continue_body_is_not_sent() {
+    let server = TestServer::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
+    let head_for =
         |bytes: usize| format!("{POST}Expect: 100-continue\r\nContent-Length: {bytes}\r\n\r\n");
-    let refused = served.exchange(&asked(1001)).await;
-    assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
-    let mut stream = served.connect().await;
-    stream.write_all(asked(1000).as_bytes()).await.expect("sent");
-    let mut go_on = [0; 25];
-    stream.read_exact(&mut go_on).await.expect("an answer");
-    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
-    stream.write_all(&picture(1000, 1)).await.expect("sent");
+    let rejected = server.exchange(&head_for(1001)).await;
+    assert!(rejected.starts_with("HTTP/1.1 413"), "{rejected}");
+    let mut stream = server.connect().await;
+    stream.write_all(head_for(1000).as_bytes()).await.expect("sent");
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.expect("a response");
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(&fake_png(1000, 1)).await.expect("sent");
     let answer = read_answer(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
 }
 
 #[tokio::test]
-async fn http2_is_spoken_on_the_same_port() {
-    let served = Served::new(&[]).await;
-    let mut stream = served.connect().await;
+async fn http2_works_on_the_same_port() {
+    let server = TestServer::new(&[]).await;
+    let mut stream = server.connect().await;
     // The preface in two pieces, and an empty SETTINGS frame.
     stream.write_all(b"PRI * HTT").await.expect("sent");
     stream.write_all(b"P/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
@@ -156,51 +156,51 @@ async fn livez_answers_during_a_slow_start() {
     let app = TestApp::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let ask = async |path: &str| {
+    let get = async |path: &str| {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
         let get = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         stream.write_all(get.as_bytes()).await.expect("sent");
         read_answer(&mut stream).await
     };
     let connecting = async {
-        let alive = ask("/livez").await;
+        let alive = get("/livez").await;
         assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
-        let refused = ask("/images/x").await;
-        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
-        assert!(refused.contains("retry-after") && refused.contains("not_ready"), "{refused}");
+        let rejected = get("/images/x").await;
+        assert!(rejected.starts_with("HTTP/1.1 503"), "{rejected}");
+        assert!(rejected.contains("retry-after") && rejected.contains("not_ready"), "{rejected}");
         "connected"
     };
     assert_eq!(while_starting(&listener, None, &app.parts.config, connecting).await, "connected");
-    // Then the port is the node's own.
+    // After startup the same listener serves the API.
     let (api, config) = (app.api.clone(), app.parts.config.clone());
     let serving =
         tokio::spawn(
             async move { serve(listener, api, None, &config, CancellationToken::new()).await },
         );
-    assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
     serving.abort();
 }
 
 #[tokio::test]
 async fn shutdown_ends_waits_and_finishes_uploads() {
-    let served = Served::new(&[]).await;
-    let task = task_id(&served.app.upload(picture(500, 1)).await);
-    let mut waiting = served.connect().await;
+    let server = TestServer::new(&[]).await;
+    let task = task_id(&server.app.upload(fake_png(500, 1)).await);
+    let mut waiting = server.connect().await;
     let ask =
         format!("GET /v1/tasks/{task} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n");
     waiting.write_all(ask.as_bytes()).await.expect("sent");
-    let mut following = served.connect().await;
+    let mut following = server.connect().await;
     let ask = format!("GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     following.write_all(ask.as_bytes()).await.expect("sent");
     let mut first = [0; 15];
-    following.read_exact(&mut first).await.expect("the stream has begun");
-    let mut uploading = served.connect().await;
+    following.read_exact(&mut first).await.expect("the stream has started");
+    let mut uploading = server.connect().await;
     let head = format!("{POST}Content-Length: 300000\r\n\r\n");
-    let bytes = picture(300_000, 2);
+    let bytes = fake_png(300_000, 2);
     uploading.write_all(head.as_bytes()).await.expect("sent");
     uploading.write_all(&bytes[..200_000]).await.expect("sent");
-    eventually(async || served.app.incoming().len() > 1).await;
-    served.shutdown.cancel();
+    eventually(async || server.app.incoming().len() > 1).await;
+    server.shutdown.cancel();
     let answer = read_to_end(&mut waiting).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.contains("\"queued\""), "{answer}");
@@ -208,73 +208,73 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
     uploading.write_all(&bytes[200_000..]).await.expect("sent");
     let answer = read_to_end(&mut uploading).await;
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
-    let ended = tokio::time::timeout(Duration::from_secs(20), served.ended).await;
+    let ended = tokio::time::timeout(Duration::from_secs(20), server.ended).await;
     ended.expect("in time").expect("no panic").expect("no error");
-    assert!(TcpStream::connect(served.address).await.is_err());
+    assert!(TcpStream::connect(server.address).await.is_err());
 }
 
 #[tokio::test]
 async fn shutdown_waits_at_most_drain_timeout() {
-    let served = Served::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
-    let mut stuck = served.connect().await;
+    let server = TestServer::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
+    let mut stuck = server.connect().await;
     let head = format!("{POST}Content-Length: 300000\r\n\r\n");
     stuck.write_all(head.as_bytes()).await.expect("sent");
-    stuck.write_all(&picture(200_000, 1)).await.expect("sent");
-    eventually(async || !served.app.incoming().is_empty()).await;
-    served.shutdown.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(10), served.ended).await;
+    stuck.write_all(&fake_png(200_000, 1)).await.expect("sent");
+    eventually(async || !server.app.incoming().is_empty()).await;
+    server.shutdown.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(10), server.ended).await;
     ended.expect("in time").expect("no panic").expect("no error");
-    served.app.eventually_nothing_is_staged().await;
+    server.app.eventually_nothing_is_staged().await;
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_during_a_read_affects_no_other() {
-    let served = Served::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
-    let (get, size) = large_original(&served).await;
-    let mut gone = served.connect().await;
+async fn client_that_disconnects_during_a_read_affects_no_other() {
+    let server = TestServer::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
+    let (get, size) = large_original(&server).await;
+    let mut gone = server.connect().await;
     gone.write_all(get.as_bytes()).await.expect("sent");
     let mut head = [0; 100];
-    gone.read_exact(&mut head).await.expect("the answer begins");
+    gone.read_exact(&mut head).await.expect("the response starts");
     drop(gone);
-    let answer = served.exchange(&get.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+    let answer = server.exchange(&get.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
     assert!(answer.len() > size, "{} bytes", answer.len());
     assert!(answer.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
 async fn slow_clients_are_disconnected() {
-    let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
-    let (get, size) = large_original(&served).await;
-    // One says nothing, one never ends its head, one lies idle after an answer.
-    let mut silent = served.connect().await;
-    let mut slow = served.connect().await;
+    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
+    let (get, size) = large_original(&server).await;
+    // One sends nothing, one never ends its head, one is idle after a response.
+    let mut silent = server.connect().await;
+    let mut slow = server.connect().await;
     slow.write_all(b"GET /livez HTTP/1.1\r\nHost:").await.expect("sent");
-    let mut idle = served.connect().await;
+    let mut idle = server.connect().await;
     idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     for stream in [&mut silent, &mut slow, &mut idle] {
         read_to_end(stream).await;
     }
-    // And one takes nothing of its answer: when it reads at last, most of it is not there.
-    let mut deaf = served.connect().await;
-    deaf.write_all(get.as_bytes()).await.expect("sent");
-    // Once the server has closed the connection, what is sent on it comes back as a reset.
-    eventually(async || deaf.write_all(b"x").await.is_err()).await;
+    // One does not read its response. When it reads later, most of the response is missing.
+    let mut stalled = server.connect().await;
+    stalled.write_all(get.as_bytes()).await.expect("sent");
+    // Once the server has closed the connection, writing to it fails with a reset.
+    eventually(async || stalled.write_all(b"x").await.is_err()).await;
     let mut answer = Vec::new();
-    // Ends in order or with a reset.
-    let _ = deaf.read_to_end(&mut answer).await;
+    // The connection ends normally or with a reset.
+    let _ = stalled.read_to_end(&mut answer).await;
     assert!(answer.len() < size, "{} bytes", answer.len());
 }
 
 #[tokio::test]
-async fn an_http2_client_that_only_answers_pings_is_disconnected() {
-    let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
-    let document = served.app.upload(picture(50_000, 1)).await;
-    served.app.write(task_id(&document)).await;
+async fn http2_client_that_only_answers_pings_is_disconnected() {
+    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
+    let document = server.app.upload(fake_png(50_000, 1)).await;
+    server.app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
-    // One lies idle after an answer, one takes nothing of it.
+    // One is idle after a response, one does not read its response.
     for (path, window) in [("/livez", 65_535), (&*path, 0)] {
-        let mut client = Http2::new(&served, window).await;
-        let response = client.get(path, "").await.expect("an answer");
+        let mut client = Http2::new(&server, window).await;
+        let response = client.get(path, "").await.expect("a response");
         assert_eq!(response.status(), StatusCode::OK);
         let ended = tokio::time::timeout(Duration::from_secs(20), client.ended).await;
         let _ = ended.expect("it is disconnected").expect("no panic");
@@ -282,38 +282,38 @@ async fn an_http2_client_that_only_answers_pings_is_disconnected() {
 }
 
 #[tokio::test]
-async fn an_http2_client_may_wait_and_read_slowly() {
-    let served = Served::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "1000")]).await;
-    let whole = picture(120_000, 1);
-    let document = served.app.upload(whole.clone()).await;
+async fn http2_client_may_wait_and_read_slowly() {
+    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "1000")]).await;
+    let whole = fake_png(120_000, 1);
+    let document = server.app.upload(whole.clone()).await;
     let task = task_id(&document);
-    let mut client = Http2::new(&served, 20_000).await;
-    let held = client.get(&format!("/v1/tasks/{task}"), "wait=2").await.expect("an answer");
+    let mut client = Http2::new(&server, 20_000).await;
+    let held = client.get(&format!("/v1/tasks/{task}"), "wait=2").await.expect("a response");
     assert_eq!(held.status(), StatusCode::OK, "waiting is not idling");
-    served.app.write(task).await;
+    server.app.write(task).await;
     let path = format!("/images/{}", image_id(&document));
-    let mut body = client.get(&path, "").await.expect("an answer").into_body();
+    let mut body = client.get(&path, "").await.expect("a response").into_body();
     let mut read = Vec::new();
     while let Some(piece) = body.data().await {
-        let piece = piece.expect("it is not broken off");
+        let piece = piece.expect("the response is not aborted");
         read.extend_from_slice(&piece);
-        // In all longer than the time-out.
+        // In total longer than the timeout.
         tokio::time::sleep(Duration::from_micros(15 * piece.len() as u64)).await;
         body.flow_control().release_capacity(piece.len()).expect("released");
     }
     assert_eq!(read, whole);
 }
 
-/// A connection that grants each answer a window of so many bytes until it is read.
+/// An HTTP/2 connection with a flow control window of a given size for each response.
 struct Http2 {
     requests: SendRequest<Bytes>,
     ended: JoinHandle<Result<(), h2::Error>>,
 }
 
 impl Http2 {
-    async fn new(served: &Served, window: u32) -> Self {
+    async fn new(server: &TestServer, window: u32) -> Self {
         let mut builder = h2::client::Builder::new();
-        let handshake = builder.initial_window_size(window).handshake(served.connect().await);
+        let handshake = builder.initial_window_size(window).handshake(server.connect().await);
         let (requests, connection) = handshake.await.expect("HTTP/2");
         Self { requests, ended: tokio::spawn(connection) }
     }
@@ -325,11 +325,11 @@ impl Http2 {
     }
 }
 
-/// A request for an original that no socket's buffers hold, and its size.
-async fn large_original(served: &Served) -> (String, usize) {
-    let whole = picture(40_000_000, 1);
-    let document = served.app.upload(whole.clone()).await;
-    served.app.write(task_id(&document)).await;
+/// A request for an original that is larger than all socket buffers, and its size.
+async fn large_original(server: &TestServer) -> (String, usize) {
+    let whole = fake_png(40_000_000, 1);
+    let document = server.app.upload(whole.clone()).await;
+    server.app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
     (format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"), whole.len())
 }

@@ -7,12 +7,12 @@ use http_body_util::BodyExt;
 use safelight_domain::{ErrorCode, Failure, JobKind};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, image_id, picture, task_id};
+use crate::app::{TestApp, fake_png, image_id, task_id};
 
 #[tokio::test]
-async fn a_document_follows_its_task_to_the_end() {
+async fn document_follows_its_task_to_the_end() {
     let app = TestApp::new().await;
-    let task = task_id(&app.upload(picture(500, 1)).await);
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     let path = format!("/v1/tasks/{task}");
     let queued = app.get(&path).await;
     assert_eq!(queued.header("retry-after"), "1");
@@ -30,7 +30,10 @@ async fn a_document_follows_its_task_to_the_end() {
     assert_eq!(document["image"]["width"], 30);
     assert_eq!(
         document["image"]["renditions"]["small"],
-        json!({"url": format!("/images/{image}/small"), "width": 3, "height": 2, "format": "jpeg", "bytes": 5})
+        json!({
+            "url": format!("/images/{image}/small"),
+            "width": 3, "height": 2, "format": "jpeg", "bytes": 5,
+        })
     );
     let placeholder = json!({"thumbhash": "AQcSHf4=", "dominant_color": "#0011ff"});
     assert_eq!(document["image"]["placeholder"], placeholder);
@@ -39,7 +42,7 @@ async fn a_document_follows_its_task_to_the_end() {
     let listed = app.get("/v1/images").await.json();
     assert_eq!(listed["images"][0]["placeholder"], placeholder);
     assert!(document["finished_at"].as_str().is_some_and(|at| at.ends_with('Z')));
-    // What the client has is not sent again.
+    // A document that the client has is not sent again.
     let request = Request::get(&path).header("if-none-match", done.header("etag"));
     let unchanged = app.send(request, "").await;
     assert_eq!(unchanged.status.as_u16(), 304);
@@ -48,9 +51,9 @@ async fn a_document_follows_its_task_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_failed_task_says_why() {
+async fn failed_task_says_why() {
     let app = TestApp::new().await;
-    let task = task_id(&app.upload(picture(500, 1)).await);
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     app.write(task).await;
     let failure = Failure::new(ErrorCode::CorruptImage, "the data ends early");
     app.fail(task, JobKind::Thumbnail, failure).await;
@@ -63,9 +66,9 @@ async fn a_failed_task_says_why() {
 }
 
 #[tokio::test]
-async fn an_answer_is_held_until_the_task_is_final() {
+async fn response_is_held_until_the_task_is_final() {
     let app = TestApp::new().await;
-    let task = task_id(&app.upload(picture(500, 1)).await);
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     let request = Request::get(format!("/v1/tasks/{task}")).header("prefer", "wait=60");
     let work = async {
         app.write(task).await;
@@ -74,18 +77,18 @@ async fn an_answer_is_held_until_the_task_is_final() {
     let (answer, ()) = tokio::join!(app.send(request, ""), work);
     assert_eq!(answer.json()["status"], "succeeded");
     assert_eq!(answer.header("preference-applied"), "wait=60");
-    // A wait that is over says how things stand.
+    // A wait that times out returns the current state.
     let request = Request::post("/v1/images").header("prefer", "wait=1");
-    let begun = Instant::now();
-    let answer = app.send(request, picture(500, 2)).await;
+    let started = Instant::now();
+    let answer = app.send(request, fake_png(500, 2)).await;
     assert_eq!(answer.status.as_u16(), 202);
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(started.elapsed() >= Duration::from_secs(1));
     assert_eq!(answer.json()["status"], "queued");
     assert_eq!(answer.header("preference-applied"), "wait=1");
 }
 
-/// The events of a stream read to its end: id and document of each.
-async fn events(app: &TestApp, request: axum::http::request::Builder) -> Vec<(String, Value)> {
+/// Reads an event stream to its end. Returns the id and document of each event.
+async fn read_events(app: &TestApp, request: axum::http::request::Builder) -> Vec<(String, Value)> {
     let answer = app.send(request, "").await;
     assert_eq!(answer.status.as_u16(), 200);
     assert_eq!(answer.header("content-type"), "text/event-stream");
@@ -105,38 +108,38 @@ async fn events(app: &TestApp, request: axum::http::request::Builder) -> Vec<(St
 }
 
 #[tokio::test]
-async fn events_follow_a_task_and_end() {
+async fn event_stream_follows_a_task_and_ends() {
     let app = TestApp::new().await;
-    let task = task_id(&app.upload(picture(500, 1)).await);
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     let path = format!("/v1/tasks/{task}/events");
     let work = async {
         app.write(task).await;
         app.render(task, b"x").await;
     };
-    let (story, ()) = tokio::join!(events(&app, Request::get(&path)), work);
-    let versions: Vec<i64> = story.iter().map(|(id, _)| id.parse().expect("a number")).collect();
+    let (events, ()) = tokio::join!(read_events(&app, Request::get(&path)), work);
+    let versions: Vec<i64> = events.iter().map(|(id, _)| id.parse().expect("a number")).collect();
     assert!(versions.is_sorted_by(|a, b| a < b), "{versions:?}");
-    let (last, document) = story.last().expect("an event");
+    let (last, document) = events.last().expect("an event");
     assert_eq!(document["status"], "succeeded");
-    // A client that has seen the end is told to stop, one that has not gets it.
+    // A client that has seen the last event gets 204. Any other gets the last event.
     let request = Request::get(&path).header("last-event-id", last);
     assert_eq!(app.send(request, "").await.status.as_u16(), 204);
     for seen in ["1", "unknown"] {
-        let rest = events(&app, Request::get(&path).header("last-event-id", seen)).await;
+        let rest = read_events(&app, Request::get(&path).header("last-event-id", seen)).await;
         assert_eq!(rest.len(), 1);
         assert_eq!(&rest[0].0, last);
     }
 }
 
 #[tokio::test]
-async fn a_reconnecting_client_gets_only_newer_events() {
+async fn reconnecting_client_gets_only_newer_events() {
     let app = TestApp::new().await;
-    let task = task_id(&app.upload(picture(500, 1)).await);
+    let task = task_id(&app.upload(fake_png(500, 1)).await);
     let request = Request::get(format!("/v1/tasks/{task}/events"))
         .header("last-event-id", "1")
         .body(axum::body::Body::empty());
     let response = app.api.answer(request.expect("a request")).await;
-    let mut body = response.expect("an answer").into_body();
+    let mut body = response.expect("a response").into_body();
     app.write(task).await;
     let frame = body.frame().await.expect("an event").expect("a frame");
     let text = String::from_utf8(frame.into_data().expect("data").to_vec()).expect("text");
@@ -144,7 +147,7 @@ async fn a_reconnecting_client_gets_only_newer_events() {
     assert!(text.contains("\"running\""), "{text}");
 }
 
-/// All pages of a list, as the ids in them.
+/// Reads all pages of a list. Returns the ids on each page.
 async fn walk(app: &TestApp, path: &str, member: &str) -> Vec<Vec<String>> {
     let (mut pages, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -163,7 +166,7 @@ async fn lists_are_paged_newest_first() {
     let app = TestApp::new().await;
     let (mut tasks, mut images) = (Vec::new(), Vec::new());
     for seed in 0..5 {
-        let document = app.upload(picture(500, seed)).await;
+        let document = app.upload(fake_png(500, seed)).await;
         tasks.insert(0, task_id(&document).to_string());
         images.insert(0, image_id(&document).to_string());
     }
@@ -179,7 +182,7 @@ async fn lists_are_paged_newest_first() {
     let pages = walk(&app, "/v1/tasks?status=failed&kind=upload&limit=2", "tasks").await;
     assert_eq!(pages.concat(), [tasks[2].clone()]);
     assert!(walk(&app, "/v1/tasks?kind=backfill", "tasks").await.concat().is_empty());
-    // A cursor of one list is none of another.
+    // A cursor of one list is not valid for another.
     let page = app.get("/v1/tasks?limit=1").await.json();
     let cursor = page["next_cursor"].as_str().expect("a cursor");
     app.get(&format!("/v1/images?cursor={cursor}")).await.assert_problem(400, "invalid_query");
@@ -188,7 +191,7 @@ async fn lists_are_paged_newest_first() {
 #[tokio::test]
 async fn images_show_their_metadata() {
     let app = TestApp::new().await;
-    let document = app.upload(picture(500, 1)).await;
+    let document = app.upload(fake_png(500, 1)).await;
     let path = format!("/v1/images/{}", image_id(&document));
     let before = app.get(&path).await;
     assert_eq!(before.json()["sha256"], document["image"]["sha256"]);

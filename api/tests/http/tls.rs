@@ -1,4 +1,4 @@
-//! TLS: both protocols, what is refused, and a certificate that is exchanged.
+//! TLS: both HTTP versions, rejected clients, and the exchange of the certificate.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -19,23 +19,23 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    app::picture,
-    server::{Served, read_answer, read_to_end},
+    app::fake_png,
+    server::{TestServer, read_answer, read_to_end},
 };
 
-/// A certificate for `localhost` and its key, in files.
-struct Files {
+/// A certificate for `localhost` and its key in files.
+struct CertificateFiles {
     folder: tempfile::TempDir,
 }
 
-impl Files {
+impl CertificateFiles {
     fn new() -> Self {
         let files = Self { folder: tempfile::tempdir().expect("a folder") };
         files.renew();
         files
     }
 
-    /// Writes a new certificate with its key, and gives it.
+    /// Writes a new certificate with its key, and returns it.
     fn renew(&self) -> CertificateDer<'static> {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -63,7 +63,7 @@ impl Files {
 
 /// Connects as a client that trusts one certificate and speaks `protocols`.
 async fn connect(
-    served: &Served,
+    server: &TestServer,
     trusted: CertificateDer<'static>,
     protocols: &[&[u8]],
     versions: &[&'static SupportedProtocolVersion],
@@ -78,41 +78,41 @@ async fn connect(
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     let name = ServerName::try_from("localhost").expect("a name");
-    TlsConnector::from(Arc::new(config)).connect(name, served.connect().await).await
+    TlsConnector::from(Arc::new(config)).connect(name, server.connect().await).await
 }
 
-const ASK: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const GET_LIVEZ: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[tokio::test]
-async fn http1_is_spoken_over_tls_1_2_and_1_3() {
-    let files = Files::new();
-    let served = Served::with_tls(&[], Some(files.load().expect("usable"))).await;
+async fn http1_works_over_tls_1_2_and_1_3() {
+    let files = CertificateFiles::new();
+    let server = TestServer::with_tls(&[], Some(files.load().expect("usable"))).await;
     for (versions, protocols) in [
         ([&TLS12], &[b"http/1.1".as_slice()][..]),
         ([&TLS13], &[b"http/1.1"]),
-        // Old clients name no protocol at all.
+        // Old clients offer no protocol.
         ([&TLS13], &[]),
     ] {
         let mut stream =
-            connect(&served, files.trusted(), protocols, &versions).await.expect("shaken hands");
-        stream.write_all(ASK.as_bytes()).await.expect("sent");
+            connect(&server, files.trusted(), protocols, &versions).await.expect("a TLS handshake");
+        stream.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
         let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n";
         stream.write_all(head.as_bytes()).await.expect("sent");
-        stream.write_all(&picture(300_000, 1)).await.expect("sent");
+        stream.write_all(&fake_png(300_000, 1)).await.expect("sent");
         let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn http2_is_spoken_over_tls() {
-    let files = Files::new();
-    let served = Served::with_tls(&[], Some(files.load().expect("usable"))).await;
-    let stream = connect(&served, files.trusted(), &[b"h2", b"http/1.1"], &[&TLS13])
+async fn http2_works_over_tls() {
+    let files = CertificateFiles::new();
+    let server = TestServer::with_tls(&[], Some(files.load().expect("usable"))).await;
+    let stream = connect(&server, files.trusted(), &[b"h2", b"http/1.1"], &[&TLS13])
         .await
-        .expect("shaken hands");
+        .expect("a TLS handshake");
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -120,9 +120,9 @@ async fn http2_is_spoken_over_tls() {
             .expect("HTTP/2");
     tokio::spawn(connection);
     let request = Request::post("https://localhost/v1/images")
-        .body(Body::from(picture(300_000, 1)))
+        .body(Body::from(fake_png(300_000, 1)))
         .expect("a request");
-    let answer = sender.send_request(request).await.expect("an answer");
+    let answer = sender.send_request(request).await.expect("a response");
     assert_eq!(answer.status(), 202);
     assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
     let body: Bytes = answer.into_body().collect().await.expect("a body").to_bytes();
@@ -131,23 +131,24 @@ async fn http2_is_spoken_over_tls() {
 
 #[tokio::test]
 async fn clients_without_a_tls_handshake_are_disconnected() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let keys = [("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")];
-    let served = Served::with_tls(&keys, Some(files.load().expect("usable"))).await;
-    let mut plain = served.connect().await;
-    plain.write_all(ASK.as_bytes()).await.expect("sent");
+    let server = TestServer::with_tls(&keys, Some(files.load().expect("usable"))).await;
+    let mut plain = server.connect().await;
+    plain.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
     let answer = read_to_end(&mut plain).await;
     assert!(!answer.contains("HTTP/1.1"), "{answer}");
-    // One never begins the handshake; one says nothing after it.
-    read_to_end(&mut served.connect().await).await;
-    let mut silent =
-        connect(&served, files.trusted(), &[b"http/1.1"], &[&TLS13]).await.expect("shaken hands");
-    let answer = read_answer_or_end(&mut silent).await;
+    // One never starts the handshake, one sends nothing after it.
+    read_to_end(&mut server.connect().await).await;
+    let mut silent = connect(&server, files.trusted(), &[b"http/1.1"], &[&TLS13])
+        .await
+        .expect("a TLS handshake");
+    let answer = read_until_closed(&mut silent).await;
     assert_eq!(answer, "");
 }
 
-/// What comes until the end, however it comes.
-async fn read_answer_or_end(stream: &mut TlsStream<TcpStream>) -> String {
+/// Reads until the connection ends, normally or with an error.
+async fn read_until_closed(stream: &mut TlsStream<TcpStream>) -> String {
     let mut answer = Vec::new();
     let read = tokio::io::AsyncReadExt::read_to_end(stream, &mut answer);
     let _ = tokio::time::timeout(std::time::Duration::from_secs(20), read).await.expect("in time");
@@ -155,40 +156,41 @@ async fn read_answer_or_end(stream: &mut TlsStream<TcpStream>) -> String {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_served_and_a_broken_one_is_not() {
-    let files = Files::new();
+async fn new_certificate_is_served_and_a_broken_one_is_not() {
+    let files = CertificateFiles::new();
     let tls = files.load().expect("usable");
-    let served = Served::with_tls(&[], Some(tls.clone())).await;
+    let server = TestServer::with_tls(&[], Some(tls.clone())).await;
     let old = files.trusted();
-    let speaks = async |trusted: &CertificateDer<'static>| {
-        connect(&served, trusted.clone(), &[], &[&TLS13]).await.is_ok()
+    let connects = async |trusted: &CertificateDer<'static>| {
+        connect(&server, trusted.clone(), &[], &[&TLS13]).await.is_ok()
     };
     assert!(!tls.reload().expect("unchanged"));
-    assert!(speaks(&old).await);
-    // Half of an exchange: the new certificate, and still the old key.
+    assert!(connects(&old).await);
+    // Half of the exchange is done: the certificate is new, the key is old.
     let key = std::fs::read(files.key()).expect("a key");
     let new = files.renew();
     let new_key = std::fs::read(files.key()).expect("a key");
     std::fs::write(files.key(), key).expect("written");
     assert!(matches!(tls.reload(), Err(TlsError::Mismatch { .. })));
-    assert!(speaks(&old).await);
+    assert!(connects(&old).await);
     std::fs::write(files.key(), new_key).expect("written");
     assert!(tls.reload().expect("usable"));
-    assert!(speaks(&new).await);
-    assert!(!speaks(&old).await);
+    assert!(connects(&new).await);
+    assert!(!connects(&old).await);
 }
 
 #[test]
-fn unusable_certificates_are_named() {
-    let files = Files::new();
-    let said = |files: &Files| files.load().map(|_| ()).expect_err("unusable").to_string();
+fn certificate_errors_name_the_file() {
+    let files = CertificateFiles::new();
+    let error_of =
+        |files: &CertificateFiles| files.load().map(|_| ()).expect_err("unusable").to_string();
     std::fs::write(files.key(), "no key").expect("written");
-    assert!(said(&files).ends_with("key.pem holds no private key in PEM"));
+    assert!(error_of(&files).ends_with("key.pem holds no private key in PEM"));
     files.renew();
     std::fs::write(files.certificate(), "").expect("written");
-    assert!(said(&files).ends_with("certificate.pem holds no certificate in PEM"));
+    assert!(error_of(&files).ends_with("certificate.pem holds no certificate in PEM"));
     files.renew();
     std::fs::remove_file(files.key()).expect("removed");
-    let missing = said(&files);
+    let missing = error_of(&files);
     assert!(missing.contains("key.pem: No such file"), "{missing}");
 }

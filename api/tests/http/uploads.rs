@@ -12,12 +12,12 @@ use safelight_domain::ContentHash;
 use safelight_store::QueueCapacity;
 use serde_json::json;
 
-use crate::app::{TestApp, image_id, multipart, multipart_request, picture, task_id};
+use crate::app::{TestApp, fake_png, image_id, multipart, multipart_request, task_id};
 
 #[tokio::test]
-async fn a_raw_upload_is_stored_recorded_and_announced() {
+async fn raw_upload_is_staged_recorded_and_queued() {
     let app = TestApp::new().await;
-    let bytes = picture(200_000, 1);
+    let bytes = fake_png(200_000, 1);
     let request = Request::post("/v1/images?title=My%20cat&tags=a,b&tags=c")
         .header("content-disposition", "attachment; filename=\"../cat.png\"");
     let answer = app.send(request, bytes.clone()).await;
@@ -39,10 +39,10 @@ async fn a_raw_upload_is_stored_recorded_and_announced() {
     let staged = BlobKey::Incoming(image_id(&receipt));
     let stored = app.parts.blobs.read(&staged, 1 << 20).await.expect("staged bytes");
     assert_eq!(stored, bytes);
-    let announced =
+    let queued =
         app.parts.store.take_unpublished(&QueueCapacity::each(10), Duration::from_secs(1)).await;
-    assert_eq!(announced.expect("the outbox").due.len(), 2);
-    // The relay's bell has been rung: this returns at once.
+    assert_eq!(queued.expect("the outbox").due.len(), 2);
+    // The relay was notified, so this returns immediately.
     app.parts.outbox_signal.notified().await;
 
     let shown = app.get(answer.header("location")).await.json();
@@ -55,7 +55,7 @@ async fn a_raw_upload_is_stored_recorded_and_announced() {
 #[tokio::test]
 async fn multipart_fields_come_in_any_order() {
     let app = TestApp::new().await;
-    let bytes = picture(200_000, 2);
+    let bytes = fake_png(200_000, 2);
     let parts: [(&str, &[u8]); 4] = [
         ("name=\"tags\"", b"x, y"),
         ("name=\"file\"; filename=\"C:\\dir\\a.png\"", &bytes),
@@ -74,7 +74,7 @@ async fn multipart_fields_come_in_any_order() {
 #[tokio::test]
 async fn ten_megabytes_arrive_in_chunks_of_any_size() {
     let app = TestApp::new().await;
-    let bytes = Bytes::from(picture(10_000_000, 3));
+    let bytes = Bytes::from(fake_png(10_000_000, 3));
     let hash = ContentHash::of(&bytes).to_string();
     for size in [7_919, 1 << 20] {
         let chunks: Vec<_> =
@@ -92,9 +92,9 @@ async fn ten_megabytes_arrive_in_chunks_of_any_size() {
 }
 
 #[tokio::test]
-async fn a_matching_digest_is_accepted() {
+async fn matching_digest_is_accepted() {
     let app = TestApp::new().await;
-    let bytes = picture(1000, 4);
+    let bytes = fake_png(1000, 4);
     let digest = |bytes: &[u8]| {
         use base64::{Engine, engine::general_purpose::STANDARD};
         format!("sha-256=:{}:", STANDARD.encode(ContentHash::of(bytes).as_bytes()))
@@ -102,7 +102,7 @@ async fn a_matching_digest_is_accepted() {
     let request = Request::post("/v1/images").header("content-digest", digest(&bytes));
     let answer = app.send(request, bytes.clone()).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
-    // Of multipart, either the whole content or the file.
+    // With multipart the digest may be that of the whole body or of the file.
     let body = multipart(&[("name=\"file\"", &bytes)]);
     for digest in [digest(&bytes), digest(&body)] {
         let request = multipart_request().header("content-digest", digest);

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_follow_each_other_to_the_end() {
+    fn shards_are_walked_in_order_to_the_end() {
         let mut shard = Shard(0);
         let mut folders = vec![shard.folder().to_string()];
         while let Some(next) = shard.next() {

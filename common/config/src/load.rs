@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_wins_over_the_file() {
+    fn environment_overrides_the_file() {
         let file = tempfile::NamedTempFile::new().expect("temp file");
         std::fs::write(file.path(), "max_attempts = 3\nlease_ms = 5000\n").expect("write");
         let set = [("SAFELIGHT_LEASE_MS".to_owned(), "7000".to_owned())];
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_from_a_file_appears_in_no_message() {
+    fn value_from_a_file_appears_in_no_message() {
         let file = tempfile::NamedTempFile::new().expect("temp file");
         std::fs::write(file.path(), "postgres://me:hidden@db/safelight\n").expect("write");
         let path = file.path().to_string_lossy();
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_one_line_with_a_hint() {
+    fn configuration_errors_are_one_line_with_a_hint() {
         let cases = [
             (("SAFELIGHT_LISTN", "x"), "unknown configuration key `SAFELIGHT_LISTN`"),
             (("SAFELIGHT_LISTEN", "nowhere"), "listen: invalid socket address"),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn tracing_is_off_unless_it_has_an_endpoint() {
+    fn tracing_is_off_without_an_endpoint() {
         let config = env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")]).expect("config");
         assert_eq!(config.otlp_endpoint, None);
         let set =
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preset_may_omit_what_has_a_default() {
+    fn preset_may_omit_values_with_defaults() {
         let config = env(&[("SAFELIGHT_PRESETS", "{ tiny = { size = 64 } }")]).expect("presets");
         assert_eq!(config.presets.len(), 1);
         assert_eq!(config.presets["tiny"].quality, 80);

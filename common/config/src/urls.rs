@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_spelled_like_browsers_send_them() {
+    fn origins_are_normalized_as_browsers_send_them() {
         for (text, origin) in [
             ("https://App.example.org", Some("https://app.example.org")),
             ("https://app.example.org:443/", Some("https://app.example.org")),

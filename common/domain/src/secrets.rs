@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_read_back_and_known_by_its_hash_alone() {
+    fn api_secret_parses_and_matches_only_its_hash() {
         let secret = ApiSecret::new().expect("random bytes");
         let sent = ApiSecret::parse(secret.reveal()).expect("a key");
         assert_eq!(sent.prefix(), secret.prefix());
@@ -141,17 +141,17 @@ mod tests {
         }
     }
 
-    /// Made with Python: `hmac.new(b"secret", b"safelight-url-v1\n/images/x/small\n1700000000\nsk_a",
-    /// "sha256")`, so that what docs/security.md tells clients to do is what is checked.
+    /// Computed in Python by the recipe in docs/security.md:
+    /// `hmac.new(b"secret", b"safelight-url-v1\n/images/x/small\n1700000000\nsk_a", "sha256")`.
     #[test]
-    fn a_signature_is_what_any_hmac_library_gives() {
+    fn signature_equals_that_of_any_hmac_library() {
         let signature = sign_path(b"secret", "/images/x/small", 1_700_000_000, "sk_a");
         assert_eq!(signature, "czWRh_RQMT5pchFNL8Om-YNRno4coWL-aIAxrln4lL4");
     }
 
     proptest! {
         #[test]
-        fn a_signature_is_good_for_exactly_what_was_signed(
+        fn signature_is_valid_only_for_what_was_signed(
             secret in prop::collection::vec(any::<u8>(), 0..80),
             other in prop::collection::vec(any::<u8>(), 0..80),
             paths in ("/[a-z/]{0,20}", "/[a-z/]{0,20}"),
@@ -163,7 +163,7 @@ mod tests {
             };
             let signature = sign_path(&secret, &paths.0, expires.0, "sk_a");
             prop_assert!(signed(&secret, &paths.0, expires.0, &signature));
-            // HMAC fills short keys up with zeros.
+            // HMAC pads short keys with zeros, so keys that differ only in trailing zeros are equal.
             let same = secret.iter().rev().skip_while(|byte| **byte == 0)
                 .eq(other.iter().rev().skip_while(|byte| **byte == 0));
             prop_assert_eq!(signed(&other, &paths.0, expires.0, &signature), same);

@@ -95,7 +95,7 @@ mod tests {
     const KNOWN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
-    fn parses_the_example_of_the_standard() {
+    fn example_of_the_standard_is_parsed() {
         let context: TraceContext = KNOWN.parse().expect("valid");
         assert_eq!((context.trace[0], context.span[1]), (0x4b, 0xf0));
         assert!(context.is_sampled());
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_known_part_of_later_versions_is_parsed() {
+    fn known_part_of_later_versions_is_parsed() {
         for later in [KNOWN.replacen("00", "cc", 1), KNOWN.replacen("00", "01", 1) + "-more"] {
             let context: TraceContext = later.parse().expect("valid");
             assert_eq!(context.to_string(), KNOWN);
@@ -141,7 +141,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_the_parser(text in "\\PC{0,80}") {
+        fn parser_accepts_arbitrary_text_without_panic(text in "\\PC{0,80}") {
             if let Ok(context) = text.parse::<TraceContext>() {
                 prop_assert!(text.contains(&context.trace_id()));
             }

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_get_the_defaults_they_lack() {
+    fn missing_url_parameters_get_defaults() {
         let uri = parse_url("amqp://u:p@host/").expect("a valid URL");
         assert_eq!(uri.vhost, "/");
         assert_eq!(uri.query.heartbeat, Some(HEARTBEAT_S));

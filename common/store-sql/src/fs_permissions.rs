@@ -38,26 +38,26 @@ mod tests {
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        path.metadata().expect("it is there").permissions().mode() & 0o777
+        path.metadata().expect("exists").permissions().mode() & 0o777
     }
 
     #[test]
-    fn what_is_made_is_for_one_user_and_what_is_there_stays() {
+    fn new_files_are_private_and_existing_folders_are_unchanged() {
         let folder = tempfile::tempdir().expect("folder");
         let deep = folder.path().join("a/b");
-        make_folder(&deep).expect("made");
+        make_folder(&deep).expect("created");
         assert_eq!((mode(&deep), mode(&folder.path().join("a"))), (0o700, 0o700));
         let file = deep.join("secret");
-        make_file(&file).expect("made");
+        make_file(&file).expect("created");
         assert_eq!(mode(&file), 0o600);
-        assert!(make_file(&file).is_err(), "it is there");
-        fs::set_permissions(&deep, Permissions::from_mode(0o755)).expect("opened");
-        make_folder(&deep).expect("it is there");
+        assert!(make_file(&file).is_err(), "it exists");
+        fs::set_permissions(&deep, Permissions::from_mode(0o755)).expect("changed");
+        make_folder(&deep).expect("exists");
         assert_eq!(mode(&deep), 0o755);
     }
 
     #[test]
-    fn what_lies_behind_a_closed_folder_is_not_open() {
+    fn file_in_a_closed_folder_is_not_open() {
         let folder = tempfile::tempdir().expect("folder");
         let (inner, file) = (folder.path().join("inner"), folder.path().join("inner/file"));
         fs::create_dir(&inner).expect("folder");

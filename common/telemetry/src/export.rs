@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_spans_without_blocking() {
+    fn full_queue_drops_spans_without_blocking() {
         let mut queued = filled(2, Sampler::AlwaysOn, 5);
         let names: Vec<_> = std::iter::from_fn(|| queued.try_recv().ok()).map(|s| s.name).collect();
         assert_eq!(names, ["0", "1"]);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_batch_is_full_or_waits_a_second_or_is_the_last() {
+    async fn batch_ends_when_full_after_a_second_or_at_shutdown() {
         let ending = CancellationToken::new();
         let mut queued = filled(QUEUE, Sampler::AlwaysOn, BATCH + 2);
         let started = tokio::time::Instant::now();
@@ -231,7 +231,7 @@ mod tests {
 
         let (sender, mut open) = mpsc::channel(QUEUE);
         for span in batch.drain(..) {
-            sender.try_send(span).expect("room");
+            sender.try_send(span).expect("a free place");
         }
         collect(&mut open, &mut batch, &ending).await;
         assert_eq!((batch.len(), started.elapsed() >= LINGER), (2, true));
@@ -239,6 +239,6 @@ mod tests {
         batch.clear();
         ending.cancel();
         collect(&mut open, &mut batch, &ending).await;
-        assert!(batch.is_empty(), "the end");
+        assert!(batch.is_empty(), "shutdown ends the wait");
     }
 }

@@ -159,7 +159,7 @@ mod tests {
         };
         tokio::select! {
             () = health.available() => {}
-            () = health.probe(third) => unreachable!("a probe never ends"),
+            () = health.probe(third) => unreachable!("a probe never returns"),
         }
         assert_eq!(tries.get(), 3);
     }
@@ -172,7 +172,7 @@ mod tests {
         assert!(!health.is_usable());
         tokio::time::advance(delay).await;
         assert!(health.is_usable());
-        assert!(!health.is_usable(), "the next caller waits for what the first finds out");
+        assert!(!health.is_usable(), "the next caller waits for the result of the first");
         health.recovered();
         assert!(health.is_usable());
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_waits_longer_and_longer() {
+    async fn delays_grow_while_failures_continue() {
         let health = DependencyHealth::new("use a dependency");
         let mut waits = Vec::new();
         for _ in 0..10 {

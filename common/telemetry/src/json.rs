@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_flat_object() {
+    fn log_line_is_one_flat_json_object() {
         let sink = Sink::default();
         let lines = tracing_subscriber::fmt::layer()
             .fmt_fields(JsonFields::new())

@@ -1,4 +1,4 @@
-//! Keys, quotas, and what belongs to whom.
+//! Keys, quotas, ownership and the audit log.
 
 use std::time::Duration;
 
@@ -14,23 +14,26 @@ use safelight_store::{
 use uuid::Uuid;
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, rendered, thumbnail_notice, upload, write_notice, written},
     promises,
+    test_store::{
+        HOUR, NOW, TestStore, thumbnail_notice, thumbnail_succeeded, upload, write_notice,
+        write_succeeded,
+    },
 };
 
 promises!(
-    a_key_is_found_by_its_prefix_and_ends_when_it_is_revoked,
-    a_key_expires_by_the_databases_clock,
+    key_is_found_by_prefix_and_live_until_revoked,
+    key_expires_by_the_database_clock,
     keys_are_listed_by_owner_in_pages,
-    there_were_keys_even_if_all_are_revoked,
-    an_owner_has_two_signing_keys_at_most,
+    revoked_keys_still_count_as_existing,
+    owner_has_at_most_two_signing_keys,
     uploads_belong_to_their_owner,
-    usage_follows_accepting_and_discarding,
-    no_race_passes_a_quota,
-    an_upload_that_fills_the_quota_may_be_accepted_again,
-    the_audit_log_is_newest_first,
-    what_another_made_of_equal_bytes_is_not_shown,
-    both_jobs_of_an_image_may_end_at_once,
+    usage_counts_accepted_images_until_cancelled,
+    concurrent_uploads_never_exceed_a_quota,
+    accepting_again_does_not_count_against_the_quota,
+    audit_log_is_listed_newest_first,
+    renditions_of_equal_bytes_stay_hidden_from_other_owners,
+    both_jobs_of_an_image_settle_concurrently,
 );
 
 fn ada() -> Owner {
@@ -50,7 +53,7 @@ fn new_key(owner: &Owner, lifetime: Option<Duration>) -> (ApiSecret, NewApiKey) 
     (secret, new)
 }
 
-async fn a_key_is_found_by_its_prefix_and_ends_when_it_is_revoked(store: Fixture) -> Result<()> {
+async fn key_is_found_by_prefix_and_live_until_revoked(store: TestStore) -> Result<()> {
     let (secret, new) = new_key(&ada(), None);
     store.create_api_key(&new).await?;
     store.create_api_key(&new).await?;
@@ -71,7 +74,7 @@ async fn a_key_is_found_by_its_prefix_and_ends_when_it_is_revoked(store: Fixture
     Ok(())
 }
 
-async fn a_key_expires_by_the_databases_clock(store: Fixture) -> Result<()> {
+async fn key_expires_by_the_database_clock(store: TestStore) -> Result<()> {
     let (over, new) = new_key(&ada(), Some(NOW));
     store.create_api_key(&new).await?;
     assert!(!store.api_key(over.prefix()).await?.context("no key")?.is_live);
@@ -86,7 +89,7 @@ async fn a_key_expires_by_the_databases_clock(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn keys_are_listed_by_owner_in_pages(store: Fixture) -> Result<()> {
+async fn keys_are_listed_by_owner_in_pages(store: TestStore) -> Result<()> {
     let mut ids = Vec::new();
     for owner in [ada(), Owner::local(), ada(), ada()] {
         let (_, new) = new_key(&owner, None);
@@ -104,7 +107,7 @@ async fn keys_are_listed_by_owner_in_pages(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn there_were_keys_even_if_all_are_revoked(store: Fixture) -> Result<()> {
+async fn revoked_keys_still_count_as_existing(store: TestStore) -> Result<()> {
     assert!(!store.has_api_keys().await?);
     let (_, new) = new_key(&ada(), Some(NOW));
     store.create_api_key(&new).await?;
@@ -113,7 +116,7 @@ async fn there_were_keys_even_if_all_are_revoked(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn an_owner_has_two_signing_keys_at_most(store: Fixture) -> Result<()> {
+async fn owner_has_at_most_two_signing_keys(store: TestStore) -> Result<()> {
     let new = |owner: Owner| {
         let (id, secret) = secrets::new_signing_key().expect("random bytes");
         NewSigningKey { id, owner, secret }
@@ -121,30 +124,30 @@ async fn an_owner_has_two_signing_keys_at_most(store: Fixture) -> Result<()> {
     let keys: Vec<_> = (0..6).map(|_| new(ada())).collect();
     let made = join_all(keys.iter().map(|key| store.create_signing_key(key, 2))).await;
     let made = made.into_iter().collect::<Result<Vec<_>, _>>()?;
-    assert_eq!(made.iter().filter(|made| **made).count(), 2, "however many ask at once");
-    assert!(store.create_signing_key(&new(Owner::local()), 2).await?, "others have their own");
+    assert_eq!(made.iter().filter(|made| **made).count(), 2, "also under concurrent requests");
+    assert!(store.create_signing_key(&new(Owner::local()), 2).await?, "the limit is per owner");
 
     let (first, _) = keys.iter().zip(&made).find(|(_, made)| **made).context("none")?;
-    assert!(store.create_signing_key(first, 2).await?, "doing it again changes nothing");
+    assert!(store.create_signing_key(first, 2).await?, "creating it again changes nothing");
     let live = store.signing_key(&first.id).await?.context("no key")?;
     assert_eq!((live.key.owner, &live.secret), (ada(), &first.secret));
     assert!(store.newest_signing_key(&ada()).await?.is_some());
     store.revoke_signing_key(&first.id).await?.context("no key")?;
     assert_eq!(store.signing_key(&first.id).await?, None);
-    assert!(store.create_signing_key(&new(ada()), 2).await?, "there is room for the next");
+    assert!(store.create_signing_key(&new(ada()), 2).await?, "a revoked key frees its place");
     assert_eq!(store.list_signing_keys(Some(&ada())).await?.len(), 3);
     assert_eq!(store.list_signing_keys(None).await?.len(), 4);
     Ok(())
 }
 
-fn of_ada() -> NewUpload {
+fn upload_of_ada() -> NewUpload {
     NewUpload { owner: ada(), visibility: Visibility::Private, ..upload() }
 }
 
-async fn uploads_belong_to_their_owner(store: Fixture) -> Result<()> {
-    let hers = of_ada();
-    store.accept_it(&hers).await?;
-    let other = store.accepted().await?;
+async fn uploads_belong_to_their_owner(store: TestStore) -> Result<()> {
+    let hers = upload_of_ada();
+    store.accept_upload(&hers).await?;
+    let other = store.accept_new_upload().await?;
     let task = store.task_of(&hers).await?;
     let image = task.image.context("no image")?;
     assert_eq!((task.owner, image.owner, image.visibility), (ada(), ada(), Visibility::Private));
@@ -162,15 +165,15 @@ async fn uploads_belong_to_their_owner(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn usage_follows_accepting_and_discarding(store: Fixture) -> Result<()> {
+async fn usage_counts_accepted_images_until_cancelled(store: TestStore) -> Result<()> {
     assert_eq!(store.usage(&ada()).await?, Usage::default());
-    let first = of_ada();
-    // Equal bytes count again: whether somebody shares them is nobody's business.
-    let second = NewUpload { sha256: first.sha256, ..of_ada() };
+    let first = upload_of_ada();
+    // Equal bytes count again, so that usage does not reveal what others store.
+    let second = NewUpload { sha256: first.sha256, ..upload_of_ada() };
     for upload in [&first, &second, &first] {
-        store.accept_it(upload).await?;
+        store.accept_upload(upload).await?;
     }
-    store.accepted().await?;
+    store.accept_new_upload().await?;
     let used = Usage { images: 2, bytes: first.bytes + second.bytes };
     assert_eq!(store.usage(&ada()).await?, used);
     assert!(store.cancel(first.task).await?);
@@ -179,10 +182,10 @@ async fn usage_follows_accepting_and_discarding(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn no_race_passes_a_quota(store: Fixture) -> Result<()> {
+async fn concurrent_uploads_never_exceed_a_quota(store: TestStore) -> Result<()> {
     let quota = Quota { images: Some(5), bytes: None };
-    let uploads: Vec<_> = (0..20).map(|_| NewUpload { quota, ..of_ada() }).collect();
-    let others = [store.another().await?, store.another().await?];
+    let uploads: Vec<_> = (0..20).map(|_| NewUpload { quota, ..upload_of_ada() }).collect();
+    let others = [store.another_store().await?, store.another_store().await?];
     let accepted = join_all(
         uploads.iter().enumerate().map(|(at, upload)| others[at % others.len()].accept(upload)),
     );
@@ -201,22 +204,22 @@ async fn no_race_passes_a_quota(store: Fixture) -> Result<()> {
     assert_eq!(store.usage(&ada()).await?.images, 5);
     let bytes = store.usage(&ada()).await?.bytes;
     let exact = Quota { images: None, bytes: Some(bytes + uploads[0].bytes) };
-    let fits = NewUpload { quota: exact, ..of_ada() };
+    let fits = NewUpload { quota: exact, ..upload_of_ada() };
     assert!(matches!(store.accept(&fits).await?, Accepted::Yes(_)));
-    let too_much = NewUpload { quota: exact, ..of_ada() };
+    let too_much = NewUpload { quota: exact, ..upload_of_ada() };
     assert!(matches!(store.accept(&too_much).await?, Accepted::OverQuota(_)));
     Ok(())
 }
 
-async fn an_upload_that_fills_the_quota_may_be_accepted_again(store: Fixture) -> Result<()> {
-    let upload = NewUpload { quota: Quota { images: Some(1), bytes: None }, ..of_ada() };
+async fn accepting_again_does_not_count_against_the_quota(store: TestStore) -> Result<()> {
+    let upload = NewUpload { quota: Quota { images: Some(1), bytes: None }, ..upload_of_ada() };
     let first = store.accept(&upload).await?;
     assert!(matches!(first, Accepted::Yes(_)));
     assert_eq!(store.accept(&upload).await?, first);
     Ok(())
 }
 
-async fn the_audit_log_is_newest_first(store: Fixture) -> Result<()> {
+async fn audit_log_is_listed_newest_first(store: TestStore) -> Result<()> {
     let entry = |action: &str| AuditEntry {
         id: Uuid::now_v7(),
         at: chrono::Utc::now(),
@@ -238,41 +241,41 @@ async fn the_audit_log_is_newest_first(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn what_another_made_of_equal_bytes_is_not_shown(store: Fixture) -> Result<()> {
-    let hers = of_ada();
-    store.accept_it(&hers).await?;
-    let job = store.claimed(&thumbnail_notice(&hers)).await?;
-    store.settled(&job, &rendered()).await?;
+async fn renditions_of_equal_bytes_stay_hidden_from_other_owners(store: TestStore) -> Result<()> {
+    let hers = upload_of_ada();
+    store.accept_upload(&hers).await?;
+    let job = store.claim_job(&thumbnail_notice(&hers)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     let shown = async |upload: &NewUpload| -> Result<(bool, bool)> {
         let image = store.image(upload.image).await?.context("no image")?;
         Ok((!image.renditions.is_empty(), image.placeholder.is_some()))
     };
     assert_eq!(shown(&hers).await?, (true, true));
 
-    // Another's: nothing is there, and its worker has everything to make.
-    let his = NewUpload { sha256: hers.sha256, owner: "bob".parse()?, ..of_ada() };
-    store.accept_it(&his).await?;
+    // Another owner: the renditions are hidden, and the worker has to make all of them.
+    let his = NewUpload { sha256: hers.sha256, owner: "bob".parse()?, ..upload_of_ada() };
+    store.accept_upload(&his).await?;
     assert_eq!(shown(&his).await?, (false, false));
-    let job = store.claimed(&thumbnail_notice(&his)).await?;
+    let job = store.claim_job(&thumbnail_notice(&his)).await?;
     assert_eq!(job.image.renditions, []);
-    store.settled(&job, &rendered()).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     assert_eq!(shown(&his).await?, (true, true));
 
-    // One's own: nothing to hide.
-    let again = NewUpload { sha256: hers.sha256, ..of_ada() };
-    store.accept_it(&again).await?;
+    // The same owner: nothing is hidden.
+    let again = NewUpload { sha256: hers.sha256, ..upload_of_ada() };
+    store.accept_upload(&again).await?;
     assert_eq!(shown(&again).await?, (true, true));
     Ok(())
 }
 
-/// A statement that settles both together changes the image's row once.
-async fn both_jobs_of_an_image_may_end_at_once(store: Fixture) -> Result<()> {
-    let uploads: Vec<_> = (0..8).map(|_| of_ada()).collect();
+/// A statement that settles both jobs changes the image's row only once.
+async fn both_jobs_of_an_image_settle_concurrently(store: TestStore) -> Result<()> {
+    let uploads: Vec<_> = (0..8).map(|_| upload_of_ada()).collect();
     let mut jobs = Vec::new();
     for upload in &uploads {
-        store.accept_it(upload).await?;
-        jobs.push((store.claimed(&write_notice(upload)).await?, written()));
-        jobs.push((store.claimed(&thumbnail_notice(upload)).await?, rendered()));
+        store.accept_upload(upload).await?;
+        jobs.push((store.claim_job(&write_notice(upload)).await?, write_succeeded()));
+        jobs.push((store.claim_job(&thumbnail_notice(upload)).await?, thumbnail_succeeded()));
     }
     let ends = jobs.iter().map(|(job, outcome)| store.settle(&job.lease, outcome));
     for settled in join_all(ends).await {

@@ -1,4 +1,4 @@
-//! Cancelling, trying again, and what is left to remove.
+//! Cancelling, retrying, and the bytes that remain to be deleted.
 
 use std::time::Duration;
 
@@ -8,30 +8,30 @@ use safelight_domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Owner, St
 use safelight_store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter};
 
 use super::{
-    fixture::{
-        Fixture, HOUR, NOW, failure, placeholder, rendered, thumbnail_notice, upload, write_notice,
-        written,
-    },
     promises,
+    test_store::{
+        HOUR, NOW, TestStore, failure, placeholder, thumbnail_notice, thumbnail_succeeded, upload,
+        write_notice, write_succeeded,
+    },
 };
 
 promises!(
-    a_cancelled_task_never_runs,
-    a_running_job_that_is_cancelled_has_no_effect,
-    what_has_ended_cannot_be_cancelled,
-    a_settle_and_a_cancel_at_once_count_every_job_once,
-    a_failed_task_is_tried_again_with_all_its_attempts,
-    only_failed_tasks_that_have_their_bytes_are_tried_again,
-    discarded_images_wait_for_the_leases_on_them,
-    a_blob_is_kept_for_whoever_has_the_same,
-    a_job_whose_message_died_gets_another,
+    cancelled_task_never_runs,
+    cancelled_running_job_has_no_effect,
+    ended_task_cannot_be_cancelled,
+    concurrent_settle_and_cancel_count_each_job_once,
+    retried_task_gets_all_its_attempts_again,
+    only_failed_tasks_with_bytes_are_retried,
+    discarded_images_wait_for_leases_to_end,
+    shared_blob_is_kept_until_its_last_image_is_cancelled,
+    republish_queues_a_new_notice_for_a_waiting_job,
     queued_jobs_are_counted_by_lane,
-    tasks_are_found_by_what_went_wrong,
-    a_reservation_is_held_for_as_long_as_it_is_extended,
+    tasks_are_filtered_by_failure,
+    key_reservation_lasts_while_it_is_extended,
 );
 
-async fn a_cancelled_task_never_runs(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn cancelled_task_never_runs(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let notices = store.publish_all().await?;
     assert!(store.cancel(upload.task).await?);
     let task = store.task_of(&upload).await?;
@@ -40,30 +40,30 @@ async fn a_cancelled_task_never_runs(store: Fixture) -> Result<()> {
     assert_eq!((task.progress.cancelled, task.progress.failed), (2, 0));
     assert!(task.jobs.iter().all(|job| job.status == Status::Cancelled));
     for notice in &notices {
-        store.refused(notice, false).await?;
-        store.refused(notice, true).await?;
+        store.assert_unclaimable(notice, false).await?;
+        store.assert_unclaimable(notice, true).await?;
     }
     assert!(task.image.context("image")?.discarded);
     Ok(())
 }
 
-async fn a_running_job_that_is_cancelled_has_no_effect(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
-    let job = store.claimed(&thumbnail_notice(&upload)).await?;
+async fn cancelled_running_job_has_no_effect(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
+    let job = store.claim_job(&thumbnail_notice(&upload)).await?;
     assert!(store.cancel(upload.task).await?);
-    assert!(store.renew(&[job.lease], HOUR).await?.held.is_empty(), "its worker learns of it");
+    assert!(store.renew(&[job.lease], HOUR).await?.held.is_empty(), "its worker detects it");
     let cancelled = store.task_of(&upload).await?;
-    for outcome in [rendered(), Outcome::Failed(failure()), Outcome::Released] {
+    for outcome in [thumbnail_succeeded(), Outcome::Failed(failure()), Outcome::Released] {
         assert_eq!(store.settle(&job.lease, &outcome).await?, Settled::Stale);
     }
     assert_eq!(store.task_of(&upload).await?, cancelled);
-    assert_eq!(store.count_unpublished().await?, 0, "no notice is left to ring");
+    assert_eq!(store.count_unpublished().await?, 0, "no notice remains");
     Ok(())
 }
 
-async fn what_has_ended_cannot_be_cancelled(store: Fixture) -> Result<()> {
+async fn ended_task_cannot_be_cancelled(store: TestStore) -> Result<()> {
     assert!(!store.cancel(TaskId::new()).await?, "unknown");
-    let upload = store.accepted().await?;
+    let upload = store.accept_new_upload().await?;
     finish(&store, &upload).await?;
     let before = store.task_of(&upload).await?;
     assert!(!store.cancel(upload.task).await?);
@@ -72,11 +72,11 @@ async fn what_has_ended_cannot_be_cancelled(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_settle_and_a_cancel_at_once_count_every_job_once(store: Fixture) -> Result<()> {
+async fn concurrent_settle_and_cancel_count_each_job_once(store: TestStore) -> Result<()> {
     for _ in 0..20 {
-        let upload = store.accepted().await?;
-        let job = store.claimed(&write_notice(&upload)).await?;
-        let written = written();
+        let upload = store.accept_new_upload().await?;
+        let job = store.claim_job(&write_notice(&upload)).await?;
+        let written = write_succeeded();
         let (settled, cancelled) =
             tokio::join!(store.settle(&job.lease, &written), store.cancel(upload.task));
         assert!(cancelled?, "the other job was still open");
@@ -89,15 +89,15 @@ async fn a_settle_and_a_cancel_at_once_count_every_job_once(store: Fixture) -> R
     Ok(())
 }
 
-async fn a_failed_task_is_tried_again_with_all_its_attempts(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
-    let job = store.claimed(&write_notice(&upload)).await?;
-    store.settled(&job, &written()).await?;
+async fn retried_task_gets_all_its_attempts_again(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
+    store.settle_job(&job, &write_succeeded()).await?;
     for _ in 0..upload.max_attempts {
         store.publish_all().await?;
         let notice = thumbnail_notice(&upload);
-        let job = store.claimed(&notice).await?;
-        store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+        let job = store.claim_job(&notice).await?;
+        store.settle_job(&job, &Outcome::Retry(failure(), NOW)).await?;
     }
     let failed = store.task_of(&upload).await?;
     assert_eq!(failed.status, Status::Failed);
@@ -112,22 +112,22 @@ async fn a_failed_task_is_tried_again_with_all_its_attempts(store: Fixture) -> R
 
     let notices = store.publish_all().await?;
     assert_eq!(notices.len(), 1, "only the job that had failed");
-    let job = store.claimed(&notices[0]).await?;
+    let job = store.claim_job(&notices[0]).await?;
     assert_eq!(job.attempt, 1);
-    assert!(job.lease.fence > upload.max_attempts, "an old lease never fits again");
-    store.settled(&job, &rendered()).await?;
+    assert!(job.lease.fence > upload.max_attempts, "an old lease is never valid again");
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     assert_eq!(store.task_of(&upload).await?.status, Status::Succeeded);
     Ok(())
 }
 
-async fn only_failed_tasks_that_have_their_bytes_are_tried_again(store: Fixture) -> Result<()> {
-    let queued = store.accepted().await?;
-    let done = store.accepted().await?;
+async fn only_failed_tasks_with_bytes_are_retried(store: TestStore) -> Result<()> {
+    let queued = store.accept_new_upload().await?;
+    let done = store.accept_new_upload().await?;
     finish(&store, &done).await?;
-    // Cancelled after one of its jobs had failed.
-    let half = store.accepted().await?;
-    let job = store.claimed(&write_notice(&half)).await?;
-    store.settled(&job, &Outcome::Failed(failure())).await?;
+    // Cancelled after one of its jobs failed.
+    let half = store.accept_new_upload().await?;
+    let job = store.claim_job(&write_notice(&half)).await?;
+    store.settle_job(&job, &Outcome::Failed(failure())).await?;
     assert!(store.cancel(half.task).await?);
     assert_eq!(store.task_of(&half).await?.status, Status::Cancelled);
 
@@ -136,9 +136,9 @@ async fn only_failed_tasks_that_have_their_bytes_are_tried_again(store: Fixture)
     Ok(())
 }
 
-async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<()> {
-    let (calm, busy) = (store.accepted().await?, store.accepted().await?);
-    store.claimed_for(&write_notice(&busy), HOUR).await?;
+async fn discarded_images_wait_for_leases_to_end(store: TestStore) -> Result<()> {
+    let (calm, busy) = (store.accept_new_upload().await?, store.accept_new_upload().await?);
+    store.claim_job_for(&write_notice(&busy), HOUR).await?;
     store.cancel(calm.task).await?;
     store.cancel(busy.task).await?;
     let discarded = store.discarded(9, NOW).await?;
@@ -152,17 +152,17 @@ async fn discarded_images_wait_for_the_leases_on_them(store: Fixture) -> Result<
     Ok(())
 }
 
-async fn a_blob_is_kept_for_whoever_has_the_same(store: Fixture) -> Result<()> {
-    let first = store.accepted().await?;
-    let job = store.claimed(&thumbnail_notice(&first)).await?;
-    store.settled(&job, &rendered()).await?;
+async fn shared_blob_is_kept_until_its_last_image_is_cancelled(store: TestStore) -> Result<()> {
+    let first = store.accept_new_upload().await?;
+    let job = store.claim_job(&thumbnail_notice(&first)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     let second = NewUpload { sha256: first.sha256, ..upload() };
-    store.accept_it(&second).await?;
+    store.accept_upload(&second).await?;
     store.cancel(first.task).await?;
     assert!(store.is_blob_wanted(&first.sha256).await?);
     assert!(!store.forget_blob(&first.sha256).await?);
     let image = store.image(second.image).await?.context("image")?;
-    assert_eq!(image.renditions.len(), 2, "nothing was forgotten");
+    assert_eq!(image.renditions.len(), 2, "all renditions are kept");
     assert_eq!(image.placeholder, Some(placeholder(1)));
 
     store.cancel(second.task).await?;
@@ -174,45 +174,52 @@ async fn a_blob_is_kept_for_whoever_has_the_same(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_job_whose_message_died_gets_another(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn republish_queues_a_new_notice_for_a_waiting_job(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let (write, thumbnail) = (upload.jobs[0].0, upload.jobs[1].0);
     assert!(!store.republish(write, NOW).await?, "it is still in the outbox");
     store.publish_all().await?;
-    let job = store.claimed(&write_notice(&upload)).await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
     assert!(!store.republish(write, NOW).await?, "it runs");
     assert!(store.republish(thumbnail, HOUR).await?);
     assert_eq!(store.count_unpublished().await?, 0, "not due yet");
     store.tamper("delete from outbox").await?;
     assert!(store.republish(thumbnail, NOW).await?);
     assert_eq!(store.publish_all().await?[0].job, thumbnail);
-    store.settled(&job, &written()).await?;
+    store.settle_job(&job, &write_succeeded()).await?;
     assert!(!store.republish(write, NOW).await?, "it has ended");
     Ok(())
 }
 
-async fn queued_jobs_are_counted_by_lane(store: Fixture) -> Result<()> {
-    let first = store.accepted().await?;
-    store.accept_it(&NewUpload { lane: Lane::Bulk, ..upload() }).await?;
-    store.accepted().await?;
+async fn queued_jobs_are_counted_by_lane(store: TestStore) -> Result<()> {
+    let first = store.accept_new_upload().await?;
+    store.accept_upload(&NewUpload { lane: Lane::Bulk, ..upload() }).await?;
+    store.accept_new_upload().await?;
     assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 4);
-    assert_eq!(store.count_queued(Lane::Interactive, 3).await?, 3, "counts no further");
+    assert_eq!(store.count_queued(Lane::Interactive, 3).await?, 3, "the count stops at the limit");
     assert_eq!(store.count_queued(Lane::Bulk, 100).await?, 2);
-    let job = store.claimed(&write_notice(&first)).await?;
+    let job = store.claim_job(&write_notice(&first)).await?;
     assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 3);
-    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
-    assert_eq!(store.count_queued(Lane::Interactive, 100).await?, 4, "due or not");
+    store.settle_job(&job, &Outcome::Retry(failure(), HOUR)).await?;
+    assert_eq!(
+        store.count_queued(Lane::Interactive, 100).await?,
+        4,
+        "jobs that are not due count too"
+    );
     Ok(())
 }
 
-async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
+async fn tasks_are_filtered_by_failure(store: TestStore) -> Result<()> {
     let corrupt = Failure::new(ErrorCode::CorruptImage, "cut short");
-    let [unhappy, waiting, _fine] =
-        [store.accepted().await?, store.accepted().await?, store.accepted().await?];
-    let job = store.claimed(&write_notice(&unhappy)).await?;
-    store.settled(&job, &Outcome::Failed(corrupt)).await?;
-    let job = store.claimed(&thumbnail_notice(&waiting)).await?;
-    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
+    let [failed, waiting, _ok] = [
+        store.accept_new_upload().await?,
+        store.accept_new_upload().await?,
+        store.accept_new_upload().await?,
+    ];
+    let job = store.claim_job(&write_notice(&failed)).await?;
+    store.settle_job(&job, &Outcome::Failed(corrupt)).await?;
+    let job = store.claim_job(&thumbnail_notice(&waiting)).await?;
+    store.settle_job(&job, &Outcome::Retry(failure(), HOUR)).await?;
 
     let find = async |filter: TaskFilter| -> Result<Vec<TaskId>> {
         let page = store.list_tasks(&filter, &PageRequest { before: None, limit: 9 }).await?;
@@ -220,12 +227,12 @@ async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
     };
     let any = TaskFilter::default();
     let by_code = |code| TaskFilter { code: Some(code), ..TaskFilter::default() };
-    assert_eq!(find(by_code(ErrorCode::CorruptImage)).await?, [unhappy.task]);
+    assert_eq!(find(by_code(ErrorCode::CorruptImage)).await?, [failed.task]);
     assert_eq!(find(by_code(ErrorCode::StoreUnavailable)).await?, [waiting.task]);
     assert!(find(by_code(ErrorCode::LeaseLost)).await?.is_empty());
     let failed_write =
         TaskFilter { job_kind: Some(JobKind::Write), ..by_code(ErrorCode::CorruptImage) };
-    assert_eq!(find(failed_write.clone()).await?, [unhappy.task]);
+    assert_eq!(find(failed_write.clone()).await?, [failed.task]);
     let failed_thumbnail = TaskFilter { job_kind: Some(JobKind::Thumbnail), ..failed_write };
     assert!(find(failed_thumbnail).await?.is_empty());
     assert_eq!(find(TaskFilter { owner: Some(Owner::local()), ..any.clone() }).await?.len(), 3);
@@ -236,7 +243,7 @@ async fn tasks_are_found_by_what_went_wrong(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_reservation_is_held_for_as_long_as_it_is_extended(store: Fixture) -> Result<()> {
+async fn key_reservation_lasts_while_it_is_extended(store: TestStore) -> Result<()> {
     use safelight_store::{IdempotencyKey, KeyState};
     let key = IdempotencyKey { owner: Owner::local(), key: "holiday".to_owned() };
     let KeyState::Reserved(first) = store.reserve_key(&key, NOW).await? else {
@@ -246,22 +253,23 @@ async fn a_reservation_is_held_for_as_long_as_it_is_extended(store: Fixture) -> 
     assert_eq!(store.reserve_key(&key, HOUR).await?, KeyState::InFlight);
     store.extend_key(&first, Duration::ZERO).await?;
     let KeyState::Reserved(second) = store.reserve_key(&key, HOUR).await? else {
-        anyhow::bail!("its hold was over")
+        anyhow::bail!("its hold has ended")
     };
-    // The first has lost it, and cannot hold it any more.
+    // The first ticket has lost the key and can no longer extend it.
     store.extend_key(&first, Duration::ZERO).await?;
     assert_eq!(store.reserve_key(&key, HOUR).await?, KeyState::InFlight);
     store.release_key(&second).await?;
     Ok(())
 }
 
-/// Runs both jobs to their good end.
-async fn finish(store: &Fixture, upload: &NewUpload) -> Result<()> {
-    for (notice, outcome) in
-        [(write_notice(upload), written()), (thumbnail_notice(upload), rendered())]
-    {
-        let job = store.claimed(&notice).await?;
-        store.settled(&job, &outcome).await?;
+/// Completes both jobs.
+async fn finish(store: &TestStore, upload: &NewUpload) -> Result<()> {
+    for (notice, outcome) in [
+        (write_notice(upload), write_succeeded()),
+        (thumbnail_notice(upload), thumbnail_succeeded()),
+    ] {
+        let job = store.claim_job(&notice).await?;
+        store.settle_job(&job, &outcome).await?;
         let claim =
             store.claim(&notice, false, safelight_domain::WorkerId::new(), HOUR, JOB_VERSION);
         assert_eq!(claim.await?, Claim::Nothing);

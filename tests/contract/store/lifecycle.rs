@@ -9,28 +9,28 @@ use safelight_store::StoreError;
 use safelight_testing::{postgres::Postgres, process::free_port};
 
 use super::{
-    fixture::{Fixture, HOUR, upload, write_notice, written},
     promises,
+    test_store::{HOUR, TestStore, upload, write_notice, write_succeeded},
 };
 
 promises!(
-    an_empty_database_is_older,
-    a_schema_of_a_newer_release_is_refused,
-    many_may_migrate_at_once,
-    the_embedded_queues_lock_is_exclusive,
-    everything_survives_reopening,
+    empty_database_has_an_older_schema,
+    schema_of_a_newer_release_is_rejected,
+    concurrent_migrations_succeed,
+    embedded_queue_lock_is_exclusive,
+    tasks_and_leases_survive_reopening,
 );
 
-async fn an_empty_database_is_older(fixture: Fixture) -> Result<()> {
+async fn empty_database_has_an_older_schema(fixture: TestStore) -> Result<()> {
     fixture.check_schema().await?;
-    let empty = safelight_testing::open::store(&fixture.empty_like().await?, 2).await?;
+    let empty = safelight_testing::open::store(&fixture.empty_database().await?, 2).await?;
     empty.ping().await?;
     let error = empty.check_schema().await.expect_err("no schema");
     assert!(matches!(error, StoreError::SchemaOlder { found: 0, needed: 1.. }), "{error}");
     Ok(())
 }
 
-async fn a_schema_of_a_newer_release_is_refused(store: Fixture) -> Result<()> {
+async fn schema_of_a_newer_release_is_rejected(store: TestStore) -> Result<()> {
     store
         .tamper(
             "update _sqlx_migrations set version = 9999
@@ -44,8 +44,8 @@ async fn a_schema_of_a_newer_release_is_refused(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn many_may_migrate_at_once(fixture: Fixture) -> Result<()> {
-    let url = fixture.empty_like().await?;
+async fn concurrent_migrations_succeed(fixture: TestStore) -> Result<()> {
+    let url = fixture.empty_database().await?;
     let stores = try_join_all((0..6).map(|_| safelight_testing::open::store(&url, 2))).await?;
     try_join_all(stores.iter().map(|store| store.migrate())).await?;
     try_join_all(stores.iter().map(|store| store.check_schema())).await?;
@@ -53,13 +53,13 @@ async fn many_may_migrate_at_once(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn the_embedded_queues_lock_is_exclusive(store: Fixture) -> Result<()> {
-    let other = store.another().await?;
+async fn embedded_queue_lock_is_exclusive(store: TestStore) -> Result<()> {
+    let other = store.another_store().await?;
     assert!(store.lock_for_embedded_queue().await?);
-    assert!(store.lock_for_embedded_queue().await?, "it has it");
+    assert!(store.lock_for_embedded_queue().await?, "it holds the lock already");
     assert!(!other.lock_for_embedded_queue().await?);
     drop(store.store);
-    // PostgreSQL gives it free when it notices that the connection has gone.
+    // PostgreSQL releases it when it detects that the connection is closed.
     let deadline = Instant::now() + Duration::from_secs(10);
     while !other.lock_for_embedded_queue().await? {
         if Instant::now() > deadline {
@@ -70,22 +70,22 @@ async fn the_embedded_queues_lock_is_exclusive(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn everything_survives_reopening(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn tasks_and_leases_survive_reopening(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_notice(&upload)).await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
     let before = store.task_of(&upload).await?;
 
-    let store = store.reopened().await?;
+    let store = store.reopen().await?;
 
     store.check_schema().await?;
     assert_eq!(store.task_of(&upload).await?, before);
     assert_eq!(store.renew(&[job.lease], HOUR).await?.held, [job.lease]);
-    store.settled(&job, &written()).await
+    store.settle_job(&job, &write_succeeded()).await
 }
 
 #[tokio::test]
-async fn a_sqlite_file_that_cannot_be_is_unavailable_by_name() -> Result<()> {
+async fn sqlite_open_error_names_the_path() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("file");
     std::fs::write(&file, "not a folder")?;
@@ -105,7 +105,7 @@ async fn a_sqlite_file_that_cannot_be_is_unavailable_by_name() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_postgres_that_is_not_there_is_unavailable() -> Result<()> {
+async fn unreachable_postgres_is_unavailable() -> Result<()> {
     let url: DatabaseUrl = format!("postgres://nobody@127.0.0.1:{}/none", free_port()?).parse()?;
     let Err(error) = safelight_testing::open::store(&url, 2).await else { bail!("connected") };
     assert!(error.is_unavailable(), "{error}");
@@ -113,9 +113,9 @@ async fn a_postgres_that_is_not_there_is_unavailable() -> Result<()> {
     Ok(())
 }
 
-/// The same store, through a crash of its database, without being made anew.
+/// One store object survives the crash of its database server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_postgres_that_crashed_is_unavailable_until_it_is_back() -> Result<()> {
+async fn crashed_postgres_is_unavailable_until_it_restarts() -> Result<()> {
     let mut server = tokio::task::spawn_blocking(Postgres::start).await??;
     let store = safelight_testing::open::store(&server.url("postgres").parse()?, 4).await?;
     store.migrate().await?;
@@ -140,16 +140,16 @@ async fn a_postgres_that_crashed_is_unavailable_until_it_is_back() -> Result<()>
     Ok(())
 }
 
-/// A server that keeps its connections and says nothing must not hold its callers for ever.
+/// A server that keeps its connections open but never answers must not block its callers forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_postgres_that_hangs_is_unavailable_in_bounded_time() -> Result<()> {
+async fn hanging_postgres_is_unavailable_in_bounded_time() -> Result<()> {
     let server = tokio::task::spawn_blocking(Postgres::start).await??;
     let store = safelight_testing::open::store(&server.url("postgres").parse()?, 4).await?;
     store.migrate().await?;
 
     server.freeze()?;
     let start = Instant::now();
-    // The first has a connection in use, the second must get one.
+    // The first call uses an open connection, the second needs a new one.
     for _ in 0..2 {
         let error = store.ping().await.expect_err("the server hangs");
         assert!(error.is_unavailable(), "{error}");

@@ -1,12 +1,11 @@
-//! The outbox: what is still to be published, and what must be published anew.
+//! The outbox: jobs that are not published yet, and jobs that must be published again.
 
 use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use safelight_domain::JobNotice;
 use safelight_domain::{
-    BackfillKind, BackfillSpec, ImageId, JobId, JobKind, Lane, Owner, TaskId, TaskKind,
+    BackfillKind, BackfillSpec, ImageId, JobId, JobKind, JobNotice, Lane, Owner, TaskId, TaskKind,
     TraceContext,
 };
 use safelight_store::{
@@ -14,38 +13,40 @@ use safelight_store::{
 };
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, failure, thumbnail_notice, upload, write_notice, written},
     promises,
+    test_store::{
+        HOUR, NOW, TestStore, failure, thumbnail_notice, upload, write_notice, write_succeeded,
+    },
 };
 
 promises!(
     due_jobs_are_taken_oldest_first_up_to_the_limit,
-    taken_jobs_are_hidden_for_the_hold,
-    takers_at_once_never_get_the_same,
-    marked_jobs_are_gone,
-    marking_spares_a_later_attempt,
-    returned_jobs_show_again_at_once,
-    a_retry_comes_due_after_its_delay,
-    lost_messages_are_put_back,
-    only_queued_due_published_jobs_are_put_back,
-    a_job_put_back_waits_anew,
-    a_queue_without_room_gets_nothing,
+    taken_jobs_are_hidden_during_the_hold,
+    concurrent_takers_never_get_the_same_job,
+    published_jobs_leave_the_outbox,
+    marking_published_keeps_a_later_attempt,
+    returned_jobs_can_be_taken_immediately,
+    retry_is_due_after_its_delay,
+    lost_messages_return_to_the_outbox,
+    only_queued_due_published_jobs_return_to_the_outbox,
+    republished_job_waits_the_full_time_again,
+    full_queue_gets_no_jobs,
     owners_are_taken_in_turn,
-    an_old_backlog_does_not_always_come_first,
+    old_backlog_does_not_always_come_first,
     backfills_are_taken_in_turn,
-    a_job_keeps_its_trace,
+    job_keeps_its_trace,
 );
 
 const WRITE: (JobKind, Lane) = (JobKind::Write, Lane::Interactive);
 
-async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Result<()> {
+async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: TestStore) -> Result<()> {
     assert_eq!(
         store.take_unpublished(&QueueCapacity::each(10), HOUR).await?,
         OutboxBatch::default()
     );
     let mut expected = Vec::new();
     for _ in 0..5 {
-        let upload = store.accepted().await?;
+        let upload = store.accept_new_upload().await?;
         expected.extend([write_notice(&upload), thumbnail_notice(&upload)]);
     }
     let first = store.take_unpublished(&QueueCapacity::each(2), HOUR).await?;
@@ -56,29 +57,29 @@ async fn due_jobs_are_taken_oldest_first_up_to_the_limit(store: Fixture) -> Resu
     Ok(())
 }
 
-async fn taken_jobs_are_hidden_for_the_hold(store: Fixture) -> Result<()> {
-    store.accepted().await?;
-    // A hold of zero is over at once: as if the taker had died.
+async fn taken_jobs_are_hidden_during_the_hold(store: TestStore) -> Result<()> {
+    store.accept_new_upload().await?;
+    // A hold of zero ends immediately, as if the taker had died.
     let taken = store.take_unpublished(&QueueCapacity::each(10), NOW).await?;
     assert_eq!(taken.due.len(), 2);
     assert_eq!(store.count_unpublished().await?, 2);
     let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(again.due, taken.due);
-    let next_in = again.next_in.context("they show again")?;
+    let next_in = again.next_in.context("they become visible again")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
 
     let hidden = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(hidden.due, []);
-    let next_in = hidden.next_in.context("they show again")?;
+    let next_in = hidden.next_in.context("they become visible again")?;
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
     assert_eq!(store.count_unpublished().await?, 0);
     Ok(())
 }
 
-async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
-    let other = store.another().await?;
+async fn concurrent_takers_never_get_the_same_job(store: TestStore) -> Result<()> {
+    let other = store.another_store().await?;
     for _ in 0..40 {
-        store.accepted().await?;
+        store.accept_new_upload().await?;
     }
     let take = async |taker: usize| -> Result<Vec<JobNotice>> {
         let store = if taker.is_multiple_of(2) { &store.store } else { &other };
@@ -100,8 +101,8 @@ async fn takers_at_once_never_get_the_same(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn published_jobs_leave_the_outbox(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     store.take_unpublished(&QueueCapacity::each(10), NOW).await?;
     store.mark_published(&[write_notice(&upload)]).await?;
     assert_eq!(
@@ -117,12 +118,12 @@ async fn marked_jobs_are_gone(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// The job runs, fails and is due again before the relay comes to mark its first message.
-async fn marking_spares_a_later_attempt(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+/// The job runs, fails and is due again before the relay marks its first message.
+async fn marking_published_keeps_a_later_attempt(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let first = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
-    let job = store.claimed(&write_notice(&upload)).await?;
-    store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
+    store.settle_job(&job, &Outcome::Retry(failure(), NOW)).await?;
 
     store.mark_published(&first).await?;
     store.return_unpublished(&first).await?;
@@ -132,8 +133,8 @@ async fn marking_spares_a_later_attempt(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn returned_jobs_show_again_at_once(store: Fixture) -> Result<()> {
-    store.accepted().await?;
+async fn returned_jobs_can_be_taken_immediately(store: TestStore) -> Result<()> {
+    store.accept_new_upload().await?;
     let taken = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     store.return_unpublished(&taken[..1]).await?;
     assert_eq!(store.count_unpublished().await?, 1);
@@ -141,11 +142,11 @@ async fn returned_jobs_show_again_at_once(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn retry_is_due_after_its_delay(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_notice(&upload)).await?;
-    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
+    store.settle_job(&job, &Outcome::Retry(failure(), HOUR)).await?;
 
     let batch = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(batch.due, []);
@@ -157,33 +158,37 @@ async fn a_retry_comes_due_after_its_delay(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn lost_messages_are_put_back(store: Fixture) -> Result<()> {
+async fn lost_messages_return_to_the_outbox(store: TestStore) -> Result<()> {
     let mut expected = Vec::new();
     for _ in 0..5 {
-        expected.push(write_notice(&store.accepted().await?));
+        expected.push(write_notice(&store.accept_new_upload().await?));
     }
-    // A job that has been tried comes back with its generation.
-    let job = store.claimed(&expected[0]).await?;
-    store.settled(&job, &Outcome::Released).await?;
+    // A job that was attempted returns with its generation.
+    let job = store.claim_job(&expected[0]).await?;
+    store.settle_job(&job, &Outcome::Released).await?;
     expected[0].generation = 1;
     store.publish_all().await?;
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 5);
 
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 2).await?, 2);
-    // Oldest first: the released job has waited least.
+    // Oldest first: the released job has waited for the shortest time.
     assert_eq!(store.publish_all().await?, expected[1..3]);
     for notice in &expected {
-        store.claimed(notice).await?;
+        store.claim_job(notice).await?;
     }
     Ok(())
 }
 
-async fn only_queued_due_published_jobs_are_put_back(store: Fixture) -> Result<()> {
-    let uploads = [store.accepted().await?, store.accepted().await?, store.accepted().await?];
+async fn only_queued_due_published_jobs_return_to_the_outbox(store: TestStore) -> Result<()> {
+    let uploads = [
+        store.accept_new_upload().await?,
+        store.accept_new_upload().await?,
+        store.accept_new_upload().await?,
+    ];
     let published: Vec<_> = uploads[..2].iter().map(write_notice).collect();
     // The third is still in the outbox.
     store.mark_published(&published).await?;
-    let running = store.claimed(&published[0]).await?;
+    let running = store.claim_job(&published[0]).await?;
 
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 1);
     assert_eq!(store.count_published(JobKind::Thumbnail, Lane::Interactive).await?, 0);
@@ -195,17 +200,17 @@ async fn only_queued_due_published_jobs_are_put_back(store: Fixture) -> Result<(
         store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due.contains(&published[1])
     );
 
-    store.settled(&running, &written()).await?;
+    store.settle_job(&running, &write_succeeded()).await?;
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
     Ok(())
 }
 
-async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
-    store.accepted().await?;
+async fn republished_job_waits_the_full_time_again(store: TestStore) -> Result<()> {
+    store.accept_new_upload().await?;
     store.publish_all().await?;
     assert_eq!(store.unpublish(WRITE.0, WRITE.1, HOUR, 10).await?, 0);
 
-    // It has waited for two hours, as far as the database knows.
+    // In the database it has waited for two hours.
     let hours_ago = match store.url {
         safelight_config::DatabaseUrl::Sqlite(_) => {
             "update jobs set waiting_since = waiting_since - 7200000000"
@@ -222,19 +227,19 @@ async fn a_job_put_back_waits_anew(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn full_queue_gets_no_jobs(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let writes = QueueCapacity(vec![
         (JobKind::Write, Lane::Interactive, 5),
         (JobKind::Thumbnail, Lane::Interactive, 0),
     ]);
     let batch = store.take_unpublished(&writes, HOUR).await?;
     assert_eq!(batch.due, [write_notice(&upload)]);
-    let next_in = batch.next_in.context("what was taken shows again")?;
-    assert!(next_in > HOUR / 2, "what finds no room is nothing to look for at once: {next_in:?}");
-    let nowhere = store.take_unpublished(&QueueCapacity::default(), HOUR).await?;
-    assert_eq!(nowhere.due, []);
-    assert!(nowhere.next_in.is_none_or(|next| next > HOUR / 2), "{:?}", nowhere.next_in);
+    let next_in = batch.next_in.context("the taken job becomes visible again")?;
+    assert!(next_in > HOUR / 2, "a full queue must not be polled immediately: {next_in:?}");
+    let none = store.take_unpublished(&QueueCapacity::default(), HOUR).await?;
+    assert_eq!(none.due, []);
+    assert!(none.next_in.is_none_or(|next| next > HOUR / 2), "{:?}", none.next_in);
     assert_eq!(
         store.take_unpublished(&QueueCapacity::each(1), HOUR).await?.due,
         [thumbnail_notice(&upload)]
@@ -242,46 +247,46 @@ async fn a_queue_without_room_gets_nothing(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn owners_are_taken_in_turn(store: Fixture) -> Result<()> {
-    let mut of_ada = Vec::new();
+async fn owners_are_taken_in_turn(store: TestStore) -> Result<()> {
+    let mut ada_notices = Vec::new();
     for _ in 0..20 {
-        of_ada.push(write_notice(&store.accepted().await?));
+        ada_notices.push(write_notice(&store.accept_new_upload().await?));
     }
     store.tamper("update jobs set share = 'ada'").await?;
     store.tamper("update outbox set share = 'ada'").await?;
-    let mut of_others = Vec::new();
+    let mut other_notices = Vec::new();
     for _ in 0..3 {
-        of_others.push(write_notice(&store.accepted().await?));
+        other_notices.push(write_notice(&store.accept_new_upload().await?));
     }
-    let room = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 4)]);
-    let first = store.take_unpublished(&room, HOUR).await?;
+    let capacity = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 4)]);
+    let first = store.take_unpublished(&capacity, HOUR).await?;
     assert_eq!(first.next_in, Some(NOW), "more is due");
-    assert_eq!(first.due, [of_ada[0], of_ada[1], of_others[0], of_others[1]]);
-    let second = store.take_unpublished(&room, HOUR).await?;
-    assert_eq!(second.due, [of_ada[2], of_ada[3], of_ada[4], of_others[2]]);
+    assert_eq!(first.due, [ada_notices[0], ada_notices[1], other_notices[0], other_notices[1]]);
+    let second = store.take_unpublished(&capacity, HOUR).await?;
+    assert_eq!(second.due, [ada_notices[2], ada_notices[3], ada_notices[4], other_notices[2]]);
     Ok(())
 }
 
-async fn an_old_backlog_does_not_always_come_first(store: Fixture) -> Result<()> {
+async fn old_backlog_does_not_always_come_first(store: TestStore) -> Result<()> {
     for _ in 0..100 {
-        store.accepted().await?;
+        store.accept_new_upload().await?;
     }
     store.tamper("update jobs set share = 'ada'").await?;
     store.tamper("update outbox set share = 'ada'").await?;
-    let late = write_notice(&store.accepted().await?);
-    // A single place at a time, as when a queue is nearly full. That the late one never comes would take
-    // a hundred tosses of a coin that all fall alike.
-    let room = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 1)]);
+    let late = write_notice(&store.accept_new_upload().await?);
+    // One free place at a time, as in a nearly full queue. The chance that the late job is never taken is
+    // 1 in 2^100.
+    let capacity = QueueCapacity(vec![(JobKind::Write, Lane::Interactive, 1)]);
     for _ in 0..100 {
-        if store.take_unpublished(&room, HOUR).await?.due == [late] {
+        if store.take_unpublished(&capacity, HOUR).await?.due == [late] {
             return Ok(());
         }
     }
-    anyhow::bail!("the oldest backlog always came first")
+    anyhow::bail!("the old backlog always came first")
 }
 
-/// A backfill that has handed out a job for each of `images`.
-async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<JobNotice>> {
+/// Starts a backfill with one queued job per image.
+async fn queue_backfill(store: &TestStore, images: &[ImageId]) -> Result<Vec<JobNotice>> {
     let spec = BackfillSpec::new(BackfillKind::Renditions);
     let new = NewBackfill { task: TaskId::new(), owner: Owner::local(), spec };
     store.create_backfill(&new).await?;
@@ -298,30 +303,30 @@ async fn backfill(store: &Fixture, images: &[ImageId]) -> Result<Vec<JobNotice>>
     Ok(notices)
 }
 
-async fn backfills_are_taken_in_turn(store: Fixture) -> Result<()> {
-    let image = store.accepted().await?.image;
+async fn backfills_are_taken_in_turn(store: TestStore) -> Result<()> {
+    let image = store.accept_new_upload().await?.image;
     store.publish_all().await?;
-    let large = backfill(&store, &[image; 20]).await?;
-    let small = backfill(&store, &[image; 2]).await?;
-    let room = QueueCapacity(vec![(JobKind::Thumbnail, Lane::Bulk, 4)]);
+    let large = queue_backfill(&store, &[image; 20]).await?;
+    let small = queue_backfill(&store, &[image; 2]).await?;
+    let capacity = QueueCapacity(vec![(JobKind::Thumbnail, Lane::Bulk, 4)]);
     let taken: HashSet<JobNotice> =
-        store.take_unpublished(&room, NOW).await?.due.into_iter().collect();
+        store.take_unpublished(&capacity, NOW).await?.due.into_iter().collect();
     assert_eq!(taken, HashSet::from([large[0], large[1], small[0], small[1]]));
 
-    // A message that got lost comes back with its share.
+    // A lost message returns with its share.
     store.publish_all().await?;
     store.unpublish(JobKind::Thumbnail, Lane::Bulk, NOW, 100).await?;
-    let taken = store.take_unpublished(&room, HOUR).await?.due;
+    let taken = store.take_unpublished(&capacity, HOUR).await?.due;
     assert_eq!(taken.iter().filter(|notice| small.contains(notice)).count(), 2, "{taken:?}");
     Ok(())
 }
 
-/// However often its notice is rung, and for whatever reason.
-async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
+/// Also when its notice is published again: after a dead letter, a retry, a lost message, or by hand.
+async fn job_keeps_its_trace(store: TestStore) -> Result<()> {
     let trace = TraceContext { trace: [0xab; 16], span: [7; 8], flags: 1 };
     let upload = NewUpload { trace: Some(trace), ..upload() };
-    store.accept_it(&upload).await?;
-    store.accepted().await?;
+    store.accept_upload(&upload).await?;
+    store.accept_new_upload().await?;
     let first = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     assert_eq!(first.iter().map(|notice| notice.trace).collect::<Vec<_>>()[..2], [Some(trace); 2]);
     assert_eq!(first.iter().map(|notice| notice.trace).collect::<Vec<_>>()[2..], [None; 2]);
@@ -332,8 +337,8 @@ async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, [write]);
     store.mark_published(&[write]).await?;
 
-    let job = store.claimed(&write).await?;
-    store.settled(&job, &Outcome::Retry(failure(), NOW)).await?;
+    let job = store.claim_job(&write).await?;
+    store.settle_job(&job, &Outcome::Retry(failure(), NOW)).await?;
     let retried = JobNotice { generation: 1, ..write };
     assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, [retried]);
     store.mark_published(&[retried]).await?;
@@ -344,8 +349,8 @@ async fn a_job_keeps_its_trace(store: Fixture) -> Result<()> {
     assert!(again.contains(&retried), "{again:?}");
 
     for notice in [retried, thumbnail_notice(&upload)] {
-        let job = store.claimed(&notice).await?;
-        store.settled(&job, &Outcome::Failed(failure())).await?;
+        let job = store.claim_job(&notice).await?;
+        store.settle_job(&job, &Outcome::Failed(failure())).await?;
     }
     store.mark_published(&again).await?;
     assert_eq!(store.retry(&[upload.task]).await?, [upload.task]);

@@ -1,4 +1,4 @@
-//! Reading tasks and images: pages, filters, versions.
+//! Reading tasks and images: pages, filters and versions.
 
 use std::collections::HashSet;
 
@@ -7,48 +7,48 @@ use safelight_domain::{ImageId, JobKind, Status, TaskId, TaskKind};
 use safelight_store::{NewUpload, Outcome, PageRequest, StoreError, TaskFilter, TaskVersion};
 
 use super::{
-    fixture::{
-        Fixture, HOUR, NOW, facts, failure, rendered, renditions, thumbnail_notice, unmade, upload,
-        write_notice, written,
-    },
     promises,
+    test_store::{
+        HOUR, NOW, TestStore, facts, failure, renditions, thumbnail_notice, thumbnail_succeeded,
+        upload, without_made_at, write_notice, write_succeeded,
+    },
 };
 
 promises!(
-    an_acknowledged_upload_is_seen_by_everyone,
+    accepted_upload_is_visible_to_every_process,
     task_pages_are_complete_and_newest_first,
     image_pages_are_complete_and_newest_first,
     tasks_are_listed_by_status_and_kind,
-    a_listed_task_has_all_that_a_single_one_has,
-    versions_are_read_for_very_many_tasks_at_once,
+    listed_task_equals_single_task,
+    versions_of_thousands_of_tasks_are_read_in_one_call,
     every_change_raises_the_version,
-    the_task_of_an_image_is_its_upload,
-    existing_images_are_told_from_others,
-    a_row_of_another_release_is_corrupt,
+    last_task_of_a_new_image_is_its_upload,
+    existing_images_omits_unknown_ids,
+    unknown_status_in_a_row_is_corrupt,
 );
 
-async fn an_acknowledged_upload_is_seen_by_everyone(store: Fixture) -> Result<()> {
-    let other = store.another().await?;
+async fn accepted_upload_is_visible_to_every_process(store: TestStore) -> Result<()> {
+    let other = store.another_store().await?;
     for _ in 0..20 {
-        let upload = store.accepted().await?;
+        let upload = store.accept_new_upload().await?;
         assert!(store.task(upload.task).await?.is_some());
         assert!(other.task(upload.task).await?.is_some());
     }
     Ok(())
 }
 
-async fn many(store: &Fixture, count: usize) -> Result<Vec<NewUpload>> {
+async fn accept_many(store: &TestStore, count: usize) -> Result<Vec<NewUpload>> {
     let mut uploads = Vec::new();
     for _ in 0..count {
-        uploads.push(store.accepted().await?);
+        uploads.push(store.accept_new_upload().await?);
     }
     uploads.reverse();
     Ok(uploads)
 }
 
-async fn task_pages_are_complete_and_newest_first(store: Fixture) -> Result<()> {
-    let newest_first: Vec<_> = many(&store, 12).await?.iter().map(|u| u.task).collect();
-    // 5 leaves a last page of 2; 6 ends exactly; 500 is one page.
+async fn task_pages_are_complete_and_newest_first(store: TestStore) -> Result<()> {
+    let newest_first: Vec<_> = accept_many(&store, 12).await?.iter().map(|u| u.task).collect();
+    // With 5 the last page has 2 rows, with 6 it is full, with 500 there is one page.
     for limit in [1, 5, 6, 12, 500] {
         let (mut seen, mut before) = (Vec::new(), None);
         loop {
@@ -67,12 +67,12 @@ async fn task_pages_are_complete_and_newest_first(store: Fixture) -> Result<()> 
     Ok(())
 }
 
-async fn image_pages_are_complete_and_newest_first(store: Fixture) -> Result<()> {
-    let uploads = many(&store, 12).await?;
-    // Several rows per image in the query must not upset the pages.
+async fn image_pages_are_complete_and_newest_first(store: TestStore) -> Result<()> {
+    let uploads = accept_many(&store, 12).await?;
+    // The query returns several rows per image, which must not change the page size.
     for upload in &uploads[2..9] {
-        let job = store.claimed(&thumbnail_notice(upload)).await?;
-        store.settled(&job, &rendered()).await?;
+        let job = store.claim_job(&thumbnail_notice(upload)).await?;
+        store.settle_job(&job, &thumbnail_succeeded()).await?;
     }
     let newest_first: Vec<_> = uploads.iter().map(|upload| upload.image).collect();
     for limit in [1, 5, 6, 500] {
@@ -93,13 +93,13 @@ async fn image_pages_are_complete_and_newest_first(store: Fixture) -> Result<()>
     Ok(())
 }
 
-async fn tasks_are_listed_by_status_and_kind(store: Fixture) -> Result<()> {
-    let uploads = many(&store, 6).await?;
-    let job = store.claimed(&write_notice(&uploads[1])).await?;
+async fn tasks_are_listed_by_status_and_kind(store: TestStore) -> Result<()> {
+    let uploads = accept_many(&store, 6).await?;
+    let job = store.claim_job(&write_notice(&uploads[1])).await?;
     for index in [3, 4] {
         for notice in [write_notice(&uploads[index]), thumbnail_notice(&uploads[index])] {
-            let job = store.claimed(&notice).await?;
-            store.settled(&job, &Outcome::Failed(failure())).await?;
+            let job = store.claim_job(&notice).await?;
+            store.settle_job(&job, &Outcome::Failed(failure())).await?;
         }
     }
     let list = async |status, kind, limit| -> Result<_> {
@@ -120,26 +120,27 @@ async fn tasks_are_listed_by_status_and_kind(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_listed_task_has_all_that_a_single_one_has(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
-    store.accepted().await?;
-    let job = store.claimed(&thumbnail_notice(&upload)).await?;
-    store.settled(&job, &rendered()).await?;
-    let job = store.claimed(&write_notice(&upload)).await?;
-    store.settled(&job, &written()).await?;
+async fn listed_task_equals_single_task(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
+    store.accept_new_upload().await?;
+    let job = store.claim_job(&thumbnail_notice(&upload)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
+    store.settle_job(&job, &write_succeeded()).await?;
 
     let task = store.task_of(&upload).await?;
     let image = task.image.as_ref().context("no image")?;
     assert_eq!(image.facts, Some(facts()));
-    assert_eq!(unmade(&image.renditions), renditions());
+    assert_eq!(without_made_at(&image.renditions), renditions());
     let request = PageRequest { before: None, limit: 10 };
     let page = store.list_tasks(&TaskFilter::default(), &request).await?;
     assert_eq!(page.tasks[1], task);
     Ok(())
 }
 
-async fn versions_are_read_for_very_many_tasks_at_once(store: Fixture) -> Result<()> {
-    let known: HashSet<_> = many(&store, 20).await?.iter().map(|upload| upload.task).collect();
+async fn versions_of_thousands_of_tasks_are_read_in_one_call(store: TestStore) -> Result<()> {
+    let known: HashSet<_> =
+        accept_many(&store, 20).await?.iter().map(|upload| upload.task).collect();
     let mut asked: Vec<_> = (0..40_000).map(|_| TaskId::new()).collect();
     asked.extend(&known);
 
@@ -152,8 +153,8 @@ async fn versions_are_read_for_very_many_tasks_at_once(store: Fixture) -> Result
     Ok(())
 }
 
-async fn every_change_raises_the_version(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn every_change_raises_the_version(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let current = async || -> Result<i64> {
         let found = store.task_versions(&[upload.task]).await?;
         let task = store.task_of(&upload).await?;
@@ -162,37 +163,37 @@ async fn every_change_raises_the_version(store: Fixture) -> Result<()> {
         Ok(task.version)
     };
     let mut versions = vec![current().await?];
-    for outcome in [Outcome::Retry(failure(), NOW), Outcome::Released, written()] {
-        let job = store.claimed(&write_notice(&upload)).await?;
+    for outcome in [Outcome::Retry(failure(), NOW), Outcome::Released, write_succeeded()] {
+        let job = store.claim_job(&write_notice(&upload)).await?;
         versions.push(current().await?);
-        store.settled(&job, &outcome).await?;
+        store.settle_job(&job, &outcome).await?;
         versions.push(current().await?);
     }
-    let overtaken = store.claimed_for(&thumbnail_notice(&upload), NOW).await?;
+    let overtaken = store.claim_job_for(&thumbnail_notice(&upload), NOW).await?;
     versions.push(current().await?);
-    store.claimed(&thumbnail_notice(&upload)).await?;
+    store.claim_job(&thumbnail_notice(&upload)).await?;
     let last = current().await?;
     versions.push(last);
     assert!(versions.is_sorted_by(|earlier, later| earlier < later), "{versions:?}");
 
-    // What changes nothing raises nothing.
-    store.settle(&overtaken.lease, &rendered()).await?;
+    // A call without effect does not raise the version.
+    store.settle(&overtaken.lease, &thumbnail_succeeded()).await?;
     store.renew(&[overtaken.lease], HOUR).await?;
-    store.refused(&thumbnail_notice(&upload), false).await?;
+    store.assert_unclaimable(&thumbnail_notice(&upload), false).await?;
     assert_eq!(current().await?, last);
     Ok(())
 }
 
-async fn the_task_of_an_image_is_its_upload(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
-    store.accepted().await?;
+async fn last_task_of_a_new_image_is_its_upload(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
+    store.accept_new_upload().await?;
     let task = store.last_task_of_image(upload.image, JobKind::Write).await?.context("no task")?;
     assert_eq!(task, store.task_of(&upload).await?);
     Ok(())
 }
 
-async fn existing_images_are_told_from_others(store: Fixture) -> Result<()> {
-    let uploads = [store.accepted().await?, store.accepted().await?];
+async fn existing_images_omits_unknown_ids(store: TestStore) -> Result<()> {
+    let uploads = [store.accept_new_upload().await?, store.accept_new_upload().await?];
     let asked = [ImageId::new(), uploads[1].image, upload().image, uploads[0].image];
     let mut found = store.existing_images(&asked).await?;
     found.sort();
@@ -201,8 +202,8 @@ async fn existing_images_are_told_from_others(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_row_of_another_release_is_corrupt(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn unknown_status_in_a_row_is_corrupt(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     store.tamper("update tasks set status = 'paused'").await?;
     let error = store.task(upload.task).await.expect_err("an unknown status");
     assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("paused")), "{error}");

@@ -1,38 +1,39 @@
-//! Asking for renditions that an image lacks.
+//! Requests for renditions that an image does not have.
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
-use safelight_domain::JobNotice;
-use safelight_domain::{ImageId, JobId, JobKind, Lane, Status, TaskId, TaskKind, TraceContext};
+use safelight_domain::{
+    ImageId, JobId, JobKind, JobNotice, Lane, Status, TaskId, TaskKind, TraceContext,
+};
 use safelight_store::{
     Effect, NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest, Requested, Settled,
     TaskFilter,
 };
 
 use super::{
-    fixture::{
-        Fixture, HOUR, NOW, failure, rendered, rendition, thumbnail_notice, unmade, write_notice,
-        written,
-    },
     promises,
+    test_store::{
+        HOUR, NOW, TestStore, failure, rendition, thumbnail_notice, thumbnail_succeeded,
+        without_made_at, write_notice, write_succeeded,
+    },
 };
 
 promises!(
-    a_request_is_a_task_like_any_other,
-    a_request_keeps_its_trace,
-    the_same_request_again_queues_nothing_more,
-    what_is_under_way_is_not_asked_for_twice,
-    what_failed_is_not_tried_again_by_itself,
-    what_was_cancelled_is_not_tried_again_at_once,
-    what_has_just_been_made_is_not_made_again,
-    a_picture_that_is_gone_has_no_renditions,
-    many_requests_at_once_queue_one_job,
-    a_cancelled_request_keeps_its_image,
-    a_cancelled_upload_takes_its_requests_along,
-    a_request_and_a_cancel_at_once_leave_nothing_open,
-    a_request_that_failed_is_tried_again_by_hand,
-    the_last_task_tells_why_something_is_missing,
-    a_rendition_says_when_its_bytes_were_made,
+    request_creates_a_rendition_task,
+    request_keeps_its_trace,
+    repeated_request_queues_nothing,
+    request_joins_pending_work,
+    request_does_not_retry_a_failed_rendition,
+    cancelled_rendition_is_not_queued_again_immediately,
+    recent_rendition_is_not_made_again,
+    request_for_a_missing_image_returns_gone,
+    concurrent_requests_queue_one_job,
+    cancelling_a_request_keeps_the_image,
+    cancelling_an_upload_cancels_its_requests,
+    concurrent_request_and_cancel_leave_nothing_open,
+    failed_request_can_be_retried,
+    last_task_of_an_image_is_found_by_job_kind,
+    made_at_changes_only_with_the_bytes,
 );
 
 fn request(image: ImageId) -> RenditionRequest {
@@ -51,28 +52,29 @@ fn notice(request: &RenditionRequest) -> JobNotice {
     JobNotice { job: request.job, kind, lane, generation: 0, trace: None }
 }
 
-/// An upload whose jobs have succeeded, and whose messages are gone.
-async fn made(store: &Fixture) -> Result<NewUpload> {
-    let upload = store.accepted().await?;
+/// An upload whose jobs have succeeded and whose messages are published.
+async fn finished_upload(store: &TestStore) -> Result<NewUpload> {
+    let upload = store.accept_new_upload().await?;
     store.publish_all().await?;
-    for (notice, outcome) in
-        [(write_notice(&upload), written()), (thumbnail_notice(&upload), rendered())]
-    {
-        let job = store.claimed(&notice).await?;
-        store.settled(&job, &outcome).await?;
+    for (notice, outcome) in [
+        (write_notice(&upload), write_succeeded()),
+        (thumbnail_notice(&upload), thumbnail_succeeded()),
+    ] {
+        let job = store.claim_job(&notice).await?;
+        store.settle_job(&job, &outcome).await?;
     }
     Ok(upload)
 }
 
-/// A request that was queued.
-async fn queued(store: &Fixture, image: ImageId) -> Result<RenditionRequest> {
+/// Requests a rendition and asserts that a job is queued.
+async fn queue_request(store: &TestStore, image: ImageId) -> Result<RenditionRequest> {
     let request = request(image);
     assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
     Ok(request)
 }
 
-async fn a_request_keeps_its_trace(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
+async fn request_keeps_its_trace(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
     let trace = Some(TraceContext { trace: [0xab; 16], span: [7; 8], flags: 0 });
     let request = RenditionRequest { trace, ..request(upload.image) };
     assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
@@ -81,10 +83,10 @@ async fn a_request_keeps_its_trace(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_request_is_a_task_like_any_other(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
+async fn request_creates_a_rendition_task(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
     store.tamper("update images set owner = 'ada'").await?;
-    let request = queued(&store, upload.image).await?;
+    let request = queue_request(&store, upload.image).await?;
 
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!((task.kind, task.lane), (TaskKind::Rendition, Lane::Interactive));
@@ -93,82 +95,83 @@ async fn a_request_is_a_task_like_any_other(store: Fixture) -> Result<()> {
     let of_ada = TaskFilter { owner: Some("ada".parse()?), ..TaskFilter::default() };
     let of_ada = TaskFilter { kind: Some(TaskKind::Rendition), ..of_ada };
     let page = store.list_tasks(&of_ada, &PageRequest { before: None, limit: 9 }).await?;
-    assert_eq!(page.tasks, std::slice::from_ref(&task), "it has the owner of the image");
+    assert_eq!(page.tasks, std::slice::from_ref(&task), "the owner of the image owns it");
     assert_eq!(task.image.context("no image")?.id, upload.image);
-    assert_eq!(store.publish_all().await?, [notice(&request)], "due at once");
+    assert_eq!(store.publish_all().await?, [notice(&request)], "due immediately");
 
-    let job = store.claimed(&notice(&request)).await?;
-    assert_eq!(job.image.renditions.len(), 2, "what there is already");
+    let job = store.claim_job(&notice(&request)).await?;
+    assert_eq!(job.image.renditions.len(), 2, "the existing renditions");
     let renditions = vec![rendition("tiny", 100)];
-    store.settled(&job, &Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions)])).await?;
+    store.settle_job(&job, &Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions)])).await?;
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!(task.status, Status::Succeeded);
     assert_eq!(task.image.context("no image")?.renditions.len(), 3);
     Ok(())
 }
 
-async fn the_same_request_again_queues_nothing_more(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
-    let request = RenditionRequest { again_after: NOW, ..queued(&store, upload.image).await? };
+async fn repeated_request_queues_nothing(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let request =
+        RenditionRequest { again_after: NOW, ..queue_request(&store, upload.image).await? };
     assert_eq!(store.request_rendition(&request).await?, Requested::Pending(request.task));
-    let job = store.claimed(&notice(&request)).await?;
+    let job = store.claim_job(&notice(&request)).await?;
     assert_eq!(store.request_rendition(&request).await?, Requested::Pending(request.task));
-    store.settled(&job, &rendered()).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     assert_eq!(store.request_rendition(&request).await?, Requested::Recent(request.task));
     assert_eq!(store.publish_all().await?, [notice(&request)]);
     Ok(())
 }
 
-async fn what_is_under_way_is_not_asked_for_twice(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn request_joins_pending_work(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let pending = Requested::Pending(upload.task);
     assert_eq!(store.request_rendition(&request(upload.image)).await?, pending);
-    let job = store.claimed(&thumbnail_notice(&upload)).await?;
+    let job = store.claim_job(&thumbnail_notice(&upload)).await?;
     assert_eq!(store.request_rendition(&request(upload.image)).await?, pending);
-    store.settled(&job, &Outcome::Retry(failure(), HOUR)).await?;
+    store.settle_job(&job, &Outcome::Retry(failure(), HOUR)).await?;
     assert_eq!(store.request_rendition(&request(upload.image)).await?, pending);
     let due = store.publish_all().await?;
-    assert_eq!(due, [write_notice(&upload)], "the other waits for its next attempt");
+    assert_eq!(due, [write_notice(&upload)], "the thumbnail job waits for its next attempt");
 
-    let upload = made(&store).await?;
-    let first = queued(&store, upload.image).await?;
+    let upload = finished_upload(&store).await?;
+    let first = queue_request(&store, upload.image).await?;
     let answer = store.request_rendition(&request(upload.image)).await?;
     assert_eq!(answer, Requested::Pending(first.task));
     Ok(())
 }
 
-async fn what_failed_is_not_tried_again_by_itself(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
-    let job = store.claimed(&thumbnail_notice(&upload)).await?;
-    store.settled(&job, &Outcome::Failed(failure())).await?;
+async fn request_does_not_retry_a_failed_rendition(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
+    let job = store.claim_job(&thumbnail_notice(&upload)).await?;
+    store.settle_job(&job, &Outcome::Failed(failure())).await?;
     let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
     assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(upload.task));
 
-    let upload = made(&store).await?;
-    let first = queued(&store, upload.image).await?;
-    let job = store.claimed(&notice(&first)).await?;
-    store.settled(&job, &Outcome::Failed(failure())).await?;
+    let upload = finished_upload(&store).await?;
+    let first = queue_request(&store, upload.image).await?;
+    let job = store.claim_job(&notice(&first)).await?;
+    store.settle_job(&job, &Outcome::Failed(failure())).await?;
     let eager = RenditionRequest { again_after: NOW, ..request(upload.image) };
     assert_eq!(store.request_rendition(&eager).await?, Requested::Recent(first.task));
     Ok(())
 }
 
-async fn what_was_cancelled_is_not_tried_again_at_once(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
-    let first = queued(&store, upload.image).await?;
+async fn cancelled_rendition_is_not_queued_again_immediately(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let first = queue_request(&store, upload.image).await?;
     assert!(store.cancel(first.task).await?);
-    let at_once = request(upload.image);
-    assert_eq!(store.request_rendition(&at_once).await?, Requested::Recent(first.task));
+    let immediate = request(upload.image);
+    assert_eq!(store.request_rendition(&immediate).await?, Requested::Recent(first.task));
     let later = RenditionRequest { again_after: NOW, ..request(upload.image) };
     assert_eq!(store.request_rendition(&later).await?, Requested::Queued(later.task));
     Ok(())
 }
 
-async fn what_has_just_been_made_is_not_made_again(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
-    let first = queued(&store, upload.image).await?;
-    let job = store.claimed(&notice(&first)).await?;
-    store.settled(&job, &rendered()).await?;
+async fn recent_rendition_is_not_made_again(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let first = queue_request(&store, upload.image).await?;
+    let job = store.claim_job(&notice(&first)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     let soon = request(upload.image);
     assert_eq!(store.request_rendition(&soon).await?, Requested::Recent(first.task));
     let later = RenditionRequest { again_after: NOW, ..soon };
@@ -176,28 +179,28 @@ async fn what_has_just_been_made_is_not_made_again(store: Fixture) -> Result<()>
     Ok(())
 }
 
-async fn a_picture_that_is_gone_has_no_renditions(store: Fixture) -> Result<()> {
+async fn request_for_a_missing_image_returns_gone(store: TestStore) -> Result<()> {
     assert_eq!(store.request_rendition(&request(ImageId::new())).await?, Requested::Gone);
-    let upload = store.accepted().await?;
+    let upload = store.accept_new_upload().await?;
     store.cancel(upload.task).await?;
     assert_eq!(store.request_rendition(&request(upload.image)).await?, Requested::Gone);
     assert_eq!(store.count_unpublished().await?, 0);
     Ok(())
 }
 
-async fn many_requests_at_once_queue_one_job(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
+async fn concurrent_requests_queue_one_job(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
     let stores = [
-        store.another().await?,
-        store.another().await?,
-        store.another().await?,
-        store.another().await?,
+        store.another_store().await?,
+        store.another_store().await?,
+        store.another_store().await?,
+        store.another_store().await?,
     ];
-    let asked = (0..32).map(|at| {
+    let requests = (0..32).map(|at| {
         let store = stores[at % stores.len()].clone();
         async move { store.request_rendition(&request(upload.image)).await }
     });
-    let answers = try_join_all(asked).await?;
+    let answers = try_join_all(requests).await?;
     let winners: Vec<TaskId> = answers
         .iter()
         .filter_map(|answer| match answer {
@@ -212,44 +215,44 @@ async fn many_requests_at_once_queue_one_job(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn a_cancelled_request_keeps_its_image(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
-    let request = queued(&store, upload.image).await?;
+async fn cancelling_a_request_keeps_the_image(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let request = queue_request(&store, upload.image).await?;
     assert!(store.cancel(request.task).await?);
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!(task.status, Status::Cancelled);
     assert!(!task.image.context("no image")?.discarded);
     assert!(store.discarded(9, NOW).await?.is_empty());
-    store.refused(&notice(&request), false).await?;
+    store.assert_unclaimable(&notice(&request), false).await?;
     assert_eq!(store.task_of(&upload).await?.status, Status::Succeeded);
     Ok(())
 }
 
-async fn a_cancelled_upload_takes_its_requests_along(store: Fixture) -> Result<()> {
-    // Its write job is still to come, so that it can be cancelled.
-    let upload = store.accepted().await?;
-    let job = store.claimed(&thumbnail_notice(&upload)).await?;
-    store.settled(&job, &rendered()).await?;
-    let request = queued(&store, upload.image).await?;
-    let running = store.claimed(&notice(&request)).await?;
+async fn cancelling_an_upload_cancels_its_requests(store: TestStore) -> Result<()> {
+    // Its write job has not run, so it can be cancelled.
+    let upload = store.accept_new_upload().await?;
+    let job = store.claim_job(&thumbnail_notice(&upload)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
+    let request = queue_request(&store, upload.image).await?;
+    let running = store.claim_job(&notice(&request)).await?;
 
     assert!(store.cancel(upload.task).await?);
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!((task.status, task.progress.cancelled), (Status::Cancelled, 1));
-    assert_eq!(store.settle(&running.lease, &rendered()).await?, Settled::Stale);
+    assert_eq!(store.settle(&running.lease, &thumbnail_succeeded()).await?, Settled::Stale);
     assert!(store.discarded(9, NOW).await?.is_empty(), "a worker may still be writing");
     store.tamper("update jobs set lease_until = null").await?;
-    assert!(store.discarded(9, HOUR).await?.is_empty(), "not yet that long ago");
+    assert!(store.discarded(9, HOUR).await?.is_empty(), "not discarded for that long");
     assert_eq!(store.discarded(9, NOW).await?.len(), 1);
     Ok(())
 }
 
-async fn a_request_and_a_cancel_at_once_leave_nothing_open(store: Fixture) -> Result<()> {
+async fn concurrent_request_and_cancel_leave_nothing_open(store: TestStore) -> Result<()> {
     for _ in 0..20 {
-        let upload = store.accepted().await?;
+        let upload = store.accept_new_upload().await?;
         store.publish_all().await?;
-        let job = store.claimed(&thumbnail_notice(&upload)).await?;
-        store.settled(&job, &rendered()).await?;
+        let job = store.claim_job(&thumbnail_notice(&upload)).await?;
+        store.settle_job(&job, &thumbnail_succeeded()).await?;
         let request = request(upload.image);
         let (asked, cancelled) =
             tokio::join!(store.request_rendition(&request), store.cancel(upload.task));
@@ -264,24 +267,24 @@ async fn a_request_and_a_cancel_at_once_leave_nothing_open(store: Fixture) -> Re
     Ok(())
 }
 
-async fn a_request_that_failed_is_tried_again_by_hand(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
-    let request = queued(&store, upload.image).await?;
-    let job = store.claimed(&notice(&request)).await?;
-    store.settled(&job, &Outcome::Failed(failure())).await?;
+async fn failed_request_can_be_retried(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let request = queue_request(&store, upload.image).await?;
+    let job = store.claim_job(&notice(&request)).await?;
+    store.settle_job(&job, &Outcome::Failed(failure())).await?;
     assert_eq!(store.retry(&[request.task]).await?, [request.task]);
     let notices = store.publish_all().await?;
-    let job = store.claimed(&notices[0]).await?;
-    store.settled(&job, &rendered()).await?;
+    let job = store.claim_job(&notices[0]).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
     let task = store.task(request.task).await?.context("no task")?;
     assert_eq!(task.status, Status::Succeeded);
     Ok(())
 }
 
-async fn the_last_task_tells_why_something_is_missing(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
-    let request = queued(&store, upload.image).await?;
-    store.accepted().await?;
+async fn last_task_of_an_image_is_found_by_job_kind(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let request = queue_request(&store, upload.image).await?;
+    store.accept_new_upload().await?;
     let thumbnails = store.last_task_of_image(upload.image, JobKind::Thumbnail).await?;
     assert_eq!(thumbnails, store.task(request.task).await?);
     let written = store.last_task_of_image(upload.image, JobKind::Write).await?;
@@ -290,17 +293,17 @@ async fn the_last_task_tells_why_something_is_missing(store: Fixture) -> Result<
     Ok(())
 }
 
-async fn a_rendition_says_when_its_bytes_were_made(store: Fixture) -> Result<()> {
-    let upload = made(&store).await?;
+async fn made_at_changes_only_with_the_bytes(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
     let before = store.image(upload.image).await?.context("no image")?.renditions;
-    let request = queued(&store, upload.image).await?;
-    let job = store.claimed(&notice(&request)).await?;
-    // One of them comes out as before, the other does not.
+    let request = queue_request(&store, upload.image).await?;
+    let job = store.claim_job(&notice(&request)).await?;
+    // The bytes of `medium` stay equal, those of `small` change.
     let renditions = vec![rendition("medium", 40_000), rendition("small", 9121)];
     let outcome = Outcome::Succeeded(vec![Effect::UpsertRenditions(renditions.clone())]);
-    store.settled(&job, &outcome).await?;
+    store.settle_job(&job, &outcome).await?;
     let after = store.image(upload.image).await?.context("no image")?.renditions;
-    assert_eq!(unmade(&after), renditions);
+    assert_eq!(without_made_at(&after), renditions);
     assert_eq!(after[0].made_at, before[0].made_at);
     assert!(after[1].made_at > before[1].made_at, "{after:?} after {before:?}");
     Ok(())

@@ -6,21 +6,24 @@ use safelight_domain::{ImageId, JobKind, Progress, Status, TaskId, TaskKind};
 use safelight_store::{QueueCapacity, StoreError};
 
 use super::{
-    fixture::{Fixture, HOUR, rendered, thumbnail_notice, upload, write_notice, written},
     promises,
+    test_store::{
+        HOUR, TestStore, thumbnail_notice, thumbnail_succeeded, upload, write_notice,
+        write_succeeded,
+    },
 };
 
 promises!(
-    an_accepted_upload_reads_back_whole,
-    an_accepted_upload_is_in_the_outbox,
+    accepted_upload_reads_back_complete,
+    accepted_upload_is_in_the_outbox,
     accepting_again_changes_nothing,
-    one_bad_upload_among_many_fails_alone,
+    bad_upload_in_a_batch_fails_alone,
     equal_uploads_share_renditions,
-    unknown_ids_are_none,
+    unknown_ids_return_none,
 );
 
-async fn an_accepted_upload_reads_back_whole(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn accepted_upload_reads_back_complete(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
 
     let task = store.task_of(&upload).await?;
     assert_eq!((task.id, task.kind, task.lane), (upload.task, TaskKind::Upload, upload.lane));
@@ -46,8 +49,8 @@ async fn an_accepted_upload_reads_back_whole(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn an_accepted_upload_is_in_the_outbox(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn accepted_upload_is_in_the_outbox(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     assert_eq!(store.count_unpublished().await?, 2);
     let mut due = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     due.sort_by_key(|notice| notice.job);
@@ -55,25 +58,25 @@ async fn an_accepted_upload_is_in_the_outbox(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn accepting_again_changes_nothing(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn accepting_again_changes_nothing(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     store.publish_all().await?;
-    let job = store.claimed(&write_notice(&upload)).await?;
-    store.settled(&job, &written()).await?;
+    let job = store.claim_job(&write_notice(&upload)).await?;
+    store.settle_job(&job, &write_succeeded()).await?;
     let before = store.task_of(&upload).await?;
 
-    store.accept_it(&upload).await?;
+    store.accept_upload(&upload).await?;
 
     assert_eq!(store.task_of(&upload).await?, before);
     assert_eq!(store.count_unpublished().await?, 0);
     Ok(())
 }
 
-/// Requests may share a transaction, never a fate.
-async fn one_bad_upload_among_many_fails_alone(store: Fixture) -> Result<()> {
-    let first = store.accepted().await?;
+/// Uploads may share a transaction, but one that fails must not fail the others.
+async fn bad_upload_in_a_batch_fails_alone(store: TestStore) -> Result<()> {
+    let first = store.accept_new_upload().await?;
     let mut uploads: Vec<_> = (0..64).map(|_| upload()).collect();
-    uploads[20].image = first.image; // an id that is taken, by another task
+    uploads[20].image = first.image; // the id of another task's image
     uploads[40].jobs[1] = first.jobs[1];
 
     let results = join_all(uploads.iter().map(|upload| store.accept(upload))).await;
@@ -93,22 +96,25 @@ async fn one_bad_upload_among_many_fails_alone(store: Fixture) -> Result<()> {
     Ok(())
 }
 
-async fn equal_uploads_share_renditions(store: Fixture) -> Result<()> {
+async fn equal_uploads_share_renditions(store: TestStore) -> Result<()> {
     let (first, mut second) = (upload(), upload());
     second.sha256 = first.sha256;
-    store.accept_it(&first).await?;
-    store.accept_it(&second).await?;
+    store.accept_upload(&first).await?;
+    store.accept_upload(&second).await?;
 
-    let job = store.claimed(&thumbnail_notice(&first)).await?;
-    store.settled(&job, &rendered()).await?;
+    let job = store.claim_job(&thumbnail_notice(&first)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
 
-    let job = store.claimed(&thumbnail_notice(&second)).await?;
+    let job = store.claim_job(&thumbnail_notice(&second)).await?;
     assert_eq!(job.image.id, second.image);
-    assert_eq!(super::fixture::unmade(&job.image.renditions), super::fixture::renditions());
+    assert_eq!(
+        super::test_store::without_made_at(&job.image.renditions),
+        super::test_store::renditions()
+    );
     Ok(())
 }
 
-async fn unknown_ids_are_none(store: Fixture) -> Result<()> {
+async fn unknown_ids_return_none(store: TestStore) -> Result<()> {
     assert_eq!(store.task(TaskId::new()).await?, None);
     assert_eq!(store.image(ImageId::new()).await?, None);
     assert_eq!(store.last_task_of_image(ImageId::new(), JobKind::Write).await?, None);

@@ -1,4 +1,4 @@
-//! The registry of workers, and jobs of a newer release.
+//! The worker registry, and jobs of a newer release.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use safelight_domain::{JOB_VERSION, JobKind, Lane, Status, WorkerId};
 use safelight_store::{Claim, Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, WorkerStatus};
 
 use super::{
-    fixture::{Fixture, HOUR, NOW, thumbnail_notice, write_notice, written},
     promises,
+    test_store::{HOUR, NOW, TestStore, thumbnail_notice, write_notice, write_succeeded},
 };
 
 promises!(
-    a_worker_is_as_its_last_beat_said,
-    a_silent_worker_is_lost_and_then_forgotten,
-    who_leaves_is_gone,
-    the_dead_are_not_registered,
-    a_newer_job_is_not_given_out,
-    rows_of_a_newer_release_do_not_stop_the_rest,
+    worker_shows_its_last_heartbeat,
+    silent_worker_is_lost_and_then_forgotten,
+    leaving_worker_is_removed,
+    take_over_clears_the_worker_registry,
+    job_of_a_newer_release_is_not_claimed,
+    rows_of_a_newer_release_do_not_block_others,
 );
 
-fn beat() -> Heartbeat {
+fn heartbeat() -> Heartbeat {
     let queue = |kind: &str, slots| QueueSlots {
         kind: kind.to_owned(),
         lane: "bulk".to_owned(),
@@ -52,8 +52,8 @@ fn beat() -> Heartbeat {
     }
 }
 
-async fn a_worker_is_as_its_last_beat_said(store: Fixture) -> Result<()> {
-    let first = beat();
+async fn worker_shows_its_last_heartbeat(store: TestStore) -> Result<()> {
+    let first = heartbeat();
     store.heartbeat(&first).await?;
     let shown = store.list_workers(9).await?;
     assert_eq!(shown.len(), 1);
@@ -69,20 +69,20 @@ async fn a_worker_is_as_its_last_beat_said(store: Fixture) -> Result<()> {
     assert_eq!((again.len(), again[0].status()), (1, WorkerStatus::Draining));
     assert_eq!(again[0].beat.slots, second.slots);
     assert_eq!(again[0].beat.services, second.services);
-    assert_eq!(again[0].started_at, shown[0].started_at, "it is told once");
+    assert_eq!(again[0].started_at, shown[0].started_at, "it is set once");
     assert!(again[0].last_heartbeat_at > shown[0].last_heartbeat_at);
 
-    let other = beat();
+    let other = heartbeat();
     store.heartbeat(&other).await?;
-    let last_heard = store.list_workers(1).await?;
-    assert_eq!((last_heard.len(), last_heard[0].beat.id), (1, other.id));
+    let latest = store.list_workers(1).await?;
+    assert_eq!((latest.len(), latest[0].beat.id), (1, other.id));
     assert_eq!(store.list_workers(9).await?.len(), 2);
     Ok(())
 }
 
-async fn a_silent_worker_is_lost_and_then_forgotten(store: Fixture) -> Result<()> {
-    store.heartbeat(&Heartbeat { period: NOW, ..beat() }).await?;
-    store.heartbeat(&beat()).await?;
+async fn silent_worker_is_lost_and_then_forgotten(store: TestStore) -> Result<()> {
+    store.heartbeat(&Heartbeat { period: NOW, ..heartbeat() }).await?;
+    store.heartbeat(&heartbeat()).await?;
     let shown = store.list_workers(9).await?;
     let status: Vec<_> = shown.iter().map(RegisteredWorker::status).collect();
     assert_eq!(status, [WorkerStatus::Running, WorkerStatus::Lost]);
@@ -92,8 +92,8 @@ async fn a_silent_worker_is_lost_and_then_forgotten(store: Fixture) -> Result<()
     Ok(())
 }
 
-async fn who_leaves_is_gone(store: Fixture) -> Result<()> {
-    let (leaver, other) = (beat(), beat());
+async fn leaving_worker_is_removed(store: TestStore) -> Result<()> {
+    let (leaver, other) = (heartbeat(), heartbeat());
     store.heartbeat(&leaver).await?;
     store.heartbeat(&other).await?;
     for _ in 0..2 {
@@ -101,21 +101,21 @@ async fn who_leaves_is_gone(store: Fixture) -> Result<()> {
         let shown = store.list_workers(9).await?;
         assert_eq!((shown.len(), shown[0].beat.id), (1, other.id));
     }
-    // Who was forgotten and lives after all is back as it was.
+    // A worker that sends a heartbeat after it left is registered again.
     store.heartbeat(&leaver).await?;
     assert_eq!(store.list_workers(1).await?[0].beat, leaver);
     Ok(())
 }
 
-async fn the_dead_are_not_registered(store: Fixture) -> Result<()> {
-    store.heartbeat(&beat()).await?;
+async fn take_over_clears_the_worker_registry(store: TestStore) -> Result<()> {
+    store.heartbeat(&heartbeat()).await?;
     store.take_over().await?;
     assert_eq!(store.list_workers(9).await?, []);
     Ok(())
 }
 
-async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn job_of_a_newer_release_is_not_claimed(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     let notice = write_notice(&upload);
     store.tamper("update jobs set needs_version = needs_version + 2 where kind = 'write'").await?;
     let claim = async |redelivered, understood| {
@@ -126,22 +126,22 @@ async fn a_newer_job_is_not_given_out(store: Fixture) -> Result<()> {
     }
     let task = store.task_of(&upload).await?;
     assert_eq!((task.status, task.jobs[0].attempt), (Status::Queued, 0));
-    // The other job is one that it can run.
-    store.claimed(&thumbnail_notice(&upload)).await?;
+    // It can run the other job.
+    store.claim_job(&thumbnail_notice(&upload)).await?;
 
     let Claim::Run(job) = claim(false, JOB_VERSION + 1).await? else {
-        anyhow::bail!("not given to a newer worker")
+        anyhow::bail!("a newer worker cannot claim it")
     };
     assert_eq!(job.attempt, 1);
-    // It runs, or has ended: nothing to be rung for.
+    // It runs or has ended, so no notice is needed.
     assert_eq!(claim(true, JOB_VERSION).await?, Claim::Nothing);
-    store.settled(&job, &written()).await?;
+    store.settle_job(&job, &write_succeeded()).await?;
     assert_eq!(claim(false, JOB_VERSION).await?, Claim::Nothing);
     Ok(())
 }
 
-async fn rows_of_a_newer_release_do_not_stop_the_rest(store: Fixture) -> Result<()> {
-    let upload = store.accepted().await?;
+async fn rows_of_a_newer_release_do_not_block_others(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
     store.tamper("update jobs set kind = 'dream' where kind = 'write'").await?;
     store.tamper("update outbox set kind = 'dream' where kind = 'write'").await?;
     let known = upload.jobs[1].0;
@@ -154,7 +154,7 @@ async fn rows_of_a_newer_release_do_not_stop_the_rest(store: Fixture) -> Result<
     assert_eq!((counts[0].kind, counts[0].lane), (JobKind::Thumbnail, Lane::Interactive));
     assert_eq!((counts[0].count, counts[0].due), (1, 1));
 
-    store.claimed_for(&thumbnail_notice(&upload), NOW).await?;
+    store.claim_job_for(&thumbnail_notice(&upload), NOW).await?;
     store.tamper("update jobs set status = 'running', lease_until = created_at").await?;
     let expired = store.expired_leases(9).await?;
     assert_eq!(expired.iter().map(|job| job.lease.job).collect::<Vec<_>>(), [known]);

@@ -57,23 +57,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_disk_that_hangs_holds_up_so_many_threads_and_nobody_for_long() {
+    async fn hanging_disk_blocks_a_bounded_number_of_threads() {
         let pool = BoundedBlocking::default();
-        let (end, ended) = mpsc::channel::<()>();
-        let ended = Arc::new(std::sync::Mutex::new(ended));
+        let (resume, resumed) = mpsc::channel::<()>();
+        let resumed = Arc::new(std::sync::Mutex::new(resumed));
         for _ in 0..AT_ONCE {
-            let ended = ended.clone();
+            let resumed = resumed.clone();
             let hang = move || {
-                drop(ended.lock().map(|ended| ended.recv()));
+                drop(resumed.lock().map(|resumed| resumed.recv()));
                 Ok(())
             };
             let late = pool.run(Duration::from_millis(1), hang).await.expect_err("it hangs");
             assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         }
         let soon = Duration::from_millis(20);
-        let refused = pool.run(soon, || -> io::Result<()> { panic!("one too many") }).await;
-        assert_eq!(refused.expect_err("no place").kind(), io::ErrorKind::TimedOut);
-        drop(end);
+        let rejected = pool.run(soon, || -> io::Result<()> { panic!("it must not start") }).await;
+        assert_eq!(rejected.expect_err("the pool is full").kind(), io::ErrorKind::TimedOut);
+        drop(resume);
         pool.run(Duration::from_secs(20), || Ok(())).await.expect("it works again");
     }
 }

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn files_stay_within_the_bound_and_outlive_the_process() {
+    fn files_stay_within_the_bound_and_survive_a_restart() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 20_000).expect("a cache");
         assert!(disk.takes(5_000) && !disk.takes(5_001));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_never_used() {
+    fn damaged_file_is_never_used() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let (key, hash, content) = object(7);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn old_files_are_not_taken_over() {
+    fn old_files_are_removed_at_startup() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let objects = [object(1), object(2)];
@@ -371,36 +371,36 @@ mod tests {
             index: Cache::new(1 << 20),
         }
         .find()
-        .expect("looked through");
+        .expect("scanned");
         assert!(!old.exists() && path(folder.path(), &objects[1].0).exists());
     }
 
     #[test]
-    fn a_file_that_was_changed_is_hashed_before_it_is_opened_again() {
+    fn changed_file_is_hashed_before_it_is_opened_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let (key, hash, content) = object(7);
-        let place = path(folder.path(), &key);
+        let file_path = path(folder.path(), &key);
         let replace = |content: &[u8]| {
             let other = folder.path().join("other");
             fs::write(&other, content).expect("written");
-            fs::rename(other, &place).expect("put in its place");
+            fs::rename(other, &file_path).expect("replaced");
         };
         disk.keep(&key, &content).expect("kept");
         replace(&content);
         assert!(
             disk.open_file(&key, &hash, 1000).expect("a file").is_some(),
-            "another, just as good"
+            "the content is the same"
         );
         replace(&[0; 1000]);
         assert!(disk.open_file(&key, &hash, 1000).expect("no file").is_none());
-        assert!(!place.exists());
+        assert!(!file_path.exists());
 
         disk.keep(&key, &content).expect("kept");
-        let file = File::options().write(true).open(&place).expect("a file");
+        let file = File::options().write(true).open(&file_path).expect("a file");
         (&file).write_all(b"damage").expect("written");
         let written = std::time::SystemTime::now() + Duration::from_secs(1);
-        file.set_modified(written).expect("as if the clock were that coarse");
+        file.set_modified(written).expect("a modification time");
         assert!(disk.open_file(&key, &hash, 1000).expect("no file").is_none());
     }
 
@@ -414,14 +414,14 @@ mod tests {
         drop(new);
         assert_eq!(files(), 0);
 
-        // As a process that is killed leaves it, and one that runs has it.
+        // One file of a killed process, and one of a running process.
         let earlier = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let (killed, running) =
             (earlier.begin().expect("a name"), earlier.begin().expect("a name"));
         drop(killed.create().expect("a file"));
         let written = running.create().expect("a file");
         std::mem::forget(killed);
-        disk.find().expect("looked through");
+        disk.find().expect("scanned");
         assert_eq!(files(), 1);
         drop((written, running));
         assert_eq!(files(), 0);

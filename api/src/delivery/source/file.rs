@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_while_it_arrives() {
+    async fn file_is_read_while_it_arrives() {
         let content: Vec<u8> = (0..700_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let file = tempfile::tempfile().expect("a file");
         let (progress, arriving) = watch::channel(Arrived::Until(0));
@@ -131,11 +131,14 @@ mod tests {
         let read = reader.await.expect("no panic").expect("bytes");
         assert_eq!(read.concat(), content[100..600_000]);
         progress.send_replace(Arrived::Never);
-        assert!(lost.await.expect("no panic").is_err(), "what does not arrive is no end of a file");
+        assert!(
+            lost.await.expect("no panic").is_err(),
+            "missing bytes are not the end of the file"
+        );
     }
 
     #[tokio::test]
-    async fn a_file_that_was_cut_short_is_an_error() {
+    async fn truncated_file_is_an_error() {
         let file = tempfile::tempfile().expect("a file");
         file.write_all_at(b"short", 0).expect("written");
         let read = Arc::new(Local::whole(file)).stream(0..10).try_collect::<Vec<Bytes>>().await;

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_does_not_flush_what_is_used_often() {
+    fn scan_does_not_evict_frequently_used_objects() {
         let memory = Memory::new(64 * 16 * KIB as u64);
         let hot: Vec<_> = (0..30).map(object).collect();
         for object in &hot {
@@ -171,20 +171,20 @@ mod tests {
         for (at, (key, bytes)) in (1000..6000).map(object).enumerate() {
             assert!(memory.get(&key).is_none());
             keep(&memory, (key, bytes.clone()));
-            assert_eq!(memory.get(&key), Some(bytes), "the newest is always there");
+            assert_eq!(memory.get(&key), Some(bytes), "the newest object is always cached");
             settle(&memory);
-            // Between two uses of one of the hot, more others come than there is room for.
+            // Between two uses of a hot object, more new objects arrive than fit into memory.
             let object = &hot[at % hot.len()];
             if memory.get(&object.0).is_none() {
                 lost += 1;
                 keep(&memory, object.clone());
             }
         }
-        assert!(lost < 500, "{lost} of 5000 uses found it flushed");
+        assert!(lost < 500, "{lost} of 5000 uses found the object evicted");
     }
 
     #[test]
-    fn bytes_are_counted_until_the_last_client_has_them() {
+    fn bytes_are_counted_until_the_last_client_drops_them() {
         let memory = Memory::new(0);
         let (key, bytes) = object(1);
         let held = keep(&memory, (key, bytes.clone()));
@@ -193,28 +193,28 @@ mod tests {
         assert_eq!(memory.live(), bytes.len() as u64);
         drop(part);
         assert_eq!(memory.live(), 0);
-        assert!(memory.get(&key).is_none(), "without a bound nothing is kept");
+        assert!(memory.get(&key).is_none(), "with a bound of 0 nothing is kept");
     }
 
     #[test]
     fn memory_stays_bounded_while_clients_are_slow() {
         let memory = Memory::new(32 << 20);
         assert!(memory.takes(2 << 20));
-        assert!(!memory.takes(3 << 20), "too large a part of the bound");
+        assert!(!memory.takes(3 << 20), "too large a share of the bound");
         let slow: Vec<_> = (0..32 << 6).map(object).map(|object| keep(&memory, object)).collect();
         assert!(slow.iter().map(|bytes| bytes.len() as u64).sum::<u64>() >= 32 << 20);
-        assert!(!memory.takes(1 << 20), "{} bytes are on their way", memory.live());
+        assert!(!memory.takes(1 << 20), "{} bytes are being sent", memory.live());
         drop(slow);
         settle(&memory);
         assert!(memory.takes(1 << 20));
         let coming: Vec<_> = (0..8).map(|_| memory.reserve(1 << 20)).collect();
-        assert!(!memory.takes(1 << 20), "what is being read counts as well");
+        assert!(!memory.takes(1 << 20), "reserved bytes count too");
         drop(coming);
         assert!(memory.takes(1 << 20));
     }
 
     #[test]
-    fn clients_that_take_nothing_pin_a_bounded_number_of_small_objects() {
+    fn stalled_clients_pin_a_bounded_number_of_small_objects() {
         let memory = Memory::new(0);
         let small = 16 * KIB as u64;
         let mut slow = Vec::new();

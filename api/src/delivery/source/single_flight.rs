@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_at_once_cost_one_and_a_leaver_stops_nobody() {
+    async fn concurrent_calls_share_one_run_that_survives_cancellation() {
         let flights: SingleFlight<u8, usize> = SingleFlight::default();
         let (runs, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let join = || {
@@ -133,11 +133,11 @@ mod tests {
             assert_eq!((result.value, result.collapsed), (Some(0), true));
         }
         let later = join().await.expect("no panic");
-        assert_eq!((later.value, later.collapsed), (Some(1), false), "nothing is remembered");
+        assert_eq!((later.value, later.collapsed), (Some(1), false), "results are not kept");
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_and_forgotten() {
+    async fn panic_is_reported_and_forgotten() {
         let flights: SingleFlight<u8, ()> = SingleFlight::default();
         let result = flights.join(1, || async { panic!("on purpose") }).await;
         assert!(result.value.is_none());

@@ -168,7 +168,7 @@ mod tests {
         Ok(Writer::start(options, conn, Clock::default()))
     }
 
-    /// Writes `numbers`, one by one: one that is there already fails.
+    /// Writes `numbers` one by one. A number that exists already fails.
     async fn write(writer: &Writer, numbers: &'static [i64]) -> Result<(), StoreError> {
         writer.run(move |conn, _now| Box::pin(insert(conn, numbers))).await
     }
@@ -192,9 +192,9 @@ mod tests {
             .await
     }
 
-    /// On one thread, so that all requests wait when the writer comes to look.
+    /// On one thread, so that all requests wait in one batch.
     #[tokio::test]
-    async fn a_request_that_fails_takes_only_its_own_with_it() -> Result<(), StoreError> {
+    async fn failed_request_rolls_back_only_its_own_writes() -> Result<(), StoreError> {
         let writer = writer().await?;
         let (first, twice, other, again) = tokio::join!(
             write(&writer, &[1]),
@@ -205,7 +205,7 @@ mod tests {
         assert!(first.is_ok() && other.is_ok(), "{first:?}, {other:?}");
         assert!(twice.is_err() && again.is_err());
         assert_eq!(written(&writer).await?, [1, 3]);
-        assert!(write(&writer, &[5, 1]).await.is_err(), "alone");
+        assert!(write(&writer, &[5, 1]).await.is_err(), "also in its own batch");
         write(&writer, &[2]).await?;
         assert_eq!(written(&writer).await?, [1, 2, 3]);
         Ok(())

@@ -1,14 +1,13 @@
-//! A fresh database of either backend, and what the tests put into it.
+//! A store on a fresh database, and the records that the tests put into it.
 
 use std::{ops::Deref, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use safelight_config::DatabaseUrl;
-use safelight_domain::JobNotice;
 use safelight_domain::{
     ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
-    JobKind, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId, Visibility,
-    WorkerId,
+    JobKind, JobNotice, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId,
+    Visibility, WorkerId,
 };
 use safelight_store::{
     Accepted, Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, QueueCapacity, Settled,
@@ -16,19 +15,19 @@ use safelight_store::{
 use safelight_testing::postgres::Postgres;
 use tempfile::TempDir;
 
-/// Over at once.
+/// A duration that ends immediately.
 pub const NOW: Duration = Duration::ZERO;
-/// Never over while a test runs.
+/// A duration that never ends during a test.
 pub const HOUR: Duration = Duration::from_hours(1);
 
-/// A store on a migrated database of its own.
-pub struct Fixture {
+/// A store on its own migrated database.
+pub struct TestStore {
     pub store: DynStore,
     pub url: DatabaseUrl,
     folder: Option<TempDir>,
 }
 
-impl Deref for Fixture {
+impl Deref for TestStore {
     type Target = DynStore;
 
     fn deref(&self) -> &DynStore {
@@ -36,7 +35,7 @@ impl Deref for Fixture {
     }
 }
 
-impl Fixture {
+impl TestStore {
     pub async fn sqlite() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let url = DatabaseUrl::Sqlite(folder.path().join("data/safelight.db"));
@@ -53,27 +52,27 @@ impl Fixture {
         Ok(Self { store, url, folder })
     }
 
-    /// Another store on the same database, as another process would have it.
-    pub async fn another(&self) -> Result<DynStore> {
+    /// Opens another store on the same database, as another process would.
+    pub async fn another_store(&self) -> Result<DynStore> {
         Ok(safelight_testing::open::store(&self.url, 8).await?)
     }
 
-    /// The same database after its only store was dropped.
-    pub async fn reopened(self) -> Result<Self> {
+    /// Drops the store and opens its database again.
+    pub async fn reopen(self) -> Result<Self> {
         drop(self.store);
         let store = safelight_testing::open::store(&self.url, 8).await?;
         Ok(Self { store, url: self.url, folder: self.folder })
     }
 
     /// A fresh database of the same backend without a schema.
-    pub async fn empty_like(&self) -> Result<DatabaseUrl> {
+    pub async fn empty_database(&self) -> Result<DatabaseUrl> {
         Ok(match &self.url {
             DatabaseUrl::Sqlite(path) => DatabaseUrl::Sqlite(path.with_file_name("empty.db")),
             DatabaseUrl::Postgres(_) => Postgres::fresh_database().await?.parse()?,
         })
     }
 
-    /// Runs SQL that no store would.
+    /// Runs SQL that the store never runs.
     pub async fn tamper(&self, sql: &'static str) -> Result<()> {
         use sqlx::{ConnectOptions, Connection};
         match &self.url {
@@ -89,8 +88,8 @@ impl Fixture {
         Ok(())
     }
 
-    /// The number that a query gives which no store would ask.
-    pub async fn count(&self, sql: &'static str) -> Result<i64> {
+    /// The result of a query that the store never makes.
+    pub async fn query_number(&self, sql: &'static str) -> Result<i64> {
         use sqlx::{ConnectOptions, Connection};
         Ok(match &self.url {
             DatabaseUrl::Sqlite(path) => {
@@ -104,14 +103,14 @@ impl Fixture {
         })
     }
 
-    /// Accepts a new upload.
-    pub async fn accepted(&self) -> Result<NewUpload> {
+    /// Creates an upload and accepts it.
+    pub async fn accept_new_upload(&self) -> Result<NewUpload> {
         let upload = upload();
-        self.accept_it(&upload).await?;
+        self.accept_upload(&upload).await?;
         Ok(upload)
     }
 
-    pub async fn accept_it(&self, upload: &NewUpload) -> Result<()> {
+    pub async fn accept_upload(&self, upload: &NewUpload) -> Result<()> {
         let accepted = self.accept(upload).await?;
         assert!(matches!(accepted, Accepted::Yes(_)), "{accepted:?}");
         Ok(())
@@ -122,32 +121,32 @@ impl Fixture {
         self.task(upload.task).await?.context("no such task")
     }
 
-    /// Claims with a lease that lasts.
-    pub async fn claimed(&self, notice: &JobNotice) -> Result<ClaimedJob> {
-        self.claimed_for(notice, HOUR).await
+    /// Claims a job with a lease that lasts for the whole test.
+    pub async fn claim_job(&self, notice: &JobNotice) -> Result<ClaimedJob> {
+        self.claim_job_for(notice, HOUR).await
     }
 
-    pub async fn claimed_for(&self, notice: &JobNotice, lease: Duration) -> Result<ClaimedJob> {
+    pub async fn claim_job_for(&self, notice: &JobNotice, lease: Duration) -> Result<ClaimedJob> {
         match self.claim(notice, false, WorkerId::new(), lease, JOB_VERSION).await? {
             Claim::Run(job) => Ok(*job),
-            claim @ (Claim::Nothing | Claim::Newer) => bail!("not to be claimed: {claim:?}"),
+            claim @ (Claim::Nothing | Claim::Newer) => bail!("not claimed: {claim:?}"),
         }
     }
 
-    /// Checks that a message would find nothing to do.
-    pub async fn refused(&self, notice: &JobNotice, redelivered: bool) -> Result<()> {
+    /// Asserts that a claim for this message finds nothing to do.
+    pub async fn assert_unclaimable(&self, notice: &JobNotice, redelivered: bool) -> Result<()> {
         let claim = self.claim(notice, redelivered, WorkerId::new(), HOUR, JOB_VERSION).await?;
         assert_eq!(claim, Claim::Nothing);
         Ok(())
     }
 
-    /// Settles a lease that is held.
-    pub async fn settled(&self, job: &ClaimedJob, outcome: &Outcome) -> Result<()> {
+    /// Settles an attempt and asserts that it was applied.
+    pub async fn settle_job(&self, job: &ClaimedJob, outcome: &Outcome) -> Result<()> {
         assert_eq!(self.settle(&job.lease, outcome).await?, Settled::Applied);
         Ok(())
     }
 
-    /// Takes everything from the outbox and marks it published.
+    /// Takes all due jobs from the outbox and marks them published.
     pub async fn publish_all(&self) -> Result<Vec<JobNotice>> {
         let batch = self.take_unpublished(&QueueCapacity::each(10_000), HOUR).await?;
         self.mark_published(&batch.due).await?;
@@ -155,7 +154,7 @@ impl Fixture {
     }
 }
 
-/// An upload of bytes that no other has.
+/// A new upload. Its bytes are unique.
 pub fn upload() -> NewUpload {
     let image = ImageId::new();
     NewUpload {
@@ -206,7 +205,7 @@ pub fn facts() -> ImageFacts {
     }
 }
 
-pub fn written() -> Outcome {
+pub fn write_succeeded() -> Outcome {
     Outcome::Succeeded(vec![Effect::StoredBlob(facts())])
 }
 
@@ -223,13 +222,13 @@ pub fn rendition(preset: &str, bytes: u64) -> Rendition {
     }
 }
 
-/// Recorded renditions as they were before that, checked to say when it was.
-pub fn unmade(recorded: &[Rendition]) -> Vec<Rendition> {
+/// The renditions without `made_at`, after a check that each has one.
+pub fn without_made_at(recorded: &[Rendition]) -> Vec<Rendition> {
     assert!(recorded.iter().all(|one| one.made_at.is_some()), "{recorded:?}");
     recorded.iter().map(|one| Rendition { made_at: None, ..one.clone() }).collect()
 }
 
-/// Two renditions in the order in which they are read.
+/// Two renditions, in the order in which the store returns them.
 pub fn renditions() -> Vec<Rendition> {
     vec![rendition("medium", 40_000), rendition("small", 9120)]
 }
@@ -238,7 +237,7 @@ pub fn placeholder(mark: u8) -> Placeholder {
     Placeholder { thumbhash: vec![mark; 5], dominant_color: [mark, 0, 255] }
 }
 
-pub fn rendered() -> Outcome {
+pub fn thumbnail_succeeded() -> Outcome {
     Outcome::Succeeded(vec![
         Effect::UpsertRenditions(renditions()),
         Effect::Placeholder(placeholder(1)),

@@ -1,4 +1,4 @@
-//! The real store, failing on demand.
+//! The real store, with faults that a test switches on and off.
 
 use std::{
     fmt::Debug,
@@ -15,48 +15,48 @@ use safelight_store::{
     testing::{Call, FaultPlan, unreachable},
 };
 
-/// What goes wrong.
+/// A fault of the store.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// No call is answered.
-    Away,
-    /// Calls wait until this is over.
+    /// Every call fails as unavailable.
+    Unavailable,
+    /// Calls wait until the fault ends.
     Hangs,
-    /// The next upload is recorded, but the connection breaks before the answer.
-    AcceptUnheard,
-    /// Uploads are not recorded, and the database says so.
-    AcceptRefused,
+    /// The next upload is recorded, but its response is lost.
+    AcceptResponseLost,
+    /// Uploads are not recorded, and the store returns an error.
+    AcceptFails,
 }
 
-/// A [`Fault`], held as a number so that tests can change it.
-pub struct Flaky(pub Arc<AtomicU8>);
+/// The current [`Fault`], as a number that tests can change.
+pub struct FaultSwitch(pub Arc<AtomicU8>);
 
-impl Flaky {
+impl FaultSwitch {
     fn has(&self, fault: Fault) -> bool {
         self.0.load(Ordering::SeqCst) == fault as u8
     }
 }
 
 #[async_trait]
-impl FaultPlan for Flaky {
+impl FaultPlan for FaultSwitch {
     async fn before(&self, call: Call<'_>) -> Result<(), StoreError> {
         while self.has(Fault::Hangs) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        if self.has(Fault::Away) {
+        if self.has(Fault::Unavailable) {
             return Err(unreachable());
         }
-        if call.method == "accept" && self.has(Fault::AcceptRefused) {
-            return Err(StoreError::Corrupt("refused".to_owned()));
+        if call.method == "accept" && self.has(Fault::AcceptFails) {
+            return Err(StoreError::Corrupt("rejected".to_owned()));
         }
         Ok(())
     }
 
     async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
-        if call.method == "accept" && self.has(Fault::AcceptUnheard) {
+        if call.method == "accept" && self.has(Fault::AcceptResponseLost) {
             self.0.store(Fault::None as u8, Ordering::SeqCst);
             return Err(unreachable());
         }
