@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_black_hole_delays_and_a_cut_resets() -> Result<()> {
+    async fn black_hole_delays_and_cut_resets() -> Result<()> {
         let chaos = Chaos::start(echo().await?)?;
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, chaos.port())).await?;
         let mut answer = [0; 1];
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_link_delays_each_answer_once() -> Result<()> {
+    async fn slow_link_delays_each_answer_once() -> Result<()> {
         let chaos = Chaos::start(echo().await?)?;
         let delay = Duration::from_millis(50);
         chaos.set(Link::Slow(delay));

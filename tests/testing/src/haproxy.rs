@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_differ_from_what_is_shipped() {
+    fn configuration_changes_only_addresses() {
         let ours = configuration(1234, &["http://127.0.0.1:1", "http://127.0.0.1:2"]);
         let differing = |from: &str, to: &str| {
             from.lines().filter(|line| !to.contains(line)).map(str::to_owned).collect::<Vec<_>>()

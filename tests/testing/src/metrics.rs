@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_are_chosen_by_name_and_labels() {
+    fn sum_selects_series_by_name_and_labels() {
         let text = "# TYPE safelight_cache_requests_total counter\n\
                     safelight_cache_requests_total{tier=\"memory\",result=\"hit\"} 3\n\
                     safelight_cache_requests_total{tier=\"disk\",result=\"hit\"} 4\n\

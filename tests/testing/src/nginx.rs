@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_serves_what_was_put() -> Result<()> {
+    async fn nginx_serves_stored_file() -> Result<()> {
         let nginx = Nginx::start(1)?;
         nginx.put("images/1", b"here should be a picture")?;
         let client = crate::client::Client::new(&nginx.url())?;

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_are_what_they_say() -> Result<()> {
+    fn generated_pictures_have_their_format_and_size() -> Result<()> {
         let jpeg = jpeg(320, 200, 1)?;
         for (bytes, format) in [
             (jpeg.clone(), ImageFormat::Jpeg),
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_bytes_and_another_gives_others() -> Result<()> {
+    fn same_seed_gives_same_bytes() -> Result<()> {
         assert_eq!(jpeg(64, 48, 7)?, jpeg(64, 48, 7)?);
         assert_ne!(jpeg(64, 48, 7)?, jpeg(64, 48, 8)?);
         Ok(())
     }
 
     #[test]
-    fn the_reference_picture_is_about_800_kb() -> Result<()> {
+    fn reference_picture_is_about_800_kb() -> Result<()> {
         let bytes = jpeg(REFERENCE.0, REFERENCE.1, 1)?.len();
         assert!((700_000..900_000).contains(&bytes), "{bytes} bytes");
         Ok(())

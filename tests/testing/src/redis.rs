@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_its_port_through_kill_and_freeze() -> Result<()> {
+    fn redis_keeps_port_after_kill_and_freeze() -> Result<()> {
         let mut redis = Redis::start()?;
         redis.ask("SET key value")?;
         assert_eq!((redis.keys()?, redis.ask("GET key")?.as_str()), (1, "value"));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn masters_share_the_keys() -> Result<()> {
+    fn cluster_masters_share_keys() -> Result<()> {
         let cluster = RedisCluster::start()?;
         for number in 0..100 {
             // Each takes its own and sends the client on for the others.

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_read_only_when_its_line_is_complete() {
+    fn address_is_read_only_from_complete_line() {
         assert_eq!(after_listening("INFO listening on http://127.0.0.1:80"), None);
         let said = "INFO listening on http://127.0.0.1:8080\nmore";
         assert_eq!(after_listening(said), Some("http://127.0.0.1:8080"));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_dies_is_an_error_with_its_words() {
+    fn failed_start_reports_server_output() {
         let Err(error) = Server::start(sh("echo 'no disk' >&2; exit 1")) else {
             panic!("must not start")
         };
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_server_leaves_neither_process_nor_folder() -> Result<()> {
+    fn killed_server_leaves_no_process_and_no_folder() -> Result<()> {
         let mut server = Server::start(sh("echo listening on http://127.0.0.1:1; sleep 60"))?;
         assert_eq!(server.url(), "http://127.0.0.1:1");
         let folder = server.process.folder().to_owned();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_server_has_time_to_end() -> Result<()> {
+    fn dropped_server_has_time_to_end() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let word = folder.path().join("word");
         let script = format!(
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_hands_back_its_two_streams_and_its_code() -> Result<()> {
+    fn run_returns_both_streams_and_exit_code() -> Result<()> {
         let finished = run(sh("echo data; echo talk >&2; exit 2"), Duration::from_secs(20))?;
         assert_eq!(
             (finished.code, finished.stdout.as_str(), finished.stderr.as_str()),

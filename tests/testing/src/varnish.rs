@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_differ_from_what_is_shipped() -> Result<()> {
+    fn configuration_changes_only_addresses() -> Result<()> {
         let ours = configuration(&["http://127.0.0.1:1", "http://127.0.0.1:2"])?;
         let differing: Vec<_> = ours.lines().filter(|line| !SHIPPED.contains(line)).collect();
         assert_eq!(

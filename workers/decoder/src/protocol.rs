@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_arrive_as_they_were_sent() {
+    async fn requests_survive_round_trip() {
         let mut pipe = Vec::new();
         write_request(&mut pipe, &render(), b"a picture").await.expect("write");
         write_request(&mut pipe, &Request::Inspect { limits: LIMITS }, b"").await.expect("write");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn responses_arrive_as_they_were_sent() {
+    async fn responses_survive_round_trip() {
         let pipe = sent(Ok(Response::Renditions(renditions())));
         let response = read_response(&mut pipe.as_slice(), &render()).await.expect("read");
         let Ok(Response::Renditions(arrived)) = response else { panic!("{response:?}") };
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_decoder_rejects_requests_beyond_its_memory() {
+    async fn decoder_rejects_requests_beyond_its_memory() {
         let mut pipe = Vec::new();
         write_request(&mut pipe, &render(), &[0; 1001]).await.expect("write");
         let error = read_request(&mut pipe.as_slice(), DECODER).expect_err("rejected");

@@ -109,7 +109,7 @@ fn assert_quarters(image: &DynamicImage, what: &str) {
 }
 
 #[test]
-fn every_orientation_is_rendered_upright() {
+fn render_applies_every_orientation() {
     for orientation in 1_u16..=8 {
         let (width, height) = if orientation < 5 { (96, 64) } else { (64, 96) };
         // Where a coded pixel is seen: EXIF 2.3, "orientation", row 0 and column 0.
@@ -143,7 +143,7 @@ fn every_orientation_is_rendered_upright() {
 }
 
 #[test]
-fn auto_is_webp_only_where_something_shows_through() {
+fn auto_chooses_webp_only_for_transparency() {
     let half_clear =
         RgbaImage::from_fn(40, 40, |x, _| Rgba([200, 0, 0, if x < 20 { 0 } else { 255 }]));
     let opaque = RgbaImage::from_pixel(40, 40, Rgba([200, 0, 0, 255]));
@@ -158,7 +158,7 @@ fn auto_is_webp_only_where_something_shows_through() {
 }
 
 #[test]
-fn transparency_is_laid_on_white_in_a_jpeg_and_kept_in_a_png() {
+fn jpeg_puts_transparency_on_white_and_png_keeps_it() {
     let clear = RgbaImage::from_pixel(40, 40, Rgba([0, 0, 0, 0]));
     let bytes = encoded(&clear.into(), Codec::Png);
     let (_, image) = render_one(&bytes, 20, PresetFormat::Jpeg);
@@ -169,7 +169,7 @@ fn transparency_is_laid_on_white_in_a_jpeg_and_kept_in_a_png() {
 }
 
 #[test]
-fn sizes_are_exact_and_never_grow() {
+fn renditions_have_exact_sizes_and_are_never_enlarged() {
     let bytes = encoded(&RgbImage::new(1000, 501).into(), Codec::Png);
     let wanted = [
         ("a", 2000, PresetFormat::Auto),
@@ -190,7 +190,7 @@ fn sizes_are_exact_and_never_grow() {
 }
 
 #[test]
-fn every_format_and_depth_comes_out_right() {
+fn every_format_and_depth_renders_correctly() {
     let rgb = quarters_image();
     let gray = DynamicImage::ImageLuma8(rgb.to_luma8());
     let cases = [
@@ -237,7 +237,7 @@ fn palette_bmp() -> Vec<u8> {
 }
 
 #[test]
-fn exif_facts_are_read() {
+fn inspect_reads_exif_facts() {
     let degrees =
         |parts: [u32; 3]| Value::Rational(parts.map(|num| Rational { num, denom: 1 }).to_vec());
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
@@ -262,7 +262,7 @@ fn exif_facts_are_read() {
 }
 
 #[test]
-fn nonsense_in_exif_counts_as_absent() {
+fn invalid_exif_counts_as_absent() {
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
     let nowhere = Value::Rational(vec![Rational { num: 1, denom: 0 }; 3]);
     let nonsense = [
@@ -323,7 +323,7 @@ fn failures(bytes: &[u8]) -> [Option<ErrorCode>; 2] {
 }
 
 #[test]
-fn pictures_cut_short_fail_for_good() {
+fn truncated_pictures_fail_permanently() {
     for (format, bytes) in sound_pictures() {
         assert_eq!(failures(&bytes), [None, None], "{format:?}");
         let last = bytes.len() * 9 / 10;
@@ -360,7 +360,7 @@ fn damaged_bytes_never_panic() {
 }
 
 #[test]
-fn headers_that_lie_about_the_size_are_refused_before_decoding() {
+fn headers_with_excessive_size_are_rejected_before_decoding() {
     for (format, mut bytes) in sound_pictures() {
         let big = 60_000_u32;
         match format {
@@ -406,7 +406,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn what_is_no_picture_and_what_cannot_be_decoded_are_told_apart() {
+fn non_images_and_undecodable_images_have_different_codes() {
     let cases: [(&[u8], ErrorCode); 4] = [
         (b"", ErrorCode::NotAnImage),
         (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", ErrorCode::NotAnImage),
@@ -419,7 +419,7 @@ fn what_is_no_picture_and_what_cannot_be_decoded_are_told_apart() {
 }
 
 #[test]
-fn a_stopped_render_ends_early() {
+fn stopped_render_ends_early() {
     let bytes = encoded(&quarters_image(), Codec::Png);
     let presets = presets(&[("p", 20, PresetFormat::Auto)]);
     let stopped = Renderer::new().expect("codecs").render(&bytes, &presets, LIMITS, &|| true);

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn running_attempts_are_busy_and_ended_jobs_are_counted() {
+    fn stats_count_busy_slots_and_ended_jobs() {
         let options = WorkerOptions {
             kinds: vec![JobKind::Thumbnail],
             lanes: Lane::ALL.to_vec(),

@@ -167,7 +167,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn only_lost_messages_are_published_again() {
+    async fn rescuer_republishes_only_lost_messages() {
         let test = TestWorker::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
         let WorkerParts { config, store, queue, outbox_signal, .. } = &test.parts;
         let signal = outbox_signal.clone();

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn errors_and_panics_are_recorded_and_do_not_end_a_service() {
+    async fn service_records_and_survives_errors_and_panics() {
         let runs = Arc::<AtomicU32>::default();
         let service = Erratic { runs: runs.clone(), stopped: Arc::default() };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiting_service_stops_at_once() {
+    async fn idle_service_stops_immediately() {
         let (runs, stopped) = (Arc::new(AtomicU32::new(2)), Arc::<AtomicU32>::default());
         let service = Erratic { runs: runs.clone(), stopped: stopped.clone() };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());

@@ -36,7 +36,7 @@ fn reasons(report: &[ReportLine]) -> Vec<(&str, Option<&str>)> {
 }
 
 #[tokio::test]
-async fn an_import_that_hangs_holds_no_other_up_and_can_be_cancelled() {
+async fn hanging_import_delays_no_other_backfill_and_can_be_cancelled() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
@@ -57,7 +57,7 @@ async fn an_import_that_hangs_holds_no_other_up_and_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_source_that_is_no_list_ends_its_import() {
+async fn import_fails_if_source_is_no_list() {
     let test = TestWorker::new(&[]).await;
     let folder = tempfile::tempdir().expect("folder");
     let (pipe, photo) = (folder.path().join("pipe"), folder.path().join("a.png"));
@@ -79,7 +79,7 @@ async fn a_source_that_is_no_list_ends_its_import() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_is_a_line_and_no_obstacle() {
+async fn import_reports_bad_entries_and_continues() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let folder = tempfile::tempdir().expect("folder");
@@ -113,7 +113,7 @@ async fn a_bad_entry_is_a_line_and_no_obstacle() {
 }
 
 #[tokio::test]
-async fn an_equal_picture_is_worth_what_became_of_it() {
+async fn import_skips_equal_images_and_retries_failed_ones_on_request() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let mut torn = picture();
@@ -151,7 +151,7 @@ async fn an_equal_picture_is_worth_what_became_of_it() {
 }
 
 #[tokio::test]
-async fn an_import_keeps_to_the_quota_and_goes_on_when_there_is_room() {
+async fn import_respects_quota_and_continues_when_it_is_raised() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let photos = tempfile::tempdir().expect("folder");
@@ -186,7 +186,7 @@ async fn an_import_keeps_to_the_quota_and_goes_on_when_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_dry_run_counts_equal_files_once_however_far_apart() {
+async fn dry_run_counts_equal_files_once() {
     let test = TestWorker::new(&[("SAFELIGHT_BACKFILL_WINDOW", "1")]).await;
     let photos = tempfile::tempdir().expect("folder");
     for name in ["1.png", "2.png", "3.png"] {
@@ -201,7 +201,7 @@ async fn a_dry_run_counts_equal_files_once_however_far_apart() {
 }
 
 #[tokio::test]
-async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_anew() {
+async fn verify_reports_known_damage_and_rechecks_on_request_or_new_upload() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let upload = test.upload(&picture()).await;
@@ -235,7 +235,7 @@ async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_
 }
 
 #[tokio::test]
-async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
+async fn import_restores_missing_and_damaged_originals() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let upload = test.upload(&picture()).await;
@@ -278,7 +278,7 @@ async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
 }
 
 #[tokio::test]
-async fn what_another_task_is_at_is_worked_on_all_the_same() {
+async fn backfills_include_images_of_unfinished_tasks() {
     let test = TestWorker::new(&[]).await;
     let _coordinator = test.coordinator();
     // No worker runs yet: the upload's jobs wait, and so does the first backfill's.

@@ -17,7 +17,7 @@ use tokio::{
 use super::test_worker::{TestWorker, facts, job, picture, within};
 
 #[tokio::test]
-async fn a_cancelled_upload_leaves_no_bytes() {
+async fn cancelled_upload_leaves_no_bytes() {
     let test = TestWorker::new(&[]).await;
     let (queued, written) = (test.upload(b"queued").await, written(&test, b"written").await);
     for upload in [&queued, &written] {
@@ -62,7 +62,7 @@ pub(super) async fn proxy() -> (String, watch::Sender<u16>, Arc<Mutex<Vec<String
 }
 
 #[tokio::test]
-async fn proxies_are_told_before_the_bytes_are_forgotten() {
+async fn proxies_are_purged_before_cancelled_bytes_are_removed() {
     let (url, status, asked) = proxy().await;
     let urls = format!("[\"{url}\"]");
     let keys = [("SAFELIGHT_PURGE_URLS", urls.as_str()), ("SAFELIGHT_METADATA_CACHE_MS", "0")];
@@ -95,7 +95,7 @@ async fn proxies_are_told_before_the_bytes_are_forgotten() {
 }
 
 #[tokio::test]
-async fn an_equal_image_keeps_its_bytes() {
+async fn cancellation_keeps_bytes_of_equal_image() {
     let test = TestWorker::new(&[]).await;
     let (first, second) = (written(&test, b"the same").await, written(&test, b"the same").await);
     test.parts.store.cancel(first.task).await.expect("cancel");
@@ -106,7 +106,7 @@ async fn an_equal_image_keeps_its_bytes() {
 
 /// The moment between the look and the deletion, when an equal upload could lose its bytes.
 #[tokio::test]
-async fn an_equal_upload_at_the_worst_moment_keeps_its_bytes() {
+async fn equal_upload_during_removal_keeps_its_bytes() {
     let test = TestWorker::new(&[]).await;
     let first = written(&test, b"the same").await;
     test.parts.store.cancel(first.task).await.expect("cancel");
@@ -126,7 +126,7 @@ async fn an_equal_upload_at_the_worst_moment_keeps_its_bytes() {
 /// Two janitors on one image: one has decided that no image needs its bytes, and sleeps before it
 /// removes them. Meanwhile an equal upload is written, and the other janitor moves that to the trash.
 #[tokio::test]
-async fn what_one_janitor_moves_another_does_not_remove() {
+async fn janitor_keeps_trash_that_another_janitor_moved() {
     let test = TestWorker::new(&[]).await;
     let blobs = &test.parts.blobs;
     let first = written(&test, b"the same").await;
@@ -145,7 +145,7 @@ async fn what_one_janitor_moves_another_does_not_remove() {
 }
 
 #[tokio::test]
-async fn trash_of_a_dead_janitor_is_removed() {
+async fn trash_of_dead_janitor_is_removed() {
     let test = TestWorker::new(&[]).await;
     let upload = written(&test, b"bytes").await;
     test.parts.store.cancel(upload.task).await.expect("cancel");
@@ -158,7 +158,7 @@ async fn trash_of_a_dead_janitor_is_removed() {
 }
 
 #[tokio::test]
-async fn a_running_job_is_stopped_and_its_result_discarded() {
+async fn result_of_cancelled_running_job_is_discarded() {
     let test = TestWorker::new(&[("SAFELIGHT_LEASE_MS", "300")]).await;
     let upload = test.upload(&picture()).await;
     let notices = test

@@ -48,7 +48,7 @@ fn there(test: &TestWorker, image: &Image) -> usize {
 }
 
 #[tokio::test]
-async fn a_deleted_image_leaves_nothing_and_a_shared_one_what_is_shared() {
+async fn deletion_removes_all_bytes_except_shared_ones() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let (first, second) = (test.upload(&picture()).await, test.upload(&picture()).await);
@@ -71,7 +71,7 @@ async fn a_deleted_image_leaves_nothing_and_a_shared_one_what_is_shared() {
 }
 
 #[tokio::test]
-async fn a_deletion_is_tried_until_every_proxy_has_confirmed() {
+async fn deletion_is_retried_until_every_proxy_confirms() {
     let (url, status, asked) = proxy().await;
     let urls = format!("[\"{url}\"]");
     let test = TestWorker::new(&[("SAFELIGHT_PURGE_URLS", &urls)]).await;
@@ -98,7 +98,7 @@ async fn a_deletion_is_tried_until_every_proxy_has_confirmed() {
 
 /// The rows that say which presets and objects there were go with the bytes.
 #[tokio::test]
-async fn a_second_attempt_knows_what_the_first_has_removed() {
+async fn second_deletion_attempt_knows_what_first_removed() {
     let (url, status, asked) = proxy().await;
     let urls = format!("[\"{url}\"]");
     let test = TestWorker::new(&[("SAFELIGHT_PURGE_URLS", &urls)]).await;
@@ -131,7 +131,7 @@ async fn a_second_attempt_knows_what_the_first_has_removed() {
 }
 
 #[tokio::test]
-async fn a_shared_cache_that_is_away_is_asked_again() {
+async fn deletion_is_retried_while_shared_cache_is_unavailable() {
     let test = TestWorker::new(&[("SAFELIGHT_SHARED_CACHE_URL", "redis://127.0.0.1:1")]).await;
     let (first, second) = (written(&test, b"the same").await, written(&test, b"the same").await);
     let (_worker, _relay) = (test.worker(), test.relay());
@@ -144,7 +144,7 @@ async fn a_shared_cache_that_is_away_is_asked_again() {
 }
 
 #[tokio::test]
-async fn an_equal_upload_that_comes_after_the_look_keeps_its_bytes() {
+async fn equal_upload_after_reference_check_keeps_its_bytes() {
     let test = TestWorker::new(&[]).await;
     let first = written(&test, b"the same").await;
     let id = delete(&test, &first).await;
@@ -159,7 +159,7 @@ async fn an_equal_upload_that_comes_after_the_look_keeps_its_bytes() {
 
 /// Trash that appears after the hash of a deleted image was forgotten is identified by its own name.
 #[tokio::test]
-async fn trash_of_an_image_that_is_forgotten_is_decided_by_its_blob() {
+async fn trash_of_forgotten_image_is_identified_by_its_own_name() {
     let test = TestWorker::new(&[]).await;
     let first = written(&test, b"the same").await;
     let id = delete(&test, &first).await;
@@ -175,7 +175,7 @@ async fn trash_of_an_image_that_is_forgotten_is_decided_by_its_blob() {
 
 /// A child of a backfill that was queued just after the image was deleted.
 #[tokio::test]
-async fn nothing_is_made_of_an_image_that_is_gone() {
+async fn jobs_of_deleted_image_make_no_renditions() {
     let test = TestWorker::new(&[]).await;
     let upload = written(&test, &picture()).await;
     let store = &test.parts.store;

@@ -66,7 +66,7 @@ fn count(backfill: &Backfill, reason: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn garbage_is_shown_and_then_removed_and_nothing_else_is() {
+async fn garbage_collection_removes_only_unreferenced_objects() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
@@ -113,7 +113,7 @@ async fn garbage_is_shown_and_then_removed_and_nothing_else_is() {
 
 /// More than a step removes and a page holds.
 #[tokio::test]
-async fn much_garbage_is_collected_step_by_step() {
+async fn garbage_collection_spans_steps_and_pages() {
     let test = TestWorker::new(&[]).await;
     let keys: Vec<_> =
         (0..600_u32).map(|n| BlobKey::Blob(ContentHash::of(&n.to_le_bytes()))).collect();
@@ -129,7 +129,7 @@ async fn much_garbage_is_collected_step_by_step() {
 }
 
 #[tokio::test]
-async fn bytes_of_a_cancelled_upload_are_left_to_the_janitor() {
+async fn garbage_collection_leaves_cancelled_uploads_to_janitor() {
     let test = TestWorker::new(&[]).await;
     let upload = written(&test, b"going").await;
     age(&test.path(&BlobKey::Blob(upload.sha256)));
@@ -141,7 +141,7 @@ async fn bytes_of_a_cancelled_upload_are_left_to_the_janitor() {
 
 /// A job has stored a rendition, and takes long until it records it.
 #[tokio::test]
-async fn renditions_that_a_job_has_yet_to_record_are_kept() {
+async fn garbage_collection_keeps_unrecorded_renditions() {
     let test = TestWorker::new(&[]).await;
     let upload = written(&test, &picture()).await;
     let lease = claim(&test, &upload).await;

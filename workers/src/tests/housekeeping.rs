@@ -33,7 +33,7 @@ async fn until_depth(test: &TestWorker, depth: u64) {
 }
 
 #[tokio::test]
-async fn the_relay_publishes_again_what_an_in_process_queue_has_lost() {
+async fn relay_republishes_messages_lost_by_in_process_queue() {
     let test = TestWorker::new(&[]).await;
     test.upload(&picture()).await;
     assert_eq!(lose_messages(&test).await.len(), 2);
@@ -43,7 +43,7 @@ async fn the_relay_publishes_again_what_an_in_process_queue_has_lost() {
 }
 
 #[tokio::test]
-async fn the_relay_keeps_what_the_broker_does_not_take() {
+async fn relay_keeps_rows_while_queue_is_closed() {
     let test = TestWorker::new(&[]).await;
     test.parts.queue.close().await;
     test.upload(&picture()).await;
@@ -59,7 +59,7 @@ async fn the_relay_keeps_what_the_broker_does_not_take() {
 }
 
 #[tokio::test]
-async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
+async fn jobs_of_dead_workers_are_retried_until_attempts_are_used_up() {
     let test =
         TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "2"), ("SAFELIGHT_LEASE_MS", "100")]).await;
     let upload = test.upload(&picture()).await;
@@ -97,7 +97,7 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
 }
 
 #[tokio::test]
-async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
+async fn janitor_deletes_only_old_unowned_bytes() {
     let test = TestWorker::new(&[]).await;
     let blobs = &test.parts.blobs;
     let abandon = async || {

@@ -63,7 +63,7 @@ impl HeldJobs {
 }
 
 #[tokio::test]
-async fn a_flood_of_bulk_work_leaves_a_slot_for_who_is_waiting() {
+async fn bulk_backlog_leaves_slot_for_interactive_job() {
     let test = TestWorker::new(&[]).await;
     for _ in 0..12 {
         test.upload_on(Lane::Bulk, &picture()).await;
@@ -79,7 +79,7 @@ async fn a_flood_of_bulk_work_leaves_a_slot_for_who_is_waiting() {
 }
 
 #[tokio::test]
-async fn interactive_work_comes_first_and_may_take_every_slot() {
+async fn interactive_jobs_come_first_and_may_use_every_slot() {
     let test = TestWorker::new(&[]).await;
     for _ in 0..4 {
         test.upload_on(Lane::Bulk, &picture()).await;
@@ -106,7 +106,7 @@ async fn interactive_work_comes_first_and_may_take_every_slot() {
 }
 
 #[tokio::test]
-async fn a_worker_of_bulk_alone_uses_all_its_slots() {
+async fn bulk_only_worker_uses_all_slots() {
     let test = TestWorker::new(&[]).await;
     for _ in 0..6 {
         test.upload_on(Lane::Bulk, &picture()).await;
@@ -117,7 +117,7 @@ async fn a_worker_of_bulk_alone_uses_all_its_slots() {
 }
 
 #[tokio::test]
-async fn a_backlog_is_published_only_as_it_is_worked_off() {
+async fn relay_publishes_backlog_only_as_queue_drains() {
     let test = TestWorker::new(&[("SAFELIGHT_PUBLISH_AHEAD", "5")]).await;
     let mut uploads = Vec::new();
     for _ in 0..12 {

@@ -41,7 +41,7 @@ fn ended(beat: &Heartbeat) -> u64 {
 }
 
 #[tokio::test]
-async fn a_worker_is_registered_with_what_it_did_until_it_has_drained() {
+async fn worker_is_registered_with_statistics_until_drained() {
     let test = TestWorker::new(OFTEN).await;
     let (worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
@@ -59,7 +59,7 @@ async fn a_worker_is_registered_with_what_it_did_until_it_has_drained() {
 }
 
 #[tokio::test]
-async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
+async fn draining_worker_reports_running_jobs() {
     let test = TestWorker::new(OFTEN).await;
     let _relay = test.relay();
     let release = Arc::new(Notify::new());
@@ -90,7 +90,7 @@ async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
 }
 
 #[tokio::test]
-async fn a_worker_reports_the_last_runs_of_its_services() {
+async fn worker_reports_last_runs_of_its_services() {
     let test = TestWorker::new(OFTEN).await;
     test.parts.queue.close().await;
     let _services = test.services(&["outbox_relay", "old_tasks"]);
@@ -109,7 +109,7 @@ async fn a_worker_reports_the_last_runs_of_its_services() {
 }
 
 #[tokio::test]
-async fn a_worker_outlives_beats_that_the_database_does_not_take() {
+async fn worker_survives_failed_heartbeats() {
     let test = TestWorker::new(OFTEN).await;
     let worker = test.worker();
     let before = worker_when(&test, |_| true).await;

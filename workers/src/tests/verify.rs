@@ -62,7 +62,7 @@ async fn verify_repairs_damaged_renditions() {
 }
 
 #[tokio::test]
-async fn a_damaged_original_is_reported_and_kept() {
+async fn verify_reports_damaged_original_and_keeps_it() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;

@@ -22,7 +22,7 @@ async fn set_version(test: &TestWorker, kind: JobKind, version: u32) {
 }
 
 #[tokio::test]
-async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
+async fn old_worker_leaves_newer_job_without_using_attempt() {
     let test = TestWorker::new(&[]).await;
     let upload = test.upload(&picture()).await;
     set_version(&test, JobKind::Write, JOB_VERSION + 1).await;

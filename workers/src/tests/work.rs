@@ -8,7 +8,7 @@ use safelight_domain::{ErrorCode, ImageFormat, JobKind, Status, Task};
 use super::test_worker::{TestWorker, job, picture, within};
 
 #[tokio::test]
-async fn an_upload_becomes_a_blob_with_facts_and_renditions() {
+async fn upload_becomes_blob_with_facts_and_renditions() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
@@ -32,7 +32,7 @@ async fn an_upload_becomes_a_blob_with_facts_and_renditions() {
 }
 
 #[tokio::test]
-async fn an_equal_upload_uses_the_renditions_of_the_first() {
+async fn equal_upload_reuses_renditions() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let first = test.upload(&picture()).await;
@@ -47,7 +47,7 @@ async fn an_equal_upload_uses_the_renditions_of_the_first() {
 }
 
 #[tokio::test]
-async fn a_failing_blob_store_is_tried_again_until_it_works() {
+async fn job_is_retried_until_blob_store_recovers() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "100")]).await;
     // A file where a folder should be: nothing can be written below it.
     std::fs::write(test.renditions(), "").expect("write");
@@ -69,7 +69,7 @@ async fn a_failing_blob_store_is_tried_again_until_it_works() {
 }
 
 #[tokio::test]
-async fn a_blob_store_that_is_away_burns_no_attempts() {
+async fn unavailable_blob_store_uses_no_attempts() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
     // Nothing can be written: neither renditions nor the probe that asks whether it can.
     std::fs::write(test.renditions(), "").expect("write");
@@ -92,7 +92,7 @@ async fn a_blob_store_that_is_away_burns_no_attempts() {
 }
 
 #[tokio::test]
-async fn a_job_that_never_works_runs_out_of_attempts() {
+async fn job_fails_when_attempts_are_used_up() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
     let upload = test.upload(&picture()).await;
     test.parts.blobs.delete(&BlobKey::Incoming(upload.image)).await.expect("delete");
@@ -106,7 +106,7 @@ async fn a_job_that_never_works_runs_out_of_attempts() {
 }
 
 #[tokio::test]
-async fn what_no_attempt_can_help_fails_at_once() {
+async fn permanent_failure_is_not_retried() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_PIXELS", "59999")]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let cut_short = &picture()[..400];
@@ -139,7 +139,7 @@ async fn what_no_attempt_can_help_fails_at_once() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_burns_no_attempts() {
+async fn unavailable_database_uses_no_attempts() {
     let test = TestWorker::new(&[]).await;
     let upload = test.upload(&picture()).await;
     let relay = test.relay();
@@ -168,7 +168,7 @@ async fn a_database_that_is_away_burns_no_attempts() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_to_a_settle_changes_nothing() {
+async fn lost_settle_response_changes_nothing() {
     let test = TestWorker::new(&[]).await;
     test.store.plan.answers_to_lose.store(2, Ordering::SeqCst);
     let (_worker, _relay) = (test.worker(), test.relay());
@@ -179,7 +179,7 @@ async fn a_lost_answer_to_a_settle_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_stop_finishes_and_leaves_the_rest() {
+async fn stopping_worker_finishes_running_jobs_and_leaves_the_rest() {
     let test = TestWorker::new(&[]).await;
     let (worker, _relay) = (test.worker(), test.relay());
     let mut tasks = Vec::new();

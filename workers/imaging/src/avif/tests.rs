@@ -284,7 +284,7 @@ fn mean_difference(a: &[u8], b: &[u8]) -> u64 {
 }
 
 #[test]
-fn what_was_encoded_comes_back() {
+fn encoded_picture_survives_round_trip() {
     let rgba = DynamicImage::ImageRgba8(gradient(120, 90));
     let rgb = DynamicImage::ImageRgb8(rgba.to_rgb8());
     for image in [rgb, rgba] {
@@ -310,7 +310,7 @@ fn gray_is_encoded_as_rgb() {
 }
 
 #[test]
-fn odd_and_tiny_pictures_come_back() {
+fn odd_and_tiny_pictures_survive_round_trip() {
     for (width, height) in [(1, 1), (2, 1), (1, 7), (17, 19), (33, 3), (129, 65)] {
         let image = DynamicImage::ImageRgba8(gradient(width, height));
         let decoded =
@@ -327,7 +327,7 @@ fn odd_and_tiny_pictures_come_back() {
 }
 
 #[test]
-fn exif_is_stored() {
+fn encode_stores_exif() {
     let exif = b"MM\0*\0\0\0\x08\0\0\0\0\0\0";
     let image = DynamicImage::ImageRgb8(RgbImage::new(20, 20));
     let file = encode(&image, 80, Some(exif)).expect("made here");
@@ -336,7 +336,7 @@ fn exif_is_stored() {
 }
 
 #[test]
-fn an_empty_picture_is_not_encoded() {
+fn encode_rejects_empty_picture() {
     assert!(encode(&DynamicImage::ImageRgb8(RgbImage::new(0, 5)), 80, None).is_err());
 }
 
@@ -386,7 +386,7 @@ fn gray(range: PixelRange, depth: usize, left: u8, right: u8) -> Av1 {
 }
 
 #[test]
-fn one_plane_gives_gray() {
+fn single_plane_decodes_to_gray() {
     for depth in [8, 10, 12] {
         for range in [PixelRange::Full, PixelRange::Limited] {
             let decoded = Fixture::new(gray(range, depth, 0, 180)).decode().image;
@@ -398,7 +398,7 @@ fn one_plane_gives_gray() {
 }
 
 #[test]
-fn alpha_is_brought_to_full_range() {
+fn alpha_is_scaled_to_full_range() {
     for depth in [8, 10] {
         let alpha = gray(PixelRange::Limited, depth, 255, 60);
         for color in [Av1::default(), gray(PixelRange::Full, 10, 30, 90)] {
@@ -423,7 +423,7 @@ fn premultiplied_colors_are_divided_by_alpha() {
 }
 
 #[test]
-fn rotation_and_mirror_make_the_turn() {
+fn rotation_and_mirror_combine_into_orientation() {
     let expected = [(None, [1, 8, 3, 6]), (Some(0), [4, 5, 2, 7]), (Some(1), [2, 7, 4, 5])];
     for (mirror, turns) in expected {
         for (rotation, orientation) in (0..).zip(turns) {
@@ -442,7 +442,7 @@ fn rotation_and_mirror_make_the_turn() {
 }
 
 #[test]
-fn the_containers_colors_come_before_the_bitstreams() {
+fn container_colors_override_bitstream_colors() {
     let says_601 = Av1::default();
     let is_709 = Av1 { matrix: MatrixCoefficients::BT709, ..says_601 };
     let halves = [RED, BLUE].map(|color| is_709.samples(color));
@@ -455,13 +455,13 @@ fn the_containers_colors_come_before_the_bitstreams() {
 }
 
 #[test]
-fn the_profile_comes_along() {
+fn decode_returns_icc_profile() {
     let fixture = Fixture::new(Av1::default()).with(*b"colr", b"profsome profile");
     assert_eq!(fixture.decode().icc.as_deref(), Some(&b"some profile"[..]));
 }
 
 #[test]
-fn only_the_clean_aperture_is_shown() {
+fn decode_crops_to_clean_aperture() {
     // 30 × 20 whose middle is 16 right of the picture's and 4 above.
     let aperture = [30, 1, 20, 1, 16, 1, 4_u32.wrapping_neg(), 1].map(u32::to_be_bytes);
     let fixture = Fixture::new(Av1::default()).with(*b"clap", &aperture.concat());
@@ -473,7 +473,7 @@ fn only_the_clean_aperture_is_shown() {
 }
 
 #[test]
-fn a_clean_aperture_that_is_none_is_disregarded() {
+fn invalid_clean_aperture_is_ignored() {
     let wrong: [[u32; 8]; 5] = [
         [65, 1, 20, 1, 0, 1, 0, 1],  // wider than the picture
         [30, 1, 20, 1, 18, 1, 0, 1], // not inside
@@ -489,7 +489,7 @@ fn a_clean_aperture_that_is_none_is_disregarded() {
 }
 
 #[test]
-fn data_may_lie_in_parts_or_inside_the_header() {
+fn decode_reads_data_from_extents_and_idat() {
     let mut fixture = Fixture::new(Av1::default());
     let length = fixture.color.len();
     fixture.extents = Some(vec![(0, 5), (5, 7), (12, length - 12)]);
@@ -499,7 +499,7 @@ fn data_may_lie_in_parts_or_inside_the_header() {
 }
 
 #[test]
-fn overlapping_parts_cannot_make_much_of_a_small_file() {
+fn overlapping_extents_cannot_inflate_small_file() {
     let mut fixture = Fixture::new(Av1::default());
     fixture.extents = Some(vec![(0, fixture.color.len()); 60_000]);
     // The list itself makes the file large, so that the data have to be more yet.
@@ -509,7 +509,7 @@ fn overlapping_parts_cannot_make_much_of_a_small_file() {
 }
 
 #[test]
-fn a_size_that_the_bitstream_does_not_have_is_refused() {
+fn size_that_differs_from_bitstream_is_rejected() {
     for size in [(64, 47), (63, 48), (48, 64), (65, 48), (4000, 4000), (1, 1)] {
         let fixture = Fixture { size, ..Fixture::new(Av1::default()) };
         assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt), "{size:?}");
@@ -521,14 +521,14 @@ fn a_size_that_the_bitstream_does_not_have_is_refused() {
 }
 
 #[test]
-fn alpha_of_another_size_is_refused() {
+fn alpha_of_different_size_is_rejected() {
     let alpha = Av1 { size: (32, 48), ..Av1::default() };
     let fixture = Fixture::new(Av1::default()).with_alpha(alpha);
     assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
 }
 
 #[test]
-fn what_is_not_done_is_said() {
+fn unsupported_features_are_named() {
     let mut fixture = Fixture::new(Av1::default());
     let file = fixture.clone().with(*b"a1op", &[1]).build();
     assert_eq!(header(&file), Err(Unsupported("operating points")));
@@ -548,7 +548,7 @@ fn what_is_not_done_is_said() {
 }
 
 #[test]
-fn many_frames_in_one_item_are_refused() {
+fn many_frames_in_one_item_are_rejected() {
     let mut fixture = Fixture::new(Av1::default());
     fixture.color = fixture.color.repeat(4);
     assert_halves(&fixture.decode().image, "four frames");
@@ -557,7 +557,7 @@ fn many_frames_in_one_item_are_refused() {
 }
 
 #[test]
-fn what_is_no_avif_is_corrupt() {
+fn other_formats_are_corrupt_avif() {
     for file in [&b""[..], b"hello, world", b"\0\0\0\x14ftypisom\0\0\0\0isom"] {
         assert_eq!(header(file), Err(Corrupt));
         assert_eq!(decode_coded(file).err(), Some(Corrupt));
@@ -574,7 +574,7 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn truncated_files_are_refused() {
+fn truncated_files_are_rejected() {
     for file in samples() {
         for part in 0..50 {
             let cut = &file[..file.len() * part / 50];
@@ -585,7 +585,7 @@ fn truncated_files_are_refused() {
 }
 
 #[test]
-fn damaged_files_are_refused_or_decoded_at_their_size() {
+fn damaged_files_are_rejected_or_decoded_at_their_size() {
     for file in samples() {
         for round in 0..500_usize {
             let mut damaged = file.clone();

@@ -51,7 +51,7 @@ fn assert_shows(found: &[([u8; 4], u32)], expected: &[([u8; 4], u32)]) {
 }
 
 #[test]
-fn a_moving_picture_keeps_moving() {
+fn animation_stays_animated() {
     // The second and third frame look alike; the last one says less than browsers believe.
     let bytes = gif(80, 60, &[(RED, 500), (GREEN, 200), (GREEN, 300), (BLUE, 0)]);
     let expected = [(RED, 500), (GREEN, 500), (BLUE, 100)];
@@ -86,7 +86,7 @@ fn a_moving_picture_keeps_moving() {
 }
 
 #[test]
-fn what_shows_through_shows_through_in_every_frame() {
+fn transparent_frame_keeps_colors_of_other_frames() {
     let clear = [0, 0, 0, 0];
     let bytes = gif(40, 40, &[(RED, 100), (clear, 100), (BLUE, 100)]);
     let (one, _) = render_animated(&bytes);
@@ -104,13 +104,13 @@ fn render_animated(bytes: &[u8]) -> (Vec<u8>, Rendition) {
 }
 
 #[test]
-fn a_single_frame_is_a_picture_like_any_other() {
+fn single_frame_renders_as_still_picture() {
     let (one, _) = render_one(&gif(40, 40, &[(RED, 100)]), 20, PresetFormat::Auto);
     assert_eq!(one.rendition.format, ImageFormat::Jpeg);
 }
 
 #[test]
-fn endless_and_enormous_animations_are_refused_by_their_headers() {
+fn excessive_animations_are_rejected_by_their_headers() {
     let many: Vec<_> = (0..=LIMITS.max_frames).map(|n| ([n as u8, 0, 0, 255], 20)).collect();
     let cases = [gif(4, 4, &many), gif(1000, 600, &[(RED, 20); 20])];
     for bytes in cases {
@@ -121,14 +121,14 @@ fn endless_and_enormous_animations_are_refused_by_their_headers() {
 }
 
 #[test]
-fn a_gif_without_its_end_marker_is_whole() {
+fn gif_without_end_marker_is_accepted() {
     let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
     let (one, _) = render_animated(bytes.strip_suffix(b"\x3B").expect("an end marker"));
     assert_shows(&frames(&one), &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
 }
 
 #[test]
-fn what_a_frame_leaves_is_cleared_if_it_says_so() {
+fn frame_disposal_clears_its_area() {
     // A dot that moves on: each frame clears its own place when its time is over.
     let canvas =
         |at: u32| {
@@ -163,14 +163,14 @@ fn what_a_frame_leaves_is_cleared_if_it_says_so() {
 }
 
 #[test]
-fn an_animation_that_breaks_off_is_damaged() {
+fn truncated_animation_is_corrupt() {
     let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
     let [inspected, rendered] = failures(&bytes[..bytes.len() * 2 / 3]);
     assert_eq!((inspected, rendered), (None, Some(ErrorCode::CorruptImage)));
 }
 
 #[test]
-fn a_frame_of_another_size_than_it_says_is_damaged() {
+fn frame_with_wrong_size_is_corrupt() {
     // Found by fuzzing: `image-webp` panics at such a frame if it has alpha.
     let (mut bytes, _) = render_animated(&gif(40, 40, &[([0; 4], 100), (RED, 100)]));
     let alpha = bytes.windows(4).position(|kind| kind == b"ALPH").expect("a frame with alpha");

@@ -20,7 +20,7 @@ fn quarters_jpeg(
 }
 
 #[test]
-fn every_jpeg_that_cameras_and_editors_write_gives_the_same_picture() {
+fn every_kind_of_jpeg_gives_the_same_picture() {
     let rgb = quarters_image().into_rgb8();
     let samplings = [
         SamplingFactor::F_1_1,
@@ -49,7 +49,7 @@ fn every_jpeg_that_cameras_and_editors_write_gives_the_same_picture() {
 }
 
 #[test]
-fn inks_become_colors() {
+fn cmyk_is_converted_to_rgb() {
     // The encoder writes them inverted, with Adobe's marker, as Photoshop does.
     let inks: Vec<u8> = quarters_image()
         .into_rgb8()
@@ -72,7 +72,7 @@ fn inks_become_colors() {
 const FROM_P3: [u8; 3] = [214, 95, 97];
 
 #[test]
-fn wide_gamuts_become_srgb_and_profiles_stay_behind() {
+fn wide_gamuts_become_srgb_and_profiles_are_dropped() {
     let icc = ColorProfile::new_display_p3().encode().expect("a profile");
     let flat = RgbImage::from_pixel(96, 64, Rgb([200, 100, 100]));
     let jpeg = quarters_jpeg(&flat, ColorType::Rgb, |encoder| {
@@ -103,7 +103,7 @@ fn wide_gamuts_become_srgb_and_profiles_stay_behind() {
 }
 
 #[test]
-fn a_damaged_profile_is_no_reason_to_refuse_a_picture() {
+fn damaged_profile_is_ignored() {
     let rgb = quarters_image().into_rgb8();
     for profile in [&b"no profile at all"[..], &[0xFF; 300]] {
         let bytes = quarters_jpeg(&rgb, ColorType::Rgb, |encoder| {
@@ -114,7 +114,7 @@ fn a_damaged_profile_is_no_reason_to_refuse_a_picture() {
 }
 
 #[test]
-fn a_jpeg_made_smaller_while_it_is_decoded_loses_nothing() {
+fn scaled_jpeg_decode_keeps_quality() {
     // Slow changes, edges and a grain.
     let source = RgbImage::from_fn(1000, 750, |x, y| {
         let wave = |speed: f32| ((x as f32 * speed).sin() + (y as f32 * speed * 0.7).cos()) * 60.0;

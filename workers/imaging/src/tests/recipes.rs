@@ -23,7 +23,7 @@ fn patch_at_the_right() -> RgbImage {
 }
 
 #[test]
-fn cover_fills_the_box_and_keeps_what_is_asked_for() {
+fn cover_fills_box_and_respects_focus() {
     let picture = DynamicImage::from(patch_at_the_right());
     for format in [Codec::Png, Codec::Jpeg] {
         let bytes = encoded(&picture, format);
@@ -48,7 +48,7 @@ fn cover_fills_the_box_and_keeps_what_is_asked_for() {
 }
 
 #[test]
-fn a_turned_picture_is_cut_as_it_is_seen() {
+fn cover_crops_rotated_picture_upright() {
     // Coded lying, seen standing: the patch is at the bottom.
     let exif = exif_block(&[(Tag::Orientation, Value::Short(vec![6]))]);
     let bytes = jpeg_with_exif(&patch_at_the_right(), &exif);
@@ -107,7 +107,7 @@ fn avif_is_written_and_read() {
 }
 
 #[test]
-fn nothing_of_a_cameras_notes_gets_out_but_what_the_operator_wants() {
+fn renditions_drop_metadata_except_requested_copyright() {
     let degrees = [33, 51, 36].map(|num| Rational { num, denom: 1 });
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
     let exif = exif_block(&[
@@ -143,7 +143,7 @@ fn nothing_of_a_cameras_notes_gets_out_but_what_the_operator_wants() {
 }
 
 #[test]
-fn presets_that_give_the_same_picture_share_its_bytes() {
+fn presets_with_equal_results_share_bytes() {
     let bytes = encoded(&quarters_image(), Codec::Jpeg);
     let wanted = [
         ("a", 2000, PresetFormat::Auto),
@@ -161,7 +161,7 @@ fn presets_that_give_the_same_picture_share_its_bytes() {
 }
 
 #[test]
-fn a_preset_of_several_formats_makes_each_once() {
+fn preset_makes_each_of_its_formats_once() {
     let list = |names: &[PresetFormat]| Formats::new(names.to_vec()).expect("a list");
     let opaque = encoded(&quarters_image(), Codec::Jpeg);
     let clear: DynamicImage = RgbaImage::from_pixel(40, 40, image::Rgba([9, 99, 200, 90])).into();
@@ -200,7 +200,7 @@ fn a_preset_of_several_formats_makes_each_once() {
 }
 
 #[test]
-fn the_placeholder_is_upright_and_has_the_pictures_colors() {
+fn placeholder_is_upright_and_has_colors_of_picture() {
     // Seen standing: red above, blue below.
     let lying =
         RgbImage::from_fn(

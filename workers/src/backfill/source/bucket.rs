@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_a_folder() {
+    fn prefix_is_read_as_folder() {
         for (place, prefix) in
             [("b", ""), ("b/", ""), ("b/a", "a/"), ("b/a//", "a//"), ("b//a", "/a/")]
         {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_folders_are_no_files_and_odd_keys_survive_the_cursor() {
+    fn folder_markers_are_not_files_and_cursor_keeps_unusual_keys() {
         let source = S3Source::new("b");
         let entry = |key: &str, bytes| source.entry(Listed { key: key.to_owned(), bytes });
         assert_eq!(entry("folder/", 0).verdict, Some(Verdict::NotAFile));

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_to_its_end() {
+    async fn stream_reads_file_to_its_end() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("file");
         let bytes: Vec<u8> = (0..=250).cycle().take(CHUNK_BYTES + 1000).collect();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_files_are_opened() {
+    fn open_accepts_only_regular_files() {
         let folder = tempfile::tempdir().expect("folder");
         let pipe = folder.path().join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_will_never_open_is_told_from_what_may() {
+    fn open_distinguishes_permanent_from_temporary_errors() {
         let looped = tempfile::tempdir().expect("folder");
         let link = looped.path().join("link");
         std::os::unix::fs::symlink(&link, &link).expect("link");

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_of_any_size_show_every_file_once() {
+    async fn pages_of_any_size_list_every_file_once() {
         let root = tempfile::tempdir().expect("folder");
         let names =
             ["a.jpg", "b/1.jpg", "b/2/x.jpg", "b/3.jpg", "b.jpg", "c d/ü%.png", "z/e/é.gif"];
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn links_are_shown_and_not_followed() {
+    async fn folder_lists_links_without_following_them() {
         let root = tempfile::tempdir().expect("folder");
         std::os::unix::fs::symlink("/", root.path().join("link")).expect("link");
         let folder = Folder::new(root.path().to_owned());
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_not_there_is_unusable() {
+    async fn missing_folder_is_unusable() {
         let folder = Folder::new("/nowhere/at/all".into());
         assert!(matches!(folder.count(&Reader::default()).await, Err(SourceError::Unusable(_))));
     }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_read_is_one_line_wherever_a_page_ends() {
+    async fn unreadable_folder_is_one_entry_at_any_page_size() {
         let root = tempfile::tempdir().expect("folder");
         for name in ["a.jpg", "z.jpg"] {
             fs::write(root.path().join(name), b"x").expect("file");

@@ -121,7 +121,7 @@ mod tests {
     const SOON: Duration = Duration::from_millis(20);
 
     #[tokio::test]
-    async fn a_read_that_hangs_is_given_up_and_keeps_its_thread() {
+    async fn hanging_read_times_out_and_keeps_its_thread() {
         let reader = Reader::new(1, SOON);
         let (release, hangs) = mpsc::channel::<()>();
         let (told, tells) = mpsc::channel();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_read_that_shows_progress_goes_on() {
+    async fn read_that_shows_progress_does_not_time_out() {
         let reader = Reader::new(1, Duration::from_millis(200));
         let done = reader.run(|progress| {
             for _ in 0..40 {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_that_does_not_come_is_given_up() {
+    async fn missing_part_times_out() {
         let never = std::future::pending::<Result<(), SourceError>>();
         assert!(matches!(Reader::new(1, SOON).wait(never).await, Err(SourceError::Silent(_))));
     }

@@ -147,7 +147,7 @@ fn variable(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn no_schedule_loses_strands_or_doubles_anything() {
+fn schedules_never_lose_block_or_duplicate_work() {
     if let Some(seed) = variable("SAFELIGHT_SIM_SEED") {
         let run = Ground::new().simulate(seed);
         println!("{}", run.trace.join("\n"));
@@ -169,7 +169,7 @@ fn no_schedule_loses_strands_or_doubles_anything() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_schedule() {
+fn same_seed_gives_same_schedule() {
     let mut lines = 0;
     for seed in 0..20 {
         let [first, second] = [(); 2].map(|()| Ground::new().simulate(seed).trace);
