@@ -97,7 +97,7 @@ fn transposition(orientation: Orientation) -> Option<(FlipMode, FlopMode)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use image::{DynamicImage, GrayImage, RgbImage};
 

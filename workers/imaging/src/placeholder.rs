@@ -35,7 +35,7 @@ fn dominant_color(small: &RgbaImage) -> [u8; 3] {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 

@@ -211,7 +211,7 @@ fn pad(plane: &mut [u8], padded: Size, size: Size) {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 

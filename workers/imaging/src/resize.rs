@@ -218,7 +218,7 @@ fn transpose_square(rows: &mut [u64; BLOCK]) {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 

@@ -291,10 +291,11 @@ mod tests {
         let lease = safelight_store::Lease { job: safelight_domain::JobId::new(), fence: 1 };
         let held = worker.leases.hold(lease);
         let job = supervise(&worker, &held.lost, std::future::pending());
-        let result = within("the loss is noticed", async {
+        let renewal = worker.leases.keep(&worker.store, worker.settings.lease, &worker.breaker);
+        let result = within("the job is stopped", async {
             tokio::select! {
                 result = job => result,
-                () = worker.leases.keep(&worker.store, worker.settings.lease, &worker.breaker) => None,
+                () = renewal => None,
             }
         });
         assert_eq!(result.await, None);

@@ -124,10 +124,10 @@ mod tests {
         for (slots, percent, bulk) in
             [(1, 25, 1), (2, 25, 1), (4, 25, 3), (8, 25, 6), (9, 25, 6), (8, 0, 7), (8, 100, 1)]
         {
-            let may = |lane, served: &[Lane]| Reserve { percent }.slots(lane, served, slots);
-            assert_eq!(may(Lane::Bulk, Lane::ALL), bulk, "{slots} slots, {percent} %");
-            assert_eq!(may(Lane::Interactive, Lane::ALL), slots);
-            assert_eq!(may(Lane::Bulk, &[Lane::Bulk]), slots);
+            let usable = |lane, served: &[Lane]| Reserve { percent }.slots(lane, served, slots);
+            assert_eq!(usable(Lane::Bulk, Lane::ALL), bulk, "{slots} slots, {percent} %");
+            assert_eq!(usable(Lane::Interactive, Lane::ALL), slots);
+            assert_eq!(usable(Lane::Bulk, &[Lane::Bulk]), slots);
         }
     }
 }

@@ -96,8 +96,8 @@ mod tests {
 
     #[test]
     fn deletion_time_is_rounded_up_to_whole_grains() {
-        let took = |ms| whole_grains(Duration::from_millis(ms)).as_millis();
-        assert_eq!([took(0), took(40), took(249)], [250; 3]);
-        assert_eq!([took(250), took(499), took(500)], [500, 500, 750]);
+        let rounded = |ms| whole_grains(Duration::from_millis(ms)).as_millis();
+        assert_eq!([rounded(0), rounded(40), rounded(249)], [250; 3]);
+        assert_eq!([rounded(250), rounded(499), rounded(500)], [500, 500, 750]);
     }
 }

@@ -188,7 +188,7 @@ mod tests {
         let mut subscription = queue.subscribe(name, 1).await.expect("subscribe");
         subscription.next().await.expect("a message").ack().await;
         drop(subscription);
-        crate::tests::test_worker::within("the fetched one is back", async {
+        crate::tests::test_worker::within("the unacknowledged message returns", async {
             while queue.depth(name).await.expect("depth") != 1 {
                 tokio::task::yield_now().await;
             }

@@ -1,4 +1,4 @@
-//! Made and mutated pictures.
+//! Generated and damaged files.
 
 use image::{GrayImage, RgbImage, RgbaImage};
 use rav1e::prelude::{
@@ -17,7 +17,7 @@ type Rgb = [u8; 3];
 const RED: Rgb = [200, 40, 30];
 const BLUE: Rgb = [20, 60, 210];
 
-/// What to encode: a picture whose left half is of one color, its right half of another.
+/// A bitstream to encode: a picture with one color in its left half and another in its right half.
 #[derive(Clone, Copy)]
 struct Av1 {
     size: (usize, usize),
@@ -42,7 +42,7 @@ impl Default for Av1 {
 }
 
 impl Av1 {
-    /// The samples of a color, by the standard's formulas.
+    /// The samples of a color, by the formulas of the standard.
     fn samples(&self, color: Rgb) -> [u16; 3] {
         let [red, green, blue] = color.map(|value| f64::from(value) / 255.0);
         let (kr, kb) = match self.matrix {
@@ -82,7 +82,7 @@ impl Av1 {
         (config.width, config.height) = self.size;
         config.bit_depth = self.depth;
         config.chroma_sampling = self.chroma;
-        // rav1e lets GBR be of full range only: the container has to say otherwise.
+        // rav1e allows GBR only with full range, so the container overrides the range.
         let is_gbr = self.matrix == MatrixCoefficients::Identity;
         config.pixel_range = if is_gbr { PixelRange::Full } else { self.range };
         config.color_description = Some(ColorDescription {
@@ -106,13 +106,13 @@ impl Av1 {
                 }
             }
         }
-        context.send_frame(frame).expect("a frame is taken");
+        context.send_frame(frame).expect("an accepted frame");
         context.flush();
         context.receive_packet().expect("a packet").data
     }
 }
 
-/// A file to be made.
+/// An AVIF file to build.
 #[derive(Clone, Default)]
 struct Fixture {
     color: Vec<u8>,
@@ -120,13 +120,13 @@ struct Fixture {
     size: (u32, u32),
     depth: u8,
     kind: Option<FourCc>,
-    /// More properties of the picture, each essential.
+    /// Additional essential properties of the picture.
     properties: Vec<(FourCc, Vec<u8>)>,
     premultiplied: bool,
-    /// Extents of the picture, of (offset, length) within its data.
+    /// The extents of the picture: offset and length within its data.
     extents: Option<Vec<(usize, usize)>>,
-    /// The picture's data lie in the `idat` box.
-    inside: bool,
+    /// Whether the data of the picture are in the `idat` box.
+    in_idat: bool,
 }
 
 fn boxed(kind: FourCc, parts: &[&[u8]]) -> Vec<u8> {
@@ -175,7 +175,7 @@ impl Fixture {
         [self.head(head + 8), data].concat()
     }
 
-    /// All but the data, which are to lie at an offset.
+    /// Everything before the data, which start at offset `at`.
     fn head(&self, at: usize) -> Vec<u8> {
         let full = [0_u8; 4];
         let kind = self.kind.unwrap_or(*b"av01");
@@ -189,7 +189,7 @@ impl Fixture {
             self.references(),
             self.item_properties(),
             self.locations(at),
-            boxed(*b"idat", &[if self.inside { &self.color[..] } else { &[] }]),
+            boxed(*b"idat", &[if self.in_idat { &self.color[..] } else { &[] }]),
         ];
         let ftyp = boxed(*b"ftyp", &[b"avif", &full, b"avifmif1"]);
         [ftyp, boxed(*b"meta", &[&full, &meta.concat()])].concat()
@@ -233,9 +233,9 @@ impl Fixture {
 
     fn locations(&self, at: usize) -> Vec<u8> {
         let extents = self.extents.clone().unwrap_or(vec![(0, self.color.len())]);
-        let from = if self.inside { 0 } else { at };
+        let from = if self.in_idat { 0 } else { at };
         let mut body = vec![1, 0, 0, 0, 0x44, 0, 0, 2];
-        body.extend(u16s(&[1, usize::from(self.inside), 0, extents.len()]));
+        body.extend(u16s(&[1, usize::from(self.in_idat), 0, extents.len()]));
         for (offset, length) in extents {
             body.extend(u32s(&[from + offset, length]));
         }
@@ -246,11 +246,11 @@ impl Fixture {
     }
 
     fn decode(&self) -> AvifPicture {
-        decode_coded(&self.build()).expect("a good file")
+        decode_coded(&self.build()).expect("a valid file")
     }
 }
 
-/// The colors in the middle of both halves.
+/// The color in the middle of each half.
 fn halves(image: &DynamicImage) -> [Rgb; 2] {
     let pixels = image.to_rgb8();
     let (width, height) = pixels.dimensions();
@@ -267,7 +267,6 @@ fn assert_halves(image: &DynamicImage, what: &str) {
     assert_close(&found.concat(), &[RED, BLUE].concat(), 3, what);
 }
 
-/// A picture with gradients.
 fn gradient(width: u32, height: u32) -> RgbaImage {
     RgbaImage::from_fn(width, height, |x, y| {
         let value =
@@ -443,12 +442,11 @@ fn rotation_and_mirror_combine_into_orientation() {
 
 #[test]
 fn container_colors_override_bitstream_colors() {
-    let says_601 = Av1::default();
-    let is_709 = Av1 { matrix: MatrixCoefficients::BT709, ..says_601 };
-    let halves = [RED, BLUE].map(|color| is_709.samples(color));
-    // The very samples that BT.709 would give, in a bitstream that says GBR: G, B, R.
+    let bt709 = Av1 { matrix: MatrixCoefficients::BT709, ..Av1::default() };
+    let halves = [RED, BLUE].map(|color| bt709.samples(color));
+    // The samples of BT.709, in a bitstream that declares them as G, B and R.
     let halves = halves.map(|[y, u, v]| [v, y, u].map(|s| u8::try_from(s).expect("made here")));
-    let gbr = Av1 { matrix: MatrixCoefficients::Identity, halves, ..says_601 };
+    let gbr = Av1 { matrix: MatrixCoefficients::Identity, halves, ..Av1::default() };
     let decoded = Fixture::new(gbr).with(*b"colr", b"nclx\0\x09\0\x10\0\x01\x80").decode();
     assert_halves(&decoded.image, "nclx");
     assert_eq!((decoded.primaries, decoded.transfer), (Some(9), Some(16)));
@@ -462,7 +460,7 @@ fn decode_returns_icc_profile() {
 
 #[test]
 fn decode_crops_to_clean_aperture() {
-    // 30 × 20 whose middle is 16 right of the picture's and 4 above.
+    // 30 × 20, centered 16 to the right of the center of the picture and 4 above it.
     let aperture = [30, 1, 20, 1, 16, 1, 4_u32.wrapping_neg(), 1].map(u32::to_be_bytes);
     let fixture = Fixture::new(Av1::default()).with(*b"clap", &aperture.concat());
     let expected = Crop { x: 33, y: 10, width: 30, height: 20 };
@@ -474,14 +472,14 @@ fn decode_crops_to_clean_aperture() {
 
 #[test]
 fn invalid_clean_aperture_is_ignored() {
-    let wrong: [[u32; 8]; 5] = [
+    let invalid: [[u32; 8]; 5] = [
         [65, 1, 20, 1, 0, 1, 0, 1],  // wider than the picture
-        [30, 1, 20, 1, 18, 1, 0, 1], // not inside
+        [30, 1, 20, 1, 18, 1, 0, 1], // not inside the picture
         [30, 1, 20, 1, 1, 2, 0, 1],  // half a pixel
         [30, 0, 20, 1, 0, 1, 0, 1],  // a denominator of 0
-        [0, 1, 20, 1, 0, 1, 0, 1],   // nothing
+        [0, 1, 20, 1, 0, 1, 0, 1],   // empty
     ];
-    for aperture in wrong {
+    for aperture in invalid {
         let body = aperture.map(u32::to_be_bytes).concat();
         let fixture = Fixture::new(Av1::default()).with(*b"clap", &body);
         assert_eq!(header(&fixture.build()).expect("made here").crop, None, "{aperture:?}");
@@ -494,7 +492,7 @@ fn decode_reads_data_from_extents_and_idat() {
     let length = fixture.color.len();
     fixture.extents = Some(vec![(0, 5), (5, 7), (12, length - 12)]);
     assert_halves(&fixture.decode().image, "three extents");
-    fixture.inside = true;
+    fixture.in_idat = true;
     assert_halves(&fixture.decode().image, "idat");
 }
 
@@ -502,7 +500,7 @@ fn decode_reads_data_from_extents_and_idat() {
 fn overlapping_extents_cannot_inflate_small_file() {
     let mut fixture = Fixture::new(Av1::default());
     fixture.extents = Some(vec![(0, fixture.color.len()); 60_000]);
-    // The list itself makes the file large, so that the data have to be more yet.
+    // The list of extents itself makes the file large, so the data must be larger.
     fixture.color.extend(vec![0; 50_000]);
     fixture.extents = Some(vec![(0, fixture.color.len()); 1000]);
     assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
@@ -564,7 +562,7 @@ fn other_formats_are_corrupt_avif() {
     }
 }
 
-/// Files of several kinds, small.
+/// Small files of several kinds.
 fn samples() -> Vec<Vec<u8>> {
     let rgba = DynamicImage::ImageRgba8(gradient(70, 50));
     let subsampled = Av1 { chroma: ChromaSampling::Cs420, depth: 10, ..Av1::default() };
@@ -589,7 +587,7 @@ fn damaged_files_are_rejected_or_decoded_at_their_size() {
     for file in samples() {
         for round in 0..500_usize {
             let mut damaged = file.clone();
-            // Knuth's multiplier spreads the bits over the file.
+            // Knuth's multiplicative hash spreads the flipped bits over the file.
             let bit = round * 2_654_435_761 % (file.len() * 8);
             damaged[bit / 8] ^= 1 << (bit % 8);
             if let (Ok(picture), Ok(header)) = (decode_coded(&damaged), header(&damaged))

@@ -136,7 +136,7 @@ pub(crate) fn is_complete(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 

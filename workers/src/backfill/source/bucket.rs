@@ -124,9 +124,9 @@ mod tests {
         let entry = |key: &str, bytes| source.entry(Listed { key: key.to_owned(), bytes });
         assert_eq!(entry("folder/", 0).verdict, Some(Verdict::NotAFile));
         assert_eq!(entry("folder/", 9).verdict, None);
-        let odd = entry("a//100%\0.jpg", 9);
-        assert!(!odd.cursor.contains('\0') && !odd.name.contains('\0'), "{odd:?}");
-        assert_eq!(percent_decode_str(&odd.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
-        assert_eq!(odd.labels.filename.as_deref(), Some("100%.jpg"));
+        let unusual = entry("a//100%\0.jpg", 9);
+        assert!(!unusual.cursor.contains('\0') && !unusual.name.contains('\0'), "{unusual:?}");
+        assert_eq!(percent_decode_str(&unusual.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
+        assert_eq!(unusual.labels.filename.as_deref(), Some("100%.jpg"));
     }
 }

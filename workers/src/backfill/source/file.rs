@@ -91,20 +91,20 @@ mod tests {
 
     #[test]
     fn open_distinguishes_permanent_from_temporary_errors() {
-        let looped = tempfile::tempdir().expect("folder");
-        let link = looped.path().join("link");
+        let folder = tempfile::tempdir().expect("folder");
+        let link = folder.path().join("link");
         std::os::unix::fs::symlink(&link, &link).expect("link");
         let (long, nul) = (format!("/{}", "x".repeat(300)), "/a\0b".to_owned());
         let deep = "/x".repeat(5000);
         for path in [&*link.to_string_lossy(), &long, &nul, &deep, "/nowhere"] {
-            let refused = open(Path::new(path));
-            assert!(matches!(refused, Err(SourceError::Unusable(_))), "{refused:?}");
+            let result = open(Path::new(path));
+            assert!(matches!(result, Err(SourceError::Unusable(_))), "{result:?}");
         }
-        for passing in [libc::EMFILE, libc::ENOTCONN, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
-            let error = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(passing));
+        for temporary in [libc::EMFILE, libc::ENOTCONN, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
+            let error = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(temporary));
             assert!(matches!(error, SourceError::Io(_)), "{error}");
         }
-        let bad = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(libc::EIO));
-        assert!(matches!(bad, SourceError::Unusable(_)), "a bad sector stays bad");
+        let bad_sector = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(libc::EIO));
+        assert!(matches!(bad_sector, SourceError::Unusable(_)), "{bad_sector}");
     }
 }

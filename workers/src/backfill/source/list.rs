@@ -262,12 +262,13 @@ mod tests {
             ("a.jpg", "neither a path in quotes"),
         ] {
             let found = entry(line).verdict;
-            let is_told = matches!(&found, Some(Verdict::Invalid(told)) if told.contains(why));
-            assert!(is_told, "{line}: {found:?}");
+            let is_expected =
+                matches!(&found, Some(Verdict::Invalid(reason)) if reason.contains(why));
+            assert!(is_expected, "{line}: {found:?}");
         }
-        let taken =
+        let valid =
             entry(r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#);
-        let labels = taken.labels;
+        let labels = valid.labels;
         assert_eq!((labels.title, labels.tags), (None, vec!["x".to_owned()]));
         assert_eq!(labels.filename.as_deref(), Some("c.jpg"));
     }

@@ -118,22 +118,22 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(20);
+    const TIMEOUT: Duration = Duration::from_millis(20);
 
     #[tokio::test]
     async fn hanging_read_times_out_and_keeps_its_thread() {
-        let reader = Reader::new(1, SOON);
-        let (release, hangs) = mpsc::channel::<()>();
-        let (told, tells) = mpsc::channel();
-        let hung = reader.run(move |progress| {
-            let _ = hangs.recv();
-            told.send(progress.show().is_err()).map_err(io::Error::other).map_err(SourceError::Io)
+        let reader = Reader::new(1, TIMEOUT);
+        let (release, released) = mpsc::channel::<()>();
+        let (sender, is_abandoned) = mpsc::channel();
+        let hanging = reader.run(move |progress| {
+            let _ = released.recv();
+            sender.send(progress.show().is_err()).map_err(io::Error::other).map_err(SourceError::Io)
         });
-        assert!(matches!(hung.await, Err(SourceError::Silent(_))));
+        assert!(matches!(hanging.await, Err(SourceError::Silent(_))));
         let next = reader.run(|_| Ok(())).await;
         assert!(matches!(next, Err(SourceError::Io(_))), "no thread is left: {next:?}");
         drop(release);
-        assert!(tells.recv().expect("it went on"), "it learns that it was given up");
+        assert!(is_abandoned.recv().expect("the read continues"), "its progress is rejected");
         while reader.run(|_| Ok(())).await.is_err() {}
     }
 
@@ -153,6 +153,6 @@ mod tests {
     #[tokio::test]
     async fn missing_part_times_out() {
         let never = std::future::pending::<Result<(), SourceError>>();
-        assert!(matches!(Reader::new(1, SOON).wait(never).await, Err(SourceError::Silent(_))));
+        assert!(matches!(Reader::new(1, TIMEOUT).wait(never).await, Err(SourceError::Silent(_))));
     }
 }
