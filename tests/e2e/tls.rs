@@ -48,7 +48,7 @@ async fn a_certificate_is_served_and_exchanged_on_a_signal() -> Result<()> {
     let new = renew(&certificate, &key)?;
     server.signal("HUP")?;
     let server = tokio::task::spawn_blocking(move || {
-        server.says("new connections get the new certificate", LIMIT).map(|()| server)
+        server.wait_for_output("new connections get the new certificate", LIMIT).map(|()| server)
     })
     .await??;
     trusting(new)?.get(&url).send().await?;

@@ -49,7 +49,7 @@ async fn a_server_that_dies_while_accepting_keeps_an_upload_once() -> Result<()>
         ledger.record(&upload_until_accepted(&client, &photo, "once").await?, &photo)?;
         let report = site.audit().run(&ledger).await?.clean().context(step)?;
         assert_eq!(report.tasks, 1, "after {step}");
-        let tasks: Vec<_> = ledger.entries().into_iter().map(|entry| entry.task).collect();
+        let tasks: Vec<_> = ledger.uploads().into_iter().map(|entry| entry.task).collect();
         assert!(tasks.iter().all(|task| *task == tasks[0]), "{step}: {tasks:?}");
     }
     Ok(())

@@ -33,13 +33,13 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     let client = cluster.client()?;
     let readiness = async || anyhow::Ok(client.json("/readyz").await?["status"].clone());
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
-    load.more(20).await?;
+    load.wait_for_more(20).await?;
 
     node.kill()?;
     eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
-    load.more(20).await?;
+    load.wait_for_more(20).await?;
     block_in_place(|| node.start_node())?;
-    let after_kill = cluster.database().flows_again().await?;
+    let after_kill = cluster.database().wait_for_progress().await?;
     eventually("/readyz says ready", async || Ok(readiness().await? == "ready")).await?;
 
     let watermark = async |limit: &str| {
@@ -48,20 +48,20 @@ async fn uploads_go_on_without_a_broker_and_with_a_starving_one() -> Result<()> 
     watermark("1").await?;
     eventually("/readyz says degraded", async || Ok(readiness().await? == "degraded")).await?;
     let since = Instant::now();
-    load.more(30).await?;
+    load.wait_for_more(30).await?;
     let mut took = load.latencies(since);
     took.sort_unstable();
     let median = took[took.len() / 2];
     ensure!(median < Duration::from_secs(1), "uploads take {median:?} under the alarm");
     watermark("1GB").await?;
-    let after_alarm = cluster.database().flows_again().await?;
+    let after_alarm = cluster.database().wait_for_progress().await?;
 
     let tally = load.stop().await?;
     eprintln!(
         "work flows {after_kill:?} after a kill, {after_alarm:?} after an alarm; \
          an upload takes {median:?} meanwhile"
     );
-    ensure!(tally.refusals.is_empty(), "refused: {:?}", tally.refusals);
+    ensure!(tally.rejections.is_empty(), "refused: {:?}", tally.rejections);
     let report = cluster.audit_with(&node).run(&tally.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())

@@ -27,25 +27,25 @@ async fn a_crashed_database_costs_time_and_nothing_else() -> Result<()> {
     let cluster = TestCluster::start_on(engines, binary(), 1, 2, &[SHORT_GRACE, LEASE])?;
     let client = cluster.client()?;
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
-    load.more(30).await?;
+    load.wait_for_more(30).await?;
 
     block_in_place(|| postgres.crash())?;
-    load.more_refused(6).await?;
+    load.wait_for_rejected(6).await?;
     let answer = client.post_image(pictures::jpeg(64, 48, 1)?, &[]).await?;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
     assert_eq!(client.get("/readyz").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
     client.bytes("/livez").await?;
     // Some seconds, in which workers would use up attempts if they did so during an outage.
-    load.more_refused(6).await?;
+    load.wait_for_rejected(6).await?;
     block_in_place(|| postgres.start_again())?;
-    let took = cluster.database().flows_again().await?;
+    let took = cluster.database().wait_for_progress().await?;
     eventually("/readyz says ready", async || Ok(client.get("/readyz").await?.status() == 200))
         .await?;
 
     let tally = load.stop().await?;
     let report = cluster.audit()?.run(&tally.ledger).await?.clean()?;
-    eprintln!("work flows {took:?} after the database is back; refusals: {:?}", tally.refusals);
+    eprintln!("work flows {took:?} after the database is back; refusals: {:?}", tally.rejections);
     assert_eq!(report.tasks, report.accepted);
     // A claim that was committed just before the crash, and whose answer was lost with it, is taken
     // anew: at most one for each slot.

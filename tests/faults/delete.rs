@@ -87,7 +87,7 @@ async fn an_upload_comes_while_it_is_deleted(
     let photo = pictures::jpeg(320, 240, 1)?;
     let first = stored(&site.client, &photo).await?;
     let deletion = delete(&site.client, &first).await?;
-    block_in_place(|| site.remover.says(&format!("fail point {moment}"), LIMIT))?;
+    block_in_place(|| site.remover.wait_for_output(&format!("fail point {moment}"), LIMIT))?;
     let late = stored(&site.client, &photo).await?;
     fs::write(barrier, "")?;
     let done = site.client.finished(&deletion).await?;
@@ -105,7 +105,7 @@ async fn an_upload_comes_while_garbage_is_collected(
     let photo = pictures::jpeg(320, 240, 2)?;
     orphan(&site.blobs, &photo)?;
     let collection = site.client.start_backfill(&json!({ "kind": "gc" })).await?;
-    block_in_place(|| site.remover.says(&format!("fail point {moment}"), LIMIT))?;
+    block_in_place(|| site.remover.wait_for_output(&format!("fail point {moment}"), LIMIT))?;
     let late = stored(&site.client, &photo).await?;
     fs::write(barrier, "")?;
     let done = site.client.finished(&collection).await?;

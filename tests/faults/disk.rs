@@ -140,7 +140,7 @@ async fn a_full_disk_refuses_and_recovers() -> Result<()> {
         Ok(fine)
     })
     .await?;
-    for entry in ledger.entries() {
+    for entry in ledger.uploads() {
         let task = json!({ "id": entry.task.parse::<uuid::Uuid>()? });
         client.finished(&task).await.with_context(|| disk.server.output())?;
     }

@@ -39,7 +39,7 @@ async fn a_job_that_a_drain_cuts_short_costs_no_attempt() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[HANGING, SHORT])?;
     let ledger = upload_all(&client, &photo).await?;
-    block_in_place(|| server.says(HANGS, LIMIT))?;
+    block_in_place(|| server.wait_for_output(HANGS, LIMIT))?;
     server.signal("TERM")?;
     assert_eq!(ends(&mut server)?, Some(0), "{}", server.output());
     let _server = site.start(&[])?;
@@ -49,7 +49,7 @@ async fn a_job_that_a_drain_cuts_short_costs_no_attempt() -> Result<()> {
     let cluster = test_cluster(1, 0, FAST_RECOVERY).await?;
     let mut worker = cluster.start_node(&["worker"], &[HANGING, SHORT])?;
     let ledger = upload_all(&cluster.client()?, &photo).await?;
-    block_in_place(|| worker.says(HANGS, LIMIT))?;
+    block_in_place(|| worker.wait_for_output(HANGS, LIMIT))?;
     worker.signal("INT")?;
     assert_eq!(ends(&mut worker)?, Some(0), "{}", worker.output());
     let _worker = cluster.start_node(&["worker"], &[])?;
@@ -68,9 +68,9 @@ async fn what_a_relay_has_taken_is_published_before_its_node_ends() -> Result<()
     let mut cluster = test_cluster(1, 0, &[FAST_RECOVERY, &[armed(&point)]].concat()).await?;
     let ledger = upload_all(&cluster.client()?, &[pictures::jpeg(320, 240, 1)?]).await?;
     let api = &mut cluster.fleet.apis[0];
-    block_in_place(|| api.says("fail point relay.taken", LIMIT))?;
+    block_in_place(|| api.wait_for_output("fail point relay.taken", LIMIT))?;
     api.signal("TERM")?;
-    block_in_place(|| api.says("draining", LIMIT))?;
+    block_in_place(|| api.wait_for_output("draining", LIMIT))?;
     fs::write(&go_on, "")?;
     assert_eq!(ends(api)?, Some(0), "{}", api.output());
     let audit = cluster.audit()?;
@@ -86,9 +86,9 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() -> Result<()> {
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[HANGING])?;
     let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
-    block_in_place(|| server.says(HANGS, LIMIT))?;
+    block_in_place(|| server.wait_for_output(HANGS, LIMIT))?;
     server.signal("TERM")?;
-    block_in_place(|| server.says("draining", LIMIT))?;
+    block_in_place(|| server.wait_for_output("draining", LIMIT))?;
     server.signal("INT")?;
     assert_eq!(ends(&mut server)?, Some(130), "{}", server.output());
     let _server = site.start(&[])?;
@@ -168,7 +168,7 @@ async fn an_attempt_that_cannot_be_interrupted_does_not_hold_the_process() -> Re
     let site = test_server(FAST_RECOVERY)?;
     let (mut server, client) = site.start(&[armed("worker.claimed=hang"), SHORT])?;
     let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
-    block_in_place(|| server.says("fail point worker.claimed", LIMIT))?;
+    block_in_place(|| server.wait_for_output("fail point worker.claimed", LIMIT))?;
     server.signal("TERM")?;
     let limit = Duration::from_secs(20);
     assert_eq!(block_in_place(|| server.wait(limit))?.code(), Some(0), "{}", server.output());

@@ -19,7 +19,7 @@ async fn a_worker_that_wakes_too_late_changes_nothing() -> Result<()> {
         let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
         stops(&mut sleeper).await?;
         let _other = cluster.start_node(&["worker"], &[])?;
-        let path = format!("/v1/tasks/{}", ledger.entries()[0].task.parse::<uuid::Uuid>()?);
+        let path = format!("/v1/tasks/{}", ledger.uploads()[0].task.parse::<uuid::Uuid>()?);
         eventually("the other has finished it", async || {
             Ok(client.json(&path).await?["status"] == "succeeded")
         })

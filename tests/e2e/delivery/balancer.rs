@@ -24,9 +24,9 @@ async fn a_killed_delivery_node_fails_no_read() -> Result<()> {
     let balancer = block_in_place(|| HaProxy::start(&[victim.url(), other.url()]))?;
 
     let reads = Reads::start(CLIENTS, &balancer.url(), &expected)?;
-    reads.more(SOME).await?;
+    reads.wait_for_more(SOME).await?;
     block_in_place(|| victim.kill())?;
-    reads.more(SOME).await?;
+    reads.wait_for_more(SOME).await?;
     reads.stop().await?;
     Ok(())
 }
@@ -41,11 +41,11 @@ async fn a_drained_delivery_node_fails_no_read() -> Result<()> {
     let balancer = block_in_place(|| HaProxy::start(&[leaving.url(), other.url()]))?;
 
     let reads = Reads::start(CLIENTS, &balancer.url(), &expected)?;
-    reads.more(SOME).await?;
+    reads.wait_for_more(SOME).await?;
     leaving.signal("TERM")?;
     let ended = block_in_place(|| leaving.wait(LIMIT))?;
     assert_eq!(ended.code(), Some(0), "{}", leaving.output());
-    reads.more(SOME).await?;
+    reads.wait_for_more(SOME).await?;
     reads.stop().await?;
     Ok(())
 }
@@ -69,7 +69,7 @@ async fn cached_images_are_served_while_the_object_store_is_unavailable() -> Res
     let balancer = block_in_place(|| HaProxy::start(&[nodes[0].url(), nodes[1].url()]))?;
 
     let reads = Reads::start(CLIENTS, &balancer.url(), cached)?;
-    reads.more(SOME).await?;
+    reads.wait_for_more(SOME).await?;
     block_in_place(|| site.fleet.s3.stop());
     for node in &nodes {
         eventually("the node says that it is not ready", async || {
@@ -82,7 +82,7 @@ async fn cached_images_are_served_while_the_object_store_is_unavailable() -> Res
         Ok(status(&balancer.url(), "/livez").await? == StatusCode::SERVICE_UNAVAILABLE)
     })
     .await?;
-    reads.more(SOME).await?;
+    reads.wait_for_more(SOME).await?;
     reads.stop().await?;
     let (path, content) = &cold[0];
     let refused = Client::new(&balancer.url())?.get(path).await?;

@@ -13,7 +13,7 @@ use safelight_domain::{CacheKey, ContentHash, Owner};
 use safelight_testing::{
     chaos::Link,
     client::Client,
-    herd,
+    concurrent_requests,
     metrics::CACHE_REQUESTS,
     reads::Reads,
     redis::{Redis, RedisCluster},
@@ -38,7 +38,7 @@ async fn concurrent_reads_hit_the_store_once_per_process() -> Result<()> {
     let env = [("AWS_ENDPOINT", &*endpoint), NO_MEMORY, NO_DISK];
     let node = site.node(data.path(), &env)?;
     let (path, content) = &expected[0];
-    let answers = herd::get(&[node.url(); CROWD], path).await?;
+    let answers = concurrent_requests::get(&[node.url(); CROWD], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
     let reads = blob_reads(&[&node]).await?;
     assert!(same(reads, 1.0), "{reads} reads of the store");
@@ -59,7 +59,7 @@ async fn concurrent_reads_on_two_nodes_hit_the_store_once() -> Result<()> {
     for (path, content) in &expected {
         let before = blob_reads(&both).await?;
         let servers: Vec<_> = both.map(Server::url).into_iter().cycle().take(CROWD).collect();
-        let answers = herd::get(&servers, path).await?;
+        let answers = concurrent_requests::get(&servers, path).await?;
         assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
         let reads = blob_reads(&both).await? - before;
         assert!(same(reads, 1.0), "{reads} reads of the store for {path}");
@@ -80,11 +80,11 @@ async fn a_shared_tier_that_freezes_or_dies_fails_no_read_and_is_used_again() ->
     let reads = Reads::start(4, node.url(), &expected)?;
     is_used(&node).await?;
     redis.stop()?;
-    reads.more(100).await?;
+    reads.wait_for_more(100).await?;
     redis.resume()?;
     is_used(&node).await?;
     block_in_place(|| redis.kill())?;
-    reads.more(100).await?;
+    reads.wait_for_more(100).await?;
     block_in_place(|| redis.start_again())?;
     is_used(&node).await?;
     reads.stop().await?;
@@ -104,7 +104,7 @@ async fn a_store_that_is_slow_is_read_once_over_two_nodes() -> Result<()> {
     // Longer than a turn lasts that is not renewed.
     chaos.set(Link::Slow(Duration::from_millis(3500)));
     let (path, content) = &expected[0];
-    let answers = herd::get(&[nodes[0].url(), nodes[1].url()], path).await?;
+    let answers = concurrent_requests::get(&[nodes[0].url(), nodes[1].url()], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
     let reads = blob_reads(&[&nodes[0], &nodes[1]]).await?;
     assert!(same(reads, 1.0), "{reads} reads of the store");

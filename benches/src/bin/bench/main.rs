@@ -18,7 +18,7 @@ use clap::{Parser, ValueEnum};
 use safelight_testing::{
     fleet::{Engines, Fleet, Plan},
     postgres::Postgres,
-    server::{Server, built, safelight},
+    server::{Server, find_binary, safelight},
 };
 use tempfile::TempDir;
 
@@ -59,7 +59,7 @@ enum Part {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = built(options.binary.as_deref())?;
+    let binary = find_binary(options.binary.as_deref())?;
     safelight_client::install_crypto_provider();
     let setup = Setup { binary, duration: Duration::from_secs(options.seconds) };
     if options.only.contains(&Part::Accept) {

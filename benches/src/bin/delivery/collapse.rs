@@ -36,7 +36,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
 async fn measure(title: &str, nodes: &[&Node], path: &str, herd: usize) -> Result<()> {
     let before = reads(nodes).await?;
     let servers: Vec<_> = nodes.iter().map(|node| node.url()).cycle().take(herd).collect();
-    let answers = herd::get(&servers, path).await?;
+    let answers = concurrent_requests::get(&servers, path).await?;
     let reads = reads(nodes).await? - before;
     let bad = answers.iter().find(|answer| answer.status != 200);
     ensure!(bad.is_none(), "{:?}", bad.map(|answer| &answer.head));

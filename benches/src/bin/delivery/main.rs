@@ -19,7 +19,7 @@ use safelight_testing::{
     chaos::{Chaos, Link},
     fleet::{Engines, Fleet, Plan},
     s3::S3,
-    server::{Server, built},
+    server::{Server, find_binary},
 };
 use tempfile::TempDir;
 
@@ -81,7 +81,7 @@ enum Part {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = built(options.binary.as_deref())?;
+    let binary = find_binary(options.binary.as_deref())?;
     safelight_client::install_crypto_provider();
     let setup = Setup { binary, options };
     statics::run(&setup).await?;

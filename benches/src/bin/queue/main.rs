@@ -1,6 +1,6 @@
-//! `make bench-queue`: what a job costs beside its work, beside Celery and `BullMQ` doing nothing in
-//! the same run; whether more workers do more; whether uploads notice a backfill; what a backfill over a million
-//! images takes.
+//! `make bench-queue`: what a job costs beside its work, beside Celery and `BullMQ` doing nothing in the
+//! same run; whether more workers do more; whether uploads notice a backfill; what a backfill over a
+//! million images takes.
 //!
 //! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
 
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use safelight_testing::server::built;
+use safelight_testing::server::find_binary;
 
 /// Measures the queue and its workers.
 #[derive(Parser)]
@@ -102,7 +102,7 @@ async fn main() -> Result<()> {
     if wants(Part::Padded) {
         scale::padded(&options).await?;
     }
-    let binary = built(options.binary.as_deref());
+    let binary = find_binary(options.binary.as_deref());
     if wants(Part::Cores) {
         let binary = binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?;
         scale::cores(binary, options.rounds).await?;

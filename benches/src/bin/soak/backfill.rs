@@ -162,7 +162,7 @@ impl Import {
         let mut command = victims.command(&["backfill", "import"]);
         command.arg(photos.source()).args(["--follow", "--url", &victims.url()]);
         let mut command = Server::spawn(command)?;
-        command.says("\n", LIMIT)?;
+        command.wait_for_output("\n", LIMIT)?;
         // Its first line ends in the command that follows it again.
         let said = command.output();
         let id = said.lines().next().and_then(|line| line.split(' ').next_back());

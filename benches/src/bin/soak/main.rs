@@ -17,14 +17,14 @@ use random::Random;
 use safelight_testing::{
     audit::{Audit, Database},
     load::Load,
-    server::built,
+    server::find_binary,
 };
 use serde_json::{Value, json};
 
-/// Uploads without end to Safelight while its processes and engines are killed, frozen and wiped,
-/// in an order that the seed decides; then compares the audit. At the end a fleet imports a folder of pictures
-/// meanwhile, and the report of that is added up. Prints one line of JSON for each; exits with 1 if anything
-/// was lost, stuck, doubled or left behind.
+/// Uploads without end to Safelight while its processes and engines are killed, frozen and wiped, in an
+/// order that the seed decides; then compares the audit. At the end a fleet imports a folder of pictures
+/// meanwhile, and the report of that is added up. Prints one line of JSON for each; exits with 1 if
+/// anything was lost, stuck, doubled or left behind.
 #[derive(Parser)]
 struct Options {
     /// How long to go on, for each of the first two
@@ -83,7 +83,7 @@ trait Victim {
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let options = Options::parse();
-    let binary = built(options.binary.as_deref())?;
+    let binary = find_binary(options.binary.as_deref())?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let seed = options.seed.unwrap_or(now.as_secs());
     let mut clean = true;
@@ -111,7 +111,7 @@ async fn soak(name: &str, mut victim: impl Victim, options: &Options, seed: u64)
     while begun.elapsed().as_secs_f64() < options.minutes * 60.0 {
         tokio::time::sleep(random.between(Duration::from_secs(1), Duration::from_secs(5))).await;
         let fault = victim.harm(&mut random).await?;
-        let flows = victim.database().flows_again().await;
+        let flows = victim.database().wait_for_progress().await;
         let took = flows.with_context(|| format!("{name}: {fault}"))?;
         eprintln!(
             "{name}: {fault}; work flows after {took:.2?}; {} uploads accepted",
@@ -138,7 +138,7 @@ async fn soak(name: &str, mut victim: impl Victim, options: &Options, seed: u64)
             "duplicate_effects": report.doubled.len() + unknown,
             "left_behind": report.left.len(),
             "repeated_attempts": report.repeated(),
-            "refusals": tally.refusals,
+            "refusals": tally.rejections,
             "recovery_p50_s": recoveries.get(recoveries.len() / 2),
             "recovery_max_s": recoveries.last(),
         })
