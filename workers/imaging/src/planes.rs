@@ -26,8 +26,8 @@ impl Sampling {
     pub const QUARTER: Self = Self { across: 2, down: 2 };
 }
 
-/// Luma and chroma as in JFIF: BT.601, full range. The planes follow each other without gaps. The luma
-/// plane is padded to whole chroma samples.
+/// Luma and chroma as in JFIF: BT.601, full range. The planes follow each other without gaps. The luma plane is
+/// padded to whole chroma samples.
 pub(super) struct Planes {
     pub size: Size,
     /// `None` for gray, which has no chroma planes.

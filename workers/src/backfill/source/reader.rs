@@ -17,8 +17,8 @@ use super::error::SourceError;
 /// How long a read may show nothing before it is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Threads that one import may keep. A read that hangs keeps its thread until the system releases it: a
-/// source that hangs so often is unavailable as a whole, and is waited for.
+/// Threads that one import may keep. A read that hangs keeps its thread until the system releases it: a source
+/// that hangs so often is unavailable as a whole, and is waited for.
 const THREADS: usize = 8;
 
 /// How one import reads. Clones share its threads.
