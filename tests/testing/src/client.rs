@@ -32,7 +32,7 @@ pub trait TestClient {
     /// server is unavailable.
     fn finished(&self, task: &Value) -> impl Future<Output = Result<Value>> + Send;
 
-    /// Uploads a form; returns the response whatever its status.
+    /// Uploads a form; returns the response with any status.
     fn post_form(&self, form: &Form) -> impl Future<Output = Result<Response>> + Send;
 }
 

@@ -146,22 +146,24 @@ async fn upload(
         let started = Instant::now();
         let node = &nodes[*turn % nodes.len()];
         let rejection = match node.post_image(body.clone(), &[("Idempotency-Key", key)]).await {
-            Ok(answer) if answer.status() == StatusCode::ACCEPTED => match accepted(answer).await {
-                Ok(task) => {
-                    lock(&shared.accept_times).push((Instant::now(), started.elapsed()));
-                    return shared.ledger.record(&task, &body);
+            Ok(response) if response.status() == StatusCode::ACCEPTED => {
+                match accepted(response).await {
+                    Ok(task) => {
+                        lock(&shared.accept_times).push((Instant::now(), started.elapsed()));
+                        return shared.ledger.record(&task, &body);
+                    }
+                    Err(_) => "no answer".to_owned(),
                 }
-                Err(_) => "no answer".to_owned(),
-            },
-            Ok(answer) => {
-                let status = answer.status();
+            }
+            Ok(response) => {
+                let status = response.status();
                 let can_retry = status.is_server_error() || status == StatusCode::CONFLICT;
-                ensure!(can_retry, "{status}: {}", answer.text().await.unwrap_or_default());
+                ensure!(can_retry, "{status}: {}", response.text().await.unwrap_or_default());
                 // Clients need `Retry-After` to retry at the right time.
                 if status == StatusCode::SERVICE_UNAVAILABLE
-                    && answer.headers().get("retry-after").is_none()
+                    && response.headers().get("retry-after").is_none()
                 {
-                    bail!("a 503 without Retry-After: {answer:?}");
+                    bail!("a 503 without Retry-After: {response:?}");
                 }
                 status.as_u16().to_string()
             }

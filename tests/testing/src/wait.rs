@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// How long a condition may take on a busy machine. Tasks have limits of their own.
+/// How long a condition may take on a busy machine. Tasks have longer limits.
 pub const LIMIT: Duration = Duration::from_mins(1);
 
 /// The interval between two checks.

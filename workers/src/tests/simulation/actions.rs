@@ -13,7 +13,7 @@ use super::{
     world::World,
 };
 
-/// The most processes that run at once with a broker.
+/// The most processes that run concurrently with a broker.
 const FLEET_SIZE: usize = 3;
 
 /// The most uploads in one simulation.
