@@ -50,7 +50,7 @@ pub async fn run(setup: &Setup, clients: &[usize]) -> Result<()> {
 
 fn table(title: &str, rows: &[Row], ceilings: &[Row]) {
     println!("\n{title}");
-    println!("  clients  uploads/s    p50 ms    p99 ms   refused  of ceiling");
+    println!("  clients  uploads/s    p50 ms    p99 ms  rejected  of ceiling");
     for (index, row) in rows.iter().enumerate() {
         row.print(ceilings.get(index).map_or(0.0, Row::rate));
     }

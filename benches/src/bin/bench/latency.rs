@@ -18,7 +18,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     println!("  serve                 p50 {:>6.1} ms", ms(wait));
     let job = thumbnail_mean(&client).await?;
     println!("  the thumbnail job alone   {:>6.1} ms (mean)", ms(job));
-    println!("  beside it                 {:>6.1} ms", ms(wait.saturating_sub(job)));
+    println!("  everything else           {:>6.1} ms", ms(wait.saturating_sub(job)));
     drop((server, data));
     let fleet = setup.fleet(2, 2).await?;
     let wait = wait_p50(&Client::new(&fleet.url())?).await?;

@@ -18,7 +18,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     let (server, _data) = setup.serve_with(&[("SAFELIGHT_MAX_UPLOADS_IN_FLIGHT", &limit)])?;
     let payload = Payload::undecodable()?;
     println!("\nOverload: {IN_FLIGHT} bodies in flight allowed, clients that never wait");
-    println!("  clients  uploads/s    p99 ms   refused/s  peak MiB  of the first row");
+    println!("  clients  uploads/s    p99 ms  rejected/s  peak MiB  of the first row");
     let mut first = None;
     for clients in CLIENTS {
         let rows = accept::measure(setup, server.url(), &[clients], &payload).await?;

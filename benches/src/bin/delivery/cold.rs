@@ -17,7 +17,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     let (_chaos, endpoint) = setup.distant(&fleet.s3)?;
     let redis = block_in_place(Redis::start)?;
     println!(
-        "\n{} renditions of 11 KB read one after the other, twice, the store {} ms away; ms",
+        "\n{} renditions of 11 KB read one after the other, twice, the store delayed by {} ms; ms",
         setup.options.reads, setup.options.delay_ms
     );
     println!("  {:<34}{:>10}{:>10}{:>12}{:>10}", "", "first p50", "p99", "second p50", "p99");

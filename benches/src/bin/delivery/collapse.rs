@@ -19,7 +19,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     let paths = pictures::renditions(&images)?;
     let (_chaos, endpoint) = setup.distant(&fleet.s3)?;
     let (count, delay) = (setup.options.concurrent_requests, setup.options.delay_ms);
-    println!("\n{count} requests at once for one cold object, the store {delay} ms away");
+    println!("\n{count} concurrent requests for one cold object, the store delayed by {delay} ms");
     println!("  {:<34}{:>12}{:>10}{:>10}", "", "store reads", "p50 ms", "p99 ms");
 
     let node = Node::start(&fleet, &[("AWS_ENDPOINT", &endpoint)])?;

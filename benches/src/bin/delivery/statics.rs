@@ -49,7 +49,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     }
     let pair = Pair::start(setup).await?;
     println!(
-        "\nBeside nginx, {THREADS} threads each, the same bytes; medians of {} rounds of {} s",
+        "\nCompared with nginx, {THREADS} threads each, the same bytes; medians of {} rounds of {} s",
         setup.options.rounds, setup.options.seconds
     );
     println!(
