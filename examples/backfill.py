@@ -102,7 +102,7 @@ def report(path):
 
 
 def main(parameters, file=None):
-    # Fail at once if the address is wrong; wait for a server that becomes unavailable later.
+    # Fail immediately if the address is wrong; wait for a server that becomes unavailable later.
     call("GET", "/livez").close()
     output = open(file, "wb") if file else None
     task = document("POST", "/v1/backfills", {"id": new_id(), **parameters})

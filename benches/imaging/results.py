@@ -28,7 +28,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Served:
-    """The whole server beside a bare loop over the same photograph."""
+    """The whole server, compared with a bare loop over the same photograph."""
 
     photo: str
     count: int

@@ -1,4 +1,4 @@
-"""Measures Safelight's imaging beside sharp and libvips; `./run CORPUS` installs both and calls it.
+"""Compares Safelight's imaging with sharp and libvips; `./run CORPUS` installs both and calls it.
 
 Prints tables on stdout, progress on stderr; writes imaging.json, imaging.svg and imaging.png to
 target/bench-imaging. Exit codes: 0 done, 1 failed, 2 usage.
@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
     weighed = [] if arguments.no_memory else memory_pictures(arguments.memory, pictures)
 
     results = Results(pictures, variants, arguments.rounds, arguments.optimize)
-    # The server first: it is the part most likely to be missing, and that should show at once.
+    # The server first: it is the part most likely to be missing, and that should show immediately.
     if photo:
         say(f"serve: {photo.name}")
         results.served = serve.measure(photo, OUT, optimize=arguments.optimize)

@@ -1,4 +1,4 @@
-"""Measures the cost of an image in the whole server, beside a bare loop over sharp.
+"""Measures the cost of an image in the whole server, compared with a bare loop over sharp.
 
 Starts `safelight serve` on a free port with a temporary data directory and uploads one photograph
 repeatedly, each time with other bytes at its end so that no upload equals another. The CPU time of

@@ -10,18 +10,18 @@ for (let added = 0; added < count; added += 1000) {
   await queue.addBulk(jobs);
 }
 let done = 0;
-let begun;
+let started;
 let before;
 await new Promise((resolve) => {
   const worker = new Worker("noop", async () => {}, { connection, concurrency: 64 });
   worker.on("completed", () => {
     done += 1;
-    if (begun === undefined && done >= count / 20) {
-      begun = performance.now();
+    if (started === undefined && done >= count / 20) {
+      started = performance.now();
       before = done;
     }
     if (done === count) resolve();
   });
 });
-console.log((count - before) / ((performance.now() - begun) / 1000));
+console.log((count - before) / ((performance.now() - started) / 1000));
 process.exit(0);

@@ -1,7 +1,7 @@
 """Celery with tasks that do nothing: enqueues tasks, starts one worker, prints tasks per second.
 
 Usage: celery_noop.py COUNT, with BROKER_URL and, to keep results, RESULT_URL in the environment. Each child
-writes one byte per finished task to a file of its own, which costs almost nothing.
+writes one byte per finished task to its own file, which costs almost nothing.
 """
 
 import os
@@ -49,10 +49,10 @@ def main(count):
     try:
         while done() < count // 20:
             time.sleep(0.02)
-        begun, before = time.monotonic(), done()
+        started, before = time.monotonic(), done()
         while done() < count:
             time.sleep(0.02)
-        print((count - before) / (time.monotonic() - begun))
+        print((count - before) / (time.monotonic() - started))
     finally:
         worker.terminate()
         worker.wait()

@@ -48,7 +48,7 @@ async fn sighup_reloads_certificate() -> Result<()> {
     let new = write_certificate(&certificate, &key)?;
     server.signal("HUP")?;
     let server = tokio::task::spawn_blocking(move || {
-        server.says("new connections get the new certificate", LIMIT).map(|()| server)
+        server.wait_for_output("new connections get the new certificate", LIMIT).map(|()| server)
     })
     .await??;
     client_trusting(new)?.get(&url).send().await?;

@@ -50,7 +50,7 @@ async fn upload_survives_server_crash_at_every_step() -> Result<()> {
         ledger.record(&upload_until_accepted(&client, &photo, "once").await?, &photo)?;
         let report = setup.audit().run(&ledger).await?.clean().context(step)?;
         assert_eq!(report.tasks, 1, "after {step}");
-        let tasks: Vec<_> = ledger.entries().into_iter().map(|entry| entry.task).collect();
+        let tasks: Vec<_> = ledger.uploads().into_iter().map(|entry| entry.task).collect();
         assert!(tasks.iter().all(|task| *task == tasks[0]), "{step}: {tasks:?}");
     }
     Ok(())

@@ -32,13 +32,13 @@ async fn uploads_continue_while_broker_is_down_or_out_of_memory() -> Result<()> 
     let client = cluster.client()?;
     let readiness = async || anyhow::Ok(client.json("/readyz").await?["status"].clone());
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
-    load.more(20).await?;
+    load.wait_for_more(20).await?;
 
     node.kill()?;
     eventually("/readyz reports degraded", async || Ok(readiness().await? == "degraded")).await?;
-    load.more(20).await?;
+    load.wait_for_more(20).await?;
     block_in_place(|| node.start_node())?;
-    let after_kill = cluster.database().flows_again().await?;
+    let after_kill = cluster.database().wait_for_progress().await?;
     eventually("/readyz reports ready", async || Ok(readiness().await? == "ready")).await?;
 
     let watermark = async |limit: &str| {
@@ -47,20 +47,20 @@ async fn uploads_continue_while_broker_is_down_or_out_of_memory() -> Result<()> 
     watermark("1").await?;
     eventually("/readyz reports degraded", async || Ok(readiness().await? == "degraded")).await?;
     let since = Instant::now();
-    load.more(30).await?;
+    load.wait_for_more(30).await?;
     let mut took = load.latencies(since);
     took.sort_unstable();
     let median = took[took.len() / 2];
     ensure!(median < Duration::from_secs(1), "uploads take {median:?} during the memory alarm");
     watermark("1GB").await?;
-    let after_alarm = cluster.database().flows_again().await?;
+    let after_alarm = cluster.database().wait_for_progress().await?;
 
     let results = load.stop().await?;
     eprintln!(
         "work continues {after_kill:?} after a kill, {after_alarm:?} after an alarm; \
          an upload takes {median:?} during the alarm"
     );
-    ensure!(results.refusals.is_empty(), "rejected uploads: {:?}", results.refusals);
+    ensure!(results.rejections.is_empty(), "rejected uploads: {:?}", results.rejections);
     let report = cluster.audit_with(&node).run(&results.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);
     Ok(())

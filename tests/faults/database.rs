@@ -28,19 +28,19 @@ async fn work_continues_after_database_crash() -> Result<()> {
     let cluster = TestCluster::start_on(engines, binary(), 1, 2, &[SHORT_GRACE, LEASE])?;
     let client = cluster.client()?;
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
-    load.more(30).await?;
+    load.wait_for_more(30).await?;
 
     block_in_place(|| postgres.crash())?;
-    load.more_refused(6).await?;
+    load.wait_for_rejected(6).await?;
     let answer = client.post_image(pictures::jpeg(64, 48, 1)?, &[]).await?;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
     assert_eq!(client.get("/readyz").await?.status(), StatusCode::SERVICE_UNAVAILABLE);
     client.bytes("/livez").await?;
     // This takes some seconds. Faulty workers would use up attempts in this time.
-    load.more_refused(6).await?;
+    load.wait_for_rejected(6).await?;
     block_in_place(|| postgres.start_again())?;
-    let took = cluster.database().flows_again().await?;
+    let took = cluster.database().wait_for_progress().await?;
     eventually("/readyz reports ready", async || Ok(client.get("/readyz").await?.status() == 200))
         .await?;
 
@@ -48,7 +48,7 @@ async fn work_continues_after_database_crash() -> Result<()> {
     let report = cluster.audit()?.run(&results.ledger).await?.clean()?;
     eprintln!(
         "work continues {took:?} after the database is back; refusals: {:?}",
-        results.refusals
+        results.rejections
     );
     assert_eq!(report.tasks, report.accepted);
     // If the crash lost the answer to a committed claim, the job is claimed again: at most once per slot.

@@ -87,7 +87,7 @@ async fn upload_during_deletion(
     let photo = pictures::jpeg(320, 240, 1)?;
     let first = upload_and_finish(&setup.client, &photo).await?;
     let deletion = delete(&setup.client, &first).await?;
-    block_in_place(|| setup.remover.says(&format!("fail point {step}"), LIMIT))?;
+    block_in_place(|| setup.remover.wait_for_output(&format!("fail point {step}"), LIMIT))?;
     let late = upload_and_finish(&setup.client, &photo).await?;
     fs::write(barrier, "")?;
     let done = setup.client.finished(&deletion).await?;
@@ -101,7 +101,7 @@ async fn upload_during_gc(mut setup: RemovalSetup<'_>, step: &str, barrier: &Pat
     let photo = pictures::jpeg(320, 240, 2)?;
     store_orphan(&setup.blobs, &photo)?;
     let collection = setup.client.start_backfill(&json!({ "kind": "gc" })).await?;
-    block_in_place(|| setup.remover.says(&format!("fail point {step}"), LIMIT))?;
+    block_in_place(|| setup.remover.wait_for_output(&format!("fail point {step}"), LIMIT))?;
     let late = upload_and_finish(&setup.client, &photo).await?;
     fs::write(barrier, "")?;
     let done = setup.client.finished(&collection).await?;

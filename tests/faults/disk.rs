@@ -139,7 +139,7 @@ async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
         Ok(is_accepted)
     })
     .await?;
-    for entry in ledger.entries() {
+    for entry in ledger.uploads() {
         let task = json!({ "id": entry.task.parse::<uuid::Uuid>()? });
         client.finished(&task).await.with_context(|| disk.server.output())?;
     }

@@ -40,7 +40,7 @@ async fn drain_interrupts_job_without_counting_attempt() -> Result<()> {
     let setup = test_server(FAST_RECOVERY)?;
     let (mut server, client) = setup.start(&[HANGING_JOB, SHORT_DRAIN])?;
     let ledger = upload_all(&client, &photo).await?;
-    block_in_place(|| server.says(HANG_MESSAGE, LIMIT))?;
+    block_in_place(|| server.wait_for_output(HANG_MESSAGE, LIMIT))?;
     server.signal("TERM")?;
     assert_eq!(exit_code(&mut server)?, Some(0), "{}", server.output());
     let _server = setup.start(&[])?;
@@ -50,7 +50,7 @@ async fn drain_interrupts_job_without_counting_attempt() -> Result<()> {
     let cluster = test_cluster(1, 0, FAST_RECOVERY).await?;
     let mut worker = cluster.start_node(&["worker"], &[HANGING_JOB, SHORT_DRAIN])?;
     let ledger = upload_all(&cluster.client()?, &photo).await?;
-    block_in_place(|| worker.says(HANG_MESSAGE, LIMIT))?;
+    block_in_place(|| worker.wait_for_output(HANG_MESSAGE, LIMIT))?;
     worker.signal("INT")?;
     assert_eq!(exit_code(&mut worker)?, Some(0), "{}", worker.output());
     let _worker = cluster.start_node(&["worker"], &[])?;
@@ -69,9 +69,9 @@ async fn drain_publishes_jobs_taken_by_relay() -> Result<()> {
     let mut cluster = test_cluster(1, 0, &[FAST_RECOVERY, &[fail_point(&point)]].concat()).await?;
     let ledger = upload_all(&cluster.client()?, &[pictures::jpeg(320, 240, 1)?]).await?;
     let api = &mut cluster.fleet.apis[0];
-    block_in_place(|| api.says("fail point relay.taken", LIMIT))?;
+    block_in_place(|| api.wait_for_output("fail point relay.taken", LIMIT))?;
     api.signal("TERM")?;
-    block_in_place(|| api.says("draining", LIMIT))?;
+    block_in_place(|| api.wait_for_output("draining", LIMIT))?;
     fs::write(&barrier, "")?;
     assert_eq!(exit_code(api)?, Some(0), "{}", api.output());
     let audit = cluster.audit()?;
@@ -87,9 +87,9 @@ async fn second_signal_ends_process_and_loses_nothing() -> Result<()> {
     let setup = test_server(FAST_RECOVERY)?;
     let (mut server, client) = setup.start(&[HANGING_JOB])?;
     let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
-    block_in_place(|| server.says(HANG_MESSAGE, LIMIT))?;
+    block_in_place(|| server.wait_for_output(HANG_MESSAGE, LIMIT))?;
     server.signal("TERM")?;
-    block_in_place(|| server.says("draining", LIMIT))?;
+    block_in_place(|| server.wait_for_output("draining", LIMIT))?;
     server.signal("INT")?;
     assert_eq!(exit_code(&mut server)?, Some(130), "{}", server.output());
     let _server = setup.start(&[])?;
@@ -167,7 +167,7 @@ async fn drain_ends_despite_uninterruptible_attempt() -> Result<()> {
     let setup = test_server(FAST_RECOVERY)?;
     let (mut server, client) = setup.start(&[fail_point("worker.claimed=hang"), SHORT_DRAIN])?;
     let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
-    block_in_place(|| server.says("fail point worker.claimed", LIMIT))?;
+    block_in_place(|| server.wait_for_output("fail point worker.claimed", LIMIT))?;
     server.signal("TERM")?;
     let limit = Duration::from_secs(20);
     assert_eq!(block_in_place(|| server.wait(limit))?.code(), Some(0), "{}", server.output());

@@ -47,12 +47,12 @@ async fn cut_and_frozen_links_lose_nothing() -> Result<()> {
     let endpoint = through(&s3.endpoint(), &proxies[2].1)?;
     let env = owned(&[("AWS_ENDPOINT", &endpoint), ("SAFELIGHT_LEASE_MS", "5000"), SHORT_GRACE]);
     let plan = Plan { apis: 1, workers: 2, env };
-    let fleet = block_in_place(|| Fleet::start_over(s3, binary(), &engines, &plan))?;
+    let fleet = block_in_place(|| Fleet::start_with_s3(s3, binary(), &engines, &plan))?;
     let cluster = TestCluster { engines: direct, fleet };
     let database = Database::Postgres(cluster.engines.database_url.clone());
 
     let load = Load::start(3, &[cluster.fleet.apis[0].url()])?;
-    load.more(10).await?;
+    load.wait_for_more(10).await?;
     let mut recoveries = Vec::new();
     for (engine, proxy) in &proxies {
         for fault in [Link::Cut, Link::BlackHole] {
@@ -60,9 +60,11 @@ async fn cut_and_frozen_links_lose_nothing() -> Result<()> {
             tokio::time::sleep(FAULT).await;
             proxy.set(Link::Up);
             let back = Instant::now();
-            let took =
-                database.flows_again().await.with_context(|| format!("{engine} {fault:?}"))?;
-            load.more(5).await.with_context(|| format!("{engine} {fault:?}"))?;
+            let took = database
+                .wait_for_progress()
+                .await
+                .with_context(|| format!("{engine} {fault:?}"))?;
+            load.wait_for_more(5).await.with_context(|| format!("{engine} {fault:?}"))?;
             eprintln!(
                 "{engine} {fault:?}: work continues after {took:?}, uploads after {:?}",
                 back.elapsed()
@@ -76,7 +78,7 @@ async fn cut_and_frozen_links_lose_nothing() -> Result<()> {
         "work continues after {:?} (p50), {:?} (max); refusals: {:?}",
         recoveries[recoveries.len() / 2],
         recoveries[recoveries.len() - 1],
-        results.refusals
+        results.rejections
     );
     let report = cluster.audit()?.run(&results.ledger).await?.clean()?;
     assert_eq!(report.tasks, report.accepted);

@@ -20,7 +20,7 @@ async fn late_result_of_frozen_worker_changes_nothing() -> Result<()> {
         let ledger = upload_all(&client, &[pictures::jpeg(320, 240, 1)?]).await?;
         wait_until_stopped(&mut frozen).await?;
         let _other = cluster.start_node(&["worker"], &[])?;
-        let path = format!("/v1/tasks/{}", ledger.entries()[0].task.parse::<uuid::Uuid>()?);
+        let path = format!("/v1/tasks/{}", ledger.uploads()[0].task.parse::<uuid::Uuid>()?);
         eventually("the other worker has finished the job", async || {
             Ok(client.json(&path).await?["status"] == "succeeded")
         })

@@ -30,7 +30,7 @@ async fn blob_layout() -> Result<()> {
 
     // The first upload's write job hangs before its bytes leave the staging folder.
     let staged = client.upload(pictures::jpeg(64, 48, 1)?).await?;
-    server.says("fail point write.inspected", LIMIT)?;
+    server.wait_for_output("fail point write.inspected", LIMIT)?;
     // Opaque and transparent pictures have renditions of different formats.
     let opaque = client.upload(pictures::jpeg(1400, 1000, 2)?).await?;
     let transparent = client.upload(pictures::png_with_alpha(64, 48, 3)?).await?;

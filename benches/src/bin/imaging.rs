@@ -1,5 +1,5 @@
-//! The product's side of `make bench-imaging`: renders pictures on request, and says what it took.
-//! The protocol is in benches/imaging/README.md.
+//! The Safelight engine of `make bench-imaging`: renders pictures on request, and reports the cost. The
+//! protocol is in benches/imaging/README.md.
 
 use std::{
     env, fs,
@@ -34,14 +34,14 @@ struct Request {
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Mode {
-    /// What a worker does.
+    /// The work of a worker.
     Full,
-    /// A scaled decode and one encoding of each size: what cannot be saved.
+    /// A scaled decode and one encoding of each size: the minimal work.
     Floor,
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct Response {
     cpu_ms: Vec<f64>,
     wall_ms: Vec<f64>,
     outputs: Vec<Output>,
@@ -59,14 +59,14 @@ struct Output {
 }
 
 #[derive(Serialize)]
-struct Refused {
+struct ErrorResponse {
     error: String,
 }
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        // What the decoders of `isolation` are started as: see `safelight decoder`.
+        // `isolation` starts decoders with this command, as `safelight decoder` does.
         ["decoder", ref limits @ ..] => decode(limits),
         ["engine"] => serve(),
         ["isolation", file] => isolation(Path::new(file)),
@@ -88,31 +88,31 @@ fn decode(limits: &[&str]) -> Result<()> {
     Ok(safelight_decoder::run(limits)?)
 }
 
-/// Renders a picture in this process and in a decoder's, in turn, and says what the way there costs.
+/// Renders a picture in this process and in a decoder process in turn, and prints the difference.
 fn isolation(file: &Path) -> Result<()> {
     const ROUNDS: usize = 51;
     let bytes = Bytes::from(fs::read(file)?);
     let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut renderer = Renderer::new()?;
-    let (mut here, mut there) = (Timed::default(), Timed::default());
+    let (mut in_process, mut in_decoder) = (Timed::default(), Timed::default());
     runtime.block_on(async {
         let slot = Arc::new(Arc::new(Semaphore::new(1)).acquire_owned().await?);
         let attempt = Attempt { slot, lane: Lane::Interactive, stop: CancellationToken::new() };
         let decoder = Decoder::new(decoder_options(&config), 1);
         for _ in 0..ROUNDS {
             let limits = decoder_options(&config).limits;
-            here.run(|| renderer.render(&bytes, &config.presets, limits, &|| false))?;
+            in_process.run(|| renderer.render(&bytes, &config.presets, limits, &|| false))?;
             let started = Instant::now();
             decoder.render(bytes.clone(), config.presets.clone(), &attempt).await?;
-            there.wall_ms.push(started.elapsed().as_secs_f64() * 1000.0);
+            in_decoder.wall_ms.push(started.elapsed().as_secs_f64() * 1000.0);
         }
         anyhow::Ok(())
     })?;
-    let (here, there) = (median(here.wall_ms), median(there.wall_ms));
+    let (in_process, in_decoder) = (median(in_process.wall_ms), median(in_decoder.wall_ms));
     println!(
-        "in this process {here:.2} ms, in a decoder {there:.2} ms: {:.2} ms more",
-        there - here
+        "in this process {in_process:.2} ms, in a decoder {in_decoder:.2} ms: {:.2} ms more",
+        in_decoder - in_process
     );
     Ok(())
 }
@@ -125,20 +125,20 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn serve() -> Result<()> {
     let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let mut renderer = Renderer::new()?;
-    let mut answers = stdout().lock();
+    let mut output = stdout().lock();
     for line in stdin().lock().lines() {
         let request: Request = serde_json::from_str(&line?).context("a request")?;
-        let answer = match answer(&mut renderer, &config, &request) {
-            Ok(answer) => serde_json::to_string(&answer)?,
-            Err(error) => serde_json::to_string(&Refused { error: format!("{error:#}") })?,
+        let response = match respond(&mut renderer, &config, &request) {
+            Ok(response) => serde_json::to_string(&response)?,
+            Err(error) => serde_json::to_string(&ErrorResponse { error: format!("{error:#}") })?,
         };
-        writeln!(answers, "{answer}")?;
-        answers.flush()?;
+        writeln!(output, "{response}")?;
+        output.flush()?;
     }
     Ok(())
 }
 
-fn answer(renderer: &mut Renderer, config: &Config, request: &Request) -> Result<Answer> {
+fn respond(renderer: &mut Renderer, config: &Config, request: &Request) -> Result<Response> {
     ensure!(!request.optimize, "renditions have the standard Huffman tables");
     let idle_kib = memory("VmRSS")?;
     let bytes = fs::read(&request.file)?;
@@ -167,7 +167,7 @@ fn answer(renderer: &mut Renderer, config: &Config, request: &Request) -> Result
     let peak_kib = memory("VmHWM")?;
     let outputs = results.iter().map(|one| output(one, &config.presets, request));
     let outputs = outputs.collect::<Result<_>>()?;
-    Ok(Answer { cpu_ms: timed.cpu_ms, wall_ms: timed.wall_ms, outputs, idle_kib, peak_kib })
+    Ok(Response { cpu_ms: timed.cpu_ms, wall_ms: timed.wall_ms, outputs, idle_kib, peak_kib })
 }
 
 #[derive(Default)]
@@ -189,12 +189,12 @@ impl Timed {
 /// Processor time of this process so far, user and system, in ms.
 fn cpu_ms() -> f64 {
     let used = clock_gettime(ClockId::ProcessCPUTime);
-    #[expect(clippy::cast_precision_loss)] // for as long as a benchmark runs
+    #[expect(clippy::cast_precision_loss)] // a benchmark does not run that long
     let ms = used.tv_sec as f64 * 1e3 + used.tv_nsec as f64 / 1e6;
     ms
 }
 
-/// A line of `/proc/self/status`, in KiB.
+/// A value of `/proc/self/status` in KiB.
 fn memory(name: &str) -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
@@ -215,8 +215,8 @@ fn output(one: &Rendered, presets: &Presets, request: &Request) -> Result<Output
     Ok(Output { size, path, bytes: data.len(), width, height })
 }
 
-/// libjpeg-turbo alone: decodes as small as the largest rendition allows, and encodes planes that
-/// are already there.
+/// libjpeg-turbo alone: decodes at the smallest scale that the largest rendition allows, and encodes
+/// existing planes.
 struct Floor {
     decompressor: Decompressor,
     compressor: Compressor,

@@ -24,9 +24,9 @@ async fn killed_delivery_node_fails_no_read() -> Result<()> {
     let balancer = block_in_place(|| HaProxy::start(&[killed.url(), other.url()]))?;
 
     let reads = Reads::start(CLIENTS, &balancer.url(), &expected)?;
-    reads.more(READS).await?;
+    reads.wait_for_more(READS).await?;
     block_in_place(|| killed.kill())?;
-    reads.more(READS).await?;
+    reads.wait_for_more(READS).await?;
     reads.stop().await?;
     Ok(())
 }
@@ -41,11 +41,11 @@ async fn drained_delivery_node_fails_no_read() -> Result<()> {
     let balancer = block_in_place(|| HaProxy::start(&[draining.url(), other.url()]))?;
 
     let reads = Reads::start(CLIENTS, &balancer.url(), &expected)?;
-    reads.more(READS).await?;
+    reads.wait_for_more(READS).await?;
     draining.signal("TERM")?;
     let ended = block_in_place(|| draining.wait(LIMIT))?;
     assert_eq!(ended.code(), Some(0), "{}", draining.output());
-    reads.more(READS).await?;
+    reads.wait_for_more(READS).await?;
     reads.stop().await?;
     Ok(())
 }
@@ -69,7 +69,7 @@ async fn cached_images_are_served_while_the_object_store_is_unavailable() -> Res
     let balancer = block_in_place(|| HaProxy::start(&[nodes[0].url(), nodes[1].url()]))?;
 
     let reads = Reads::start(CLIENTS, &balancer.url(), cached)?;
-    reads.more(READS).await?;
+    reads.wait_for_more(READS).await?;
     block_in_place(|| setup.fleet.s3.stop());
     for node in &nodes {
         eventually("the node is not ready", async || {
@@ -82,7 +82,7 @@ async fn cached_images_are_served_while_the_object_store_is_unavailable() -> Res
         Ok(status(&balancer.url(), "/livez").await? == StatusCode::SERVICE_UNAVAILABLE)
     })
     .await?;
-    reads.more(READS).await?;
+    reads.wait_for_more(READS).await?;
     reads.stop().await?;
     let (path, content) = &cold[0];
     let rejected = Client::new(&balancer.url())?.get(path).await?;

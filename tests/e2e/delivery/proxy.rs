@@ -7,7 +7,7 @@ use reqwest::{
 };
 use safelight_testing::{
     client::{Client, TestClient as _},
-    herd, pictures,
+    concurrent_requests, pictures,
     redis::Redis,
     varnish::Varnish,
 };
@@ -28,9 +28,10 @@ async fn varnish_collapses_requests_and_serves_ranges() -> Result<()> {
 
     let (path, content) = &expected[0];
     let url = varnish.url();
-    let answers = herd::get(&[&*url; CLIENTS], path).await?;
+    let answers = concurrent_requests::get(&[&*url; CLIENTS], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
-    let fetched = |answer: &&herd::Answer| answer.head.contains("varnish; fwd=miss; stored");
+    let fetched =
+        |answer: &&concurrent_requests::Response| answer.head.contains("varnish; fwd=miss; stored");
     assert_eq!(answers.iter().filter(fetched).count(), 1, "{}", answers[0].head);
     let hits = answers.iter().filter(|answer| answer.head.contains("varnish; hit")).count();
     assert_eq!(hits, CLIENTS - 1);

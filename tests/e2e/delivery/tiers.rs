@@ -13,7 +13,7 @@ use safelight_domain::{CacheKey, ContentHash, Owner};
 use safelight_testing::{
     chaos::Link,
     client::Client,
-    herd,
+    concurrent_requests,
     metrics::CACHE_REQUESTS,
     reads::Reads,
     redis::{Redis, RedisCluster},
@@ -39,7 +39,7 @@ async fn concurrent_reads_hit_the_store_once_per_process() -> Result<()> {
     let env = [("AWS_ENDPOINT", &*endpoint), NO_MEMORY, NO_DISK];
     let node = setup.node(data.path(), &env)?;
     let (path, content) = &expected[0];
-    let answers = herd::get(&[node.url(); CLIENTS], path).await?;
+    let answers = concurrent_requests::get(&[node.url(); CLIENTS], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
     let reads = blob_reads(&[&node]).await?;
     assert!(same(reads, 1.0), "{reads} reads of the store");
@@ -60,7 +60,7 @@ async fn concurrent_reads_on_two_nodes_hit_the_store_once() -> Result<()> {
     for (path, content) in &expected {
         let before = blob_reads(&both).await?;
         let servers: Vec<_> = both.map(Server::url).into_iter().cycle().take(CLIENTS).collect();
-        let answers = herd::get(&servers, path).await?;
+        let answers = concurrent_requests::get(&servers, path).await?;
         assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
         let reads = blob_reads(&both).await? - before;
         assert!(same(reads, 1.0), "{reads} reads of the store for {path}");
@@ -81,11 +81,11 @@ async fn shared_cache_outage_fails_no_read() -> Result<()> {
     let reads = Reads::start(4, node.url(), &expected)?;
     wait_for_shared_cache_hit(&node).await?;
     redis.stop()?;
-    reads.more(100).await?;
+    reads.wait_for_more(100).await?;
     redis.resume()?;
     wait_for_shared_cache_hit(&node).await?;
     block_in_place(|| redis.kill())?;
-    reads.more(100).await?;
+    reads.wait_for_more(100).await?;
     block_in_place(|| redis.start_again())?;
     wait_for_shared_cache_hit(&node).await?;
     reads.stop().await?;
@@ -105,7 +105,7 @@ async fn two_nodes_read_slow_store_once() -> Result<()> {
     // Longer than an unrenewed fill lock (the key `turn` in Redis) lasts.
     chaos.set(Link::Slow(Duration::from_millis(3500)));
     let (path, content) = &expected[0];
-    let answers = herd::get(&[nodes[0].url(), nodes[1].url()], path).await?;
+    let answers = concurrent_requests::get(&[nodes[0].url(), nodes[1].url()], path).await?;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == *content));
     let reads = blob_reads(&[&nodes[0], &nodes[1]]).await?;
     assert!(same(reads, 1.0), "{reads} reads of the store");

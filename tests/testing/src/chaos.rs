@@ -1,4 +1,4 @@
-//! A TCP proxy that a test can cut, freeze or slow: the network between a node and an engine.
+//! A TCP proxy between a node and an engine. Tests use it to cut, freeze or slow down the network.
 
 use std::{
     io,
@@ -22,28 +22,28 @@ use tokio::{
     sync::watch,
 };
 
-/// What the network does.
+/// The state of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
-    /// It carries everything.
+    /// Forwards everything.
     Up,
-    /// Connections are reset, new ones as soon as they come.
+    /// Resets all connections, also new ones.
     Cut,
-    /// Connections stay open and carry nothing, new ones too. What is on its way arrives when the
-    /// link is up again.
+    /// Keeps all connections open, also new ones, and forwards nothing. Held bytes arrive when the link is up
+    /// again.
     BlackHole,
-    /// It carries everything, but the first byte of each answer comes this much later: an engine
-    /// that is far away. For protocols that ask one thing at a time.
+    /// Forwards everything, but delays the first byte of each response by this time, like a distant engine.
+    /// For protocols with one request at a time.
     Slow(Duration),
 }
 
 impl Link {
-    fn carries(self) -> bool {
+    fn forwards(self) -> bool {
         matches!(self, Self::Up | Self::Slow(_))
     }
 }
 
-/// A running proxy. Threads of its own carry the bytes, whatever the caller's runtime does.
+/// A running proxy. It has its own thread, so it is independent of the caller's runtime.
 pub struct Chaos {
     address: SocketAddr,
     link: watch::Sender<Link>,
@@ -51,7 +51,7 @@ pub struct Chaos {
 }
 
 impl Chaos {
-    /// Listens on a free port and carries everything to `port` on 127.0.0.1.
+    /// Listens on a free port and forwards everything to `port` on 127.0.0.1.
     pub fn start(port: u16) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -73,12 +73,12 @@ impl Chaos {
         Ok(Self { address, link, runtime: Some(runtime) })
     }
 
-    /// The port that it listens on.
+    /// The port on which it listens.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// Changes what the network does, for open connections as well.
+    /// Changes the state of the network, also for open connections.
     pub fn set(&self, link: Link) {
         self.link.send_replace(link);
     }
@@ -86,7 +86,7 @@ impl Chaos {
 
 impl Drop for Chaos {
     fn drop(&mut self) {
-        // A runtime must not be waited for within another.
+        // A runtime must not block on the shutdown of another runtime.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -96,44 +96,43 @@ impl Drop for Chaos {
 async fn accept(listener: TcpListener, port: u16, state: watch::Receiver<Link>) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
-        tokio::spawn(carry(client, port, state.clone()));
+        tokio::spawn(forward(client, port, state.clone()));
     }
 }
 
-/// Carries one connection until either side ends it or the link is cut.
-async fn carry(client: TcpStream, port: u16, mut state: watch::Receiver<Link>) {
-    // Dropped now or later, it is reset rather than closed in good order.
+/// Forwards a connection until either side ends it or the link is cut.
+async fn forward(client: TcpStream, port: u16, mut state: watch::Receiver<Link>) {
+    // Dropping the connection then resets it instead of closing it.
     let _ = client.set_zero_linger();
     let cut = {
         let mut state = state.clone();
         async move { drop(state.wait_for(|link| *link == Link::Cut).await) }
     };
-    let both = async {
-        is_up(&mut state).await;
+    let both_directions = async {
+        wait_until_up(&mut state).await;
         let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         let _ = (server.set_zero_linger(), server.set_nodelay(true), client.set_nodelay(true));
         let ((from_client, to_client), (from_server, to_server)) =
             (client.into_split(), server.into_split());
-        let asked = Arc::new(AtomicBool::new(false));
+        let is_request_sent = Arc::new(AtomicBool::new(false));
         tokio::select! {
             ended = pump(from_client, to_server, state.clone(), |_| {
-                asked.store(true, Ordering::Relaxed);
+                is_request_sent.store(true, Ordering::Relaxed);
                 None
             }) => ended,
             ended = pump(from_server, to_client, state, |link| match link {
-                Link::Slow(delay) if asked.swap(false, Ordering::Relaxed) => Some(delay),
+                Link::Slow(delay) if is_request_sent.swap(false, Ordering::Relaxed) => Some(delay),
                 _ => None,
             }) => ended,
         }
     };
     tokio::select! {
         () = cut => {}
-        _ = both => {}
+        _ = both_directions => {}
     }
 }
 
-/// One direction. Holds what it has read for as long as the link is no way, and then for as long
-/// as `delay` says.
+/// Forwards one direction. Holds the bytes until the link is up, and then for the time that `delay` returns.
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -143,7 +142,7 @@ async fn pump(
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;
-        let link = is_up(&mut state).await;
+        let link = wait_until_up(&mut state).await;
         if let Some(delay) = delay(link) {
             tokio::time::sleep(delay).await;
         }
@@ -154,9 +153,9 @@ async fn pump(
     }
 }
 
-async fn is_up(state: &mut watch::Receiver<Link>) -> Link {
+async fn wait_until_up(state: &mut watch::Receiver<Link>) -> Link {
     // The sender lives as long as the proxy.
-    state.wait_for(|link| link.carries()).await.map_or(Link::Up, |link| *link)
+    state.wait_for(|link| link.forwards()).await.map_or(Link::Up, |link| *link)
 }
 
 #[cfg(test)]
@@ -167,9 +166,9 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(10);
 
-    /// A server that sends back what comes.
+    /// Starts a server that returns all bytes.
     async fn echo() -> Result<u16> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
@@ -185,47 +184,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_black_hole_delays_and_a_cut_resets() -> Result<()> {
+    async fn black_hole_delays_and_cut_resets() -> Result<()> {
         let chaos = Chaos::start(echo().await?)?;
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, chaos.port())).await?;
-        let mut answer = [0; 1];
+        let mut response = [0; 1];
         stream.write_all(b"a").await?;
-        timeout(SOON, stream.read_exact(&mut answer)).await??;
-        assert_eq!(&answer, b"a");
+        timeout(LIMIT, stream.read_exact(&mut response)).await??;
+        assert_eq!(&response, b"a");
 
         chaos.set(Link::BlackHole);
         stream.write_all(b"b").await?;
-        let early = timeout(Duration::from_millis(200), stream.read_exact(&mut answer)).await;
-        assert!(early.is_err(), "nothing may pass");
+        let early = timeout(Duration::from_millis(200), stream.read_exact(&mut response)).await;
+        assert!(early.is_err(), "nothing is forwarded");
         chaos.set(Link::Up);
-        timeout(SOON, stream.read_exact(&mut answer)).await??;
-        assert_eq!(&answer, b"b", "and nothing is lost");
+        timeout(LIMIT, stream.read_exact(&mut response)).await??;
+        assert_eq!(&response, b"b", "nothing is lost");
 
         chaos.set(Link::Cut);
-        let ended = timeout(SOON, stream.read(&mut answer)).await?;
+        let ended = timeout(LIMIT, stream.read(&mut response)).await?;
         assert!(!matches!(ended, Ok(1..)), "{ended:?}");
-        // Reset at once, or after the greeting.
-        if let Ok(mut refused) = TcpStream::connect((Ipv4Addr::LOCALHOST, chaos.port())).await {
-            let ended = timeout(SOON, refused.read(&mut answer)).await?;
+        // The proxy may reset it before or after it is established.
+        if let Ok(mut reset) = TcpStream::connect((Ipv4Addr::LOCALHOST, chaos.port())).await {
+            let ended = timeout(LIMIT, reset.read(&mut response)).await?;
             assert!(!matches!(ended, Ok(1..)), "{ended:?}");
         }
         Ok(())
     }
 
     #[tokio::test]
-    async fn a_slow_link_delays_each_answer_once() -> Result<()> {
+    async fn slow_link_delays_each_answer_once() -> Result<()> {
         let chaos = Chaos::start(echo().await?)?;
         let delay = Duration::from_millis(50);
         chaos.set(Link::Slow(delay));
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, chaos.port())).await?;
-        let began = Instant::now();
+        let started = Instant::now();
         for _ in 0..3 {
             stream.write_all(b"abc").await?;
-            let mut answer = [0; 3];
-            timeout(SOON, stream.read_exact(&mut answer)).await??;
-            assert_eq!(&answer, b"abc");
+            let mut response = [0; 3];
+            timeout(LIMIT, stream.read_exact(&mut response)).await??;
+            assert_eq!(&response, b"abc");
         }
-        assert!(began.elapsed() >= delay * 3, "{:?}", began.elapsed());
+        assert!(started.elapsed() >= delay * 3, "{:?}", started.elapsed());
         Ok(())
     }
 }

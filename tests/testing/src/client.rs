@@ -1,4 +1,4 @@
-//! What tests ask of a client beyond `safelight-client`.
+//! Extensions of `safelight-client` for tests.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use reqwest::{Method, Response, header::CONTENT_TYPE};
 pub use safelight_client::{Client, accepted};
 use serde_json::Value;
 
-/// How long a task may take to end, on a busy machine with a worker killed meanwhile.
+/// How long a task may take on a busy machine, even if its worker is killed.
 pub const TASK_LIMIT: Duration = Duration::from_secs(90);
 
-/// What separates the parts of a form.
+/// The boundary between the parts of a form.
 const BOUNDARY: &str = "safelight-form-boundary";
 
-/// A form to upload: one file, and what is known of it.
+/// An upload form: a file and its labels.
 #[derive(Default)]
 pub struct Form {
     /// The file's name.
@@ -26,21 +26,21 @@ pub struct Form {
     pub tags: String,
 }
 
-/// Calls as tests make them.
+/// Calls for tests.
 pub trait TestClient {
-    /// Waits until a task has ended and returns its document. While the server is unavailable it is asked
-    /// again, for at most [`TASK_LIMIT`].
+    /// Waits for at most [`TASK_LIMIT`] until a task has ended; returns its document. Retries while the
+    /// server is unavailable.
     fn finished(&self, task: &Value) -> impl Future<Output = Result<Value>> + Send;
 
-    /// Uploads a form; returns the response whatever its status.
+    /// Uploads a form; returns the response with any status.
     fn post_form(&self, form: &Form) -> impl Future<Output = Result<Response>> + Send;
 }
 
 impl TestClient for Client {
     async fn finished(&self, task: &Value) -> Result<Value> {
         let id = task["id"].as_str().context("a task has an id")?;
-        let patient = self.with_tries(u32::MAX);
-        let ended = tokio::time::timeout(TASK_LIMIT, patient.wait_for_task(id)).await;
+        let retrying = self.with_tries(u32::MAX);
+        let ended = tokio::time::timeout(TASK_LIMIT, retrying.wait_for_task(id)).await;
         if let Ok(ended) = ended {
             return Ok(ended?);
         }

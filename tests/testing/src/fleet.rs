@@ -1,5 +1,5 @@
-//! Safelight as `compose.yaml` runs it, without Docker: several nodes on real engines behind a load
-//! balancer, all on free ports.
+//! The deployment of `compose.yaml` without Docker: several nodes on real engines behind a load balancer,
+//! all on free ports.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,10 +17,10 @@ use crate::{
     server::{Server, run, safelight},
 };
 
-/// How long the migration of an empty database may take, on a busy machine.
+/// How long the migration of an empty database may take on a busy machine.
 const MIGRATE: Duration = Duration::from_mins(1);
 
-/// The engines below a fleet, as far as it does not own them.
+/// The engines of a fleet that other fleets may share.
 pub struct Engines {
     /// An empty database (`postgres://…`).
     pub database_url: String,
@@ -29,7 +29,7 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// An own database and an own virtual host on the servers that this process shares.
+    /// Creates a new database and a new virtual host on the servers that this process shares.
     pub async fn shared() -> Result<Self> {
         let database_url = Postgres::fresh_database().await?;
         let queue_url = tokio::task::spawn_blocking(|| RabbitMq::shared()?.fresh_vhost()).await??;
@@ -37,13 +37,13 @@ impl Engines {
     }
 }
 
-/// How many nodes, and how they are configured.
+/// The number of nodes, and their configuration.
 pub struct Plan {
-    /// Nodes that serve HTTP.
+    /// The number of api nodes.
     pub apis: usize,
-    /// Nodes that do the work.
+    /// The number of workers.
     pub workers: usize,
-    /// Further configuration of every node, such as `SAFELIGHT_LEASE_MS`.
+    /// Additional variables of every node, such as `SAFELIGHT_LEASE_MS`.
     pub env: Vec<(String, String)>,
 }
 
@@ -53,13 +53,13 @@ impl Default for Plan {
     }
 }
 
-/// A running fleet. Dropping it ends all its processes; the order of the fields is the order in
-/// which they end, clients before the engines that they use.
+/// A running fleet. Dropping it ends all its processes in the order of the fields: clients before the engines
+/// that they use.
 pub struct Fleet {
     balancer: HaProxy,
-    /// The nodes that serve HTTP.
+    /// The api nodes.
     pub apis: Vec<Server>,
-    /// The nodes that do the work.
+    /// The workers.
     pub workers: Vec<Server>,
     /// The object store.
     pub s3: S3,
@@ -69,14 +69,14 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Migrates the database and starts every node of `plan`; returns when uploads can be sent.
-    /// Blocks its thread for a second or two.
+    /// Migrates the database and starts all nodes of `plan`; returns when the fleet accepts uploads. Blocks
+    /// the thread for a second or two.
     pub fn start(binary: &Path, engines: &Engines, plan: &Plan) -> Result<Self> {
-        Self::start_over(S3::start("images")?, binary, engines, plan)
+        Self::start_with_s3(S3::start("images")?, binary, engines, plan)
     }
 
-    /// [`Fleet::start`] over an object store that runs already.
-    pub fn start_over(s3: S3, binary: &Path, engines: &Engines, plan: &Plan) -> Result<Self> {
+    /// Like [`Fleet::start`], with an object store that already runs.
+    pub fn start_with_s3(s3: S3, binary: &Path, engines: &Engines, plan: &Plan) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("safelight-fleet-").tempdir()?;
         let mut env = s3.env();
         env.extend(
@@ -104,18 +104,18 @@ impl Fleet {
         Ok(Self { balancer, apis, workers, s3, binary, env, _folder: folder })
     }
 
-    /// The load balancer's address.
+    /// The URL of the load balancer.
     pub fn url(&self) -> String {
         self.balancer.url()
     }
 
-    /// A command with this fleet's configuration.
+    /// A `safelight` command with the configuration of this fleet.
     pub fn command(&self, args: &[&str]) -> Command {
         safelight(&self.binary, args, &self.env)
     }
 
-    /// Starts a node with further variables, which the caller keeps: `api`, or `worker` with its
-    /// options.
+    /// Starts a node that the caller owns. `args` are `api` or `worker`, with options; `env` are additional
+    /// variables.
     pub fn start_node(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Server> {
         let mut command = self.command(args);
         command.envs(env.iter().copied());

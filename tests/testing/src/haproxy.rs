@@ -1,4 +1,4 @@
-//! HAProxy over any number of servers, with the configuration that `deploy/` ships.
+//! HAProxy in front of any number of servers, with the configuration from `deploy/`.
 
 use std::{
     fs,
@@ -13,16 +13,16 @@ use anyhow::Result;
 
 use crate::process::{Guarded, free_port};
 
-/// What `compose.yaml` mounts.
+/// The configuration that `compose.yaml` mounts.
 const SHIPPED: &str = include_str!("../../../deploy/haproxy.cfg");
 
-/// What `docs/deploy.md` puts on a public address.
+/// The configuration that `docs/deploy.md` uses on a public address.
 const PUBLIC: &str = include_str!("../../../deploy/haproxy-public.cfg");
 
-/// How long HAProxy may take until it has found its backends.
-const START: Duration = Duration::from_secs(30);
+/// How long HAProxy may take to find its backends.
+const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// HAProxy as it stands on a public address.
+/// HAProxy with the configuration for public addresses.
 pub struct PublicHaProxy {
     _process: Guarded,
     plain: u16,
@@ -30,8 +30,8 @@ pub struct PublicHaProxy {
 }
 
 impl PublicHaProxy {
-    /// Starts it on free ports before `backend` (a URL), with a certificate and its key in the PEM file
-    /// `identity`, and waits until it listens.
+    /// Starts it on free ports in front of `backend` (a URL) and waits until it listens. The PEM file
+    /// `identity` contains a certificate and its key.
     pub fn start(backend: &str, identity: &Path) -> Result<Self> {
         let (plain, tls) = (free_port()?, free_port()?);
         let folder = tempfile::Builder::new().prefix("safelight-haproxy-").tempdir()?.keep();
@@ -40,22 +40,22 @@ impl PublicHaProxy {
         let mut command = Command::new("haproxy");
         command.arg("-db").arg("-f").arg(&config);
         let listening = || TcpStream::connect(("127.0.0.1", tls)).is_ok();
-        let process = Guarded::serving("HAProxy", &mut command, &folder, START, listening)?;
+        let process = Guarded::serving("HAProxy", &mut command, &folder, START_LIMIT, listening)?;
         Ok(Self { _process: process, plain, tls })
     }
 
-    /// Where it listens without TLS.
+    /// The URL without TLS.
     pub fn plain_url(&self) -> String {
         format!("http://localhost:{}", self.plain)
     }
 
-    /// Where it listens with TLS.
+    /// The URL with TLS.
     pub fn url(&self) -> String {
         format!("https://localhost:{}", self.tls)
     }
 }
 
-/// The public configuration with other addresses, and as whoever runs the test.
+/// The public configuration with other addresses, for the user that runs the test.
 fn public_configuration(plain: u16, tls: u16, backend: &str, identity: &Path) -> String {
     PUBLIC
         .replace("bind :80\n", &format!("bind 127.0.0.1:{plain}\n"))
@@ -72,8 +72,8 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Starts HAProxy on a free port before `backends` (URLs such as `http://127.0.0.1:40001`),
-    /// and waits until one of them answers through it.
+    /// Starts HAProxy on a free port in front of `backends` (URLs such as `http://127.0.0.1:40001`), and
+    /// waits until one of them is ready through it.
     pub fn start(backends: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-haproxy-").tempdir()?.keep();
@@ -81,18 +81,18 @@ impl HaProxy {
         fs::write(&config, configuration(port, backends))?;
         let mut command = Command::new("haproxy");
         command.arg("-db").arg("-f").arg(&config);
-        let answering = || answers(port);
-        let process = Guarded::serving("HAProxy", &mut command, &folder, START, answering)?;
+        let ready = || is_ready(port);
+        let process = Guarded::serving("HAProxy", &mut command, &folder, START_LIMIT, ready)?;
         Ok(Self { _process: process, port })
     }
 
-    /// Where it listens.
+    /// Its URL.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 }
 
-/// The shipped configuration with other addresses: each run of `server` lines becomes ours.
+/// The shipped configuration with other addresses: replaces each block of `server` lines.
 fn configuration(port: u16, backends: &[&str]) -> String {
     let mut lines = Vec::new();
     let mut in_servers = false;
@@ -114,17 +114,17 @@ fn configuration(port: u16, backends: &[&str]) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Whether a node answers through the port that it can take work.
-pub(crate) fn answers(port: u16) -> bool {
-    let ask = || -> std::io::Result<bool> {
+/// Whether a node behind the port reports that it is ready.
+pub(crate) fn is_ready(port: u16) -> bool {
+    let request = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer.split(' ').nth(1) == Some("200"))
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        Ok(response.split(' ').nth(1) == Some("200"))
     };
-    ask().unwrap_or(false)
+    request().unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -132,15 +132,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_differ_from_what_is_shipped() {
-        let ours = configuration(1234, &["http://127.0.0.1:1", "http://127.0.0.1:2"]);
+    fn configuration_changes_only_addresses() {
+        let generated = configuration(1234, &["http://127.0.0.1:1", "http://127.0.0.1:2"]);
         let differing = |from: &str, to: &str| {
             from.lines().filter(|line| !to.contains(line)).map(str::to_owned).collect::<Vec<_>>()
         };
         let servers = ["  server api-1 127.0.0.1:1", "  server api-2 127.0.0.1:2"];
         let backends = SHIPPED.matches("\nbackend ").count();
         let expected = ["  bind 127.0.0.1:1234"].into_iter().chain(servers.repeat(backends));
-        assert_eq!(differing(&ours, SHIPPED), expected.collect::<Vec<_>>());
-        assert_eq!(ours.lines().count(), SHIPPED.lines().count());
+        assert_eq!(differing(&generated, SHIPPED), expected.collect::<Vec<_>>());
+        assert_eq!(generated.lines().count(), SHIPPED.lines().count());
     }
 }

@@ -1,13 +1,13 @@
-//! What tests, benchmarks and `make fleet` run Safelight against: private engines on free ports in temporary
-//! folders, which end with the process that started them; servers and clusters; generated pictures; the audit
-//! that compares what clients were promised with what is stored.
+//! The environment of tests, benchmarks and `make fleet`: private engines on free ports in temporary
+//! folders, which end with the process that started them; servers and clusters; generated pictures; and the
+//! audit, which compares the accepted uploads with what is stored.
 
 pub mod audit;
 pub mod chaos;
 pub mod client;
+pub mod concurrent_requests;
 pub mod fleet;
 pub mod haproxy;
-pub mod herd;
 pub mod load;
 pub mod metrics;
 pub mod nginx;

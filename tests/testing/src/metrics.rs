@@ -1,30 +1,30 @@
-//! Figures of a running server, as Prometheus reads them.
+//! The metrics of a running server, as Prometheus reads them.
 
 use anyhow::Result;
 
 use crate::client::Client;
 
-/// Reads of the blob store.
+/// The counter of reads from the blob store.
 pub const BLOB_READS: &str = "safelight_blob_reads_total";
 
-/// Questions to the caches, by `tier` and `result`.
+/// The counter of cache requests by `tier` and `result`.
 pub const CACHE_REQUESTS: &str = "safelight_cache_requests_total";
 
-/// What a server's `/metrics` said at one moment.
+/// A response of `/metrics`.
 pub struct Metrics(String);
 
 impl Metrics {
-    /// Reads them.
+    /// Reads the metrics of a server.
     pub async fn of(client: &Client) -> Result<Self> {
         Ok(Self(client.get("/metrics").await?.error_for_status()?.text().await?))
     }
 
-    /// All of them, as text.
+    /// The text of the response.
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// The sum over all series of `name` that have these labels; 0 if there is none.
+    /// The sum of all series of `name` with these labels; 0 if there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let series = self.0.lines().filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;
@@ -33,19 +33,19 @@ impl Metrics {
                 let label = format!("{key}=\"{value}\"");
                 rest.trim_end_matches('}').split(',').any(|found| found == label)
             };
-            let fits = found == name && labels.iter().all(wanted);
-            fits.then(|| value.parse::<f64>().ok()).flatten()
+            let matches = found == name && labels.iter().all(wanted);
+            matches.then(|| value.parse::<f64>().ok()).flatten()
         });
         // The sum of no floating-point numbers is −0.
         0.0 + series.sum::<f64>()
     }
 
-    /// How often the blob store was read.
+    /// The number of reads from the blob store.
     pub fn blob_reads(&self) -> f64 {
         self.sum(BLOB_READS, &[])
     }
 
-    /// How often a tier had what it was asked for.
+    /// The number of hits of a cache tier.
     pub fn hits(&self, tier: &str) -> f64 {
         self.sum(CACHE_REQUESTS, &[("tier", tier), ("result", "hit")])
     }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_are_chosen_by_name_and_labels() {
+    fn sum_selects_series_by_name_and_labels() {
         let text = "# TYPE safelight_cache_requests_total counter\n\
                     safelight_cache_requests_total{tier=\"memory\",result=\"hit\"} 3\n\
                     safelight_cache_requests_total{tier=\"disk\",result=\"hit\"} 4\n\

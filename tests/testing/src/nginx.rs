@@ -1,4 +1,4 @@
-//! nginx over a folder of files, set up as fast as it goes: what delivery is measured against.
+//! nginx with a folder of files, configured for speed: the reference for delivery benchmarks.
 
 use std::{
     fs,
@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 
 use crate::process::{Guarded, free_port};
 
-/// How long it may take until it listens.
-const START: Duration = Duration::from_secs(30);
+/// How long nginx may take to start.
+const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// A running nginx.
 pub struct Nginx {
@@ -22,7 +22,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts nginx on a free port with `workers` worker processes over an empty folder.
+    /// Starts nginx on a free port with `workers` worker processes and an empty folder.
     pub fn start(workers: usize) -> Result<Self> {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-nginx-").tempdir()?.keep();
@@ -31,18 +31,18 @@ impl Nginx {
         let mut command = Command::new(binary());
         command.arg("-c").arg(folder.join("nginx.conf")).arg("-e").arg(folder.join("error.log"));
         let listening = || TcpStream::connect(("127.0.0.1", port)).is_ok();
-        let process = Guarded::serving("nginx", &mut command, &folder, START, listening)?;
+        let process = Guarded::serving("nginx", &mut command, &folder, START_LIMIT, listening)?;
         Ok(Self { process, port })
     }
 
-    /// Puts a file under a path such as `images/1`.
+    /// Stores a file at a path such as `images/1`.
     pub fn put(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let file = self.files().join(path);
         fs::create_dir_all(file.parent().context("a folder")?)?;
         Ok(fs::write(file, bytes)?)
     }
 
-    /// Where it listens.
+    /// Its URL.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -52,7 +52,7 @@ impl Nginx {
     }
 }
 
-/// Debian keeps servers where an ordinary user's path does not lead.
+/// Debian installs servers in a directory that is not in the `PATH` of ordinary users.
 fn binary() -> &'static str {
     let debian = "/usr/sbin/nginx";
     if Path::new(debian).exists() { debian } else { "nginx" }
@@ -60,7 +60,7 @@ fn binary() -> &'static str {
 
 fn configuration(port: u16, workers: usize, folder: &Path) -> String {
     let folder = folder.display();
-    // Workers of a root's nginx would be nobody, who may not read our folder.
+    // If root starts nginx, its workers run as `nobody` by default, who cannot read the folder.
     let user = if is_root() { "user root;" } else { "" };
     format!(
         "{user}
@@ -102,13 +102,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_serves_what_was_put() -> Result<()> {
+    async fn nginx_serves_stored_file() -> Result<()> {
         let nginx = Nginx::start(1)?;
-        nginx.put("images/1", b"here should be a picture")?;
+        nginx.put("images/1", b"not a picture")?;
         let client = crate::client::Client::new(&nginx.url())?;
-        let answer = client.get("/images/1").await?;
-        assert!(answer.headers().contains_key("etag"));
-        assert_eq!(answer.bytes().await?, "here should be a picture");
+        let response = client.get("/images/1").await?;
+        assert!(response.headers().contains_key("etag"));
+        assert_eq!(response.bytes().await?, "not a picture");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Opens what a configuration's URLs name, as the program does.
+//! Opens the database, queue and blob store of a configuration like the program.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use safelight_queue_rabbitmq::RabbitQueue;
 use safelight_store::{DynStore, StoreError};
 use safelight_store_sql::{PostgresStore, SqliteStore};
 
-/// Connects to the database at `url`. Leaves its schema alone.
+/// Connects to the database at `url`, without migrating it.
 pub async fn store(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, StoreError> {
     Ok(match url {
         DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
@@ -25,7 +25,7 @@ pub fn queue(url: &QueueUrl) -> DynJobQueue {
     }
 }
 
-/// Where `url` says that bytes are kept.
+/// The blob location that `url` names.
 pub fn blob_location(url: &BlobUrl) -> BlobLocation {
     match url {
         BlobUrl::File(folder) => BlobLocation::Folder(folder.clone()),

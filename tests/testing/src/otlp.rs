@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector as far as tests need one: takes spans by OTLP over HTTP and keeps them.
+//! A minimal OpenTelemetry collector for tests: receives spans over OTLP/HTTP and keeps them.
 
 use std::{
     convert::Infallible,
@@ -25,7 +25,7 @@ use prost::Message;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What a span says.
+/// A received span.
 #[derive(Debug, Clone)]
 pub struct Span {
     /// The trace's id, 32 hexadecimal digits.
@@ -36,13 +36,13 @@ pub struct Span {
     pub parent: String,
     /// Its name.
     pub name: String,
-    /// What side of what it is.
+    /// Its kind, such as server or producer.
     pub kind: SpanKind,
     /// Whether it failed.
     pub failed: bool,
-    /// Nanoseconds since 1970.
+    /// Start time in nanoseconds since 1970.
     pub start: u64,
-    /// Nanoseconds since 1970.
+    /// End time in nanoseconds since 1970.
     pub end: u64,
     attributes: Vec<(String, String)>,
     resource: Vec<(String, String)>,
@@ -54,12 +54,12 @@ impl Span {
         find(&self.attributes, key)
     }
 
-    /// An attribute of the process that it comes from.
+    /// An attribute of the process that sent it.
     pub fn resource(&self, key: &str) -> Option<&str> {
         find(&self.resource, key)
     }
 
-    /// Whether one of its attributes is there twice, which none may be.
+    /// Whether an attribute occurs twice, which OpenTelemetry forbids.
     pub fn repeats_an_attribute(&self) -> bool {
         let count = |key: &String| self.attributes.iter().filter(|(k, _)| k == key).count();
         self.attributes.iter().any(|(key, _)| count(key) > 1)
@@ -89,22 +89,22 @@ impl Collector {
         Ok(Self { url, spans, connections, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// Where it listens: an `otlp_endpoint`.
+    /// Its URL for `otlp_endpoint`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// All spans so far, in the order in which they came.
+    /// All spans so far, in the order of arrival.
     pub fn spans(&self) -> Vec<Span> {
         self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many connections were made to it.
+    /// The number of connections it has accepted.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Those of one trace.
+    /// The spans of one trace.
     pub fn trace(&self, id: &str) -> Vec<Span> {
         self.spans().into_iter().filter(|span| span.trace == id).collect()
     }
@@ -115,15 +115,15 @@ async fn serve(listener: TcpListener, spans: Arc<Mutex<Vec<Span>>>, connections:
         connections.fetch_add(1, Ordering::SeqCst);
         let spans = Arc::clone(&spans);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, Arc::clone(&spans)));
+            let service = service_fn(move |request| handle(request, Arc::clone(&spans)));
             let builder = Builder::new(TokioExecutor::new());
-            // A client that goes away is none of our business.
+            // Broken connections are not errors of the collector.
             let _ = builder.serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-async fn answer(
+async fn handle(
     request: Request<Incoming>,
     spans: Arc<Mutex<Vec<Span>>>,
 ) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
@@ -177,7 +177,7 @@ fn pairs(attributes: &[KeyValue]) -> Vec<(String, String)> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing into a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-/// The value in the middle.
+/// The median.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// The time within which `percent` of them lie, in ms.
+/// The given percentile, in ms.
 pub fn percentile_ms(times: &[Duration], percent: usize) -> f64 {
     let mut times = times.to_vec();
     times.sort_unstable();

@@ -1,4 +1,4 @@
-//! Pictures made on the spot: nothing binary is committed, and every seed gives other bytes.
+//! Generated pictures, so that no binary files are committed. Each seed gives different bytes.
 
 use std::io::Cursor;
 
@@ -8,11 +8,11 @@ use image::{
     codecs::jpeg::JpegEncoder,
 };
 
-/// The picture that the figures of this project speak of: about 800 KB of JPEG.
+/// The dimensions of the picture that all benchmarks use: a JPEG of about 800 KB.
 pub const REFERENCE: (u32, u32) = (2725, 2225);
 
-/// A JPEG like a photograph: slow color changes, some edges and a grain, so that it costs a codec
-/// about what a photograph costs. The same seed gives the same bytes.
+/// A JPEG with gradients, edges and grain, which costs a codec about as much as a photograph. The same seed
+/// gives the same bytes.
 pub fn jpeg(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
     let picture = photo(width, height, seed);
     let mut bytes = Vec::new();
@@ -25,7 +25,7 @@ pub fn jpeg(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The JPEG with an EXIF segment that says how it is to be turned (1–8).
+/// The JPEG with an EXIF orientation (1–8).
 pub fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     // One little-endian IFD with one entry: tag 0x0112, type SHORT, count 1.
     let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
@@ -33,22 +33,22 @@ pub fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     with_segment(jpeg, 0xE1, &exif)
 }
 
-/// The JPEG with a comment: the same picture in other bytes, without the cost of encoding it.
+/// The JPEG with a comment: the same picture in other bytes, without encoding it again.
 pub fn with_comment(jpeg: &[u8], comment: &str) -> Vec<u8> {
     with_segment(jpeg, 0xFE, comment.as_bytes())
 }
 
-/// The first half of a JPEG: a fine header, and then nothing.
+/// The first half of a JPEG: a valid header with missing pixels.
 pub fn truncated(jpeg: &[u8]) -> Vec<u8> {
     jpeg[..jpeg.len() / 2].to_vec()
 }
 
-/// Text with the first bytes of a JPEG: passes a look at its head, and no decoder.
+/// Text that starts like a JPEG: it is detected as one, but cannot be decoded.
 pub fn disguised_text() -> Vec<u8> {
     b"\xFF\xD8\xFF\xE0 Here should have been a picture.\n".to_vec()
 }
 
-/// Text that is no image by any look at it.
+/// Text that is not detected as an image.
 pub fn text() -> Vec<u8> {
     b"Here should have been a picture.\n".to_vec()
 }
@@ -74,7 +74,7 @@ pub fn gif(width: u32, height: u32, seed: u64) -> Result<Vec<u8>> {
 
 /// Puts a segment right after the start-of-image marker.
 fn with_segment(jpeg: &[u8], marker: u8, content: &[u8]) -> Vec<u8> {
-    // The length counts itself; what does not fit is cut off.
+    // The length includes its own two bytes; longer content is truncated.
     let length = u16::try_from(content.len() + 2).unwrap_or(u16::MAX);
     let mut bytes = Vec::with_capacity(jpeg.len() + content.len() + 4);
     bytes.extend_from_slice(&jpeg[..2]);
@@ -85,7 +85,7 @@ fn with_segment(jpeg: &[u8], marker: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Gradients, tiles with hard edges, and grain. Integers only: a debug build draws it quickly.
+/// Gradients, tiles with hard edges, and grain. Uses only integers, so debug builds are fast.
 fn photo(width: u32, height: u32, seed: u64) -> RgbImage {
     let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let hue = random.to_be_bytes()[2] / 8;
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_are_what_they_say() -> Result<()> {
+    fn generated_pictures_have_their_format_and_size() -> Result<()> {
         let jpeg = jpeg(320, 200, 1)?;
         for (bytes, format) in [
             (jpeg.clone(), ImageFormat::Jpeg),
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_bytes_and_another_gives_others() -> Result<()> {
+    fn same_seed_gives_same_bytes() -> Result<()> {
         assert_eq!(jpeg(64, 48, 7)?, jpeg(64, 48, 7)?);
         assert_ne!(jpeg(64, 48, 7)?, jpeg(64, 48, 8)?);
         Ok(())
     }
 
     #[test]
-    fn the_reference_picture_is_about_800_kb() -> Result<()> {
+    fn reference_picture_is_about_800_kb() -> Result<()> {
         let bytes = jpeg(REFERENCE.0, REFERENCE.1, 1)?.len();
         assert!((700_000..900_000).contains(&bytes), "{bytes} bytes");
         Ok(())

@@ -1,4 +1,4 @@
-//! Child processes that never outlive their parent, however it ends.
+//! Child processes that never outlive their parent, even if it is killed.
 
 use std::{
     fs::{self, File},
@@ -13,8 +13,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::wait::blocking_eventually;
 
-/// Waits for the end of its standard input, then ends the process group `$1` (first with signal
-/// `$2`, after 5 s by force) and removes the folder `$3`.
+/// Waits until its standard input is closed, then ends the process group `$1` (with signal `$2`, after 5 s
+/// with SIGKILL) and removes the folder `$3`.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 read -r _
@@ -25,8 +25,8 @@ kill -s KILL -- "-$1" 2>/dev/null
 rm -rf -- "$3"
 "#;
 
-/// A process with its process group and its folder. Dropping it ends the group and removes the
-/// folder; so does the death of this process, even by `kill -9`: a watchdog notices.
+/// A process with its own process group and folder. Dropping it ends the group and removes the folder. If
+/// this process dies, even by `kill -9`, a watchdog does the same.
 pub struct Guarded {
     child: Child,
     folder: PathBuf,
@@ -35,8 +35,8 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Starts `command` in its own process group. `stop` is the signal that ends it cleanly, such
-    /// as `TERM`; `folder` is removed afterwards.
+    /// Starts `command` in its own process group. `stop` is the signal that ends it cleanly, such as `TERM`.
+    /// `folder` is removed afterwards.
     pub fn spawn(command: &mut Command, stop: &str, folder: &Path) -> Result<Self> {
         let child = command
             .process_group(0)
@@ -55,34 +55,34 @@ impl Guarded {
         Ok(Self { child, folder: folder.to_owned(), watchdog, lifeline })
     }
 
-    /// Starts a server, whose output goes into the file `log` of `folder`, and waits for at most
-    /// `patience` until it `answers`. `name` is what people know it by.
+    /// Starts a server that logs to the file `log` in `folder`, and waits for at most `limit` until it is
+    /// `ready`. Messages call it `name`.
     pub fn serving(
         name: &str,
         command: &mut Command,
         folder: &Path,
-        patience: Duration,
-        answers: impl Fn() -> bool,
+        limit: Duration,
+        ready: impl Fn() -> bool,
     ) -> Result<Self> {
         let log = folder.join("log");
         let output = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let mut server = Self::spawn(command, "TERM", folder)
             .with_context(|| format!("is {name} installed? see scripts/setup.sh"))?;
-        blocking_eventually(patience, &format!("{name} answers"), || {
+        blocking_eventually(limit, &format!("{name} is ready"), || {
             ensure!(server.child.try_wait()?.is_none(), "{name} has ended");
-            Ok(answers())
+            Ok(ready())
         })
         .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         Ok(server)
     }
 
-    /// The process, to wait for it or to read from its pipes.
+    /// The process itself, for example to read from its pipes.
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
     }
 
-    /// Waits for its end, for at most `limit`.
+    /// Waits for at most `limit` until it has ended.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let mut status = None;
         blocking_eventually(limit, "the process has ended", || {
@@ -92,12 +92,12 @@ impl Guarded {
         status.context("a status")
     }
 
-    /// Its process id, which is also its group's.
+    /// The id of the process and of its group.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// The folder that goes with it.
+    /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -115,18 +115,18 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         drop(self.lifeline.take());
-        // The child first: until it is reaped its group looks alive to the watchdog.
+        // The child first: until it is reaped, its group exists for the watchdog.
         let _ = self.child.wait();
         let _ = self.watchdog.wait();
     }
 }
 
-/// A TCP port on 127.0.0.1 that was free a moment ago.
+/// A TCP port on 127.0.0.1 that was free when this was called.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// The most memory that a process has had resident, in MiB.
+/// The peak resident memory of a process, in MiB.
 pub fn peak_mib(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
@@ -134,14 +134,13 @@ pub fn peak_mib(process: u32) -> Result<u64> {
     Ok(kib / 1024)
 }
 
-/// The seconds of processor time that this machine has spent on anything but waiting since it started, all
-/// processors together.
+/// The seconds that all processors together were busy since the machine started.
 pub fn busy_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().context("/proc/stat")?;
     // user, nice, system, idle, iowait, irq, softirq, … in hundredths of a second: proc_stat(5)
     let times = line.split_whitespace().skip(1).take(7).map(str::parse);
     let times: Vec<f64> = times.collect::<Result<_, _>>().context("/proc/stat")?;
-    let waiting: f64 = times.iter().skip(3).take(2).sum();
-    Ok((times.iter().sum::<f64>() - waiting) / 100.0)
+    let idle: f64 = times.iter().skip(3).take(2).sum();
+    Ok((times.iter().sum::<f64>() - idle) / 100.0)
 }

@@ -1,5 +1,4 @@
-//! Clients that read without end and forgive nothing: every answer that is not the expected bytes is
-//! a failure, and nothing is asked for twice.
+//! Clients that read continuously without retries: every response other than the expected bytes is a failure.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -19,46 +18,46 @@ pub struct Reads {
 }
 
 struct Shared {
-    /// What is read, and what it must be.
+    /// The paths to read, and the expected bytes.
     expected: Vec<(String, Bytes)>,
-    enough: AtomicBool,
+    stop: AtomicBool,
     done: AtomicUsize,
     failures: Mutex<Vec<String>>,
 }
 
 impl Reads {
-    /// Starts `clients` of them, which read each of `expected` (path and content) in turn from the
-    /// server at `url`.
+    /// Starts `clients` clients. Each reads all of `expected` (path and content) in turn from the server at
+    /// `url`.
     pub fn start(clients: usize, url: &str, expected: &[(String, Bytes)]) -> Result<Self> {
         let shared = Arc::new(Shared {
             expected: expected.to_vec(),
-            enough: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
             done: AtomicUsize::new(0),
             failures: Mutex::default(),
         });
         let client = Client::new(url)?;
         let mut reads = Self { clients: JoinSet::new(), shared };
         for number in 0..clients {
-            reads.clients.spawn(read_without_end(reads.shared.clone(), client.clone(), number));
+            reads.clients.spawn(read_until_stopped(reads.shared.clone(), client.clone(), number));
         }
         Ok(reads)
     }
 
-    /// How many reads have ended, whatever their answer.
+    /// The number of reads that have ended, including failures.
     pub fn done(&self) -> usize {
         self.shared.done.load(Ordering::Relaxed)
     }
 
-    /// Waits until `count` more have ended.
-    pub async fn more(&self, count: usize) -> Result<()> {
+    /// Waits until `count` more reads have ended.
+    pub async fn wait_for_more(&self, count: usize) -> Result<()> {
         let wanted = self.done() + count;
         let outcome = eventually("the reads have ended", async || Ok(self.done() >= wanted)).await;
         outcome.with_context(|| format!("{} of {wanted} reads have ended", self.done()))
     }
 
-    /// Ends them; fails if a single read has. Answers how many there were.
+    /// Stops the clients; fails if any read failed. Returns the number of reads.
     pub async fn stop(mut self) -> Result<usize> {
-        self.shared.enough.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.clients.join_next().await {
             ended.context("a client died")?;
         }
@@ -69,13 +68,13 @@ impl Reads {
     }
 }
 
-async fn read_without_end(shared: Arc<Shared>, client: Client, number: usize) {
+async fn read_until_stopped(shared: Arc<Shared>, client: Client, number: usize) {
     let mut turn = number;
-    while !shared.enough.load(Ordering::Relaxed) {
+    while !shared.stop.load(Ordering::Relaxed) {
         let (path, expected) = &shared.expected[turn % shared.expected.len()];
         let failure = match client.bytes(path).await {
             Ok(bytes) if bytes == *expected => None,
-            Ok(bytes) => Some(format!("{path}: {} bytes, not those", bytes.len())),
+            Ok(bytes) => Some(format!("{path}: {} unexpected bytes", bytes.len())),
             Err(error) => Some(format!("{path}: {error:?}")),
         };
         if let Some(failure) = failure {

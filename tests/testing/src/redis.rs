@@ -1,5 +1,5 @@
-//! Private Redis servers: one, or a cluster of three masters. Free ports, nothing on disk, gone with
-//! this process.
+//! Private Redis servers: a single one, or a cluster of three masters. They use free ports, store nothing
+//! on disk, and end with this process.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -15,30 +15,30 @@ use crate::{
     wait::blocking_eventually,
 };
 
-/// Until a server answers, or a cluster has agreed. A machine under full load takes seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server or a cluster may take to start. A busy machine takes seconds.
+const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long one answer may take.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long a response may take.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// What there is to hash to, over all masters of a cluster.
+/// The number of hash slots of a cluster.
 const SLOTS: u16 = 16384;
 
-/// Masters of a cluster: Redis makes none of fewer.
+/// The smallest number of masters that a Redis cluster can have.
 const MASTERS: u16 = 3;
 
-/// A server on a port that it keeps, whatever is done to it.
+/// A server that keeps its port when it is killed and started again.
 pub struct Redis {
     port: u16,
-    /// Where the nodes of a cluster speak to each other.
+    /// The port for the other nodes of a cluster.
     bus: Option<u16>,
-    /// `None` once it was killed.
+    /// `None` after it was killed.
     process: Option<Guarded>,
 }
 
 impl Redis {
-    /// Starts an empty server that forgets what was used least when its 64 MiB are full, and waits
-    /// until it answers.
+    /// Starts an empty server, and waits until it answers. It evicts the least recently used keys above 64
+    /// MiB.
     pub fn start() -> Result<Self> {
         Self::start_on(None)
     }
@@ -49,8 +49,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Starts it on its port again after [`Redis::kill`]: empty, and if it was part of a cluster
-    /// it no longer is.
+    /// Starts it on its port again after [`Redis::kill`]. It is then empty and not part of a cluster.
     pub fn start_again(&mut self) -> Result<()> {
         let folder = tempfile::Builder::new().prefix("safelight-redis-").tempdir()?.keep();
         let mut command = Command::new("redis-server");
@@ -63,22 +62,22 @@ impl Redis {
             command.args(["--cluster-require-full-coverage", "no"]);
         }
         let answering = || self.ask("PING").is_ok_and(|answer| answer == "PONG");
-        let process = Guarded::serving("Redis", &mut command, &folder, PATIENCE, answering)?;
+        let process = Guarded::serving("Redis", &mut command, &folder, START_LIMIT, answering)?;
         self.process = Some(process);
         Ok(())
     }
 
-    /// Its address, as `SAFELIGHT_SHARED_CACHE_URL` wants it.
+    /// Its URL for `SAFELIGHT_SHARED_CACHE_URL`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// The port, for proxies before it.
+    /// Its port, for proxies in front of it.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Ends it as `kill -9` does, and waits until it is gone.
+    /// Kills it with SIGKILL, and waits until it has ended.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
             process.signal("KILL")?;
@@ -87,12 +86,12 @@ impl Redis {
         Ok(())
     }
 
-    /// Freezes it: connections stay open and are taken, nothing is answered.
+    /// Freezes it: it keeps and accepts connections, but answers nothing.
     pub fn stop(&self) -> Result<()> {
         self.signal("STOP")
     }
 
-    /// Lets it go on after [`Redis::stop`].
+    /// Continues it after [`Redis::stop`].
     pub fn resume(&self) -> Result<()> {
         self.signal("CONT")
     }
@@ -101,25 +100,25 @@ impl Redis {
         self.process.as_ref().context("Redis was killed")?.signal(signal)
     }
 
-    /// How many keys it holds.
+    /// The number of its keys.
     pub fn keys(&self) -> Result<u64> {
         Ok(self.ask("DBSIZE")?.parse()?)
     }
 
-    /// Sends a command of plain words; gives its answer, fails with an error's text.
+    /// Sends a command; returns the response, or fails with the text of an error response.
     pub fn ask(&self, command: &str) -> Result<String> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(RESPONSE_LIMIT))?;
         stream.write_all(format!("{command}\r\n").as_bytes())?;
-        let mut answers = BufReader::new(stream);
+        let mut reader = BufReader::new(stream);
         let mut first = String::new();
-        answers.read_line(&mut first)?;
-        let (kind, rest) = first.trim_end().split_at_checked(1).context("an answer")?;
+        reader.read_line(&mut first)?;
+        let (kind, rest) = first.trim_end().split_at_checked(1).context("a response")?;
         match kind {
             "+" | ":" => Ok(rest.to_owned()),
             "$" => {
                 let mut text = vec![0; rest.parse()?];
-                answers.read_exact(&mut text)?;
+                reader.read_exact(&mut text)?;
                 Ok(String::from_utf8(text)?)
             }
             _ => bail!("{command}: {}", first.trim_end()),
@@ -134,7 +133,7 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts the masters and waits until each of them says that the cluster is whole.
+    /// Starts the masters, and waits until each of them reports that the cluster is complete.
     pub fn start() -> Result<Self> {
         let masters = (0..MASTERS)
             .map(|_| Redis::start_on(Some(free_port()?)))
@@ -142,7 +141,7 @@ impl RedisCluster {
         for (number, master) in (0..MASTERS).zip(&masters) {
             let (first, next) = (number * (SLOTS / MASTERS), (number + 1) * (SLOTS / MASTERS));
             let last = if number + 1 == MASTERS { SLOTS } else { next } - 1;
-            // Otherwise they would have to agree first on whose view is the newest.
+            // Without a configuration epoch they would first have to agree on the newest view.
             master.ask(&format!("CLUSTER SET-CONFIG-EPOCH {}", number + 1))?;
             master.ask(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"))?;
         }
@@ -150,23 +149,24 @@ impl RedisCluster {
             let bus = other.bus.context("a cluster has a bus")?;
             masters[0].ask(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", other.port))?;
         }
-        let whole = |master: &Redis| {
-            let about = master.ask("CLUSTER INFO").unwrap_or_default();
-            about.contains("cluster_state:ok")
-                && about.contains(&format!("cluster_slots_ok:{SLOTS}"))
+        let is_complete = |master: &Redis| {
+            let info = master.ask("CLUSTER INFO").unwrap_or_default();
+            info.contains("cluster_state:ok") && info.contains(&format!("cluster_slots_ok:{SLOTS}"))
         };
-        blocking_eventually(PATIENCE, "the cluster is complete", || Ok(masters.iter().all(whole)))?;
+        blocking_eventually(START_LIMIT, "the cluster is complete", || {
+            Ok(masters.iter().all(is_complete))
+        })?;
         Ok(Self { masters })
     }
 
-    /// All masters, as `SAFELIGHT_SHARED_CACHE_URL` wants them.
+    /// The URL of all masters for `SAFELIGHT_SHARED_CACHE_URL`.
     pub fn url(&self) -> String {
-        let places: Vec<_> =
+        let addresses: Vec<_> =
             self.masters.iter().map(|master| format!("127.0.0.1:{}", master.port)).collect();
-        format!("redis-cluster://{}", places.join(","))
+        format!("redis-cluster://{}", addresses.join(","))
     }
 
-    /// How many keys each master holds.
+    /// The number of keys of each master.
     pub fn keys(&self) -> Result<Vec<u64>> {
         self.masters.iter().map(Redis::keys).collect()
     }
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_its_port_through_kill_and_freeze() -> Result<()> {
+    fn redis_keeps_port_after_kill_and_freeze() -> Result<()> {
         let mut redis = Redis::start()?;
         redis.ask("SET key value")?;
         assert_eq!((redis.keys()?, redis.ask("GET key")?.as_str()), (1, "value"));
@@ -186,17 +186,17 @@ mod tests {
         redis.resume()?;
         assert_eq!(redis.keys()?, 1);
         redis.kill()?;
-        assert!(redis.ask("PING").is_err(), "gone");
+        assert!(redis.ask("PING").is_err(), "killed");
         redis.start_again()?;
         assert_eq!(redis.keys()?, 0);
         Ok(())
     }
 
     #[test]
-    fn masters_share_the_keys() -> Result<()> {
+    fn cluster_masters_share_keys() -> Result<()> {
         let cluster = RedisCluster::start()?;
         for number in 0..100 {
-            // Each takes its own and sends the client on for the others.
+            // Each master accepts its own keys and redirects the client for others.
             for master in &cluster.masters {
                 let _ = master.ask(&format!("SET key-{number} value"));
             }

@@ -1,4 +1,4 @@
-//! A private S3 server inside this process, over a temporary folder.
+//! A private S3 server in this process, with a temporary folder.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -23,8 +23,8 @@ use tokio::{net::TcpListener, sync::oneshot};
 const ACCESS_KEY: &str = "safelight";
 const SECRET_KEY: &str = "safelight-secret";
 
-/// A running S3 server with one bucket. It has threads of its own, so that it serves whatever the
-/// caller's runtime does, and can be cut off like a machine that loses power.
+/// A running S3 server with one bucket. It has its own threads, so it is independent of the caller's
+/// runtime, and it can be stopped abruptly like a machine that loses power.
 pub struct S3 {
     folder: TempDir,
     bucket: String,
@@ -40,7 +40,7 @@ struct Running {
 impl S3 {
     /// Starts a server on a free port with one empty bucket.
     pub fn start(bucket: &str) -> Result<Self> {
-        // Its clients are HTTP clients in this process.
+        // Its HTTP clients are in this process.
         safelight_client::install_crypto_provider();
         let folder = tempfile::Builder::new().prefix("safelight-s3-").tempdir()?;
         std::fs::create_dir(folder.path().join(bucket))?;
@@ -49,7 +49,7 @@ impl S3 {
         Ok(Self { folder, bucket: bucket.to_owned(), address, running: Some(running) })
     }
 
-    /// Cuts every connection and stops listening. What was stored stays.
+    /// Cuts all connections and stops listening. Keeps the stored objects.
     pub fn stop(&mut self) {
         if let Some(Running { stop, thread }) = self.running.take() {
             let _ = stop.send(());
@@ -64,22 +64,22 @@ impl S3 {
         Ok(())
     }
 
-    /// The server's address, as `AWS_ENDPOINT` wants it.
+    /// The URL of the server for `AWS_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The bucket as a blob URL (`SAFELIGHT_BLOB_URL`).
+    /// The URL of the bucket for `SAFELIGHT_BLOB_URL`.
     pub fn url(&self) -> String {
         format!("s3://{}", self.bucket)
     }
 
-    /// The folder that holds the bucket's objects, by key.
+    /// The folder that contains the objects of the bucket by key.
     pub fn bucket_folder(&self) -> PathBuf {
         self.folder.path().join(&self.bucket)
     }
 
-    /// The variables by which a client finds the server and may use it.
+    /// The variables with which clients find the server and authenticate.
     pub fn env(&self) -> Vec<(String, String)> {
         [
             ("AWS_ENDPOINT", self.endpoint().as_str()),
@@ -100,7 +100,7 @@ impl Drop for S3 {
     }
 }
 
-/// Serves `folder` on `address` from a thread of its own; returns when it listens.
+/// Serves `folder` on `address` in a new thread; returns when it listens.
 fn run(folder: PathBuf, address: SocketAddr) -> Result<(SocketAddr, Running)> {
     let files = FileSystem::new(folder).map_err(|error| anyhow!("S3 folder: {error:?}"))?;
     let mut builder = S3ServiceBuilder::new(files);
@@ -128,7 +128,7 @@ fn run(folder: PathBuf, address: SocketAddr) -> Result<(SocketAddr, Running)> {
                 }
             }
         });
-        // Connections are tasks of this runtime: they end here, whatever they were doing.
+        // Connections are tasks of this runtime, so this cuts them.
         runtime.shutdown_background();
     });
     let address = listening.recv().context("the S3 server died")?.context("the S3 port")?;
@@ -139,7 +139,7 @@ async fn accept(listener: &TcpListener, service: &S3Service) {
     let http = Builder::new(TokioExecutor::new());
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
-        // Without this every answer waits 40 ms for the client's delayed acknowledgement.
+        // Otherwise every response waits 40 ms for the client's delayed acknowledgement.
         let _ = socket.set_nodelay(true);
         let connection = http.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! Running `safelight` processes, and commands that end.
+//! `safelight` servers, and commands that run to their end.
 
 use std::{
     fs::{self, File},
@@ -11,15 +11,15 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{process::Guarded, wait::blocking_eventually};
 
-/// How long a server may take until it listens, on a busy machine.
-const START: Duration = Duration::from_mins(1);
+/// How long a server may take to start on a busy machine.
+const START_LIMIT: Duration = Duration::from_mins(1);
 
-/// What a server says when it is ready, followed by its URL.
+/// A server prints this, followed by its URL, when it is ready.
 const LISTENING: &str = "listening on ";
 
-/// The program that a tool is to run: the one said, else the one beside the tool itself.
-pub fn built(said: Option<&Path>) -> Result<PathBuf> {
-    let binary = match said {
+/// The program that a tool runs: `chosen`, or the one in the directory of the tool.
+pub fn find_binary(chosen: Option<&Path>) -> Result<PathBuf> {
+    let binary = match chosen {
         Some(binary) => binary.to_owned(),
         None => std::env::current_exe()?.with_file_name("safelight"),
     };
@@ -27,8 +27,8 @@ pub fn built(said: Option<&Path>) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// `binary` with `args`, and with no Safelight, AWS or OpenTelemetry variables but those in `env`: the
-/// surroundings of a test must not change what it tests.
+/// A command that runs `binary` with `args`. Of all Safelight, AWS and OpenTelemetry variables it gets only
+/// those in `env`, so the environment of the test does not affect it.
 pub fn safelight<A: AsRef<std::ffi::OsStr>>(
     binary: &Path,
     args: impl IntoIterator<Item = A>,
@@ -45,12 +45,12 @@ pub fn safelight<A: AsRef<std::ffi::OsStr>>(
     command
 }
 
-/// Variables as [`safelight`] takes them.
+/// Variables for [`safelight`].
 pub fn owned(env: &[(&str, &str)]) -> Vec<(String, String)> {
     env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-/// A running `safelight` process. Dropping it ends it with SIGTERM, after 5 s by force.
+/// A running `safelight` process. Dropping it ends it with SIGTERM, and after 5 s with SIGKILL.
 pub struct Server {
     process: Guarded,
     log: PathBuf,
@@ -58,11 +58,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a process that will serve HTTP, and waits until it says that it listens.
+    /// Starts a process that serves HTTP, and waits until it prints its URL.
     pub fn start(command: Command) -> Result<Self> {
         let mut server = Self::spawn(command)?;
         let log = server.log.clone();
-        blocking_eventually(START, "safelight listens", || {
+        blocking_eventually(START_LIMIT, "safelight listens", || {
             server.url = after_listening(&server.output()).map(str::to_owned);
             if server.url.is_none()
                 && let Some(status) = server.process.child().try_wait()?
@@ -75,7 +75,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Starts a process that serves no HTTP.
+    /// Starts a process without waiting for its URL.
     pub fn spawn(mut command: Command) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("safelight-run-").tempdir()?.keep();
         let log = folder.join("log");
@@ -85,12 +85,12 @@ impl Server {
         Ok(Self { process, log, url: None })
     }
 
-    /// Where it listens, such as `http://127.0.0.1:40123`; empty if it serves no HTTP.
+    /// Its URL, such as `http://127.0.0.1:40123`; empty if it serves no HTTP.
     pub fn url(&self) -> &str {
         self.url.as_deref().unwrap_or_default()
     }
 
-    /// Everything that it has printed and logged.
+    /// All its output so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -100,38 +100,37 @@ impl Server {
         self.process.id()
     }
 
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.process.child().try_wait()?.is_none())
     }
 
-    /// Sends a signal by name: `TERM`, `STOP`, `CONT`.
+    /// Sends a signal by name, such as `TERM`, `STOP` or `CONT`.
     pub fn signal(&self, signal: &str) -> Result<()> {
         self.process.signal(signal)
     }
 
-    /// Ends it as `kill -9` does, and waits until it is gone.
+    /// Kills it with SIGKILL, and waits until it has ended.
     pub fn kill(&mut self) -> Result<()> {
         self.process.signal("KILL")?;
         self.process.child().wait()?;
         Ok(())
     }
 
-    /// Waits until it has printed or logged `words`.
-    pub fn says(&mut self, words: &str, limit: Duration) -> Result<()> {
-        let what = format!("it prints {words:?}");
-        let said = blocking_eventually(limit, &what, || Ok(self.output().contains(words)));
-        said.with_context(|| self.output())
+    /// Waits until its output contains `text`.
+    pub fn wait_for_output(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let what = format!("the output contains {text:?}");
+        let found = blocking_eventually(limit, &what, || Ok(self.output().contains(text)));
+        found.with_context(|| self.output())
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.process.wait(limit).with_context(|| self.output())
     }
 }
 
-/// The URL in the first complete line that says where the server listens. Terminals' colors may stand
-/// around it.
+/// The URL after [`LISTENING`], once its line is complete. Color codes may surround it.
 fn after_listening(output: &str) -> Option<&str> {
     let (_, rest) = output.split_once(LISTENING)?;
     let scheme = ["http://", "https://"].into_iter().find(|scheme| rest.starts_with(scheme))?;
@@ -145,14 +144,14 @@ fn after_listening(output: &str) -> Option<&str> {
 pub struct Finished {
     /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// What it printed as data.
+    /// Its standard output.
     pub stdout: String,
-    /// What it said.
+    /// Its standard error.
     pub stderr: String,
 }
 
 impl Finished {
-    /// Fails, with all that it said, unless it exited with 0.
+    /// Fails with all its output, unless it exited with 0.
     pub fn success(self) -> Result<Self> {
         if self.code == Some(0) {
             return Ok(self);
@@ -161,7 +160,7 @@ impl Finished {
     }
 }
 
-/// Runs a command to its end; fails, and ends it, if that takes longer than `limit`.
+/// Runs a command to its end; ends it and fails after `limit`.
 pub fn run(mut command: Command, limit: Duration) -> Result<Finished> {
     let folder = tempfile::Builder::new().prefix("safelight-run-").tempdir()?.keep();
     let (out, err) = (folder.join("out"), folder.join("err"));
@@ -186,16 +185,16 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_read_only_when_its_line_is_complete() {
+    fn address_is_read_only_from_complete_line() {
         assert_eq!(after_listening("INFO listening on http://127.0.0.1:80"), None);
-        let said = "INFO listening on http://127.0.0.1:8080\nmore";
-        assert_eq!(after_listening(said), Some("http://127.0.0.1:8080"));
-        let said = "listening on https://[::1]:80\u{1b}[0m\n";
-        assert_eq!(after_listening(said), Some("https://[::1]:80"));
+        let output = "INFO listening on http://127.0.0.1:8080\nmore";
+        assert_eq!(after_listening(output), Some("http://127.0.0.1:8080"));
+        let output = "listening on https://[::1]:80\u{1b}[0m\n";
+        assert_eq!(after_listening(output), Some("https://[::1]:80"));
     }
 
     #[test]
-    fn a_server_that_dies_is_an_error_with_its_words() {
+    fn failed_start_reports_server_output() {
         let Err(error) = Server::start(sh("echo 'no disk' >&2; exit 1")) else {
             panic!("must not start")
         };
@@ -203,40 +202,40 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_server_leaves_neither_process_nor_folder() -> Result<()> {
+    fn killed_server_leaves_no_process_and_no_folder() -> Result<()> {
         let mut server = Server::start(sh("echo listening on http://127.0.0.1:1; sleep 60"))?;
         assert_eq!(server.url(), "http://127.0.0.1:1");
         let folder = server.process.folder().to_owned();
         server.kill()?;
         assert!(!server.is_running()?);
-        let begun = Instant::now();
+        let started = Instant::now();
         drop(server);
         assert!(!folder.exists());
-        assert!(begun.elapsed() < Duration::from_secs(3), "a dead process is not waited for");
+        assert!(started.elapsed() < Duration::from_secs(3), "dropping a dead process is fast");
         Ok(())
     }
 
     #[test]
-    fn a_dropped_server_has_time_to_end() -> Result<()> {
+    fn dropped_server_has_time_to_end() -> Result<()> {
         let folder = tempfile::tempdir()?;
-        let word = folder.path().join("word");
+        let file = folder.path().join("file");
         let script = format!(
             "trap 'sleep 0.3; echo bye > {}; exit' TERM
              echo listening on http://127.0.0.1:1
              while :; do sleep 0.05; done",
-            word.display()
+            file.display()
         );
         drop(Server::start(sh(&script))?);
-        assert_eq!(fs::read_to_string(&word)?, "bye\n");
+        assert_eq!(fs::read_to_string(&file)?, "bye\n");
         Ok(())
     }
 
     #[test]
-    fn a_command_hands_back_its_two_streams_and_its_code() -> Result<()> {
-        let finished = run(sh("echo data; echo talk >&2; exit 2"), Duration::from_secs(20))?;
+    fn run_returns_both_streams_and_exit_code() -> Result<()> {
+        let finished = run(sh("echo data; echo message >&2; exit 2"), Duration::from_secs(20))?;
         assert_eq!(
             (finished.code, finished.stdout.as_str(), finished.stderr.as_str()),
-            (Some(2), "data\n", "talk\n")
+            (Some(2), "data\n", "message\n")
         );
         Ok(())
     }

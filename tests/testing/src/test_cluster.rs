@@ -13,11 +13,11 @@ use crate::{
     server::{Server, owned},
 };
 
-/// Nodes on an object store, and on a database and a virtual host of their own.
+/// A fleet with its own database, virtual host and object store.
 pub struct TestCluster {
-    /// Where the database and the virtual host are, without any proxy before them.
+    /// The database and the virtual host, accessed directly.
     pub engines: Engines,
-    /// The nodes.
+    /// The nodes and the object store.
     pub fleet: Fleet,
 }
 
@@ -45,12 +45,12 @@ impl TestCluster {
         Ok(Self { engines, fleet })
     }
 
-    /// Starts one more node with further variables: `api`, or `worker` with its options.
+    /// Starts another node. `args` are `api` or `worker`, with options; `env` are additional variables.
     pub fn start_node(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Server> {
         block_in_place(|| self.fleet.start_node(args, env))
     }
 
-    /// A client of the first api node.
+    /// A client for the first api node.
     pub fn client(&self) -> Result<Client> {
         Ok(Client::new(self.fleet.apis[0].url())?)
     }
@@ -60,12 +60,12 @@ impl TestCluster {
         Database::Postgres(self.engines.database_url.clone())
     }
 
-    /// What an audit of it compares, if the virtual host is one of the shared node's.
+    /// An audit of this cluster, whose virtual host is on the shared RabbitMQ node.
     pub fn audit(&self) -> Result<Audit<'_>> {
         Ok(self.audit_with(RabbitMq::shared()?))
     }
 
-    /// The same with the virtual host on `node`.
+    /// An audit of this cluster, whose virtual host is on `node`.
     pub fn audit_with<'a>(&'a self, node: &'a RabbitMq) -> Audit<'a> {
         Audit {
             database: self.database(),

@@ -1,4 +1,5 @@
-//! One process on embedded parts, which can be started again on the same folder.
+//! One process with SQLite, the in-process queue and a local folder, which can be restarted on the same
+//! folder.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// A folder for `binary`, and variables that every start gets.
+    /// Prepares a folder for `binary`. Every start uses the variables `env`.
     pub fn new(binary: &Path, env: &[(&str, &str)]) -> Result<Self> {
         let data = TempDir::new()?;
         let mut all = owned(&[
@@ -31,7 +32,7 @@ impl TestServer {
         Ok(Self { binary: binary.to_owned(), data, env: all })
     }
 
-    /// Starts the process with further variables; returns it with a client of it.
+    /// Starts the process with additional variables; returns it and a client for it.
     pub fn start(&self, env: &[(&str, &str)]) -> Result<(Server, Client)> {
         let mut command = safelight(&self.binary, ["serve"], &self.env);
         command.envs(env.iter().copied());
@@ -40,7 +41,7 @@ impl TestServer {
         Ok((server, client))
     }
 
-    /// The folder with everything that it keeps.
+    /// Its data directory.
     pub fn data(&self) -> &Path {
         self.data.path()
     }
@@ -50,7 +51,7 @@ impl TestServer {
         Database::Sqlite(self.data.path().join("safelight.db"))
     }
 
-    /// What an audit of it compares.
+    /// An audit of this server.
     pub fn audit(&self) -> Audit<'static> {
         Audit { database: self.database(), blobs: self.data.path().join("blobs"), broker: None }
     }

@@ -1,19 +1,19 @@
-//! Varnish before any number of delivery nodes, with the configuration that `deploy/` ships.
+//! Varnish in front of any number of delivery nodes, with the configuration from `deploy/`.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
 use crate::{
-    haproxy::answers,
+    haproxy::is_ready,
     process::{Guarded, free_port},
 };
 
-/// What an operator mounts.
+/// The configuration that operators mount.
 const SHIPPED: &str = include_str!("../../../deploy/varnish.vcl");
 
-/// How long Varnish may take until its configuration is compiled and it serves.
-const START: Duration = Duration::from_mins(1);
+/// How long Varnish may take to compile its configuration and start.
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// A running Varnish.
 pub struct Varnish {
@@ -22,39 +22,39 @@ pub struct Varnish {
 }
 
 impl Varnish {
-    /// Starts Varnish on a free port before `nodes` (URLs such as `http://127.0.0.1:40001`), and
-    /// waits until one of them answers through it.
+    /// Starts Varnish on a free port in front of `nodes` (URLs such as `http://127.0.0.1:40001`), and waits
+    /// until one of them is ready through it.
     pub fn start(nodes: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-varnish-").tempdir()?.keep();
         let config = folder.join("varnish.vcl");
         fs::write(&config, configuration(nodes)?)?;
         let mut command = Command::new(binary());
-        // Its processes run as whoever we are, and nobody administers it.
+        // No change of user, and no administration port.
         command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,128M"]);
         command.arg("-a").arg(format!("127.0.0.1:{port}"));
         command.arg("-n").arg(folder.join("work")).arg("-f").arg(&config);
-        let answering = || answers(port);
-        let process = Guarded::serving("Varnish", &mut command, &folder, START, answering)?;
+        let ready = || is_ready(port);
+        let process = Guarded::serving("Varnish", &mut command, &folder, START_LIMIT, ready)?;
         Ok(Self { _process: process, port })
     }
 
-    /// Where it listens; also what `purge_urls` names.
+    /// Its URL, which is also the URL for `purge_urls`.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 }
 
-/// Debian keeps servers where an ordinary user's path does not lead.
+/// Debian installs servers in a directory that is not in the `PATH` of ordinary users.
 fn binary() -> &'static str {
     let debian = "/usr/sbin/varnishd";
     if Path::new(debian).exists() { debian } else { "varnishd" }
 }
 
-/// The shipped configuration with other nodes: the first backend is the pattern for all.
+/// The shipped configuration with other nodes: the first backend is the template for all.
 fn configuration(nodes: &[&str]) -> Result<String> {
     let (before, rest) = SHIPPED.split_once("backend api_1 {").context("the first backend")?;
-    let (pattern, rest) = rest.split_once("}\n").context("its end")?;
+    let (template, rest) = rest.split_once("}\n").context("its end")?;
     let (_, after) = rest.split_once("backend api_2 {").context("the second backend")?;
     let (_, after) = after.split_once("}\n").context("its end")?;
     let mut backends = String::new();
@@ -62,7 +62,7 @@ fn configuration(nodes: &[&str]) -> Result<String> {
     for (number, url) in (1_usize..).zip(nodes) {
         let (host, port) =
             url.trim_start_matches("http://").split_once(':').context("host and port")?;
-        let block = pattern
+        let block = template
             .replace("\"api-1\"", &format!("{host:?}"))
             .replace("\"8080\"", &format!("{port:?}"));
         backends.extend(["backend api_", &number.to_string(), " {", &block, "}\n"]);
@@ -78,9 +78,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_differ_from_what_is_shipped() -> Result<()> {
-        let ours = configuration(&["http://127.0.0.1:1", "http://127.0.0.1:2"])?;
-        let differing: Vec<_> = ours.lines().filter(|line| !SHIPPED.contains(line)).collect();
+    fn configuration_changes_only_addresses() -> Result<()> {
+        let generated = configuration(&["http://127.0.0.1:1", "http://127.0.0.1:2"])?;
+        let differing: Vec<_> = generated.lines().filter(|line| !SHIPPED.contains(line)).collect();
         assert_eq!(
             differing,
             [
@@ -90,8 +90,8 @@ mod tests {
                 "  .port = \"2\";"
             ]
         );
-        // But for the empty line between the two backends.
-        assert_eq!(ours.lines().count() + 1, SHIPPED.lines().count());
+        // Except for the empty line between the two backends.
+        assert_eq!(generated.lines().count() + 1, SHIPPED.lines().count());
         assert!(configuration(&["http://127.0.0.1:1"])?.matches("add_backend").count() == 1);
         Ok(())
     }

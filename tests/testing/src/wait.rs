@@ -1,13 +1,13 @@
-//! Waiting for what is expected to happen: the only loops that poll.
+//! Waiting for conditions. No other code polls.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// How long anything but a task may take, on a busy machine.
+/// How long a condition may take on a busy machine. Tasks have longer limits.
 pub const LIMIT: Duration = Duration::from_mins(1);
 
-/// Between two looks.
+/// The interval between two checks.
 const POLL: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` holds, for at most [`LIMIT`].

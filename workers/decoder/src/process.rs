@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_of_death_follows_from_signal_and_stderr() {
+    fn cause_of_death_follows_from_signal_and_stderr() {
         let limits =
             DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30, sandbox: true, niceness: 10 };
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_warning_is_the_whole_first_line() {
+    fn sandbox_warning_is_complete_first_line() {
         assert_eq!(
             sandbox_warning(b"sandbox: seccomp is missing (x)\nmore"),
             Some("seccomp is missing (x)")

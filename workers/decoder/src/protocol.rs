@@ -201,7 +201,7 @@ mod tests {
         Request::Render { presets, limits: LIMITS }
     }
 
-    /// As a decoder would answer [`render`].
+    /// A decoder's response to [`render`].
     fn renditions() -> Renditions {
         let Request::Render { presets, .. } = render() else { unreachable!() };
         let rendered = |(name, preset): (String, Preset)| {
@@ -223,14 +223,14 @@ mod tests {
         Renditions { renditions, placeholder }
     }
 
-    fn sent(result: Result<Response, Failure>) -> Vec<u8> {
+    fn encoded(result: Result<Response, Failure>) -> Vec<u8> {
         let mut pipe = Vec::new();
         write_response(&mut pipe, result).expect("write");
         pipe
     }
 
     #[tokio::test]
-    async fn requests_arrive_as_they_were_sent() {
+    async fn requests_survive_round_trip() {
         let mut pipe = Vec::new();
         write_request(&mut pipe, &render(), b"a picture").await.expect("write");
         write_request(&mut pipe, &Request::Inspect { limits: LIMITS }, b"").await.expect("write");
@@ -243,16 +243,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn responses_arrive_as_they_were_sent() {
-        let pipe = sent(Ok(Response::Renditions(renditions())));
+    async fn responses_survive_round_trip() {
+        let pipe = encoded(Ok(Response::Renditions(renditions())));
         let response = read_response(&mut pipe.as_slice(), &render()).await.expect("read");
         let Ok(Response::Renditions(arrived)) = response else { panic!("{response:?}") };
         assert_eq!(arrived.placeholder, renditions().placeholder);
         for (arrived, sent) in arrived.renditions.iter().zip(renditions().renditions) {
             assert_eq!((&arrived.rendition, &arrived.data), (&sent.rendition, &sent.data));
         }
-        let failure = Failure::new(ErrorCode::CorruptImage, "cut short");
-        let pipe = sent(Err(failure.clone()));
+        let failure = Failure::new(ErrorCode::CorruptImage, "truncated");
+        let pipe = encoded(Err(failure.clone()));
         let response = read_response(&mut pipe.as_slice(), &render()).await.expect("read");
         assert_eq!(response.expect_err("a failure"), failure);
     }
@@ -261,32 +261,30 @@ mod tests {
     async fn responses_that_do_not_match_the_request_are_rejected() {
         let mut too_long = renditions();
         too_long.renditions[0].rendition.bytes = 10 * 10 * 4 + RENDITION_OVERHEAD + 1;
-        let mut of_another_preset = renditions();
-        of_another_preset.renditions[1].rendition.preset = "c".to_owned();
-        let mut of_another_recipe = renditions();
-        of_another_recipe.renditions[0].rendition.fingerprint = String::new();
+        let mut other_preset = renditions();
+        other_preset.renditions[1].rendition.preset = "c".to_owned();
+        let mut other_fingerprint = renditions();
+        other_fingerprint.renditions[0].rendition.fingerprint = String::new();
         let none = Renditions { renditions: Vec::new(), ..renditions() };
-        let mut in_another_format = renditions();
-        in_another_format.renditions[0].rendition.format = ImageFormat::Png;
-        let mut twice = renditions();
-        twice.renditions.push(twice.renditions[0].clone());
-        for wrong in
-            [too_long, in_another_format, twice, of_another_preset, of_another_recipe, none]
-        {
-            let pipe = sent(Ok(Response::Renditions(wrong)));
+        let mut other_format = renditions();
+        other_format.renditions[0].rendition.format = ImageFormat::Png;
+        let mut duplicate = renditions();
+        duplicate.renditions.push(duplicate.renditions[0].clone());
+        for wrong in [too_long, other_format, duplicate, other_preset, other_fingerprint, none] {
+            let pipe = encoded(Ok(Response::Renditions(wrong)));
             let error = read_response(&mut pipe.as_slice(), &render()).await.expect_err("rejected");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        let pipe = sent(Ok(Response::Renditions(renditions())));
+        let pipe = encoded(Ok(Response::Renditions(renditions())));
         let other = Request::Inspect { limits: LIMITS };
         assert!(read_response(&mut pipe.as_slice(), &other).await.is_err());
-        for garbage in [&b"\xFF\xFF\xFF\xFF and so on"[..], b"\x02\0\0\0{]", b"\x02\0"] {
+        for garbage in [&b"\xFF\xFF\xFF\xFF and more"[..], b"\x02\0\0\0{]", b"\x02\0"] {
             assert!(read_response(&mut &garbage[..], &render()).await.is_err(), "{garbage:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_decoder_rejects_requests_beyond_its_memory() {
+    async fn decoder_rejects_requests_beyond_its_memory() {
         let mut pipe = Vec::new();
         write_request(&mut pipe, &render(), &[0; 1001]).await.expect("write");
         let error = read_request(&mut pipe.as_slice(), DECODER).expect_err("rejected");

@@ -97,7 +97,7 @@ fn transposition(orientation: Orientation) -> Option<(FlipMode, FlopMode)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use image::{DynamicImage, GrayImage, RgbImage};
 
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn orients_like_the_image_crate() {
+    fn orient_matches_image_crate() {
         for exif in 1..=8 {
             let orientation = Orientation::from_exif(exif).expect("valid");
             for (width, height) in [(1, 1), (5, 3), (70, 41)] {

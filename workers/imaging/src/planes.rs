@@ -211,7 +211,7 @@ fn pad(plane: &mut [u8], padded: Size, size: Size) {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn orients_like_rgb() {
+    fn planes_orient_like_rgb() {
         let mut resizer = Resizer::new().expect("a filter");
         let size = Size { width: 31, height: 18 };
         for exif in 1..=8 {

@@ -239,12 +239,12 @@ fn transpose_square(rows: &mut [u64; BLOCK]) {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_lanczos3() {
+    fn table_matches_lanczos3() {
         for step in 0..=31_000 {
             let x = f64::from(step) / 10_000.0;
             let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_become_columns() {
+    fn transpose_turns_rows_into_columns() {
         for (width, height) in [(8, 8), (1, 9), (17, 1), (64, 24), (23, 45)] {
             let size = Size { width, height };
             let source: Vec<u8> = (0..size.len()).map(|at| (at * 7 % 251) as u8).collect();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_reused_up_to_a_bound() {
+    fn resizer_reuses_memory_up_to_bound() {
         let mut resizer = Resizer::new().expect("a filter");
         let memory = resizer.buffer(1000);
         let place = memory.as_ptr();

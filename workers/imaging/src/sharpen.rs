@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn edges_get_steeper_and_flat_areas_stay() {
+    fn sharpen_steepens_edges_and_keeps_flat_areas() {
         let edge: Vec<u8> = [100, 100, 100, 140, 140, 140].repeat(4);
         let mut sharp = edge.clone();
         sharpen::<1>(&mut sharp, 6, 100);

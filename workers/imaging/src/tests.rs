@@ -1,4 +1,4 @@
-//! Made pictures through the whole module.
+//! Generated pictures, rendered through the whole crate.
 
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 
@@ -41,9 +41,9 @@ fn render(bytes: &[u8], presets: &Presets) -> Result<Renditions, Failure> {
 
 fn render_one(bytes: &[u8], size: u32, format: PresetFormat) -> (Rendered, DynamicImage) {
     let presets = presets(&[("p", size, format)]);
-    let rendered = render(bytes, &presets).expect("a sound picture").renditions;
+    let rendered = render(bytes, &presets).expect("a valid picture").renditions;
     let [one] = <[Rendered; 1]>::try_from(rendered).expect("one preset, one rendition");
-    let image = image::load_from_memory(&one.data).expect("a rendition that can be read");
+    let image = image::load_from_memory(&one.data).expect("a readable rendition");
     assert_eq!((image.width(), image.height()), (one.rendition.width, one.rendition.height));
     assert_eq!(ImageFormat::sniff(&one.data), Some(one.rendition.format));
     assert_eq!(one.rendition.bytes, one.data.len() as u64);
@@ -56,7 +56,8 @@ fn encoded(image: &DynamicImage, format: Codec) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Upright: red at the top left, green right of it, blue below it, white opposite. 96 × 64.
+/// 96 × 64 pixels. Red at the top left, green at the top right, blue at the bottom left, white at the bottom
+/// right.
 fn quarters(x: u32, y: u32) -> Rgb<u8> {
     match (x < 48, y < 32) {
         (true, true) => Rgb([255, 0, 0]),
@@ -109,13 +110,13 @@ fn assert_quarters(image: &DynamicImage, what: &str) {
 }
 
 #[test]
-fn every_orientation_is_rendered_upright() {
+fn render_applies_every_orientation() {
     for orientation in 1_u16..=8 {
         let (width, height) = if orientation < 5 { (96, 64) } else { (64, 96) };
-        // Where a coded pixel is seen: EXIF 2.3, "orientation", row 0 and column 0.
+        // Where a viewer shows a coded pixel: EXIF 2.3, "orientation", row 0 and column 0.
         let coded = RgbImage::from_fn(width, height, |x, y| {
             let (right, bottom) = (width - 1 - x, height - 1 - y);
-            let (seen_x, seen_y) = match orientation {
+            let (shown_x, shown_y) = match orientation {
                 1 => (x, y),
                 2 => (right, y),
                 3 => (right, bottom),
@@ -125,7 +126,7 @@ fn every_orientation_is_rendered_upright() {
                 7 => (bottom, right),
                 _ => (y, right),
             };
-            quarters(seen_x, seen_y)
+            quarters(shown_x, shown_y)
         });
         let exif = exif_block(&[(Tag::Orientation, Value::Short(vec![orientation]))]);
         let bytes = jpeg_with_exif(&coded, &exif);
@@ -143,33 +144,34 @@ fn every_orientation_is_rendered_upright() {
 }
 
 #[test]
-fn auto_is_webp_only_where_something_shows_through() {
-    let half_clear =
+fn auto_chooses_webp_only_for_transparency() {
+    let half_transparent =
         RgbaImage::from_fn(40, 40, |x, _| Rgba([200, 0, 0, if x < 20 { 0 } else { 255 }]));
     let opaque = RgbaImage::from_pixel(40, 40, Rgba([200, 0, 0, 255]));
-    let (one, image) = render_one(&encoded(&half_clear.into(), Codec::Png), 20, PresetFormat::Auto);
+    let (one, image) =
+        render_one(&encoded(&half_transparent.into(), Codec::Png), 20, PresetFormat::Auto);
     assert_eq!(one.rendition.format, ImageFormat::Webp);
     let pixels = image.to_rgba8();
     assert!(pixels.get_pixel(2, 10).0[3] < 10 && pixels.get_pixel(17, 10).0[3] > 245);
-    // Premultiplied: no black fringe from the clear half.
+    // Scaling uses premultiplied colors, so the transparent half leaves no black fringe.
     assert_near(*pixels.get_pixel(12, 10), [200, 0, 0], "beside the edge");
     let (one, _) = render_one(&encoded(&opaque.into(), Codec::Png), 20, PresetFormat::Auto);
     assert_eq!(one.rendition.format, ImageFormat::Jpeg);
 }
 
 #[test]
-fn transparency_is_laid_on_white_in_a_jpeg_and_kept_in_a_png() {
-    let clear = RgbaImage::from_pixel(40, 40, Rgba([0, 0, 0, 0]));
-    let bytes = encoded(&clear.into(), Codec::Png);
+fn jpeg_puts_transparency_on_white_and_png_keeps_it() {
+    let transparent = RgbaImage::from_pixel(40, 40, Rgba([0, 0, 0, 0]));
+    let bytes = encoded(&transparent.into(), Codec::Png);
     let (_, image) = render_one(&bytes, 20, PresetFormat::Jpeg);
-    assert_near(*image.to_rgba8().get_pixel(10, 10), [255, 255, 255], "laid on white");
+    assert_near(*image.to_rgba8().get_pixel(10, 10), [255, 255, 255], "on white");
     let (one, image) = render_one(&bytes, 20, PresetFormat::Png);
     assert_eq!(one.rendition.format, ImageFormat::Png);
     assert_eq!(image.to_rgba8().get_pixel(10, 10).0[3], 0);
 }
 
 #[test]
-fn sizes_are_exact_and_never_grow() {
+fn renditions_have_exact_sizes_and_are_never_enlarged() {
     let bytes = encoded(&RgbImage::new(1000, 501).into(), Codec::Png);
     let wanted = [
         ("a", 2000, PresetFormat::Auto),
@@ -178,7 +180,7 @@ fn sizes_are_exact_and_never_grow() {
         ("d", 256, PresetFormat::Jpeg),
         ("e", 1, PresetFormat::Auto),
     ];
-    let rendered = render(&bytes, &presets(&wanted)).expect("sound").renditions;
+    let rendered = render(&bytes, &presets(&wanted)).expect("a valid picture").renditions;
     let mut sizes: Vec<_> = rendered
         .iter()
         .map(|one| (one.rendition.preset.as_str(), one.rendition.width, one.rendition.height))
@@ -190,7 +192,7 @@ fn sizes_are_exact_and_never_grow() {
 }
 
 #[test]
-fn every_format_and_depth_comes_out_right() {
+fn every_format_and_depth_renders_correctly() {
     let rgb = quarters_image();
     let gray = DynamicImage::ImageLuma8(rgb.to_luma8());
     let cases = [
@@ -237,7 +239,7 @@ fn palette_bmp() -> Vec<u8> {
 }
 
 #[test]
-fn exif_facts_are_read() {
+fn inspect_reads_exif_facts() {
     let degrees =
         |parts: [u32; 3]| Value::Rational(parts.map(|num| Rational { num, denom: 1 }).to_vec());
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
@@ -256,39 +258,39 @@ fn exif_facts_are_read() {
     assert_eq!(facts.taken_at, date);
     assert_eq!(facts.gps, Some(Gps { latitude: -33.86, longitude: 151.2 }));
     assert_eq!((facts.format, facts.orientation), (ImageFormat::Jpeg, 1));
-    // The first bytes are enough.
+    // A prefix of the file is enough.
     assert!(head_suffices(&bytes[..32]));
     assert_eq!(inspect(&bytes[..bytes.len() / 2], LIMITS).expect("facts"), facts);
 }
 
 #[test]
-fn nonsense_in_exif_counts_as_absent() {
+fn invalid_exif_counts_as_absent() {
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
-    let nowhere = Value::Rational(vec![Rational { num: 1, denom: 0 }; 3]);
-    let nonsense = [
+    let invalid_position = Value::Rational(vec![Rational { num: 1, denom: 0 }; 3]);
+    let invalid = [
         exif_block(&[(Tag::Orientation, Value::Short(vec![9]))]),
         exif_block(&[(Tag::Orientation, text("up"))]),
         exif_block(&[(Tag::DateTimeOriginal, text("0000:00:00 00:00:00"))]),
         exif_block(&[(Tag::DateTimeOriginal, text("2023:13:45 99:99:99"))]),
         exif_block(&[(Tag::DateTimeOriginal, text("yesterday"))]),
         exif_block(&[
-            (Tag::GPSLatitude, nowhere.clone()),
+            (Tag::GPSLatitude, invalid_position.clone()),
             (Tag::GPSLatitudeRef, text("")),
-            (Tag::GPSLongitude, nowhere),
+            (Tag::GPSLongitude, invalid_position),
             (Tag::GPSLongitudeRef, text("E")),
         ]),
         b"MM\0\x2a\xFF\xFF\xFF\xFF".to_vec(),
         Vec::new(),
     ];
-    for exif in nonsense.into_iter().chain((0..50).map(|seed| noise(seed, 200))) {
+    for exif in invalid.into_iter().chain((0..50).map(|seed| noise(seed, 200))) {
         let bytes = jpeg_with_exif(&quarters_image().to_rgb8(), &exif);
-        let facts = inspect(&bytes, LIMITS).expect("the picture itself is sound");
+        let facts = inspect(&bytes, LIMITS).expect("the picture itself is valid");
         assert_eq!((facts.orientation, facts.taken_at, facts.gps), (1, None, None), "{exif:x?}");
         render_one(&bytes, 32, PresetFormat::Auto);
     }
 }
 
-/// Bytes that look random and are the same every time.
+/// Pseudorandom bytes, equal for equal seeds.
 fn noise(seed: u64, count: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     std::iter::repeat_with(|| {
@@ -301,7 +303,7 @@ fn noise(seed: u64, count: usize) -> Vec<u8> {
     .collect()
 }
 
-fn sound_pictures() -> Vec<(Codec, Vec<u8>)> {
+fn valid_pictures() -> Vec<(Codec, Vec<u8>)> {
     // Noise, so that every part of a file carries pixels.
     let image: DynamicImage =
         RgbImage::from_raw(60, 60, noise(7, 60 * 60 * 3)).expect("enough bytes").into();
@@ -310,7 +312,7 @@ fn sound_pictures() -> Vec<(Codec, Vec<u8>)> {
         .to_vec()
 }
 
-/// What both jobs make of the bytes: their failures, which must be permanent.
+/// How inspecting and rendering the bytes fail, which must be permanent failures.
 fn failures(bytes: &[u8]) -> [Option<ErrorCode>; 2] {
     let presets = presets(&[("p", 20, PresetFormat::Auto)]);
     let failures = [inspect(bytes, LIMITS).err(), render(bytes, &presets).err()];
@@ -323,15 +325,15 @@ fn failures(bytes: &[u8]) -> [Option<ErrorCode>; 2] {
 }
 
 #[test]
-fn pictures_cut_short_fail_for_good() {
-    for (format, bytes) in sound_pictures() {
+fn truncated_pictures_fail_permanently() {
+    for (format, bytes) in valid_pictures() {
         assert_eq!(failures(&bytes), [None, None], "{format:?}");
         let last = bytes.len() * 9 / 10;
         for length in (0..last).step_by(last / 97) {
             let [_, render] = failures(&bytes[..length]);
             assert!(render.is_some(), "{format:?} cut at {length} of {}", bytes.len());
         }
-        // Near the end all pixels may be there. A JPEG must be whole.
+        // A file without its last bytes may have all pixels. A JPEG must be complete.
         for length in last..bytes.len() {
             let [_, render] = failures(&bytes[..length]);
             assert!(render.is_some() || format != Codec::Jpeg, "{format:?} cut at {length}");
@@ -341,13 +343,13 @@ fn pictures_cut_short_fail_for_good() {
 
 #[test]
 fn damaged_bytes_never_panic() {
-    for (_, bytes) in sound_pictures() {
+    for (_, bytes) in valid_pictures() {
         for seed in 0..200_usize {
             let mut damaged = bytes.clone();
-            // Headers deserve most of the blows.
+            // Half of the rounds damage only the header.
             let span = if seed % 2 == 0 { 64.min(bytes.len()) } else { bytes.len() };
-            let places = noise(seed as u64 + 1, 16);
-            for (n, pair) in places.chunks_exact(2).enumerate() {
+            let damage = noise(seed as u64 + 1, 16);
+            for (n, pair) in damage.chunks_exact(2).enumerate() {
                 let at = (usize::from(pair[0]) * 257 + n * 31 + seed * 131) % span;
                 damaged[at] = pair[1];
             }
@@ -360,8 +362,8 @@ fn damaged_bytes_never_panic() {
 }
 
 #[test]
-fn headers_that_lie_about_the_size_are_refused_before_decoding() {
-    for (format, mut bytes) in sound_pictures() {
+fn headers_with_excessive_size_are_rejected_before_decoding() {
+    for (format, mut bytes) in valid_pictures() {
         let big = 60_000_u32;
         match format {
             Codec::Jpeg => {
@@ -382,11 +384,11 @@ fn headers_that_lie_about_the_size_are_refused_before_decoding() {
                 bytes[18..22].copy_from_slice(&big.to_le_bytes());
                 bytes[22..26].copy_from_slice(&big.to_le_bytes());
             }
-            // VP8L has 14 bits for each side, less one: 12,000 × 12,000.
+            // VP8L has 14 bits for each side minus one: 12,000 × 12,000.
             Codec::WebP => {
                 bytes[21..25].copy_from_slice(&(0x2EDF_u32 << 14 | 0x2EDF).to_le_bytes());
             }
-            // Its directory stands at the end and is covered by the damage tests.
+            // TIFF's directory is at the end of the file; the damage tests cover it.
             _ => continue,
         }
         let expected = Some(ErrorCode::TooManyPixels);
@@ -398,7 +400,7 @@ fn headers_that_lie_about_the_size_are_refused_before_decoding() {
     assert!(failure.message.contains("60000") && failure.message.contains("59999"), "{failure}");
 }
 
-/// As PNG uses it (ISO/IEC 15948, annex D).
+/// The CRC of PNG chunks (ISO/IEC 15948, annex D).
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |sum, &byte| {
         (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 * (sum & 1)))
@@ -406,7 +408,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn what_is_no_picture_and_what_cannot_be_decoded_are_told_apart() {
+fn non_images_and_undecodable_images_have_different_codes() {
     let cases: [(&[u8], ErrorCode); 4] = [
         (b"", ErrorCode::NotAnImage),
         (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", ErrorCode::NotAnImage),
@@ -419,7 +421,7 @@ fn what_is_no_picture_and_what_cannot_be_decoded_are_told_apart() {
 }
 
 #[test]
-fn a_stopped_render_ends_early() {
+fn stopped_render_ends_early() {
     let bytes = encoded(&quarters_image(), Codec::Png);
     let presets = presets(&[("p", 20, PresetFormat::Auto)]);
     let stopped = Renderer::new().expect("codecs").render(&bytes, &presets, LIMITS, &|| true);

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_bounds_what_is_under_way() {
+    fn window_bounds_images_in_progress() {
         assert_eq!(capacity(&backfill(None, None), 0, 100), 100);
         assert_eq!(capacity(&backfill(None, None), 99, 100), 1);
         assert_eq!(capacity(&backfill(None, None), 150, 100), 0);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_holds_whatever_the_pauses() {
+    fn rate_holds_across_pauses() {
         for (rate, rested, due) in [
             (100.0, Some(0.1), 10),
             (100.0, Some(60.0), 100),

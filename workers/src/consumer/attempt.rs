@@ -267,7 +267,7 @@ mod tests {
     use crate::tests::test_worker::{TestWorker, options, within};
 
     #[tokio::test]
-    async fn a_panic_is_a_failure_that_may_be_tried_again() {
+    async fn panic_becomes_retryable_failure() {
         let worker = Worker::new(&TestWorker::new(&[]).await.parts, options());
         let handler = async { panic!("a codec's bug") };
         let result = supervise(&worker, &CancellationToken::new(), handler).await;
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_is_handed_back_when_the_drain_is_over() {
+    async fn end_of_drain_releases_running_job() {
         let worker = Worker::new(&TestWorker::new(&[]).await.parts, options());
         worker.hand_back.cancel();
         let result = supervise(&worker, &CancellationToken::new(), std::future::pending()).await;
@@ -285,16 +285,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_that_the_store_does_not_renew_stops_its_job() {
+    async fn unrenewed_lease_stops_its_job() {
         let test = TestWorker::new(&[("SAFELIGHT_LEASE_MS", "100")]).await;
         let worker = Worker::new(&test.parts, options());
         let lease = safelight_store::Lease { job: safelight_domain::JobId::new(), fence: 1 };
         let held = worker.leases.hold(lease);
         let job = supervise(&worker, &held.lost, std::future::pending());
-        let result = within("the loss is noticed", async {
+        let renewal = worker.leases.keep(&worker.store, worker.settings.lease, &worker.breaker);
+        let result = within("the job is stopped", async {
             tokio::select! {
                 result = job => result,
-                () = worker.leases.keep(&worker.store, worker.settings.lease, &worker.breaker) => None,
+                () = renewal => None,
             }
         });
         assert_eq!(result.await, None);

@@ -120,14 +120,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bulk_leaves_interactive_a_share_and_never_starves_itself() {
+    fn bulk_lane_leaves_reserved_slots_to_interactive_lane() {
         for (slots, percent, bulk) in
             [(1, 25, 1), (2, 25, 1), (4, 25, 3), (8, 25, 6), (9, 25, 6), (8, 0, 7), (8, 100, 1)]
         {
-            let may = |lane, served: &[Lane]| Reserve { percent }.slots(lane, served, slots);
-            assert_eq!(may(Lane::Bulk, Lane::ALL), bulk, "{slots} slots, {percent} %");
-            assert_eq!(may(Lane::Interactive, Lane::ALL), slots);
-            assert_eq!(may(Lane::Bulk, &[Lane::Bulk]), slots);
+            let usable = |lane, served: &[Lane]| Reserve { percent }.slots(lane, served, slots);
+            assert_eq!(usable(Lane::Bulk, Lane::ALL), bulk, "{slots} slots, {percent} %");
+            assert_eq!(usable(Lane::Interactive, Lane::ALL), slots);
+            assert_eq!(usable(Lane::Bulk, &[Lane::Bulk]), slots);
         }
     }
 }

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn running_attempts_are_busy_and_ended_jobs_are_counted() {
+    fn stats_count_busy_slots_and_ended_jobs() {
         let options = WorkerOptions {
             kinds: vec![JobKind::Thumbnail],
             lanes: Lane::ALL.to_vec(),
@@ -118,19 +118,19 @@ mod tests {
         let stats = Stats::new(&options, Reserve { percent: 25 });
         let first = stats.begin(JobKind::Thumbnail, Lane::Bulk);
         let second = stats.begin(JobKind::Thumbnail, Lane::Bulk);
-        // Not served here: not counted.
+        // This worker runs no write jobs, so this one is not counted.
         drop(stats.begin(JobKind::Write, Lane::Bulk));
         drop(first);
         stats.ended(JobKind::Thumbnail, Lane::Bulk);
-        let figures = stats.snapshot();
-        let of = |lane: Lane| {
-            let one = figures.iter().find(|one| one.lane == lane.as_str()).expect("served");
-            (one.kind.as_str(), one.slots, one.busy, one.ended)
+        let snapshot = stats.snapshot();
+        let counts = |lane: Lane| {
+            let slots = snapshot.iter().find(|slots| slots.lane == lane.as_str()).expect("served");
+            (slots.kind.as_str(), slots.slots, slots.busy, slots.ended)
         };
-        assert_eq!(figures.len(), 2);
-        assert_eq!(of(Lane::Bulk), ("thumbnail", 2, 1, 1));
-        assert_eq!(of(Lane::Interactive), ("thumbnail", 3, 0, 0));
+        assert_eq!(snapshot.len(), 2);
+        assert_eq!(counts(Lane::Bulk), ("thumbnail", 2, 1, 1));
+        assert_eq!(counts(Lane::Interactive), ("thumbnail", 3, 0, 0));
         drop(second);
-        assert!(stats.snapshot().iter().all(|one| one.busy == 0));
+        assert!(stats.snapshot().iter().all(|slots| slots.busy == 0));
     }
 }

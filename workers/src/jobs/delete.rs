@@ -95,9 +95,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quick_removal_takes_as_long_as_none() {
-        let took = |ms| whole_grains(Duration::from_millis(ms)).as_millis();
-        assert_eq!([took(0), took(40), took(249)], [250; 3]);
-        assert_eq!([took(250), took(499), took(500)], [500, 500, 750]);
+    fn deletion_time_is_rounded_up_to_whole_grains() {
+        let rounded = |ms| whole_grains(Duration::from_millis(ms)).as_millis();
+        assert_eq!([rounded(0), rounded(40), rounded(249)], [250; 3]);
+        assert_eq!([rounded(250), rounded(499), rounded(500)], [500, 500, 750]);
     }
 }

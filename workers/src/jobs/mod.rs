@@ -73,13 +73,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_registered_once_and_in_order() {
+    fn registry_lists_every_kind_once_in_order() {
         assert_eq!(JOBS.map(Job::kind), JobKind::ALL);
         assert_eq!(kind_names(), "write, thumbnail, verify, delete");
     }
 
     #[test]
-    fn jobs_that_wait_for_disks_get_more_slots() {
+    fn disk_bound_jobs_get_more_slots() {
         let slots = |concurrency| {
             JobKind::ALL.iter().map(|&kind| slots(kind, concurrency)).collect::<Vec<_>>()
         };

@@ -95,7 +95,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn a_waiting_job_gets_a_new_message_and_one_that_ended_does_not() {
+    async fn dead_letter_is_republished_only_for_queued_job() {
         let test = TestWorker::new(&[]).await;
         let WorkerParts { store, queue, .. } = &test.parts;
         let service = DeadLetters::new(store.clone(), queue.clone());

@@ -167,7 +167,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn only_lost_messages_are_published_again() {
+    async fn rescuer_republishes_only_lost_messages() {
         let test = TestWorker::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
         let WorkerParts { config, store, queue, outbox_signal, .. } = &test.parts;
         let signal = outbox_signal.clone();
@@ -188,7 +188,7 @@ mod tests {
         let mut subscription = queue.subscribe(name, 1).await.expect("subscribe");
         subscription.next().await.expect("a message").ack().await;
         drop(subscription);
-        crate::tests::test_worker::within("the fetched one is back", async {
+        crate::tests::test_worker::within("the unacknowledged message returns", async {
             while queue.depth(name).await.expect("depth") != 1 {
                 tokio::task::yield_now().await;
             }

@@ -122,16 +122,16 @@ mod tests {
 
     use super::*;
 
-    /// Fails, panics, succeeds, and then hangs.
-    struct Erratic {
+    /// Fails, panics, succeeds and hangs, in this order.
+    struct UnreliableService {
         runs: Arc<AtomicU32>,
         stopped: Arc<AtomicU32>,
     }
 
     #[async_trait]
-    impl Service for Erratic {
+    impl Service for UnreliableService {
         fn name(&self) -> &'static str {
-            "erratic"
+            "unreliable"
         }
 
         fn action(&self) -> &'static str {
@@ -162,9 +162,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn errors_and_panics_are_recorded_and_do_not_end_a_service() {
+    async fn service_records_and_survives_errors_and_panics() {
         let runs = Arc::<AtomicU32>::default();
-        let service = Erratic { runs: runs.clone(), stopped: Arc::default() };
+        let service = UnreliableService { runs: runs.clone(), stopped: Arc::default() };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
         let running =
             tokio::spawn(run_service(Box::new(service), statuses.clone(), shutdown.clone()));
@@ -182,13 +182,13 @@ mod tests {
         let succeeded = after(4).await;
         assert!(succeeded.last_error.is_none() && succeeded.last_success_at.is_some());
         shutdown.cancel();
-        running.await.expect("it ends although a run hangs");
+        running.await.expect("the service stops although a run hangs");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiting_service_stops_at_once() {
+    async fn idle_service_stops_immediately() {
         let (runs, stopped) = (Arc::new(AtomicU32::new(2)), Arc::<AtomicU32>::default());
-        let service = Erratic { runs: runs.clone(), stopped: stopped.clone() };
+        let service = UnreliableService { runs: runs.clone(), stopped: stopped.clone() };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
         let running = tokio::spawn(run_service(Box::new(service), statuses, shutdown.clone()));
         while runs.load(Ordering::SeqCst) < 3 {

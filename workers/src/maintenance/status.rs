@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn details_of_errors_are_left_to_the_log() {
+    fn status_omits_error_details() {
         let statuses = ServiceStatuses::default();
         statuses.finished("relay", Some("the database is unavailable: no route to db-1"));
         let error = statuses.snapshot().remove(0).last_error;

@@ -1,4 +1,4 @@
-//! Backfills beside each other, and sources that do not behave.
+//! Concurrent backfills, and sources with errors.
 
 use std::{fs, path::Path};
 
@@ -9,9 +9,9 @@ use safelight_domain::{
 };
 use safelight_store::{NewBackfill, ReportLine};
 
-use super::test_worker::{TestWorker, files, picture, within};
+use super::test_worker::{TestWorker, count_files, picture, within};
 
-async fn begun(test: &TestWorker, spec: BackfillSpec) -> TaskId {
+async fn start_backfill(test: &TestWorker, spec: BackfillSpec) -> TaskId {
     let new = NewBackfill { task: TaskId::new(), owner: safelight_domain::Owner::local(), spec };
     assert!(test.parts.store.create_backfill(&new).await.expect("begin"));
     new.task
@@ -23,41 +23,42 @@ fn import(source: &Path) -> BackfillSpec {
     spec
 }
 
-/// A backfill's task, once that has ended, and its report by source: files of one step are read side by side.
-async fn report(test: &TestWorker, id: TaskId) -> (Task, Vec<ReportLine>) {
-    let task = test.ended(id).await;
+/// Waits for the end of a backfill; returns its task and its report, sorted by source because the files of a
+/// step are read concurrently.
+async fn wait_for_report(test: &TestWorker, id: TaskId) -> (Task, Vec<ReportLine>) {
+    let task = test.wait_until_ended(id).await;
     let mut report = test.store.inner.backfill_report(id, None, 100).await.expect("report");
-    report.sort_by(|one, other| one.source.cmp(&other.source));
+    report.sort_by(|a, b| a.source.cmp(&b.source));
     (task, report)
 }
 
 fn reasons(report: &[ReportLine]) -> Vec<(&str, Option<&str>)> {
-    report.iter().map(|item| (item.outcome.as_str(), item.reason.as_deref())).collect()
+    report.iter().map(|line| (line.outcome.as_str(), line.reason.as_deref())).collect()
 }
 
 #[tokio::test]
-async fn an_import_that_hangs_holds_no_other_up_and_can_be_cancelled() {
+async fn hanging_import_delays_no_other_backfill_and_can_be_cancelled() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
-    test.ended(upload.task).await;
+    test.wait_until_ended(upload.task).await;
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("a.png"), picture()).expect("write");
-    *test.store.plan.hangs.lock().expect("not poisoned") = Some("images_with_blobs");
-    let hung = begun(&test, import(photos.path())).await;
-    let other = begun(&test, BackfillSpec::new(BackfillKind::Verify)).await;
+    *test.store.plan.hanging_method.lock().expect("not poisoned") = Some("images_with_blobs");
+    let hanging = start_backfill(&test, import(photos.path())).await;
+    let other = start_backfill(&test, BackfillSpec::new(BackfillKind::Verify)).await;
     let _coordinator = test.coordinator();
-    test.task_when(hung, |task| {
+    test.wait_for_task(hanging, |task| {
         task.backfill.as_ref().is_some_and(|backfill| backfill.expected == Some(1))
     })
     .await;
-    assert_eq!(test.ended(other).await.status, Status::Succeeded);
-    assert!(test.store.inner.cancel(hung).await.expect("cancel"));
-    assert_eq!(test.ended(hung).await.status, Status::Cancelled);
+    assert_eq!(test.wait_until_ended(other).await.status, Status::Succeeded);
+    assert!(test.store.inner.cancel(hanging).await.expect("cancel"));
+    assert_eq!(test.wait_until_ended(hanging).await.status, Status::Cancelled);
 }
 
 #[tokio::test]
-async fn a_source_that_is_no_list_ends_its_import() {
+async fn import_fails_if_source_is_no_list() {
     let test = TestWorker::new(&[]).await;
     let folder = tempfile::tempdir().expect("folder");
     let (pipe, photo) = (folder.path().join("pipe"), folder.path().join("a.png"));
@@ -70,8 +71,8 @@ async fn a_source_that_is_no_list_ends_its_import() {
         (Path::new("/dev/zero"), "is neither folder nor file"),
         (photo.as_path(), "is a picture; name its folder"),
     ] {
-        let id = begun(&test, import(source)).await;
-        let task = test.ended(id).await;
+        let id = start_backfill(&test, import(source)).await;
+        let task = test.wait_until_ended(id).await;
         let problem = task.backfill.and_then(|backfill| backfill.problem).unwrap_or_default();
         assert!(problem.contains(why), "{problem}");
         assert_eq!(task.status, Status::Failed);
@@ -79,7 +80,7 @@ async fn a_source_that_is_no_list_ends_its_import() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_is_a_line_and_no_obstacle() {
+async fn import_reports_bad_entries_and_continues() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let folder = tempfile::tempdir().expect("folder");
@@ -96,9 +97,9 @@ async fn a_bad_entry_is_a_line_and_no_obstacle() {
         "\"good.png\"".to_owned(),
     ];
     fs::write(&list, lines.join("\n")).expect("write");
-    let id = begun(&test, import(&list)).await;
+    let id = start_backfill(&test, import(&list)).await;
     let _coordinator = test.coordinator();
-    let (task, report) = report(&test, id).await;
+    let (task, report) = wait_for_report(&test, id).await;
     assert_eq!(task.status, Status::Failed);
     let mut found = reasons(&report);
     found.sort_unstable();
@@ -113,80 +114,80 @@ async fn a_bad_entry_is_a_line_and_no_obstacle() {
 }
 
 #[tokio::test]
-async fn an_equal_picture_is_worth_what_became_of_it() {
+async fn import_skips_equal_images_and_retries_failed_ones_on_request() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
-    let mut torn = picture();
-    torn.truncate(torn.len() / 2);
-    let bad = test.upload(&torn).await;
-    assert_eq!(test.ended(bad.task).await.status, Status::Failed);
+    let mut truncated = picture();
+    truncated.truncate(truncated.len() / 2);
+    let failed = test.upload(&truncated).await;
+    assert_eq!(test.wait_until_ended(failed.task).await.status, Status::Failed);
     let lost = test.upload(&picture()).await;
-    test.ended(lost.task).await;
-    let blob = test.path(&BlobKey::Blob(lost.sha256));
+    test.wait_until_ended(lost.task).await;
+    let blob = test.blob_path(&BlobKey::Blob(lost.sha256));
     fs::remove_file(&blob).expect("remove");
     let photos = tempfile::tempdir().expect("folder");
-    fs::write(photos.path().join("1.png"), &torn).expect("write");
+    fs::write(photos.path().join("1.png"), &truncated).expect("write");
     fs::write(photos.path().join("2.png"), picture()).expect("write");
 
-    let id = begun(&test, import(photos.path())).await;
-    let (_, found) = report(&test, id).await;
+    let id = start_backfill(&test, import(photos.path())).await;
+    let (_, found) = wait_for_report(&test, id).await;
     let outcomes = [("skipped", Some("failed_before")), ("skipped", Some("duplicate"))];
     assert_eq!(reasons(&found), outcomes, "{found:?}");
     assert!(
         found[0].detail.as_deref().is_some_and(|why| why.contains("corrupt_image")),
         "{found:?}"
     );
-    assert_eq!(ContentHash::of(&fs::read(&blob).expect("it is back")), lost.sha256);
+    assert_eq!(ContentHash::of(&fs::read(&blob).expect("the blob is restored")), lost.sha256);
 
-    let mut again = import(photos.path());
-    again.retry_failed = true;
-    let id = begun(&test, again).await;
-    let (_, found) = report(&test, id).await;
+    let mut with_retry = import(photos.path());
+    with_retry.retry_failed = true;
+    let id = start_backfill(&test, with_retry).await;
+    let (_, found) = wait_for_report(&test, id).await;
     let outcomes = [("failed", Some("corrupt_image")), ("skipped", Some("duplicate"))];
     let mut sorted = reasons(&found);
     sorted.sort_unstable();
     assert_eq!(sorted, outcomes, "{found:?}");
-    let taken = found.iter().find(|item| item.outcome == ItemOutcome::Failed).expect("a line");
-    assert!(test.parts.store.image(ImageId(taken.id)).await.expect("read").is_some());
+    let retried = found.iter().find(|line| line.outcome == ItemOutcome::Failed).expect("a line");
+    assert!(test.parts.store.image(ImageId(retried.id)).await.expect("read").is_some());
 }
 
 #[tokio::test]
-async fn an_import_keeps_to_the_quota_and_goes_on_when_there_is_room() {
+async fn import_respects_quota_and_continues_when_it_is_raised() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("1.png"), picture()).expect("write");
-    // The same picture to look at, but other bytes.
+    // The same pixels in other bytes.
     fs::write(photos.path().join("2.png"), [picture(), vec![0]].concat()).expect("write");
     let mut spec = import(photos.path());
     spec.visibility = Some(Visibility::Private);
     spec.quota = Quota { images: Some(1), bytes: None };
-    let refused = ("failed", Some("over_quota"));
+    let over_quota = ("failed", Some("over_quota"));
     for first in [("succeeded", None), ("skipped", Some("duplicate"))] {
-        let id = begun(&test, spec.clone()).await;
-        let (task, found) = report(&test, id).await;
+        let id = start_backfill(&test, spec.clone()).await;
+        let (task, found) = wait_for_report(&test, id).await;
         assert_eq!(task.status, Status::Failed, "{found:?}");
         let mut reasons = reasons(&found);
-        reasons.sort_unstable_by_key(|reason| *reason == refused);
-        assert_eq!(reasons, [first, refused], "{found:?}");
+        reasons.sort_unstable_by_key(|reason| *reason == over_quota);
+        assert_eq!(reasons, [first, over_quota], "{found:?}");
     }
-    let staged = test.path(&BlobKey::Incoming(ImageId::new()));
-    assert_eq!(files(staged.parent().expect("a folder")), 0, "what was refused is not staged");
+    let staged = test.blob_path(&BlobKey::Incoming(ImageId::new()));
+    assert_eq!(count_files(staged.parent().expect("a folder")), 0, "rejected files are not staged");
 
     spec.quota.images = Some(2);
-    let id = begun(&test, spec).await;
-    let (task, found) = report(&test, id).await;
+    let id = start_backfill(&test, spec).await;
+    let (task, found) = wait_for_report(&test, id).await;
     assert_eq!(task.status, Status::Succeeded, "{found:?}");
     let mut reasons = reasons(&found);
     reasons.sort_unstable();
     assert_eq!(reasons, [("skipped", Some("duplicate")), ("succeeded", None)]);
-    let made = found.iter().find(|item| item.outcome == ItemOutcome::Succeeded).expect("a line");
+    let made = found.iter().find(|line| line.outcome == ItemOutcome::Succeeded).expect("a line");
     let image = test.parts.store.image(ImageId(made.id)).await.expect("read").expect("an image");
     assert_eq!(image.visibility, Visibility::Private);
 }
 
 #[tokio::test]
-async fn a_dry_run_counts_equal_files_once_however_far_apart() {
+async fn dry_run_counts_equal_files_once() {
     let test = TestWorker::new(&[("SAFELIGHT_BACKFILL_WINDOW", "1")]).await;
     let photos = tempfile::tempdir().expect("folder");
     for name in ["1.png", "2.png", "3.png"] {
@@ -194,58 +195,58 @@ async fn a_dry_run_counts_equal_files_once_however_far_apart() {
     }
     let mut spec = import(photos.path());
     spec.dry_run = true;
-    let id = begun(&test, spec).await;
+    let id = start_backfill(&test, spec).await;
     let _coordinator = test.coordinator();
-    let counted = test.ended(id).await.backfill.expect("a backfill");
+    let counted = test.wait_until_ended(id).await.backfill.expect("a backfill");
     assert_eq!((counted.planned, counted.skipped["duplicate"]), (1, 2));
 }
 
 #[tokio::test]
-async fn verify_says_what_is_bad_each_time_and_looks_again_when_asked_or_stored_anew() {
+async fn verify_reports_known_damage_and_rechecks_on_request_or_new_upload() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let upload = test.upload(&picture()).await;
-    test.ended(upload.task).await;
-    fs::write(test.path(&BlobKey::Blob(upload.sha256)), b"damaged").expect("write");
+    test.wait_until_ended(upload.task).await;
+    fs::write(test.blob_path(&BlobKey::Blob(upload.sha256)), b"damaged").expect("write");
     let verify = async |retry_failed: bool| {
         let mut spec = BackfillSpec::new(BackfillKind::Verify);
         spec.retry_failed = retry_failed;
-        let id = begun(&test, spec).await;
-        let (task, found) = report(&test, id).await;
+        let id = start_backfill(&test, spec).await;
+        let (task, found) = wait_for_report(&test, id).await;
         let backfill = task.backfill.expect("a backfill");
         (task.status, backfill.planned, found)
     };
     let failed = [("failed", Some("blob_damaged"))];
-    let (status, looked_at, found) = verify(false).await;
-    assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
-    // Every night the same, at no cost.
+    let (status, planned, found) = verify(false).await;
+    assert_eq!((status, planned, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
+    // Without `retry_failed`, known damage is reported again but not verified again.
     for _ in 0..2 {
-        let (status, looked_at, found) = verify(false).await;
-        assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 0, failed.to_vec()));
+        let (status, planned, found) = verify(false).await;
+        assert_eq!((status, planned, reasons(&found)), (Status::Failed, 0, failed.to_vec()));
         let why = found[0].detail.as_deref().expect("a detail");
         assert!(why.contains("not looked at again") && why.contains("damaged"), "{why}");
     }
-    let (status, looked_at, found) = verify(true).await;
-    assert_eq!((status, looked_at, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
-    // The same picture again: its bytes are stored again.
+    let (status, planned, found) = verify(true).await;
+    assert_eq!((status, planned, reasons(&found)), (Status::Failed, 1, failed.to_vec()));
+    // Uploading the same picture again stores its bytes again.
     let again = test.upload(&picture()).await;
-    test.ended(again.task).await;
-    let (status, looked_at, found) = verify(false).await;
-    assert_eq!((status, looked_at), (Status::Succeeded, 2), "{found:?}");
+    test.wait_until_ended(again.task).await;
+    let (status, planned, found) = verify(false).await;
+    assert_eq!((status, planned), (Status::Succeeded, 2), "{found:?}");
 }
 
 #[tokio::test]
-async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
+async fn import_restores_missing_and_damaged_originals() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
     let upload = test.upload(&picture()).await;
-    test.ended(upload.task).await;
-    let blob = test.path(&BlobKey::Blob(upload.sha256));
+    test.wait_until_ended(upload.task).await;
+    let blob = test.blob_path(&BlobKey::Blob(upload.sha256));
     let photos = tempfile::tempdir().expect("folder");
     fs::write(photos.path().join("the same.png"), picture()).expect("write");
     let run = async |spec: BackfillSpec| {
-        let id = begun(&test, spec).await;
-        let (task, found) = report(&test, id).await;
+        let id = start_backfill(&test, spec).await;
+        let (task, found) = wait_for_report(&test, id).await;
         (task.status, found)
     };
     let verify = || BackfillSpec::new(BackfillKind::Verify);
@@ -259,7 +260,7 @@ async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
             Some(bytes) => fs::write(&blob, bytes).expect("write"),
             None => fs::remove_file(&blob).expect("remove"),
         }
-        // A second look finds the same, whether it reads the original or not.
+        // The second run reports the same without reading the original.
         for _ in 0..2 {
             let (status, found) = run(verify()).await;
             assert_eq!((status, reasons(&found)), (Status::Failed, vec![("failed", Some(reason))]));
@@ -278,30 +279,30 @@ async fn an_import_brings_back_what_is_gone_or_damaged_and_verify_sees_it() {
 }
 
 #[tokio::test]
-async fn what_another_task_is_at_is_worked_on_all_the_same() {
+async fn backfills_include_images_of_unfinished_tasks() {
     let test = TestWorker::new(&[]).await;
     let _coordinator = test.coordinator();
-    // No worker runs yet: the upload's jobs wait, and so does the first backfill's.
+    // No worker runs yet, so the jobs of the upload and of the first backfill wait.
     let upload = test.upload(&picture()).await;
     let mut ids = Vec::new();
     for preset in ["small", "medium"] {
         let mut spec = BackfillSpec::new(BackfillKind::Renditions);
         spec.presets = vec![preset.to_owned()];
-        ids.push(begun(&test, spec).await);
+        ids.push(start_backfill(&test, spec).await);
     }
-    ids.push(begun(&test, BackfillSpec::new(BackfillKind::Verify)).await);
+    ids.push(start_backfill(&test, BackfillSpec::new(BackfillKind::Verify)).await);
     for &id in &ids {
-        test.task_when(id, |task| {
+        test.wait_for_task(id, |task| {
             task.backfill.as_ref().is_some_and(|backfill| backfill.planned == 1)
         })
         .await;
     }
     let (_worker, _relay) = (test.worker(), test.relay());
     for id in ids {
-        let (task, found) = report(&test, id).await;
+        let (task, found) = wait_for_report(&test, id).await;
         assert_eq!((task.status, reasons(&found)), (Status::Succeeded, vec![("succeeded", None)]));
     }
-    within("it is stored", test.ended(upload.task)).await;
-    let obstacles = test.parts.store.blocking_jobs(&[upload.image]).await.expect("read");
-    assert!(obstacles.iter().all(|obstacle| obstacle.kind != JobKind::Write), "{obstacles:?}");
+    within("the upload has ended", test.wait_until_ended(upload.task)).await;
+    let blocking = test.parts.store.blocking_jobs(&[upload.image]).await.expect("read");
+    assert!(blocking.iter().all(|job| job.kind != JobKind::Write), "{blocking:?}");
 }

@@ -1,4 +1,4 @@
-//! Cancelled uploads: nothing is left of them but what other images share.
+//! Cancelled uploads: only bytes that other images share are left.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,33 +17,33 @@ use tokio::{
 use super::test_worker::{TestWorker, facts, job, picture, within};
 
 #[tokio::test]
-async fn a_cancelled_upload_leaves_no_bytes() {
+async fn cancelled_upload_leaves_no_bytes() {
     let test = TestWorker::new(&[]).await;
-    let (queued, written) = (test.upload(b"queued").await, written(&test, b"written").await);
-    for upload in [&queued, &written] {
+    let (queued, stored) = (test.upload(b"queued").await, stored_upload(&test, b"stored").await);
+    for upload in [&queued, &stored] {
         assert!(test.parts.store.cancel(upload.task).await.expect("cancel"));
     }
     let _janitor = test.janitor();
-    within("the janitor has passed", async {
-        while test.path(&BlobKey::Incoming(queued.image)).exists()
-            || test.path(&BlobKey::Blob(written.sha256)).exists()
+    within("the janitor has removed everything", async {
+        while test.blob_path(&BlobKey::Incoming(queued.image)).exists()
+            || test.blob_path(&BlobKey::Blob(stored.sha256)).exists()
             || !test.parts.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty()
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    assert_eq!(test.trash(), 0);
+    assert_eq!(test.trash_count(), 0);
 }
 
-/// A proxy that answers every request with the status that was set, and notes its requests.
+/// A proxy that answers every request with the current status and records the request lines.
 pub(super) async fn proxy() -> (String, watch::Sender<u16>, Arc<Mutex<Vec<String>>>) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let (status, current) = watch::channel(503);
-    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let notes = asked.clone();
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let recorded = requests.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = Vec::new();
@@ -51,28 +51,28 @@ pub(super) async fn proxy() -> (String, watch::Sender<u16>, Arc<Mutex<Vec<String
                 && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0)
             {}
             let line = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
-            notes.lock().expect("a lock").push(line);
+            recorded.lock().expect("a lock").push(line);
             let status = *current.borrow();
-            let answer =
+            let response =
                 format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.write_all(response.as_bytes()).await;
         }
     });
-    (url, status, asked)
+    (url, status, requests)
 }
 
 #[tokio::test]
-async fn proxies_are_told_before_the_bytes_are_forgotten() {
-    let (url, status, asked) = proxy().await;
+async fn proxies_are_purged_before_cancelled_bytes_are_removed() {
+    let (url, status, requests) = proxy().await;
     let urls = format!("[\"{url}\"]");
     let keys = [("SAFELIGHT_PURGE_URLS", urls.as_str()), ("SAFELIGHT_METADATA_CACHE_MS", "0")];
     let test = TestWorker::new(&keys).await;
-    let upload = written(&test, b"secret").await;
+    let upload = stored_upload(&test, b"secret").await;
     test.parts.store.cancel(upload.task).await.expect("cancel");
-    // At first a delivery node could still serve it to the proxy.
-    test.discarded_images().remove().await.expect("nothing to do yet");
-    assert!(asked.lock().expect("a lock").is_empty());
-    let refused = within("the image is old enough", async {
+    // A delivery node may still have the image in its metadata cache, so nothing is removed yet.
+    test.discarded_images().remove().await.expect("remove nothing");
+    assert!(requests.lock().expect("a lock").is_empty());
+    let error = within("the image is old enough", async {
         loop {
             match test.discarded_images().remove().await {
                 Ok(()) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -81,84 +81,88 @@ async fn proxies_are_told_before_the_bytes_are_forgotten() {
         }
     })
     .await;
-    assert!(refused.to_string().contains("503"), "{refused}");
-    assert!(test.path(&BlobKey::Blob(upload.sha256)).exists(), "removed before the proxy knew");
+    assert!(error.to_string().contains("503"), "{error}");
+    assert!(
+        test.blob_path(&BlobKey::Blob(upload.sha256)).exists(),
+        "the bytes stay until the proxies are purged"
+    );
     status.send_replace(404);
-    asked.lock().expect("a lock").clear();
+    requests.lock().expect("a lock").clear();
     test.discarded_images().remove().await.expect("remove");
-    let mut asked = asked.lock().expect("a lock").clone();
-    asked.sort();
+    let mut requests = requests.lock().expect("a lock").clone();
+    requests.sort();
     let path = |end: &str| format!("PURGE /images/{}{end} HTTP/1.1", upload.image);
-    assert_eq!(asked, [path(""), path("/large"), path("/medium"), path("/small")]);
-    assert!(!test.path(&BlobKey::Blob(upload.sha256)).exists());
+    assert_eq!(requests, [path(""), path("/large"), path("/medium"), path("/small")]);
+    assert!(!test.blob_path(&BlobKey::Blob(upload.sha256)).exists());
     assert!(test.parts.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty());
 }
 
 #[tokio::test]
-async fn an_equal_image_keeps_its_bytes() {
+async fn cancellation_keeps_bytes_of_equal_image() {
     let test = TestWorker::new(&[]).await;
-    let (first, second) = (written(&test, b"the same").await, written(&test, b"the same").await);
+    let (first, second) =
+        (stored_upload(&test, b"the same").await, stored_upload(&test, b"the same").await);
     test.parts.store.cancel(first.task).await.expect("cancel");
     test.discarded_images().remove().await.expect("remove");
-    assert_eq!(read(&test, &second).await, b"the same");
+    assert_eq!(read_blob(&test, &second).await, b"the same");
     assert!(test.parts.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty());
 }
 
-/// The moment between the look and the deletion, when an equal upload could lose its bytes.
+/// Between the reference check and the removal, an equal upload could lose its bytes.
 #[tokio::test]
-async fn an_equal_upload_at_the_worst_moment_keeps_its_bytes() {
+async fn equal_upload_during_removal_keeps_its_bytes() {
     let test = TestWorker::new(&[]).await;
-    let first = written(&test, b"the same").await;
+    let first = stored_upload(&test, b"the same").await;
     test.parts.store.cancel(first.task).await.expect("cancel");
-    // One janitor has asked and found no other image; then the upload comes and is written…
-    let late = written(&test, b"the same").await;
-    // …and only now the janitor moves the bytes to the trash, and dies.
+    // A janitor found no other image with this content. Then an equal upload is stored, …
+    let late = stored_upload(&test, b"the same").await;
+    // … and only then the janitor moves the bytes to the trash, and dies.
     let keys = [BlobKey::Blob(first.sha256)];
     test.parts.blobs.trash(&keys).await.expect("move");
-    test.parts.store.mark_removed(first.image).await.expect("another had finished it");
-    assert_eq!(test.trash(), 1);
+    test.parts.store.mark_removed(first.image).await.expect("mark");
+    assert_eq!(test.trash_count(), 1);
 
     test.remover().resume().await.expect("resume");
-    assert_eq!(read(&test, &late).await, b"the same");
-    assert_eq!(test.trash(), 0);
+    assert_eq!(read_blob(&test, &late).await, b"the same");
+    assert_eq!(test.trash_count(), 0);
 }
 
-/// Two janitors on one image: one has decided that no image needs its bytes, and sleeps before it
-/// removes them. Meanwhile an equal upload is written, and the other janitor moves that to the trash.
+/// A janitor decides that no image needs the bytes, and is delayed before it removes them. Meanwhile an equal
+/// upload is stored, and another janitor moves its bytes to the trash.
 #[tokio::test]
-async fn what_one_janitor_moves_another_does_not_remove() {
+async fn janitor_keeps_trash_that_another_janitor_moved() {
     let test = TestWorker::new(&[]).await;
     let blobs = &test.parts.blobs;
-    let first = written(&test, b"the same").await;
+    let first = stored_upload(&test, b"the same").await;
     test.parts.store.cancel(first.task).await.expect("cancel");
     let keys = [BlobKey::Blob(first.sha256)];
     blobs.trash(&keys).await.expect("move");
-    let decided = blobs.trashed(&first.sha256).await.expect("list");
+    let condemned = blobs.trashed(&first.sha256).await.expect("list");
     assert!(test.parts.store.forget_blob(&first.sha256).await.expect("forget"));
 
-    let late = written(&test, b"the same").await;
-    blobs.trash(&keys).await.expect("the other moves");
-    blobs.delete_trashed(decided).await.expect("the sleeper removes");
-    test.remover().resume().await.expect("the other decides");
-    assert_eq!(read(&test, &late).await, b"the same");
-    assert_eq!(test.trash(), 0);
+    let late = stored_upload(&test, b"the same").await;
+    blobs.trash(&keys).await.expect("the other janitor moves");
+    blobs.delete_trashed(condemned).await.expect("the delayed janitor removes");
+    test.remover().resume().await.expect("the other janitor decides");
+    assert_eq!(read_blob(&test, &late).await, b"the same");
+    assert_eq!(test.trash_count(), 0);
 }
 
 #[tokio::test]
-async fn trash_of_a_dead_janitor_is_removed() {
+async fn trash_of_dead_janitor_is_removed() {
     let test = TestWorker::new(&[]).await;
-    let upload = written(&test, b"bytes").await;
+    let upload = stored_upload(&test, b"bytes").await;
     test.parts.store.cancel(upload.task).await.expect("cancel");
     let keys = [BlobKey::Blob(upload.sha256), BlobKey::Incoming(upload.image)];
     test.parts.blobs.trash(&keys).await.expect("move");
-    assert_eq!(test.trash(), 1, "what is not there cannot be moved");
+    assert_eq!(test.trash_count(), 1, "only existing objects are moved");
     test.discarded_images().remove().await.expect("remove");
-    assert_eq!(test.trash(), 0);
-    assert!(!test.path(&BlobKey::Blob(upload.sha256)).exists());
+    assert_eq!(test.trash_count(), 0);
+    assert!(!test.blob_path(&BlobKey::Blob(upload.sha256)).exists());
 }
 
 #[tokio::test]
-async fn a_running_job_is_stopped_and_its_result_discarded() {
+async fn result_of_cancelled_running_job_is_discarded() {
     let test = TestWorker::new(&[("SAFELIGHT_LEASE_MS", "300")]).await;
     let upload = test.upload(&picture()).await;
     let notices = test
@@ -167,18 +171,18 @@ async fn a_running_job_is_stopped_and_its_result_discarded() {
         .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
-    let held = claim(&test, &notices.due, JobKind::Thumbnail).await;
+    let lease = claim(&test, &notices.due, JobKind::Thumbnail).await;
     test.parts.store.cancel(upload.task).await.expect("cancel");
     let rendered = Outcome::Succeeded(Vec::new());
-    let settled = test.parts.store.settle(&held, &rendered).await;
+    let settled = test.parts.store.settle(&lease, &rendered).await;
     assert_eq!(settled.expect("settle"), Settled::Stale);
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Cancelled);
     assert_eq!(job(&task, JobKind::Thumbnail).status, Status::Cancelled);
 }
 
-/// An upload whose write job is done, so that its bytes have their content's name.
-pub(super) async fn written(test: &TestWorker, bytes: &[u8]) -> NewUpload {
+/// An upload whose write job has succeeded, so its bytes are in a blob.
+pub(super) async fn stored_upload(test: &TestWorker, bytes: &[u8]) -> NewUpload {
     let upload = test.upload(bytes).await;
     let (image, sha256) = (upload.image, upload.sha256);
     let staged = StagedUpload { image, sha256, bytes: upload.bytes };
@@ -204,7 +208,7 @@ async fn claim(test: &TestWorker, notices: &[JobNotice], kind: JobKind) -> safel
     }
 }
 
-pub(super) async fn read(test: &TestWorker, upload: &NewUpload) -> Vec<u8> {
+pub(super) async fn read_blob(test: &TestWorker, upload: &NewUpload) -> Vec<u8> {
     let key = BlobKey::Blob(upload.sha256);
-    test.parts.blobs.read(&key, 1000).await.expect("the bytes are there").to_vec()
+    test.parts.blobs.read(&key, 1000).await.expect("the blob exists").to_vec()
 }

@@ -1,4 +1,4 @@
-//! Both lanes of one worker, and how much of a backlog is published.
+//! The two lanes of a worker, and how much of a backlog the relay publishes.
 
 use std::sync::{
     Arc,
@@ -19,23 +19,23 @@ use crate::{
     maintenance::outbox_relay::OutboxRelay,
 };
 
-/// Thumbnail jobs that have begun, by lane, and that end only when they are released.
+/// Counts started thumbnail jobs by lane. Each job runs until it is released.
 #[derive(Clone)]
 struct HeldJobs {
-    begun: Arc<[AtomicUsize; 2]>,
+    started: Arc<[AtomicUsize; 2]>,
     release: Arc<Semaphore>,
 }
 
 impl HeldJobs {
     fn start(test: &TestWorker, lanes: &[Lane], concurrency: usize) -> (Self, JoinHandle<()>) {
-        let jobs = Self { begun: Arc::default(), release: Arc::new(Semaphore::new(0)) };
+        let jobs = Self { started: Arc::default(), release: Arc::new(Semaphore::new(0)) };
         let held = jobs.clone();
         let handler = move |attempt: Attempt, job: ClaimedJob| {
             let jobs = held.clone();
             async move {
                 // The attempt holds the slot.
                 let _attempt = attempt;
-                jobs.begun[job.lane as usize].fetch_add(1, Ordering::SeqCst);
+                jobs.started[job.lane as usize].fetch_add(1, Ordering::SeqCst);
                 jobs.release.acquire().await.expect("open").forget();
                 Ok(Outcome::Succeeded(Vec::new()))
             }
@@ -48,13 +48,13 @@ impl HeldJobs {
         (jobs, tokio::spawn(work))
     }
 
-    fn begun(&self, lane: Lane) -> usize {
-        self.begun[lane as usize].load(Ordering::SeqCst)
+    fn started(&self, lane: Lane) -> usize {
+        self.started[lane as usize].load(Ordering::SeqCst)
     }
 
-    async fn has_begun(&self, lane: Lane, count: usize) {
-        within("jobs begin", async {
-            while self.begun(lane) < count {
+    async fn wait_until_started(&self, lane: Lane, count: usize) {
+        within("jobs start", async {
+            while self.started(lane) < count {
                 tokio::task::yield_now().await;
             }
         })
@@ -63,23 +63,23 @@ impl HeldJobs {
 }
 
 #[tokio::test]
-async fn a_flood_of_bulk_work_leaves_a_slot_for_who_is_waiting() {
+async fn bulk_backlog_leaves_slot_for_interactive_job() {
     let test = TestWorker::new(&[]).await;
     for _ in 0..12 {
         test.upload_on(Lane::Bulk, &picture()).await;
     }
     let _relay = test.relay();
     let (jobs, _worker) = HeldJobs::start(&test, Lane::ALL, 4);
-    jobs.has_begun(Lane::Bulk, 3).await;
-    // Had the flood taken the last slot, this one would not begin: nothing ever ends here.
+    jobs.wait_until_started(Lane::Bulk, 3).await;
+    // No job ends here, so this one starts only if bulk jobs left a slot.
     test.upload(&picture()).await;
     test.parts.outbox_signal.notify();
-    jobs.has_begun(Lane::Interactive, 1).await;
-    assert_eq!(jobs.begun(Lane::Bulk), 3);
+    jobs.wait_until_started(Lane::Interactive, 1).await;
+    assert_eq!(jobs.started(Lane::Bulk), 3);
 }
 
 #[tokio::test]
-async fn interactive_work_comes_first_and_may_take_every_slot() {
+async fn interactive_jobs_come_first_and_may_use_every_slot() {
     let test = TestWorker::new(&[]).await;
     for _ in 0..4 {
         test.upload_on(Lane::Bulk, &picture()).await;
@@ -88,7 +88,7 @@ async fn interactive_work_comes_first_and_may_take_every_slot() {
     let relay = test.relay();
     let queues = Lane::ALL.iter().map(|&lane| Queue { kind: JobKind::Thumbnail, lane });
     for queue in queues {
-        within("all are published", async {
+        within("all jobs are published", async {
             while test.parts.queue.depth(queue).await.expect("depth") < 4 {
                 tokio::task::yield_now().await;
             }
@@ -98,26 +98,26 @@ async fn interactive_work_comes_first_and_may_take_every_slot() {
     relay.abort();
     let (jobs, _worker) = HeldJobs::start(&test, Lane::ALL, 1);
     for done in 1..=4 {
-        jobs.has_begun(Lane::Interactive, done).await;
-        assert_eq!(jobs.begun(Lane::Bulk), 0, "bulk waits until no interactive job does");
+        jobs.wait_until_started(Lane::Interactive, done).await;
+        assert_eq!(jobs.started(Lane::Bulk), 0, "bulk jobs wait while interactive jobs wait");
         jobs.release.add_permits(1);
     }
-    jobs.has_begun(Lane::Bulk, 1).await;
+    jobs.wait_until_started(Lane::Bulk, 1).await;
 }
 
 #[tokio::test]
-async fn a_worker_of_bulk_alone_uses_all_its_slots() {
+async fn bulk_only_worker_uses_all_slots() {
     let test = TestWorker::new(&[]).await;
     for _ in 0..6 {
         test.upload_on(Lane::Bulk, &picture()).await;
     }
     let _relay = test.relay();
     let (jobs, _worker) = HeldJobs::start(&test, &[Lane::Bulk], 4);
-    jobs.has_begun(Lane::Bulk, 4).await;
+    jobs.wait_until_started(Lane::Bulk, 4).await;
 }
 
 #[tokio::test]
-async fn a_backlog_is_published_only_as_it_is_worked_off() {
+async fn relay_publishes_backlog_only_as_queue_drains() {
     let test = TestWorker::new(&[("SAFELIGHT_PUBLISH_AHEAD", "5")]).await;
     let mut uploads = Vec::new();
     for _ in 0..12 {
@@ -128,22 +128,22 @@ async fn a_backlog_is_published_only_as_it_is_worked_off() {
         let queue = Queue { kind, lane: Lane::Interactive };
         test.parts.queue.depth(queue).await.expect("depth")
     };
-    within("both queues are filled", async {
+    within("both queues are full", async {
         while depth(JobKind::Write).await < 5 || depth(JobKind::Thumbnail).await < 5 {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    // A notification changes nothing: the queues are full.
+    // A notification publishes nothing more, because the queues are full.
     test.parts.outbox_signal.notify();
     let unpublished = async || test.parts.store.count_unpublished().await.expect("count");
-    within("the rest stays where it is", async {
+    within("the rest stays in the outbox", async {
         while unpublished().await != 14 {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    // Nor do new relays, of nodes that were restarted.
+    // New relays, as after a restart, publish nothing more either.
     for _ in 0..3 {
         let parts = &test.parts;
         let (store, queue) = (parts.store.clone(), parts.queue.clone());
@@ -154,6 +154,6 @@ async fn a_backlog_is_published_only_as_it_is_worked_off() {
     assert_eq!((depth(JobKind::Write).await, depth(JobKind::Thumbnail).await), (5, 5));
     let _worker = test.worker();
     for upload in uploads {
-        test.ended(upload.task).await;
+        test.wait_until_ended(upload.task).await;
     }
 }

@@ -1,12 +1,12 @@
-//! The parts together, on a real SQLite file, the in-process queue and a local directory.
+//! Tests of the whole worker on a real SQLite file, the in-process queue and a local directory.
 
 mod backfill;
 mod cancel;
+mod database_faults;
 mod delete;
-mod flaky;
 mod garbage;
-mod housekeeping;
 mod lanes;
+mod maintenance;
 mod registry;
 mod simulation;
 pub(crate) mod test_worker;

@@ -1,4 +1,4 @@
-//! What the registry knows of a worker, from its start to its end.
+//! What the registry shows of a worker, from its start to its end.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,20 +12,20 @@ use tokio::sync::Notify;
 use super::test_worker::{TestWorker, options, picture, within};
 use crate::consumer::{self, worker::Worker};
 
-const OFTEN: &[(&str, &str)] = &[("SAFELIGHT_HEARTBEAT_MS", "50")];
+const FREQUENT_HEARTBEATS: &[(&str, &str)] = &[("SAFELIGHT_HEARTBEAT_MS", "50")];
 
-async fn registered(test: &TestWorker) -> Vec<RegisteredWorker> {
+async fn registered_workers(test: &TestWorker) -> Vec<RegisteredWorker> {
     test.store.inner.list_workers(9).await.expect("list")
 }
 
-/// The only worker, once `wanted` holds for it.
-async fn worker_when(
+/// Waits until the only worker satisfies `wanted`.
+async fn wait_for_worker(
     test: &TestWorker,
     wanted: impl Fn(&RegisteredWorker) -> bool,
 ) -> RegisteredWorker {
     within("the registry shows it", async {
         loop {
-            let workers = registered(test).await;
+            let workers = registered_workers(test).await;
             assert!(workers.len() <= 1, "{workers:?}");
             if let Some(worker) = workers.into_iter().next().filter(&wanted) {
                 return worker;
@@ -36,31 +36,31 @@ async fn worker_when(
     .await
 }
 
-fn ended(beat: &Heartbeat) -> u64 {
-    beat.slots.iter().map(|one| one.ended).sum()
+fn ended_jobs(beat: &Heartbeat) -> u64 {
+    beat.slots.iter().map(|slots| slots.ended).sum()
 }
 
 #[tokio::test]
-async fn a_worker_is_registered_with_what_it_did_until_it_has_drained() {
-    let test = TestWorker::new(OFTEN).await;
+async fn worker_is_registered_with_statistics_until_drained() {
+    let test = TestWorker::new(FREQUENT_HEARTBEATS).await;
     let (worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
-    assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
-    let shown = worker_when(&test, |worker| ended(&worker.beat) == 2).await;
+    assert_eq!(test.wait_until_ended(upload.task).await.status, Status::Succeeded);
+    let shown = wait_for_worker(&test, |worker| ended_jobs(&worker.beat) == 2).await;
     assert_eq!(shown.status(), WorkerStatus::Running);
     let beat = &shown.beat;
     assert_eq!((beat.pid, beat.concurrency), (std::process::id(), 2));
     assert_eq!((beat.kinds.len(), beat.lanes.len(), beat.slots.len()), (4, 2, 8));
     assert!(!beat.host.is_empty() && !beat.version.is_empty());
-    assert!(beat.slots.iter().all(|one| one.busy == 0 && one.slots > 0), "{beat:?}");
+    assert!(beat.slots.iter().all(|slots| slots.busy == 0 && slots.slots > 0), "{beat:?}");
     test.shutdown.cancel();
     within("the worker ends", worker).await.expect("no panic");
-    assert_eq!(registered(&test).await, []);
+    assert_eq!(registered_workers(&test).await, []);
 }
 
 #[tokio::test]
-async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
-    let test = TestWorker::new(OFTEN).await;
+async fn draining_worker_reports_running_jobs() {
+    let test = TestWorker::new(FREQUENT_HEARTBEATS).await;
     let _relay = test.relay();
     let release = Arc::new(Notify::new());
     let (gate, options, shutdown) = (release.clone(), options(), test.shutdown.clone());
@@ -76,22 +76,22 @@ async fn a_worker_that_drains_says_so_and_what_it_still_runs() {
     let draining = tokio::spawn(async move {
         consumer::run_registered(worker, &statuses, shutdown).await;
     });
-    // Of one upload the write job runs, and the thumbnail job.
+    // Both jobs of the upload run until they are released.
     test.upload(&picture()).await;
     let busy =
-        |worker: &RegisteredWorker| worker.beat.slots.iter().map(|one| one.busy).sum::<u32>();
-    worker_when(&test, |worker| busy(worker) == 2).await;
+        |worker: &RegisteredWorker| worker.beat.slots.iter().map(|slots| slots.busy).sum::<u32>();
+    wait_for_worker(&test, |worker| busy(worker) == 2).await;
     test.shutdown.cancel();
-    let shown = worker_when(&test, |worker| worker.status() == WorkerStatus::Draining).await;
+    let shown = wait_for_worker(&test, |worker| worker.status() == WorkerStatus::Draining).await;
     assert_eq!(busy(&shown), 2);
     release.notify_waiters();
     within("the worker ends", draining).await.expect("no panic");
-    assert_eq!(registered(&test).await, []);
+    assert_eq!(registered_workers(&test).await, []);
 }
 
 #[tokio::test]
-async fn a_worker_reports_the_last_runs_of_its_services() {
-    let test = TestWorker::new(OFTEN).await;
+async fn worker_reports_last_runs_of_its_services() {
+    let test = TestWorker::new(FREQUENT_HEARTBEATS).await;
     test.parts.queue.close().await;
     let _services = test.services(&["outbox_relay", "old_tasks"]);
     let _worker = test.worker();
@@ -99,7 +99,7 @@ async fn a_worker_reports_the_last_runs_of_its_services() {
     let has_failed = |worker: &RegisteredWorker| {
         worker.beat.services.iter().any(|service| service.last_error.is_some())
     };
-    let services = worker_when(&test, has_failed).await.beat.services;
+    let services = wait_for_worker(&test, has_failed).await.beat.services;
     let names: Vec<_> = services.iter().map(|service| service.name.as_str()).collect();
     assert_eq!(names, ["old_tasks", "outbox_relay"]);
     let (tasks, relay) = (&services[0], &services[1]);
@@ -109,14 +109,14 @@ async fn a_worker_reports_the_last_runs_of_its_services() {
 }
 
 #[tokio::test]
-async fn a_worker_outlives_beats_that_the_database_does_not_take() {
-    let test = TestWorker::new(OFTEN).await;
+async fn worker_survives_failed_heartbeats() {
+    let test = TestWorker::new(FREQUENT_HEARTBEATS).await;
     let worker = test.worker();
-    let before = worker_when(&test, |_| true).await;
+    let before = wait_for_worker(&test, |_| true).await;
     test.store.plan.unavailable.store(true, Ordering::SeqCst);
-    worker_when(&test, |worker| worker.status() == WorkerStatus::Lost).await;
-    assert!(test.store.plan.refused.load(Ordering::SeqCst) >= 2 && !worker.is_finished());
+    wait_for_worker(&test, |worker| worker.status() == WorkerStatus::Lost).await;
+    assert!(test.store.plan.rejected_calls.load(Ordering::SeqCst) >= 2 && !worker.is_finished());
     test.store.plan.unavailable.store(false, Ordering::SeqCst);
-    let after = worker_when(&test, |worker| worker.status() == WorkerStatus::Running).await;
+    let after = wait_for_worker(&test, |worker| worker.status() == WorkerStatus::Running).await;
     assert_eq!((after.beat.id, after.started_at), (before.beat.id, before.started_at));
 }

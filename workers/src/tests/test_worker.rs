@@ -1,4 +1,4 @@
-//! A Safelight without HTTP in a temporary folder.
+//! The worker half of Safelight in a temporary folder.
 
 use std::{
     io::Cursor,
@@ -24,31 +24,31 @@ use safelight_store_sql::SqliteStore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::flaky::Flaky;
+use super::database_faults::DatabaseFaults;
 use crate::{
     ServiceStatuses, WorkerOptions, WorkerParts, backfill::BackfillCoordinator, consumer,
     maintenance::janitor::discarded::DiscardedImages, removal::Remover, run_service, services,
 };
 
-/// How long anything may take that is expected to happen.
+/// How long a test waits for something that must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) struct TestWorker {
     pub parts: WorkerParts,
     pub statuses: ServiceStatuses,
-    pub store: Arc<FaultyStore<Flaky>>,
+    pub store: Arc<FaultyStore<DatabaseFaults>>,
     pub shutdown: CancellationToken,
     folder: tempfile::TempDir,
 }
 
 impl TestWorker {
-    /// Defaults with short waits, changed by `settings`.
+    /// Uses the default configuration with short waits, overridden by `settings`.
     pub async fn new(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("temp folder");
         let path = folder.path().to_str().expect("UTF-8");
         let base = [
             ("SAFELIGHT_DATA_DIR", path),
-            // A decoder is the running program, and here that is a test.
+            // A decoder runs the current executable, which is the test here.
             ("SAFELIGHT_ISOLATE_DECODING", "false"),
             ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
             ("SAFELIGHT_BACKOFF_CAP_MS", "50"),
@@ -60,7 +60,7 @@ impl TestWorker {
         let DatabaseUrl::Sqlite(file) = &config.database_url else { panic!("SQLite by default") };
         let sqlite: DynStore = Arc::new(SqliteStore::open(file).await.expect("open"));
         sqlite.migrate().await.expect("migrate");
-        let store = Arc::new(FaultyStore { inner: sqlite, plan: Flaky::default() });
+        let store = Arc::new(FaultyStore { inner: sqlite, plan: DatabaseFaults::default() });
         let shared_cache = match &config.shared_cache_url {
             SharedCacheUrl::Single(url) => Some(SharedCache::new(Location::Single(url.clone()))),
             SharedCacheUrl::Cluster(_) | SharedCacheUrl::Off => None,
@@ -79,7 +79,7 @@ impl TestWorker {
         Self { parts, statuses, store, shutdown, folder }
     }
 
-    /// Stages and accepts an upload as the API does, without notifying the relay.
+    /// Stages and accepts an upload like the API, but does not notify the relay.
     pub async fn upload(&self, bytes: &[u8]) -> NewUpload {
         self.upload_on(Lane::Interactive, bytes).await
     }
@@ -143,7 +143,7 @@ impl TestWorker {
         tokio::spawn(async move { drop(futures::future::join_all(running).await) })
     }
 
-    /// A coordinator that goes step by step.
+    /// A coordinator that the test drives step by step.
     pub fn stepping_coordinator(&self) -> BackfillCoordinator {
         let WorkerParts { config, store, blobs, outbox_signal, .. } = &self.parts;
         BackfillCoordinator::new(store.clone(), blobs.clone(), outbox_signal.clone(), config)
@@ -157,11 +157,11 @@ impl TestWorker {
         DiscardedImages::new(self.parts.store.clone(), self.remover(), &self.parts.config)
     }
 
-    /// The task once `wanted` holds for it.
-    pub async fn task_when(&self, id: TaskId, wanted: impl Fn(&Task) -> bool) -> Task {
-        within("the task gets there", async {
+    /// Waits until the task satisfies `wanted`.
+    pub async fn wait_for_task(&self, id: TaskId, wanted: impl Fn(&Task) -> bool) -> Task {
+        within("the task is as wanted", async {
             loop {
-                // What the test breaks must not break the test.
+                // Past the fault plan, which must not affect the test itself.
                 let task = self.store.inner.task(id).await.expect("task").expect("a known task");
                 if wanted(&task) {
                     return task;
@@ -172,17 +172,17 @@ impl TestWorker {
         .await
     }
 
-    /// The task as it is.
+    /// The current state of the task.
     pub async fn task(&self, id: TaskId) -> Task {
         self.store.inner.task(id).await.expect("task").expect("a known task")
     }
 
-    pub async fn ended(&self, id: TaskId) -> Task {
-        self.task_when(id, |task| task.status.is_final()).await
+    pub async fn wait_until_ended(&self, id: TaskId) -> Task {
+        self.wait_for_task(id, |task| task.status.is_final()).await
     }
 
-    /// How many messages the broker holds.
-    pub async fn depth(&self) -> u64 {
+    /// The number of messages in all queues.
+    pub async fn count_messages(&self) -> u64 {
         let mut depth = 0;
         for queue in Queue::all() {
             depth += self.parts.queue.depth(queue).await.expect("depth");
@@ -190,17 +190,17 @@ impl TestWorker {
         depth
     }
 
-    /// Where the local blob store keeps an object.
-    pub fn path(&self, key: &BlobKey) -> PathBuf {
+    /// The file of an object.
+    pub fn blob_path(&self, key: &BlobKey) -> PathBuf {
         self.folder.path().join("blobs").join(key.path().as_ref())
     }
 
-    /// How many objects are in the trash.
-    pub fn trash(&self) -> usize {
+    /// The number of objects in the trash.
+    pub fn trash_count(&self) -> usize {
         std::fs::read_dir(self.folder.path().join("blobs/trash")).map_or(0, Iterator::count)
     }
 
-    /// Records a rendition of an upload that is done, as a verify job does that has made it again.
+    /// Records a rendition of a finished upload, like a verify job that made it again.
     pub async fn record_rendition(&self, upload: &NewUpload, made: &Rendition) {
         let spec = BackfillSpec::new(BackfillKind::Verify);
         let (backfill, job) = (TaskId::new(), JobId::new());
@@ -225,13 +225,12 @@ impl TestWorker {
         self.store.inner.settle(&claimed.lease, &outcome).await.expect("settle");
     }
 
-    /// The folder of the probes of [`Blobs::check_writable`].
-    pub fn probes(&self) -> PathBuf {
+    /// The folder to which [`Blobs::check_writable`] writes.
+    pub fn probe_folder(&self) -> PathBuf {
         self.folder.path().join("blobs/probe")
     }
 
-    /// The folder of all renditions.
-    pub fn renditions(&self) -> PathBuf {
+    pub fn rendition_folder(&self) -> PathBuf {
         self.folder.path().join("blobs/renditions")
     }
 }
@@ -242,14 +241,14 @@ impl Drop for TestWorker {
     }
 }
 
-/// How many files a folder holds, however deep.
-pub(crate) fn files(folder: &Path) -> usize {
+/// The number of files in a folder and all its subfolders.
+pub(crate) fn count_files(folder: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let paths = entries.map(|entry| entry.expect("an entry").path());
-    paths.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
+    paths.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
 }
 
-/// Those of a small worker that takes everything.
+/// The options of a small worker that runs all kinds of jobs.
 pub(crate) fn options() -> WorkerOptions {
     WorkerOptions { kinds: JobKind::ALL.to_vec(), lanes: Lane::ALL.to_vec(), concurrency: 2 }
 }
@@ -258,7 +257,7 @@ pub(crate) fn job(task: &Task, kind: JobKind) -> &Job {
     task.jobs.iter().find(|job| job.kind == kind).expect("a job of each kind")
 }
 
-/// What a write job might have learned.
+/// Facts as a write job records them.
 pub(crate) fn facts() -> ImageFacts {
     ImageFacts {
         format: ImageFormat::Png,
@@ -270,7 +269,7 @@ pub(crate) fn facts() -> ImageFacts {
     }
 }
 
-/// A sound picture of 300 × 200.
+/// A valid PNG of 300 × 200 pixels.
 pub(crate) fn picture() -> Vec<u8> {
     let picture: DynamicImage = RgbImage::from_fn(300, 200, |x, y| {
         image::Rgb([(x % 256).to_le_bytes()[0], (y % 256).to_le_bytes()[0], 90])
@@ -281,7 +280,7 @@ pub(crate) fn picture() -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Waits for what must happen.
-pub(crate) async fn within<T>(what: &str, happens: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, happens).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+/// Waits for `event`; panics after [`DEADLINE`].
+pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, event).await.unwrap_or_else(|_| panic!("not in time: {what}"))
 }

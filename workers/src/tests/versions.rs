@@ -1,4 +1,4 @@
-//! A worker beside newer ones.
+//! A worker that runs beside newer ones.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 
 use super::test_worker::{TestWorker, job, picture, within};
 
-/// Makes all jobs of a kind such as a worker needs this version for.
+/// Sets the version that a worker needs to run the jobs of a kind.
 async fn set_version(test: &TestWorker, kind: JobKind, version: u32) {
     let DatabaseUrl::Sqlite(file) = &test.parts.config.database_url else { panic!("no file") };
     let mut conn = SqliteConnectOptions::new().filename(file).connect().await.expect("open");
@@ -22,11 +22,11 @@ async fn set_version(test: &TestWorker, kind: JobKind, version: u32) {
 }
 
 #[tokio::test]
-async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
+async fn old_worker_leaves_newer_job_without_using_attempt() {
     let test = TestWorker::new(&[]).await;
     let upload = test.upload(&picture()).await;
     set_version(&test, JobKind::Write, JOB_VERSION + 1).await;
-    // By hand, so that no relay publishes it again before the check.
+    // Publish without a relay, so that nothing publishes it again before the check.
     let due = test
         .parts
         .store
@@ -37,9 +37,10 @@ async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
     test.parts.store.mark_published(&due.due).await.expect("mark");
     let _worker = test.worker();
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
-    test.task_when(upload.task, thumbnail_is_done).await;
-    within("the job is published again later", async {
-        while !test.store.plan.called.lock().expect("not poisoned").contains("republish") {
+    test.wait_for_task(upload.task, thumbnail_is_done).await;
+    within("the worker calls republish", async {
+        while !test.store.plan.finished_methods.lock().expect("not poisoned").contains("republish")
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -50,14 +51,14 @@ async fn a_job_for_a_newer_worker_is_left_to_it_and_costs_no_attempt() {
         .take_unpublished(&QueueCapacity::each(9), Duration::from_mins(1))
         .await
         .expect("take");
-    assert_eq!((batch.due.len(), test.depth().await), (0, 0), "not at once");
+    assert_eq!((batch.due.len(), test.count_messages().await), (0, 0), "not published immediately");
     assert!(batch.next_in.is_some_and(|next| next <= Duration::from_secs(1)), "{batch:?}");
     let task = test.task(upload.task).await;
     let write = job(&task, JobKind::Write);
     assert_eq!((write.status, write.attempt, &write.error), (Status::Queued, 0, &None));
-    // As good as a newer worker.
+    // Lowering the version has the same effect as a newer worker.
     set_version(&test, JobKind::Write, 1).await;
     let _relay = test.relay();
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!((task.status, job(&task, JobKind::Write).attempt), (Status::Succeeded, 1));
 }

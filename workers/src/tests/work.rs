@@ -1,4 +1,4 @@
-//! Uploads through the worker, on good days and bad.
+//! Uploads through the worker, with and without faults.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -8,53 +8,54 @@ use safelight_domain::{ErrorCode, ImageFormat, JobKind, Status, Task};
 use super::test_worker::{TestWorker, job, picture, within};
 
 #[tokio::test]
-async fn an_upload_becomes_a_blob_with_facts_and_renditions() {
+async fn upload_becomes_blob_with_facts_and_renditions() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
     test.parts.outbox_signal.notify();
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1 && job.error.is_none()), "{task:?}");
     let image = task.image.expect("the upload's image");
     let facts = image.facts.expect("facts");
     assert_eq!((facts.format, facts.width, facts.height), (ImageFormat::Png, 300, 200));
-    assert!(test.path(&BlobKey::Blob(upload.sha256)).exists());
-    assert!(!test.path(&BlobKey::Incoming(upload.image)).exists());
+    assert!(test.blob_path(&BlobKey::Blob(upload.sha256)).exists());
+    assert!(!test.blob_path(&BlobKey::Incoming(upload.image)).exists());
     let mut sizes: Vec<_> =
         image.renditions.iter().map(|r| (r.preset.as_str(), r.width, r.height)).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [("large", 300, 200), ("medium", 300, 200), ("small", 256, 171)]);
     for rendition in &image.renditions {
-        let stored = std::fs::metadata(test.path(&BlobKey::rendition(upload.sha256, rendition)));
+        let stored =
+            std::fs::metadata(test.blob_path(&BlobKey::rendition(upload.sha256, rendition)));
         assert_eq!(stored.expect("stored").len(), rendition.bytes);
     }
 }
 
 #[tokio::test]
-async fn an_equal_upload_uses_the_renditions_of_the_first() {
+async fn equal_upload_reuses_renditions() {
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
     let first = test.upload(&picture()).await;
-    test.ended(first.task).await;
-    // Whoever rendered again would write them again.
-    std::fs::remove_dir_all(test.renditions()).expect("there were some");
+    test.wait_until_ended(first.task).await;
+    // A second rendering would write the folder again.
+    std::fs::remove_dir_all(test.rendition_folder()).expect("remove");
     let second = test.upload(&picture()).await;
-    let task = test.ended(second.task).await;
+    let task = test.wait_until_ended(second.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert_eq!(task.image.expect("image").renditions.len(), 3);
-    assert!(!test.renditions().exists());
+    assert!(!test.rendition_folder().exists());
 }
 
 #[tokio::test]
-async fn a_failing_blob_store_is_tried_again_until_it_works() {
+async fn job_is_retried_until_blob_store_recovers() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "100")]).await;
-    // A file where a folder should be: nothing can be written below it.
-    std::fs::write(test.renditions(), "").expect("write");
+    // A file in place of the folder: nothing can be written below it.
+    std::fs::write(test.rendition_folder(), "").expect("write");
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
     let task = test
-        .task_when(upload.task, |task| {
+        .wait_for_task(upload.task, |task| {
             let thumbnail = job(task, JobKind::Thumbnail);
             thumbnail.status == Status::Queued && thumbnail.attempt >= 2
         })
@@ -64,97 +65,97 @@ async fn a_failing_blob_store_is_tried_again_until_it_works() {
     assert_eq!(error.code, ErrorCode::StoreUnavailable);
     assert!(!error.message.contains('/'), "no paths: {error}");
     assert!(thumbnail.retry_at.is_some());
-    std::fs::remove_file(test.renditions()).expect("remove");
-    assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
+    std::fs::remove_file(test.rendition_folder()).expect("remove");
+    assert_eq!(test.wait_until_ended(upload.task).await.status, Status::Succeeded);
 }
 
 #[tokio::test]
-async fn a_blob_store_that_is_away_burns_no_attempts() {
+async fn unavailable_blob_store_uses_no_attempts() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
-    // Nothing can be written: neither renditions nor the probe that asks whether it can.
-    std::fs::write(test.renditions(), "").expect("write");
-    std::fs::write(test.probes(), "").expect("write");
+    // Neither renditions nor the worker's write probes can be written.
+    std::fs::write(test.rendition_folder(), "").expect("write");
+    std::fs::write(test.probe_folder(), "").expect("write");
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
-    let waits = |task: &Task| job(task, JobKind::Thumbnail).error.is_some();
-    test.task_when(upload.task, waits).await;
+    let has_failed = |task: &Task| job(task, JobKind::Thumbnail).error.is_some();
+    test.wait_for_task(upload.task, has_failed).await;
     let late = test.upload(&picture()).await;
-    // Far longer than the three attempts would last.
+    // Three attempts would be used up much earlier.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let tasks = [test.task(upload.task).await, test.task(late.task).await];
     let attempts = tasks.each_ref().map(|task| job(task, JobKind::Thumbnail).attempt);
     assert_eq!(attempts, [1, 0]);
 
-    std::fs::remove_file(test.renditions()).expect("remove");
-    std::fs::remove_file(test.probes()).expect("remove");
-    assert_eq!(test.ended(upload.task).await.status, Status::Succeeded);
-    assert_eq!(test.ended(late.task).await.status, Status::Succeeded);
+    std::fs::remove_file(test.rendition_folder()).expect("remove");
+    std::fs::remove_file(test.probe_folder()).expect("remove");
+    assert_eq!(test.wait_until_ended(upload.task).await.status, Status::Succeeded);
+    assert_eq!(test.wait_until_ended(late.task).await.status, Status::Succeeded);
 }
 
 #[tokio::test]
-async fn a_job_that_never_works_runs_out_of_attempts() {
+async fn job_fails_when_attempts_are_used_up() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
     let upload = test.upload(&picture()).await;
     test.parts.blobs.delete(&BlobKey::Incoming(upload.image)).await.expect("delete");
     let (_worker, _relay) = (test.worker(), test.relay());
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Failed);
     for job in &task.jobs {
         assert_eq!((job.status, job.attempt), (Status::Failed, 3));
-        assert_eq!(job.error.as_ref().expect("reason").code, ErrorCode::BlobMissing);
+        assert_eq!(job.error.as_ref().expect("an error").code, ErrorCode::BlobMissing);
     }
 }
 
 #[tokio::test]
-async fn what_no_attempt_can_help_fails_at_once() {
+async fn permanent_failure_is_not_retried() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_PIXELS", "59999")]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
-    let cut_short = &picture()[..400];
+    let truncated = &picture()[..400];
     for (bytes, code) in [
-        (&b"no picture at all"[..], ErrorCode::NotAnImage),
+        (&b"not a picture"[..], ErrorCode::NotAnImage),
         (&picture(), ErrorCode::TooManyPixels),
         (&b"\x89PNG\r\n\x1a\nand nothing else"[..], ErrorCode::CorruptImage),
-        // A JPEG of 12 bits per sample.
+        // A JPEG with 12 bits per sample.
         (
             &b"\xFF\xD8\xFF\xC1\0\x0B\x0C\0\x10\0\x10\x01\x01\x11\0"[..],
             ErrorCode::UnsupportedFormat,
         ),
     ] {
         let upload = test.upload(bytes).await;
-        let task = test.ended(upload.task).await;
+        let task = test.wait_until_ended(upload.task).await;
         assert_eq!(task.status, Status::Failed);
         for job in &task.jobs {
             assert_eq!(job.attempt, 1, "{code}");
-            assert_eq!(job.error.as_ref().expect("reason").code, code);
+            assert_eq!(job.error.as_ref().expect("an error").code, code);
         }
     }
-    // A sound header over missing pixels: the write job keeps the original, the other says why
-    // there are no renditions.
+    // With a valid header and missing pixels, the write job stores the original, and the thumbnail job
+    // fails.
     let test = TestWorker::new(&[]).await;
     let (_worker, _relay) = (test.worker(), test.relay());
-    let task = test.ended(test.upload(cut_short).await.task).await;
+    let task = test.wait_until_ended(test.upload(truncated).await.task).await;
     assert_eq!(job(&task, JobKind::Write).status, Status::Succeeded);
     let thumbnail = job(&task, JobKind::Thumbnail);
-    assert_eq!(thumbnail.error.as_ref().expect("reason").code, ErrorCode::CorruptImage);
+    assert_eq!(thumbnail.error.as_ref().expect("an error").code, ErrorCode::CorruptImage);
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_burns_no_attempts() {
+async fn unavailable_database_uses_no_attempts() {
     let test = TestWorker::new(&[]).await;
     let upload = test.upload(&picture()).await;
     let relay = test.relay();
-    within("both are published", async {
-        while test.depth().await < 2 {
+    within("both jobs are published", async {
+        while test.count_messages().await < 2 {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    // The worker meets an absent database with messages waiting.
+    // When the worker starts, messages wait and the database is unavailable.
     relay.abort();
     test.store.plan.unavailable.store(true, Ordering::SeqCst);
     let _worker = test.worker();
-    within("the absence is noticed", async {
-        while test.store.plan.refused.load(Ordering::SeqCst) < 4 {
+    within("calls of the worker fail", async {
+        while test.store.plan.rejected_calls.load(Ordering::SeqCst) < 4 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -162,31 +163,31 @@ async fn a_database_that_is_away_burns_no_attempts() {
     let task = test.store.inner.task(upload.task).await.expect("task").expect("known");
     assert_eq!(task.status, Status::Queued);
     test.store.plan.unavailable.store(false, Ordering::SeqCst);
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert!(task.jobs.iter().all(|job| job.attempt == 1), "{task:?}");
 }
 
 #[tokio::test]
-async fn a_lost_answer_to_a_settle_changes_nothing() {
+async fn lost_settle_response_changes_nothing() {
     let test = TestWorker::new(&[]).await;
-    test.store.plan.answers_to_lose.store(2, Ordering::SeqCst);
+    test.store.plan.settle_responses_to_lose.store(2, Ordering::SeqCst);
     let (_worker, _relay) = (test.worker(), test.relay());
     let upload = test.upload(&picture()).await;
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Succeeded);
     assert_eq!(task.image.expect("image").renditions.len(), 3);
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_stop_finishes_and_leaves_the_rest() {
+async fn stopping_worker_finishes_running_jobs_and_leaves_the_rest() {
     let test = TestWorker::new(&[]).await;
     let (worker, _relay) = (test.worker(), test.relay());
     let mut tasks = Vec::new();
     for _ in 0..20 {
         tasks.push(test.upload(&picture()).await.task);
     }
-    test.ended(tasks[0]).await;
+    test.wait_until_ended(tasks[0]).await;
     test.shutdown.cancel();
     within("the worker ends", worker).await.expect("no panic");
     for task in tasks {

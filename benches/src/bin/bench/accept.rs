@@ -1,4 +1,4 @@
-//! Uploads per second and percentiles of the 202, beside the ceilings.
+//! Uploads per second and percentiles of the 202, compared with the ceilings.
 
 use std::time::{Duration, Instant};
 
@@ -50,13 +50,13 @@ pub async fn run(setup: &Setup, clients: &[usize]) -> Result<()> {
 
 fn table(title: &str, rows: &[Row], ceilings: &[Row]) {
     println!("\n{title}");
-    println!("  clients  uploads/s    p50 ms    p99 ms   refused  of ceiling");
+    println!("  clients  uploads/s    p50 ms    p99 ms  rejected  of ceiling");
     for (index, row) in rows.iter().enumerate() {
         row.print(ceilings.get(index).map_or(0.0, Row::rate));
     }
 }
 
-/// One row per number of clients.
+/// Measures a row for each number of clients.
 pub async fn measure(
     setup: &Setup,
     url: &str,
@@ -66,34 +66,34 @@ pub async fn measure(
     let mut rows = Vec::new();
     for &count in clients {
         let http = Client::builder().pool_max_idle_per_host(count).build()?;
-        let began = Instant::now();
-        let each = (0..count).map(|_| client(&http, url, payload, began + setup.duration));
-        let each = try_join_all(each).await?;
-        rows.push(Row::new(each, began.elapsed()));
+        let started = Instant::now();
+        let clients = (0..count).map(|_| client(&http, url, payload, started + setup.duration));
+        let results = try_join_all(clients).await?;
+        rows.push(Row::new(results, started.elapsed()));
     }
     Ok(rows)
 }
 
-/// Uploads one after the other until `end`; gives their times and the number of refusals.
+/// Uploads one after the other until `end`; returns the times and the number of rejected uploads.
 async fn client(
     http: &Client,
     url: &str,
     payload: &Payload,
     end: Instant,
 ) -> Result<(Vec<Duration>, usize)> {
-    let (mut times, mut refused) = (Vec::new(), 0);
+    let (mut times, mut rejected) = (Vec::new(), 0);
     let address = format!("{url}/v1/images");
     while Instant::now() < end {
-        let began = Instant::now();
+        let started = Instant::now();
         let request = http.post(&address).header(CONTENT_TYPE, "image/jpeg");
         let request = request.header(CONTENT_LENGTH, payload.len()).body(payload.body());
-        // A client that goes on sending after its refusal may be cut off before it reads it.
-        let answered = async { request.send().await?.error_for_status()?.bytes().await };
-        if answered.await.is_ok() {
-            times.push(began.elapsed());
+        // A rejected client that is still sending may be disconnected before it reads the response.
+        let response = async { request.send().await?.error_for_status()?.bytes().await };
+        if response.await.is_ok() {
+            times.push(started.elapsed());
         } else {
-            refused += 1;
+            rejected += 1;
         }
     }
-    Ok((times, refused))
+    Ok((times, rejected))
 }

@@ -1,5 +1,5 @@
-//! The least that a durable acceptance can cost on this machine: the bytes in a synced file, and
-//! one committed transaction. No HTTP, no hashing, no queue.
+//! The minimal cost of a durable acceptance on this machine: a synced file and one committed transaction,
+//! without HTTP, hashing or a queue.
 
 use std::{
     fs::{self, File},
@@ -21,30 +21,30 @@ use uuid::Uuid;
 
 use crate::{payload::Payload, row::Row};
 
-/// Transactions that one commit holds at most, as in Safelight's own writer.
+/// The largest number of transactions in one commit, as in Safelight's writer.
 const GROUP: usize = 32;
 
-/// One row per number of clients, with SQLite.
+/// Measures a row for each number of clients, with SQLite.
 pub async fn sqlite(duration: Duration, clients: &[usize], payload: &Payload) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &count in clients {
         let folder = TempDir::new()?;
         let commits = group_committer(&folder.path().join("ceiling.db")).await?;
-        let began = Instant::now();
+        let started = Instant::now();
         let each = try_join_all((0..count).map(|_| async {
-            closed_loop(folder.path(), payload, began + duration, async |id| {
+            closed_loop(folder.path(), payload, started + duration, async |id| {
                 let (done, committed) = oneshot::channel();
                 commits.send((id, done)).await.context("the writer ended")?;
                 committed.await.context("the commit failed")
             })
             .await
         }));
-        rows.push(Row::new(each.await?, began.elapsed()));
+        rows.push(Row::new(each.await?, started.elapsed()));
     }
     Ok(rows)
 }
 
-/// One row per number of clients, with PostgreSQL.
+/// Measures a row for each number of clients, with PostgreSQL.
 pub async fn postgres(
     duration: Duration,
     clients: &[usize],
@@ -59,19 +59,19 @@ pub async fn postgres(
     let mut rows = Vec::new();
     for &count in clients {
         let folder = TempDir::new()?;
-        let began = Instant::now();
+        let started = Instant::now();
         let each = try_join_all((0..count).map(|_| async {
-            closed_loop(folder.path(), payload, began + duration, async |id| {
+            closed_loop(folder.path(), payload, started + duration, async |id| {
                 insert(&pool, id).await
             })
             .await
         }));
-        rows.push(Row::new(each.await?, began.elapsed()));
+        rows.push(Row::new(each.await?, started.elapsed()));
     }
     Ok(rows)
 }
 
-/// Stores one copy after the other until `end`: its bytes, then its rows.
+/// Stores one upload after the other until `end`: first the bytes, then the rows.
 async fn closed_loop(
     folder: &Path,
     payload: &Payload,
@@ -80,32 +80,32 @@ async fn closed_loop(
 ) -> Result<(Vec<Duration>, usize)> {
     let mut times = Vec::new();
     while Instant::now() < end {
-        let began = Instant::now();
+        let started = Instant::now();
         let (id, folder, payload) = (Uuid::now_v7(), folder.to_owned(), payload.clone());
         tokio::task::spawn_blocking(move || store(&folder, id, &payload)).await??;
         commit(id).await?;
-        times.push(began.elapsed());
+        times.push(started.elapsed());
     }
     Ok((times, 0))
 }
 
-/// Writes the bytes so that they survive a power cut under their name.
+/// Writes a file so that it survives a power failure.
 fn store(folder: &Path, id: Uuid, payload: &Payload) -> Result<()> {
     let (head, rest) = payload.parts();
-    let (unfinished, finished): (PathBuf, PathBuf) =
+    let (temporary, complete): (PathBuf, PathBuf) =
         (folder.join(format!("{id}#")), folder.join(id.to_string()));
-    let mut file = File::create(&unfinished)?;
+    let mut file = File::create(&temporary)?;
     file.write_all(&head)?;
     file.write_all(&rest)?;
     file.sync_all()?;
-    fs::rename(&unfinished, &finished)?;
+    fs::rename(&temporary, &complete)?;
     File::open(folder)?.sync_all()?;
     Ok(())
 }
 
 type Commit = (Uuid, oneshot::Sender<()>);
 
-/// One writer that commits all that waits, up to [`GROUP`], at once.
+/// Starts a writer that commits all waiting uploads together, up to [`GROUP`].
 async fn group_committer(file: &Path) -> Result<mpsc::Sender<Commit>> {
     let options = SqliteConnectOptions::new()
         .filename(file)
@@ -122,7 +122,7 @@ async fn group_committer(file: &Path) -> Result<mpsc::Sender<Commit>> {
         let mut group = Vec::new();
         while waiting.recv_many(&mut group, GROUP).await > 0 {
             if commit(&mut database, &group).await.is_err() {
-                return; // the clients see their answer missing
+                return; // the clients then fail
             }
             for (_, done) in group.drain(..) {
                 let _ = done.send(());
@@ -143,7 +143,7 @@ async fn commit(database: &mut SqliteConnection, group: &[Commit]) -> Result<()>
             "insert into outbox values (?, '')",
             "insert into outbox values (?, '')",
         ] {
-            // The rows of jobs and outbox need keys of their own.
+            // The rows of jobs and outbox need different keys.
             let key = if insert.contains("images") { *id } else { Uuid::now_v7() };
             sqlx::query(insert).bind(key).execute(&mut *transaction).await?;
         }
@@ -151,7 +151,7 @@ async fn commit(database: &mut SqliteConnection, group: &[Commit]) -> Result<()>
     Ok(transaction.commit().await?)
 }
 
-/// Everything in one statement, which is one transaction.
+/// Inserts all rows in one statement, which is one transaction.
 async fn insert(pool: &PgPool, id: Uuid) -> Result<()> {
     let statement = "with image as (insert into images values ($1, '')),
                           task as (insert into tasks values ($1, '')),

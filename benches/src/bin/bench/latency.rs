@@ -1,4 +1,4 @@
-//! How long a lone client waits from its 202 until its task has succeeded.
+//! The time from the 202 until the task has succeeded, with a single client.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::{Setup, payload::Payload};
 
 const UPLOADS: usize = 40;
 
-/// Measures `serve`, beside the time that the jobs themselves took, and a fleet.
+/// Measures `serve`, compared with the time of the job itself, and a fleet.
 pub async fn run(setup: &Setup) -> Result<()> {
     println!("\nFrom the 202 to `succeeded`, one upload at a time, {UPLOADS} times");
     let (server, data) = setup.serve()?;
@@ -18,7 +18,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     println!("  serve                 p50 {:>6.1} ms", ms(wait));
     let job = thumbnail_mean(&client).await?;
     println!("  the thumbnail job alone   {:>6.1} ms (mean)", ms(job));
-    println!("  beside it                 {:>6.1} ms", ms(wait.saturating_sub(job)));
+    println!("  everything else           {:>6.1} ms", ms(wait.saturating_sub(job)));
     drop((server, data));
     let fleet = setup.fleet(2, 2).await?;
     let wait = wait_p50(&Client::new(&fleet.url())?).await?;
@@ -44,7 +44,7 @@ async fn wait_p50(client: &Client) -> Result<Duration> {
     Ok(waits[UPLOADS / 2])
 }
 
-/// What the server's own histogram says of the handler, without claim and settlement.
+/// The mean time of the job, without claim and settle, from the server's histogram.
 async fn thumbnail_mean(client: &Client) -> Result<Duration> {
     let text = client.get("/metrics").await?.error_for_status()?.text().await?;
     let value = |suffix: &str| -> Result<f64> {

@@ -1,7 +1,7 @@
-//! `make bench-accept`: how fast uploads are accepted, beside what the same machine can do at most
-//! in the same run; how much memory that takes; how long a client waits for its renditions.
+//! `make bench-accept`: how fast uploads are accepted, compared with the ceiling of the same machine in the
+//! same run; how much memory that takes; how long a client waits for its renditions.
 //!
-//! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
+//! Everything shares the machine: clients, servers and engines. Compare ratios, not rates.
 
 mod accept;
 mod ceiling;
@@ -18,14 +18,14 @@ use clap::{Parser, ValueEnum};
 use safelight_testing::{
     fleet::{Engines, Fleet, Plan},
     postgres::Postgres,
-    server::{Server, built, safelight},
+    server::{Server, find_binary, safelight},
 };
 use tempfile::TempDir;
 
 /// Measures the acceptance of uploads.
 #[derive(Parser)]
 struct Options {
-    /// The safelight binary; the one beside this program unless said
+    /// The safelight binary (default: the one in the directory of this program)
     #[arg(long)]
     binary: Option<PathBuf>,
     /// What to measure
@@ -36,7 +36,7 @@ struct Options {
         default_value = "accept,memory,latency,overload"
     )]
     only: Vec<Part>,
-    /// Clients at once, each sending the next upload when it has its answer
+    /// Concurrent clients; each sends the next upload after the response to the last one
     #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
     clients: Vec<usize>,
     /// Seconds per row
@@ -48,18 +48,18 @@ struct Options {
 enum Part {
     /// Uploads per second, and percentiles of the 202
     Accept,
-    /// Resident memory under 200 large uploads at once
+    /// Resident memory during 200 large concurrent uploads
     Memory,
-    /// From the 202 to `succeeded`, at idle
+    /// Time from the 202 to `succeeded` on an idle server
     Latency,
-    /// Uploads per second and memory with ten times as many clients as there is room for
+    /// Uploads per second and memory with ten times as many clients as allowed
     Overload,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = built(options.binary.as_deref())?;
+    let binary = find_binary(options.binary.as_deref())?;
     safelight_client::install_crypto_provider();
     let setup = Setup { binary, duration: Duration::from_secs(options.seconds) };
     if options.only.contains(&Part::Accept) {
@@ -77,21 +77,21 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// What every part needs.
+/// The binary and the duration of measurements.
 struct Setup {
     binary: PathBuf,
-    /// Of one row of a table.
+    /// Duration of the measurement for one row.
     duration: Duration,
 }
 
 impl Setup {
-    /// `safelight serve` on a fresh folder.
+    /// Starts `safelight serve` on a new folder.
     fn serve(&self) -> Result<(Server, TempDir)> {
         self.serve_with(&[])
     }
 
-    /// The same with further variables.
-    fn serve_with(&self, further: &[(&str, &str)]) -> Result<(Server, TempDir)> {
+    /// Starts `safelight serve` on a new folder with additional variables.
+    fn serve_with(&self, additional: &[(&str, &str)]) -> Result<(Server, TempDir)> {
         let data = TempDir::new()?;
         let folder = data.path().to_string_lossy();
         let base = [
@@ -99,13 +99,13 @@ impl Setup {
             ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
             ("SAFELIGHT_LOG", "warn"),
         ];
-        let all = base.iter().chain(further);
+        let all = base.iter().chain(additional);
         let env: Vec<_> =
             all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Ok((Server::start(safelight(&self.binary, ["serve"], &env))?, data))
     }
 
-    /// A fleet on an empty database.
+    /// Starts a fleet with an empty database.
     async fn fleet(&self, apis: usize, workers: usize) -> Result<Fleet> {
         let engines = Engines::shared().await?;
         let env = vec![("SAFELIGHT_LOG".to_owned(), "warn".to_owned())];
@@ -113,7 +113,7 @@ impl Setup {
         tokio::task::spawn_blocking(move || Fleet::start(&binary, &engines, &plan)).await?
     }
 
-    /// An empty database for a ceiling.
+    /// Creates an empty database for a ceiling.
     async fn database(&self) -> Result<String> {
         Postgres::fresh_database().await.context("PostgreSQL")
     }

@@ -1,4 +1,4 @@
-//! How much memory many large uploads at once take.
+//! The memory that many large concurrent uploads take.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::{Setup, payload::Payload};
 const UPLOADS: usize = 200;
 const BYTES: usize = 20_000_000;
 
-/// What a client sends at once.
+/// The size of the chunks that clients send.
 const CHUNK: usize = 64 * 1024;
 
 /// Measures an api node of a fleet, and `serve`.
 pub async fn run(setup: &Setup) -> Result<()> {
     println!("\nMemory (VmHWM) under {UPLOADS} uploads of {} MB at once", BYTES / 1_000_000);
     let fleet = setup.fleet(1, 0).await?;
-    let [api] = &fleet.apis[..] else { anyhow::bail!("one api node was asked for") };
+    let [api] = &fleet.apis[..] else { anyhow::bail!("expected one api node") };
     report("api, bodies to S3", api.id(), api.url()).await?;
     drop(fleet);
     let (server, _data) = setup.serve()?;
@@ -37,24 +37,24 @@ async fn report(title: &str, process: u32, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends every body in halves, and the second half only when every other client has come as far:
-/// so that all of them are surely in flight together.
+/// Sends the first half of every body, and the second halves only after that, so that all uploads are in
+/// flight at the same time.
 async fn upload_all(url: &str) -> Result<()> {
     let payload = Payload::of_size(BYTES);
     let (http, barrier) = (Client::new(), Arc::new(Barrier::new(UPLOADS)));
     let uploads = (0..UPLOADS).map(|_| async {
         let request = http.post(format!("{url}/v1/images")).header(CONTENT_TYPE, "image/jpeg");
-        let body = halting(&payload, barrier.clone());
-        let answer = request.header(CONTENT_LENGTH, payload.len()).body(body).send().await?;
-        let status = answer.status();
-        ensure!(status == StatusCode::ACCEPTED, "{status}: {}", answer.text().await?);
+        let body = body_with_barrier(&payload, barrier.clone());
+        let response = request.header(CONTENT_LENGTH, payload.len()).body(body).send().await?;
+        let status = response.status();
+        ensure!(status == StatusCode::ACCEPTED, "{status}: {}", response.text().await?);
         Ok(())
     });
     try_join_all(uploads).await.map(drop)
 }
 
-/// A copy that stops half-way until the barrier opens.
-fn halting(payload: &Payload, barrier: Arc<Barrier>) -> Body {
+/// A body that waits at the barrier after its first half.
+fn body_with_barrier(payload: &Payload, barrier: Arc<Barrier>) -> Body {
     let (head, rest) = payload.parts();
     let chunks = [head].into_iter().chain(
         (0..rest.len()).step_by(CHUNK).map(move |at| rest.slice(at..rest.len().min(at + CHUNK))),

@@ -1,4 +1,4 @@
-//! Upload bodies that cost the load generator next to nothing, and are all different.
+//! Upload bodies that are all different and cheap to generate.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,14 +10,14 @@ use safelight_testing::pictures;
 /// A JPEG whose copies differ by a comment.
 #[derive(Clone)]
 pub struct Payload {
-    /// What follows the start-of-image marker.
+    /// Everything after the start-of-image marker.
     rest: Bytes,
 }
 
-/// Makes every copy of every payload differ.
+/// Numbers all copies, so that they differ.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes that a copy has more than the JPEG: marker, length and twenty digits.
+/// The bytes that the comment adds to a copy: marker, length and twenty digits.
 const COMMENT_BYTES: usize = 24;
 
 impl Payload {
@@ -27,25 +27,25 @@ impl Payload {
         Ok(Self { rest: Bytes::from(pictures::jpeg(width, height, 1)?).slice(2..) })
     }
 
-    /// As many bytes as the photograph has, that look like a JPEG until a decoder opens them: so
-    /// that accepting is measured, and not the work that follows it on the same cores.
+    /// A file of the same size that is detected as a JPEG but cannot be decoded, so that the measurement
+    /// does not include image processing on the same cores.
     pub fn undecodable() -> Result<Self> {
         Ok(Self::of_size(Self::photograph()?.len()))
     }
 
-    /// The start of a JPEG and at once its end, within `bytes` bytes.
+    /// A JPEG of `bytes` bytes that ends immediately after its start.
     pub fn of_size(bytes: usize) -> Self {
         let mut rest = vec![0; bytes - 2 - COMMENT_BYTES];
         rest[..2].copy_from_slice(&[0xFF, 0xD9]);
         Self { rest: rest.into() }
     }
 
-    /// How long a copy is.
+    /// The length of a copy.
     pub fn len(&self) -> usize {
         self.rest.len() + 2 + COMMENT_BYTES
     }
 
-    /// The two parts of a new copy: a few bytes that no other copy has, and those that all share.
+    /// The two parts of a new copy: a short unique part, and the part that all copies share.
     pub fn parts(&self) -> (Bytes, Bytes) {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let mut head = vec![0xFF, 0xD8, 0xFF, 0xFE, 0, 22];
@@ -53,7 +53,7 @@ impl Payload {
         (head.into(), self.rest.clone())
     }
 
-    /// A new copy as a request's body; its length is to be sent in a header.
+    /// A new copy as a request body; the caller sends the length in a header.
     pub fn body(&self) -> Body {
         let (head, rest) = self.parts();
         Body::wrap_stream(futures::stream::iter([Ok::<_, std::io::Error>(head), Ok(rest)]))

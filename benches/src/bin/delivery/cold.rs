@@ -1,4 +1,4 @@
-//! First and second reads from a store that is far away, with each tier alone.
+//! First and second reads with a distant object store, for each cache tier alone.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use tokio::task::block_in_place;
 
 use crate::{Node, Setup, pictures};
 
-/// Prints one row for each tier.
+/// Prints a row for each tier.
 pub async fn run(setup: &Setup) -> Result<()> {
     let fleet = setup.fleet(&[("SAFELIGHT_PRESETS", pictures::PRESETS)]).await?;
     let client = Client::new(&fleet.url())?;
     let images = pictures::upload(&client, setup.options.reads, pictures::photo).await?;
     let paths = pictures::renditions(&images)?;
-    let (_chaos, endpoint) = setup.far(&fleet.s3)?;
+    let (_chaos, endpoint) = setup.distant(&fleet.s3)?;
     let redis = block_in_place(Redis::start)?;
     println!(
-        "\n{} renditions of 11 KB read one after the other, twice, the store {} ms away; ms",
+        "\n{} renditions of 11 KB read one after the other, twice, the store delayed by {} ms; ms",
         setup.options.reads, setup.options.delay_ms
     );
     println!("  {:<34}{:>10}{:>10}{:>12}{:>10}", "", "first p50", "p99", "second p50", "p99");
@@ -56,9 +56,9 @@ pub async fn run(setup: &Setup) -> Result<()> {
 async fn read(client: &Client, paths: &[String]) -> Result<Vec<Duration>> {
     let mut times = Vec::with_capacity(paths.len());
     for path in paths {
-        let began = Instant::now();
+        let started = Instant::now();
         client.bytes(path).await?;
-        times.push(began.elapsed());
+        times.push(started.elapsed());
     }
     Ok(times)
 }

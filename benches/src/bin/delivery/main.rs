@@ -1,8 +1,8 @@
-//! `make bench-delivery`: how fast bytes are read, beside nginx with the same files in the same run;
-//! how many reads of the store a crowd costs; whether memory stays bounded; what a cold read costs
+//! `make bench-delivery`: the rate of reads compared with nginx and the same files in the same run; how
+//! many reads of the store concurrent requests cause; whether memory stays bounded; the cost of a cold read
 //! with each tier.
 //!
-//! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
+//! Everything shares the machine: clients, servers and engines. Compare ratios, not rates.
 
 mod cold;
 mod collapse;
@@ -19,14 +19,14 @@ use safelight_testing::{
     chaos::{Chaos, Link},
     fleet::{Engines, Fleet, Plan},
     s3::S3,
-    server::{Server, built},
+    server::{Server, find_binary},
 };
 use tempfile::TempDir;
 
 /// Measures the delivery of bytes.
 #[derive(Parser)]
 struct Options {
-    /// The safelight binary; the one beside this program unless said
+    /// The safelight binary (default: the one in the directory of this program)
     #[arg(long)]
     binary: Option<PathBuf>,
     /// What to measure
@@ -37,7 +37,7 @@ struct Options {
         default_value = "rendition,set,conditional,original,collapse,memory,cold"
     )]
     only: Vec<Part>,
-    /// Connections at once, for what is measured beside nginx
+    /// Concurrent connections for the comparison with nginx
     #[arg(long, value_delimiter = ',', default_value = "64,256")]
     connections: Vec<usize>,
     /// Seconds per measurement
@@ -46,42 +46,42 @@ struct Options {
     /// Measurements of each; the median counts
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Milliseconds that the store adds to each answer, where it is far away
+    /// Milliseconds by which a distant store delays each response
     #[arg(long, default_value_t = 50)]
     delay_ms: u64,
-    /// Objects read in turn, for cold reads
+    /// Objects for cold reads
     #[arg(long, default_value_t = 200)]
     reads: usize,
-    /// Requests for one cold object at once
-    #[arg(long, default_value_t = 2000)]
-    herd: usize,
-    /// Originals of 2 MB that are read at random, for memory
+    /// Concurrent requests for one cold object
+    #[arg(long = "herd", default_value_t = 2000)]
+    concurrent_requests: usize,
+    /// Originals of 2 MB for the memory part
     #[arg(long, default_value_t = 2000)]
     originals: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// One rendition of 11 KB, beside nginx
+    /// One rendition of 11 KB, compared with nginx
     Rendition,
-    /// A hundred of them in turn, beside nginx
+    /// A hundred renditions in turn, compared with nginx
     Set,
-    /// One that the client has already, beside nginx
+    /// Conditional requests for one rendition, compared with nginx
     Conditional,
-    /// An original of 5 MB, beside nginx
+    /// An original of 5 MB, compared with nginx
     Original,
-    /// A crowd that asks for one cold object
+    /// Concurrent requests for one cold object
     Collapse,
     /// Memory of a node whose working set is larger than its cache
     Memory,
-    /// First and second reads from a store that is far away, by tier
+    /// First and second reads with a distant store, by tier
     Cold,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = built(options.binary.as_deref())?;
+    let binary = find_binary(options.binary.as_deref())?;
     safelight_client::install_crypto_provider();
     let setup = Setup { binary, options };
     statics::run(&setup).await?;
@@ -97,7 +97,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// What every part needs.
+/// The binary and the options.
 struct Setup {
     binary: PathBuf,
     options: Options,
@@ -108,7 +108,7 @@ impl Setup {
         self.options.only.contains(&part)
     }
 
-    /// An api node and a worker on a database, a virtual host and an object store of their own.
+    /// An api node and a worker with their own database, virtual host and object store.
     async fn fleet(&self, env: &[(&str, &str)]) -> Result<Fleet> {
         let engines = Engines::shared().await?;
         let mut all = vec![("SAFELIGHT_LOG".to_owned(), "warn".to_owned())];
@@ -117,8 +117,8 @@ impl Setup {
         tokio::task::spawn_blocking(move || Fleet::start(&binary, &engines, &plan)).await?
     }
 
-    /// The way to a store that is far away.
-    fn far(&self, s3: &S3) -> Result<(Chaos, String)> {
+    /// A proxy that makes the store distant, and its URL.
+    fn distant(&self, s3: &S3) -> Result<(Chaos, String)> {
         let endpoint = s3.endpoint();
         let (_, port) = endpoint.rsplit_once(':').unwrap_or_default();
         let chaos = Chaos::start(port.parse()?)?;
@@ -128,14 +128,14 @@ impl Setup {
     }
 }
 
-/// A delivery node with a folder of its own, and nothing cached.
+/// A delivery node with its own folder and empty caches.
 struct Node {
     server: Server,
     _data: TempDir,
 }
 
 impl Node {
-    /// Starts one over the engines of `fleet`, with further variables.
+    /// Starts a node on the engines of `fleet`, with additional variables.
     fn start(fleet: &Fleet, env: &[(&str, &str)]) -> Result<Self> {
         let data = TempDir::new()?;
         let folder = data.path().to_string_lossy();

@@ -1,4 +1,4 @@
-//! Uploads through the API, and where their bytes are then read.
+//! Uploads through the API, and the URLs of the results.
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -8,23 +8,22 @@ use safelight_testing::{
 };
 use serde_json::Value;
 
-/// The preset whose renditions are measured, of a size and quality that make about 11 KB of what
-/// [`photo`] draws.
+/// The preset whose renditions are measured. A picture from [`photo`] becomes about 11 KB.
 pub const PRESETS: &str = "{ card = { size = 480, quality = 80 } }";
 
-/// Uploads under way at once.
-const UPLOADS: usize = 16;
+/// Concurrent uploads.
+const CONCURRENT_UPLOADS: usize = 16;
 
-/// What the measured renditions may weigh.
+/// The allowed size of the measured renditions.
 const RENDITION_BYTES: std::ops::RangeInclusive<u64> = 10_000..=12_500;
 
-/// A picture whose renditions [`PRESETS`] speaks of.
+/// A picture for [`PRESETS`].
 pub fn photo(number: usize) -> Result<Vec<u8>> {
     pictures::jpeg(640, 480, u64::try_from(number)? + 1)
 }
 
-/// A small picture padded with comments to about `bytes` bytes: large to keep, cheap to make
-/// renditions of, and different for each `number`.
+/// A small picture padded with comments to about `bytes` bytes: large to store, cheap to render, and
+/// different for each `number`.
 pub fn padded(number: usize, bytes: usize) -> Result<Vec<u8>> {
     const COMMENT: usize = 60_000;
     let mut picture = pictures::jpeg(64, 48, 1)?;
@@ -39,7 +38,7 @@ pub fn padded(number: usize, bytes: usize) -> Result<Vec<u8>> {
     Ok(padded)
 }
 
-/// Uploads `count` pictures and waits until all their renditions are made; gives the images.
+/// Uploads `count` pictures, and waits until all renditions are made; returns the images.
 pub async fn upload(
     client: &Client,
     count: usize,
@@ -53,12 +52,12 @@ pub async fn upload(
             Ok(task["image"].clone())
         }
     }))
-    .buffered(UPLOADS)
+    .buffered(CONCURRENT_UPLOADS)
     .try_collect()
     .await
 }
 
-/// Where the rendition of each image is read. Fails if one is not about as large as said.
+/// The paths of the renditions. Fails if the size of one is not in [`RENDITION_BYTES`].
 pub fn renditions(images: &[Value]) -> Result<Vec<String>> {
     let path = |image: &Value| {
         let rendition = &image["renditions"]["card"];
@@ -69,7 +68,7 @@ pub fn renditions(images: &[Value]) -> Result<Vec<String>> {
     images.iter().map(path).collect()
 }
 
-/// Where the original of each image is read.
+/// The paths of the originals.
 pub fn originals(images: &[Value]) -> Result<Vec<String>> {
     images.iter().map(|image| Ok(image["url"].as_str().context("an address")?.to_owned())).collect()
 }

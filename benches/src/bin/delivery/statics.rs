@@ -1,4 +1,4 @@
-//! Reads beside nginx, which serves the very same bytes from files.
+//! Reads compared with nginx, which serves the same bytes from files.
 
 use std::time::Duration;
 
@@ -20,19 +20,19 @@ use crate::{
     wrk::{Load, Run},
 };
 
-/// Threads of either server: as many as the machine that the figures speak of has cores.
+/// Threads of each server: the number of cores of the machine of the published results.
 const THREADS: usize = 2;
 
-/// Renditions that are read in turn.
-const SET: usize = 100;
+/// The number of renditions that are read in turn.
+const RENDITIONS: usize = 100;
 
-/// What the original weighs, about.
+/// The approximate size of the original.
 const ORIGINAL_BYTES: usize = 5_000_000;
 
-/// What is measured of a pair of runs.
+/// Selects the compared value of a run.
 type Figure = fn(&Run) -> f64;
 
-/// Both servers with the same things in them.
+/// Both servers with the same content.
 struct Pair {
     ours: Server,
     nginx: Nginx,
@@ -41,7 +41,7 @@ struct Pair {
     originals: Vec<String>,
 }
 
-/// Prints a table for each part that is wanted.
+/// Prints a table for each selected part.
 pub async fn run(setup: &Setup) -> Result<()> {
     let parts = [Part::Rendition, Part::Set, Part::Conditional, Part::Original];
     if !parts.iter().any(|&part| setup.wants(part)) {
@@ -49,7 +49,7 @@ pub async fn run(setup: &Setup) -> Result<()> {
     }
     let pair = Pair::start(setup).await?;
     println!(
-        "\nBeside nginx, {THREADS} threads each, the same bytes; medians of {} rounds of {} s",
+        "\nCompared with nginx, {THREADS} threads each, the same bytes; medians of {} rounds of {} s",
         setup.options.rounds, setup.options.seconds
     );
     println!(
@@ -89,7 +89,7 @@ impl Pair {
         let ours = Server::start(safelight(&setup.binary, ["serve"], &env))?;
         let nginx = Nginx::start(THREADS)?;
         let client = Client::new(ours.url())?;
-        let images = pictures::upload(&client, SET, pictures::photo).await?;
+        let images = pictures::upload(&client, RENDITIONS, pictures::photo).await?;
         let large = pictures::upload(&client, 1, |n| pictures::padded(n, ORIGINAL_BYTES)).await?;
         let (renditions, originals) =
             (pictures::renditions(&images)?, pictures::originals(&large)?);
@@ -99,7 +99,7 @@ impl Pair {
         Ok(Self { ours, nginx, _data: data, renditions, originals })
     }
 
-    /// One row for each number of connections. The peers take turns at going first.
+    /// Prints a row for each number of connections. The servers alternate in going first.
     async fn compare(
         &self,
         setup: &Setup,
@@ -110,20 +110,20 @@ impl Pair {
     ) -> Result<()> {
         let nginx_url = self.nginx.url();
         let urls = [self.ours.url(), &nginx_url];
-        let mut known = [None, None];
+        let mut etags = [None, None];
         if conditional {
-            for (url, known) in urls.iter().zip(&mut known) {
-                *known = Some(tag(url, &paths[0]).await?);
+            for (url, etag) in urls.iter().zip(&mut etags) {
+                *etag = Some(read_etag(url, &paths[0]).await?);
             }
         }
         for &connections in &setup.options.connections {
             let duration = Duration::from_secs(setup.options.seconds);
             let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
             for round in 0..setup.options.rounds {
-                for peer in [round % 2, (round + 1) % 2] {
-                    let known = known[peer].as_deref();
-                    let load = Load { connections, duration, paths, random: false, known };
-                    runs[peer].push(load.run(urls[peer]).await?);
+                for server in [round % 2, (round + 1) % 2] {
+                    let etag = etags[server].as_deref();
+                    let load = Load { connections, duration, paths, random: false, etag };
+                    runs[server].push(load.run(urls[server]).await?);
                 }
             }
             print_row(title, connections, &runs, figure);
@@ -132,31 +132,31 @@ impl Pair {
     }
 }
 
-/// The tag of a path, with which a second request is surely a 304.
-async fn tag(url: &str, path: &str) -> Result<String> {
+/// Reads the `ETag` of a path, and checks that a conditional request with it gives a 304.
+async fn read_etag(url: &str, path: &str) -> Result<String> {
     let client = Client::new(url)?;
-    let answer = client.get(path).await?.error_for_status()?;
-    let tag = answer.headers().get(ETAG).context("an ETag")?.clone();
-    let again = client.request(Method::GET, path).header(IF_NONE_MATCH, &tag).send().await?;
+    let response = client.get(path).await?.error_for_status()?;
+    let etag = response.headers().get(ETAG).context("an ETag")?.clone();
+    let again = client.request(Method::GET, path).header(IF_NONE_MATCH, &etag).send().await?;
     ensure!(again.status() == StatusCode::NOT_MODIFIED, "{url}: {}", again.status());
-    Ok(tag.to_str()?.to_owned())
+    Ok(etag.to_str()?.to_owned())
 }
 
 fn print_row(title: &str, connections: usize, [ours, nginx]: &[Vec<Run>; 2], figure: Figure) {
-    let middle = |runs: &[Run], figure: Figure| median(runs.iter().map(figure));
-    // Of neighboring runs, so that a slow minute of the machine counts for both.
+    let median_of = |runs: &[Run], figure: Figure| median(runs.iter().map(figure));
+    // Ratios of neighboring runs, so that a slow moment of the machine affects both.
     let ratio = |figure: Figure| {
         median(ours.iter().zip(nginx).map(|(ours, nginx)| figure(ours) / figure(nginx)))
     };
     println!(
         "  {title:<34}{connections:>6}  {:>10.0}{:>10.0}{:>7.2}  {:>8.2}{:>8.2}  {:>8.2}{:>8.2}{:>7.2}",
-        middle(ours, figure),
-        middle(nginx, figure),
+        median_of(ours, figure),
+        median_of(nginx, figure),
         ratio(figure),
-        middle(ours, |run| run.p50),
-        middle(nginx, |run| run.p50),
-        middle(ours, |run| run.p99),
-        middle(nginx, |run| run.p99),
+        median_of(ours, |run| run.p50),
+        median_of(nginx, |run| run.p50),
+        median_of(ours, |run| run.p99),
+        median_of(nginx, |run| run.p99),
         ratio(|run| run.p99),
     );
 }

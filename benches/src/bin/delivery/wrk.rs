@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// Makes requests of the paths in the file that the first argument names, in turn or at random,
-/// and says at the end what happened in one line. Each thread begins elsewhere in the list.
+/// Requests the paths in the file that the first argument names, in turn or at random, and prints the
+/// results in one line. Each thread starts at a different path.
 const SCRIPT: &str = r#"
 local requests, turn, random = {}, 0, false
 function init(args)
@@ -32,38 +32,38 @@ function done(summary, latency)
 end
 "#;
 
-/// Threads that send.
+/// Threads of wrk.
 const THREADS: usize = 2;
 
-/// What to do.
+/// The load to generate.
 pub struct Load<'a> {
-    /// Connections at once.
+    /// Concurrent connections.
     pub connections: usize,
-    /// How long.
+    /// Duration.
     pub duration: Duration,
-    /// The paths to ask for.
+    /// The requested paths.
     pub paths: &'a [String],
-    /// Whether at random rather than in turn.
+    /// Whether paths are chosen at random instead of in turn.
     pub random: bool,
-    /// The `ETag` that the client has.
-    pub known: Option<&'a str>,
+    /// The value of `If-None-Match`.
+    pub etag: Option<&'a str>,
 }
 
-/// What came of it.
+/// The results of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
-    /// Answers per second.
+    /// Responses per second.
     pub rate: f64,
-    /// Bytes per second, heads counted.
+    /// Bytes per second, including headers.
     pub bytes: f64,
-    /// Latency, in ms.
+    /// Median latency in ms.
     pub p50: f64,
-    /// The same.
+    /// 99th percentile of the latency in ms.
     pub p99: f64,
 }
 
 impl Load<'_> {
-    /// Runs it against `url`. Fails if a single request did.
+    /// Runs wrk against `url`. Fails if any request failed.
     pub async fn run(&self, url: &str) -> Result<Run> {
         let folder = tempfile::Builder::new().prefix("safelight-wrk-").tempdir()?;
         let (script, paths) = (folder.path().join("script.lua"), folder.path().join("paths"));
@@ -73,15 +73,15 @@ impl Load<'_> {
         let output = tokio::task::spawn_blocking(move || command.output())
             .await?
             .context("is wrk installed? scripts/setup.sh bench-delivery")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let line = said.lines().find_map(|line| line.strip_prefix("RESULT "));
-        let error = String::from_utf8_lossy(&output.stderr);
-        let line = line.with_context(|| format!("wrk: {said}{error}"))?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let line = stdout.lines().find_map(|line| line.strip_prefix("RESULT "));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let line = line.with_context(|| format!("wrk: {stdout}{stderr}"))?;
         let figures: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
         let [micros, requests, bytes, p50, p99, errors] = figures[..] else {
             anyhow::bail!("wrk: {line}")
         };
-        ensure!(errors < 0.5, "{errors} requests failed: {said}");
+        ensure!(errors < 0.5, "{errors} requests failed: {stdout}");
         let seconds = micros / 1e6;
         Ok(Run { rate: requests / seconds, bytes: bytes / seconds, p50: p50 / 1e3, p99: p99 / 1e3 })
     }
@@ -93,7 +93,7 @@ impl Load<'_> {
         command.arg(format!("-d{}s", self.duration.as_secs()));
         command.args(["--timeout", "30s", "-s"]).arg(script).arg(url).arg("--").arg(paths);
         command.arg(if self.random { "random" } else { "turn" });
-        command.args(self.known).stdin(Stdio::null());
+        command.args(self.etag).stdin(Stdio::null());
         command
     }
 }

@@ -1,4 +1,4 @@
-//! What a database alone does in the way of claiming and settling: two commits a job.
+//! The rate of a database alone for claiming and settling: two commits per job.
 
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ use sqlx::{
 };
 use tempfile::TempDir;
 
-/// Connections that claim and settle side by side.
+/// Concurrent connections that claim and settle.
 const CONNECTIONS: usize = 16;
 
-/// Updates in one commit: as many as Safelight's writer takes.
+/// Updates in one commit, as in Safelight's writer.
 const GROUP: usize = 32;
 
 #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
@@ -23,7 +23,7 @@ fn rate(jobs: usize, since: Instant) -> f64 {
     jobs as f64 / since.elapsed().as_secs_f64()
 }
 
-/// Jobs per second on PostgreSQL: an update each to claim and to settle, each a commit.
+/// Jobs per second on PostgreSQL, with one commit to claim and one to settle each job.
 pub async fn postgres(jobs: usize, rounds: usize) -> Result<Vec<f64>> {
     let url = Postgres::fresh_database().await?;
     let pool =
@@ -38,7 +38,7 @@ pub async fn postgres(jobs: usize, rounds: usize) -> Result<Vec<f64>> {
             .bind(i32::try_from(jobs)?)
             .execute(&pool)
             .await?;
-        let begun = Instant::now();
+        let started = Instant::now();
         let workers = (0..CONNECTIONS).map(|worker| {
             let pool = pool.clone();
             async move {
@@ -55,12 +55,12 @@ pub async fn postgres(jobs: usize, rounds: usize) -> Result<Vec<f64>> {
             }
         });
         try_join_all(workers).await?;
-        rates.push(rate(jobs, begun));
+        rates.push(rate(jobs, started));
     }
     Ok(rates)
 }
 
-/// Jobs per second on SQLite with synchronous = FULL: the updates of many jobs in each commit.
+/// Jobs per second on SQLite with synchronous = FULL, with the updates of many jobs in each commit.
 pub async fn sqlite(jobs: usize, rounds: usize) -> Result<Vec<f64>> {
     let mut rates = Vec::new();
     for _ in 0..rounds {
@@ -82,7 +82,7 @@ pub async fn sqlite(jobs: usize, rounds: usize) -> Result<Vec<f64>> {
         .bind(i64::try_from(jobs)?)
         .execute(&mut conn)
         .await?;
-        let begun = Instant::now();
+        let started = Instant::now();
         for first in (0..jobs).step_by(GROUP) {
             for state in [1, 2] {
                 let mut group = conn.begin().await?;
@@ -96,7 +96,7 @@ pub async fn sqlite(jobs: usize, rounds: usize) -> Result<Vec<f64>> {
                 group.commit().await?;
             }
         }
-        rates.push(rate(jobs, begun));
+        rates.push(rate(jobs, started));
     }
     Ok(rates)
 }

@@ -1,4 +1,4 @@
-//! Whether uploads notice a backfill that takes all it can get.
+//! Whether a backfill that uses all it can get delays uploads.
 
 use std::{
     path::Path,
@@ -18,13 +18,13 @@ use safelight_testing::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Uploads that are waited for, one at a time.
+/// The number of uploads, one at a time.
 const UPLOADS: usize = 60;
 
-/// Photographs that the backfill makes all renditions of, over and over.
+/// The number of photographs whose renditions the backfills make again and again.
 const PHOTOGRAPHS: usize = 200;
 
-/// From the 202 to `succeeded`, alone and beside a backfill, on one process and on a fleet.
+/// Measures the time from the 202 to `succeeded`, with and without a backfill, on one process and on a fleet.
 pub async fn run(binary: &Path) -> Result<()> {
     println!("\nFrom the 202 to `succeeded`, one upload at a time, {UPLOADS} times; ms");
     println!("  {:32} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p95", "p50 x", "p95 x");
@@ -58,26 +58,27 @@ async fn measure(what: &str, client: &Client) -> Result<()> {
     for task in &tasks {
         client.finished(task).await?;
     }
-    let idle = waits(client, &photo, "idle").await?;
+    let idle = wait_times(client, &photo, "idle").await?;
     let id = saturate(client).await?;
-    let busy = waits(client, &photo, "busy").await?;
+    let busy = wait_times(client, &photo, "busy").await?;
     let left = client.json(&format!("/v1/tasks/{id}")).await?;
     ensure!(left["finished_at"].is_null(), "the backfill ended before the uploads did");
-    let of = |times: &[Duration], percent| percentile_ms(times, percent);
     let row = |name: &str, times: &[Duration]| {
-        let (p50, p95) = (of(times, 50), of(times, 95));
-        let (of_p50, of_p95) = (p50 / of(&idle, 50), p95 / of(&idle, 95));
-        println!("  {name:32} {p50:>8.1} {p95:>8.1} {of_p50:>8.2} {of_p95:>8.2}");
+        let (p50, p95) = (percentile_ms(times, 50), percentile_ms(times, 95));
+        let p50_ratio = p50 / percentile_ms(&idle, 50);
+        let p95_ratio = p95 / percentile_ms(&idle, 95);
+        println!("  {name:32} {p50:>8.1} {p95:>8.1} {p50_ratio:>8.2} {p95_ratio:>8.2}");
     };
     row(what, &idle);
     row("  during a backfill", &busy);
     Ok(())
 }
 
-/// Begins a backfill that has enough to do for as long as this lasts, and waits until it is at work.
+/// Starts enough backfills for the whole measurement, and waits until one of them makes renditions. Returns
+/// the id of the last one.
 async fn saturate(client: &Client) -> Result<String> {
     let mut ids = Vec::new();
-    // All of them wait in the bulk lane; each goes over all photographs.
+    // All of them wait in the bulk lane; each covers all photographs.
     for _ in 0..20 {
         let body = json!({ "kind": "renditions", "scope": "all" });
         let task = client.start_backfill(&body).await?;
@@ -91,10 +92,10 @@ async fn saturate(client: &Client) -> Result<String> {
     Ok(ids.pop().unwrap_or_default())
 }
 
-async fn waits(client: &Client, photo: &[u8], mark: &str) -> Result<Vec<Duration>> {
+async fn wait_times(client: &Client, photo: &[u8], label: &str) -> Result<Vec<Duration>> {
     let mut waits = Vec::new();
     for number in 0..UPLOADS {
-        let bytes = pictures::with_comment(photo, &format!("{mark} {number}"));
+        let bytes = pictures::with_comment(photo, &format!("{label} {number}"));
         let task = client.upload(bytes).await?;
         let accepted = Instant::now();
         let task = client.finished(&task).await?;

@@ -1,30 +1,30 @@
-//! `make bench-queue`: what a job costs beside its work, beside Celery and `BullMQ` doing nothing in
-//! the same run; whether more workers do more; whether uploads notice a backfill; what a backfill over a million
-//! images takes.
+//! `make bench-queue`: the cost of a job without its work, compared with Celery and `BullMQ`; whether more
+//! workers process more jobs; whether a backfill delays uploads; the time of a backfill over a million
+//! images.
 //!
-//! Everything shares the machine: clients, servers, engines. Read the ratios, not the rates.
+//! Everything shares the machine: clients, servers and engines. Compare ratios, not rates.
 
 mod ceiling;
 mod interactive;
 mod noop;
+mod noop_worker;
 mod peers;
 mod plan;
 mod scale;
 mod seed;
-mod workman;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use safelight_testing::server::built;
+use safelight_testing::server::find_binary;
 
 /// Measures the queue and its workers.
 #[derive(Parser)]
 struct Options {
     #[command(subcommand)]
     role: Option<Role>,
-    /// The safelight binary; the one beside this program unless said
+    /// The safelight binary (default: the one in the directory of this program)
     #[arg(long)]
     binary: Option<PathBuf>,
     /// What to measure
@@ -41,10 +41,10 @@ struct Options {
     /// Jobs of the long drain, and rows in the jobs table for it
     #[arg(long, default_value_t = 100_000)]
     many_jobs: usize,
-    /// Rows of jobs that ended before
+    /// Rows of ended jobs
     #[arg(long, default_value_t = 1_000_000)]
     rows: usize,
-    /// Images that a backfill plans
+    /// Images in the backfill
     #[arg(long, default_value_t = 1_000_000)]
     images: usize,
     /// Measurements of each; the median counts
@@ -59,26 +59,26 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Role {
-    /// What this program starts: a worker whose jobs wait and do nothing else
+    /// A worker whose jobs only wait; this program starts it
     #[command(hide = true)]
-    Workman(workman::WorkmanArgs),
+    NoopWorker(noop_worker::NoopWorkerArgs),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Claim, settle, publish and acknowledge, without work, beside the raw ceilings
+    /// Claim, settle, publish and acknowledge without work, compared with the databases alone
     Noop,
     /// The same with a million rows in the jobs table
     Rows,
-    /// Celery and `BullMQ`, doing nothing
+    /// Celery and `BullMQ` with jobs that do nothing
     Peers,
     /// One, two and four workers of one slot, each job waiting for 40 ms
     Padded,
     /// One and two workers that decode
     Cores,
-    /// Uploads alone, and beside a backfill that takes all it can get
+    /// Uploads with and without a backfill that uses all it can get
     Interactive,
-    /// A backfill over a million images that need nothing
+    /// A backfill over a million images that need no work
     Plan,
 }
 
@@ -86,8 +86,8 @@ enum Part {
 async fn main() -> Result<()> {
     let options = Options::parse();
     safelight_client::install_crypto_provider();
-    if let Some(Role::Workman(args)) = &options.role {
-        return workman::run(args).await;
+    if let Some(Role::NoopWorker(args)) = &options.role {
+        return noop_worker::run(args).await;
     }
     let wants = |part| options.only.contains(&part);
     if wants(Part::Noop) {
@@ -102,7 +102,7 @@ async fn main() -> Result<()> {
     if wants(Part::Padded) {
         scale::padded(&options).await?;
     }
-    let binary = built(options.binary.as_deref());
+    let binary = find_binary(options.binary.as_deref());
     if wants(Part::Cores) {
         let binary = binary.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?;
         scale::cores(binary, options.rounds).await?;

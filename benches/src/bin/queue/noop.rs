@@ -1,4 +1,4 @@
-//! Jobs that do nothing: what the queue itself costs.
+//! Jobs that do nothing, to measure the cost of the queue itself.
 
 use std::{process::Command, time::Duration};
 
@@ -9,17 +9,17 @@ use safelight_testing::{fleet::Engines, percentiles::median, process::peak_mib, 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Options, ceiling, seed, workman};
+use crate::{Options, ceiling, noop_worker, seed};
 
-/// Jobs at once in a worker: they wait for the database, not for a processor.
+/// Concurrent jobs of a worker, which wait for the database and not for a processor.
 const CONCURRENCY: usize = 64;
 
-/// A worker of this program as a process of its own.
-pub fn workman(engines: &Engines, args: &[&str]) -> Result<(Server, TempDir)> {
+/// Starts this program as a worker in a separate process.
+pub fn start_worker(engines: &Engines, args: &[&str]) -> Result<(Server, TempDir)> {
     let folder = TempDir::new()?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .arg("workman")
+        .arg("noop-worker")
         .args(args)
         .env("SAFELIGHT_DATABASE_URL", &engines.database_url)
         .env("SAFELIGHT_QUEUE_URL", &engines.queue_url)
@@ -27,7 +27,7 @@ pub fn workman(engines: &Engines, args: &[&str]) -> Result<(Server, TempDir)> {
     Ok((Server::start(command)?, folder))
 }
 
-/// A migrated database and a virtual host of their own.
+/// Creates a migrated database and a virtual host.
 pub async fn engines() -> Result<(Engines, DynStore)> {
     let engines = Engines::shared().await?;
     let url: DatabaseUrl = engines.database_url.parse()?;
@@ -36,7 +36,8 @@ pub async fn engines() -> Result<(Engines, DynStore)> {
     Ok((engines, store))
 }
 
-/// Jobs per second on PostgreSQL and RabbitMQ and on embedded parts, beside what each database alone can do.
+/// Jobs per second on PostgreSQL and RabbitMQ, and in one process on SQLite, compared with each database
+/// alone.
 pub async fn run(options: &Options) -> Result<()> {
     println!(
         "\nJobs that do nothing, {} of them, one worker; medians of {}",
@@ -44,23 +45,27 @@ pub async fn run(options: &Options) -> Result<()> {
     );
     println!("  {:44} {:>9} {:>10}", "", "jobs/s", "of ceiling");
     let mut fleet = Vec::new();
-    let mut alone = Vec::new();
+    let mut single_process = Vec::new();
     for _ in 0..options.rounds {
         fleet.push(on_engines(options.jobs, 0).await?.0);
-        alone.push(embedded(options.jobs).await?);
+        single_process.push(embedded(options.jobs).await?);
     }
     let raw = median(ceiling::postgres(options.jobs, options.rounds).await?);
     let fleet = median(fleet);
     println!("  {:44} {raw:>9.0} {:>10.2}", "PostgreSQL alone: claim, settle", 1.0);
     println!("  {:44} {fleet:>9.0} {:>10.2}", "PostgreSQL and RabbitMQ", fleet / raw);
     let raw = median(ceiling::sqlite(options.jobs, options.rounds).await?);
-    let alone = median(alone);
+    let single_process = median(single_process);
     println!("  {:44} {raw:>9.0} {:>10.2}", "SQLite alone: claim, settle, 32 per commit", 1.0);
-    println!("  {:44} {alone:>9.0} {:>10.2}", "SQLite and the in-process queue", alone / raw);
+    println!(
+        "  {:44} {single_process:>9.0} {:>10.2}",
+        "SQLite and the in-process queue",
+        single_process / raw
+    );
     Ok(())
 }
 
-/// The same long drain with few and with many rows that ended before.
+/// Drains the same jobs with few and with many rows of ended jobs in the tables.
 pub async fn with_rows(options: &Options) -> Result<()> {
     let (jobs, rows) = (options.many_jobs, options.rows);
     println!("\n{jobs} jobs that do nothing, drained on PostgreSQL and RabbitMQ");
@@ -80,18 +85,18 @@ pub async fn with_rows(options: &Options) -> Result<()> {
 async fn on_engines(jobs: usize, rows: usize) -> Result<(f64, f64, u64)> {
     let (engines, store) = engines().await?;
     if rows > 0 {
-        ended_before(&engines.database_url, rows).await?;
+        insert_ended_jobs(&engines.database_url, rows).await?;
     }
     seed::jobs(&store, jobs).await?;
     let concurrency = CONCURRENCY.to_string();
-    let start = || workman(&engines, &["--concurrency", &concurrency]);
+    let start = || start_worker(&engines, &["--concurrency", &concurrency]);
     let (worker, _folder) = tokio::task::block_in_place(start)?;
     let drained = seed::drained(&store, jobs, jobs / 20).await?;
     Ok((drained.rate, drained.seconds, peak_mib(worker.id())?))
 }
 
-/// Tasks and jobs that ended long ago.
-async fn ended_before(url: &str, rows: usize) -> Result<()> {
+/// Inserts tasks and jobs that have ended.
+async fn insert_ended_jobs(url: &str, rows: usize) -> Result<()> {
     use sqlx::Connection;
     let mut conn = sqlx::PgConnection::connect(url).await?;
     for statement in [
@@ -107,7 +112,7 @@ async fn ended_before(url: &str, rows: usize) -> Result<()> {
     ] {
         sqlx::query(statement).bind(i32::try_from(rows)?).execute(&mut conn).await?;
     }
-    // They ended long ago: what the server still has to do for so many at once is not what is measured.
+    // Without this, the measurement would include the work that PostgreSQL postponed for these rows.
     for statement in ["vacuum analyze", "checkpoint"] {
         sqlx::query(statement).execute(&mut conn).await.context(statement)?;
     }
@@ -120,15 +125,15 @@ async fn embedded(jobs: usize) -> Result<f64> {
     let data = folder.path().to_string_lossy().into_owned();
     let config = safelight_config::load_from(None, [("SAFELIGHT_DATA_DIR".to_owned(), data)])
         .map_err(|error| anyhow!("{error}"))?;
-    let parts = workman::parts(config).await?;
+    let parts = noop_worker::parts(config).await?;
     seed::jobs(&parts.store, jobs).await?;
     let shutdown = CancellationToken::new();
     let (relayed, worked) = (parts.clone(), parts.clone());
     let (relay_end, work_end) = (shutdown.clone(), shutdown.clone());
     let running = [
-        tokio::spawn(async move { workman::relay(&relayed, relay_end).await }),
+        tokio::spawn(async move { noop_worker::relay(&relayed, relay_end).await }),
         tokio::spawn(async move {
-            workman::work(&worked, CONCURRENCY, Duration::ZERO, work_end).await;
+            noop_worker::work(&worked, CONCURRENCY, Duration::ZERO, work_end).await;
         }),
     ];
     let drained = seed::drained(&parts.store, jobs, jobs / 20).await?;

@@ -1,4 +1,4 @@
-//! Celery and `BullMQ` doing nothing, on private engines, drained by one worker each.
+//! Celery and `BullMQ` with jobs that do nothing, each with private engines and one worker.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::Options;
 const CELERY: &str = include_str!("../../../queue/celery_noop.py");
 const BULLMQ: &str = include_str!("../../../queue/bullmq_noop.mjs");
 
-/// Tasks per second of each that is installed.
+/// Tasks per second of each peer that is installed.
 pub async fn run(options: &Options) -> Result<()> {
     println!(
         "\nPeers doing nothing, {} tasks, one worker; medians of {}",
@@ -75,7 +75,7 @@ fn celery(python: &Path, jobs: &str, database: Option<&str>) -> Result<f64> {
 
 fn bullmq(folder: &Path, jobs: &str, syncs: bool) -> Result<f64> {
     let redis = Redis::start()?;
-    // As BullMQ wants it: a job that is evicted is a job that is lost.
+    // BullMQ requires this: an evicted job is a lost job.
     redis.ask("CONFIG SET maxmemory-policy noeviction")?;
     redis.ask("CONFIG SET maxmemory 0")?;
     if syncs {
@@ -89,11 +89,11 @@ fn bullmq(folder: &Path, jobs: &str, syncs: bool) -> Result<f64> {
     rate(&mut command)
 }
 
-/// The number that a peer prints last.
+/// The rate, which a peer prints in its last line.
 fn rate(command: &mut Command) -> Result<f64> {
     let output = command.stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{command:?} failed");
     let text = String::from_utf8(output.stdout)?;
     let last = text.lines().last().context("no output")?;
-    last.trim().parse().with_context(|| format!("`{last}` is no rate"))
+    last.trim().parse().with_context(|| format!("`{last}` is not a rate"))
 }

@@ -1,4 +1,4 @@
-//! A backfill over very many images that need nothing: how long it walks, and what it takes.
+//! The time and memory of a backfill over many images that need no work.
 
 use std::{
     path::Path,
@@ -14,13 +14,13 @@ use safelight_testing::{
 use serde_json::json;
 use sqlx::Connection;
 
-/// Images put into the database at once.
+/// The number of images per insert.
 const BATCH: usize = 100_000;
 
-/// How long a walk may take.
+/// How long a backfill may take.
 const LIMIT: Duration = Duration::from_mins(20);
 
-/// Time and memory of a dry run and of a real walk, and how much the database grows by it.
+/// Measures time, memory and growth of the database, for a dry run and for a real backfill.
 pub async fn run(binary: &Path, images: usize) -> Result<()> {
     println!("\nA backfill over {images} images that have all their renditions, on PostgreSQL");
     println!(
@@ -35,31 +35,31 @@ pub async fn run(binary: &Path, images: usize) -> Result<()> {
     let start = move || Fleet::start(&program, &engines, &plan);
     let fleet = tokio::task::spawn_blocking(start).await??;
     let mut conn = sqlx::PgConnection::connect(&url).await?;
-    fill(&mut conn, images).await?;
+    insert_images(&mut conn, images).await?;
     let client = Client::new(&fleet.url())?;
     let worker = fleet.workers.first().context("a worker")?;
     for (what, dry_run) in [("dry run", true), ("backfill", false)] {
-        let before = size(&mut conn).await?;
-        let begun = Instant::now();
+        let before = database_size(&mut conn).await?;
+        let started = Instant::now();
         let body = json!({ "kind": "renditions", "dry_run": dry_run });
         let task = client.start_backfill(&body).await?;
         let id = task["id"].as_str().context("an id")?;
         let ended = tokio::time::timeout(LIMIT, client.wait_for_task(id)).await;
-        let task = ended.context("the backfill does not end")??;
-        let seconds = begun.elapsed().as_secs_f64();
+        let task = ended.context("the backfill did not end")??;
+        let seconds = started.elapsed().as_secs_f64();
         let skipped = task["backfill"]["images"]["skipped"].as_u64().unwrap_or(0);
         ensure!(skipped == images as u64, "{task:#}");
-        let grown = size(&mut conn).await?.saturating_sub(before) >> 20;
+        let growth = database_size(&mut conn).await?.saturating_sub(before) >> 20;
         #[allow(clippy::cast_precision_loss)] // exact up to 2^53 images
         let rate = images as f64 / seconds;
         let memory = peak_mib(worker.id())?;
-        println!("  {what:20} {seconds:>9.1} {rate:>10.0} {memory:>11} {grown:>12}");
+        println!("  {what:20} {seconds:>9.1} {rate:>10.0} {memory:>11} {growth:>12}");
     }
     Ok(())
 }
 
-/// Images with their one rendition.
-async fn fill(conn: &mut sqlx::PgConnection, images: usize) -> Result<()> {
+/// Inserts images, each with its only rendition.
+async fn insert_images(conn: &mut sqlx::PgConnection, images: usize) -> Result<()> {
     let presets = [("SAFELIGHT_PRESETS".to_owned(), "{ small = { size = 256 } }".to_owned())];
     let config =
         safelight_config::load_from(None, presets).map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -86,7 +86,7 @@ async fn fill(conn: &mut sqlx::PgConnection, images: usize) -> Result<()> {
     Ok(())
 }
 
-async fn size(conn: &mut sqlx::PgConnection) -> Result<u64> {
+async fn database_size(conn: &mut sqlx::PgConnection) -> Result<u64> {
     let bytes: i64 =
         sqlx::query_scalar("select pg_database_size(current_database())").fetch_one(conn).await?;
     Ok(u64::try_from(bytes)?)

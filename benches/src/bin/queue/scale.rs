@@ -1,4 +1,4 @@
-//! Whether more workers do more.
+//! Whether more workers process more jobs.
 
 use std::{fs, path::Path};
 
@@ -18,26 +18,26 @@ use crate::{
     seed::{self, Drained},
 };
 
-/// Milliseconds that a padded job waits: the machine has too few processors to work in.
+/// Milliseconds that a padded job waits. It uses no processor, because the machine has too few of them.
 const PAD_MS: &str = "40";
 
 /// Padded jobs for each worker.
 const PADDED: usize = 150;
 
-/// Photographs that workers make renditions of.
+/// A set of photographs whose renditions are made.
 struct Photographs {
-    /// What they are called here.
-    what: &'static str,
-    /// Width and height in pixels: the larger, the less of a job is not decoding.
+    /// The name in the table.
+    name: &'static str,
+    /// Width and height in pixels. The larger they are, the larger is the part of decoding.
     size: (u32, u32),
     count: usize,
     /// Whether blobs are in a local directory, or on an S3 server.
     local: bool,
-    /// The configuration's presets; the default ones if empty.
+    /// Presets as TOML; empty for the default presets.
     presets: &'static str,
 }
 
-/// AVIF costs so much to encode that there is little else to such a job.
+/// Encoding AVIF is so expensive that it is almost the whole job.
 const AVIF: &str = r#"[presets]
 small  = { size = 256, format = "avif" }
 medium = { size = 640, format = "avif" }
@@ -46,28 +46,28 @@ large  = { size = 1280, format = "avif" }
 
 const RENDERED: [Photographs; 4] = [
     Photographs {
-        what: "6 MP to AVIF, local directory",
+        name: "6 MP to AVIF, local directory",
         size: pictures::REFERENCE,
         count: 30,
         local: true,
         presets: AVIF,
     },
     Photographs {
-        what: "24 MP, local directory",
+        name: "24 MP, local directory",
         size: (6000, 4000),
         count: 30,
         local: true,
         presets: "",
     },
     Photographs {
-        what: "6 MP, local directory",
+        name: "6 MP, local directory",
         size: pictures::REFERENCE,
         count: 80,
         local: true,
         presets: "",
     },
     Photographs {
-        what: "6 MP, S3 server",
+        name: "6 MP, S3 server",
         size: pictures::REFERENCE,
         count: 80,
         local: false,
@@ -75,7 +75,7 @@ const RENDERED: [Photographs; 4] = [
     },
 ];
 
-/// Jobs per second of one, two and four workers with one slot each, whose jobs wait.
+/// Jobs per second of one, two and four workers with one slot each, with jobs that wait.
 pub async fn padded(options: &Options) -> Result<()> {
     println!(
         "\nWorkers of one slot on PostgreSQL and RabbitMQ, each job waits for {PAD_MS} ms; medians of {}",
@@ -89,12 +89,13 @@ pub async fn padded(options: &Options) -> Result<()> {
             let (engines, store) = noop::engines().await?;
             let jobs = PADDED * workers;
             seed::jobs(&store, jobs).await?;
-            let start = || noop::workman(&engines, &["--concurrency", "1", "--pad-ms", PAD_MS]);
-            let team = tokio::task::block_in_place(|| {
+            let start =
+                || noop::start_worker(&engines, &["--concurrency", "1", "--pad-ms", PAD_MS]);
+            let running = tokio::task::block_in_place(|| {
                 (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()
             })?;
             rates.push(seed::drained(&store, jobs, jobs / 10).await?.rate);
-            drop(team);
+            drop(running);
         }
         let rate = median(rates);
         if workers == 1 {
@@ -107,8 +108,8 @@ pub async fn padded(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Photographs per second of one and of two workers with one slot each. Uploads come first and their clients and
-/// servers have gone when the workers start: what is measured is workers and engines.
+/// Photographs per second of one and of two workers with one slot each. Clients and api nodes have ended
+/// before the workers start, so only workers and engines are measured.
 pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
     println!("\nWorkers of one slot that make renditions of photographs; medians of {rounds}");
     println!(
@@ -116,7 +117,7 @@ pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
         "", "workers", "images/s", "of one", "cores busy", "CPU ms each"
     );
     for photographs in &RENDERED {
-        let what = photographs.what;
+        let name = photographs.name;
         let photo = pictures::jpeg(photographs.size.0, photographs.size.1, 1)?;
         let mut single = 0.0;
         for workers in [1_usize, 2] {
@@ -131,13 +132,13 @@ pub async fn cores(binary: &Path, rounds: usize) -> Result<()> {
                 single = rate;
             }
             let (ratio, each) = (rate / single, busy / rate * 1000.0);
-            println!("  {what:30} {workers:>7} {rate:>9.1} {ratio:>7.2} {busy:>11.2} {each:>12.1}");
+            println!("  {name:30} {workers:>7} {rate:>9.1} {ratio:>7.2} {busy:>11.2} {each:>12.1}");
         }
     }
     Ok(())
 }
 
-/// `workers` at work on photographs that were uploaded before.
+/// Uploads photographs, then starts `workers` workers and measures them.
 async fn rendered(
     binary: &Path,
     workers: usize,
@@ -167,8 +168,8 @@ async fn rendered(
     tokio::task::block_in_place(|| {
         fleet.apis.clear();
         let start = || fleet.start_node(&["worker", "--concurrency", "1"], &[]);
-        let _team = (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()?;
-        // Each has a job that writes and one that makes renditions.
+        let _running = (0..workers).map(|_| start()).collect::<Result<Vec<_>>>()?;
+        // Each photograph has a write job and a thumbnail job.
         let jobs = 2 * photographs.count;
         Handle::current().block_on(seed::drained(&store, jobs, jobs / 10))
     })

@@ -1,4 +1,4 @@
-//! Work to be done: images whose thumbnail job is queued.
+//! Inserts images with queued thumbnail jobs, and measures how fast they are processed.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use safelight_domain::{
 use safelight_store::{DynStore, NewUpload};
 use safelight_testing::process::busy_seconds;
 
-/// Uploads recorded at the same time.
-const AT_ONCE: usize = 64;
+/// Concurrent inserts.
+const CONCURRENCY: usize = 64;
 
-/// Records `count` uploads that have a thumbnail job each, and nothing else to do.
+/// Records `count` uploads with only a thumbnail job each.
 pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
     stream::iter(0..count)
         .map(|_| async {
@@ -36,27 +36,27 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
             };
             store.accept(&upload).await.map(drop)
         })
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(CONCURRENCY)
         .try_collect::<Vec<_>>()
         .await?;
     Ok(())
 }
 
-/// How jobs were worked off.
+/// The measurement of a drain.
 pub struct Drained {
-    /// Jobs done per second.
+    /// Jobs per second.
     pub rate: f64,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Processors that were busy, of all that the machine has.
+    /// Average number of busy processors.
     pub busy: f64,
 }
 
-/// Measures from when the first `head` of `count` jobs are done, since until then workers start and connect,
-/// until none is left.
+/// Waits until all `count` jobs are done. Measures after the first `head` jobs, because workers start and
+/// connect during these.
 pub async fn drained(store: &DynStore, count: usize, head: usize) -> Result<Drained> {
     let limit = Instant::now() + Duration::from_mins(10);
-    let mut begun = None;
+    let mut started = None;
     loop {
         let left: u64 = store
             .job_counts()
@@ -66,20 +66,20 @@ pub async fn drained(store: &DynStore, count: usize, head: usize) -> Result<Drai
             .map(|count| count.count)
             .sum();
         let left = usize::try_from(left)?;
-        if begun.is_none() && left <= count.saturating_sub(head) {
-            begun = Some((Instant::now(), busy_seconds()?, left));
+        if started.is_none() && left <= count.saturating_sub(head) {
+            started = Some((Instant::now(), busy_seconds()?, left));
         }
         if left == 0
-            && let Some((since, busy, jobs)) = begun
+            && let Some((since, busy, jobs)) = started
         {
             let seconds = since.elapsed().as_secs_f64();
             #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
             let rate = jobs as f64 / seconds;
             return Ok(Drained { rate, seconds, busy: (busy_seconds()? - busy) / seconds });
         }
-        ensure!(Instant::now() < limit, "{left} jobs are still there");
-        // Counting costs the database as much as there is to count.
-        let rest = if left < 2_000 { 20 } else { 500 };
-        tokio::time::sleep(Duration::from_millis(rest)).await;
+        ensure!(Instant::now() < limit, "{left} jobs are left");
+        // Counting many rows is expensive, so poll less often while many jobs are left.
+        let pause_ms = if left < 2_000 { 20 } else { 500 };
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
     }
 }

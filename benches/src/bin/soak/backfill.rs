@@ -1,5 +1,5 @@
-//! An import of thousands of pictures by a fleet, while uploads go on and everything that takes part in it
-//! is killed, paused and resumed; then its report is added up.
+//! A fleet imports thousands of pictures while uploads continue. Everything that takes part in the import is
+//! killed, paused and resumed. At the end, the report must be complete.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,49 +20,51 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::{block_in_place, spawn_blocking};
 
-use crate::{Victim, fleet::Victims};
+use crate::{Deployment, fleet::FleetUnderTest};
 
-/// Of how many pictures one is equal to another, and of how many one is no picture.
-const EQUAL_OF: usize = 100;
-const BROKEN_OF: usize = 500;
+/// One of this many files is equal to another file.
+const DUPLICATE_EVERY: usize = 100;
 
-/// Width and height of the pictures.
+/// One of this many files is not a picture.
+const INVALID_EVERY: usize = 500;
+
+/// The width and height of the pictures.
 const SIZE: (u32, u32) = (640, 480);
 
-/// How long a step may take: the whole import, on a busy machine.
+/// How long any step may take, including the whole import, on a busy machine.
 const LIMIT: Duration = Duration::from_hours(1);
 
-/// How long nothing may move while it is paused.
+/// How long the paused backfill is observed.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// The pictures, and what is to come of them.
+/// The files to import, and how many of them are duplicates or invalid.
 struct Photos {
     folder: TempDir,
-    equal: usize,
-    broken: usize,
+    duplicates: usize,
+    invalid: usize,
 }
 
-/// Imports `count` pictures under faults; prints what it found, and says whether all adds up.
+/// Imports `count` pictures under faults; prints the results, and returns whether they are correct.
 pub async fn soak(binary: &Path, count: usize, clients: usize) -> Result<bool> {
-    let photos = Photos::make(count)?;
-    let mut victims = Victims::start(binary)?;
-    let client = Client::new(&victims.url())?;
-    let load = Load::start(clients, &[&victims.url()])?;
-    let begun = Instant::now();
-    let import = block_in_place(|| Import::begin(&victims, &photos))?;
-    let (id, faults) = import.through_faults(&mut victims, &client, count as u64).await?;
+    let photos = Photos::write(count)?;
+    let mut fleet = FleetUnderTest::start(binary)?;
+    let client = Client::new(&fleet.url())?;
+    let load = Load::start(clients, &[&fleet.url()])?;
+    let started = Instant::now();
+    let import = block_in_place(|| Import::start(&fleet, &photos))?;
+    let (id, faults) = import.run_with_faults(&mut fleet, &client, count as u64).await?;
     let report = photos.folder.path().join("report.ndjson");
-    let followed = follow(&victims, &id, &report).await?;
-    let took = begun.elapsed();
+    let exit_code = follow(&fleet, &id, &report).await?;
+    let took = started.elapsed();
     let uploads = load.stop().await?;
 
     let task = client.json(&format!("/v1/tasks/{id}")).await?;
     let mut wrong = photos.compare(&report, &task["backfill"]["images"], count)?;
-    // Pictures failed, and the command says so.
-    if followed != Some(1) {
-        wrong.push(format!("following it ended with {followed:?}"));
+    // The command exits with 1 because some pictures fail.
+    if exit_code != Some(1) {
+        wrong.push(format!("the command that follows it ended with {exit_code:?}"));
     }
-    let audit = victims.audit().run_within(&uploads.ledger, LIMIT).await?;
+    let audit = fleet.audit().run_within(&uploads.ledger, LIMIT).await?;
     println!(
         "{}",
         json!({
@@ -80,44 +82,44 @@ pub async fn soak(binary: &Path, count: usize, clients: usize) -> Result<bool> {
 }
 
 impl Photos {
-    /// `count` files in folders of a thousand.
-    fn make(count: usize) -> Result<Self> {
+    /// Writes `count` files to folders of a thousand.
+    fn write(count: usize) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("safelight-photos-").tempdir()?;
         let photo = pictures::jpeg(SIZE.0, SIZE.1, 1)?;
-        let (mut equal, mut broken) = (0, 0);
+        let (mut duplicates, mut invalid) = (0, 0);
         for number in 0..count {
             let path = path(folder.path(), number);
             fs::create_dir_all(path.parent().context("a folder")?)?;
-            let bytes = if number % BROKEN_OF == BROKEN_OF - 1 {
-                broken += 1;
+            let bytes = if number % INVALID_EVERY == INVALID_EVERY - 1 {
+                invalid += 1;
                 [pictures::text(), number.to_string().into_bytes()].concat()
-            } else if number % EQUAL_OF == EQUAL_OF - 2 {
-                equal += 1;
+            } else if number % DUPLICATE_EVERY == DUPLICATE_EVERY - 2 {
+                duplicates += 1;
                 pictures::with_comment(&photo, &(number - 1).to_string())
             } else {
                 pictures::with_comment(&photo, &number.to_string())
             };
             fs::write(path, bytes)?;
         }
-        Ok(Self { folder, equal, broken })
+        Ok(Self { folder, duplicates, invalid })
     }
 
     fn source(&self) -> PathBuf {
         self.folder.path().join("photos")
     }
 
-    /// What of the report, or of the task's counts, is not as it should be.
+    /// Returns all errors in the report and in the counts of the task.
     fn compare(&self, report: &Path, images: &Value, count: usize) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
         let mut outcomes: HashMap<String, usize> = HashMap::new();
-        let (mut sources, mut taken_in) = (HashSet::new(), HashSet::new());
+        let (mut sources, mut imported) = (HashSet::new(), HashSet::new());
         for line in fs::read_to_string(report)?.lines() {
             let line: Value = serde_json::from_str(line)?;
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
             if !sources.insert(text("source")) {
                 wrong.push(format!("{} has two lines", text("source")));
             }
-            if text("outcome") == "succeeded" && !taken_in.insert(text("id")) {
+            if text("outcome") == "succeeded" && !imported.insert(text("id")) {
                 wrong.push(format!("image {} has two lines", text("id")));
             }
             *outcomes.entry(format!("{} {}", text("outcome"), text("reason"))).or_default() += 1;
@@ -128,19 +130,21 @@ impl Photos {
                 wrong.push(format!("{path} has no line"));
             }
         }
-        wrong.extend(sources.into_iter().map(|source| format!("{source} is no picture of ours")));
-        let succeeded = count - self.equal - self.broken;
+        wrong.extend(
+            sources.into_iter().map(|source| format!("{source} is not one of the pictures")),
+        );
+        let succeeded = count - self.duplicates - self.invalid;
         let expected = HashMap::from([
             ("succeeded ".to_owned(), succeeded),
-            ("skipped duplicate".to_owned(), self.equal),
-            ("failed not_an_image".to_owned(), self.broken),
+            ("skipped duplicate".to_owned(), self.duplicates),
+            ("failed not_an_image".to_owned(), self.invalid),
         ]);
         if outcomes != expected {
             wrong.push(format!("{outcomes:?} instead of {expected:?}"));
         }
         let counts = ["total", "succeeded", "skipped", "failed"].map(|name| images[name].as_u64());
-        if counts != [count, succeeded, self.equal, self.broken].map(|n| Some(n as u64)) {
-            wrong.push(format!("the task counts {images}"));
+        if counts != [count, succeeded, self.duplicates, self.invalid].map(|n| Some(n as u64)) {
+            wrong.push(format!("the task has the counts {images}"));
         }
         Ok(wrong)
     }
@@ -150,51 +154,51 @@ fn path(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("photos/{:03}/{number:07}.jpg", number / 1000))
 }
 
-/// The command that imports and follows, while it runs.
+/// The running command that imports and follows.
 struct Import {
     command: Server,
     id: String,
 }
 
 impl Import {
-    /// Returns once the command has said the backfill's id.
-    fn begin(victims: &Victims, photos: &Photos) -> Result<Self> {
-        let mut command = victims.command(&["backfill", "import"]);
-        command.arg(photos.source()).args(["--follow", "--url", &victims.url()]);
+    /// Starts the command, and waits until it prints the id of the backfill.
+    fn start(fleet: &FleetUnderTest, photos: &Photos) -> Result<Self> {
+        let mut command = fleet.command(&["backfill", "import"]);
+        command.arg(photos.source()).args(["--follow", "--url", &fleet.url()]);
         let mut command = Server::spawn(command)?;
-        command.says("\n", LIMIT)?;
-        // Its first line ends in the command that follows it again.
-        let said = command.output();
-        let id = said.lines().next().and_then(|line| line.split(' ').next_back());
+        command.wait_for_output("\n", LIMIT)?;
+        // The first line ends with a command to follow the backfill, whose last word is the id.
+        let output = command.output();
+        let id = output.lines().next().and_then(|line| line.split(' ').next_back());
         let id = id.context("an id")?.to_owned();
         Ok(Self { command, id })
     }
 
-    /// One fault after the other as the import of `count` pictures goes on; says the backfill's id and
-    /// which faults there were.
-    async fn through_faults(
+    /// Injects one fault after the other while the import of `count` pictures progresses; returns the id of
+    /// the backfill and the faults.
+    async fn run_with_faults(
         mut self,
-        victims: &mut Victims,
+        fleet: &mut FleetUnderTest,
         client: &Client,
         count: u64,
     ) -> Result<(String, Vec<&'static str>)> {
         let id = self.id;
-        let walked = async |part: u64| walked(client, &id, count * part / 100).await;
-        walked(10).await?;
+        let percent_done = async |part: u64| wait_for_images(client, &id, count * part / 100).await;
+        percent_done(10).await?;
         self.command.kill()?;
-        walked(20).await?;
-        block_in_place(|| victims.kill_node("worker", 0))?;
-        walked(30).await?;
-        block_in_place(|| victims.kill_node("api", 0))?;
-        walked(40).await?;
-        // Whichever of the two led it: now both have died.
-        block_in_place(|| victims.kill_node("worker", 1))?;
-        walked(50).await?;
-        command(victims, &["backfill", "pause", &id]).await?;
-        stands_still(client, &id).await?;
-        block_in_place(|| victims.kill_node("api", 1))?;
-        command(victims, &["backfill", "resume", &id]).await?;
-        walked(60).await?;
+        percent_done(20).await?;
+        block_in_place(|| fleet.kill_node("worker", 0))?;
+        percent_done(30).await?;
+        block_in_place(|| fleet.kill_node("api", 0))?;
+        percent_done(40).await?;
+        // Now both workers have died, including the one that led the backfill.
+        block_in_place(|| fleet.kill_node("worker", 1))?;
+        percent_done(50).await?;
+        command(fleet, &["backfill", "pause", &id]).await?;
+        ensure_paused(client, &id).await?;
+        block_in_place(|| fleet.kill_node("api", 1))?;
+        command(fleet, &["backfill", "resume", &id]).await?;
+        percent_done(60).await?;
         let faults = vec![
             "command killed",
             "worker killed",
@@ -209,16 +213,16 @@ impl Import {
 }
 
 /// Runs a command that must succeed.
-async fn command(victims: &Victims, args: &[&str]) -> Result<()> {
-    let mut command = victims.command(args);
-    command.args(["--url", &victims.url()]);
+async fn command(fleet: &FleetUnderTest, args: &[&str]) -> Result<()> {
+    let mut command = fleet.command(args);
+    command.args(["--url", &fleet.url()]);
     spawn_blocking(move || run(command, LIMIT)).await??.success()?;
     Ok(())
 }
 
-/// Follows the backfill to its end; says the command's exit code.
-async fn follow(victims: &Victims, id: &str, report: &Path) -> Result<Option<i32>> {
-    let mut command = victims.command(&["backfill", "follow", id, "--url", &victims.url()]);
+/// Follows the backfill to its end; returns the exit code of the command.
+async fn follow(fleet: &FleetUnderTest, id: &str, report: &Path) -> Result<Option<i32>> {
+    let mut command = fleet.command(&["backfill", "follow", id, "--url", &fleet.url()]);
     command.arg("--report").arg(report);
     Ok(spawn_blocking(move || run(command, LIMIT)).await??.code)
 }
@@ -231,11 +235,11 @@ fn number(images: &Value, name: &str) -> u64 {
     images[name].as_u64().unwrap_or(0)
 }
 
-/// Waits until so many pictures are done with.
-async fn walked(client: &Client, id: &str, wanted: u64) -> Result<()> {
-    let what = format!("{wanted} pictures are done");
+/// Waits until `wanted` pictures have ended.
+async fn wait_for_images(client: &Client, id: &str, wanted: u64) -> Result<()> {
+    let what = format!("{wanted} pictures have ended");
     eventually_within(LIMIT, &what, async || {
-        // The node that was asked may just have been killed.
+        // The node may just have been killed.
         let Ok(images) = images(client, id).await else { return Ok(false) };
         let done: u64 = ["succeeded", "skipped", "failed"].map(|n| number(&images, n)).iter().sum();
         Ok(done >= wanted)
@@ -245,17 +249,17 @@ async fn walked(client: &Client, id: &str, wanted: u64) -> Result<()> {
     Ok(())
 }
 
-/// Waits until what was under way has ended; then nothing may move.
-async fn stands_still(client: &Client, id: &str) -> Result<()> {
+/// Waits until work in progress has ended; then fails if the counts change.
+async fn ensure_paused(client: &Client, id: &str) -> Result<()> {
     let mut before = Value::Null;
     eventually_within(LIMIT, "a paused backfill has no work in progress", async || {
         before = images(client, id).await?;
-        // Files that are no pictures failed without ever being planned.
+        // Files that are not pictures fail without being planned.
         Ok(number(&before, "succeeded") == number(&before, "planned"))
     })
     .await?;
     tokio::time::sleep(PAUSE).await;
     let after = images(client, id).await?;
-    ensure!(before == after, "paused, and it went on: {before}, {after}");
+    ensure!(before == after, "the paused backfill continued: {before}, {after}");
     Ok(())
 }

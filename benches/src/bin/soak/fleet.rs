@@ -1,4 +1,4 @@
-//! A fleet on engines of its own.
+//! A fleet with private engines.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -12,21 +12,21 @@ use safelight_testing::{
 };
 use tokio::task::block_in_place;
 
-use crate::{ENV, Victim, random::Random};
+use crate::{Deployment, ENV, random::Random};
 
-/// How long an engine stays away.
-const AWAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(4));
+/// How long an engine stays unavailable, at least and at most.
+const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(4));
 
-/// Two api nodes, two workers, and all that they stand on.
-pub struct Victims {
+/// Two api nodes, two workers, and their engines.
+pub struct FleetUnderTest {
     fleet: Fleet,
     engines: Engines,
     postgres: Postgres,
     rabbitmq: RabbitMq,
 }
 
-impl Victims {
-    /// Starts everything.
+impl FleetUnderTest {
+    /// Starts the engines and the nodes.
     pub fn start(binary: &Path) -> Result<Self> {
         block_in_place(|| {
             let postgres = Postgres::start()?;
@@ -47,7 +47,7 @@ impl Victims {
         self.fleet.command(args)
     }
 
-    /// Kills a node, `api` or `worker`, and starts it again on its address.
+    /// Kills a node (`role` is `api` or `worker`) and starts it again on its address.
     pub fn kill_node(&mut self, role: &str, number: usize) -> Result<()> {
         let nodes = if role == "api" { &mut self.fleet.apis } else { &mut self.fleet.workers };
         let variable = if role == "api" { "SAFELIGHT_LISTEN" } else { "SAFELIGHT_WORKER_LISTEN" };
@@ -63,7 +63,7 @@ impl Victims {
         let vhost = self.engines.queue_url.rsplit('/').next().context("a virtual host")?;
         let queues = ["list_queues", "--no-table-headers", "-p", vhost, "name"];
         for queue in self.rabbitmq.ctl(&queues)?.split_whitespace() {
-            // A publisher may have mended what another deletion took.
+            // A publisher may have declared a deleted queue again, so errors do not matter.
             let _ = self.rabbitmq.ctl(&["delete_queue", "-p", vhost, queue]);
         }
         Ok(())
@@ -76,7 +76,7 @@ async fn freeze(node: &Server, random: &mut Random) -> Result<()> {
     node.signal("CONT")
 }
 
-impl Victim for Victims {
+impl Deployment for FleetUnderTest {
     fn url(&self) -> String {
         self.fleet.url()
     }
@@ -85,9 +85,9 @@ impl Victim for Victims {
         Database::Postgres(self.engines.database_url.clone())
     }
 
-    async fn harm(&mut self, random: &mut Random) -> Result<&'static str> {
+    async fn inject_fault(&mut self, random: &mut Random) -> Result<&'static str> {
         let number = random.index(2);
-        let away = random.between(AWAY.0, AWAY.1);
+        let outage = random.between(OUTAGE.0, OUTAGE.1);
         match random.index(10) {
             0..=1 => {
                 block_in_place(|| self.kill_node("api", number))?;
@@ -107,13 +107,13 @@ impl Victim for Victims {
             }
             7 => {
                 self.rabbitmq.kill()?;
-                tokio::time::sleep(away).await;
+                tokio::time::sleep(outage).await;
                 block_in_place(|| self.rabbitmq.start_node())?;
                 Ok("RabbitMQ killed")
             }
             8 => {
                 block_in_place(|| self.postgres.crash())?;
-                tokio::time::sleep(away).await;
+                tokio::time::sleep(outage).await;
                 block_in_place(|| self.postgres.start_again())?;
                 Ok("PostgreSQL killed")
             }

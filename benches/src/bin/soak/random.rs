@@ -1,4 +1,4 @@
-//! Numbers that a seed decides.
+//! Random numbers from a seed.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ impl Random {
         usize::try_from(self.next() % count).unwrap_or(0)
     }
 
-    /// A time from `low` to `high`.
+    /// A duration from `low` to `high`.
     pub fn between(&mut self, low: Duration, high: Duration) -> Duration {
         let span = u64::try_from(high.saturating_sub(low).as_millis()).unwrap_or(0);
         low + Duration::from_millis(self.next() % (span + 1))

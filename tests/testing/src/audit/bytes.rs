@@ -1,4 +1,4 @@
-//! The folder of the blobs, read as plain files: `blobs/<2>/<sha256>`,
+//! Reads the folder of the blobs as plain files: `blobs/<2>/<sha256>`,
 //! `renditions/<2>/<sha256>/<preset>-<fingerprint>.<ext>`, `incoming/<image>`.
 
 use std::{
@@ -14,21 +14,21 @@ use super::ledger::sha256;
 /// A rendition's file.
 pub(super) struct File {
     pub sha256: String,
-    /// Whether a decoder takes it.
+    /// Whether a decoder can read it.
     pub decodes: bool,
 }
 
-/// The names of what lies in `incoming/`, finished or not.
+/// The names of all files in `incoming/`, complete or not.
 pub(super) fn staged(root: &Path) -> Result<Vec<String>> {
     Ok(children(&root.join("incoming"))?.iter().map(|path| name(path)).collect())
 }
 
-/// The names of what was moved aside.
+/// The names of all files in `trash/`.
 pub(super) fn trash(root: &Path) -> Result<Vec<String>> {
     Ok(children(&root.join("trash"))?.iter().map(|path| name(path)).collect())
 }
 
-/// The hash of each blob's content, by its name. More than one where there are several files.
+/// The hashes of the files of each blob, by the name of the blob.
 pub(super) fn originals(root: &Path) -> Result<HashMap<String, Vec<String>>> {
     let mut found: HashMap<String, Vec<String>> = HashMap::new();
     for folder in children(&root.join("blobs"))? {
@@ -39,7 +39,7 @@ pub(super) fn originals(root: &Path) -> Result<HashMap<String, Vec<String>>> {
     Ok(found)
 }
 
-/// Every rendition's file, by its blob's hash and its name without the extension.
+/// The files of all renditions, by the hash of the blob and the file name without extension.
 pub(super) fn renditions(root: &Path) -> Result<HashMap<(String, String), File>> {
     let mut found = HashMap::new();
     for folder in children(&root.join("renditions"))? {
@@ -56,7 +56,7 @@ pub(super) fn renditions(root: &Path) -> Result<HashMap<(String, String), File>>
     Ok(found)
 }
 
-/// What a folder holds; nothing if there is none.
+/// The content of a folder; empty if it does not exist.
 fn children(folder: &Path) -> Result<Vec<PathBuf>> {
     match fs::read_dir(folder) {
         Ok(entries) => Ok(entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?),

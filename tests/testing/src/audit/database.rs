@@ -1,5 +1,5 @@
-//! The database, read past the program. Each query gives one text a row, its fields parted by `|`,
-//! so that both engines are asked in nearly the same words.
+//! Reads the database directly. Each row is one text with its fields separated by `|`, so that almost the
+//! same SQL works on both engines.
 
 use std::{
     collections::HashMap,
@@ -12,10 +12,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, postgres
 
 use crate::wait::eventually_within;
 
-/// How long work may stand still after a fault, on a busy machine.
-const FLOW_LIMIT: Duration = Duration::from_secs(90);
+/// How long work may stop after a fault on a busy machine.
+const PROGRESS_LIMIT: Duration = Duration::from_secs(90);
 
-/// Where to look.
+/// The database to read.
 #[derive(Debug, Clone)]
 pub enum Database {
     /// A file.
@@ -24,18 +24,18 @@ pub enum Database {
     Postgres(String),
 }
 
-/// A task as it is recorded.
+/// A recorded task.
 #[derive(Debug)]
 pub(super) struct Task {
     pub status: String,
-    /// Jobs in all, and those that succeeded, by the task's own counters.
+    /// The task's own counters: all jobs, and succeeded jobs.
     pub counted: (usize, usize),
     pub jobs: Vec<Job>,
 }
 
-/// A job as it is recorded.
+/// A recorded job.
 #[derive(Debug)]
-#[allow(dead_code)] // shown when a task ended otherwise than it should
+#[allow(dead_code)] // printed when a task did not succeed
 pub(super) struct Job {
     pub kind: String,
     pub status: String,
@@ -43,25 +43,25 @@ pub(super) struct Job {
     pub error: String,
 }
 
-/// An image as it is recorded.
+/// A recorded image.
 pub(super) struct Image {
     pub id: String,
     pub sha256: String,
     pub bytes: u64,
-    /// Whether its write job is done, and it was not discarded since.
+    /// Whether its write job has succeeded and it was not discarded.
     pub stored: bool,
-    /// Whether it was deleted: then nothing is recorded of its bytes.
+    /// Whether it was deleted; then its hash and size are not recorded.
     pub deleted: bool,
 }
 
-/// A rendition as it is recorded.
+/// A recorded rendition.
 #[derive(Debug)]
 pub(super) struct Rendition {
     /// The blob's hash.
     pub of: String,
     pub preset: String,
     pub fingerprint: String,
-    /// The hash of its own content.
+    /// The hash of the rendition itself.
     pub sha256: String,
 }
 
@@ -72,15 +72,15 @@ impl Task {
 }
 
 impl Rendition {
-    /// Its file's name without the extension.
+    /// The file name without extension.
     pub fn stem(&self) -> String {
         format!("{}-{}", self.preset, self.fingerprint)
     }
 }
 
 impl Database {
-    /// One line for each task, job, message or discarded image that has not come to its end.
-    pub(super) async fn under_way(&self) -> Result<Vec<String>> {
+    /// One line for each unfinished task or job, outbox row, and discarded image that is not removed yet.
+    pub(super) async fn unfinished(&self) -> Result<Vec<String>> {
         self.texts(&format!(
             "select 'task ' || {} || ' is ' || status from tasks
              where status not in ('succeeded', 'failed', 'cancelled')
@@ -100,14 +100,14 @@ impl Database {
         .await
     }
 
-    /// How many jobs are queued and have a message with the broker.
+    /// The number of queued jobs whose message was published.
     pub async fn published(&self) -> Result<usize> {
         let sql = "select 'x' from jobs where status = 'queued'
                    and id not in (select job_id from outbox)";
         Ok(self.texts(sql).await?.len())
     }
 
-    /// How many running jobs have a lease that has expired.
+    /// The number of running jobs with an expired lease.
     pub async fn expired_leases(&self) -> Result<usize> {
         let now = match self {
             Self::Sqlite(_) => "cast(unixepoch('subsec') * 1000000 as integer)",
@@ -117,16 +117,15 @@ impl Database {
         Ok(self.texts(&sql).await?.len())
     }
 
-    /// Waits until one more task has succeeded than now; says how long that took. While the
-    /// database is away it waits as well.
-    pub async fn flows_again(&self) -> Result<Duration> {
-        let (begun, mut before) = (Instant::now(), None);
-        eventually_within(FLOW_LIMIT, "another task has succeeded", async || {
+    /// Waits until another task succeeds, also while the database is unavailable; returns how long it took.
+    pub async fn wait_for_progress(&self) -> Result<Duration> {
+        let (started, mut before) = (Instant::now(), None);
+        eventually_within(PROGRESS_LIMIT, "another task has succeeded", async || {
             let Ok(now) = self.succeeded().await else { return Ok(false) };
             Ok(now > *before.get_or_insert(now))
         })
         .await?;
-        Ok(begun.elapsed())
+        Ok(started.elapsed())
     }
 
     async fn succeeded(&self) -> Result<usize> {
@@ -134,7 +133,7 @@ impl Database {
         Ok(self.texts(sql).await?.first().context("a count")?.parse()?)
     }
 
-    /// Queued jobs as `kind`, `lane`, id and generation, as their notices say it.
+    /// Kind, lane, id and generation of each queued job, as in its notice.
     pub async fn notices(&self) -> Result<Vec<[String; 4]>> {
         let sql = format!(
             "select kind || '|' || lane || '|' || {} || '|' || fence from jobs
@@ -144,7 +143,7 @@ impl Database {
         self.rows(&sql).await
     }
 
-    /// Every rendition's whole record, in a fixed order: what must not change.
+    /// The rows of all renditions in a fixed order, to check that they do not change.
     pub async fn rendition_records(&self) -> Result<Vec<String>> {
         self.texts(&format!(
             "select {} || '|' || preset || '|' || {} || '|' || created_at from renditions order by 1",

@@ -1,4 +1,4 @@
-//! What clients were promised.
+//! The uploads that clients know to be accepted.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,56 +6,56 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// An upload that was answered with 202. Ids are in plain hexadecimal.
+/// An upload whose response was 202. Ids are hexadecimal without dashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct AcceptedUpload {
     /// Its task.
     pub task: String,
     /// Its image.
     pub image: String,
-    /// The hash of the bytes that were sent.
+    /// The hash of the bytes sent.
     pub sha256: String,
-    /// How many there were.
+    /// The number of bytes sent.
     pub bytes: u64,
 }
 
-/// All of them. Several clients may write at once.
+/// All accepted uploads. Several clients may record concurrently.
 #[derive(Debug, Default)]
-pub struct Ledger(Mutex<Vec<Entry>>);
+pub struct Ledger(Mutex<Vec<AcceptedUpload>>);
 
 impl Ledger {
-    /// Notes that `body` was answered with the task document `task`.
+    /// Records that the response to `body` was the task document `task`.
     pub fn record(&self, task: &Value, body: &[u8]) -> Result<()> {
         let id = |id: &Value| -> Result<String> {
             Ok(id.as_str().with_context(|| format!("no id in {task}"))?.replace('-', ""))
         };
-        let entry = Entry {
+        let upload = AcceptedUpload {
             task: id(&task["id"])?,
             image: id(&task["image"]["id"])?,
             sha256: sha256(body),
             bytes: body.len() as u64,
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(upload);
         Ok(())
     }
 
-    /// Everything that was noted.
-    pub fn entries(&self) -> Vec<Entry> {
+    /// All recorded uploads.
+    pub fn uploads(&self) -> Vec<AcceptedUpload> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How much was noted.
+    /// The number of recorded uploads.
     pub fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether nothing was.
+    /// Whether nothing was recorded.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// The hash in hexadecimal.
+/// The SHA-256 in hexadecimal.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write;
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {

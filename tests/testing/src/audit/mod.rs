@@ -1,8 +1,7 @@
-//! The audit: what clients were promised, against what is there.
+//! The audit: compares the accepted uploads with what is stored.
 //!
-//! A [`Ledger`] holds every upload that was answered with 202. [`Audit::run`] waits until all work
-//! has ended, then looks past the program, straight into the database, the blobs' folder and the
-//! broker, and reports what does not add up.
+//! A [`Ledger`] records every upload whose response was 202. [`Audit::run`] waits until all work has ended,
+//! reads the database, the folder of the blobs and the broker directly, and reports every difference.
 
 mod bytes;
 mod database;
@@ -18,62 +17,62 @@ use std::{
 use anyhow::Result;
 
 pub use database::Database;
-pub use ledger::{Entry, Ledger};
+pub use ledger::{AcceptedUpload, Ledger};
 pub use report::Report;
 
 use crate::{rabbitmq::RabbitMq, wait::eventually_within};
 
-/// How long accepted work may take to end, on a busy machine.
+/// How long accepted work may take on a busy machine.
 pub const SETTLED_LIMIT: Duration = Duration::from_secs(90);
 
-/// Renditions of a picture under the default configuration.
+/// The number of presets in the default configuration.
 const PRESETS: usize = 3;
 
-/// Where the truth of one deployment lies.
+/// Where a deployment stores its state.
 pub struct Audit<'a> {
     /// The database.
     pub database: Database,
-    /// The folder under which blobs lie by key.
+    /// The folder that contains the objects by key.
     pub blobs: PathBuf,
     /// The broker, with the URL of the virtual host; `None` for the in-process queue.
     pub broker: Option<(&'a RabbitMq, &'a str)>,
 }
 
 impl Audit<'_> {
-    /// Waits until everything has ended, then compares. An error is one of the audit itself; what
-    /// it finds is in the report.
+    /// Waits until all work has ended, then compares. Differences are in the report; an error means that the
+    /// audit itself failed.
     pub async fn run(&self, ledger: &Ledger) -> Result<Report> {
         self.run_within(ledger, SETTLED_LIMIT).await
     }
 
-    /// [`Audit::run`] that waits at most `limit`.
+    /// Like [`Audit::run`], but waits for at most `limit`.
     pub async fn run_within(&self, ledger: &Ledger, limit: Duration) -> Result<Report> {
-        let left = self.until_settled(limit).await?;
+        let left = self.wait_until_ended(limit).await?;
         let mut report = Report { left, ..Report::default() };
-        let entries = ledger.entries();
-        self.compare_tasks(&entries, &mut report).await?;
+        let uploads = ledger.uploads();
+        self.compare_tasks(&uploads, &mut report).await?;
         self.compare_bytes(&mut report).await?;
         Ok(report)
     }
 
-    /// Returns what is still under way when `limit` is over; nothing, if all ended before.
-    async fn until_settled(&self, limit: Duration) -> Result<Vec<String>> {
+    /// Waits for at most `limit` until all work has ended; returns the unfinished work.
+    async fn wait_until_ended(&self, limit: Duration) -> Result<Vec<String>> {
         let mut left = Ok(Vec::new());
-        let settled = eventually_within(limit, "all work has ended", async || {
-            left = self.in_progress().await;
+        let ended = eventually_within(limit, "all work has ended", async || {
+            left = self.unfinished().await;
             Ok(!left.as_ref().is_ok_and(|left| !left.is_empty()))
         });
-        // Work that has not ended is no error, but part of the report.
-        let _ = settled.await;
+        // Unfinished work is no error, but part of the report.
+        let _ = ended.await;
         left
     }
 
-    /// Work and bytes that are not final.
-    async fn in_progress(&self) -> Result<Vec<String>> {
-        let mut left = self.database.under_way().await.unwrap_or_else(|e| vec![e.to_string()]);
+    /// Work that has not ended, and bytes that are not in their final place.
+    async fn unfinished(&self) -> Result<Vec<String>> {
+        let mut left = self.database.unfinished().await.unwrap_or_else(|e| vec![e.to_string()]);
         left.extend(bytes::staged(&self.blobs)?.iter().map(|name| format!("staged {name}")));
         left.extend(bytes::trash(&self.blobs)?.iter().map(|name| format!("trash {name}")));
-        // Asking the broker takes a second, so last.
+        // The broker comes last, because asking it takes a second.
         if left.is_empty() {
             left.extend(self.held_messages()?);
         }
@@ -86,9 +85,9 @@ impl Audit<'_> {
         Ok((held > 0).then(|| format!("{held} messages")))
     }
 
-    async fn compare_tasks(&self, entries: &[Entry], report: &mut Report) -> Result<()> {
+    async fn compare_tasks(&self, uploads: &[AcceptedUpload], report: &mut Report) -> Result<()> {
         let tasks = self.database.tasks().await?;
-        report.accepted = entries.len();
+        report.accepted = uploads.len();
         report.tasks = tasks.len();
         for (id, task) in &tasks {
             let jobs = &task.jobs;
@@ -100,35 +99,35 @@ impl Audit<'_> {
             let succeeded = jobs.iter().filter(|job| job.status == "succeeded").count();
             if task.counted != (jobs.len(), succeeded) {
                 report.doubled.push(format!(
-                    "task {id} counts {:?} of its jobs, where there are {:?}",
+                    "task {id} counts {:?} jobs (total, succeeded) instead of {:?}",
                     task.counted,
                     (jobs.len(), succeeded)
                 ));
             }
         }
-        for entry in entries {
-            match tasks.get(&entry.task) {
-                None => report.lost.push(format!("task {} is not there", entry.task)),
+        for upload in uploads {
+            match tasks.get(&upload.task) {
+                None => report.lost.push(format!("task {} is missing", upload.task)),
                 Some(task) if task.is_final() && task.status != "succeeded" => {
-                    report.lost.push(format!("task {} ended as {task:?}", entry.task));
+                    report.lost.push(format!("task {} ended as {task:?}", upload.task));
                 }
                 Some(_) => {}
             }
         }
-        let promised: HashMap<_, _> =
-            entries.iter().map(|entry| (&entry.image, (&entry.sha256, entry.bytes))).collect();
+        let sent: HashMap<_, _> =
+            uploads.iter().map(|upload| (&upload.image, (&upload.sha256, upload.bytes))).collect();
         for image in self.database.images().await? {
-            if let Some(&(sha256, bytes)) = promised.get(&image.id)
+            if let Some(&(sha256, bytes)) = sent.get(&image.id)
                 && !image.deleted
                 && (sha256, bytes) != (&image.sha256, image.bytes)
             {
-                report.lost.push(format!("image {} is recorded as other bytes", image.id));
+                report.lost.push(format!("image {} is recorded with other bytes", image.id));
             }
         }
         Ok(())
     }
 
-    /// Exactly one blob for each content, and one file for each rendition, all whole.
+    /// Checks that there is exactly one intact blob for each content, and one intact file for each rendition.
     async fn compare_bytes(&self, report: &mut Report) -> Result<()> {
         let stored: HashSet<String> = self
             .database
@@ -141,10 +140,10 @@ impl Audit<'_> {
         let blobs = bytes::originals(&self.blobs)?;
         for sha256 in &stored {
             match blobs.get(sha256).map(Vec::as_slice) {
-                None => report.lost.push(format!("blob {sha256} is not there")),
+                None => report.lost.push(format!("blob {sha256} is missing")),
                 Some([content]) if content == sha256 => {}
-                Some([_]) => report.lost.push(format!("blob {sha256} holds other bytes")),
-                Some(_) => report.doubled.push(format!("blob {sha256} is there twice")),
+                Some([_]) => report.lost.push(format!("blob {sha256} contains other bytes")),
+                Some(_) => report.doubled.push(format!("blob {sha256} exists twice")),
             }
         }
         report.left.extend(
@@ -169,7 +168,7 @@ impl Audit<'_> {
             made.sort_unstable();
             made.dedup();
             if made.len() < PRESETS {
-                report.lost.push(format!("blob {sha256} has renditions {made:?} only"));
+                report.lost.push(format!("blob {sha256} has only the renditions {made:?}"));
             } else if rows > PRESETS {
                 report.doubled.push(format!("blob {sha256} has {rows} renditions"));
             }
@@ -178,8 +177,8 @@ impl Audit<'_> {
         for rendition in &recorded {
             match files.remove(&(rendition.of.clone(), rendition.stem())) {
                 Some(file) if file.sha256 == rendition.sha256 && file.decodes => {}
-                Some(_) => report.lost.push(format!("{rendition:?} holds other bytes")),
-                None => report.lost.push(format!("{rendition:?} is not there")),
+                Some(_) => report.lost.push(format!("{rendition:?} contains other bytes")),
+                None => report.lost.push(format!("{rendition:?} is missing")),
             }
         }
         report.left.extend(files.into_keys().map(|(of, name)| format!("rendition {of}/{name}")));

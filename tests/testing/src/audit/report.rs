@@ -1,35 +1,35 @@
-//! What an audit found.
+//! The result of an audit.
 
 use anyhow::{Result, bail};
 
-/// The result of an audit. Empty lists are good ones.
+/// The result of an audit. All lists of a correct deployment are empty.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Uploads that were answered with 202.
+    /// Uploads whose response was 202.
     pub accepted: usize,
-    /// Tasks in the database; more than `accepted` if an answer did not arrive.
+    /// Tasks in the database; more than `accepted` if a response was lost.
     pub tasks: usize,
-    /// Their jobs.
+    /// The jobs of these tasks.
     pub jobs: usize,
-    /// The attempts that those took, together; as many as jobs if nothing had to be done again.
+    /// The attempts of all jobs; equal to `jobs` if nothing was repeated.
     pub attempts: u64,
-    /// Promises that were not kept.
+    /// Accepted uploads that are missing or damaged.
     pub lost: Vec<String>,
-    /// Tasks without an end.
+    /// Tasks that did not end.
     pub stuck: Vec<String>,
     /// Effects that happened more than once.
     pub doubled: Vec<String>,
-    /// What nobody needs and nobody has removed.
+    /// Unfinished work, and bytes that nothing refers to.
     pub left: Vec<String>,
 }
 
 impl Report {
-    /// Whether all is as it should be.
+    /// Whether the audit found no difference.
     pub fn is_clean(&self) -> bool {
         [&self.lost, &self.stuck, &self.doubled, &self.left].iter().all(|list| list.is_empty())
     }
 
-    /// Fails, with all that was found, unless all is as it should be.
+    /// Fails with everything that was found, unless the report is clean.
     pub fn clean(self) -> Result<Self> {
         if self.is_clean() {
             return Ok(self);

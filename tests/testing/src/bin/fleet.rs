@@ -1,4 +1,4 @@
-//! `make fleet`: the whole topology of `compose.yaml` on this machine, until Ctrl-C.
+//! `make fleet`: runs the topology of `compose.yaml` on this machine until Ctrl-C.
 
 use std::path::{Path, PathBuf};
 
@@ -8,21 +8,21 @@ use safelight_testing::{
     fleet::{Engines, Fleet, Plan},
     postgres::Postgres,
     rabbitmq::RabbitMq,
-    server::{Server, built},
+    server::{Server, find_binary},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Starts PostgreSQL, RabbitMQ, an S3 store, api nodes, workers and HAProxy on free ports, in
-/// temporary folders. Ctrl-C ends everything and leaves nothing behind.
+/// temporary folders. Ctrl-C ends everything and removes the folders.
 #[derive(Parser)]
 struct Options {
-    /// The safelight binary; the one beside this program unless said
+    /// The safelight binary (default: the one in the directory of this program)
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// Nodes that serve HTTP
+    /// Number of api nodes
     #[arg(long, default_value_t = 2)]
     apis: usize,
-    /// Nodes that do the work
+    /// Number of workers
     #[arg(long, default_value_t = 2)]
     workers: usize,
 }
@@ -30,7 +30,7 @@ struct Options {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let binary = built(options.binary.as_deref())?;
+    let binary = find_binary(options.binary.as_deref())?;
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
@@ -38,7 +38,7 @@ async fn main() -> Result<()> {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
-    // What `serve` held has been dropped by now, and has ended.
+    // The fleet that `serve` owned is dropped by now, which ended it.
 }
 
 async fn serve(binary: &Path, apis: usize, workers: usize) -> Result<()> {
@@ -58,14 +58,14 @@ async fn serve(binary: &Path, apis: usize, workers: usize) -> Result<()> {
     eprintln!("starting {apis} api, {workers} workers, S3 and HAProxy …");
     let plan = Plan { apis, workers, ..Plan::default() };
     let fleet = Fleet::start(binary, &engines, &plan)?;
-    describe(&fleet, &engines);
+    print_summary(&fleet, &engines);
     std::future::pending().await
 }
 
-/// Says what runs where, and what to try first.
-fn describe(fleet: &Fleet, engines: &Engines) {
-    let row = |name: &str, place: &str| println!("  {name:<14}{place}");
-    println!("\nSafelight's fleet is up; Ctrl-C ends it.\n");
+/// Prints what runs where, and a first command.
+fn print_summary(fleet: &Fleet, engines: &Engines) {
+    let row = |name: &str, address: &str| println!("  {name:<14}{address}");
+    println!("\nThe fleet is running; Ctrl-C ends it.\n");
     row("load balancer", &fleet.url());
     fleet.apis.iter().map(Server::url).for_each(|url| row("api", url));
     fleet.workers.iter().for_each(|worker| row("worker", &format!("process {}", worker.id())));

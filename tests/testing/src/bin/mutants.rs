@@ -1,5 +1,4 @@
-//! `make mutants`: breaks one line after the other that `docs/reliability.md` relies on, and says
-//! whether the test named there notices.
+//! `make mutants`: breaks each line of `tests/mutants.toml` in turn, and reports whether its test fails.
 
 use std::{
     fs,
@@ -12,13 +11,13 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::Deserialize;
 
-/// Applies each mutant of `tests/mutants.toml` to the sources, runs its test, and puts the sources
-/// back. Exits with 1 if a mutant survives.
+/// Applies each mutant of `tests/mutants.toml` to the sources, runs its test, and restores the sources. Exits
+/// with 1 if a mutant survives.
 #[derive(Parser)]
 struct Options {
     /// Only the mutants whose name contains one of these
     names: Vec<String>,
-    /// Only check that each line is where it is said to be
+    /// Only check that each `find` occurs exactly once in its file
     #[arg(long)]
     check: bool,
 }
@@ -28,19 +27,19 @@ struct Mutants {
     mutant: Vec<Mutant>,
 }
 
-/// One line broken.
+/// A change that breaks one line.
 #[derive(Deserialize)]
 struct Mutant {
     name: String,
     file: PathBuf,
-    /// Stands once in the file.
+    /// Must occur exactly once in the file.
     find: String,
     replace: String,
     /// Arguments of `cargo test --workspace`.
     test: String,
 }
 
-/// What a test run says of a mutant.
+/// The result of a mutant's test.
 #[derive(PartialEq, Eq)]
 enum Verdict {
     Noticed,
@@ -48,10 +47,10 @@ enum Verdict {
     DoesNotCompile,
 }
 
-/// Puts a file back when dropped.
-struct Broken<'a>(&'a Path, String);
+/// Restores a file when dropped.
+struct MutatedFile<'a>(&'a Path, String);
 
-impl Drop for Broken<'_> {
+impl Drop for MutatedFile<'_> {
     fn drop(&mut self) {
         if let Err(error) = fs::write(self.0, &self.1) {
             eprintln!("cannot restore {}: {error}; hint: git checkout", self.0.display());
@@ -68,45 +67,45 @@ fn main() -> Result<ExitCode> {
     };
     let mut survivors = 0;
     for mutant in mutants.mutant.iter().filter(wanted) {
-        let sound = source(mutant)?;
+        let original = read_original(mutant)?;
         if options.check {
             continue;
         }
-        let broken = break_it(mutant, sound)?;
-        let begun = Instant::now();
+        let mutated = apply(mutant, original)?;
+        let started = Instant::now();
         let verdict = run(&mutant.test)?;
-        drop(broken);
+        drop(mutated);
         let words = match verdict {
             Verdict::Noticed => "noticed",
             Verdict::Survived => "SURVIVED",
             Verdict::DoesNotCompile => "DOES NOT COMPILE",
         };
-        println!("{:<32} {words} after {:.0} s", mutant.name, begun.elapsed().as_secs_f64());
+        println!("{:<32} {words} after {:.0} s", mutant.name, started.elapsed().as_secs_f64());
         survivors += usize::from(verdict != Verdict::Noticed);
     }
     Ok(if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The file as it is, with the line in it.
-fn source(mutant: &Mutant) -> Result<String> {
+/// Reads the file; fails unless it contains the line exactly once.
+fn read_original(mutant: &Mutant) -> Result<String> {
     let file = mutant.file.display();
-    let sound = fs::read_to_string(&mutant.file).with_context(|| file.to_string())?;
-    let found = sound.matches(&mutant.find).count();
+    let original = fs::read_to_string(&mutant.file).with_context(|| file.to_string())?;
+    let found = original.matches(&mutant.find).count();
     ensure!(found == 1, "{}: found {found} times in {file}", mutant.name);
-    Ok(sound)
+    Ok(original)
 }
 
-fn break_it(mutant: &Mutant, sound: String) -> Result<Broken<'_>> {
-    let mutated = sound.replace(&mutant.find, &mutant.replace);
-    let broken = Broken(&mutant.file, sound);
-    fs::write(&mutant.file, mutated)?;
-    Ok(broken)
+fn apply(mutant: &Mutant, original: String) -> Result<MutatedFile<'_>> {
+    let content = original.replace(&mutant.find, &mutant.replace);
+    let mutated = MutatedFile(&mutant.file, original);
+    fs::write(&mutant.file, content)?;
+    Ok(mutated)
 }
 
 fn run(test: &str) -> Result<Verdict> {
     let build = ["test", "--workspace", "--no-run"];
     let target = test.split_whitespace().take_while(|argument| *argument != "--");
-    // Warnings are to be expected of broken code.
+    // Mutants cause warnings, so the output is dropped.
     let compiles = Command::new("cargo").args(build).args(target).stderr(Stdio::null()).status()?;
     if !compiles.success() {
         return Ok(Verdict::DoesNotCompile);

@@ -1,4 +1,4 @@
-//! Made and mutated pictures.
+//! Generated and damaged files.
 
 use image::{GrayImage, RgbImage, RgbaImage};
 use rav1e::prelude::{
@@ -17,7 +17,7 @@ type Rgb = [u8; 3];
 const RED: Rgb = [200, 40, 30];
 const BLUE: Rgb = [20, 60, 210];
 
-/// What to encode: a picture whose left half is of one color, its right half of another.
+/// A bitstream to encode: a picture with one color in its left half and another in its right half.
 #[derive(Clone, Copy)]
 struct Av1 {
     size: (usize, usize),
@@ -42,7 +42,7 @@ impl Default for Av1 {
 }
 
 impl Av1 {
-    /// The samples of a color, by the standard's formulas.
+    /// The samples of a color, by the formulas of the standard.
     fn samples(&self, color: Rgb) -> [u16; 3] {
         let [red, green, blue] = color.map(|value| f64::from(value) / 255.0);
         let (kr, kb) = match self.matrix {
@@ -82,7 +82,7 @@ impl Av1 {
         (config.width, config.height) = self.size;
         config.bit_depth = self.depth;
         config.chroma_sampling = self.chroma;
-        // rav1e lets GBR be of full range only: the container has to say otherwise.
+        // rav1e allows GBR only with full range, so the container overrides the range.
         let is_gbr = self.matrix == MatrixCoefficients::Identity;
         config.pixel_range = if is_gbr { PixelRange::Full } else { self.range };
         config.color_description = Some(ColorDescription {
@@ -106,13 +106,13 @@ impl Av1 {
                 }
             }
         }
-        context.send_frame(frame).expect("a frame is taken");
+        context.send_frame(frame).expect("an accepted frame");
         context.flush();
         context.receive_packet().expect("a packet").data
     }
 }
 
-/// A file to be made.
+/// An AVIF file to build.
 #[derive(Clone, Default)]
 struct Fixture {
     color: Vec<u8>,
@@ -120,13 +120,13 @@ struct Fixture {
     size: (u32, u32),
     depth: u8,
     kind: Option<FourCc>,
-    /// More properties of the picture, each essential.
+    /// Additional essential properties of the picture.
     properties: Vec<(FourCc, Vec<u8>)>,
     premultiplied: bool,
-    /// Extents of the picture, of (offset, length) within its data.
+    /// The extents of the picture: offset and length within its data.
     extents: Option<Vec<(usize, usize)>>,
-    /// The picture's data lie in the `idat` box.
-    inside: bool,
+    /// Whether the data of the picture are in the `idat` box.
+    in_idat: bool,
 }
 
 fn boxed(kind: FourCc, parts: &[&[u8]]) -> Vec<u8> {
@@ -175,7 +175,7 @@ impl Fixture {
         [self.head(head + 8), data].concat()
     }
 
-    /// All but the data, which are to lie at an offset.
+    /// Everything before the data, which start at offset `at`.
     fn head(&self, at: usize) -> Vec<u8> {
         let full = [0_u8; 4];
         let kind = self.kind.unwrap_or(*b"av01");
@@ -189,7 +189,7 @@ impl Fixture {
             self.references(),
             self.item_properties(),
             self.locations(at),
-            boxed(*b"idat", &[if self.inside { &self.color[..] } else { &[] }]),
+            boxed(*b"idat", &[if self.in_idat { &self.color[..] } else { &[] }]),
         ];
         let ftyp = boxed(*b"ftyp", &[b"avif", &full, b"avifmif1"]);
         [ftyp, boxed(*b"meta", &[&full, &meta.concat()])].concat()
@@ -233,9 +233,9 @@ impl Fixture {
 
     fn locations(&self, at: usize) -> Vec<u8> {
         let extents = self.extents.clone().unwrap_or(vec![(0, self.color.len())]);
-        let from = if self.inside { 0 } else { at };
+        let from = if self.in_idat { 0 } else { at };
         let mut body = vec![1, 0, 0, 0, 0x44, 0, 0, 2];
-        body.extend(u16s(&[1, usize::from(self.inside), 0, extents.len()]));
+        body.extend(u16s(&[1, usize::from(self.in_idat), 0, extents.len()]));
         for (offset, length) in extents {
             body.extend(u32s(&[from + offset, length]));
         }
@@ -246,11 +246,11 @@ impl Fixture {
     }
 
     fn decode(&self) -> AvifPicture {
-        decode_coded(&self.build()).expect("a good file")
+        decode_coded(&self.build()).expect("a valid file")
     }
 }
 
-/// The colors in the middle of both halves.
+/// The color in the middle of each half.
 fn halves(image: &DynamicImage) -> [Rgb; 2] {
     let pixels = image.to_rgb8();
     let (width, height) = pixels.dimensions();
@@ -267,7 +267,6 @@ fn assert_halves(image: &DynamicImage, what: &str) {
     assert_close(&found.concat(), &[RED, BLUE].concat(), 3, what);
 }
 
-/// A picture with gradients.
 fn gradient(width: u32, height: u32) -> RgbaImage {
     RgbaImage::from_fn(width, height, |x, y| {
         let value =
@@ -284,7 +283,7 @@ fn mean_difference(a: &[u8], b: &[u8]) -> u64 {
 }
 
 #[test]
-fn what_was_encoded_comes_back() {
+fn encoded_picture_survives_round_trip() {
     let rgba = DynamicImage::ImageRgba8(gradient(120, 90));
     let rgb = DynamicImage::ImageRgb8(rgba.to_rgb8());
     for image in [rgb, rgba] {
@@ -310,7 +309,7 @@ fn gray_is_encoded_as_rgb() {
 }
 
 #[test]
-fn odd_and_tiny_pictures_come_back() {
+fn odd_and_tiny_pictures_survive_round_trip() {
     for (width, height) in [(1, 1), (2, 1), (1, 7), (17, 19), (33, 3), (129, 65)] {
         let image = DynamicImage::ImageRgba8(gradient(width, height));
         let decoded =
@@ -327,7 +326,7 @@ fn odd_and_tiny_pictures_come_back() {
 }
 
 #[test]
-fn exif_is_stored() {
+fn encode_stores_exif() {
     let exif = b"MM\0*\0\0\0\x08\0\0\0\0\0\0";
     let image = DynamicImage::ImageRgb8(RgbImage::new(20, 20));
     let file = encode(&image, 80, Some(exif)).expect("made here");
@@ -336,7 +335,7 @@ fn exif_is_stored() {
 }
 
 #[test]
-fn an_empty_picture_is_not_encoded() {
+fn encode_rejects_empty_picture() {
     assert!(encode(&DynamicImage::ImageRgb8(RgbImage::new(0, 5)), 80, None).is_err());
 }
 
@@ -386,7 +385,7 @@ fn gray(range: PixelRange, depth: usize, left: u8, right: u8) -> Av1 {
 }
 
 #[test]
-fn one_plane_gives_gray() {
+fn single_plane_decodes_to_gray() {
     for depth in [8, 10, 12] {
         for range in [PixelRange::Full, PixelRange::Limited] {
             let decoded = Fixture::new(gray(range, depth, 0, 180)).decode().image;
@@ -398,7 +397,7 @@ fn one_plane_gives_gray() {
 }
 
 #[test]
-fn alpha_is_brought_to_full_range() {
+fn alpha_is_scaled_to_full_range() {
     for depth in [8, 10] {
         let alpha = gray(PixelRange::Limited, depth, 255, 60);
         for color in [Av1::default(), gray(PixelRange::Full, 10, 30, 90)] {
@@ -423,7 +422,7 @@ fn premultiplied_colors_are_divided_by_alpha() {
 }
 
 #[test]
-fn rotation_and_mirror_make_the_turn() {
+fn rotation_and_mirror_combine_into_orientation() {
     let expected = [(None, [1, 8, 3, 6]), (Some(0), [4, 5, 2, 7]), (Some(1), [2, 7, 4, 5])];
     for (mirror, turns) in expected {
         for (rotation, orientation) in (0..).zip(turns) {
@@ -442,27 +441,26 @@ fn rotation_and_mirror_make_the_turn() {
 }
 
 #[test]
-fn the_containers_colors_come_before_the_bitstreams() {
-    let says_601 = Av1::default();
-    let is_709 = Av1 { matrix: MatrixCoefficients::BT709, ..says_601 };
-    let halves = [RED, BLUE].map(|color| is_709.samples(color));
-    // The very samples that BT.709 would give, in a bitstream that says GBR: G, B, R.
+fn container_colors_override_bitstream_colors() {
+    let bt709 = Av1 { matrix: MatrixCoefficients::BT709, ..Av1::default() };
+    let halves = [RED, BLUE].map(|color| bt709.samples(color));
+    // The samples of BT.709, in a bitstream that declares them as G, B and R.
     let halves = halves.map(|[y, u, v]| [v, y, u].map(|s| u8::try_from(s).expect("made here")));
-    let gbr = Av1 { matrix: MatrixCoefficients::Identity, halves, ..says_601 };
+    let gbr = Av1 { matrix: MatrixCoefficients::Identity, halves, ..Av1::default() };
     let decoded = Fixture::new(gbr).with(*b"colr", b"nclx\0\x09\0\x10\0\x01\x80").decode();
     assert_halves(&decoded.image, "nclx");
     assert_eq!((decoded.primaries, decoded.transfer), (Some(9), Some(16)));
 }
 
 #[test]
-fn the_profile_comes_along() {
+fn decode_returns_icc_profile() {
     let fixture = Fixture::new(Av1::default()).with(*b"colr", b"profsome profile");
     assert_eq!(fixture.decode().icc.as_deref(), Some(&b"some profile"[..]));
 }
 
 #[test]
-fn only_the_clean_aperture_is_shown() {
-    // 30 × 20 whose middle is 16 right of the picture's and 4 above.
+fn decode_crops_to_clean_aperture() {
+    // 30 × 20, centered 16 to the right of the center of the picture and 4 above it.
     let aperture = [30, 1, 20, 1, 16, 1, 4_u32.wrapping_neg(), 1].map(u32::to_be_bytes);
     let fixture = Fixture::new(Av1::default()).with(*b"clap", &aperture.concat());
     let expected = Crop { x: 33, y: 10, width: 30, height: 20 };
@@ -473,15 +471,15 @@ fn only_the_clean_aperture_is_shown() {
 }
 
 #[test]
-fn a_clean_aperture_that_is_none_is_disregarded() {
-    let wrong: [[u32; 8]; 5] = [
+fn invalid_clean_aperture_is_ignored() {
+    let invalid: [[u32; 8]; 5] = [
         [65, 1, 20, 1, 0, 1, 0, 1],  // wider than the picture
-        [30, 1, 20, 1, 18, 1, 0, 1], // not inside
+        [30, 1, 20, 1, 18, 1, 0, 1], // not inside the picture
         [30, 1, 20, 1, 1, 2, 0, 1],  // half a pixel
         [30, 0, 20, 1, 0, 1, 0, 1],  // a denominator of 0
-        [0, 1, 20, 1, 0, 1, 0, 1],   // nothing
+        [0, 1, 20, 1, 0, 1, 0, 1],   // empty
     ];
-    for aperture in wrong {
+    for aperture in invalid {
         let body = aperture.map(u32::to_be_bytes).concat();
         let fixture = Fixture::new(Av1::default()).with(*b"clap", &body);
         assert_eq!(header(&fixture.build()).expect("made here").crop, None, "{aperture:?}");
@@ -489,27 +487,27 @@ fn a_clean_aperture_that_is_none_is_disregarded() {
 }
 
 #[test]
-fn data_may_lie_in_parts_or_inside_the_header() {
+fn decode_reads_data_from_extents_and_idat() {
     let mut fixture = Fixture::new(Av1::default());
     let length = fixture.color.len();
     fixture.extents = Some(vec![(0, 5), (5, 7), (12, length - 12)]);
     assert_halves(&fixture.decode().image, "three extents");
-    fixture.inside = true;
+    fixture.in_idat = true;
     assert_halves(&fixture.decode().image, "idat");
 }
 
 #[test]
-fn overlapping_parts_cannot_make_much_of_a_small_file() {
+fn overlapping_extents_cannot_inflate_small_file() {
     let mut fixture = Fixture::new(Av1::default());
     fixture.extents = Some(vec![(0, fixture.color.len()); 60_000]);
-    // The list itself makes the file large, so that the data have to be more yet.
+    // The list of extents itself makes the file large, so the data must be larger.
     fixture.color.extend(vec![0; 50_000]);
     fixture.extents = Some(vec![(0, fixture.color.len()); 1000]);
     assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
 }
 
 #[test]
-fn a_size_that_the_bitstream_does_not_have_is_refused() {
+fn size_that_differs_from_bitstream_is_rejected() {
     for size in [(64, 47), (63, 48), (48, 64), (65, 48), (4000, 4000), (1, 1)] {
         let fixture = Fixture { size, ..Fixture::new(Av1::default()) };
         assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt), "{size:?}");
@@ -521,14 +519,14 @@ fn a_size_that_the_bitstream_does_not_have_is_refused() {
 }
 
 #[test]
-fn alpha_of_another_size_is_refused() {
+fn alpha_of_different_size_is_rejected() {
     let alpha = Av1 { size: (32, 48), ..Av1::default() };
     let fixture = Fixture::new(Av1::default()).with_alpha(alpha);
     assert_eq!(decode_coded(&fixture.build()).err(), Some(Corrupt));
 }
 
 #[test]
-fn what_is_not_done_is_said() {
+fn unsupported_features_are_named() {
     let mut fixture = Fixture::new(Av1::default());
     let file = fixture.clone().with(*b"a1op", &[1]).build();
     assert_eq!(header(&file), Err(Unsupported("operating points")));
@@ -548,7 +546,7 @@ fn what_is_not_done_is_said() {
 }
 
 #[test]
-fn many_frames_in_one_item_are_refused() {
+fn many_frames_in_one_item_are_rejected() {
     let mut fixture = Fixture::new(Av1::default());
     fixture.color = fixture.color.repeat(4);
     assert_halves(&fixture.decode().image, "four frames");
@@ -557,14 +555,14 @@ fn many_frames_in_one_item_are_refused() {
 }
 
 #[test]
-fn what_is_no_avif_is_corrupt() {
+fn other_formats_are_corrupt_avif() {
     for file in [&b""[..], b"hello, world", b"\0\0\0\x14ftypisom\0\0\0\0isom"] {
         assert_eq!(header(file), Err(Corrupt));
         assert_eq!(decode_coded(file).err(), Some(Corrupt));
     }
 }
 
-/// Files of several kinds, small.
+/// Small files of several kinds.
 fn samples() -> Vec<Vec<u8>> {
     let rgba = DynamicImage::ImageRgba8(gradient(70, 50));
     let subsampled = Av1 { chroma: ChromaSampling::Cs420, depth: 10, ..Av1::default() };
@@ -574,7 +572,7 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn truncated_files_are_refused() {
+fn truncated_files_are_rejected() {
     for file in samples() {
         for part in 0..50 {
             let cut = &file[..file.len() * part / 50];
@@ -585,11 +583,11 @@ fn truncated_files_are_refused() {
 }
 
 #[test]
-fn damaged_files_are_refused_or_decoded_at_their_size() {
+fn damaged_files_are_rejected_or_decoded_at_their_size() {
     for file in samples() {
         for round in 0..500_usize {
             let mut damaged = file.clone();
-            // Knuth's multiplier spreads the bits over the file.
+            // Knuth's multiplicative hash spreads the flipped bits over the file.
             let bit = round * 2_654_435_761 % (file.len() * 8);
             damaged[bit / 8] ^= 1 << (bit % 8);
             if let (Ok(picture), Ok(header)) = (decode_coded(&damaged), header(&damaged))

@@ -136,12 +136,12 @@ pub(crate) fn is_complete(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // made samples are small numbers
+#[allow(clippy::cast_possible_truncation)] // generated samples are small
 mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_read_up_to_the_first_scan() {
+    fn header_is_read_up_to_first_scan() {
         let frame = |marker, specs: &[u8]| {
             let mut bytes = vec![0xFF, 0xD8, 0xFF, 0xEE, 0, 7, b'A', b'd', b'o', b'b', b'e'];
             // The second part of the profile first, after a fill byte.
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_marker_outside_segments_counts() {
+    fn only_end_marker_outside_segments_counts() {
         let cases: [(&[u8], bool); 7] = [
             (b"\xFF\xD8\xFF\xD9", true),
             (b"\xFF\xD8\xFF\xD9 and a video", true),

@@ -1,4 +1,4 @@
-//! Pictures that move.
+//! Animations.
 
 use image::{Delay, Frame, codecs::gif::GifEncoder};
 use image_webp::{LoopCount, WebPDecoder};
@@ -9,7 +9,7 @@ const RED: [u8; 4] = [250, 0, 0, 255];
 const GREEN: [u8; 4] = [0, 250, 0, 255];
 const BLUE: [u8; 4] = [0, 0, 250, 255];
 
-/// A GIF of flat colors, each shown for so many ms, that plays for ever.
+/// A GIF that repeats forever. Each frame has one color and a duration in ms.
 pub(super) fn gif(width: u32, height: u32, frames: &[([u8; 4], u32)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = GifEncoder::new(&mut bytes);
@@ -23,7 +23,7 @@ pub(super) fn gif(width: u32, height: u32, frames: &[([u8; 4], u32)]) -> Vec<u8>
     bytes
 }
 
-/// The frames of an animated WebP: what their middle shows, and for how long, in ms.
+/// The frames of an animated WebP: the color of the central pixel, and the duration in ms.
 fn frames(bytes: &[u8]) -> Vec<([u8; 4], u32)> {
     let mut decoder = WebPDecoder::new(Cursor::new(bytes)).expect("a WebP");
     assert!(decoder.is_animated());
@@ -51,8 +51,8 @@ fn assert_shows(found: &[([u8; 4], u32)], expected: &[([u8; 4], u32)]) {
 }
 
 #[test]
-fn a_moving_picture_keeps_moving() {
-    // The second and third frame look alike; the last one says less than browsers believe.
+fn animation_stays_animated() {
+    // The second and the third frame are equal. The last one has a duration that browsers replace by 100 ms.
     let bytes = gif(80, 60, &[(RED, 500), (GREEN, 200), (GREEN, 300), (BLUE, 0)]);
     let expected = [(RED, 500), (GREEN, 500), (BLUE, 100)];
     let presets = presets(&[
@@ -62,7 +62,7 @@ fn a_moving_picture_keeps_moving() {
         ("still", 40, PresetFormat::Jpeg),
         ("png", 40, PresetFormat::Png),
     ]);
-    let rendered = render(&bytes, &presets).expect("sound").renditions;
+    let rendered = render(&bytes, &presets).expect("a valid picture").renditions;
     let one = |name: &str| rendered.iter().find(|one| one.rendition.preset == name).expect(name);
     assert_eq!(rendered.len(), 5);
     for (name, size) in [("auto", (40, 30)), ("whole", (80, 60)), ("larger", (80, 60))] {
@@ -79,38 +79,37 @@ fn a_moving_picture_keeps_moving() {
         let still = image::load_from_memory(&one(name).data).expect("a picture").to_rgba8();
         assert_near(*still.get_pixel(20, 15), [250, 0, 0], name);
     }
-    // What was made of a moving picture can be rendered again.
-    let again = render(&one("whole").data, &presets).expect("sound").renditions;
+    // Renditions of animations can be rendered again.
+    let again = render(&one("whole").data, &presets).expect("a valid picture").renditions;
     let again = again.iter().find(|one| one.rendition.preset == "auto").expect("auto");
     assert_shows(&frames(&again.data), &expected);
 }
 
 #[test]
-fn what_shows_through_shows_through_in_every_frame() {
-    let clear = [0, 0, 0, 0];
-    let bytes = gif(40, 40, &[(RED, 100), (clear, 100), (BLUE, 100)]);
+fn transparent_frame_keeps_colors_of_other_frames() {
+    let transparent = [0, 0, 0, 0];
+    let bytes = gif(40, 40, &[(RED, 100), (transparent, 100), (BLUE, 100)]);
     let (one, _) = render_animated(&bytes);
     let shown = frames(&one);
-    // GIF has no way to clear a frame that stays, unless it says so: what counts is what an
-    // ordinary decoder shows.
+    // What the transparent frame shows depends on its disposal method, so it is not compared.
     assert_shows(&shown[..1], &[(RED, 100)]);
     assert_shows(&shown[shown.len() - 1..], &[(BLUE, 100)]);
 }
 
 fn render_animated(bytes: &[u8]) -> (Vec<u8>, Rendition) {
     let presets = presets(&[("p", 20, PresetFormat::Auto)]);
-    let rendered = render(bytes, &presets).expect("sound").renditions;
+    let rendered = render(bytes, &presets).expect("a valid picture").renditions;
     (rendered[0].data.to_vec(), rendered[0].rendition.clone())
 }
 
 #[test]
-fn a_single_frame_is_a_picture_like_any_other() {
+fn single_frame_renders_as_still_picture() {
     let (one, _) = render_one(&gif(40, 40, &[(RED, 100)]), 20, PresetFormat::Auto);
     assert_eq!(one.rendition.format, ImageFormat::Jpeg);
 }
 
 #[test]
-fn endless_and_enormous_animations_are_refused_by_their_headers() {
+fn excessive_animations_are_rejected_by_their_headers() {
     let many: Vec<_> = (0..=LIMITS.max_frames).map(|n| ([n as u8, 0, 0, 255], 20)).collect();
     let cases = [gif(4, 4, &many), gif(1000, 600, &[(RED, 20); 20])];
     for bytes in cases {
@@ -121,15 +120,15 @@ fn endless_and_enormous_animations_are_refused_by_their_headers() {
 }
 
 #[test]
-fn a_gif_without_its_end_marker_is_whole() {
+fn gif_without_end_marker_is_accepted() {
     let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
     let (one, _) = render_animated(bytes.strip_suffix(b"\x3B").expect("an end marker"));
     assert_shows(&frames(&one), &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
 }
 
 #[test]
-fn what_a_frame_leaves_is_cleared_if_it_says_so() {
-    // A dot that moves on: each frame clears its own place when its time is over.
+fn frame_disposal_clears_its_area() {
+    // A moving dot: each frame clears its area after its duration.
     let canvas =
         |at: u32| {
             RgbaImage::from_fn(40, 40, |x, y| {
@@ -143,11 +142,11 @@ fn what_a_frame_leaves_is_cleared_if_it_says_so() {
         encoder.encode_frame(Frame::from_parts(canvas(at), 0, 0, delay)).expect("encode");
     }
     drop(encoder);
-    // As WebP, where every frame is told to clear itself: the flag beside that of blending.
+    // In the WebP, set the disposal flag of every frame (beside the blending flag).
     let (mut webp, _) = render_animated(&gif);
-    let places: Vec<_> =
+    let frames: Vec<_> =
         webp.windows(4).enumerate().filter(|(_, id)| id == b"ANMF").map(|(at, _)| at).collect();
-    for at in places {
+    for at in frames {
         webp[at + 8 + 15] = 0b01;
     }
     let again = render_animated(&webp).0;
@@ -163,14 +162,14 @@ fn what_a_frame_leaves_is_cleared_if_it_says_so() {
 }
 
 #[test]
-fn an_animation_that_breaks_off_is_damaged() {
+fn truncated_animation_is_corrupt() {
     let bytes = gif(40, 40, &[(RED, 100), (GREEN, 100), (BLUE, 100)]);
     let [inspected, rendered] = failures(&bytes[..bytes.len() * 2 / 3]);
     assert_eq!((inspected, rendered), (None, Some(ErrorCode::CorruptImage)));
 }
 
 #[test]
-fn a_frame_of_another_size_than_it_says_is_damaged() {
+fn frame_with_wrong_size_is_corrupt() {
     // Found by fuzzing: `image-webp` panics at such a frame if it has alpha.
     let (mut bytes, _) = render_animated(&gif(40, 40, &[([0; 4], 100), (RED, 100)]));
     let alpha = bytes.windows(4).position(|kind| kind == b"ALPH").expect("a frame with alpha");

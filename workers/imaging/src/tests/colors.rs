@@ -1,4 +1,4 @@
-//! Color models, profiles and samplings: every way to say the same colors gives the same picture.
+//! Color models, profiles and samplings: every encoding of the same colors gives the same picture.
 
 use image::{ImageEncoder, codecs::png::PngEncoder};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
@@ -6,7 +6,7 @@ use moxcms::ColorProfile;
 
 use super::*;
 
-/// A JPEG of `quarters`, encoded as `set` says.
+/// A 96 × 64 JPEG; `set` configures the encoder.
 fn quarters_jpeg(
     pixels: &[u8],
     colors: ColorType,
@@ -20,7 +20,7 @@ fn quarters_jpeg(
 }
 
 #[test]
-fn every_jpeg_that_cameras_and_editors_write_gives_the_same_picture() {
+fn every_kind_of_jpeg_gives_the_same_picture() {
     let rgb = quarters_image().into_rgb8();
     let samplings = [
         SamplingFactor::F_1_1,
@@ -37,7 +37,7 @@ fn every_jpeg_that_cameras_and_editors_write_gives_the_same_picture() {
                 encoder.set_sampling_factor(sampling);
                 encoder.set_progressive(progressive);
             });
-            // As large as it is, and made smaller while it is decoded.
+            // At full size, and scaled during decoding.
             for size in [96, 48, 20] {
                 let (_, image) = render_one(&bytes, size, PresetFormat::Auto);
                 assert_quarters(&image, &format!("{sampling:?} {progressive} at {size}"));
@@ -49,8 +49,8 @@ fn every_jpeg_that_cameras_and_editors_write_gives_the_same_picture() {
 }
 
 #[test]
-fn inks_become_colors() {
-    // The encoder writes them inverted, with Adobe's marker, as Photoshop does.
+fn cmyk_is_converted_to_rgb() {
+    // Like Photoshop, the encoder writes inverted values and Adobe's marker.
     let inks: Vec<u8> = quarters_image()
         .into_rgb8()
         .pixels()
@@ -68,11 +68,11 @@ fn inks_become_colors() {
     }
 }
 
-/// What sRGB shows for 200, 100, 100 of Display P3: computed by the published matrices.
+/// The sRGB value of (200, 100, 100) in Display P3, computed with the published matrices.
 const FROM_P3: [u8; 3] = [214, 95, 97];
 
 #[test]
-fn wide_gamuts_become_srgb_and_profiles_stay_behind() {
+fn wide_gamuts_become_srgb_and_profiles_are_dropped() {
     let icc = ColorProfile::new_display_p3().encode().expect("a profile");
     let flat = RgbImage::from_pixel(96, 64, Rgb([200, 100, 100]));
     let jpeg = quarters_jpeg(&flat, ColorType::Rgb, |encoder| {
@@ -88,13 +88,13 @@ fn wide_gamuts_become_srgb_and_profiles_stay_behind() {
     img_parts::ImageICC::set_icc_profile(&mut webp, Some(icc.clone().into()));
     let webp = webp.encoder().bytes().to_vec();
     for (what, bytes) in [("jpeg", jpeg), ("png", png), ("webp", webp)] {
-        // Both in full size and made smaller, of which there are two ways.
+        // At full size, and on both paths that scale.
         for size in [96, 48, 20] {
             for format in [PresetFormat::Jpeg, PresetFormat::Webp, PresetFormat::Png] {
                 let (one, image) = render_one(&bytes, size, format);
                 let pixel = *image.to_rgba8().get_pixel(9, 9);
-                let off = pixel.0.iter().zip(FROM_P3).map(|(a, b)| a.abs_diff(b)).max();
-                assert!(off <= Some(5), "{what} as {format} at {size}: {pixel:?}");
+                let difference = pixel.0.iter().zip(FROM_P3).map(|(a, b)| a.abs_diff(b)).max();
+                assert!(difference <= Some(5), "{what} as {format} at {size}: {pixel:?}");
                 let profile = icc.windows(16).nth(128).expect("long enough");
                 assert!(!one.data.windows(16).any(|found| found == profile), "{what} as {format}");
             }
@@ -103,9 +103,9 @@ fn wide_gamuts_become_srgb_and_profiles_stay_behind() {
 }
 
 #[test]
-fn a_damaged_profile_is_no_reason_to_refuse_a_picture() {
+fn damaged_profile_is_ignored() {
     let rgb = quarters_image().into_rgb8();
-    for profile in [&b"no profile at all"[..], &[0xFF; 300]] {
+    for profile in [&b"not a profile"[..], &[0xFF; 300]] {
         let bytes = quarters_jpeg(&rgb, ColorType::Rgb, |encoder| {
             encoder.add_icc_profile(profile).expect("short");
         });
@@ -114,8 +114,8 @@ fn a_damaged_profile_is_no_reason_to_refuse_a_picture() {
 }
 
 #[test]
-fn a_jpeg_made_smaller_while_it_is_decoded_loses_nothing() {
-    // Slow changes, edges and a grain.
+fn scaled_jpeg_decode_keeps_quality() {
+    // Gradients, edges and grain.
     let source = RgbImage::from_fn(1000, 750, |x, y| {
         let wave = |speed: f32| ((x as f32 * speed).sin() + (y as f32 * speed * 0.7).cos()) * 60.0;
         let edge = if (x / 90 + y / 70) % 2 == 0 { 25.0 } else { -25.0 };
@@ -124,26 +124,29 @@ fn a_jpeg_made_smaller_while_it_is_decoded_loses_nothing() {
     });
     let mut bytes = Vec::new();
     Encoder::new(&mut bytes, 90).encode(&source, 1000, 750, ColorType::Rgb).expect("encode");
-    let full = image::load_from_memory(&bytes).expect("a sound picture");
+    let full = image::load_from_memory(&bytes).expect("a valid picture");
     for size in [480, 240, 120] {
-        let (_, ours) = render_one(&bytes, size, PresetFormat::Jpeg);
-        let (width, height) = (ours.width(), ours.height());
+        let (_, rendered) = render_one(&bytes, size, PresetFormat::Jpeg);
+        let (width, height) = (rendered.width(), rendered.height());
         let reference = full.resize_exact(width, height, image::imageops::FilterType::Lanczos3);
         let mut coded = Vec::new();
         let (w, h) = (width as u16, height as u16);
         let mut encoder = Encoder::new(&mut coded, 80);
         encoder.set_sampling_factor(SamplingFactor::F_2_2);
         encoder.encode(reference.as_bytes(), w, h, ColorType::Rgb).expect("encode");
-        let coded = image::load_from_memory(&coded).expect("a sound picture");
-        let (found, best) = (psnr(&ours, &reference), psnr(&coded, &reference));
-        assert!(found > best - 0.3, "{size}: {found:.2} dB, the reference's coding has {best:.2}");
+        let coded = image::load_from_memory(&coded).expect("a valid picture");
+        let (found, best) = (psnr(&rendered, &reference), psnr(&coded, &reference));
+        assert!(
+            found > best - 0.3,
+            "{size}: {found:.2} dB, the encoded reference has {best:.2} dB"
+        );
     }
 }
 
 /// Peak signal-to-noise ratio over all samples, in dB.
-fn psnr(one: &DynamicImage, other: &DynamicImage) -> f64 {
-    let (one, other) = (one.to_rgb8(), other.to_rgb8());
-    let squares = one.iter().zip(other.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-    let mean = squares.sum::<f64>() / one.len() as f64;
+fn psnr(first: &DynamicImage, second: &DynamicImage) -> f64 {
+    let (first, second) = (first.to_rgb8(), second.to_rgb8());
+    let squares = first.iter().zip(second.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let mean = squares.sum::<f64>() / first.len() as f64;
     10.0 * (255.0 * 255.0 / mean).log10()
 }

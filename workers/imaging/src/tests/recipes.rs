@@ -1,4 +1,4 @@
-//! What presets can ask for.
+//! The options of presets.
 
 use exif::Reader;
 use safelight_domain::{Fit, Focus, Formats};
@@ -7,14 +7,14 @@ use super::*;
 
 fn one(bytes: &[u8], preset: Preset) -> (Rendered, DynamicImage) {
     let presets = [("p".to_owned(), preset)].into();
-    let mut rendered = render(bytes, &presets).expect("a sound picture").renditions;
+    let mut rendered = render(bytes, &presets).expect("a valid picture").renditions;
     let one = rendered.remove(0);
-    let image = image::load_from_memory(&one.data).expect("a rendition that can be read");
+    let image = image::load_from_memory(&one.data).expect("a readable rendition");
     (one, image)
 }
 
-/// Flat gray with a busy, colorful patch at the right end. 400 × 100.
-fn patch_at_the_right() -> RgbImage {
+/// 400 × 100 pixels, gray, with a colorful pattern at the right end.
+fn gray_with_pattern_at_right() -> RgbImage {
     RgbImage::from_fn(400, 100, |x, y| match (x, (x / 4 + y / 4) % 2) {
         (320..380, 0) => Rgb([230, 40, 20]),
         (320..380, _) => Rgb([20, 40, 230]),
@@ -23,8 +23,8 @@ fn patch_at_the_right() -> RgbImage {
 }
 
 #[test]
-fn cover_fills_the_box_and_keeps_what_is_asked_for() {
-    let picture = DynamicImage::from(patch_at_the_right());
+fn cover_fills_box_and_respects_focus() {
+    let picture = DynamicImage::from(gray_with_pattern_at_right());
     for format in [Codec::Png, Codec::Jpeg] {
         let bytes = encoded(&picture, format);
         let cover = Preset {
@@ -35,10 +35,10 @@ fn cover_fills_the_box_and_keeps_what_is_asked_for() {
         let (made, middle) = one(&bytes, cover.clone());
         assert_eq!((made.rendition.width, made.rendition.height), (50, 50));
         assert!(middle.to_rgb8().pixels().all(|pixel| pixel.0.iter().all(|s| s.abs_diff(128) < 6)));
-        let (_, patch) = one(&bytes, Preset { focus: Focus::Attention, ..cover.clone() });
-        let busy = patch.to_rgb8().pixels().filter(|pixel| pixel.0[1] < 90).count();
-        assert!(busy > 700, "{format:?}: {busy} of 2500 pixels show the patch");
-        // A box that is not square, and one larger than the picture.
+        let (_, attention) = one(&bytes, Preset { focus: Focus::Attention, ..cover.clone() });
+        let colorful = attention.to_rgb8().pixels().filter(|pixel| pixel.0[1] < 90).count();
+        assert!(colorful > 700, "{format:?}: {colorful} of 2500 pixels show the pattern");
+        // A box that is not square, and a box that is larger than the picture.
         let wide = Preset { size: Size { width: 100, height: 30 }, ..cover.clone() };
         assert_eq!((one(&bytes, wide).1.width(), 100), (100, 100));
         let large = Preset { size: Size { width: 1200, height: 600 }, ..cover };
@@ -48,10 +48,10 @@ fn cover_fills_the_box_and_keeps_what_is_asked_for() {
 }
 
 #[test]
-fn a_turned_picture_is_cut_as_it_is_seen() {
-    // Coded lying, seen standing: the patch is at the bottom.
+fn cover_crops_rotated_picture_upright() {
+    // Coded in landscape and shown in portrait: the pattern is at the bottom.
     let exif = exif_block(&[(Tag::Orientation, Value::Short(vec![6]))]);
-    let bytes = jpeg_with_exif(&patch_at_the_right(), &exif);
+    let bytes = jpeg_with_exif(&gray_with_pattern_at_right(), &exif);
     let preset = Preset {
         fit: Fit::Cover,
         focus: Focus::Attention,
@@ -60,8 +60,8 @@ fn a_turned_picture_is_cut_as_it_is_seen() {
     };
     let (made, image) = one(&bytes, preset);
     assert_eq!((made.rendition.width, made.rendition.height), (40, 80));
-    let busy = image.to_rgb8().pixels().filter(|pixel| pixel.0[1] < 90).count();
-    assert!(busy > 500, "{busy}");
+    let colorful = image.to_rgb8().pixels().filter(|pixel| pixel.0[1] < 90).count();
+    assert!(colorful > 500, "{colorful}");
 }
 
 #[test]
@@ -81,16 +81,18 @@ fn sharpening_makes_edges_steeper_in_every_format() {
 
 #[test]
 fn avif_is_written_and_read() {
-    let half_clear =
+    let half_transparent =
         RgbaImage::from_fn(60, 40, |x, _| Rgba([200, 30, 30, if x < 30 { 0 } else { 255 }]));
-    for (what, picture) in [("opaque", quarters_image()), ("clear", half_clear.into())] {
+    for (what, picture) in [("opaque", quarters_image()), ("transparent", half_transparent.into())]
+    {
         let preset = Preset {
             formats: PresetFormat::Avif.into(),
             quality: 90,
             ..Preset::new(Size::square(500))
         };
         let presets = [("p".to_owned(), preset)].into();
-        let avif = render(&encoded(&picture, Codec::Png), &presets).expect("sound").renditions;
+        let avif =
+            render(&encoded(&picture, Codec::Png), &presets).expect("a valid picture").renditions;
         assert_eq!(avif[0].rendition.format, ImageFormat::Avif);
         let facts = inspect(&avif[0].data, LIMITS).expect("facts");
         assert_eq!((facts.width, facts.height), (picture.width(), picture.height()));
@@ -107,7 +109,7 @@ fn avif_is_written_and_read() {
 }
 
 #[test]
-fn nothing_of_a_cameras_notes_gets_out_but_what_the_operator_wants() {
+fn renditions_drop_metadata_except_requested_copyright() {
     let degrees = [33, 51, 36].map(|num| Rational { num, denom: 1 });
     let text = |text: &str| Value::Ascii(vec![text.as_bytes().to_vec()]);
     let exif = exif_block(&[
@@ -130,10 +132,10 @@ fn nothing_of_a_cameras_notes_gets_out_but_what_the_operator_wants() {
                 ..Preset::new(Size::square(40))
             };
             let presets = [("p".to_owned(), preset)].into();
-            let made = render(&bytes, &presets).expect("sound").renditions.remove(0);
-            let notes = Reader::new().read_from_container(&mut Cursor::new(&made.data));
+            let made = render(&bytes, &presets).expect("a valid picture").renditions.remove(0);
+            let metadata = Reader::new().read_from_container(&mut Cursor::new(&made.data));
             let mut tags: Vec<_> =
-                notes.iter().flat_map(exif::Exif::fields).map(|field| field.tag).collect();
+                metadata.iter().flat_map(exif::Exif::fields).map(|field| field.tag).collect();
             tags.sort_by_key(|tag| tag.number());
             let expected = if keep_copyright { vec![Tag::Artist, Tag::Copyright] } else { vec![] };
             assert_eq!(tags, expected, "{format}");
@@ -143,14 +145,14 @@ fn nothing_of_a_cameras_notes_gets_out_but_what_the_operator_wants() {
 }
 
 #[test]
-fn presets_that_give_the_same_picture_share_its_bytes() {
+fn presets_with_equal_results_share_bytes() {
     let bytes = encoded(&quarters_image(), Codec::Jpeg);
     let wanted = [
         ("a", 2000, PresetFormat::Auto),
         ("b", 1000, PresetFormat::Auto),
         ("c", 20, PresetFormat::Auto),
     ];
-    let rendered = render(&bytes, &presets(&wanted)).expect("sound").renditions;
+    let rendered = render(&bytes, &presets(&wanted)).expect("a valid picture").renditions;
     let data = |name: &str| {
         let one = rendered.iter().find(|one| one.rendition.preset == name).expect(name);
         (one.data.as_ptr(), one.rendition.fingerprint.clone())
@@ -161,48 +163,51 @@ fn presets_that_give_the_same_picture_share_its_bytes() {
 }
 
 #[test]
-fn a_preset_of_several_formats_makes_each_once() {
+fn preset_makes_each_of_its_formats_once() {
     let list = |names: &[PresetFormat]| Formats::new(names.to_vec()).expect("a list");
     let opaque = encoded(&quarters_image(), Codec::Jpeg);
-    let clear: DynamicImage = RgbaImage::from_pixel(40, 40, image::Rgba([9, 99, 200, 90])).into();
-    let clear = encoded(&clear, Codec::Png);
-    let moving =
+    let transparent: DynamicImage =
+        RgbaImage::from_pixel(40, 40, image::Rgba([9, 99, 200, 90])).into();
+    let transparent = encoded(&transparent, Codec::Png);
+    let animated =
         super::animations::gif(40, 40, &[([255, 0, 0, 255], 100), ([0, 0, 255, 255], 100)]);
     let (auto, webp, avif) = (PresetFormat::Auto, PresetFormat::Webp, PresetFormat::Avif);
     let formats = list(&[auto, webp, avif]);
     for (bytes, expected) in [
         (&opaque, &[ImageFormat::Jpeg, ImageFormat::Webp, ImageFormat::Avif][..]),
-        (&clear, &[ImageFormat::Webp, ImageFormat::Avif]),
-        (&moving, &[ImageFormat::Avif, ImageFormat::Webp]),
+        (&transparent, &[ImageFormat::Webp, ImageFormat::Avif]),
+        (&animated, &[ImageFormat::Avif, ImageFormat::Webp]),
     ] {
         let several = Preset { formats: formats.clone(), ..Preset::new(Size::square(20)) };
         let presets = [("a".to_owned(), several.clone()), ("b".to_owned(), several)].into();
-        let made = render(bytes, &presets).expect("sound").renditions;
+        let made = render(bytes, &presets).expect("a valid picture").renditions;
         for name in ["a", "b"] {
-            let its: Vec<_> = made.iter().filter(|one| one.rendition.preset == name).collect();
-            let got: Vec<_> = its.iter().map(|one| one.rendition.format).collect();
-            assert_eq!(got, expected);
-            for one in its {
+            let of_preset: Vec<_> =
+                made.iter().filter(|one| one.rendition.preset == name).collect();
+            let found: Vec<_> = of_preset.iter().map(|one| one.rendition.format).collect();
+            assert_eq!(found, expected);
+            for one in of_preset {
                 assert_eq!(ImageFormat::sniff(&one.data), Some(one.rendition.format));
                 assert_eq!(one.rendition.fingerprint, presets[name].fingerprint());
             }
         }
     }
-    // Beside an AVIF, which keeps all color samples, a JPEG is what it is alone.
+    // AVIF keeps all color samples. A JPEG of the same preset must still be subsampled.
     let several = Preset { formats: list(&[auto, avif]), ..Preset::new(Size::square(20)) };
-    let beside = render(&opaque, &[("p".to_owned(), several)].into()).expect("sound").renditions;
+    let with_avif =
+        render(&opaque, &[("p".to_owned(), several)].into()).expect("a valid picture").renditions;
     let (alone, _) = render_one(&opaque, 20, auto);
     let sampling = |data: &[u8]| {
         let header = turbojpeg::read_header(data).expect("a JPEG");
         (header.width, header.height, header.subsamp)
     };
-    assert_eq!(sampling(&beside[0].data), sampling(&alone.data));
+    assert_eq!(sampling(&with_avif[0].data), sampling(&alone.data));
 }
 
 #[test]
-fn the_placeholder_is_upright_and_has_the_pictures_colors() {
-    // Seen standing: red above, blue below.
-    let lying =
+fn placeholder_is_upright_and_has_colors_of_picture() {
+    // Shown in portrait: red above, blue below.
+    let landscape =
         RgbImage::from_fn(
             64,
             32,
@@ -211,8 +216,8 @@ fn the_placeholder_is_upright_and_has_the_pictures_colors() {
             },
         );
     let exif = exif_block(&[(Tag::Orientation, Value::Short(vec![6]))]);
-    let bytes = jpeg_with_exif(&lying, &exif);
-    let made = render(&bytes, &presets(&[("p", 20, PresetFormat::Auto)])).expect("sound");
+    let bytes = jpeg_with_exif(&landscape, &exif);
+    let made = render(&bytes, &presets(&[("p", 20, PresetFormat::Auto)])).expect("a valid picture");
     let hash = &made.placeholder.thumbhash;
     let (width, height, rgba) = thumbhash::thumb_hash_to_rgba(hash).expect("a hash");
     assert!(height > width, "{width} × {height}");

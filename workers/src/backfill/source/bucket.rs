@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_a_folder() {
+    fn prefix_is_read_as_folder() {
         for (place, prefix) in
             [("b", ""), ("b/", ""), ("b/a", "a/"), ("b/a//", "a//"), ("b//a", "/a/")]
         {
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_folders_are_no_files_and_odd_keys_survive_the_cursor() {
+    fn folder_markers_are_not_files_and_cursor_keeps_unusual_keys() {
         let source = S3Source::new("b");
         let entry = |key: &str, bytes| source.entry(Listed { key: key.to_owned(), bytes });
         assert_eq!(entry("folder/", 0).verdict, Some(Verdict::NotAFile));
         assert_eq!(entry("folder/", 9).verdict, None);
-        let odd = entry("a//100%\0.jpg", 9);
-        assert!(!odd.cursor.contains('\0') && !odd.name.contains('\0'), "{odd:?}");
-        assert_eq!(percent_decode_str(&odd.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
-        assert_eq!(odd.labels.filename.as_deref(), Some("100%.jpg"));
+        let unusual = entry("a//100%\0.jpg", 9);
+        assert!(!unusual.cursor.contains('\0') && !unusual.name.contains('\0'), "{unusual:?}");
+        assert_eq!(percent_decode_str(&unusual.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
+        assert_eq!(unusual.labels.filename.as_deref(), Some("100%.jpg"));
     }
 }

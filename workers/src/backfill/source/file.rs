@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_to_its_end() {
+    async fn stream_reads_file_to_its_end() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("file");
         let bytes: Vec<u8> = (0..=250).cycle().take(CHUNK_BYTES + 1000).collect();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_files_are_opened() {
+    fn open_accepts_only_regular_files() {
         let folder = tempfile::tempdir().expect("folder");
         let pipe = folder.path().join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
@@ -90,21 +90,21 @@ mod tests {
     }
 
     #[test]
-    fn what_will_never_open_is_told_from_what_may() {
-        let looped = tempfile::tempdir().expect("folder");
-        let link = looped.path().join("link");
+    fn open_distinguishes_permanent_from_temporary_errors() {
+        let folder = tempfile::tempdir().expect("folder");
+        let link = folder.path().join("link");
         std::os::unix::fs::symlink(&link, &link).expect("link");
         let (long, nul) = (format!("/{}", "x".repeat(300)), "/a\0b".to_owned());
         let deep = "/x".repeat(5000);
         for path in [&*link.to_string_lossy(), &long, &nul, &deep, "/nowhere"] {
-            let refused = open(Path::new(path));
-            assert!(matches!(refused, Err(SourceError::Unusable(_))), "{refused:?}");
+            let result = open(Path::new(path));
+            assert!(matches!(result, Err(SourceError::Unusable(_))), "{result:?}");
         }
-        for passing in [libc::EMFILE, libc::ENOTCONN, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
-            let error = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(passing));
+        for temporary in [libc::EMFILE, libc::ENOTCONN, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
+            let error = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(temporary));
             assert!(matches!(error, SourceError::Io(_)), "{error}");
         }
-        let bad = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(libc::EIO));
-        assert!(matches!(bad, SourceError::Unusable(_)), "a bad sector stays bad");
+        let bad_sector = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(libc::EIO));
+        assert!(matches!(bad_sector, SourceError::Unusable(_)), "{bad_sector}");
     }
 }

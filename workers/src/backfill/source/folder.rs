@@ -192,7 +192,8 @@ fn is_there(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    async fn all(folder: &Folder, limit: usize) -> Vec<String> {
+    /// The paths of all entries, read in pages of `limit`.
+    async fn list(folder: &Folder, limit: usize) -> Vec<String> {
         let (mut found, mut cursor) = (Vec::new(), None::<String>);
         loop {
             let page = folder.page(&Reader::default(), cursor.as_deref(), limit).await;
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_of_any_size_show_every_file_once() {
+    async fn pages_of_any_size_list_every_file_once() {
         let root = tempfile::tempdir().expect("folder");
         let names =
             ["a.jpg", "b/1.jpg", "b/2/x.jpg", "b/3.jpg", "b.jpg", "c d/ü%.png", "z/e/é.gif"];
@@ -221,19 +222,19 @@ mod tests {
             fs::write(path, b"x").expect("file");
         }
         fs::create_dir(root.path().join("empty")).expect("folder");
-        let odd = root.path().join(OsStr::from_bytes(b"c d/\xff.jpg"));
-        fs::write(odd, b"x").expect("file");
+        let not_utf8 = root.path().join(OsStr::from_bytes(b"c d/\xff.jpg"));
+        fs::write(not_utf8, b"x").expect("file");
         let folder = Folder::new(root.path().to_owned());
-        let whole = all(&folder, 100).await;
-        assert_eq!(whole.len(), names.len() + 1);
+        let all = list(&folder, 100).await;
+        assert_eq!(all.len(), names.len() + 1);
         for limit in 1..=8 {
-            assert_eq!(all(&folder, limit).await, whole, "pages of {limit}");
+            assert_eq!(list(&folder, limit).await, all, "pages of {limit}");
         }
         assert_eq!(folder.count(&Reader::default()).await.expect("count"), 8);
     }
 
     #[tokio::test]
-    async fn links_are_shown_and_not_followed() {
+    async fn folder_lists_links_without_following_them() {
         let root = tempfile::tempdir().expect("folder");
         std::os::unix::fs::symlink("/", root.path().join("link")).expect("link");
         let folder = Folder::new(root.path().to_owned());
@@ -243,12 +244,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_not_there_is_unusable() {
+    async fn missing_folder_is_unusable() {
         let folder = Folder::new("/nowhere/at/all".into());
         assert!(matches!(folder.count(&Reader::default()).await, Err(SourceError::Unusable(_))));
     }
-    /// A folder deeper than any path may be long: no user can read its end, not even root.
-    fn bottomless(root: &Path) -> PathBuf {
+
+    /// Makes folders so deep that their path is too long to open, even for root.
+    fn make_unreadable_folder(root: &Path) -> PathBuf {
         let script = "for i in $(seq 30); do mkdir -p \"$0\"; cd \"$0\"; done; echo x > deep.jpg";
         let name = "d".repeat(200);
         let mut bash = std::process::Command::new("bash");
@@ -258,15 +260,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_read_is_one_line_wherever_a_page_ends() {
+    async fn unreadable_folder_is_one_entry_at_any_page_size() {
         let root = tempfile::tempdir().expect("folder");
         for name in ["a.jpg", "z.jpg"] {
             fs::write(root.path().join(name), b"x").expect("file");
         }
-        bottomless(root.path());
+        make_unreadable_folder(root.path());
         let folder = Folder::new(root.path().to_owned());
         for limit in 1..=4 {
-            let found = all(&folder, limit).await;
+            let found = list(&folder, limit).await;
             assert_eq!(found.len(), 3, "pages of {limit}: {found:?}");
         }
         let page = folder.page(&Reader::default(), None, 9).await.expect("a page");

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_are_read_from_where_the_cursor_says() {
+    async fn list_continues_after_cursor() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("list.ndjson");
         let long = format!("\"{}\"", "x".repeat(100_000));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_taken_as_uploads_are_and_say_what_is_wrong() {
+    fn list_validates_lines_like_uploads() {
         let entry = |line: &str| entry(Path::new("/list"), 1, line.as_bytes(), String::new());
         for (line, why) in [
             (r#"{"path":"a","title":"x\u0000y"}"#, "`title`: control characters"),
@@ -262,12 +262,13 @@ mod tests {
             ("a.jpg", "neither a path in quotes"),
         ] {
             let found = entry(line).verdict;
-            let is_told = matches!(&found, Some(Verdict::Invalid(told)) if told.contains(why));
-            assert!(is_told, "{line}: {found:?}");
+            let is_expected =
+                matches!(&found, Some(Verdict::Invalid(reason)) if reason.contains(why));
+            assert!(is_expected, "{line}: {found:?}");
         }
-        let taken =
+        let valid =
             entry(r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#);
-        let labels = taken.labels;
+        let labels = valid.labels;
         assert_eq!((labels.title, labels.tags), (None, vec!["x".to_owned()]));
         assert_eq!(labels.filename.as_deref(), Some("c.jpg"));
     }

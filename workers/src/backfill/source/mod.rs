@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_list_names_nothing_outside_of_the_roots() {
+    async fn list_cannot_open_files_outside_import_roots() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("list.ndjson");
         std::fs::write(folder.path().join("in.jpg"), b"x").expect("file");

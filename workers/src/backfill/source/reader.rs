@@ -118,27 +118,27 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(20);
+    const TIMEOUT: Duration = Duration::from_millis(20);
 
     #[tokio::test]
-    async fn a_read_that_hangs_is_given_up_and_keeps_its_thread() {
-        let reader = Reader::new(1, SOON);
-        let (release, hangs) = mpsc::channel::<()>();
-        let (told, tells) = mpsc::channel();
-        let hung = reader.run(move |progress| {
-            let _ = hangs.recv();
-            told.send(progress.show().is_err()).map_err(io::Error::other).map_err(SourceError::Io)
+    async fn hanging_read_times_out_and_keeps_its_thread() {
+        let reader = Reader::new(1, TIMEOUT);
+        let (release, released) = mpsc::channel::<()>();
+        let (sender, is_abandoned) = mpsc::channel();
+        let hanging = reader.run(move |progress| {
+            let _ = released.recv();
+            sender.send(progress.show().is_err()).map_err(io::Error::other).map_err(SourceError::Io)
         });
-        assert!(matches!(hung.await, Err(SourceError::Silent(_))));
+        assert!(matches!(hanging.await, Err(SourceError::Silent(_))));
         let next = reader.run(|_| Ok(())).await;
         assert!(matches!(next, Err(SourceError::Io(_))), "no thread is left: {next:?}");
         drop(release);
-        assert!(tells.recv().expect("it went on"), "it learns that it was given up");
+        assert!(is_abandoned.recv().expect("the read continues"), "its progress is rejected");
         while reader.run(|_| Ok(())).await.is_err() {}
     }
 
     #[tokio::test]
-    async fn a_long_read_that_shows_progress_goes_on() {
+    async fn read_that_shows_progress_does_not_time_out() {
         let reader = Reader::new(1, Duration::from_millis(200));
         let done = reader.run(|progress| {
             for _ in 0..40 {
@@ -151,8 +151,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_that_does_not_come_is_given_up() {
+    async fn missing_part_times_out() {
         let never = std::future::pending::<Result<(), SourceError>>();
-        assert!(matches!(Reader::new(1, SOON).wait(never).await, Err(SourceError::Silent(_))));
+        assert!(matches!(Reader::new(1, TIMEOUT).wait(never).await, Err(SourceError::Silent(_))));
     }
 }

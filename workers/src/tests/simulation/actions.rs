@@ -1,5 +1,5 @@
-//! What can happen beside the tasks under test going on. To add something: a variant, its line in
-//! [`Action::ALL`], and its arm in [`Action::take`].
+//! What a schedule can do besides resuming a task. A new action needs a variant, a line in
+//! [`Action::ALL`], and an arm in [`Action::apply`].
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use safelight_store::DeletionRequest;
 use uuid::Uuid;
 
 use super::{
-    client::{self, Plan},
-    process::{Chore, Life},
+    client::{self, UploadPlan},
+    process::{MaintenanceStep, ProcessState},
     world::World,
 };
 
-/// Processes at once, in a fleet.
-const FLEET: usize = 3;
+/// The most processes that run concurrently with a broker.
+const FLEET_SIZE: usize = 3;
 
-/// Uploads in one simulation.
-const UPLOADS: u128 = 8;
+/// The most uploads in one simulation.
+const MAX_UPLOADS: u128 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
@@ -45,7 +45,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// Every action, with its usual weight.
+    /// Every action with its weight, which the seed scales.
     pub const ALL: [(Self, u32); 21] = [
         (Self::Upload, 4),
         (Self::Relay, 8),
@@ -70,7 +70,7 @@ impl Action {
         (Self::Delete, 1),
     ];
 
-    /// Whether a system in which nothing fails would never see it.
+    /// Whether it never happens in a system without faults.
     pub fn is_fault(self) -> bool {
         matches!(
             self,
@@ -87,8 +87,8 @@ impl Action {
         )
     }
 
-    /// What a system without faults does when no task waits.
-    pub fn calm(deliverable: bool) -> &'static [Self] {
+    /// What a system without faults does while no task waits.
+    pub fn when_idle(deliverable: bool) -> &'static [Self] {
         if deliverable {
             &[Self::Deliver]
         } else {
@@ -96,13 +96,13 @@ impl Action {
         }
     }
 
-    pub async fn take(self, world: &mut World) {
+    pub async fn apply(self, world: &mut World) {
         match self {
             Self::Upload => upload(world),
-            Self::Relay => world.chore(Chore::Relay),
-            Self::RescueLeases => world.chore(Chore::Leases),
-            Self::RescueMessages => world.chore(Chore::Messages),
-            Self::ExpireKeys => world.chore(Chore::Keys),
+            Self::Relay => world.run_maintenance(MaintenanceStep::Relay),
+            Self::RescueLeases => world.run_maintenance(MaintenanceStep::RescueLeases),
+            Self::RescueMessages => world.run_maintenance(MaintenanceStep::RescueMessages),
+            Self::ExpireKeys => world.run_maintenance(MaintenanceStep::ExpireKeys),
             Self::Deliver => deliver(world, false),
             Self::DeliverTwice => deliver(world, true),
             Self::PassTime => pass_time(world).await,
@@ -118,21 +118,23 @@ impl Action {
             Self::Thaw => thaw(world),
             Self::Terminate => terminate(world),
             Self::SetClockForward => set_clock_forward(world),
-            Self::Cancel => by_hand(world, ByHand::Cancel),
-            Self::Retry => by_hand(world, ByHand::Retry),
-            Self::Republish => by_hand(world, ByHand::Republish),
-            Self::Delete => by_hand(world, ByHand::Delete),
+            Self::Cancel => send_request(world, TaskRequest::Cancel),
+            Self::Retry => send_request(world, TaskRequest::Retry),
+            Self::Republish => send_request(world, TaskRequest::Republish),
+            Self::Delete => send_request(world, TaskRequest::Delete),
         }
     }
 }
 
 fn upload(world: &mut World) {
     const IDS: u128 = 10;
-    let Some(process) = world.any(Life::Running).filter(|_| world.next_id < IDS * UPLOADS) else {
+    let Some(process) =
+        world.random_process(ProcessState::Running).filter(|_| world.next_id < IDS * MAX_UPLOADS)
+    else {
         return;
     };
     let key = (world.rng.u32(..3) == 0).then(|| format!("key {}", world.rng.u32(..2)));
-    let plan = Plan {
+    let plan = UploadPlan {
         first_id: world.next_id,
         content: key.as_ref().map_or_else(|| world.rng.u8(..3), |key| key.as_bytes()[4]),
         key,
@@ -140,12 +142,12 @@ fn upload(world: &mut World) {
         max_attempts: world.config.max_attempts,
     };
     world.next_id += IDS;
-    world.note(&format!("an upload to process {process}, key {:?}", plan.key));
+    world.note(&format!("upload to process {process}, key {:?}", plan.key));
     let store = world.processes[process].parts.store.clone();
     tokio::spawn(client::upload(world.shared.clone(), store, plan));
 }
 
-fn deliver(world: &mut World, doubled: bool) {
+fn deliver(world: &mut World, keep_copy: bool) {
     let deliverable = world.deliverable();
     let Some(&(message, consumer)) = world.rng.choice(&deliverable) else { return };
     let shared = world.shared.clone();
@@ -153,9 +155,9 @@ fn deliver(world: &mut World, doubled: bool) {
         let mut queues = shared.queues.lock();
         let notice = queues.messages[message].notice;
         let to = queues.consumers[consumer].process;
-        let words = if doubled { " and kept" } else { "" };
-        world.note(&super::text::short(&format!("to process {to}{words}: {notice:?}")));
-        queues.deliver(&shared, (message, consumer), doubled)
+        let suffix = if keep_copy { " and kept" } else { "" };
+        world.note(&super::text::short(&format!("to process {to}{suffix}: {notice:?}")));
+        queues.deliver(&shared, (message, consumer), keep_copy)
     };
     drop(returned);
 }
@@ -164,14 +166,15 @@ async fn pass_time(world: &mut World) {
     let lease = world.config.lease_ms;
     let choices = [20, 200, 1000, lease / 3 + 1, lease + 1, 10_001];
     let time = Duration::from_millis(choices[world.rng.usize(..choices.len())]);
-    world.note(&format!("{time:?} pass"));
-    world.pass(time).await;
+    world.note(&format!("{time:?} passes"));
+    world.advance_time(time).await;
 }
 
 fn start(world: &mut World) {
-    let most = if world.embedded { 1 } else { FLEET };
-    let living = world.processes.iter().filter(|one| one.life != Life::Dead).count();
-    if living < most {
+    let max = if world.embedded { 1 } else { FLEET_SIZE };
+    let living =
+        world.processes.iter().filter(|process| process.state != ProcessState::Dead).count();
+    if living < max {
         world.note(&format!("process {} starts", world.processes.len()));
         world.start();
     }
@@ -180,33 +183,33 @@ fn start(world: &mut World) {
 fn lose_message(world: &mut World) {
     let mut queues = world.shared.queues.lock();
     if !queues.messages.is_empty() {
-        let lost = world.rng.usize(..queues.messages.len());
-        let lost = queues.messages.remove(lost);
+        let index = world.rng.usize(..queues.messages.len());
+        let lost = queues.messages.remove(index);
         world.note(&super::text::short(&format!("lost: {lost:?}")));
     }
 }
 
 fn lose_connection(world: &mut World) {
-    let Some(process) = world.any(Life::Running) else { return };
+    let Some(process) = world.random_process(ProcessState::Running) else { return };
     if !world.embedded {
-        world.note(&format!("process {process} loses the broker"));
+        world.note(&format!("process {process} loses its broker connection"));
         world.shared.queues.lock().disconnect(process);
     }
 }
 
 fn kill(world: &mut World) {
-    let life = if world.rng.bool() { Life::Running } else { Life::Frozen };
-    if let Some(process) = world.any(life) {
+    let state = if world.rng.bool() { ProcessState::Running } else { ProcessState::Frozen };
+    if let Some(process) = world.random_process(state) {
         world.note(&format!("process {process} is killed"));
         world.kill(process);
     }
 }
 
 fn freeze(world: &mut World) {
-    if let Some(process) = world.any(Life::Running) {
-        world.note(&format!("process {process} is stopped"));
-        world.processes[process].life = Life::Frozen;
-        // The broker may notice, or not.
+    if let Some(process) = world.random_process(ProcessState::Running) {
+        world.note(&format!("process {process} is frozen"));
+        world.processes[process].state = ProcessState::Frozen;
+        // The broker may or may not detect it.
         if !world.embedded && world.rng.bool() {
             world.shared.queues.lock().disconnect(process);
         }
@@ -214,59 +217,59 @@ fn freeze(world: &mut World) {
 }
 
 fn thaw(world: &mut World) {
-    if let Some(process) = world.any(Life::Frozen) {
-        world.note(&format!("process {process} goes on"));
-        world.processes[process].life = Life::Running;
+    if let Some(process) = world.random_process(ProcessState::Frozen) {
+        world.note(&format!("process {process} continues"));
+        world.processes[process].state = ProcessState::Running;
     }
 }
 
 fn terminate(world: &mut World) {
-    if let Some(process) = world.any(Life::Running) {
-        world.note(&format!("process {process} is told to end"));
+    if let Some(process) = world.random_process(ProcessState::Running) {
+        world.note(&format!("process {process} receives SIGTERM"));
         world.processes[process].shutdown.cancel();
     }
 }
 
-/// What clients, operators and dead letters ask of a task.
+/// What clients, operators and the dead letter service do to a task.
 #[derive(Debug, Clone, Copy)]
-enum ByHand {
+enum TaskRequest {
     Cancel,
     Retry,
     Republish,
     Delete,
 }
 
-fn by_hand(world: &mut World, what: ByHand) {
-    let Some(process) = world.any(Life::Running) else { return };
-    let accepted = world.shared.promises(|told| told.accepted.clone());
+fn send_request(world: &mut World, request: TaskRequest) {
+    let Some(process) = world.random_process(ProcessState::Running) else { return };
+    let accepted = world.shared.promises(|promises| promises.accepted.clone());
     let Some(&task) = world.rng.choice(&accepted) else { return };
-    world.note(&super::text::short(&format!("{what:?} {task:?} at process {process}")));
+    world.note(&super::text::short(&format!("{request:?} {task:?} at process {process}")));
     let store = world.processes[process].parts.store.clone();
-    // The numbers after a task's are those of its jobs, of its image, and of the deletion of that.
-    let number = |after: u128| Uuid::from_u128(task.0.as_u128() + after);
-    let job = JobId(number(1));
+    // The ids after the task's id belong to its jobs, its image, and the deletion of the image.
+    let id_after = |offset: u128| Uuid::from_u128(task.0.as_u128() + offset);
+    let job = JobId(id_after(1));
     let deletion = DeletionRequest {
-        image: ImageId(number(3)),
-        task: TaskId(number(4)),
-        job: JobId(number(5)),
+        image: ImageId(id_after(3)),
+        task: TaskId(id_after(4)),
+        job: JobId(id_after(5)),
         max_attempts: world.config.max_attempts,
         after: Duration::from_secs(2),
         presets: Vec::new(),
         trace: None,
     };
     tokio::spawn(async move {
-        // Whoever gets no answer asks again when the schedule says so.
-        match what {
-            ByHand::Cancel => drop(store.cancel(task).await),
-            ByHand::Retry => drop(store.retry(&[task]).await),
-            ByHand::Republish => drop(store.republish(job, Duration::from_secs(5)).await),
-            ByHand::Delete => drop(store.delete_image(&deletion).await),
+        // The schedule also repeats failed requests.
+        match request {
+            TaskRequest::Cancel => drop(store.cancel(task).await),
+            TaskRequest::Retry => drop(store.retry(&[task]).await),
+            TaskRequest::Republish => drop(store.republish(job, Duration::from_secs(5)).await),
+            TaskRequest::Delete => drop(store.delete_image(&deletion).await),
         }
     });
 }
 
 fn set_clock_forward(world: &mut World) {
     let time = Duration::from_secs(world.rng.u64(1..60));
-    world.note(&format!("the clock is set {time:?} forward"));
-    world.jump(time);
+    world.note(&format!("the clock is set forward by {time:?}"));
+    world.advance_clock(time);
 }

@@ -1,5 +1,5 @@
-//! The audit: what the database holds, read independently of everything under test after each call, and
-//! what must be true of it.
+//! The audit: reads the database after each store call, independently of the code under test, and checks
+//! that every promise holds.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -33,7 +33,7 @@ const READS: [&str; 15] = [
 
 pub(super) struct Audit {
     conn: SqliteConnection,
-    now: Snapshot,
+    current: Snapshot,
 }
 
 #[derive(Default, Clone)]
@@ -55,7 +55,7 @@ struct Job {
     lease_until: Option<i64>,
     worker: Option<Uuid>,
     error: Option<String>,
-    /// Its row in the outbox: generation and due time.
+    /// Generation and due time of its outbox row.
     outbox: Option<(u32, i64)>,
 }
 
@@ -70,136 +70,149 @@ struct Task {
     finished: bool,
 }
 
-type Verified = Result<(), String>;
+type CheckResult = Result<(), String>;
 
 impl Audit {
     pub async fn open(path: &Path) -> Self {
         let options = SqliteConnectOptions::new().filename(path).read_only(true);
-        Self { conn: options.connect().await.expect("open the database"), now: Snapshot::default() }
+        Self {
+            conn: options.connect().await.expect("open the database"),
+            current: Snapshot::default(),
+        }
     }
 
-    /// Reads the database again after a call, and compares it with before.
-    pub async fn look(
+    /// Reads the database after a call, and checks all changes since the last call.
+    pub async fn check_call(
         &mut self,
         method: &str,
         label: &str,
         confirmed: impl Fn(JobId, u32) -> bool,
-    ) -> Verified {
+    ) -> CheckResult {
         if READS.contains(&method) {
             return Ok(());
         }
         let snapshot = self.read().await;
-        let old = std::mem::replace(&mut self.now, snapshot);
+        let old = std::mem::replace(&mut self.current, snapshot);
         for (id, job) in &old.jobs {
-            let new = self.now.jobs.get(id).ok_or_else(|| format!("job {} is gone", name(id)))?;
+            let new =
+                self.current.jobs.get(id).ok_or_else(|| format!("job {} is lost", short_id(id)))?;
             if job != new {
-                change(method, label, id, job, new)?;
+                check_change(method, label, id, job, new)?;
                 if let (Some((generation, _)), None, "queued") =
                     (job.outbox, new.outbox, new.status.as_str())
                 {
                     must(confirmed(JobId(*id), generation), || {
-                        format!("the outbox row of {} is gone, unconfirmed", name(id))
+                        format!("the outbox row of {} was removed without a confirm", short_id(id))
                     })?;
                 }
             }
-            state(id, new)?;
+            check_job(id, new)?;
         }
-        for (id, job) in self.now.jobs.iter().filter(|(id, _)| !old.jobs.contains_key(*id)) {
-            must(job.status == "queued" && job.fence == 0, || format!("new, but {job:?}"))?;
+        for (id, job) in self.current.jobs.iter().filter(|(id, _)| !old.jobs.contains_key(*id)) {
+            must(job.status == "queued" && job.fence == 0, || {
+                format!("unexpected new job: {job:?}")
+            })?;
             must(job.outbox == Some((0, job.run_at)), || {
-                format!("{} has no outbox row", name(id))
+                format!("{} has no outbox row", short_id(id))
             })?;
         }
-        for (id, task) in &self.now.tasks {
-            let jobs = self.now.jobs.values().filter(|job| job.task == *id);
-            counted(id, task, &jobs.collect::<Vec<_>>())?;
+        for (id, task) in &self.current.tasks {
+            let jobs = self.current.jobs.values().filter(|job| job.task == *id);
+            check_task(id, task, &jobs.collect::<Vec<_>>())?;
             if let Some(old) = old.tasks.get(id) {
-                must(task.version >= old.version, || format!("task {}: version", name(id)))?;
+                must(task.version >= old.version, || {
+                    format!("task {} has an older version", short_id(id))
+                })?;
                 must(task == old || task.version > old.version, || {
-                    format!("task {} changed within its version", name(id))
+                    format!("task {} changed without a new version", short_id(id))
                 })?;
             }
         }
         Ok(())
     }
 
-    /// Whether a worker may acknowledge a message of `job` that is its last one of it.
-    pub fn acknowledged(&self, job: JobId, worker: WorkerId) -> Verified {
-        let row = self.now.jobs.get(&job.0).ok_or("acknowledged an unknown job")?;
+    /// Checks that the worker may acknowledge its last message of `job`.
+    pub fn check_acknowledgement(&self, job: JobId, worker: WorkerId) -> CheckResult {
+        let row = self.current.jobs.get(&job.0).ok_or("an unknown job was acknowledged")?;
         must(row.status != "running" || row.worker != Some(worker.0), || {
-            format!("{} is acknowledged before its attempt is settled", name(&job.0))
+            format!("{} was acknowledged before its attempt was settled", short_id(&job.0))
         })
     }
 
-    /// How many jobs and tasks are still to end, and rows in the outbox.
+    /// The number of jobs and tasks that have not ended or have an outbox row.
     pub fn unfinished(&self) -> usize {
         let jobs =
-            self.now.jobs.values().filter(|job| !is_final(&job.status) || job.outbox.is_some());
-        jobs.count() + self.now.tasks.values().filter(|task| !is_final(&task.status)).count()
+            self.current.jobs.values().filter(|job| !is_final(&job.status) || job.outbox.is_some());
+        jobs.count() + self.current.tasks.values().filter(|task| !is_final(&task.status)).count()
     }
 
-    /// What is unfinished, in words.
-    pub fn story(&self) -> Vec<String> {
-        let open = |status: &str| !is_final(status);
-        let jobs =
-            self.now.jobs.iter().filter(|(_, job)| open(&job.status) || job.outbox.is_some());
-        jobs.map(|(id, job)| format!("left: job {} {job:?}", name(id))).collect()
+    /// Describes the unfinished jobs.
+    pub fn describe_unfinished(&self) -> Vec<String> {
+        let jobs = self
+            .current
+            .jobs
+            .iter()
+            .filter(|(_, job)| !is_final(&job.status) || job.outbox.is_some());
+        jobs.map(|(id, job)| format!("job {} {job:?}", short_id(id))).collect()
     }
 
-    pub fn ended(&self) -> (usize, usize) {
-        let failed = self.now.tasks.values().filter(|task| task.status == "failed").count();
-        (self.now.tasks.len(), failed)
+    /// The number of tasks, and of failed tasks.
+    pub fn task_counts(&self) -> (usize, usize) {
+        let failed = self.current.tasks.values().filter(|task| task.status == "failed").count();
+        (self.current.tasks.len(), failed)
     }
 
-    /// The last check, when all is quiet.
-    pub async fn finish(&mut self, promises: &Promises, messages: usize) -> Verified {
+    /// Checks the final state, after all work has ended.
+    pub async fn check_final_state(&mut self, promises: &Promises, messages: usize) -> CheckResult {
         for task in &promises.accepted {
-            let found = self.now.tasks.get(&task.0);
-            let found = found.ok_or_else(|| format!("accepted task {} is lost", name(&task.0)))?;
-            must(is_final(&found.status), || format!("task {} is stuck", name(&task.0)))?;
+            let found = self.current.tasks.get(&task.0);
+            let found =
+                found.ok_or_else(|| format!("accepted task {} is lost", short_id(&task.0)))?;
+            must(is_final(&found.status), || format!("task {} is stuck", short_id(&task.0)))?;
         }
-        for (key, _) in &promises.tried {
-            let made = promises
-                .tried
+        for (key, _) in &promises.attempted {
+            let created = promises
+                .attempted
                 .iter()
-                .filter(|(other, task)| other == key && self.now.tasks.contains_key(&task.0));
-            must(made.count() <= 1, || format!("key {key} made two tasks"))?;
+                .filter(|(other, task)| other == key && self.current.tasks.contains_key(&task.0));
+            must(created.count() <= 1, || format!("key {key} created two tasks"))?;
         }
-        must(self.unfinished() == 0, || format!("not finished: {:?}", self.story()))?;
+        must(self.unfinished() == 0, || format!("unfinished: {:?}", self.describe_unfinished()))?;
         must(messages == 0, || format!("{messages} messages are left"))?;
-        self.effects().await
+        self.check_effects().await
     }
 
-    /// Each success left the effect of its own attempt, and nothing else left any.
-    async fn effects(&mut self) -> Verified {
+    /// Checks that each successful job has exactly one effect, that of its last attempt, and that no other
+    /// job has any.
+    async fn check_effects(&mut self) -> CheckResult {
         let images = sqlx::query("select id, width, sha256 = zeroblob(32) from images");
         let images = images.fetch_all(&mut self.conn).await.expect("images");
         let widths: BTreeMap<Uuid, Option<u32>> =
             images.iter().map(|row| (row.get(0), row.get(1))).collect();
         let forgotten: BTreeMap<Uuid, bool> =
             images.iter().map(|row| (row.get(0), row.get(2))).collect();
-        let mut made: Vec<String> = sqlx::query_scalar("select fingerprint from renditions")
+        let mut found: Vec<String> = sqlx::query_scalar("select fingerprint from renditions")
             .fetch_all(&mut self.conn)
             .await
             .expect("renditions");
-        made.sort_unstable();
-        let mut wanted = Vec::new();
-        for (id, job) in &self.now.jobs {
+        found.sort_unstable();
+        let mut expected = Vec::new();
+        for (id, job) in &self.current.jobs {
             let fence = (job.status == "succeeded").then_some(job.fence);
             if job.kind == "write" {
                 must(widths.get(&job.image) == Some(&fence), || {
-                    format!("{} left {:?}, not {fence:?}", name(id), widths.get(&job.image))
+                    format!("{} left {:?}, not {fence:?}", short_id(id), widths.get(&job.image))
                 })?;
             } else if job.kind == "delete" {
                 must(forgotten.get(&job.image) == Some(&fence.is_some()), || {
-                    format!("{} left its image as {:?}", name(id), forgotten.get(&job.image))
+                    format!("{} left its image as {:?}", short_id(id), forgotten.get(&job.image))
                 })?;
             } else if let Some(fence) = fence {
-                wanted.push(fingerprint(JobId(*id), fence));
+                expected.push(fingerprint(JobId(*id), fence));
             }
         }
-        wanted.sort_unstable();
-        must(made == wanted, || format!("renditions {made:?}, not {wanted:?}"))
+        expected.sort_unstable();
+        must(found == expected, || format!("renditions {found:?}, not {expected:?}"))
     }
 
     async fn read(&mut self) -> Snapshot {
@@ -222,9 +235,9 @@ impl Audit {
     }
 }
 
-/// The mark that a thumbnail attempt leaves.
+/// The fingerprint of the rendition that an attempt makes.
 pub(super) fn fingerprint(job: JobId, fence: u32) -> String {
-    format!("{}/{fence}", name(&job.0))
+    format!("{}/{fence}", short_id(&job.0))
 }
 
 fn job(row: &SqliteRow) -> Job {
@@ -257,70 +270,78 @@ fn task(row: &SqliteRow) -> Task {
     }
 }
 
-/// Which changes of a job a call may make.
-fn change(method: &str, label: &str, id: &Uuid, old: &Job, new: &Job) -> Verified {
-    let wrong = |what: &str| format!("{} {what} in {method}:\n  {old:?}\n  {new:?}", name(id));
-    let as_before = Job { outbox: new.outbox, ..old.clone() };
+/// Checks that the call may change the job like this.
+fn check_change(method: &str, label: &str, id: &Uuid, old: &Job, new: &Job) -> CheckResult {
+    let wrong = |what: &str| format!("{} {what} in {method}:\n  {old:?}\n  {new:?}", short_id(id));
+    let unchanged = Job { outbox: new.outbox, ..old.clone() };
     if method == "retry" && old.status == "failed" {
         let requeued =
             new.status == "queued" && (new.fence, new.released) == (old.fence, old.fence);
         return must(requeued && new.outbox == Some((new.fence, new.run_at)), || {
-            wrong("is not queued again")
+            wrong("was not queued again")
         });
     }
     let cancels = method == "cancel" || method == "delete_image" && old.kind != "delete";
     if cancels && !is_final(&old.status) {
-        must(old.kind != "delete", || wrong("is a deletion, and was cancelled"))?;
+        must(old.kind != "delete", || wrong("is a deletion and was cancelled"))?;
         let ended = Job { status: "cancelled".to_owned(), outbox: None, ..old.clone() };
-        return must(*new == ended, || wrong("is not just cancelled"));
+        return must(*new == ended, || wrong("changed more than its status when cancelled"));
     }
-    must(!is_final(&old.status) || *new == as_before, || wrong("changed after its end"))?;
+    must(!is_final(&old.status) || *new == unchanged, || wrong("changed after its end"))?;
     if new.fence == old.fence {
-        must(old.status == "running" || new.status == old.status, || wrong("ran unclaimed"))?;
+        must(old.status == "running" || new.status == old.status, || {
+            wrong("runs without a claim")
+        })?;
     } else {
-        must(new.fence == old.fence + 1 && new.status == "running", || wrong("lost its fence"))?;
-        must(method == "claim", || wrong("got a fence"))?;
+        must(new.fence == old.fence + 1 && new.status == "running", || {
+            wrong("has a wrong fencing token")
+        })?;
+        must(method == "claim", || wrong("got a fencing token"))?;
     }
     if method == "claim" && new.status == "running" {
-        must(new.fence == old.fence + 1, || wrong("ran uncounted"))?;
+        must(new.fence == old.fence + 1, || wrong("runs without a counted attempt"))?;
     }
     if old.status == "running" && new.status != "running" {
-        let lease = format!("job({}), fence: {} }}", name(id), old.fence);
-        must(method == "settle" && label.contains(&lease), || wrong("ended for another"))?;
-        let outboxed = new.outbox == Some((new.fence, new.run_at));
-        must(new.status != "queued" || outboxed, || wrong("waits without an outbox row"))?;
+        let lease = format!("job({}), fence: {} }}", short_id(id), old.fence);
+        must(method == "settle" && label.contains(&lease), || {
+            wrong("was ended by another attempt")
+        })?;
+        let has_outbox_row = new.outbox == Some((new.fence, new.run_at));
+        must(new.status != "queued" || has_outbox_row, || wrong("waits without an outbox row"))?;
     }
     Ok(())
 }
 
-/// What must be true of a job at any time.
-fn state(id: &Uuid, job: &Job) -> Verified {
-    let wrong = |what: &str| format!("{} {what}: {job:?}", name(id));
+/// Checks what must always be true of a job.
+fn check_job(id: &Uuid, job: &Job) -> CheckResult {
+    let wrong = |what: &str| format!("{} {what}: {job:?}", short_id(id));
     let attempts = job.fence - job.released;
     must(attempts <= job.max_attempts, || wrong("had too many attempts"))?;
     // A cancelled job keeps its lease: until then its worker may still be writing.
     let may_have_lease = ["running", "cancelled"].contains(&job.status.as_str());
     must(job.status != "running" || job.lease_until.is_some(), || wrong("runs without a lease"))?;
     must(may_have_lease || job.lease_until.is_none(), || wrong("has a lease"))?;
-    must(job.status != "queued" || attempts < job.max_attempts, || wrong("waits for ever"))?;
+    must(job.status != "queued" || attempts < job.max_attempts, || {
+        wrong("waits without an attempt left")
+    })?;
     let Some(code) = &job.error else { return Ok(()) };
     let code: ErrorCode = code.parse().map_err(|error| format!("{error}"))?;
     if job.status == "failed" {
         let used_up = attempts == job.max_attempts;
         must(used_up || !code.is_retryable(), || wrong("had attempts left"))
     } else {
-        must(code.is_retryable(), || wrong("is tried again for a permanent failure"))
+        must(code.is_retryable(), || wrong("is retried after a permanent failure"))
     }
 }
 
-/// What must be true of a task and its jobs.
-fn counted(id: &Uuid, task: &Task, jobs: &[&Job]) -> Verified {
+/// Checks that a task agrees with its jobs.
+fn check_task(id: &Uuid, task: &Task, jobs: &[&Job]) -> CheckResult {
     let count = |status| u32::try_from(jobs.iter().filter(|job| job.status == status).count());
-    let wrong = || format!("task {} and its jobs disagree: {task:?} {jobs:?}", name(id));
-    for (counted, status) in
+    let wrong = || format!("task {} and its jobs disagree: {task:?} {jobs:?}", short_id(id));
+    for (stored, status) in
         [(task.succeeded, "succeeded"), (task.failed, "failed"), (task.cancelled, "cancelled")]
     {
-        must(count(status) == Ok(counted), wrong)?;
+        must(count(status) == Ok(stored), wrong)?;
     }
     must(task.total as usize == jobs.len(), wrong)?;
     let status = if jobs.iter().all(|job| is_final(&job.status)) {
@@ -332,7 +353,7 @@ fn counted(id: &Uuid, task: &Task, jobs: &[&Job]) -> Verified {
     } else if task.status == "queued"
         && jobs.iter().all(|job| job.fence == job.released || is_final(&job.status))
     {
-        // Also once it was queued again by hand.
+        // Also after a retry by hand.
         "queued"
     } else {
         "running"
@@ -344,11 +365,11 @@ fn is_final(status: &str) -> bool {
     ["succeeded", "failed", "cancelled"].contains(&status)
 }
 
-fn must(holds: bool, otherwise: impl FnOnce() -> String) -> Verified {
+fn must(holds: bool, otherwise: impl FnOnce() -> String) -> CheckResult {
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-/// As the trace names it.
-fn name(id: &Uuid) -> String {
+/// The id as it appears in the trace.
+fn short_id(id: &Uuid) -> String {
     format!("#{}", id.as_u128())
 }

@@ -1,4 +1,4 @@
-//! A broker that drops, doubles, delays and reorders, as the schedule says.
+//! A broker that loses, duplicates, delays and reorders messages, as the schedule decides.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -11,36 +11,36 @@ use safelight_queue::{Acknowledge, JobQueue, Message, Queue, QueueError, Subscri
 use tokio::sync::mpsc;
 
 use super::{
+    scheduler::{Decision, WaitPoint},
     shared::Shared,
     text::short,
-    turnstile::{Spot, Verdict},
 };
 
-/// What the broker holds.
+/// The broker's state, which all connections share.
 #[derive(Default)]
 pub(super) struct Queues(Mutex<State>);
 
 #[derive(Default)]
 pub(super) struct State {
-    pub messages: Vec<Queued>,
-    /// Delivered and not acknowledged, by delivery tag.
-    pub unsettled: BTreeMap<u64, Unsettled>,
+    pub messages: Vec<QueuedMessage>,
+    /// Delivered messages that are not acknowledged, by delivery tag.
+    pub unacknowledged: BTreeMap<u64, Unacknowledged>,
     pub consumers: Vec<Consumer>,
-    /// Every job and generation whose message was ever confirmed.
+    /// Every job and generation of which a message was ever confirmed.
     pub confirmed: HashSet<(JobId, u32)>,
-    /// Processes that may hold the lease of a job whose message went back from them unsettled.
-    shaken: HashSet<(usize, JobId)>,
+    /// A process whose unacknowledged message returned to the queue may still hold the lease of the job.
+    may_hold_lease: HashSet<(usize, JobId)>,
     last_tag: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Queued {
+pub(super) struct QueuedMessage {
     pub notice: JobNotice,
     pub redelivered: bool,
 }
 
-pub(super) struct Unsettled {
-    pub message: Queued,
+pub(super) struct Unacknowledged {
+    pub message: QueuedMessage,
     pub process: usize,
     consumer: usize,
 }
@@ -59,16 +59,21 @@ impl Queues {
 }
 
 impl State {
-    /// Every message that can be delivered now, with every consumer that has room for it.
-    pub fn deliverable(&self, alive: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
+    /// Every pair of a queued message and a consumer that can receive it now.
+    pub fn deliverable(&self, is_alive: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
         for (at, message) in self.messages.iter().enumerate() {
             let queue = Queue::of(&message.notice);
             for (number, consumer) in self.consumers.iter().enumerate() {
-                let held = self.unsettled.values().filter(|one| one.consumer == number).count();
-                let room = held < consumer.prefetch && consumer.deliveries.capacity() > 0;
-                let there = alive(consumer.process) && !consumer.deliveries.is_closed();
-                if consumer.queue == queue && room && there {
+                let prefetched = self
+                    .unacknowledged
+                    .values()
+                    .filter(|message| message.consumer == number)
+                    .count();
+                let has_capacity =
+                    prefetched < consumer.prefetch && consumer.deliveries.capacity() > 0;
+                let is_connected = is_alive(consumer.process) && !consumer.deliveries.is_closed();
+                if consumer.queue == queue && has_capacity && is_connected {
                     pairs.push((at, number));
                 }
             }
@@ -76,74 +81,75 @@ impl State {
         pairs
     }
 
-    /// Delivers a message; leaves a copy of it in the queue if `doubled`.
+    /// Delivers a message; leaves a copy of it in the queue if `keep_copy`.
     pub fn deliver(
         &mut self,
         shared: &Arc<Shared>,
         (at, consumer): (usize, usize),
-        doubled: bool,
+        keep_copy: bool,
     ) -> Option<Message> {
-        let queued = if doubled { self.messages[at] } else { self.messages.remove(at) };
+        let queued = if keep_copy { self.messages[at] } else { self.messages.remove(at) };
         self.last_tag += 1;
         let tag = self.last_tag;
         let process = self.consumers[consumer].process;
-        self.unsettled.insert(tag, Unsettled { message: queued, process, consumer });
-        let answer = Tagged { shared: shared.clone(), process, tag, notice: queued.notice };
-        let message = Message::new(queued.notice, queued.redelivered, answer);
-        // Given back to be dropped where the lock is free: that puts the message back.
+        self.unacknowledged.insert(tag, Unacknowledged { message: queued, process, consumer });
+        let acknowledge =
+            DeliveredMessage { shared: shared.clone(), process, tag, notice: queued.notice };
+        let message = Message::new(queued.notice, queued.redelivered, acknowledge);
+        // On failure, the caller drops the message without holding the lock: that returns it to the queue.
         self.consumers[consumer].deliveries.try_send(message).err().map(|error| match error {
             mpsc::error::TrySendError::Full(message)
             | mpsc::error::TrySendError::Closed(message) => message,
         })
     }
 
-    /// The process has lost its connection: what it has not acknowledged is delivered again.
+    /// A process lost its connection: its unacknowledged messages are delivered again.
     pub fn disconnect(&mut self, process: usize) {
         let tags: Vec<u64> = self
-            .unsettled
+            .unacknowledged
             .iter()
-            .filter(|(_, one)| one.process == process)
+            .filter(|(_, message)| message.process == process)
             .map(|(&tag, _)| tag)
             .collect();
         for tag in tags {
-            self.put_back(tag);
+            self.return_to_queue(tag);
         }
     }
 
-    /// The job of a delivered message, if its process holds no other of that job, nor ever held one that went
-    /// back.
-    pub fn last_of_its_job(&self, tag: u64) -> Option<JobId> {
-        let one = self.unsettled.get(&tag)?;
-        let job = one.message.notice.job;
-        let another = self.unsettled.iter().any(|(&other, two)| {
-            other != tag && two.process == one.process && two.message.notice.job == job
+    /// The job of a delivered message, unless its process has another message of that job, or had one that
+    /// returned to the queue.
+    pub fn last_message_of_job(&self, tag: u64) -> Option<JobId> {
+        let delivered = self.unacknowledged.get(&tag)?;
+        let (process, job) = (delivered.process, delivered.message.notice.job);
+        let has_another = self.unacknowledged.iter().any(|(&other_tag, other)| {
+            other_tag != tag && other.process == process && other.message.notice.job == job
         });
-        (!another && !self.shaken.contains(&(one.process, job))).then_some(job)
+        (!has_another && !self.may_hold_lease.contains(&(process, job))).then_some(job)
     }
 
-    /// Everything in the queues is gone.
+    /// All messages are lost.
     pub fn wipe(&mut self) {
-        for tag in self.unsettled.keys().copied().collect::<Vec<_>>() {
-            self.put_back(tag);
+        for tag in self.unacknowledged.keys().copied().collect::<Vec<_>>() {
+            self.return_to_queue(tag);
         }
         self.messages.clear();
     }
 
-    fn put_back(&mut self, tag: u64) {
-        if let Some(one) = self.unsettled.remove(&tag) {
-            self.shaken.insert((one.process, one.message.notice.job));
-            self.messages.push(Queued { redelivered: true, ..one.message });
+    fn return_to_queue(&mut self, tag: u64) {
+        if let Some(returned) = self.unacknowledged.remove(&tag) {
+            self.may_hold_lease.insert((returned.process, returned.message.notice.job));
+            self.messages.push(QueuedMessage { redelivered: true, ..returned.message });
         }
     }
 
     fn append(&mut self, notices: &[JobNotice]) {
         for &notice in notices {
-            self.messages.push(Queued { notice, redelivered: false });
+            self.messages.push(QueuedMessage { notice, redelivered: false });
         }
     }
 }
 
-/// One process's connection.
+/// The connection of one process.
 pub(super) struct SimulatedBroker {
     pub shared: Arc<Shared>,
     pub process: usize,
@@ -154,22 +160,27 @@ pub(super) struct SimulatedBroker {
 impl JobQueue for SimulatedBroker {
     async fn publish(&self, notices: &[JobNotice]) -> Result<(), QueueError> {
         let label = short(&format!("publish {notices:?}"));
-        let spot = Spot::Publish(notices.len());
-        let verdict = self.shared.turnstile.pass(self.process, spot, label).await;
-        if let Verdict::Partly(count) = verdict {
+        let point = WaitPoint::Publish(notices.len());
+        let decision = self.shared.scheduler.wait_for_turn(self.process, point, label).await;
+        if let Decision::FailAfter(count) = decision {
             self.shared.queues.lock().append(&notices[..count]);
             return Err(QueueError::TimedOut);
         }
-        if verdict == Verdict::Fail {
+        if decision == Decision::Fail {
             return Err(QueueError::Disconnected);
         }
         {
             let mut queues = self.shared.queues.lock();
             queues.append(notices);
-            queues.confirmed.extend(notices.iter().map(|one| (one.job, one.generation)));
+            queues.confirmed.extend(notices.iter().map(|notice| (notice.job, notice.generation)));
         }
-        match self.shared.turnstile.pass(self.process, Spot::Confirm, "confirm".into()).await {
-            Verdict::Fail => Err(QueueError::TimedOut),
+        match self
+            .shared
+            .scheduler
+            .wait_for_turn(self.process, WaitPoint::Confirm, "confirm".into())
+            .await
+        {
+            Decision::Fail => Err(QueueError::TimedOut),
             _ => Ok(()),
         }
     }
@@ -182,19 +193,22 @@ impl JobQueue for SimulatedBroker {
         Ok(Subscription::new(receiver))
     }
 
-    /// Letters reach the store by [`super::actions::Action::Republish`].
+    /// [`super::actions::Action::Republish`] simulates the dead letter service.
     async fn dead_letters(&self, _prefetch: u16) -> Result<Subscription, QueueError> {
         Err(QueueError::Disconnected)
     }
 
     async fn depth(&self, queue: Queue) -> Result<u64, QueueError> {
         let label = format!("depth {queue}");
-        let verdict = self.shared.turnstile.pass(self.process, Spot::Confirm, label).await;
-        if verdict == Verdict::Fail {
+        let decision =
+            self.shared.scheduler.wait_for_turn(self.process, WaitPoint::Confirm, label).await;
+        if decision == Decision::Fail {
             return Err(QueueError::TimedOut);
         }
-        let of = |one: &&Queued| (one.notice.kind, one.notice.lane) == (queue.kind, queue.lane);
-        Ok(self.shared.queues.lock().messages.iter().filter(of).count() as u64)
+        let is_in_queue = |message: &&QueuedMessage| {
+            (message.notice.kind, message.notice.lane) == (queue.kind, queue.lane)
+        };
+        Ok(self.shared.queues.lock().messages.iter().filter(is_in_queue).count() as u64)
     }
 
     async fn check(&self) -> Result<(), QueueError> {
@@ -208,8 +222,8 @@ impl JobQueue for SimulatedBroker {
     async fn close(&self) {}
 }
 
-/// One delivered message. Dropped without an answer, it goes back.
-struct Tagged {
+/// A delivered message. Dropping it without an acknowledgement returns it to the queue.
+struct DeliveredMessage {
     shared: Arc<Shared>,
     process: usize,
     tag: u64,
@@ -217,27 +231,28 @@ struct Tagged {
 }
 
 #[async_trait]
-impl Acknowledge for Tagged {
+impl Acknowledge for DeliveredMessage {
     async fn ack(self: Box<Self>) {
-        let spot = Spot::Ack(self.tag);
+        let point = WaitPoint::Ack(self.tag);
         let label = short(&format!("ack {:?}", self.notice));
-        // A lost acknowledgement: dropping the tag puts the message back.
+        // If the acknowledgement is lost, dropping `self` returns the message to the queue.
         if self.is_current()
-            && self.shared.turnstile.pass(self.process, spot, label).await == Verdict::Go
+            && self.shared.scheduler.wait_for_turn(self.process, point, label).await
+                == Decision::Proceed
         {
-            self.shared.queues.lock().unsettled.remove(&self.tag);
+            self.shared.queues.lock().unacknowledged.remove(&self.tag);
         }
     }
 
     async fn requeue(self: Box<Self>) {}
 
     fn is_current(&self) -> bool {
-        self.shared.queues.lock().unsettled.contains_key(&self.tag)
+        self.shared.queues.lock().unacknowledged.contains_key(&self.tag)
     }
 }
 
-impl Drop for Tagged {
+impl Drop for DeliveredMessage {
     fn drop(&mut self) {
-        self.shared.queues.lock().put_back(self.tag);
+        self.shared.queues.lock().return_to_queue(self.tag);
     }
 }

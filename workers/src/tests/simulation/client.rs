@@ -1,4 +1,4 @@
-//! A client's upload, as the API carries it out once the bytes are stored.
+//! An upload, as the API handles it once the bytes are stored.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,12 +8,12 @@ use uuid::Uuid;
 
 use super::shared::Shared;
 
-/// How long a key stays reserved for an upload of which nothing is heard.
-const HOLD: Duration = Duration::from_secs(20);
+/// How long an upload that never completes keeps its key reserved.
+const RESERVATION: Duration = Duration::from_secs(20);
 
-/// What the schedule chose.
-pub(super) struct Plan {
-    /// The first of the numbers that become ids.
+/// An upload that the schedule chose.
+pub(super) struct UploadPlan {
+    /// The ids of the upload count up from this number.
     pub first_id: u128,
     pub key: Option<String>,
     pub content: u8,
@@ -21,7 +21,7 @@ pub(super) struct Plan {
     pub max_attempts: u32,
 }
 
-pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: Plan) {
+pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: UploadPlan) {
     let ticket = match &plan.key {
         None => None,
         Some(key) => match reserve(&shared, &store, key).await {
@@ -31,45 +31,47 @@ pub(super) async fn upload(shared: Arc<Shared>, store: DynStore, plan: Plan) {
     };
     let upload = new_upload(&plan, ticket.clone());
     if let Some(key) = &plan.key {
-        shared.promises(|told| told.tried.push((key.clone(), upload.task)));
+        shared.promises(|promises| promises.attempted.push((key.clone(), upload.task)));
     }
     let accepted = match store.accept(&upload).await {
         Err(error) if error.is_unavailable() => store.accept(&upload).await,
-        answered => answered,
+        result => result,
     };
     if let Ok(Accepted::Yes(_)) = accepted {
-        shared.promises(|told| told.accepted.push(upload.task));
+        shared.promises(|promises| promises.accepted.push(upload.task));
         if let Some(key) = plan.key {
-            answered(&shared, &key, upload.task);
+            record_response(&shared, &key, upload.task);
         }
     } else if let Some(ticket) = ticket {
         let _ = store.release_key(&ticket).await;
     }
 }
 
-/// The right to upload under the key; `None` if the client is answered without an upload.
+/// Reserves the key; `None` if the client gets its response without an upload.
 async fn reserve(shared: &Shared, store: &DynStore, key: &str) -> Option<KeyTicket> {
     let wanted = IdempotencyKey { owner: safelight_domain::Owner::local(), key: key.to_owned() };
-    match store.reserve_key(&wanted, HOLD).await {
+    match store.reserve_key(&wanted, RESERVATION).await {
         Ok(KeyState::Reserved(ticket)) => return Some(ticket),
         Ok(KeyState::Used { task, .. }) => {
-            answered(shared, key, task);
-            shared.promises(|told| told.accepted.push(task));
+            record_response(shared, key, task);
+            shared.promises(|promises| promises.accepted.push(task));
         }
         Ok(KeyState::InFlight) | Err(_) => {}
     }
     None
 }
 
-/// A client was answered with this task.
-fn answered(shared: &Shared, key: &str, task: TaskId) {
-    let first = shared.promises(|told| *told.keys.entry(key.to_owned()).or_insert(task));
+/// Records that a client received this task, which must be the same for every request with the key.
+fn record_response(shared: &Shared, key: &str, task: TaskId) {
+    let first = shared.promises(|promises| *promises.keys.entry(key.to_owned()).or_insert(task));
     if first != task {
-        shared.wrong(format!("key {key} stands for task {first} and for task {task}"));
+        shared.report_violation(format!(
+            "key {key} was answered with task {first} and with task {task}"
+        ));
     }
 }
 
-fn new_upload(plan: &Plan, ticket: Option<KeyTicket>) -> NewUpload {
+fn new_upload(plan: &UploadPlan, ticket: Option<KeyTicket>) -> NewUpload {
     let mut next = plan.first_id;
     let mut id = || {
         next += 1;

@@ -1,6 +1,6 @@
-//! One process: a whole worker, and a relay and a rescuer that take steps when the schedule says.
-//! A dead process is one whose tasks are no longer let through: like one killed with `kill -9`,
-//! it runs no destructors.
+//! One simulated process: a complete worker, and background services that run when the schedule says so.
+//!
+//! The tasks of a dead process are never resumed and never dropped: as after `kill -9`, no destructor runs.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     audit::fingerprint,
+    scheduler::{Decision, Ending, WaitPoint},
     shared::Shared,
     text::short,
-    turnstile::{Ending, Spot, Verdict},
 };
 use crate::{
     WorkerOptions, WorkerParts,
@@ -26,44 +26,44 @@ use crate::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum ProcessState {
     Running,
     /// Stopped with SIGSTOP.
     Frozen,
     Dead,
 }
 
-/// What a process does from time to time beside its jobs.
+/// A run of a background service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Chore {
+pub(super) enum MaintenanceStep {
     Relay,
-    Leases,
-    Messages,
-    Keys,
+    RescueLeases,
+    RescueMessages,
+    ExpireKeys,
 }
 
 pub(super) struct Process {
-    pub life: Life,
+    pub state: ProcessState,
     pub parts: WorkerParts,
     pub worker: WorkerId,
     pub shutdown: CancellationToken,
     main: JoinHandle<()>,
-    chores: HashMap<Chore, JoinHandle<()>>,
+    maintenance: HashMap<MaintenanceStep, JoinHandle<()>>,
     relay: Arc<tokio::sync::Mutex<OutboxRelay>>,
 }
 
 impl Process {
     pub fn start(shared: &Arc<Shared>, number: usize, parts: WorkerParts) -> Self {
-        let alone = !parts.queue.survives_restart();
+        let is_embedded = !parts.queue.survives_restart();
         let relay = relay(&parts);
         let shutdown = CancellationToken::new();
         let handler = {
             let shared = shared.clone();
-            move |held, job| -> futures::future::BoxFuture<'static, _> {
+            move |permit, job| -> futures::future::BoxFuture<'static, _> {
                 let shared = shared.clone();
                 Box::pin(async move {
-                    let result = attempt(&shared, number, &job).await;
-                    drop(held);
+                    let result = run_job(&shared, number, &job).await;
+                    drop(permit);
                     result
                 })
             }
@@ -71,46 +71,51 @@ impl Process {
         let worker = Worker::with_handler(&parts, WorkerOptions::all(1), Box::new(handler));
         let (worker, stop) = (Arc::new(worker), shutdown.clone());
         Self {
-            life: Life::Running,
+            state: ProcessState::Running,
             worker: worker.id,
-            main: tokio::spawn(main(worker, parts.store.clone(), alone, stop)),
+            main: tokio::spawn(main(worker, parts.store.clone(), is_embedded, stop)),
             shutdown,
             parts,
-            chores: HashMap::new(),
+            maintenance: HashMap::new(),
             relay: Arc::new(tokio::sync::Mutex::new(relay)),
         }
     }
 
-    pub fn is_over(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         self.main.is_finished()
     }
 
-    /// Begins a chore, unless it is still busy with it.
-    pub fn chore(&mut self, chore: Chore) {
-        if self.chores.get(&chore).is_some_and(|task| !task.is_finished()) {
+    /// Starts a run of a service, unless the last one still runs.
+    pub fn run_maintenance(&mut self, step: MaintenanceStep) {
+        if self.maintenance.get(&step).is_some_and(|task| !task.is_finished()) {
             return;
         }
         let (parts, relay) = (self.parts.clone(), self.relay.clone());
         let task = tokio::spawn(async move {
             let WorkerParts { config, store, queue, outbox_signal, .. } = parts;
-            // A failed step is tried again when the schedule says so.
-            match chore {
-                Chore::Relay => drop(relay.lock().await.step().await),
-                Chore::Leases => {
+            // The schedule also repeats failed runs.
+            match step {
+                MaintenanceStep::Relay => drop(relay.lock().await.step().await),
+                MaintenanceStep::RescueLeases => {
                     drop(LeaseRescuer::new(store, outbox_signal, &config).rescue().await);
                 }
-                Chore::Messages => {
+                MaintenanceStep::RescueMessages => {
                     drop(MessageRescuer::new(store, queue, outbox_signal, &config).rescue().await);
                 }
-                Chore::Keys => drop(ExpiredKeys::new(store, &config).prune().await),
+                MaintenanceStep::ExpireKeys => drop(ExpiredKeys::new(store, &config).prune().await),
             }
         });
-        self.chores.insert(chore, task);
+        self.maintenance.insert(step, task);
     }
 }
 
-async fn main(worker: Arc<Worker>, store: DynStore, alone: bool, shutdown: CancellationToken) {
-    while alone && store.take_over().await.is_err() {
+async fn main(
+    worker: Arc<Worker>,
+    store: DynStore,
+    is_embedded: bool,
+    shutdown: CancellationToken,
+) {
+    while is_embedded && store.take_over().await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     consumer::consume(worker, shutdown).await;
@@ -121,33 +126,35 @@ fn relay(parts: &WorkerParts) -> OutboxRelay {
     OutboxRelay::new(store, queue, parts.outbox_signal.clone(), &parts.config)
 }
 
-/// What stands for the picture work.
-async fn attempt(shared: &Shared, process: usize, job: &ClaimedJob) -> Result<Outcome, Failure> {
+/// Takes the place of a real job: the schedule decides how it ends.
+async fn run_job(shared: &Shared, process: usize, job: &ClaimedJob) -> Result<Outcome, Failure> {
     let label = short(&format!("attempt {:?}", job.lease));
-    match shared.turnstile.pass(process, Spot::End, label).await {
-        Verdict::End(Ending::Transient) => Err(unavailable()),
-        Verdict::End(Ending::Permanent) => Err(Failure::new(ErrorCode::CorruptImage, "damaged")),
-        Verdict::End(Ending::AsksForRetry) => {
+    match shared.scheduler.wait_for_turn(process, WaitPoint::EndAttempt, label).await {
+        Decision::EndAttempt(Ending::Transient) => Err(unavailable()),
+        Decision::EndAttempt(Ending::Permanent) => {
+            Err(Failure::new(ErrorCode::CorruptImage, "damaged"))
+        }
+        Decision::EndAttempt(Ending::AsksForRetry) => {
             Ok(Outcome::Retry(unavailable(), Duration::from_secs(1)))
         }
-        // Past the hook that would print it.
-        Verdict::End(Ending::Panic) => std::panic::resume_unwind(Box::new("a codec's bug")),
+        // Without the panic hook, which would print it.
+        Decision::EndAttempt(Ending::Panic) => std::panic::resume_unwind(Box::new("a codec's bug")),
         _ => Ok(effect(job)),
     }
 }
 
 fn unavailable() -> Failure {
-    // Not of the blob store: the worker would probe whether that is available.
+    // Not `StoreUnavailable`: the worker would probe the blob store.
     Failure::new(ErrorCode::BlobMissing, "unavailable")
 }
 
-/// A result that tells which attempt it is of.
+/// A result that contains its fencing token, so that the audit knows its attempt.
 fn effect(job: &ClaimedJob) -> Outcome {
-    let (mark, format) = (job.lease.fence, ImageFormat::Png);
+    let (fence, format) = (job.lease.fence, ImageFormat::Png);
     match job.kind {
         JobKind::Write => Outcome::Succeeded(vec![Effect::StoredBlob(ImageFacts {
             format,
-            width: mark,
+            width: fence,
             height: 1,
             orientation: 1,
             taken_at: None,
@@ -155,7 +162,7 @@ fn effect(job: &ClaimedJob) -> Outcome {
         })]),
         JobKind::Thumbnail => Outcome::Succeeded(vec![Effect::UpsertRenditions(vec![Rendition {
             preset: "small".to_owned(),
-            fingerprint: fingerprint(job.lease.job, mark),
+            fingerprint: fingerprint(job.lease.job, fence),
             format,
             width: 1,
             height: 1,

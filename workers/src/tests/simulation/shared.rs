@@ -1,4 +1,4 @@
-//! What the tasks under test and the schedule share, and the gate before the store.
+//! State that the tasks under test and the schedule share, and the fault plan of the store.
 
 use std::{
     collections::HashMap,
@@ -15,33 +15,33 @@ use safelight_store::{
 
 use super::{
     broker::Queues,
+    scheduler::{Decision, Scheduler, WaitPoint},
     text::short,
-    turnstile::{Spot, Turnstile, Verdict},
 };
 
 #[derive(Default)]
 pub(super) struct Shared {
-    pub turnstile: Turnstile,
+    pub scheduler: Scheduler,
     pub queues: Queues,
     promises: Mutex<Promises>,
     notes: Mutex<Notes>,
 }
 
-/// What clients were told.
+/// The responses that clients received.
 #[derive(Default, Clone)]
 pub(super) struct Promises {
     /// Tasks whose upload was answered with 202.
     pub accepted: Vec<TaskId>,
-    /// The task that each idempotency key was first answered with.
+    /// The task in the first response to each idempotency key.
     pub keys: HashMap<String, TaskId>,
-    /// Every task that was tried under a key.
-    pub tried: Vec<(String, TaskId)>,
+    /// Every upload that was sent with a key: the key, and the task that it would create.
+    pub attempted: Vec<(String, TaskId)>,
 }
 
 #[derive(Default)]
 struct Notes {
     trace: Vec<String>,
-    wrong: Option<String>,
+    violation: Option<String>,
 }
 
 impl Shared {
@@ -53,13 +53,13 @@ impl Shared {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).trace.push(line);
     }
 
-    /// Notes that something is as it must never be.
-    pub fn wrong(&self, what: String) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).wrong.get_or_insert(what);
+    /// Records a broken promise; the schedule then stops.
+    pub fn report_violation(&self, what: String) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).violation.get_or_insert(what);
     }
 
-    pub fn is_wrong(&self) -> Option<String> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).wrong.clone()
+    pub fn violation(&self) -> Option<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).violation.clone()
     }
 
     pub fn trace(&self) -> Vec<String> {
@@ -67,19 +67,19 @@ impl Shared {
     }
 }
 
-/// One process's way to the store.
-pub(super) struct Turn {
+/// Lets the schedule decide how each store call of a process ends.
+pub(super) struct ScheduledFaults {
     pub shared: Arc<Shared>,
     pub process: usize,
 }
 
 #[async_trait]
-impl FaultPlan for Turn {
+impl FaultPlan for ScheduledFaults {
     async fn before(&self, call: Call<'_>) -> Result<(), StoreError> {
         let label = short(&format!("{call:?}"));
-        let spot = Spot::Call(call.method);
-        match self.shared.turnstile.pass(self.process, spot, label).await {
-            Verdict::Fail => Err(unreachable()),
+        let point = WaitPoint::Call(call.method);
+        match self.shared.scheduler.wait_for_turn(self.process, point, label).await {
+            Decision::Fail => Err(unreachable()),
             _ => Ok(()),
         }
     }
@@ -87,11 +87,11 @@ impl FaultPlan for Turn {
     async fn after(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let label = short(&format!("answer to {}: {answer:?}", call.method));
         if label.contains(": Err(") {
-            self.shared.wrong(label.clone());
+            self.shared.report_violation(label.clone());
         }
-        self.shared.turnstile.call_over.notify_one();
-        match self.shared.turnstile.pass(self.process, Spot::Answer, label).await {
-            Verdict::Fail => Err(unreachable()),
+        self.shared.scheduler.call_finished.notify_one();
+        match self.shared.scheduler.wait_for_turn(self.process, WaitPoint::Response, label).await {
+            Decision::Fail => Err(unreachable()),
             _ => Ok(()),
         }
     }

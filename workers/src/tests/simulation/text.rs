@@ -1,7 +1,7 @@
-//! Texts for the trace, the same in every run of a seed.
+//! Texts for the trace, equal in every run of a seed.
 
-/// Every UUID in short: `#n` for the simulation's own, which count up, `*` for those that the
-/// product draws at random. Cut where it becomes long.
+/// Shortens UUIDs: `#n` for ids of the simulation, which count up, and `*` for random ids of the product.
+/// Long texts are truncated.
 pub(super) fn short(text: &str) -> String {
     const UUID: usize = 36;
     const LONGEST: usize = 200;

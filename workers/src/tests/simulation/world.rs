@@ -1,4 +1,4 @@
-//! One simulated Safelight, from its seed to its audit.
+//! One simulated deployment, from its seed to its final audit.
 
 use std::{
     path::PathBuf,
@@ -21,23 +21,23 @@ use super::{
     audit::Audit,
     broker::SimulatedBroker,
     odds::Odds,
-    process::{Chore, Life, Process},
-    shared::{Shared, Turn},
-    turnstile::{Ending, Spot, Verdict, Waiting},
+    process::{MaintenanceStep, Process, ProcessState},
+    scheduler::{Decision, Ending, WaitPoint, Waiting},
+    shared::{ScheduledFaults, Shared},
 };
 use crate::WorkerParts;
 
-/// Steps that a system without faults may take until it is quiet; far more than it needs.
-const PATIENCE: usize = 4000;
+/// A system without faults must become idle within this number of steps; it needs far fewer.
+const MAX_STEPS_WITHOUT_FAULTS: usize = 4000;
 
-/// A task under test reaches its next stop within a few turns of the runtime.
-const TURNS: usize = 6;
+/// After this many yields every task under test waits again.
+const YIELDS: usize = 6;
 
 pub(super) struct World {
     pub rng: Rng,
     pub shared: Arc<Shared>,
     pub processes: Vec<Process>,
-    /// One process with an in-process queue, not many with a broker.
+    /// One process with an in-process queue, instead of several with a broker.
     pub embedded: bool,
     pub config: Arc<Config>,
     pub odds: Odds,
@@ -46,10 +46,10 @@ pub(super) struct World {
     blobs: Blobs,
     store: DynStore,
     clock: Arc<AtomicI64>,
-    began: i64,
+    started_at: i64,
 }
 
-/// What a simulation came to.
+/// The totals of a simulation.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Report {
     pub steps: usize,
@@ -60,10 +60,10 @@ pub(super) struct Report {
 impl World {
     pub async fn new(seed: u64, database: PathBuf, config: &Config, blobs: Blobs) -> Self {
         let mut rng = Rng::with_seed(seed);
-        // The product's jitter, on this thread.
+        // The jitter of the product uses the generator of this thread.
         fastrand::seed(rng.u64(..));
-        let began = 1_800_000_000_000_000;
-        let clock = Arc::new(AtomicI64::new(began));
+        let started_at = 1_800_000_000_000_000;
+        let clock = Arc::new(AtomicI64::new(started_at));
         let store = SqliteStore::open_simulated(&database, Clock::manual(clock.clone())).await;
         let audit = Audit::open(&database).await;
         let config = Config { max_attempts: rng.u32(1..=4), ..config.clone() };
@@ -79,124 +79,129 @@ impl World {
             blobs,
             store: Arc::new(store.expect("open the database")),
             clock,
-            began,
+            started_at,
         };
         world.start();
         world
     }
 
-    /// Runs the schedule, then lets the system come to rest without faults.
+    /// Runs the schedule, then lets the system finish its work without faults, and audits the result.
     pub async fn run(&mut self) -> Result<Report, String> {
-        self.stand_still().await;
+        self.run_until_idle().await;
         let mut report = Report::default();
         for _ in 0..self.odds.steps {
             self.step().await?;
         }
-        self.note("no more faults from here");
-        self.heal();
-        while !self.is_quiet() {
+        self.note("no more faults from here on");
+        self.stop_faults();
+        while !self.is_idle() {
             report.steps += 1;
-            if report.steps > PATIENCE {
-                return Err(format!("never quiet:\n{}", self.audit.story().join("\n")));
+            if report.steps > MAX_STEPS_WITHOUT_FAULTS {
+                return Err(format!(
+                    "never idle:\n{}",
+                    self.audit.describe_unfinished().join("\n")
+                ));
             }
-            self.calm_step().await?;
+            self.step_without_faults().await?;
         }
-        let promises = self.shared.promises(|told| told.clone());
-        let (messages, unsettled) = {
+        let promises = self.shared.promises(|promises| promises.clone());
+        let (messages, unacknowledged) = {
             let queues = self.shared.queues.lock();
-            (queues.messages.len(), queues.unsettled.len())
+            (queues.messages.len(), queues.unacknowledged.len())
         };
-        self.audit.finish(&promises, messages + unsettled).await?;
-        (report.tasks, report.failed) = self.audit.ended();
+        self.audit.check_final_state(&promises, messages + unacknowledged).await?;
+        (report.tasks, report.failed) = self.audit.task_counts();
         report.steps += self.odds.steps;
         Ok(report)
     }
 
-    /// One step of the schedule: a waiting task is let through, or something else happens.
+    /// One step of the schedule: resumes a waiting task, or performs an action.
     async fn step(&mut self) -> Result<(), String> {
-        let places = self.places();
-        if !places.is_empty() && self.rng.u32(..100) < self.odds.eagerness {
-            let place = places[self.rng.usize(..places.len())];
-            return self.let_through(place, true).await;
+        let runnable = self.runnable();
+        if !runnable.is_empty() && self.rng.u32(..100) < self.odds.resume_percent {
+            let index = runnable[self.rng.usize(..runnable.len())];
+            return self.resume(index, true).await;
         }
-        let action = self.odds.action(&mut self.rng);
-        self.act(action).await
+        let action = self.odds.choose_action(&mut self.rng);
+        self.perform(action).await
     }
 
-    /// One step of a system in which nothing fails.
-    async fn calm_step(&mut self) -> Result<(), String> {
-        let places = self.places();
-        if !places.is_empty() {
-            let place = places[self.rng.usize(..places.len())];
-            return self.let_through(place, false).await;
+    async fn step_without_faults(&mut self) -> Result<(), String> {
+        let runnable = self.runnable();
+        if !runnable.is_empty() {
+            let index = runnable[self.rng.usize(..runnable.len())];
+            return self.resume(index, false).await;
         }
         let deliverable = !self.deliverable().is_empty();
-        for action in Action::calm(deliverable) {
-            self.act(*action).await?;
+        for action in Action::when_idle(deliverable) {
+            self.perform(*action).await?;
         }
         Ok(())
     }
 
-    async fn act(&mut self, action: Action) -> Result<(), String> {
-        action.take(self).await;
-        self.stand_still().await;
+    async fn perform(&mut self, action: Action) -> Result<(), String> {
+        action.apply(self).await;
+        self.run_until_idle().await;
         self.note_ended_processes();
-        self.shared.is_wrong().map_or(Ok(()), Err)
+        self.shared.violation().map_or(Ok(()), Err)
     }
 
-    async fn let_through(&mut self, place: usize, faults: bool) -> Result<(), String> {
-        let one = self.shared.turnstile.take(place);
-        let verdict = self.verdict(&one, faults);
-        self.note(&format!("process {} {}: {verdict:?}", one.process, one.label));
-        let (spot, label, process) = (one.spot, one.label.clone(), one.process);
-        if let (Spot::Ack(tag), Verdict::Go) = (spot, verdict) {
-            let job = self.shared.queues.lock().last_of_its_job(tag);
+    /// Resumes a waiting task, and checks the acknowledgement or the store call that follows.
+    async fn resume(&mut self, index: usize, faults: bool) -> Result<(), String> {
+        let task = self.shared.scheduler.take(index);
+        let decision = self.decide(&task, faults);
+        self.note(&format!("process {} {}: {decision:?}", task.process, task.label));
+        let (point, label, process) = (task.point, task.label.clone(), task.process);
+        if let (WaitPoint::Ack(tag), Decision::Proceed) = (point, decision) {
+            let job = self.shared.queues.lock().last_message_of_job(tag);
             if let Some(job) = job {
-                self.audit.acknowledged(job, self.processes[process].worker)?;
+                self.audit.check_acknowledgement(job, self.processes[process].worker)?;
             }
         }
-        one.go(verdict);
-        if let (Spot::Call(method), Verdict::Go) = (spot, verdict) {
-            self.shared.turnstile.call_over.notified().await;
-            self.stand_still().await;
+        task.resume(decision);
+        if let (WaitPoint::Call(method), Decision::Proceed) = (point, decision) {
+            self.shared.scheduler.call_finished.notified().await;
+            self.run_until_idle().await;
             let shared = self.shared.clone();
             let confirmed =
                 |job, generation| shared.queues.lock().confirmed.contains(&(job, generation));
-            self.audit.look(method, &label, confirmed).await?;
+            self.audit.check_call(method, &label, confirmed).await?;
         }
-        self.stand_still().await;
+        self.run_until_idle().await;
         self.note_ended_processes();
-        self.shared.is_wrong().map_or(Ok(()), Err)
+        self.shared.violation().map_or(Ok(()), Err)
     }
 
-    fn verdict(&mut self, one: &Waiting, faults: bool) -> Verdict {
-        let fails = faults && self.rng.u32(..100) < self.odds.failure;
-        match one.spot {
-            Spot::End if faults => Verdict::End(self.odds.ending(&mut self.rng)),
-            Spot::End => Verdict::End(Ending::Success),
-            Spot::Publish(count) if fails => match self.rng.usize(..=count + 1) {
-                part if part <= count => Verdict::Partly(part),
-                _ => Verdict::Fail,
+    fn decide(&mut self, task: &Waiting, faults: bool) -> Decision {
+        let fails = faults && self.rng.u32(..100) < self.odds.failure_percent;
+        match task.point {
+            WaitPoint::EndAttempt if faults => {
+                Decision::EndAttempt(self.odds.choose_ending(&mut self.rng))
+            }
+            WaitPoint::EndAttempt => Decision::EndAttempt(Ending::Success),
+            WaitPoint::Publish(count) if fails => match self.rng.usize(..=count + 1) {
+                published if published <= count => Decision::FailAfter(published),
+                _ => Decision::Fail,
             },
-            _ if fails => Verdict::Fail,
-            _ => Verdict::Go,
+            _ if fails => Decision::Fail,
+            _ => Decision::Proceed,
         }
     }
 
-    /// Everybody who waits in a process that runs.
-    fn places(&self) -> Vec<usize> {
-        let runs = |one: &Waiting| self.processes[one.process].life == Life::Running;
-        self.shared.turnstile.places(runs)
+    /// The indices of the waiting tasks whose process runs.
+    fn runnable(&self) -> Vec<usize> {
+        let runs = |task: &Waiting| self.processes[task.process].state == ProcessState::Running;
+        self.shared.scheduler.matching(runs)
     }
 
     pub fn deliverable(&self) -> Vec<(usize, usize)> {
-        let lives = |process: usize| self.processes[process].life != Life::Dead;
-        self.shared.queues.lock().deliverable(lives)
+        let is_alive = |process: usize| self.processes[process].state != ProcessState::Dead;
+        self.shared.queues.lock().deliverable(is_alive)
     }
 
-    /// Lets all tasks run until each waits for the schedule, for time or for another.
-    pub async fn stand_still(&self) {
-        for _ in 0..TURNS {
+    /// Runs all tasks until each waits for the schedule, for time or for another task.
+    pub async fn run_until_idle(&self) {
+        for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
     }
@@ -208,7 +213,7 @@ impl World {
             config: self.config.clone(),
             store: Arc::new(FaultyStore {
                 inner: self.store.clone(),
-                plan: Turn { shared: shared.clone(), process },
+                plan: ScheduledFaults { shared: shared.clone(), process },
             }),
             queue: Arc::new(SimulatedBroker { shared, process, survives_restart: !self.embedded }),
             blobs: self.blobs.clone(),
@@ -218,9 +223,9 @@ impl World {
         self.processes.push(Process::start(&self.shared, process, parts));
     }
 
-    /// The process and all that only it knew is gone.
+    /// Ends a process; all its state in memory is lost.
     pub fn kill(&mut self, process: usize) {
-        self.processes[process].life = Life::Dead;
+        self.processes[process].state = ProcessState::Dead;
         let mut queues = self.shared.queues.lock();
         if self.embedded {
             queues.wipe();
@@ -229,72 +234,79 @@ impl World {
         }
     }
 
-    /// Processes that have ended by themselves are as gone as others.
+    /// Treats processes that have exited like killed ones.
     fn note_ended_processes(&mut self) {
         for process in 0..self.processes.len() {
-            if self.processes[process].life == Life::Running && self.processes[process].is_over() {
-                self.note(&format!("process {process} has ended"));
+            if self.processes[process].state == ProcessState::Running
+                && self.processes[process].has_ended()
+            {
+                self.note(&format!("process {process} has exited"));
                 self.kill(process);
             }
         }
     }
 
-    /// Wakes frozen processes, and starts a process if there is none.
-    fn heal(&mut self) {
+    /// Resumes frozen processes, and starts a process if none is left.
+    fn stop_faults(&mut self) {
         for process in &mut self.processes {
-            if process.life == Life::Frozen {
-                process.life = Life::Running;
+            if process.state == ProcessState::Frozen {
+                process.state = ProcessState::Running;
             }
         }
-        let fit = |one: &Process| one.life == Life::Running && !one.shutdown.is_cancelled();
+        let can_work = |process: &Process| {
+            process.state == ProcessState::Running && !process.shutdown.is_cancelled()
+        };
         for process in 0..self.processes.len() {
-            // What is about to end would have to be waited for.
-            if self.processes[process].life == Life::Running && !fit(&self.processes[process]) {
+            // A process that shuts down would take long to end.
+            if self.processes[process].state == ProcessState::Running
+                && !can_work(&self.processes[process])
+            {
                 self.kill(process);
             }
         }
-        if !self.processes.iter().any(fit) {
+        if !self.processes.iter().any(can_work) {
             self.start();
         }
     }
 
-    fn is_quiet(&self) -> bool {
+    fn is_idle(&self) -> bool {
         let queues = self.shared.queues.lock();
         self.audit.unfinished() == 0
             && queues.messages.is_empty()
-            && queues.unsettled.is_empty()
-            && self.places().is_empty()
+            && queues.unacknowledged.is_empty()
+            && self.runnable().is_empty()
     }
 
-    /// A process in this state, if there is one.
-    pub fn any(&mut self, life: Life) -> Option<usize> {
-        let fitting: Vec<usize> =
-            (0..self.processes.len()).filter(|&one| self.processes[one].life == life).collect();
-        self.rng.choice(fitting)
+    /// A random process in this state, if there is one.
+    pub fn random_process(&mut self, state: ProcessState) -> Option<usize> {
+        let candidates: Vec<usize> = (0..self.processes.len())
+            .filter(|&process| self.processes[process].state == state)
+            .collect();
+        self.rng.choice(candidates)
     }
 
-    pub fn chore(&mut self, chore: Chore) {
-        if let Some(process) = self.any(Life::Running) {
-            self.note(&format!("process {process} {chore:?}"));
-            self.processes[process].chore(chore);
+    pub fn run_maintenance(&mut self, step: MaintenanceStep) {
+        if let Some(process) = self.random_process(ProcessState::Running) {
+            self.note(&format!("process {process} {step:?}"));
+            self.processes[process].run_maintenance(step);
         }
     }
 
-    /// Time goes by for everybody.
-    pub async fn pass(&mut self, time: Duration) {
-        self.jump(time);
+    /// Advances the clock of the database and that of all processes.
+    pub async fn advance_time(&mut self, time: Duration) {
+        self.advance_clock(time);
         tokio::time::advance(time).await;
     }
 
-    /// The database's clock is set forward.
-    pub fn jump(&mut self, time: Duration) {
+    /// Advances only the clock of the database.
+    pub fn advance_clock(&mut self, time: Duration) {
         let micros = i64::try_from(time.as_micros()).expect("a short time");
         self.clock.fetch_add(micros, Ordering::SeqCst);
     }
 
     pub fn note(&self, what: &str) {
         let since = Duration::from_micros(
-            (self.clock.load(Ordering::SeqCst) - self.began).try_into().unwrap_or_default(),
+            (self.clock.load(Ordering::SeqCst) - self.started_at).try_into().unwrap_or_default(),
         );
         self.shared.note(format!("{:>9.3} {what}", since.as_secs_f64()));
     }

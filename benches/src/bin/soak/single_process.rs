@@ -1,4 +1,4 @@
-//! One process on embedded parts.
+//! One process with SQLite, the in-process queue and a local folder.
 
 use std::{path::Path, time::Duration};
 
@@ -11,16 +11,15 @@ use safelight_testing::{
 };
 use tokio::task::block_in_place;
 
-use crate::{ENV, Victim, random::Random};
+use crate::{Deployment, ENV, random::Random};
 
-/// `safelight serve`, on the same folder and port however often it is killed.
-pub struct Alone {
+/// `safelight serve`, which keeps its folder and port when it is killed and restarted.
+pub struct SingleProcess {
     server: Server,
     site: TestServer,
 }
 
-impl Alone {
-    /// Starts it.
+impl SingleProcess {
     pub fn start(binary: &Path) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let site = TestServer::new(binary, &[ENV, &[("SAFELIGHT_LISTEN", &listen)]].concat())?;
@@ -28,7 +27,7 @@ impl Alone {
     }
 }
 
-impl Victim for Alone {
+impl Deployment for SingleProcess {
     fn url(&self) -> String {
         self.server.url().to_owned()
     }
@@ -37,11 +36,11 @@ impl Victim for Alone {
         self.site.database()
     }
 
-    async fn harm(&mut self, random: &mut Random) -> Result<&'static str> {
+    async fn inject_fault(&mut self, random: &mut Random) -> Result<&'static str> {
         if random.index(3) == 0 {
             self.server.signal("STOP")?;
-            let asleep = random.between(Duration::from_secs(1), Duration::from_secs(8));
-            tokio::time::sleep(asleep).await;
+            let frozen = random.between(Duration::from_secs(1), Duration::from_secs(8));
+            tokio::time::sleep(frozen).await;
             self.server.signal("CONT")?;
             return Ok("server frozen");
         }

@@ -1,4 +1,4 @@
-//! A worker whose jobs do nothing, or wait: everything of Safelight but pictures.
+//! A worker whose jobs only wait: everything of Safelight except image processing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,22 +15,22 @@ use safelight_workers::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How such a worker works.
+/// The options of the worker.
 #[derive(Args)]
-pub struct WorkmanArgs {
+pub struct NoopWorkerArgs {
     /// Milliseconds that each job waits
     #[arg(long, default_value_t = 0)]
     pad_ms: u64,
-    /// Jobs at once
+    /// Concurrent jobs
     #[arg(long, default_value_t = 1)]
     concurrency: usize,
 }
 
-/// Runs until it is killed, configured by the environment.
-pub async fn run(args: &WorkmanArgs) -> Result<()> {
+/// Runs until it is killed. The environment configures it.
+pub async fn run(args: &NoopWorkerArgs) -> Result<()> {
     let config = safelight_config::load(None).map_err(|error| anyhow!("{error}"))?;
     let parts = parts(config).await?;
-    // `Server::start` waits for the address that a server prints; this process has nothing else to print.
+    // `Server::start` waits for this line.
     eprintln!("listening on http://127.0.0.1:0");
     let shutdown = CancellationToken::new();
     tokio::join!(
@@ -40,7 +40,7 @@ pub async fn run(args: &WorkmanArgs) -> Result<()> {
     Ok(())
 }
 
-/// The parts that a configuration names.
+/// Opens the parts that a configuration names.
 pub async fn parts(config: Config) -> Result<WorkerParts> {
     let store: DynStore =
         safelight_testing::open::store(&config.database_url, config.database_connections).await?;
@@ -60,12 +60,12 @@ pub async fn parts(config: Config) -> Result<WorkerParts> {
     })
 }
 
-/// Publishes what the outbox holds.
+/// Runs the outbox relay.
 pub async fn relay(parts: &WorkerParts, shutdown: CancellationToken) {
     run_service(outbox_relay(parts), ServiceStatuses::default(), shutdown).await;
 }
 
-/// Works on thumbnail jobs without making thumbnails.
+/// Runs thumbnail jobs that only wait.
 pub async fn work(
     parts: &WorkerParts,
     concurrency: usize,

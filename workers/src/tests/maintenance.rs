@@ -1,4 +1,4 @@
-//! Relay, rescuer and janitor.
+//! The outbox relay, the rescuers and the janitor.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use safelight_store::{Claim, Effect, QueueCapacity};
 
 use super::test_worker::{TestWorker, facts, picture, within};
 
-/// Takes everything out of the outbox as if it had been published, and loses it.
+/// Marks everything in the outbox as published without publishing it.
 async fn lose_messages(test: &TestWorker) -> Vec<JobNotice> {
     let store = &test.parts.store;
     let due = store
@@ -23,9 +23,9 @@ async fn lose_messages(test: &TestWorker) -> Vec<JobNotice> {
     due
 }
 
-async fn until_depth(test: &TestWorker, depth: u64) {
-    within("the broker holds the messages", async {
-        while test.depth().await != depth {
+async fn wait_for_messages(test: &TestWorker, count: u64) {
+    within("the queues hold the messages", async {
+        while test.count_messages().await != count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -33,23 +33,30 @@ async fn until_depth(test: &TestWorker, depth: u64) {
 }
 
 #[tokio::test]
-async fn the_relay_publishes_again_what_an_in_process_queue_has_lost() {
+async fn relay_republishes_messages_lost_by_in_process_queue() {
     let test = TestWorker::new(&[]).await;
     test.upload(&picture()).await;
     assert_eq!(lose_messages(&test).await.len(), 2);
     let _relay = test.relay();
-    until_depth(&test, 2).await;
+    wait_for_messages(&test, 2).await;
     assert_eq!(test.parts.store.count_unpublished().await.expect("count"), 0);
 }
 
 #[tokio::test]
-async fn the_relay_keeps_what_the_broker_does_not_take() {
+async fn relay_keeps_rows_while_queue_is_closed() {
     let test = TestWorker::new(&[]).await;
     test.parts.queue.close().await;
     test.upload(&picture()).await;
     let relay = test.relay();
-    within("it has given the rows back", async {
-        while !test.store.plan.called.lock().expect("not poisoned").contains("return_unpublished") {
+    within("the relay returns the rows", async {
+        while !test
+            .store
+            .plan
+            .finished_methods
+            .lock()
+            .expect("not poisoned")
+            .contains("return_unpublished")
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -59,16 +66,16 @@ async fn the_relay_keeps_what_the_broker_does_not_take() {
 }
 
 #[tokio::test]
-async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
+async fn jobs_of_dead_workers_are_retried_until_attempts_are_used_up() {
     let test =
         TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "2"), ("SAFELIGHT_LEASE_MS", "100")]).await;
     let upload = test.upload(&picture()).await;
     let _rescuer = test.rescuer();
     let store = &test.parts.store;
-    // Workers that claim and are never heard of again.
+    // Workers that claim the jobs and die.
     for attempt in 1..=2_u32 {
         let mut claimed = 0;
-        within("both jobs come due", async {
+        within("both jobs are due", async {
             while claimed < 2 {
                 let batch = store
                     .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
@@ -88,48 +95,49 @@ async fn jobs_of_dead_workers_are_tried_again_and_then_fail() {
         })
         .await;
     }
-    let task = test.ended(upload.task).await;
+    let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Failed);
     for job in &task.jobs {
         assert_eq!(job.attempt, 2);
-        assert_eq!(job.error.as_ref().expect("reason").code, ErrorCode::LeaseLost);
+        assert_eq!(job.error.as_ref().expect("an error").code, ErrorCode::LeaseLost);
     }
 }
 
 #[tokio::test]
-async fn the_janitor_removes_only_old_bytes_that_nobody_owns() {
+async fn janitor_deletes_only_old_unowned_bytes() {
     let test = TestWorker::new(&[]).await;
     let blobs = &test.parts.blobs;
-    let abandon = async || {
+    let stage_without_accept = async || {
         let image = ImageId::new();
         let mut staging = blobs.stage(image).await.expect("stage");
         staging.write(b"bytes").await.expect("write");
         staging.finish().await.expect("finish");
-        test.path(&BlobKey::Incoming(image))
+        test.blob_path(&BlobKey::Incoming(image))
     };
-    let (old, young) = (abandon().await, abandon().await);
-    // An accepted upload whose write job has not run, and one whose write job has.
-    let waiting = test.path(&BlobKey::Incoming(test.upload(&picture()).await.image));
+    let (old, young) = (stage_without_accept().await, stage_without_accept().await);
+    // Two accepted uploads, one before and one after its write job.
+    let waiting = test.blob_path(&BlobKey::Incoming(test.upload(&picture()).await.image));
     let stored = test.upload(b"another picture").await;
-    let left_over = test.path(&BlobKey::Incoming(stored.image));
+    let left_over = test.blob_path(&BlobKey::Incoming(stored.image));
     settle_write_job(&test, stored.image).await;
     let long_ago = SystemTime::now() - Duration::from_hours(24);
     for path in [&old, &waiting, &left_over] {
         File::options().append(true).open(path).expect("open").set_modified(long_ago).expect("age");
     }
     let _janitor = test.janitor();
-    within("the sweep is done", async {
+    within("old bytes are deleted", async {
         while old.exists() || left_over.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
     assert!(young.exists() && waiting.exists());
-    let bytes = std::fs::read(test.path(&BlobKey::Blob(stored.sha256))).expect("moved, not lost");
+    let bytes = std::fs::read(test.blob_path(&BlobKey::Blob(stored.sha256)))
+        .expect("promoted, not deleted");
     assert_eq!(bytes, b"another picture");
 }
 
-/// Records a write job as done while its staged bytes lie where they are.
+/// Settles a write job while its staged bytes stay in staging.
 async fn settle_write_job(test: &TestWorker, image: ImageId) {
     use safelight_domain::JobKind;
     use safelight_store::{Outcome, Settled};
@@ -141,8 +149,8 @@ async fn settle_write_job(test: &TestWorker, image: ImageId) {
         if job.image.id != image || job.kind != JobKind::Write {
             continue;
         }
-        let written = Outcome::Succeeded(vec![Effect::StoredBlob(facts())]);
-        let settled = store.settle(&job.lease, &written).await.expect("settle");
+        let outcome = Outcome::Succeeded(vec![Effect::StoredBlob(facts())]);
+        let settled = store.settle(&job.lease, &outcome).await.expect("settle");
         assert_eq!(settled, Settled::Applied);
     }
 }
