@@ -69,7 +69,7 @@ async fn run_upkeep(metrics: PrometheusHandle, shutdown: CancellationToken) {
     }
 }
 
-/// A token that the first SIGTERM or Ctrl-C cancels. The second ends the process at once, which loses nothing:
+/// A token that the first SIGTERM or Ctrl-C cancels. The second ends the process immediately, which loses nothing:
 /// leases expire, and unsettled messages are delivered again.
 pub fn shutdown_on_signal() -> Result<CancellationToken, CommandError> {
     let token = CancellationToken::new();
@@ -85,10 +85,10 @@ pub fn shutdown_on_signal() -> Result<CancellationToken, CommandError> {
                 _ = interrupt.recv() => {}
             }
             if !first {
-                tracing::warn!("second signal: ending at once");
+                tracing::warn!("second signal: ending immediately");
                 std::process::exit(INTERRUPTED);
             }
-            tracing::info!("draining; a second signal ends at once");
+            tracing::info!("draining; a second signal ends immediately");
             cancel.cancel();
         }
     });
