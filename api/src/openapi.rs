@@ -61,10 +61,9 @@ mod tests {
     use safelight_domain::{ErrorCode, ImageFormat, JobKind, Lane, Status, TaskKind};
     use serde_json::json;
 
-    /// What the answers say must be what the description lists, or no generated client can read
-    /// them.
+    /// Values in responses must be those that the description lists, or generated clients cannot read them.
     #[test]
-    fn names_are_described_as_they_are_sent() {
+    fn described_names_match_sent_names() {
         let document = json!(super::openapi());
         let described = |schema: &str| document["components"]["schemas"][schema]["enum"].clone();
         assert_eq!(described("Status"), json!(Status::ALL));

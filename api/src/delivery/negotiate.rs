@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_get_what_they_name_and_of_that_the_smallest() {
+    fn clients_get_the_smallest_format_that_they_name() {
         const JPEG: usize = 0;
         const WEBP: usize = 1;
         const AVIF: usize = 2;
@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(best(offers.into_iter(), &headers), at, "{accept:?}");
         }
         assert_eq!(best(offers.into_iter(), &HeaderMap::new()), JPEG);
-        // A single format is sent whatever the client says.
+        // A single format is always sent.
         assert_eq!(best(offers[1..2].iter().copied(), &HeaderMap::new()), 0);
         let larger = [(ImageFormat::Jpeg, 300), (ImageFormat::Webp, 700)];
         let headers = HeaderMap::from_iter([(

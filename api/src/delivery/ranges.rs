@@ -27,7 +27,7 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// What the request asks of an object of `bytes` bytes. A `Range` that cannot be read, or asks
+    /// The part of an object of `bytes` bytes that the request asks for. A `Range` that cannot be parsed, or asks
     /// for more than the whole, is ignored, as the RFC allows.
     pub fn of(headers: &HeaderMap, bytes: u64) -> Self {
         let mut values = headers.get_all(header::RANGE).iter();

@@ -59,7 +59,7 @@ pub struct QueueReport {
 pub struct QueueSampler {
     store: DynStore,
     history: Mutex<History>,
-    /// How often workers say what they have ended, and how often to look.
+    /// How often workers report ended jobs, and how often to take a sample.
     period: Duration,
 }
 
@@ -74,7 +74,7 @@ impl QueueSampler {
         let mut history = self.history.lock().await;
         let max_age = MAX_AGE.min(self.period / 5);
         if history.samples.back().is_none_or(|last| last.at.elapsed() >= max_age) {
-            // In this order a job that ends between the two is seen to end a sample late.
+            // In this order, a job that ends between the two reads counts as ended one sample later.
             let workers = list_workers(&self.store).await?;
             let counts = self.store.job_counts().await?;
             history.add(Instant::now(), &counts, &workers);
@@ -156,23 +156,23 @@ impl History {
         self.trim(at);
     }
 
-    /// Adds what each worker has ended since the last sample, `watched` ago. By worker, so that the
-    /// end of one takes nothing away.
+    /// Adds what each worker has ended since the last sample, `watched` ago. By worker, so that a worker
+    /// that stops does not reduce the sum.
     fn note_ended(&mut self, watched: Option<Duration>, workers: &[RegisteredWorker]) {
         let mut seen = HashMap::new();
         for worker in workers {
             let before = self.workers.get(&worker.beat.id);
             let mut now = HashMap::new();
             for slots in &worker.beat.slots {
-                // Of a kind that only newer nodes know there is no queue here.
+                // This node has no queue for kinds that only newer nodes know.
                 let (Ok(kind), Ok(lane)) = (slots.kind.parse(), slots.lane.parse()) else {
                     continue;
                 };
                 let queue = Queue { kind, lane };
                 let base = match (before, watched) {
                     (Some(before), _) => before.get(&queue).copied().unwrap_or(0),
-                    // New since the last sample: all that it did, it did since then. Otherwise it
-                    // was forgotten for a while, and when it did it is unknown.
+                    // Started since the last sample: all its jobs ended since then. Otherwise it was missing
+                    // from the registry for a while, and it is unknown when they ended.
                     (None, Some(watched)) if is_new(worker, watched) => 0,
                     (None, _) => slots.ended,
                 };
@@ -184,7 +184,7 @@ impl History {
         self.workers = seen;
     }
 
-    /// Keeps the window, and one sample before it to begin with.
+    /// Keeps the window, and one sample before it as its start.
     fn trim(&mut self, now: Instant) {
         let is_older = |sample: Option<&Sample>, age| {
             sample.is_some_and(|sample| now.duration_since(sample.at) >= age)
@@ -301,12 +301,12 @@ mod tests {
         JobCount { kind, lane, status, count, due: count, oldest_due_seconds: 1.5 }
     }
 
-    /// A history, and what it says after each of `samples`: seconds, queued, workers.
+    /// A history, and its report after each of `samples`: seconds, queued, workers.
     fn watch(samples: &[(u64, u64, &[RegisteredWorker])]) -> (History, Vec<QueueReport>) {
-        let (mut history, begun, mut said) = (History::default(), Instant::now(), Vec::new());
+        let (mut history, started, mut reported) = (History::default(), Instant::now(), Vec::new());
         for (second, queued, workers) in samples {
             let counts = [jobs(Status::Queued, *queued), jobs(Status::Running, 2)];
-            history.add(begun + Duration::from_secs(*second), &counts, workers);
+            history.add(started + Duration::from_secs(*second), &counts, workers);
             let reports = history.reports(PERIOD * 2);
             assert_eq!(reports.len(), Queue::all().count(), "every queue is there");
             let one = reports.into_iter().find(|one| one.queue == QUEUE);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_known_after_two_beats() {
+    fn rates_are_known_after_two_heartbeats() {
         let id = WorkerId::new();
         let (_, said) = watch(&[
             (0, 1000, &[worker(id, 500, 70)]),
@@ -335,12 +335,12 @@ mod tests {
     }
 
     #[test]
-    fn workers_come_and_go_without_a_dent() {
+    fn starting_and_stopping_workers_do_not_distort_rates() {
         let (old, new, back) = (WorkerId::new(), WorkerId::new(), WorkerId::new());
         let (_, said) = watch(&[
             (0, 500, &[worker(old, 900, 1_000_000)]),
             (5, 400, &[worker(old, 905, 1_000_100), worker(new, 4, 30)]),
-            // Killed; and one that was away for long is heard of again.
+            // One was killed; another reports again after a long time.
             (10, 300, &[worker(new, 9, 100), worker(back, 4000, 777_777)]),
             (20, 200, &[worker(new, 19, 200), worker(back, 4010, 777_877)]),
         ]);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_empties_has_no_time() {
+    fn queue_that_never_empties_has_no_seconds_to_empty() {
         let id = WorkerId::new();
         let (_, said) = watch(&[
             (0, 10, &[worker(id, 500, 0)]),
@@ -359,12 +359,12 @@ mod tests {
         ]);
         assert_eq!(rates(&said[1]), (Some(1.0), Some(1.0), None));
         assert_eq!(said[2].seconds_to_empty, Some(0.0));
-        // Ten are gone that no worker ended: cancelled. Nothing came, rather than less than that.
+        // Ten jobs were cancelled, so no worker ended them. The incoming rate is zero, not negative.
         assert_eq!(said[2].rate_in, Some(0.0));
     }
 
     #[test]
-    fn the_past_is_forgotten() {
+    fn old_samples_are_dropped() {
         let id = WorkerId::new();
         let beat = [worker(id, 500, 0)];
         let samples: Vec<(u64, u64, &[RegisteredWorker])> =

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_count_where_there_is_no_tag() {
+    fn dates_count_if_there_is_no_tag() {
         let modified = "2026-11-23T10:00:00.75Z".parse().expect("a time");
         let validators = Validators { tag: ETag("\"a\"".to_owned()), modified };
         assert_eq!(validators.last_modified(), "Mon, 23 Nov 2026 10:00:00 GMT");

@@ -68,7 +68,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        // An object first: serde would also take a list of the values of the fields.
+        // As an object first: serde would also accept a list of the fields' values.
         let received = timeout(BODY_TIME, Json::<Map<String, Value>>::from_request(request, state));
         let received = received.await.map_err(|_| {
             Problem::new(ProblemCode::UploadTimeout, "The body was not complete in time.")
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_canonical_spelling_of_an_id_is_one() {
+    fn only_the_canonical_spelling_of_an_id_is_accepted() {
         let id = TaskId::new();
         assert_eq!(parse_id::<TaskId>(&id.to_string()).expect("canonical"), id);
         let others =
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_document_that_never_ends_is_not_waited_for() {
+    async fn endless_document_times_out() {
         let never = futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
         let request = Request::post("/")
             .header("content-type", "application/json")
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_stand_once_and_are_known() {
+    fn repeated_and_unknown_parameters_are_rejected() {
         let pairs = |list: &[(&str, &str)]| {
             Params(list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
         };

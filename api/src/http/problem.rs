@@ -209,7 +209,7 @@ impl Problem {
         )
     }
 
-    /// The server failed: `error` is logged, and the client is told only that there was one.
+    /// The server failed: `error` is logged, and the client learns only that there was one.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "request failed");
         Self::new(ProblemCode::Internal, "Something went wrong on the server; it has been logged.")
@@ -325,7 +325,7 @@ impl From<IngestError> for Problem {
             IngestError::Empty => Self::new(ProblemCode::EmptyBody, "The upload has no bytes."),
             IngestError::Heic | IngestError::NotAnImage => Self::new(
                 ProblemCode::UnsupportedMediaType,
-                format!("The upload is refused: {error}."),
+                format!("The upload is rejected: {error}."),
             ),
             IngestError::TooLarge(limit) => Self::upload_too_large(limit),
             IngestError::Blobs(error) => error.into(),
@@ -345,7 +345,7 @@ pub async fn complete(request: Request, next: Next) -> Response {
     let problem = response
         .extensions_mut()
         .remove::<Problem>()
-        .unwrap_or_else(|| Problem::new(generic(status), "The request was refused."));
+        .unwrap_or_else(|| Problem::new(generic(status), "The request was rejected."));
     render(problem, instance, head, response)
 }
 
@@ -412,8 +412,8 @@ mod tests {
         (Response::from_parts(parts, ()), serde_json::from_slice(&body).expect("JSON"))
     }
 
-    /// Clients decide by `type`, `code`, `status` and `retryable`: whatever of these changes or goes
-    /// breaks them. `tests/snapshots/mod.rs` at the root says how to accept a change.
+    /// Clients decide by `type`, `code`, `status` and `retryable`: every change of these breaks clients.
+    /// `tests/snapshots/mod.rs` at the root says how to accept a change.
     #[tokio::test]
     async fn problem_documents() {
         let mut lines = Vec::new();
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn internal_text_stays_inside() {
+    async fn internal_errors_are_not_shown_to_clients() {
         let fail = || async { Problem::internal(&"password is hunter2") };
         let (response, body) = answer(Router::new().route("/a", get(fail)), "/a").await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_a_problem() {
+    async fn panics_become_problems() {
         async fn explode() -> &'static str {
             panic!("secret {}", 42)
         }
@@ -455,14 +455,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn plain_errors_of_libraries_become_problems() {
+    async fn errors_of_libraries_become_problems() {
         let refuse = || async { (StatusCode::PAYLOAD_TOO_LARGE, "too large") };
         let (_, body) = answer(Router::new().route("/a", get(refuse)), "/a").await;
         assert_eq!(body["code"], "upload_too_large");
     }
 
     #[tokio::test]
-    async fn a_full_disk_and_an_unavailable_database_are_retryable() {
+    async fn full_disk_and_unavailable_database_are_retryable() {
         let full = || async { Problem::from(BlobError::Full) };
         let (response, body) = answer(Router::new().route("/a", get(full)), "/a").await;
         assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub struct Rate {
     /// Tokens of a full bucket; not zero.
     pub tokens: u32,
-    /// The time in which as many come.
+    /// The time in which an empty bucket becomes full.
     pub window: Duration,
 }
 
@@ -25,7 +25,7 @@ pub struct Taken {
     pub allowed: bool,
     /// Tokens that are left.
     pub remaining: u32,
-    /// How long until the bucket is full; where none was left, until there is one.
+    /// How long until the bucket is full; if no token was left, until there is one.
     pub wait: Duration,
 }
 
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_bucket_gives_what_it_holds_and_then_as_much_as_comes() {
+    async fn bucket_gives_its_tokens_and_refills_at_its_rate() {
         let rate = Rate { tokens: 3, window: Duration::from_secs(30) };
         let buckets = Buckets::new(None, rate.window);
         for left in [2, 1, 0] {
@@ -118,10 +118,10 @@ mod tests {
             assert!(taken.allowed);
             assert_eq!(taken.remaining, left);
         }
-        let refused = buckets.take("a", rate).await;
-        assert!(!refused.allowed);
-        assert!(refused.wait <= Duration::from_secs(10) && refused.wait > Duration::from_secs(9));
-        assert!(buckets.take("b", rate).await.allowed, "everybody has a bucket of their own");
+        let rejected = buckets.take("a", rate).await;
+        assert!(!rejected.allowed);
+        assert!(rejected.wait <= Duration::from_secs(10) && rejected.wait > Duration::from_secs(9));
+        assert!(buckets.take("b", rate).await.allowed, "buckets are independent");
         tokio::time::advance(Duration::from_secs(10)).await;
         assert!(buckets.take("a", rate).await.allowed);
         assert!(!buckets.take("a", rate).await.allowed);

@@ -1,5 +1,5 @@
-//! The idle timeout of HTTP/2 connections. A client can leave every response unread and go on answering pings, so
-//! what counts is progress.
+//! The idle timeout of HTTP/2 connections. A client can leave every response unread and still answer pings, so
+//! only progress counts.
 
 use std::{
     pin::Pin,
@@ -64,8 +64,8 @@ impl Working {
         Self(timeout.clone())
     }
 
-    /// The body of the response: it notes when the client takes a piece, and counts as work only while `body` has
-    /// none.
+    /// The body of the response: it records when the client takes a piece, and counts as work only while it waits
+    /// for `body`.
     pub fn hand_over(self, body: Body) -> Body {
         Body::new(Paced { body, rest: Bytes::new(), timeout: self.0.clone(), working: None })
     }
@@ -82,10 +82,10 @@ impl Drop for Working {
 /// A body in pieces.
 struct Paced {
     body: Body,
-    /// What has come and is not handed over yet.
+    /// What has arrived and is not passed on yet.
     rest: Bytes,
     timeout: Arc<IdleTimeout>,
-    /// While more is waited for.
+    /// Set while it waits for more.
     working: Option<Working>,
 }
 
@@ -140,7 +140,7 @@ mod tests {
     const IDLE: Duration = Duration::from_millis(50);
 
     #[tokio::test]
-    async fn a_body_comes_in_pieces_and_is_whole() {
+    async fn body_is_sent_completely_in_pieces() {
         let whole: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let mut body = Working::new(&IdleTimeout::new()).hand_over(Body::from(whole.clone()));
         assert_eq!(body.size_hint().exact(), Some(100_000));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_client_can_be_late() {
+    async fn only_the_time_of_the_client_counts() {
         let timeout = IdleTimeout::new();
         let working = Working::new(&timeout);
         let (sender, mut pieces) = mpsc::channel::<Bytes>(1);
@@ -171,8 +171,8 @@ mod tests {
         let next = tokio::spawn(async move { (body.frame().await.is_some(), body) });
         assert!(!elapsed(&timeout).await, "the body has nothing yet");
         sender.send(Bytes::from_static(b"a piece")).await.expect("sent");
-        let (came, _body) = next.await.expect("no panic");
-        assert!(came);
-        assert!(elapsed(&timeout).await, "the client does not come for more");
+        let (arrived, _body) = next.await.expect("no panic");
+        assert!(arrived);
+        assert!(elapsed(&timeout).await, "the client does not ask for more");
     }
 }

@@ -9,7 +9,7 @@ use crate::http::problem::{Problem, ProblemCode};
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const WANT_CONTENT_DIGEST: HeaderName = HeaderName::from_static("want-content-digest");
 
-/// The SHA-256 that the client says its content has; `None` if it says nothing.
+/// The SHA-256 that the client announces; `None` if it sends no digest.
 pub fn from_headers(headers: &HeaderMap) -> Result<Option<ContentHash>, Problem> {
     let mut lines = Vec::new();
     for value in headers.get_all(CONTENT_DIGEST) {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_malformed_from_unsupported() {
+    fn malformed_and_unsupported_digests_are_different_problems() {
         let malformed = [
             "",
             "sha-256",

@@ -43,7 +43,7 @@ impl UploadPermits {
 
     /// A permit for `owner`, which may hold `share` of them.
     pub fn acquire(&self, owner: &Owner, share: usize) -> Result<UploadPermit, NoPermit> {
-        // First, so that a share which is all of them is never what is used up.
+        // Checked first, so that a share of all permits never counts as the reason.
         let permit = self.all.clone().try_acquire_owned().map_err(|_| NoPermit::All)?;
         let mut held = self.per_owner.lock();
         if held.get(owner).is_some_and(|count| *count >= share) {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_gets_no_more_than_its_share_and_permits_come_back() {
+    fn owners_get_at_most_their_share_and_permits_are_returned() {
         let (ada, bob): (Owner, Owner) = ("ada".parse().expect("ada"), "bob".parse().expect("bob"));
         let permits = UploadPermits::new(4);
         let take = |owner: &Owner| permits.acquire(owner, 3);
@@ -92,7 +92,7 @@ mod tests {
         drop(taken.remove(0));
         taken.push(take(&ada).expect("one came back"));
         drop(taken);
-        assert!(permits.per_owner.lock().is_empty(), "nothing is remembered");
+        assert!(permits.per_owner.lock().is_empty(), "owners without permits have no entry");
         assert_eq!(permits.all.available_permits(), 4);
     }
 }

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use safelight_blobs::blocking;
 use tokio::{sync::Semaphore, time::timeout};
 
-/// Threads that may wait for the disk at once: as many as a disk that never answers can block.
+/// Threads that may wait for the disk concurrently: a disk that never answers blocks no more than these.
 const AT_ONCE: usize = 32;
 
 /// How long a disk may take for any operation. It is asked before the store, so not much longer than the store
@@ -31,7 +31,7 @@ impl Default for BoundedBlocking {
 }
 
 impl BoundedBlocking {
-    /// Runs `work`, which blocks. An error if it takes longer than `limit`; the work itself goes on.
+    /// Runs `work`, which blocks. An error if it takes longer than `limit`; the work itself continues.
     pub async fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_disk_that_hangs_holds_up_so_many_threads_and_nobody_for_long() {
+    async fn hanging_disk_blocks_a_bounded_number_of_threads_and_no_request() {
         let pool = BoundedBlocking::default();
         let (end, ended) = mpsc::channel::<()>();
         let ended = Arc::new(std::sync::Mutex::new(ended));
@@ -71,8 +71,8 @@ mod tests {
             assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         }
         let soon = Duration::from_millis(20);
-        let refused = pool.run(soon, || -> io::Result<()> { panic!("one too many") }).await;
-        assert_eq!(refused.expect_err("no place").kind(), io::ErrorKind::TimedOut);
+        let rejected = pool.run(soon, || -> io::Result<()> { panic!("one too many") }).await;
+        assert_eq!(rejected.expect_err("no free thread").kind(), io::ErrorKind::TimedOut);
         drop(end);
         pool.run(Duration::from_secs(20), || Ok(())).await.expect("it works again");
     }

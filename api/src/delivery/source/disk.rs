@@ -185,7 +185,7 @@ impl Disk {
     /// The file, and what is known of it. The folder decides, not the index: another process may have
     /// written or removed it.
     fn file(&self, key: &CacheKey, bytes: u64) -> io::Result<Option<(File, Kept)>> {
-        // Also counts the use.
+        // The lookup also counts the use.
         let known = self.index.get(key);
         let file = match File::open(path(&self.folder, key)) {
             Ok(file) => file,
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn files_stay_within_the_bound_and_outlive_the_process() {
+    fn files_stay_within_the_bound_and_survive_a_restart() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 20_000).expect("a cache");
         assert!(disk.takes(5_000) && !disk.takes(5_001));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_never_used() {
+    fn damaged_files_are_never_used() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let (key, hash, content) = object(7);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn old_files_are_not_taken_over() {
+    fn old_files_are_removed_at_startup() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let objects = [object(1), object(2)];
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_changed_is_hashed_before_it_is_opened_again() {
+    fn changed_files_are_hashed_before_they_are_opened_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let (key, hash, content) = object(7);
@@ -414,7 +414,7 @@ mod tests {
         drop(new);
         assert_eq!(files(), 0);
 
-        // As a process that is killed leaves it, and one that runs has it.
+        // One of a process that was killed, and one of a running process.
         let earlier = Disk::open(folder.path(), 1 << 20).expect("a cache");
         let (killed, running) =
             (earlier.begin().expect("a name"), earlier.begin().expect("a name"));

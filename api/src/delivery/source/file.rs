@@ -13,7 +13,7 @@ const FIRST_CHUNK_BYTES: u64 = 16 << 10;
 /// Bytes of a read for a client that keeps up: few system calls, and little memory.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// How long a disk may take for a chunk. A broken response tells a client more than one that stands still.
+/// How long a disk may take for a chunk. A client can retry a broken response, but not one that hangs.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A file that any number of requests read at their own pace.
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_while_it_arrives() {
+    async fn files_are_read_while_they_arrive() {
         let content: Vec<u8> = (0..700_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let file = tempfile::tempfile().expect("a file");
         let (progress, arriving) = watch::channel(Arrived::Until(0));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_was_cut_short_is_an_error() {
+    async fn truncated_files_are_an_error() {
         let file = tempfile::tempfile().expect("a file");
         file.write_all_at(b"short", 0).expect("written");
         let read = Arc::new(Local::whole(file)).stream(0..10).try_collect::<Vec<Bytes>>().await;

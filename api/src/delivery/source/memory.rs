@@ -12,7 +12,7 @@ use safelight_domain::CacheKey;
 /// The largest object that is ever held in memory as a whole.
 const MAX_OBJECT_BYTES: u64 = 8 << 20;
 
-/// Of the bound, the part for the newest objects, whatever their use so far.
+/// Of the bound, the part for the newest objects, however often they were used.
 const RECENT_SHARE: u64 = 8;
 
 /// Of the bound, the part for objects on their way from the store or to clients. While it is full, objects are
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_does_not_flush_what_is_used_often() {
+    fn scans_do_not_flush_objects_in_frequent_use() {
         let memory = Memory::new(64 * 16 * KIB as u64);
         let hot: Vec<_> = (0..30).map(object).collect();
         for object in &hot {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_counted_until_the_last_client_has_them() {
+    fn bytes_count_until_the_last_client_has_received_them() {
         let memory = Memory::new(0);
         let (key, bytes) = object(1);
         let held = keep(&memory, (key, bytes.clone()));

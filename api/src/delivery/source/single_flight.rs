@@ -17,11 +17,11 @@ pub struct SingleFlight<K, V>(Arc<Mutex<InFlight<K, V>>>);
 
 type InFlight<K, V> = HashMap<K, Shared<BoxFuture<'static, Option<V>>>>;
 
-/// What the work came to.
+/// The result of the work.
 pub struct FlightResult<V> {
     /// The result, errors included; `None` if the work panicked.
     pub value: Option<V>,
-    /// Whether another request had begun it.
+    /// Whether another request had started it.
     pub collapsed: bool,
 }
 
@@ -42,8 +42,8 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Waits for the work on `key` that is under way, or begins it. It runs as a task of its own:
-    /// it goes on for the others if a caller leaves. Nothing is remembered once it has ended.
+    /// Waits for the work on `key` that is under way, or starts it. It runs as a separate task, so it
+    /// continues for the others if a caller is cancelled. Results are not kept.
     pub async fn join<F>(&self, key: K, begin: impl FnOnce() -> F) -> FlightResult<V>
     where
         F: Future<Output = V> + Send + 'static,
@@ -72,8 +72,8 @@ where
     {
         let entry = RemoveOnEnd { flights: self.clone(), key };
         let task = tokio::spawn(async move {
-            // Whatever the work leaves for later requests is there before its entry goes, also if
-            // it panics.
+            // Dropped after the work, also if it panics: later requests find its effects before they can
+            // start the work again.
             let _entry = entry;
             work.await
         });
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_at_once_cost_one_and_a_leaver_stops_nobody() {
+    async fn concurrent_calls_share_one_run_that_survives_a_cancelled_caller() {
         let flights: SingleFlight<u8, usize> = SingleFlight::default();
         let (runs, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let join = || {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_and_forgotten() {
+    async fn panics_are_reported_and_not_kept() {
         let flights: SingleFlight<u8, ()> = SingleFlight::default();
         let result = flights.join(1, || async { panic!("on purpose") }).await;
         assert!(result.value.is_none());
