@@ -89,7 +89,7 @@ async fn a_server_on_a_public_address_requires_a_key() -> Result<()> {
         let create = ["keys", "create", "--owner", "ada", "--scopes", "read", "--expires", expires];
         let refused = command(&create, &env).await?;
         ensure!(refused.code == Some(2), "{refused:?}");
-        ensure!(refused.stderr.contains("good for 1s to 100y"), "{refused:?}");
+        ensure!(refused.stderr.contains("valid for 1s to 100y"), "{refused:?}");
     }
     Ok(())
 }

@@ -157,9 +157,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn detects_the_format_as_early_as_possible() {
+    async fn format_is_detected_as_early_as_possible() {
         let mut ingest = Ingest::hashing(1000);
-        ingest.write(b"\x89PN").await.expect("too few to tell");
+        ingest.write(b"\x89PN").await.expect("too few bytes to detect it");
         let rest = [b"G\r\n\x1a\n".as_slice(), &[0; 40]].concat();
         ingest.write(&rest).await.expect("a PNG");
         let content = ingest.end().await.expect("a picture").content;
@@ -169,19 +169,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rejects_other_data_at_once() {
+    async fn other_data_is_rejected_immediately() {
         let svg = b"<svg xmlns=\"http://www.w3.org/2000/svg\">".as_slice();
-        let refused = Ingest::hashing(1000).write(svg).await;
-        assert!(matches!(refused, Err(IngestError::NotAnImage)), "{refused:?}");
+        let rejected = Ingest::hashing(1000).write(svg).await;
+        assert!(matches!(rejected, Err(IngestError::NotAnImage)), "{rejected:?}");
         let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".as_slice();
-        let refused = Ingest::hashing(1000).write(heic).await;
-        assert!(matches!(refused, Err(IngestError::Heic)), "{refused:?}");
-        let refused = Ingest::hashing(9).end().await.err();
-        assert!(matches!(refused, Some(IngestError::Empty)), "{refused:?}");
+        let rejected = Ingest::hashing(1000).write(heic).await;
+        assert!(matches!(rejected, Err(IngestError::Heic)), "{rejected:?}");
+        let rejected = Ingest::hashing(9).end().await.err();
+        assert!(matches!(rejected, Some(IngestError::Empty)), "{rejected:?}");
         let mut short = Ingest::hashing(9);
-        short.write(b"hello").await.expect("too few to tell");
+        short.write(b"hello").await.expect("too few bytes to detect it");
         assert!(short.end().await.is_err());
-        let refused = Ingest::hashing(2).write(b"abc").await;
-        assert!(matches!(refused, Err(IngestError::TooLarge(2))), "{refused:?}");
+        let rejected = Ingest::hashing(2).write(b"abc").await;
+        assert!(matches!(rejected, Err(IngestError::TooLarge(2))), "{rejected:?}");
     }
 }

@@ -123,17 +123,17 @@ mod tests {
             let path = trash_path(&key.path());
             assert_eq!(path.parts().count(), 2, "{path} is flat");
             assert_eq!(origin(&path), Some((blob, key.path())));
-            assert_ne!(path, trash_path(&key.path()), "each move has a name of its own");
+            assert_ne!(path, trash_path(&key.path()), "each move has a unique name");
         }
     }
 
     #[test]
-    fn trash_of_an_earlier_release_is_understood() {
+    fn trash_of_earlier_releases_is_parsed() {
         let key = BlobKey::Blob(ContentHash::of(b"x"));
         let flat = key.path().as_ref().replace('/', "=");
         let image = "0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10";
         let path = Path::from(format!("trash/{image}=67e5504410b1426f9247bb680e5fe0c8={flat}"));
         assert_eq!(origin(&path), Some((ContentHash::of(b"x"), key.path())));
-        assert_eq!(origin(&Path::from("trash/whatever")), None);
+        assert_eq!(origin(&Path::from("trash/other")), None);
     }
 }

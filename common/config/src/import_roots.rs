@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_contains_its_contents_and_not_similar_names() {
+    fn root_contains_its_contents_but_no_similar_names() {
         let roots = ["s3://bucket/photos/".to_owned()];
         assert!(contain(&roots, "s3://bucket/photos"));
         assert!(contain(&roots, "s3://bucket/photos/a.jpg"));

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_wins_over_the_file() {
+    fn environment_overrides_the_file() {
         let file = tempfile::NamedTempFile::new().expect("temp file");
         std::fs::write(file.path(), "max_attempts = 3\nlease_ms = 5000\n").expect("write");
         let set = [("SAFELIGHT_LEASE_MS".to_owned(), "7000".to_owned())];
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_from_a_file_appears_in_no_message() {
+    fn secrets_from_files_appear_in_no_message() {
         let file = tempfile::NamedTempFile::new().expect("temp file");
         std::fs::write(file.path(), "postgres://me:hidden@db/safelight\n").expect("write");
         let path = file.path().to_string_lossy();
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preset_may_omit_what_has_a_default() {
+    fn presets_may_omit_keys_with_defaults() {
         let config = env(&[("SAFELIGHT_PRESETS", "{ tiny = { size = 64 } }")]).expect("presets");
         assert_eq!(config.presets.len(), 1);
         assert_eq!(config.presets["tiny"].quality, 80);

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_are_read_as_they_are_written() {
+    fn scopes_parse_back() {
         let scopes: Scopes = "read, upload".parse().expect("scopes");
         assert_eq!(scopes.to_string(), "upload,read");
         assert!(scopes.allow(Scope::Read) && !scopes.allow(Scope::Admin));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_is_full_exactly_at_its_limit() {
+    fn quota_is_full_exactly_at_its_limit() {
         let quota = Quota { images: Some(2), bytes: Some(100) };
         let used = |images, bytes| Usage { images, bytes };
         assert!(quota.has_room(used(1, 60), 40));

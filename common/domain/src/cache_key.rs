@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_bytes_of_two_owners_have_two_keys_and_those_of_one_have_one() {
+    fn equal_bytes_share_a_key_only_within_one_owner() {
         let (ada, bob): (Owner, Owner) = ("ada".parse().expect("ada"), "bob".parse().expect("bob"));
         let content = ContentHash::of(b"x");
         let key = CacheKey::of(&ada, &content);

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placeholder_of_an_impossible_length_is_rejected() {
+    fn placeholders_of_impossible_length_are_rejected() {
         for length in [0_usize, 4, 5, 25, 26] {
             let placeholder = Placeholder { thumbhash: vec![7; length], dominant_color: [1, 2, 3] };
             let json = serde_json::to_string(&placeholder).expect("JSON");

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_checked_and_the_local_owner_is_stored_without_one() {
+    fn names_are_checked_and_local_owner_is_stored_without_a_name() {
         for name in ["a", "ada@example.org", "team-7_x.y", &"a".repeat(64)] {
             let owner: Owner = name.parse().expect(name);
             assert_eq!((owner.to_string().as_str(), owner.storage_name()), (name, name));

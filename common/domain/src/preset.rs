@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_parameter_is_in_the_fingerprint() {
+    fn fingerprint_contains_every_parameter() {
         let base = Preset::new(Size::square(256));
         assert_eq!(base.fingerprint(), base.clone().fingerprint());
         for other in [
@@ -329,7 +329,7 @@ mod tests {
 
     /// Stored renditions are looked up by it.
     #[test]
-    fn the_fingerprint_of_a_single_format_stays_as_it_was() {
+    fn fingerprint_of_a_single_format_never_changes() {
         let recipe = "2 size=256x256 fit=inside focus=centre format=auto quality=80 sharpen=0 \
                       keep_copyright=false";
         let expected = ContentHash::of(recipe.as_bytes()).to_string();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_format_is_a_name_or_a_list_of_names() {
+    fn format_is_a_name_or_a_list_of_names() {
         for text in ["\"webp\"", "[\"auto\",\"webp\",\"avif\"]"] {
             assert_eq!(serde_json::to_string(&formats(text)).expect("text"), text);
         }
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_formats_made_reveal_what_auto_became() {
+    fn format_of_auto_follows_from_the_formats_made() {
         use ImageFormat::{Avif, Jpeg, Webp};
         for (list, made, base) in [
             ("\"auto\"", &[Webp][..], Some(Webp)),
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_a_number_or_a_pair() {
+    fn size_is_a_number_or_a_pair() {
         for (text, size) in [("256", Size::square(256)), ("[1200,630]", wide())] {
             assert_eq!(serde_json::from_str::<Size>(text).expect("a size"), size);
             assert_eq!(serde_json::to_string(&size).expect("text"), text);

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_read_back_and_known_by_its_hash_alone() {
+    fn secrets_parse_back_and_match_only_their_hash() {
         let secret = ApiSecret::new().expect("random bytes");
         let sent = ApiSecret::parse(secret.reveal()).expect("a key");
         assert_eq!(sent.prefix(), secret.prefix());
@@ -142,16 +142,16 @@ mod tests {
     }
 
     /// Made with Python: `hmac.new(b"secret", b"safelight-url-v1\n/images/x/small\n1700000000\nsk_a",
-    /// "sha256")`, so that what docs/security.md tells clients to do is what is checked.
+    /// "sha256")`, as docs/security.md tells clients to do it.
     #[test]
-    fn a_signature_is_what_any_hmac_library_gives() {
+    fn signature_is_that_of_any_hmac_library() {
         let signature = sign_path(b"secret", "/images/x/small", 1_700_000_000, "sk_a");
         assert_eq!(signature, "czWRh_RQMT5pchFNL8Om-YNRno4coWL-aIAxrln4lL4");
     }
 
     proptest! {
         #[test]
-        fn a_signature_is_good_for_exactly_what_was_signed(
+        fn signature_is_valid_only_for_what_was_signed(
             secret in prop::collection::vec(any::<u8>(), 0..80),
             other in prop::collection::vec(any::<u8>(), 0..80),
             paths in ("/[a-z/]{0,20}", "/[a-z/]{0,20}"),

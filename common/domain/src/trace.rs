@@ -1,4 +1,4 @@
-//! Trace context in messages and rows, so that whatever handles them continues the trace.
+//! Trace context in messages and rows, so that their receivers continue the trace.
 
 use std::{fmt, str::FromStr};
 
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_known_part_of_later_versions_is_parsed() {
+    fn known_part_of_later_versions_is_parsed() {
         for later in [KNOWN.replacen("00", "cc", 1), KNOWN.replacen("00", "01", 1) + "-more"] {
             let context: TraceContext = later.parse().expect("valid");
             assert_eq!(context.to_string(), KNOWN);

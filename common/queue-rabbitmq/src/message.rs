@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_decodes() {
+    fn encoded_notices_decode() {
         let notice = notice(None);
         let (body, properties) = encode(&notice).expect("encodes");
         assert!(properties.headers().is_none());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_carried_in_a_header_and_a_malformed_one_is_none() {
+    fn trace_is_sent_in_a_header_and_a_malformed_one_is_ignored() {
         let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let notice = notice(text.parse().ok());
         let (body, properties) = encode(&notice).expect("encodes");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_job_of_a_newer_message_is_decoded() {
+    fn job_of_a_newer_message_is_decoded() {
         let job = JobId::new();
         let body = format!(r#"{{"v":2,"job":"{job}","generation":{{"of":"another kind"}}}}"#);
         let notice =

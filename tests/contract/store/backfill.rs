@@ -244,7 +244,7 @@ async fn one_coordinator_leads_until_it_is_silent(store: Fixture) -> Result<()> 
 
 /// Everything that was accepted before a backfill.
 async fn everything(store: &Fixture, until: TaskId) -> Result<ImageFilter> {
-    let until = backfill(store, until).await?.begun_at;
+    let until = backfill(store, until).await?.started_at;
     Ok(ImageFilter { until, created_after: None, format: None })
 }
 

@@ -35,7 +35,7 @@ impl ImageWalk {
     ) -> Result<BackfillStep, BackfillError> {
         let spec = &backfill.spec;
         let filter = ImageFilter {
-            until: backfill.begun_at,
+            until: backfill.started_at,
             created_after: spec.created_after,
             format: spec.format,
         };

@@ -37,7 +37,7 @@ mod tests {
         Backfill {
             id: TaskId::new(),
             owner: safelight_domain::Owner::local(),
-            begun_at: Utc::now(),
+            started_at: Utc::now(),
             spec,
             state: BackfillState::Walking,
             paused: false,
