@@ -1,4 +1,4 @@
-//! Files and folders that are for nobody but the user whom the program runs as.
+//! Files and folders that only the program's user can access.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -7,13 +7,13 @@ use std::{
     path::Path,
 };
 
-/// Makes a folder, with those above it, that only this user may enter, whatever the umask. One that is there
-/// stays as it is: somebody may have opened it on purpose.
+/// Makes a folder, with its parents, that only this user may enter, independent of the umask. Does not change an
+/// existing folder: its permissions may be intended.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Makes an empty file that only this user may read, whatever the umask; fails if there is one.
+/// Makes an empty file that only this user may read, independent of the umask; fails if it exists.
 pub fn make_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
@@ -38,11 +38,11 @@ mod tests {
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        path.metadata().expect("it is there").permissions().mode() & 0o777
+        path.metadata().expect("it exists").permissions().mode() & 0o777
     }
 
     #[test]
-    fn what_is_made_is_for_one_user_and_what_is_there_stays() {
+    fn new_files_are_private_and_existing_ones_stay_unchanged() {
         let folder = tempfile::tempdir().expect("folder");
         let deep = folder.path().join("a/b");
         make_folder(&deep).expect("made");
@@ -50,14 +50,14 @@ mod tests {
         let file = deep.join("secret");
         make_file(&file).expect("made");
         assert_eq!(mode(&file), 0o600);
-        assert!(make_file(&file).is_err(), "it is there");
+        assert!(make_file(&file).is_err(), "it exists");
         fs::set_permissions(&deep, Permissions::from_mode(0o755)).expect("opened");
-        make_folder(&deep).expect("it is there");
+        make_folder(&deep).expect("it exists");
         assert_eq!(mode(&deep), 0o755);
     }
 
     #[test]
-    fn what_lies_behind_a_closed_folder_is_not_open() {
+    fn files_in_a_closed_folder_are_not_open() {
         let folder = tempfile::tempdir().expect("folder");
         let (inner, file) = (folder.path().join("inner"), folder.path().join("inner/file"));
         fs::create_dir(&inner).expect("folder");

@@ -116,7 +116,7 @@ async fn run(
         match sent {
             Ok(Ok(())) => {
                 count("exported", count_of_spans);
-                health.over();
+                health.recovered();
             }
             Ok(Err(error)) => health.failed(count_of_spans, &error.to_string()),
             Err(_) => health.failed(count_of_spans, "no response in time"),
@@ -171,7 +171,7 @@ impl CollectorHealth {
         }
     }
 
-    fn over(&mut self) {
+    fn recovered(&mut self) {
         if std::mem::take(&mut self.failing) {
             tracing::info!("the collector accepts spans again");
         }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_spans_without_blocking() {
+    fn full_queue_drops_spans_without_blocking() {
         let mut queued = filled(2, Sampler::AlwaysOn, 5);
         let names: Vec<_> = std::iter::from_fn(|| queued.try_recv().ok()).map(|s| s.name).collect();
         assert_eq!(names, ["0", "1"]);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_batch_is_full_or_waits_a_second_or_is_the_last() {
+    async fn batches_are_full_or_wait_a_second_or_are_the_last() {
         let ending = CancellationToken::new();
         let mut queued = filled(QUEUE, Sampler::AlwaysOn, BATCH + 2);
         let started = tokio::time::Instant::now();

@@ -94,7 +94,7 @@ impl DependencyHealth {
         since.retry_at - now
     }
 
-    /// Whether to use the dependency now. While it fails, one caller at a time finds out whether it works again.
+    /// Whether to use the dependency now. While it fails, one caller at a time tries whether it works again.
     pub fn is_usable(&self) -> bool {
         let now = Instant::now();
         match self.lock().as_mut() {
@@ -115,7 +115,7 @@ impl DependencyHealth {
         self.available.send_replace(true);
     }
 
-    /// Waits until the dependency is available; returns at once if it is.
+    /// Waits until the dependency is available.
     pub async fn available(&self) {
         // The sender lives as long as `self`.
         let _ = self.available.subscribe().wait_for(|available| *available).await;
@@ -172,7 +172,7 @@ mod tests {
         assert!(!health.is_usable());
         tokio::time::advance(delay).await;
         assert!(health.is_usable());
-        assert!(!health.is_usable(), "the next caller waits for what the first finds out");
+        assert!(!health.is_usable(), "the next caller waits for the result of the first");
         health.recovered();
         assert!(health.is_usable());
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_waits_longer_and_longer() {
+    async fn delays_grow_with_each_failure() {
         let health = DependencyHealth::new("use a dependency");
         let mut waits = Vec::new();
         for _ in 0..10 {

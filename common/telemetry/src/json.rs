@@ -2,7 +2,7 @@
 //! queries can use `task`, `job` or `trace_id` without knowing the spans.
 //!
 //! ```json
-//! {"timestamp":"2026-…Z","level":"WARN","target":"safelight_workers::policy","message":"the attempt failed",
+//! {"timestamp":"2026-…Z","level":"WARN","target":"safelight_workers::retry_policy","message":"the attempt failed",
 //!  "task":"0193…","job":"0193…","attempt":1,"kind":"write","failure":"…","trace_id":"4bf9…"}
 //! ```
 
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_flat_object() {
+    fn log_line_is_one_flat_object() {
         let sink = Sink::default();
         let lines = tracing_subscriber::fmt::layer()
             .fmt_fields(JsonFields::new())

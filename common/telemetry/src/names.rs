@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_has_the_same_table() {
+    fn documentation_has_the_same_table() {
         let here: Vec<_> = METRICS
             .iter()
             .map(|one| [one.name.to_owned(), one.kind.as_str().to_owned(), one.labels.join(", ")])

@@ -45,7 +45,7 @@ where
 {
     fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
         Box::pin(async move {
-            // Nobody waits for it any more. A claim, for example, would only block its job until the lease ends.
+            // Skipped if the caller has gone. A claim, for example, would only block its job until the lease ends.
             let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
                 return true;
             };
@@ -69,7 +69,7 @@ where
 }
 
 impl Writer {
-    /// Starts the task on a connection of its own.
+    /// Starts the task on its own connection.
     pub fn start(options: SqliteConnectOptions, conn: SqliteConnection, clock: Clock) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
         tokio::spawn(serve(options, conn, clock, queue));
@@ -116,7 +116,7 @@ async fn serve(
                 group.drain(..).for_each(|work| work.answer(None));
             }
             Err(error) => {
-                // Each caller gets the error, and logs what it means there.
+                // Each caller gets the error, and logs what it means for it.
                 tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
                 let error = StoreError::from(error);
                 group.drain(..).for_each(|work| work.answer(Some(error.clone())));
@@ -192,9 +192,9 @@ mod tests {
             .await
     }
 
-    /// On one thread, so that all requests wait when the writer comes to look.
+    /// On one thread, so that all requests wait when the writer looks.
     #[tokio::test]
-    async fn a_request_that_fails_takes_only_its_own_with_it() -> Result<(), StoreError> {
+    async fn failed_request_rolls_back_only_its_own_changes() -> Result<(), StoreError> {
         let writer = writer().await?;
         let (first, twice, other, again) = tokio::join!(
             write(&writer, &[1]),
