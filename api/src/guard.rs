@@ -1,5 +1,5 @@
-//! Middleware of every route: rejects a request whose caller does not meet what the route requires, and passes
-//! the caller to the handler.
+//! Middleware of every route: rejects a request whose caller does not meet what the route requires, and
+//! passes the caller to the handler.
 
 use std::sync::Arc;
 

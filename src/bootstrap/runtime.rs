@@ -69,8 +69,8 @@ async fn run_upkeep(metrics: PrometheusHandle, shutdown: CancellationToken) {
     }
 }
 
-/// A token that the first SIGTERM or Ctrl-C cancels. The second ends the process immediately, which loses nothing:
-/// leases expire, and unsettled messages are delivered again.
+/// A token that the first SIGTERM or Ctrl-C cancels. The second ends the process immediately, which loses
+/// nothing: leases expire, and unsettled messages are delivered again.
 pub fn shutdown_on_signal() -> Result<CancellationToken, CommandError> {
     let token = CancellationToken::new();
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));

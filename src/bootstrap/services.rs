@@ -137,8 +137,8 @@ async fn connect(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, St
     })
 }
 
-/// A queue connects in the background and reconnects without limit: [`safelight_queue::JobQueue::check`] reports
-/// whether it is connected.
+/// A queue connects in the background and reconnects without limit: [`safelight_queue::JobQueue::check`]
+/// reports whether it is connected.
 fn open_queue(url: &QueueUrl) -> DynJobQueue {
     match url {
         QueueUrl::Embedded => Arc::new(InProcessQueue::new()),

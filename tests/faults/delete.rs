@@ -181,7 +181,7 @@ async fn an_equal_upload_keeps_its_bytes_on_a_fleet_too() -> Result<()> {
 /// Promise: whoever dies in the middle of a deletion, it ends, nothing is left, and its receipt is whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_outlives_its_worker_at_every_step() -> Result<()> {
-    let steps = ["delete.begun", "removal.looked", "removal.moved", "removal.decided"];
+    let steps = ["delete.started", "removal.looked", "removal.moved", "removal.decided"];
     for step in steps.into_iter().chain(["delete.removed", "delete.purged", "worker.worked"]) {
         let site = test_server(KEYS)?;
         let photo = pictures::jpeg(320, 240, 1)?;

@@ -53,8 +53,8 @@ impl Keys {
     /// The holder of the key that a request presents. The database is asked each time, so that every node
     /// rejects a revoked key from the next request on.
     ///
-    /// The one exception is metrics while the database is unavailable: a key that has read them recently stays
-    /// usable.
+    /// The one exception is metrics while the database is unavailable: a key that has read them recently
+    /// stays usable.
     pub async fn holder(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Caller, Problem> {
         let secret = presented(headers)?;
         let is_scrape = scopes == [Scope::Metrics];

@@ -1,5 +1,5 @@
-//! Responses that are delayed or streamed: a key that was valid at their start may be revoked, or expire, before
-//! their end.
+//! Responses that are delayed or streamed: a key that was valid at their start may be revoked, or expire,
+//! before their end.
 
 use std::{
     collections::HashMap,

@@ -174,8 +174,8 @@ impl Inner {
         if known.view.is_some() { self.good_for } else { NEGATIVE.min(self.good_for) }
     }
 
-    /// Stores what was read; returns the current entry. A read that started before an image was deleted does not
-    /// bring it back. Also removes the bytes of deleted images.
+    /// Stores what was read; returns the current entry. A read that started before an image was deleted does
+    /// not bring it back. Also removes the bytes of deleted images.
     fn update(&self, id: ImageId, read: Known) -> Option<Arc<ImageView>> {
         let mut lost = None;
         let is_gone = |known: &Known| known.view.as_ref().is_some_and(|view| view.discarded);

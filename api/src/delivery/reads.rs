@@ -211,7 +211,8 @@ impl Delivery {
         self.0.signed_urls.check(request.id, owner, request.uri, request.headers).await
     }
 
-    /// The response, or the problem that the image was deleted meanwhile, if that is why its bytes are missing.
+    /// The response, or the problem that the image was deleted meanwhile, if that is why its bytes are
+    /// missing.
     async fn respond(
         &self,
         request: &ReadRequest<'_>,

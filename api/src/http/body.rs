@@ -165,8 +165,8 @@ impl BodyReader {
         Ok(self.reading().hasher.take().map(ContentHasher::finish))
     }
 
-    /// The body for a parser that reads as long as bytes are available: after every chunk the stream is pending
-    /// once, so that the parser processes what it has.
+    /// The body for a parser that reads as long as bytes are available: after every chunk the stream is
+    /// pending once, so that the parser processes what it has.
     pub fn paced(&self) -> impl Stream<Item = Result<Bytes, BodyFault>> + Send + use<> {
         let reader = self.clone();
         let mut rest = false;

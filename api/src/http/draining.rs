@@ -3,8 +3,8 @@
 use axum::{Extension, extract::FromRequestParts, http::request::Parts};
 use tokio_util::sync::CancellationToken;
 
-/// Cancelled once the server drains, so that delayed responses are sent immediately. The server adds it to every
-/// request; without a server it is never cancelled.
+/// Cancelled once the server drains, so that delayed responses are sent immediately. The server adds it to
+/// every request; without a server it is never cancelled.
 #[derive(Clone, Default)]
 pub struct Draining(pub CancellationToken);
 

@@ -48,8 +48,8 @@ pub async fn log(request: Request, next: Next) -> Response {
     .await
 }
 
-/// The span of a request to the API in its client's trace, or in a new one. Requests for bytes and probes have
-/// none. Records the trace's id in `logged`.
+/// The span of a request to the API in its client's trace, or in a new one. Requests for bytes and probes
+/// have none. Records the trace's id in `logged`.
 fn traced(request: &Request, logged: &Span) -> Span {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let Some(path) = path.filter(|path| traces::are_on() && path.starts_with("/v1/")) else {

@@ -39,8 +39,8 @@ impl Limits {
         self.0.config.limits_of(owner)
     }
 
-    /// Counts one of `counted` for `owner`. Returns the headers that show what is left; the problem beyond the
-    /// limit has them too.
+    /// Counts one of `counted` for `owner`. Returns the headers that show what is left; the problem beyond
+    /// the limit has them too.
     pub async fn count(&self, owner: &Owner, counted: Counted) -> Result<HeaderMap, Problem> {
         self.0.rates.count(owner, counted, self.of(owner)).await
     }

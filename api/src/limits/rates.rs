@@ -51,8 +51,8 @@ impl Rates {
         Self(Buckets::new(shared_cache, WINDOW))
     }
 
-    /// Counts one of `counted` for `owner`. Returns the headers that show what is left; the problem beyond the
-    /// limit has them too.
+    /// Counts one of `counted` for `owner`. Returns the headers that show what is left; the problem beyond
+    /// the limit has them too.
     pub async fn count(
         &self,
         owner: &Owner,

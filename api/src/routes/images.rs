@@ -124,7 +124,8 @@ pub async fn delete(
 ) -> Result<Response, Problem> {
     let wait = Wait::from_headers(&headers)?;
     let image = find(&state, &caller, id).await?;
-    // In a separate task: if the client hangs up after the commit, this node still marks the image as deleted.
+    // In a separate task: if the client hangs up after the commit, this node still marks the image as
+    // deleted.
     let deletion = {
         let state = state.clone();
         async move { begin_deletion(&state, &image).await }

@@ -43,8 +43,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_PAUSE: Duration = Duration::from_millis(5);
 const PREFACE_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Serves one connection to its end. `idle` is how long the client may take for a request's head, stay idle, or
-/// read nothing of a response.
+/// Serves one connection to its end. `idle` is how long the client may take for a request's head, stay idle,
+/// or read nothing of a response.
 pub async fn serve_connection<F>(
     stream: TcpStream,
     tls: Option<Tls>,
@@ -104,7 +104,8 @@ async fn http<F>(
     });
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
-    // hyper has timeouts for each state of HTTP/1, but for HTTP/2 it only checks that the client answers pings.
+    // hyper has timeouts for each state of HTTP/1, but for HTTP/2 it only checks that the client answers
+    // pings.
     let left = async { if http2 { idle_timeout.elapsed(idle).await } else { pending().await } };
     let served = async {
         let mut connection = connection.as_mut();

@@ -34,8 +34,8 @@ const QUIET_START: Duration = Duration::from_secs(1);
 /// Pause after an `accept` that failed for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` is cancelled; then accepts no more connections, sends delayed responses, gives requests
-/// in flight at most `drain_timeout_ms` to finish, and returns.
+/// Serves until `shutdown` is cancelled; then accepts no more connections, sends delayed responses, gives
+/// requests in flight at most `drain_timeout_ms` to finish, and returns.
 pub async fn serve(
     listener: TcpListener,
     api: Api,

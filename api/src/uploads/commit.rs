@@ -60,8 +60,8 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Makes the upload durable and records it; `quota` limits what its owner may store. Must run in a separate
-    /// task, so that a client that hangs up cannot interrupt it.
+    /// Makes the upload durable and records it; `quota` limits what its owner may store. Must run in a
+    /// separate task, so that a client that hangs up cannot interrupt it.
     pub async fn commit(&self, received: ReceivedUpload, quota: Quota) -> Result<Task, Problem> {
         let ReceivedUpload { image, owner, ingest, labels, expected, key, permit } = received;
         // The span of the request, if it is traced: the spans of its jobs become its children.
@@ -130,7 +130,8 @@ impl Committer {
         }
     }
 
-    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was accepted.
+    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was
+    /// accepted.
     async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
         let accepted = match self.store.accept(upload).await {
             // The connection may have been lost after the commit: then this finds the upload recorded.
@@ -191,8 +192,8 @@ pub fn rejection(content: &Content, expected: Option<ContentHash>) -> Option<Pro
         .then(|| digest::mismatch(content.sha256))
 }
 
-/// A point in time, by two clocks: the system clock continues while the machine is suspended, and the monotonic
-/// clock does not jump.
+/// A point in time, by two clocks: the system clock continues while the machine is suspended, and the
+/// monotonic clock does not jump.
 #[derive(Clone, Copy)]
 struct Moment(Instant, SystemTime);
 
@@ -206,8 +207,8 @@ impl Moment {
     }
 }
 
-/// The task as it was accepted. Reading it back would cost as much as recording it, and could fail although the
-/// upload is safe.
+/// The task as it was accepted. Reading it back would cost as much as recording it, and could fail although
+/// the upload is safe.
 fn accepted_task(upload: NewUpload, at: DateTime<Utc>) -> Task {
     let jobs: Vec<_> = upload
         .jobs

@@ -125,8 +125,8 @@ impl Drop for ReservedKey {
     }
 }
 
-/// Releases a key. Retries until the reservation has expired, because the database may be unavailable: otherwise
-/// the client's next try would be rejected because the key is in use.
+/// Releases a key. Retries until the reservation has expired, because the database may be unavailable:
+/// otherwise the client's next try would be rejected because the key is in use.
 async fn release(store: DynStore, ticket: KeyTicket, hold: Duration) {
     let ends_at = Instant::now() + hold;
     let mut reconnect = Reconnect::default();

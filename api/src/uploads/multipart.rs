@@ -112,8 +112,8 @@ enum FeedError {
     Buffered,
 }
 
-/// The body for the parser. Ends with an error once the parser buffers too much, that is, more than the `used`
-/// bytes that it has returned.
+/// The body for the parser. Ends with an error once the parser buffers too much, that is, more than the
+/// `used` bytes that it has returned.
 fn feed(
     body: &BodyReader,
     used: Arc<AtomicU64>,

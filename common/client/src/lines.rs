@@ -32,8 +32,8 @@ pub(crate) async fn download(
     }
 }
 
-/// Copies the complete lines of a response. Returns whether there were any, and how the transfer ended; a failed
-/// write is the outer error. `last` is set to the `id` of the last line.
+/// Copies the complete lines of a response. Returns whether there were any, and how the transfer ended; a
+/// failed write is the outer error. `last` is set to the `id` of the last line.
 async fn copy_lines(
     request: RequestBuilder,
     target: &mut (impl AsyncWrite + Unpin),

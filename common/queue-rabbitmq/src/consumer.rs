@@ -64,9 +64,10 @@ impl Source {
 enum End {
     /// The subscription was dropped.
     Unwanted,
-    /// There were no deliveries for a while. Either there are no messages, or the quorum queue was deleted and
-    /// declared again: then its consumers receive nothing, without an error, and the broker counts messages as delivered
-    /// that they never receive. A new consumer is cheap, and closing the old channel returns such messages.
+    /// There were no deliveries for a while. Either there are no messages, or the quorum queue was deleted
+    /// and declared again: then its consumers receive nothing, without an error, and the broker counts
+    /// messages as delivered that they never receive. A new consumer is cheap, and closing the old channel
+    /// returns such messages.
     Silent,
 }
 

@@ -7,8 +7,8 @@ use std::{
     path::Path,
 };
 
-/// Makes a folder, with its parents, that only this user may enter, independent of the umask. Does not change an
-/// existing folder: its permissions may be intended.
+/// Makes a folder, with its parents, that only this user may enter, independent of the umask. Does not change
+/// an existing folder: its permissions may be intended.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }

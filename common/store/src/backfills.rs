@@ -15,8 +15,9 @@ use crate::StoreError;
 /// Starting, leading and reporting backfills.
 #[async_trait]
 pub trait Backfills: Send + Sync + 'static {
-    /// Starts a backfill: records its task, queued, and its request. Starting it again changes nothing. Returns
-    /// `false`, without any effect, if its id belongs to another task, or to a backfill with another request.
+    /// Starts a backfill: records its task, queued, and its request. Starting it again changes nothing.
+    /// Returns `false`, without any effect, if its id belongs to another task, or to a backfill with another
+    /// request.
     async fn create_backfill(&self, new: &NewBackfill) -> Result<bool, StoreError>;
 
     /// Takes or keeps for `hold` the lead of up to `limit` backfills that have not ended and that no other
@@ -54,9 +55,9 @@ pub trait Backfills: Send + Sync + 'static {
     async fn blocking_jobs(&self, images: &[ImageId]) -> Result<Vec<BlockingJob>, StoreError>;
 
     /// Records one step of a walk in one transaction: counts, report lines (of a dry run only those of
-    /// [`BackfillStep::done`]), and a task with its jobs (bulk lane, due immediately) for each image to work on.
-    /// Returns `false`, without any effect, if the walk has moved since, or was paused or cancelled: another
-    /// coordinator may have taken over.
+    /// [`BackfillStep::done`]), and a task with its jobs (bulk lane, due immediately) for each image to work
+    /// on. Returns `false`, without any effect, if the walk has moved since, or was paused or cancelled:
+    /// another coordinator may have taken over.
     ///
     /// A picture whose bytes a sound image has by now (see [`Backfills::images_with_blobs`]) is skipped as a
     /// duplicate: of concurrent steps that import the same picture, one creates the image.
@@ -67,12 +68,12 @@ pub trait Backfills: Send + Sync + 'static {
     /// counted.
     async fn collect_results(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
 
-    /// Queues up to `limit` failed images of a backfill again while it is [`Backfill::retrying`]; it stops retrying
-    /// if none are left. Returns how many.
+    /// Queues up to `limit` failed images of a backfill again while it is [`Backfill::retrying`]; it stops
+    /// retrying if none are left. Returns how many.
     async fn retry_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
 
-    /// Pauses or resumes a backfill. Returns `false` if it has ended or was cancelled, or if it is to be paused and
-    /// has created all of its child tasks.
+    /// Pauses or resumes a backfill. Returns `false` if it has ended or was cancelled, or if it is to be
+    /// paused and has created all of its child tasks.
     async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError>;
 
     /// Up to `limit` lines of a backfill's report, ordered by their ids, after the one given. Open images have
@@ -137,7 +138,8 @@ pub struct BackfillStep {
     pub max_attempts: u32,
     /// Images, or sources of an import, without work: skipped or refused.
     pub settled: Vec<ReportLine>,
-    /// Work that the step has done itself, or would do without the dry run: counted as successful, with a line each.
+    /// Work that the step has done itself, or would do without the dry run: counted as successful, with a
+    /// line each.
     pub done: Vec<ReportLine>,
     /// How many images need nothing and no line, by reason.
     pub passed: BTreeMap<String, u64>,
@@ -202,7 +204,7 @@ impl ReportLine {
             outcome: ItemOutcome::Failed,
             reason: Some("over_quota".to_owned()),
             detail: Some(
-                "the owner's quota has no room for it; once there is some, another import can store it"
+                "the owner's quota has no room for it; once there is room, import it again"
                     .to_owned(),
             ),
             source: Some(source),
@@ -249,8 +251,8 @@ impl BackfillStep {
         self
     }
 
-    /// Turns pictures that exceed `quota`, of which `used` is taken, into failed lines. The janitor deletes their
-    /// staged bytes.
+    /// Turns pictures that exceed `quota`, of which `used` is taken, into failed lines. The janitor deletes
+    /// their staged bytes.
     #[must_use]
     pub fn refuse_over_quota(mut self, quota: Quota, mut used: Usage) -> Self {
         let has_no_room = |child: &mut ChildTask| {

@@ -11,8 +11,8 @@ use crate::StoreError;
 #[async_trait]
 pub trait Control: Send + Sync + 'static {
     /// Cancels all open jobs of a task, and with them the task, also if other jobs have failed before.
-    /// Returns `false`, without any effect, if no job is open or the task is a deletion. A worker that runs such a
-    /// job detects this when it renews its lease; from now on its settle is stale.
+    /// Returns `false`, without any effect, if no job is open or the task is a deletion. A worker that runs
+    /// such a job detects this when it renews its lease; from now on its settle is stale.
     ///
     /// Cancelling an upload discards its image (see [`Deletions::discarded`](crate::Deletions::discarded)) and
     /// cancels all other open jobs of that image. A cancelled backfill creates no more children, its open

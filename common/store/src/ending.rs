@@ -43,8 +43,8 @@ impl<'a> Ending<'a> {
         Self { status, delay, released, note, failure, effects }
     }
 
-    /// Whether renditions were recorded, so that the image may show those of its blob. A successful thumbnail job
-    /// has the same effect, also if nothing was missing.
+    /// Whether renditions were recorded, so that the image may show those of its blob. A successful thumbnail
+    /// job has the same effect, also if nothing was missing.
     pub fn has_renditions(&self) -> bool {
         self.effects
             .iter()

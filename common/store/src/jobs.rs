@@ -15,8 +15,8 @@ use crate::StoreError;
 pub trait Jobs: Send + Sync + 'static {
     /// Turns a message into a lease, if the job may run: it is queued and due; or its lease ran out; or it is
     /// running, and `redelivered` shows that the queue took the message back from the worker of exactly that
-    /// attempt (`notice.generation + 1`). In the last case not if the caller is that worker: it lives, and the
-    /// message is a duplicate or was delivered again over a new connection.
+    /// attempt (`notice.generation + 1`). In the last case not if the caller is that worker: it lives, and
+    /// the message is a duplicate or was delivered again over a new connection.
     ///
     /// Counts the attempt **before** the work. Never starts more than `max_attempts`. Everything else is
     /// [`Claim::Nothing`], and the message can be dropped.
@@ -25,8 +25,8 @@ pub trait Jobs: Send + Sync + 'static {
     /// [`JOB_VERSION`](safelight_domain::JOB_VERSION)). If that alone prevents the claim, the result is
     /// [`Claim::Newer`]: no attempt is counted, and the job needs another message for another worker.
     ///
-    /// A backend may carry out concurrent claims together, and also settles; each call has its own answer and its
-    /// own effects.
+    /// A backend may carry out concurrent claims together, and also settles; each call has its own answer and
+    /// its own effects.
     async fn claim(
         &self,
         notice: &JobNotice,
@@ -36,8 +36,8 @@ pub trait Jobs: Send + Sync + 'static {
         understood: u32,
     ) -> Result<Claim, StoreError>;
 
-    /// Extends leases in one statement. Returns those that are still held (also one that ran out, if no other worker
-    /// has taken it over); the others were lost or cancelled, and their work must stop.
+    /// Extends leases in one statement. Returns those that are still held (also one that ran out, if no other
+    /// worker has taken it over); the others were lost or cancelled, and their work must stop.
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError>;
 
     /// Ends an attempt with all its effects in one transaction: job, task counts and status, image facts,
@@ -138,8 +138,8 @@ pub enum Effect {
     ForgetRenditions(Vec<Rendition>),
     /// A note for people on the job.
     Note(String),
-    /// Everything stored for this image alone is removed. Removes the remaining data of its row, and the data for
-    /// the job.
+    /// Everything stored for this image alone is removed. Removes the remaining data of its row, and the data
+    /// for the job.
     ForgetImage {
         /// The number of caching proxies that confirmed.
         proxies: u32,

@@ -34,8 +34,8 @@ pub trait Uploads: Send + Sync + 'static {
     /// how many.
     async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
 
-    /// Records an upload in one transaction: image, task, jobs (queued, due immediately), their outbox rows, and the
-    /// idempotency key if there is one.
+    /// Records an upload in one transaction: image, task, jobs (queued, due immediately), their outbox rows,
+    /// and the idempotency key if there is one.
     ///
     /// [`Accepted::KeyLost`], without any effect, if another upload has taken the key's reservation since.
     /// [`Accepted::OverQuota`], without any effect, if the upload does not fit into the owner's quota, however
@@ -45,8 +45,8 @@ pub trait Uploads: Send + Sync + 'static {
 
     /// Queues one thumbnail job for renditions that an image lacks. None is queued if one is open (a
     /// backfill's does not count: it may take long) or if the last one shows that another would not help.
-    /// Concurrent calls queue one job in total: on the interactive lane, in a task of the kind `rendition` that
-    /// belongs to the image's owner.
+    /// Concurrent calls queue one job in total: on the interactive lane, in a task of the kind `rendition`
+    /// that belongs to the image's owner.
     ///
     /// Asking again with the same ids, after an answer that was lost, queues nothing more.
     async fn request_rendition(&self, request: &RenditionRequest) -> Result<Requested, StoreError>;

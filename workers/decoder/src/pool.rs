@@ -60,8 +60,8 @@ impl Pool {
                 Err(_) => {}
             }
         }
-        // If the decoder ran out of memory, the picture is too large to be received; the picture does not cause
-        // any other failure before it is received.
+        // If the decoder ran out of memory, the picture is too large to be received; the picture does not
+        // cause any other failure before it is received.
         Err(death.filter(|failure| failure.code == ErrorCode::DecoderOutOfMemory).unwrap_or_else(
             || Failure::new(ErrorCode::WorkerPanicked, "the worker's decoders do not start"),
         ))

@@ -162,7 +162,7 @@ fn sandbox_warning(stderr: &[u8]) -> Option<&str> {
     line.strip_prefix(SANDBOX_WARNING)
 }
 
-/// Keeps the end of a decoder's standard error. A decoder would block if nobody read it.
+/// Keeps the end of a decoder's standard error. A decoder would block if its output was not read.
 async fn read_stderr(mut stderr: ChildStderr, stderr_tail: Arc<Mutex<Vec<u8>>>) {
     /// Every decoder reports the same.
     static LOGGED: Once = Once::new();
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_of_death_follows_from_signal_and_stderr() {
+    fn cause_of_death_follows_from_signal_and_stderr() {
         let limits =
             DecoderLimits { cpu_seconds: 30, memory_bytes: 1 << 30, sandbox: true, niceness: 10 };
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_warning_is_the_whole_first_line() {
+    fn sandbox_warning_is_the_whole_first_line() {
         assert_eq!(
             sandbox_warning(b"sandbox: seccomp is missing (x)\nmore"),
             Some("seccomp is missing (x)")

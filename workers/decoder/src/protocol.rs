@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_decoder_rejects_requests_beyond_its_memory() {
+    async fn decoder_rejects_requests_beyond_its_memory() {
         let mut pipe = Vec::new();
         write_request(&mut pipe, &render(), &[0; 1001]).await.expect("write");
         let error = read_request(&mut pipe.as_slice(), DECODER).expect_err("rejected");

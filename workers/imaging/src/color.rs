@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_profile_equal_to_srgb_is_ignored() {
+    fn profile_equal_to_srgb_is_ignored() {
         let icc = ColorProfile::new_srgb().encode().expect("a profile");
         assert!(ToSrgb::from_icc(&icc, Layout::Rgb).is_none());
         assert!(ToSrgb::from_icc(b"no profile", Layout::Rgb).is_none());
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_gamut_is_converted() {
+    fn wide_gamut_is_converted() {
         let icc = ColorProfile::new_display_p3().encode().expect("a profile");
         let to_srgb = ToSrgb::from_icc(&icc, Layout::Rgb).expect("another gamut");
         let p3 = RgbImage::from_pixel(1, 1, [200, 100, 100].into());

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_region_moves_to_what_attracts_attention() {
+    fn region_moves_to_the_part_that_attracts_attention() {
         for (width, height) in [(128_u32, 64_u32), (64, 128)] {
             // All gray, with a colored pattern near the end of the long side.
             let small = RgbImage::from_fn(width, height, |x, y| {

@@ -102,7 +102,7 @@ mod tests {
     };
 
     #[test]
-    fn each_limit_has_its_code_and_says_its_value() {
+    fn each_limit_has_its_code_and_shows_its_value() {
         let cases = [
             (LIMITS.check_size(300, 201), ErrorCode::TooManyPixels, "60000"),
             (LIMITS.check_size(1001, 1), ErrorCode::SideTooLong, "1000"),

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_frequent_color_dominates() {
+    fn most_frequent_color_dominates() {
         let small = RgbaImage::from_fn(10, 10, |x, y| match (x, y) {
             (0..=5, _) => [200, 30, 30 + (y % 2) as u8, 255].into(),
             (6, _) => [0, 0, 0, 0].into(),

@@ -1,8 +1,8 @@
-//! How fast a backfill hands out work: its window and its rate.
+//! How fast a backfill creates child tasks: its window and its rate.
 
 use safelight_domain::Backfill;
 
-/// How many more images may be handed out now.
+/// How many more child tasks may be created now.
 pub(super) fn capacity(backfill: &Backfill, under_way: u64, window: u32) -> u32 {
     if backfill.spec.dry_run {
         return window;
@@ -13,7 +13,7 @@ pub(super) fn capacity(backfill: &Backfill, under_way: u64, window: u32) -> u32 
     match (backfill.spec.rate, backfill.rested_seconds) {
         (Some(_), Some(rested)) if rested < 0.0 => 0,
         (Some(rate), rested) => {
-            // After a pause of more than a second, only one second is made up for.
+            // Of a longer pause, only the last second counts.
             let due = (rate * rested.unwrap_or(0.0).min(1.0)).floor().max(1.0);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
             left.min(due as u32)
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_bounds_what_is_under_way() {
+    fn window_bounds_concurrent_images() {
         assert_eq!(capacity(&backfill(None, None), 0, 100), 100);
         assert_eq!(capacity(&backfill(None, None), 99, 100), 1);
         assert_eq!(capacity(&backfill(None, None), 150, 100), 0);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_holds_whatever_the_pauses() {
+    fn rate_holds_after_pauses() {
         for (rate, rested, due) in [
             (100.0, Some(0.1), 10),
             (100.0, Some(60.0), 100),

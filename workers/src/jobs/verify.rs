@@ -15,7 +15,7 @@ use super::{
 /// Renditions read back at the same time.
 const AT_ONCE: usize = 4;
 
-/// What reading an object back showed.
+/// The result of reading an object back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Good,
@@ -108,8 +108,8 @@ async fn look(
     }
 }
 
-/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be moved
-/// to their place between two looks.
+/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be
+/// promoted between two looks.
 async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Failure> {
     let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
     let at = async |key: &BlobKey| look(context, key, image.sha256, image.bytes).await;
@@ -123,7 +123,7 @@ async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Fai
     }
 }
 
-/// Brings a blob back from the staged bytes of its upload, if those are still there.
+/// Restores a blob from the staged bytes of its upload, if those still exist.
 async fn restore(
     context: &Context,
     image: &Image,
@@ -152,12 +152,12 @@ async fn repair(
     bad: Vec<(Rendition, Found)>,
 ) -> Result<(Vec<Rendition>, Vec<Rendition>), Failure> {
     let configured = &context.parts.presets;
-    let (made_today, forgotten): (Vec<_>, Vec<_>) =
+    let (repairable, forgotten): (Vec<_>, Vec<_>) =
         bad.into_iter().map(|(made, _)| made).partition(|made| {
             configured.get(&made.preset).is_some_and(|p| p.fingerprint() == made.fingerprint)
         });
     let mut presets = configured.clone();
-    presets.retain(|name, _| made_today.iter().any(|made| made.preset == *name));
+    presets.retain(|name, _| repairable.iter().any(|made| made.preset == *name));
     for made in &forgotten {
         let key = BlobKey::rendition(image.sha256, made);
         context.parts.blobs.delete(&key).await.map_err(source::failure)?;

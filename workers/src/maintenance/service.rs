@@ -12,11 +12,11 @@ use super::status::ServiceStatuses;
 /// Why a run failed. Its text, without its sources, is shown to operators.
 pub type ServiceError = Box<dyn Error + Send + Sync>;
 
-/// Work that a process repeats until its end. Every run is one that any number of processes may do at
-/// once, and that may be cut off anywhere.
+/// Work that a process repeats until shutdown. Any number of processes may run it concurrently, and every run
+/// may be cut off anywhere.
 #[async_trait]
 pub trait Service: Send + 'static {
-    /// How operators see it; unique, and stable.
+    /// The name that operators see; unique and stable.
     fn name(&self) -> &'static str;
 
     /// What it does, as in "cannot `action`".
@@ -48,7 +48,7 @@ pub trait Service: Send + 'static {
 #[error("the service panicked")]
 struct Panicked;
 
-/// Runs a service until `shutdown`: after an error or a panic again, with backoff.
+/// Runs a service until `shutdown`. Runs it again, with backoff, after an error or a panic.
 pub async fn run_service(
     mut service: Box<dyn Service>,
     statuses: ServiceStatuses,
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn errors_and_panics_are_recorded_and_do_not_end_a_service() {
+    async fn service_survives_errors_and_panics_and_records_them() {
         let runs = Arc::<AtomicU32>::default();
         let service = Erratic { runs: runs.clone(), stopped: Arc::default() };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiting_service_stops_at_once() {
+    async fn waiting_service_stops_immediately() {
         let (runs, stopped) = (Arc::new(AtomicU32::new(2)), Arc::<AtomicU32>::default());
         let service = Erratic { runs: runs.clone(), stopped: stopped.clone() };
         let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());

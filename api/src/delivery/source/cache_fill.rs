@@ -73,8 +73,8 @@ impl Filler {
         Self { blobs, disk, spool, blocking: BoundedBlocking::default() }
     }
 
-    /// Starts to fetch an object; its first bytes can be read as soon as they have arrived. An error if it cannot
-    /// be written anywhere.
+    /// Starts to fetch an object; its first bytes can be read as soon as they have arrived. An error if it
+    /// cannot be written anywhere.
     pub async fn begin(
         self: &Arc<Self>,
         object: &StoredObject,

@@ -304,7 +304,7 @@ impl Inner {
             BlobContent::Stream(stream) => match self.filler.begin(object, stream).await {
                 Ok(started) => started,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot write a large object to a local file; it is streamed from the store");
+                    tracing::warn!(%error, "no local file for a large object; it is streamed");
                     return Ok(self.remote(object));
                 }
             },

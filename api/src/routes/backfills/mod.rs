@@ -1,5 +1,5 @@
-//! Backfills: start, pause, resume, and the result of each image. A backfill is a task; clients poll and cancel
-//! it as any other.
+//! Backfills: start, pause, resume, and the result of each image. A backfill is a task; clients poll and
+//! cancel it as any other.
 
 mod report;
 mod request;
@@ -133,8 +133,8 @@ async fn set_paused(
     let why = if task.status.is_final() {
         format!("The backfill is `{}`: it cannot be paused or resumed.", task.status)
     } else {
-        "The backfill has started all of its images, so nothing is left to pause; those under way are \
-         finished."
+        "The backfill has started all of its images, so nothing is left to pause; those under way \
+         are finished."
             .to_owned()
     };
     Err(Problem::new(ProblemCode::TaskEnded, why))

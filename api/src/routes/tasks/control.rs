@@ -119,8 +119,8 @@ fn not_retried(task: &Task) -> Problem {
     if task.status == Status::Failed && nothing_failed {
         return Problem::new(
             ProblemCode::TaskNotFailed,
-            "None of its images has failed. To look again at what it could not import or count, start \
-             another backfill.",
+            "None of its images has failed. To look again at what it could not import or count, \
+             start another backfill.",
         );
     }
     if task.status == Status::Failed {

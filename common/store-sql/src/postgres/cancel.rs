@@ -9,8 +9,8 @@ use super::{
     finish::finish_tasks,
 };
 
-/// Jobs are locked before their task and in one order, as everywhere. If one of them is settled meanwhile, that comes
-/// first: the job is no longer open then, and the counters show it.
+/// Jobs are locked before their task and in one order, as everywhere. If one of them is settled meanwhile,
+/// that comes first: the job is no longer open then, and the counters show it.
 const CANCEL: &str = concat!(
     "with open as (
          select id from jobs

@@ -24,9 +24,9 @@ pub struct Claiming {
 /// Claims jobs: one row for each that was found, more for one that was claimed and whose blob has
 /// several renditions.
 ///
-/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job that is
-/// claimed at the same time is seen as that claim leaves it. Rows are looked up by arrays so that no plan reads a
-/// whole table, even if the statistics are wrong.
+/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job that
+/// is claimed at the same time is seen as that claim leaves it. Rows are looked up by arrays so that no plan
+/// reads a whole table, even if the statistics are wrong.
 macro_rules! claim_statement {
     ($locked:literal) => {
         concat!(

@@ -21,8 +21,8 @@ use super::{
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection that was idle for longer is tested before it is used. A shorter time would cost every call a round
-/// trip; a longer one, more failures after a restart of the database.
+/// A connection that was idle for longer is tested before it is used. A shorter time would cost every call a
+/// round trip; a longer one, more failures after a restart of the database.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// The PostgreSQL backend.

@@ -48,8 +48,8 @@ pub async fn advance(conn: &mut Conn, now: Now, step: BackfillStep) -> Result<bo
     Ok(true)
 }
 
-/// Skips pictures that other imports have created meanwhile. No other import creates images until the transaction
-/// ends.
+/// Skips pictures that other imports have created meanwhile. No other import creates images until the
+/// transaction ends.
 async fn skip_duplicates(conn: &mut Conn, step: BackfillStep) -> Result<BackfillStep, StoreError> {
     let imported = step.hashes();
     if imported.is_empty() {

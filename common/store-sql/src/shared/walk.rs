@@ -49,8 +49,8 @@ pub async fn walk_images(
     rows::images(&store.fetch_all(query.build()).await?)
 }
 
-/// Whether image `i` is preferred to a new import of equal bytes: a job that stores it or makes its renditions is
-/// open; or it is stored, and no such job has failed for good.
+/// Whether image `i` is preferred to a new import of equal bytes: a job that stores it or makes its
+/// renditions is open; or it is stored, and no such job has failed for good.
 macro_rules! is_sound {
     () => {
         "(exists (select 1 from tasks t join jobs j on j.task_id = t.id

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::convert::micros;
 
-/// Of the backfills that coordinator `$1` leads or may lead at the time `$2` (at most `$4`), those whose lead it does
-/// not already hold until about `$3`.
+/// Of the backfills that coordinator `$1` leads or may lead at the time `$2` (at most `$4`), those whose lead
+/// it does not already hold until about `$3`.
 macro_rules! renewable {
     () => {
         "select task_id from backfills

@@ -179,8 +179,8 @@ fn row_due(row: &SqliteRow) -> Result<i64, StoreError> {
     Ok(row.try_get("due_at")?)
 }
 
-/// The first row of every share before the second of any, and a random order between the shares: otherwise those with
-/// the oldest backlog would always come first.
+/// The first row of every share before the second of any, and a random order between the shares: otherwise
+/// those with the oldest backlog would always come first.
 fn in_turn(mut shares: Vec<Vec<Found>>) -> Vec<Found> {
     if shares.len() > 1 {
         fastrand::shuffle(&mut shares);

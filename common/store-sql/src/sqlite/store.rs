@@ -42,8 +42,8 @@ pub struct SqliteStore {
 pub type SqlStore = SqliteStore;
 
 impl SqliteStore {
-    /// Opens the database in the file `path`. If the file and its folder do not exist, creates them so that no other
-    /// user can read them.
+    /// Opens the database in the file `path`. If the file and its folder do not exist, creates them so that
+    /// no other user can read them.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // NORMAL would lose the last commits when the power fails: uploads that were answered with 202.
         Self::open_with(path, SqliteSynchronous::Full, Clock::default()).await

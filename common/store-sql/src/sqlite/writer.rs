@@ -45,7 +45,8 @@ where
 {
     fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
         Box::pin(async move {
-            // Skipped if the caller has gone. A claim, for example, would only block its job until the lease ends.
+            // Skipped if the caller has gone. A claim, for example, would only block its job until the lease
+            // ends.
             let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
                 return true;
             };

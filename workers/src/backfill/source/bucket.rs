@@ -10,10 +10,10 @@ use super::{
     reader::Reader,
 };
 
-/// Keys listed at once to be counted.
+/// Keys listed in one request, for counting.
 const PAGE: usize = 1000;
 
-/// What a cursor writes otherwise: a key is any text, and PostgreSQL has none with a NUL in it.
+/// Characters that a cursor escapes: a key is any text, and PostgreSQL cannot store text with a NUL.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
 pub(super) struct S3Source {
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_a_folder() {
+    fn prefix_is_a_folder() {
         for (place, prefix) in
             [("b", ""), ("b/", ""), ("b/a", "a/"), ("b/a//", "a//"), ("b//a", "/a/")]
         {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_folders_are_no_files_and_odd_keys_survive_the_cursor() {
+    fn folder_marks_are_no_files_and_unusual_keys_survive_the_cursor() {
         let source = S3Source::new("b");
         let entry = |key: &str, bytes| source.entry(Listed { key: key.to_owned(), bytes });
         assert_eq!(entry("folder/", 0).verdict, Some(Verdict::NotAFile));

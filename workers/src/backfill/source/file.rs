@@ -1,4 +1,4 @@
-//! Files of others, which may be anything: only plain ones are opened.
+//! Files of a source, which may be of any type: only plain files are opened.
 
 use std::{
     fs::{File, Metadata, OpenOptions},
@@ -13,15 +13,16 @@ use nix::libc;
 
 use super::{entry::ByteStream, error::SourceError, reader::Reader};
 
-/// Bytes read at once.
+/// Bytes of one read.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Opens a plain file. Nothing else is: a pipe would wait for a writer, a device never end.
+/// Opens a plain file. Anything else is an error: a pipe would wait for a writer, and a device would never
+/// end.
 pub(super) fn open(path: &Path) -> Result<File, SourceError> {
     let at = |error| SourceError::at(path, error);
     check(&std::fs::metadata(path).map_err(at)?)?;
     let mut options = OpenOptions::new();
-    // Whatever has taken its place meanwhile does not make us wait either.
+    // If another file has replaced it meanwhile, opening must not block either.
     let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     let file = file.map_err(at)?;
     check(&file.metadata().map_err(at)?)?;
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_to_its_end() {
+    async fn file_is_read_to_its_end() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("file");
         let bytes: Vec<u8> = (0..=250).cycle().take(CHUNK_BYTES + 1000).collect();
@@ -90,21 +91,21 @@ mod tests {
     }
 
     #[test]
-    fn what_will_never_open_is_told_from_what_may() {
+    fn permanent_and_temporary_errors_are_distinguished() {
         let looped = tempfile::tempdir().expect("folder");
         let link = looped.path().join("link");
         std::os::unix::fs::symlink(&link, &link).expect("link");
         let (long, nul) = (format!("/{}", "x".repeat(300)), "/a\0b".to_owned());
         let deep = "/x".repeat(5000);
         for path in [&*link.to_string_lossy(), &long, &nul, &deep, "/nowhere"] {
-            let refused = open(Path::new(path));
-            assert!(matches!(refused, Err(SourceError::Unusable(_))), "{refused:?}");
+            let rejected = open(Path::new(path));
+            assert!(matches!(rejected, Err(SourceError::Unusable(_))), "{rejected:?}");
         }
         for passing in [libc::EMFILE, libc::ENOTCONN, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
             let error = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(passing));
             assert!(matches!(error, SourceError::Io(_)), "{error}");
         }
         let bad = SourceError::at(Path::new("/"), io::Error::from_raw_os_error(libc::EIO));
-        assert!(matches!(bad, SourceError::Unusable(_)), "a bad sector stays bad");
+        assert!(matches!(bad, SourceError::Unusable(_)), "a bad sector is permanent");
     }
 }

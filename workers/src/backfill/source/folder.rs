@@ -1,5 +1,5 @@
-//! Every file in a folder, however deep, in the order of names: what a folder holds comes where its name
-//! stands among its neighbors. Symbolic links are not followed.
+//! Every file in a folder and its subfolders, in the order of names: a subfolder's files come at the position
+//! of its name. Symbolic links are not followed.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ use super::{
     reader::{Progress, Reader},
 };
 
-/// Names of one folder in memory at once. A larger folder is read once for each so many names.
+/// Names of one folder in memory. A larger folder is read once for every so many names.
 const NAMES: usize = 8192;
 
-/// What a cursor writes otherwise: it is text, and names on Unix are any bytes.
+/// Characters that a cursor escapes: it is text, and names on Unix are any bytes.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
 pub(super) struct Folder {
@@ -74,7 +74,7 @@ impl Folder {
 /// What a walk finds under a path.
 enum Shown {
     Kind(FileType),
-    /// And nothing that is in it, if it is a folder.
+    /// It cannot be read, nor its contents if it is a folder.
     Unreadable(String),
 }
 
@@ -92,7 +92,7 @@ fn entry(root: &Path, path: &Path, shown: Shown) -> Entry {
 /// A walk through a folder.
 struct Walk<'a> {
     progress: &'a Progress,
-    /// Is shown each file, and says whether it wants more.
+    /// Receives each file, and returns whether it wants more.
     show: &'a mut dyn FnMut(&Path, Shown) -> bool,
 }
 
@@ -105,10 +105,10 @@ impl Walk<'_> {
             && let Some(first) = components.next()
         {
             let (inside, rest) = (folder.join(first), components.as_path());
-            // A folder that was shown itself has nothing more to show.
-            let goes_on = !rest.as_os_str().is_empty()
+            // If the cursor is the folder itself, all of it has been shown.
+            let continues = !rest.as_os_str().is_empty()
                 && fs::symlink_metadata(&inside).is_ok_and(|about| about.is_dir());
-            if goes_on && !self.folder_or_itself(&inside, Some(rest))? {
+            if continues && !self.folder_or_itself(&inside, Some(rest))? {
                 return Ok(false);
             }
             last = Some(first.as_os_str().to_owned());
@@ -130,7 +130,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Walks a folder inside. One that cannot be read shows itself, unless it was removed meanwhile.
+    /// Walks a subfolder. If it cannot be read, shows the folder itself, unless it was removed meanwhile.
     fn folder_or_itself(
         &mut self,
         folder: &Path,
@@ -183,7 +183,7 @@ fn look(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
     }
 }
 
-/// Whether there is anything, readable or not.
+/// Whether the path exists, readable or not.
 fn is_there(path: &Path) -> bool {
     !fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_not_there_is_unusable() {
+    async fn missing_folder_is_unusable() {
         let folder = Folder::new("/nowhere/at/all".into());
         assert!(matches!(folder.count(&Reader::default()).await, Err(SourceError::Unusable(_))));
     }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_read_is_one_line_wherever_a_page_ends() {
+    async fn unreadable_folder_is_one_entry_in_pages_of_any_size() {
         let root = tempfile::tempdir().expect("folder");
         for name in ["a.jpg", "z.jpg"] {
             fs::write(root.path().join(name), b"x").expect("file");

@@ -1,4 +1,4 @@
-//! What a file names, line by line (NDJSON): `"PATH"` or `{"path": …, "title": …, "tags": […],
+//! The pictures that a file lists, one per line (NDJSON): `"PATH"` or `{"path": …, "title": …, "tags": […],
 //! "filename": …}`. A path is absolute, relative to the list's folder, or `s3://BUCKET/KEY`.
 
 use std::{
@@ -20,7 +20,7 @@ use super::{
 /// Bytes of a line at most.
 const LINE_BYTES: u64 = 64 * 1024;
 
-/// What some editors put before the first line.
+/// Some editors write it before the first line.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) struct List {
@@ -112,7 +112,8 @@ fn entry(list: &Path, number: u64, line: &[u8], cursor: String) -> Entry {
     Entry { labels: Labels { filename, ..labels }, ..entry }
 }
 
-/// What a line says, with title and tags as uploads take them; or what is wrong with it.
+/// The picture that a line names, with the same rules for title and tags as in uploads; or what is wrong with
+/// it.
 fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
     if line.len() as u64 >= LINE_BYTES {
         return Err(format!("the line is longer than {LINE_BYTES} bytes"));
@@ -154,7 +155,7 @@ fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
     Ok((picture, labels))
 }
 
-/// Where a line's picture is; or what is wrong with its path.
+/// The location of a line's picture; or what is wrong with its path.
 fn place(list: &Path, picture: &Picture) -> Result<Place, String> {
     match picture.path.strip_prefix("s3://").map(|rest| rest.split_once('/')) {
         _ if picture.path.contains('\0') => Err("`path`: no path has a NUL in it".to_owned()),
@@ -166,7 +167,7 @@ fn place(list: &Path, picture: &Picture) -> Result<Place, String> {
     }
 }
 
-/// The lines of a file from a place on. Cursors are `BYTES:LINES` read.
+/// The lines of a file after a cursor, which is `BYTES:LINES` read so far.
 struct Lines {
     file: BufReader<File>,
     bytes: u64,
@@ -176,14 +177,14 @@ struct Lines {
 impl Lines {
     fn from(path: &Path, cursor: Option<&str>) -> Result<Self, SourceError> {
         let mut file = file::open(path)?;
-        let stands = cursor.and_then(|cursor| cursor.split_once(':'));
+        let position = cursor.and_then(|cursor| cursor.split_once(':'));
         let number = |text: &str| text.parse().unwrap_or(0);
-        let (bytes, line) = stands.map_or((0, 0), |(bytes, line)| (number(bytes), number(line)));
+        let (bytes, line) = position.map_or((0, 0), |(bytes, line)| (number(bytes), number(line)));
         file.seek(SeekFrom::Start(bytes)).map_err(|error| SourceError::at(path, error))?;
         Ok(Self { file: BufReader::new(file), bytes, number: line })
     }
 
-    /// The next line with its number, the first being 1. Of one that is too long, its beginning.
+    /// The next line with its number, starting with 1. A line that is too long is cut.
     fn next(&mut self, path: &Path) -> Result<Option<(u64, Vec<u8>)>, SourceError> {
         let at = |error| SourceError::at(path, error);
         let mut line = Vec::new();
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_are_read_from_where_the_cursor_says() {
+    async fn lines_are_read_from_the_cursor_on() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("list.ndjson");
         let long = format!("\"{}\"", "x".repeat(100_000));
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_taken_as_uploads_are_and_say_what_is_wrong() {
+    fn lines_follow_the_rules_of_uploads_and_report_what_is_wrong() {
         let entry = |line: &str| entry(Path::new("/list"), 1, line.as_bytes(), String::new());
         for (line, why) in [
             (r#"{"path":"a","title":"x\u0000y"}"#, "`title`: control characters"),
@@ -262,8 +263,8 @@ mod tests {
             ("a.jpg", "neither a path in quotes"),
         ] {
             let found = entry(line).verdict;
-            let is_told = matches!(&found, Some(Verdict::Invalid(told)) if told.contains(why));
-            assert!(is_told, "{line}: {found:?}");
+            let is_reported = matches!(&found, Some(Verdict::Invalid(text)) if text.contains(why));
+            assert!(is_reported, "{line}: {found:?}");
         }
         let taken =
             entry(r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#);
