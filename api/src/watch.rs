@@ -276,12 +276,12 @@ mod tests {
     #[tokio::test]
     async fn ten_thousand_watchers_share_one_look_up_per_tick() {
         let (hub, counting) = hub();
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut watchers: Vec<_> =
             (0..10_000).map(|_| hub.watch(TaskId::new()).expect("a permit")).collect();
         // The first tick came while there were few watchers; all others are slow.
         until(|| counting.calls.load(Ordering::SeqCst) >= 4).await;
-        assert!(begun.elapsed() >= SLOW_TICK * 3, "four look-ups in {:?}", begun.elapsed());
+        assert!(started.elapsed() >= SLOW_TICK * 3, "four look-ups in {:?}", started.elapsed());
         counting.version.store(2, Ordering::SeqCst);
         let calls = counting.calls.load(Ordering::SeqCst);
         for watcher in &mut watchers {
@@ -321,7 +321,7 @@ mod tests {
             let store = source.clone();
             async move { store.task_versions(&ids).await }
         });
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut watchers: Vec<_> = uploads
             .iter()
             .flat_map(|upload| (0..4).map(|_| hub.watch(upload.task).expect("a permit")))
@@ -337,7 +337,7 @@ mod tests {
         for watcher in &mut watchers {
             watcher.changed_from(1).await;
         }
-        let ticks = begun.elapsed().as_millis() / FAST_TICK.as_millis() + 1;
+        let ticks = started.elapsed().as_millis() / FAST_TICK.as_millis() + 1;
         assert!(calls.load(Ordering::SeqCst) as u128 <= ticks, "more than one look-up per tick");
     }
 

@@ -186,7 +186,7 @@ async fn lock_for_embedded_queue(config: &Config, store: &DynStore) -> Result<()
         ))
         .hint("stop it, or give this one its own database; for many processes use RabbitMQ"));
     }
-    // An earlier process that was killed may have left leases that nobody renews.
+    // An earlier process that was killed may have left leases that no process renews.
     store.take_over().await.map_err(CommandError::failed)?;
     Ok(())
 }
