@@ -310,9 +310,9 @@ mod tests {
             let reports = history.reports(PERIOD * 2);
             assert_eq!(reports.len(), Queue::all().count(), "every queue is there");
             let one = reports.into_iter().find(|one| one.queue == QUEUE);
-            said.push(one.expect("this queue"));
+            reported.push(one.expect("this queue"));
         }
-        (history, said)
+        (history, reported)
     }
 
     fn rates(report: &QueueReport) -> (Option<f64>, Option<f64>, Option<f64>) {
@@ -322,45 +322,45 @@ mod tests {
     #[test]
     fn rates_are_known_after_two_heartbeats() {
         let id = WorkerId::new();
-        let (_, said) = watch(&[
+        let (_, reported) = watch(&[
             (0, 1000, &[worker(id, 500, 70)]),
             (5, 950, &[worker(id, 505, 120)]),
             (10, 940, &[worker(id, 510, 170)]),
         ]);
-        assert_eq!(rates(&said[0]), (None, None, None));
-        assert_eq!(rates(&said[1]), (None, None, None));
+        assert_eq!(rates(&reported[0]), (None, None, None));
+        assert_eq!(rates(&reported[1]), (None, None, None));
         // 100 ended in 10 s, and 60 are fewer: 40 came.
-        assert_eq!(rates(&said[2]), (Some(4.0), Some(10.0), Some(156.667)));
-        assert_eq!((said[2].depth, said[2].due, said[2].running), (940, 940, 2));
+        assert_eq!(rates(&reported[2]), (Some(4.0), Some(10.0), Some(156.667)));
+        assert_eq!((reported[2].depth, reported[2].due, reported[2].running), (940, 940, 2));
     }
 
     #[test]
     fn starting_and_stopping_workers_do_not_distort_rates() {
         let (old, new, back) = (WorkerId::new(), WorkerId::new(), WorkerId::new());
-        let (_, said) = watch(&[
+        let (_, reported) = watch(&[
             (0, 500, &[worker(old, 900, 1_000_000)]),
             (5, 400, &[worker(old, 905, 1_000_100), worker(new, 4, 30)]),
             // One was killed; another reports again after a long time.
             (10, 300, &[worker(new, 9, 100), worker(back, 4000, 777_777)]),
             (20, 200, &[worker(new, 19, 200), worker(back, 4010, 777_877)]),
         ]);
-        assert_eq!(said[2].rate_out, Some(20.0));
-        assert_eq!(said[3].rate_out, Some(20.0));
-        assert_eq!(said[3].rate_in, Some(5.0));
+        assert_eq!(reported[2].rate_out, Some(20.0));
+        assert_eq!(reported[3].rate_out, Some(20.0));
+        assert_eq!(reported[3].rate_in, Some(5.0));
     }
 
     #[test]
     fn queue_that_never_empties_has_no_seconds_to_empty() {
         let id = WorkerId::new();
-        let (_, said) = watch(&[
+        let (_, reported) = watch(&[
             (0, 10, &[worker(id, 500, 0)]),
             (10, 10, &[worker(id, 510, 10)]),
             (20, 0, &[worker(id, 520, 10)]),
         ]);
-        assert_eq!(rates(&said[1]), (Some(1.0), Some(1.0), None));
-        assert_eq!(said[2].seconds_to_empty, Some(0.0));
+        assert_eq!(rates(&reported[1]), (Some(1.0), Some(1.0), None));
+        assert_eq!(reported[2].seconds_to_empty, Some(0.0));
         // Ten jobs were cancelled, so no worker ended them. The incoming rate is zero, not negative.
-        assert_eq!(said[2].rate_in, Some(0.0));
+        assert_eq!(reported[2].rate_in, Some(0.0));
     }
 
     #[test]
