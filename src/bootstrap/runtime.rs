@@ -13,7 +13,7 @@ use crate::error::CommandError;
 /// How often recorded samples are folded into their histograms.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
-/// How long blocking threads may hold up the end of the process. They lose nothing: only what was committed
+/// How long blocking threads may delay the end of the process. They lose nothing: only what was committed
 /// counts.
 const BLOCKING_GRACE: Duration = Duration::from_millis(100);
 

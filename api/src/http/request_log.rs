@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Characters of a request id that we take over at most.
+/// Maximum length of a request id that is accepted from a client, in characters.
 const MAX_ID_CHARS: usize = 128;
 
 /// Middleware: gives the request an id (the sender's, if it is valid), and logs how it ended.

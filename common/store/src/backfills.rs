@@ -145,7 +145,7 @@ pub struct BackfillStep {
     pub passed: BTreeMap<String, u64>,
     /// How many seconds of the backfill's rate the step uses up.
     pub paced_seconds: f64,
-    /// Whether the walk has come to its end.
+    /// Whether the walk has ended.
     pub is_last: bool,
     /// Why the walk stopped early.
     pub problem: Option<String>,

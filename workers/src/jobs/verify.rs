@@ -56,7 +56,7 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     let bad: Vec<(Rendition, Found)> = stream::iter(image.renditions.clone())
         .map(|made| async {
             let key = BlobKey::rendition(image.sha256, &made);
-            let found = look(context, &key, made.sha256, made.bytes).await?;
+            let found = check_object(context, &key, made.sha256, made.bytes).await?;
             Ok::<_, Failure>((made, found))
         })
         .buffered(AT_ONCE)
@@ -94,7 +94,7 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
 }
 
 /// Reads one object to its end.
-async fn look(
+async fn check_object(
     context: &Context,
     key: &BlobKey,
     sha256: ContentHash,
@@ -112,7 +112,7 @@ async fn look(
 /// promoted between two looks.
 async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Failure> {
     let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
-    let at = async |key: &BlobKey| look(context, key, image.sha256, image.bytes).await;
+    let at = async |key: &BlobKey| check_object(context, key, image.sha256, image.bytes).await;
     let found = at(&blob).await?;
     if found != Found::Missing || image.stored_at.is_some() {
         return Ok(found);
@@ -131,7 +131,7 @@ async fn restore(
     notes: &[String],
 ) -> Result<(), Failure> {
     let staged = BlobKey::Incoming(image.id);
-    if look(context, &staged, image.sha256, image.bytes).await? == Found::Good {
+    if check_object(context, &staged, image.sha256, image.bytes).await? == Found::Good {
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
         return context.parts.blobs.promote(&staged).await.map_err(source::failure);
     }

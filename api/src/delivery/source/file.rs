@@ -26,7 +26,7 @@ pub struct Local {
 /// How far a file has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrived {
-    /// So many bytes can be read.
+    /// This many bytes can be read.
     Until(u64),
     /// No more will come.
     Never,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! small objects    memory ─▶ [ disk ─▶ shared ─▶ store ]      one load per process and object
-//! large objects    file that somebody reads already ─▶ [ disk ─▶ store ]
+//! large objects    file that is already being read ─▶ [ disk ─▶ store ]
 //! ```
 //!
 //! What is in brackets runs once for all concurrent requests. Every tier identifies an object by its owner

@@ -85,7 +85,7 @@ impl Provenance {
 pub enum OpenObject {
     /// All of it in memory.
     Whole(Bytes),
-    /// In a local file, or on its way into one.
+    /// In a local file, or being written to one.
     File(Arc<Local>),
     /// In the store only, to be read by each client for itself.
     Remote(Blobs, Box<StoredObject>),

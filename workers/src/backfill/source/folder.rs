@@ -160,7 +160,7 @@ impl Walk<'_> {
             if last.is_some_and(|last| name.as_os_str() <= last) {
                 continue;
             }
-            if let Some(shown) = look(&entry)? {
+            if let Some(shown) = classify(&entry)? {
                 names.insert(name, shown);
             }
             if names.len() > NAMES {
@@ -172,7 +172,7 @@ impl Walk<'_> {
 }
 
 /// What kind of file a name has; `None` if it was removed meanwhile.
-fn look(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
+fn classify(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
     match entry.file_type() {
         Ok(kind) => Ok(Some(Shown::Kind(kind))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
