@@ -81,7 +81,9 @@ pub async fn create(
             "The id is that of another task, or of a backfill with another request.",
         ));
     }
-    tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill starts");
+    tracing::info!(
+        task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill starts"
+    );
     let mut response = answer(&state, &caller, new.task).await?;
     let dry_run = if new.spec.dry_run { ", dry run" } else { "" };
     response.extensions_mut().insert(AuditDetail(format!("({}{dry_run})", new.spec.kind)));
