@@ -51,23 +51,23 @@ soak: ## load with random kills for MINUTES on one process and on a fleet, an im
 	cargo build --release --workspace --bins
 	target/release/soak --minutes $(or $(MINUTES),10) $(ARGS)
 
-bench-accept: ## rate and latency of uploads beside this machine's ceiling; ARGS="--help"
+bench-accept: ## rate and latency of uploads compared with this machine's ceiling; ARGS="--help"
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
 	target/release/bench $(ARGS)
 
-bench-delivery: ## reads beside nginx, collapsed requests, bounded memory, cold reads by tier; ARGS="--help"
+bench-delivery: ## reads compared with nginx, collapsed requests, bounded memory, cold reads by tier; ARGS="--help"
 	@scripts/setup.sh build test bench-delivery
 	cargo build --release --workspace --bins
 	target/release/delivery $(ARGS)
 
-bench-imaging: ## CPU, quality and memory of renditions beside sharp and libvips; CORPUS=dir, ARGS="--help"
+bench-imaging: ## CPU, quality and memory of renditions compared with sharp and libvips; CORPUS=dir, ARGS="--help"
 	@[[ -n "$(CORPUS)" ]] || { echo 'usage: make bench-imaging CORPUS=directory-of-images' >&2; exit 2; }
 	@scripts/setup.sh build bench-imaging
 	cargo build --release --workspace --bins
 	benches/imaging/run $(CORPUS) $(ARGS)
 
-bench-queue: ## empty jobs beside Celery and BullMQ, more workers, uploads beside a backfill; ARGS="--help"
+bench-queue: ## empty jobs compared with Celery and BullMQ, more workers, uploads during a backfill; ARGS="--help"
 	@scripts/setup.sh build test bench-queue
 	cargo build --release --workspace --bins
 	benches/queue/run $(ARGS)

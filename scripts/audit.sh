@@ -19,8 +19,8 @@ fi
 "$deny" --locked check licenses bans sources
 
 # An unreachable database is not a finding, and an old copy is better than none.
-if said=$("$deny" fetch db 2>&1); then
+if output=$("$deny" fetch db 2>&1); then
   "$deny" --locked check advisories
 else
-  echo "advisories NOT CHECKED: their database cannot be reached ($(grep -m1 -o 'fatal: .*' <<<"$said" || echo 'cargo deny fetch db failed'))"
+  echo "advisories NOT CHECKED: their database cannot be reached ($(grep -m1 -o 'fatal: .*' <<<"$output" || echo 'cargo deny fetch db failed'))"
 fi

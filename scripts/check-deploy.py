@@ -115,12 +115,12 @@ def check_custom(deploy, crds):
     # alerts.yaml claims to be usable as a PrometheusRule.
     rule = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "safelight"}}
     custom.append(("alerts.yaml", rule | {"spec": deploy.rules}))
-    said = subprocess.run(
+    output = subprocess.run(
         ["node", crds / "validate.mjs"],
         input=json.dumps([found for _, found in custom]),
         capture_output=True, text=True, check=True,
     )
-    for (where, found), problems in zip(custom, json.loads(said.stdout), strict=True):
+    for (where, found), problems in zip(custom, json.loads(output.stdout), strict=True):
         for problem in problems:
             yield f"{where}: {found['kind']} {found['metadata']['name']} {problem}"
 
@@ -430,9 +430,9 @@ def self_test(deploy, crds):
             continue
         changed = copy.deepcopy(deploy)
         change(changed)
-        said = check(changed, crds) if check is check_custom else check(changed)
-        if not any(wanted in problem for problem in said):
-            print(f"self-test: {check.__name__} did not say {wanted!r}", file=sys.stderr)
+        found = check(changed, crds) if check is check_custom else check(changed)
+        if not any(wanted in problem for problem in found):
+            print(f"self-test: {check.__name__} did not report {wanted!r}", file=sys.stderr)
             unnoticed += 1
     return unnoticed
 

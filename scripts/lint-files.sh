@@ -124,7 +124,7 @@ check_varnish() {
   # shellcheck disable=SC2064 # expanded now: the name is local
   trap "rm -rf '$folder'" RETURN
   sed 's/"api-[12]"/"127.0.0.1"/' deploy/varnish.vcl >"$folder/varnish.vcl"
-  "$varnish" -j none -C -n "$folder/work" -f "$folder/varnish.vcl" >"$folder/said" 2>&1 || { cat "$folder/said" >&2; return 1; }
+  "$varnish" -j none -C -n "$folder/work" -f "$folder/varnish.vcl" >"$folder/output" 2>&1 || { cat "$folder/output" >&2; return 1; }
 }
 
 if varnish=$(PATH="$PATH:/usr/sbin" command -v varnishd); then

@@ -7,7 +7,8 @@ use safelight_config::ConfigError;
 
 use crate::output::status;
 
-/// A failed command. Exit code 1: it could not be done. Exit code 2: it was asked for in a way that is wrong.
+/// A failed command. Exit code 1: it could not be done. Exit code 2: its arguments or the configuration are
+/// wrong.
 #[derive(Debug)]
 pub struct CommandError {
     code: u8,

@@ -1,5 +1,5 @@
 //! What commands print: data on standard output, status messages on standard error, lists as tables or JSON.
-//! A command goes on with its work when the reader has seen enough (`safelight queues | head`).
+//! A command continues its work when the reader closes the pipe (`safelight queues | head`).
 
 use std::{
     fmt::Arguments,
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
+    fn columns_are_as_wide_as_their_widest_cells() {
         let rows =
             [["ID", "HOST"], ["7", "höst"], ["12345", "b"]].map(|row| row.map(str::to_owned));
         assert_eq!(aligned(&rows), ["ID     HOST", "7      höst", "12345  b"]);

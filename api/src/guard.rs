@@ -1,5 +1,5 @@
-//! Middleware of every route: lets a request through if its caller meets what the route requires, and tells
-//! handlers who the caller is.
+//! Middleware of every route: rejects a request whose caller does not meet what the route requires, and
+//! passes the caller to the handler.
 
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ pub async fn enforce(
     response
 }
 
-/// The caller, if it meets what the route requires, with the headers that tell its rates.
+/// The caller, if it meets what the route requires, with the rate limit headers.
 async fn admit(
     state: &ApiState,
     request: &Parts,
@@ -82,8 +82,8 @@ async fn admit(
     Ok((caller.on_behalf(headers)?, rates))
 }
 
-/// Carries out what an admin asks for, and records it. In a task of its own: a client that hangs up meanwhile
-/// stops neither.
+/// Handles an admin's request, and records it. In a separate task: a client that hangs up meanwhile stops
+/// neither.
 async fn audited(log: AuditLog, entry: AuditEntry, request: Request, next: Next) -> Response {
     let carried_out = async move {
         let mut response = next.run(request).await;

@@ -51,7 +51,7 @@ impl Readiness {
         self.queue.is_none()
     }
 
-    /// Asks all dependencies at once.
+    /// Checks all dependencies concurrently.
     pub async fn check(&self) -> DependencyStates {
         let Self { store, blobs, queue } = self;
         let (database, blobs, broker) = tokio::join!(

@@ -50,7 +50,7 @@ impl Api {
         Self { service, cors, security_headers: SecurityHeaders::new(tls), state }
     }
 
-    /// Tells handlers that hold responses back when the server wants to end.
+    /// Passes `draining` to handlers that delay responses.
     pub(crate) fn draining(mut self, draining: Draining) -> Self {
         self.service = self.service.map(|router| router.layer(Extension(draining)));
         self

@@ -52,7 +52,7 @@ pub struct ApiParts {
     pub queue: DynJobQueue,
     /// The cache that nodes share, if there is one.
     pub shared_cache: Option<SharedCache>,
-    /// Tells the outbox relay of this process that there are new jobs.
+    /// Notifies the outbox relay of this process of new jobs.
     pub outbox_signal: OutboxSignal,
 }
 
@@ -90,7 +90,7 @@ pub struct Inner {
     pub uploads: Uploads,
     /// The bytes of images.
     pub delivery: Delivery,
-    /// How fast the queues go.
+    /// How fast the queues move.
     pub queues: QueueSampler,
     /// Gauges that are read from the store.
     pub gauges: Gauges,

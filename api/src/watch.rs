@@ -59,7 +59,7 @@ impl From<TooManyWatchers> for Problem {
     fn from(_: TooManyWatchers) -> Self {
         Self::new(
             ProblemCode::TooManyWaiting,
-            "This node is holding back as many responses as it can.",
+            "As many clients are waiting at this node as it allows.",
         )
         .hint("poll without `Prefer: wait`")
     }
@@ -94,7 +94,7 @@ impl WatchHub {
         }))
     }
 
-    /// Begins to wait for changes of a task.
+    /// Starts to wait for changes of a task.
     pub fn watch(&self, id: TaskId) -> Result<Watcher, TooManyWatchers> {
         let hub = self.0.clone();
         let permit = hub.permits.clone().try_acquire_owned().map_err(|_| TooManyWatchers)?;
@@ -134,8 +134,8 @@ impl Watcher {
     async fn until(&mut self, condition: impl Fn(&TaskVersion) -> bool) {
         let met = self.seen.wait_for(|seen| seen.as_ref().is_some_and(&condition)).await.is_ok();
         if !met {
-            // The sender lives as long as this watcher's entry. If it did not, waiting on would still be
-            // right, since every caller has a deadline.
+            // The sender lives as long as this watcher's entry. If it did not, waiting would still be right,
+            // since every caller has a deadline.
             std::future::pending::<()>().await;
         }
     }
@@ -165,7 +165,7 @@ impl Hub {
             board.watched.shrink_to_fit();
             return None;
         }
-        // Final tasks whose watchers have not left yet need no further look.
+        // Final tasks need no further look-up, even if their watchers have not left yet.
         let unsettled =
             |watched: &Watched| !watched.seen.borrow().is_some_and(|v| v.status.is_final());
         Some(board.watched.iter().filter(|(_, w)| unsettled(w)).map(|(id, _)| *id).collect())
@@ -176,9 +176,9 @@ impl Hub {
         for version in versions {
             if let Some(watched) = board.watched.get(&version.id) {
                 watched.seen.send_if_modified(|seen| {
-                    let news = *seen != Some(version);
+                    let changed = *seen != Some(version);
                     *seen = Some(version);
-                    news
+                    changed
                 });
             }
         }
@@ -197,13 +197,13 @@ async fn tick(hub: Arc<Hub>) {
             pause = FAST_TICK;
             continue;
         }
-        let (count, begun) = (ids.len(), Instant::now());
+        let (count, started) = (ids.len(), Instant::now());
         match (hub.lookup)(ids).await {
             Ok(versions) => {
                 hub.publish(versions);
                 reconnect.reset();
-                // A slow database is asked less often: at most a third of the time.
-                pause = tick_for(count).max(begun.elapsed() * 2);
+                // A slow database is asked less often: look-ups take at most a third of the time.
+                pause = tick_for(count).max(started.elapsed() * 2);
             }
             Err(error) => {
                 pause = reconnect.next_delay();

@@ -77,7 +77,7 @@ where
         let mut reconnect = Reconnect::default();
         while let Err(error) = tokio::spawn(start(shutdown.clone())).await {
             if error.is_cancelled() {
-                // The runtime ends.
+                // The runtime is shutting down.
                 break;
             }
             tracing::error!(task = name, %error, "a background task panicked and is restarted");

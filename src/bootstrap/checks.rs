@@ -8,7 +8,7 @@ use safelight_store_sql::fs_permissions;
 
 use crate::error::CommandError;
 
-/// Rejects a server that other machines can reach while there is no key: everybody could do everything.
+/// Rejects a server that other machines can reach while there is no key: every client could do everything.
 pub async fn require_key_for_remote_clients(
     config: &Config,
     store: &DynStore,
@@ -17,7 +17,7 @@ pub async fn require_key_for_remote_clients(
         return Ok(());
     }
     Err(CommandError::usage(format!(
-        "listening on {}{} without any key would let everybody in",
+        "listening on {}{} without any key would give everybody access",
         config.listen,
         if config.behind_tls { " behind a proxy" } else { "" },
     ))

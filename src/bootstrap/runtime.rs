@@ -13,7 +13,7 @@ use crate::error::CommandError;
 /// How often recorded samples are folded into their histograms.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
-/// How long blocking threads may hold up the end of the process. They lose nothing: only what was committed
+/// How long blocking threads may delay the end of the process. They lose nothing: only what was committed
 /// counts.
 const BLOCKING_GRACE: Duration = Duration::from_millis(100);
 
@@ -69,8 +69,8 @@ async fn run_upkeep(metrics: PrometheusHandle, shutdown: CancellationToken) {
     }
 }
 
-/// A token that the first SIGTERM or Ctrl-C cancels. The second ends the process at once, which loses nothing:
-/// leases expire, and unsettled messages are delivered again.
+/// A token that the first SIGTERM or Ctrl-C cancels. The second ends the process immediately, which loses
+/// nothing: leases expire, and unsettled messages are delivered again.
 pub fn shutdown_on_signal() -> Result<CancellationToken, CommandError> {
     let token = CancellationToken::new();
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
@@ -85,10 +85,10 @@ pub fn shutdown_on_signal() -> Result<CancellationToken, CommandError> {
                 _ = interrupt.recv() => {}
             }
             if !first {
-                tracing::warn!("second signal: ending at once");
+                tracing::warn!("second signal: ending immediately");
                 std::process::exit(INTERRUPTED);
             }
-            tracing::info!("draining; a second signal ends at once");
+            tracing::info!("draining; a second signal ends immediately");
             cancel.cancel();
         }
     });

@@ -19,7 +19,7 @@ use crate::error::CommandError;
 /// How long a broker may take to answer at startup.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two questions to the broker.
+/// Time between two checks of the broker.
 const BROKER_POLL: Duration = Duration::from_millis(50);
 
 /// The role of a process, as far as it decides what is opened.
@@ -112,12 +112,12 @@ pub async fn open_behind(
     config: Config,
     role: Role,
 ) -> Result<Services, CommandError> {
-    let about = config.clone();
+    let config_of_probes = config.clone();
     let opening = Box::pin(open(config, role));
-    safelight_api::while_starting(listener, tls, &about, opening).await
+    safelight_api::while_starting(listener, tls, &config_of_probes, opening).await
 }
 
-/// Connects to the database. Leaves its schema alone.
+/// Connects to the database. Does not change its schema.
 pub async fn connect_store(config: &Config) -> Result<DynStore, CommandError> {
     connect(&config.database_url, config.database_connections).await.map_err(|error| {
         CommandError::failed(format!("cannot open the database {}: {error}", config.database_url))
@@ -137,8 +137,8 @@ async fn connect(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, St
     })
 }
 
-/// A queue connects in the background and reconnects for ever: [`safelight_queue::JobQueue::check`] says whether
-/// it is connected.
+/// A queue connects in the background and reconnects without limit: [`safelight_queue::JobQueue::check`]
+/// reports whether it is connected.
 fn open_queue(url: &QueueUrl) -> DynJobQueue {
     match url {
         QueueUrl::Embedded => Arc::new(InProcessQueue::new()),
@@ -184,9 +184,9 @@ async fn lock_for_embedded_queue(config: &Config, store: &DynStore) -> Result<()
             "another process runs an in-process queue on {}",
             config.database_url
         ))
-        .hint("stop it, or give this one a database of its own; for many processes use RabbitMQ"));
+        .hint("stop it, or give this one its own database; for many processes use RabbitMQ"));
     }
-    // An earlier process that was killed may have left leases that nobody renews.
+    // An earlier process that was killed may have left leases that no process renews.
     store.take_over().await.map_err(CommandError::failed)?;
     Ok(())
 }
@@ -220,8 +220,8 @@ async fn open_blobs(config: &Config) -> Result<Blobs, CommandError> {
     Ok(blobs)
 }
 
-/// Waits until the broker answers. A running process outlives any outage; at startup a wrong address should
-/// show at once.
+/// Waits until the broker answers. A running process survives any outage; at startup a wrong address should
+/// fail early.
 async fn wait_for_broker(config: &Config, queue: &DynJobQueue) -> Result<(), CommandError> {
     let deadline = tokio::time::Instant::now() + BROKER_TIMEOUT;
     while let Err(error) = queue.check().await {

@@ -47,7 +47,7 @@ async fn watch_files(tls: Tls, shutdown: CancellationToken) {
         match tokio::task::spawn_blocking(move || tls.reload()).await {
             Ok(Ok(true)) => tracing::info!("new connections get the new certificate"),
             // Certificate and key are two files: this may be the moment between the two writes.
-            Ok(Err(error)) => tracing::warn!(%error, "the certificate stays as it was"),
+            Ok(Err(error)) => tracing::warn!(%error, "the old certificate stays in use"),
             Ok(Ok(false)) | Err(_) => {}
         }
     }
@@ -61,6 +61,6 @@ async fn next_check(hangups: Option<&mut Signal>) {
             None => std::future::pending().await,
         }
     };
-    // Elapsed or not: it is time to check.
+    // Timeout or signal: both mean that a check is due.
     let _ = tokio::time::timeout(CHECK_INTERVAL, hangup).await;
 }

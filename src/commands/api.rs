@@ -45,13 +45,13 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), CommandError> {
     checks::require_key_for_remote_clients(&services.config, &services.store).await?;
 
     let mut background = BackgroundTasks::default();
-    let answered = CancellationToken::new();
+    let all_answered = CancellationToken::new();
     if options.uploads {
         // Until the last upload was answered: its jobs need not wait for the relay of another node.
-        background.start_relay(&services, &answered);
+        background.start_relay(&services, &all_answered);
     }
     listen::serve(&services, listener, tls, metrics, options, &shutdown).await?;
-    answered.cancel();
+    all_answered.cancel();
     background.finish(&services).await;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! `safelight keys`: create, list and revoke keys. These commands open the database themselves, because the
-//! first key cannot be created over HTTP; whoever can read the configuration has all rights anyway.
+//! first key cannot be created over HTTP; a user who can read the configuration has all rights anyway.
 
 use std::time::{Duration, SystemTime};
 
@@ -89,14 +89,14 @@ enum KeysCommand {
     },
 }
 
-/// How long a key is valid. A time out of bounds is an error rather than cut to them: it would silently be
-/// another time than was asked for.
+/// How long a key is valid. A time out of bounds is an error; clamping it would silently change what was
+/// asked for.
 fn lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if ApiKey::LIFETIME.contains(&lifetime) {
         return Ok(lifetime);
     }
-    Err("a key is good for 1s to 100y, such as 90d; leave --expires out for ever".to_owned())
+    Err("a key is valid for 1s to 100y, such as 90d; leave out --expires for no limit".to_owned())
 }
 
 /// Runs the subcommand.
@@ -289,7 +289,7 @@ async fn revoke_signing(store: &DynStore, id: &str) -> Result<(), CommandError> 
     Ok(())
 }
 
-/// Records the action in the audit log, where those over HTTP are as well.
+/// Records the action in the audit log, as for requests over HTTP.
 async fn record_audit(
     store: &DynStore,
     owner: &Owner,

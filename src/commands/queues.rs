@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn ages_are_printed_in_hours_minutes_and_seconds() {
-        let said = [json!(0.0), json!(7503.4), json!(null), json!(1e300)].map(|age| seconds(&age));
-        assert_eq!(said, ["0s", "2h 5m 3s", "-", "-"]);
+        let printed =
+            [json!(0.0), json!(7503.4), json!(null), json!(1e300)].map(|age| seconds(&age));
+        assert_eq!(printed, ["0s", "2h 5m 3s", "-", "-"]);
     }
 }

@@ -5,7 +5,7 @@ use safelight_client::Client;
 
 use crate::error::CommandError;
 
-/// How often a call is made whose failure may pass, the first try included.
+/// How often a call is tried whose failure may be temporary, the first try included.
 const TRIES: u32 = 6;
 
 /// The server that a command calls, and the caller.

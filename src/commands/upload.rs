@@ -92,7 +92,7 @@ async fn upload(client: &Client, file: &Path, wait: bool) -> Outcome {
 
 /// Why a task that has ended did not succeed, if it did not.
 fn failure(task: &Value) -> Option<String> {
-    let status = task["status"].as_str().unwrap_or("ended oddly");
+    let status = task["status"].as_str().unwrap_or("ended without a status");
     let reason = task["error"]["message"].as_str().unwrap_or("no reason given");
     let id = task["id"].as_str().unwrap_or("-");
     (status != "succeeded").then(|| format!("task {id} {status}: {reason}"))

@@ -1,10 +1,10 @@
-//! The work behind the queue: the worker that runs jobs, and the background services that make lost
-//! messages, dead workers, worn-out messages and abandoned bytes harmless.
+//! The work behind the queue: the worker that runs jobs, and the background services that recover from dead
+//! workers, lost messages and dead letters, and delete abandoned bytes.
 //!
 //! Any number of each may run, in one process or in many; each returns once its `shutdown` token is
 //! cancelled.
 //!
-//! Modules use what stands above them in this list, never below: `retry_policy`, `removal` <
+//! Modules use only those before them in this list: `retry_policy`, `removal` <
 //! `jobs` < `maintenance`, `backfill` < `consumer` < `services`.
 
 pub mod backfill;

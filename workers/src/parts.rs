@@ -1,4 +1,4 @@
-//! What a program opens for the work.
+//! What a program opens for workers and services.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use safelight_queue::{DynJobQueue, OutboxSignal};
 use safelight_shared_cache::SharedCache;
 use safelight_store::DynStore;
 
-/// What the program opens and hands over once. The worker and the services take from it what they
-/// use; none of them keeps it.
+/// What the program opens and passes on once. The worker and the services take from it what they use; none of
+/// them keeps it.
 #[derive(Clone)]
 pub struct WorkerParts {
     /// The configuration.
@@ -22,6 +22,6 @@ pub struct WorkerParts {
     pub blobs: Blobs,
     /// The cache that nodes share, if one is configured.
     pub shared_cache: Option<SharedCache>,
-    /// Notifies the relay of this process that there is something in the outbox.
+    /// Notifies the relay of this process of new rows in the outbox.
     pub outbox_signal: OutboxSignal,
 }

@@ -1,4 +1,4 @@
-//! What a failed attempt leads to. The one place that decides between another attempt and the end.
+//! Decides after a failed attempt whether there is another one. The only place that does.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ impl RetryPolicy {
         }
     }
 
-    /// Another attempt after a jittered delay; the end where no attempt can help or none is left.
+    /// Another attempt after a jittered delay, or the failure of the job if no attempt can help or none is
+    /// left.
     pub fn after_failure(&self, job: &ClaimedJob, failure: Failure) -> Outcome {
         if job.attempt >= failure.code.retries(job.kind).attempts(job.max_attempts) {
             return Outcome::Failed(failure);
@@ -32,7 +33,7 @@ impl RetryPolicy {
     }
 }
 
-/// The name that traces and metrics give an attempt's end, with what went wrong.
+/// The name of an attempt's outcome in traces and metrics, with its failure.
 pub(crate) fn describe(outcome: &Outcome) -> (&'static str, Option<&Failure>) {
     match outcome {
         Outcome::Succeeded(_) => ("succeeded", None),

@@ -14,7 +14,7 @@ use crate::{
     removal::Remover,
 };
 
-/// All of them.
+/// All background services.
 pub fn services(parts: &WorkerParts) -> Vec<Box<dyn Service>> {
     let WorkerParts { config, store, queue, blobs, outbox_signal, .. } = parts;
     let (store, queue) = (|| store.clone(), || queue.clone());

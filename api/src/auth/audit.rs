@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::caller::{Caller, ON_BEHALF};
 
-/// What only a request's body says of a change: a handler puts it into its response, for the audit log.
+/// Details of a change that only the request's body contains: a handler adds them to its response, for the
+/// audit log.
 #[derive(Debug, Clone)]
 pub struct AuditDetail(pub String);
 
@@ -40,8 +41,8 @@ impl AuditLog {
         })
     }
 
-    /// Records what was changed, completed by what the response says of it. A request that was rejected
-    /// changed nothing; one that failed on the server may have been carried out all the same.
+    /// Records the change, with details from the response. A rejected request changed nothing; one that
+    /// failed on the server may have changed something.
     pub async fn record(&self, mut entry: AuditEntry, response: &mut Response) {
         if response.status().is_client_error() {
             return;
@@ -55,7 +56,7 @@ impl AuditLog {
         }
         tracing::info!(
             target: "safelight_audit", key = entry.key, owner = %entry.owner,
-            action = entry.action, on = entry.target, "an admin did this"
+            action = entry.action, on = entry.target, "an admin changed something"
         );
         if let Err(error) = self.store.audit(&entry).await {
             tracing::error!(%error, "the audit log could not be written; see the line before");

@@ -9,7 +9,7 @@ use safelight_store::DynStore;
 use super::{caller::Caller, keys::Keys, loopback::LoopbackAccess};
 use crate::http::problem::Problem;
 
-/// Identifies senders by key or by loopback access. Clones share what it remembers.
+/// Identifies senders by key or by loopback access. Clones share its caches.
 #[derive(Clone)]
 pub struct Authenticator(Arc<Inner>);
 
@@ -26,8 +26,8 @@ impl Authenticator {
         Self(Arc::new(Inner { keys, loopback }))
     }
 
-    /// Who sent a request with these headers to this `authority` (of an HTTP/2 request) for what `scopes`
-    /// allow; `None` if it does not say so and must. The caller of this checks the scopes.
+    /// Who sent a request with these headers to this `authority` (of an HTTP/2 request) on a route that needs
+    /// `scopes`; `None` if it has no key and needs one. The calling function checks the scopes.
     pub async fn identify(
         &self,
         headers: &HeaderMap,

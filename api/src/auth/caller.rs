@@ -1,4 +1,4 @@
-//! The caller of a request, and the problems of one that is not let in.
+//! The caller of a request, and the problems of callers without access.
 
 use axum::{
     extract::FromRequestParts,
@@ -11,7 +11,7 @@ use crate::http::{
     problem::{Problem, ProblemCode},
 };
 
-/// For whom an admin acts: an owner's name, or `*` for all.
+/// The owner on whose behalf an admin acts: a name, or `*` for all.
 pub const ON_BEHALF: HeaderName = HeaderName::from_static("safelight-owner");
 
 /// Who sends a request.
@@ -19,7 +19,7 @@ pub const ON_BEHALF: HeaderName = HeaderName::from_static("safelight-owner");
 pub struct Caller {
     /// The owner of what the caller creates.
     pub owner: Owner,
-    /// The owner whose objects it sees; `None` for everybody's.
+    /// The owner whose objects it sees; `None` for all owners.
     pub(super) sees: Option<Owner>,
     pub(super) scopes: Scopes,
     /// The prefix of its key; `None` for loopback access without keys.
@@ -27,7 +27,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Somebody on this machine, where there are no keys: may do and see everything.
+    /// A client on this machine before any key exists: it may do and see everything.
     pub(super) fn local() -> Self {
         Self { owner: Owner::local(), sees: None, scopes: Scopes::all(), key: None }
     }
@@ -37,7 +37,7 @@ impl Caller {
         self.sees.as_ref().is_none_or(|seen| seen == owner)
     }
 
-    /// The owner that lists are narrowed to; `None` for everybody's.
+    /// The owner that lists are limited to; `None` for all owners.
     pub fn sees(&self) -> Option<&Owner> {
         self.sees.as_ref()
     }
@@ -74,7 +74,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| Problem::internal(&"a public route asks for its caller"))
+        caller.ok_or_else(|| Problem::internal(&"a public route needs its caller"))
     }
 }
 

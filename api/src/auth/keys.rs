@@ -21,7 +21,7 @@ use crate::http::{
 /// How often a node notes that a key is used.
 const NOTED_EVERY: Duration = Duration::from_mins(1);
 
-/// How long a key that has read metrics may go on while the database is unavailable.
+/// How long a key that has read metrics stays usable while the database is unavailable.
 const REMEMBERED: Duration = Duration::from_hours(1);
 
 /// The secret in `Authorization: Bearer …` (RFC 6750, section 2.1).
@@ -53,8 +53,8 @@ impl Keys {
     /// The holder of the key that a request presents. The database is asked each time, so that every node
     /// rejects a revoked key from the next request on.
     ///
-    /// The one exception is metrics while the database is unavailable: a key that has read them recently may
-    /// go on.
+    /// The one exception is metrics while the database is unavailable: a key that has read them recently
+    /// stays usable.
     pub async fn holder(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Caller, Problem> {
         let secret = presented(headers)?;
         let is_scrape = scopes == [Scope::Metrics];
@@ -87,7 +87,7 @@ impl Keys {
         self.scrapers.get(&secret.hash())
     }
 
-    /// Notes in the background that a key is used, unless that was done a moment ago.
+    /// Records in the background that a key is used, at most once per [`NOTED_EVERY`].
     fn note_use(&self, key: &ApiKey) {
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

@@ -22,7 +22,7 @@ const FORWARDED: [HeaderName; 3] =
 /// Browsers mark requests of pages of other origins with it (W3C Fetch Metadata).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Access without a key. Once there was a key it is closed for good.
+/// Access without a key. The first key closes it for good.
 pub struct LoopbackAccess {
     store: DynStore,
     is_local: bool,
@@ -42,8 +42,8 @@ impl LoopbackAccess {
         Self { store, is_local, seen: Mutex::new(Seen::Nothing) }
     }
 
-    /// Whether a request without a key is let in: it names this machine, has not come through a proxy, and
-    /// there were never any keys.
+    /// Whether a request without a key is allowed: it names this machine, has not come through a proxy, and
+    /// no key was ever created.
     ///
     /// The name matters because a web page can have its own name resolve to this machine (DNS rebinding), and
     /// a proxy on this machine passes on the name that it was asked for. A page of another origin can send
@@ -61,12 +61,12 @@ impl LoopbackAccess {
             Seen::NoKeys(at) if at.elapsed() < TRUSTED_FOR => return Ok(true),
             Seen::NoKeys(_) | Seen::Nothing => {}
         }
-        // From before the question, so that the answer is never believed for longer.
+        // Taken before the query, so that its result is never trusted for longer.
         let asked = Instant::now();
         let seen = match self.store.has_api_keys().await {
             Ok(true) => Seen::Keys,
             Ok(false) => Seen::NoKeys(asked),
-            // Nobody creates a key while the database is unavailable, and an operator may need metrics.
+            // No key can be created while the database is unavailable, and an operator may need metrics.
             Err(error) if error.is_unavailable() => return self.last_known().ok_or(error.into()),
             Err(error) => return Err(error.into()),
         };
@@ -104,7 +104,7 @@ fn is_from_another_page(headers: &HeaderMap) -> bool {
     elsewhere || origin.is_some_and(|origin| !is_own(origin))
 }
 
-/// Whether a host with or without port is a name of this machine that nobody else can give it.
+/// Whether a host with or without port names this machine, and no DNS server can change that.
 fn is_this_machine(name: &str) -> bool {
     let Ok(authority) = name.parse::<Authority>() else { return false };
     if name.contains('@') {

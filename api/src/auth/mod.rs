@@ -7,8 +7,8 @@
 //!              └─ no key ─ loopback access, no keys yet ─────────┴─▶ Caller ─▶ handler
 //! ```
 //!
-//! Handlers get a [`Caller`] and look only at what it [may see](Caller::may_see). Handlers that hold a
-//! response back, or stream it, stop when the caller's [`session_guard`] says that the key is no longer valid.
+//! Handlers get a [`Caller`] and look only at what it [may see](Caller::may_see). Handlers that delay or
+//! stream a response stop when the caller's [`session_guard`] reports that the key is no longer valid.
 //! Delivery checks access itself, because most images are public.
 
 mod audit;

@@ -1,5 +1,5 @@
-//! Responses that are held back or streamed: a key that was valid when they began may be revoked, or expire,
-//! before they end.
+//! Responses that are delayed or streamed: a key that was valid at their start may be revoked, or expire,
+//! before their end.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::caller::{Caller, invalid_key, key_missing};
 use crate::http::problem::Problem;
 
-/// Time between two checks of a key: with the time of a check, how long a session outlives its key.
+/// Time between two checks of a key. A session outlives its key by this and the duration of a check.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The guards of all sessions on this node, by key; `None` is loopback access. One check serves all sessions
@@ -39,7 +39,7 @@ impl SessionGuards {
         Self { store, by_key: Mutex::default() }
     }
 
-    /// The guard of `caller`, who was let in just now.
+    /// The guard of `caller`, whose key was checked just now.
     pub fn guard(&self, caller: &Caller) -> SessionGuard {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = by_key.get(&caller.key).and_then(Weak::upgrade) {
@@ -73,7 +73,7 @@ async fn watch(store: DynStore, session: Weak<Session>) {
     }
 }
 
-/// Whether the key is no longer valid. While the database is unavailable the session goes on.
+/// Whether the key is no longer valid. While the database is unavailable the session continues.
 async fn has_ended(store: &DynStore, key: Option<&str>) -> bool {
     match key {
         Some(prefix) => {

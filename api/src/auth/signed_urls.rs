@@ -1,4 +1,4 @@
-//! Private images: who may read their bytes, and URLs that carry their own permission.
+//! Private images: who may read their bytes, and URLs that contain the permission.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -70,7 +70,7 @@ impl SignedUrls {
         seconds: u32,
     ) -> Result<SignedUrl, Problem> {
         let key = self.newest_key(owner).await?;
-        // The second that has begun does not count, so that a URL is valid for as long as was asked for.
+        // The current second is already partly over: one more, so that the URL is valid for all of `seconds`.
         let expires = unix_now().saturating_add(i64::from(seconds) + 1);
         let signature = secrets::sign_path(&key.secret, path, expires, &key.key.id);
         let url = format!("{path}?expires={expires}&key_id={}&signature={signature}", key.key.id);
@@ -90,7 +90,7 @@ impl SignedUrls {
     }
 }
 
-/// What a signed URL carries beside its path.
+/// What a signed URL contains beside its path.
 #[derive(Debug, PartialEq, Eq)]
 struct Signature<'a> {
     expires: i64,
@@ -135,7 +135,7 @@ impl<'a> Signature<'a> {
 fn invalid() -> Problem {
     Problem::new(
         ProblemCode::InvalidSignature,
-        "The URL's signature does not fit it, or its key was revoked.",
+        "The signature does not match the URL, or its key was revoked.",
     )
 }
 

@@ -17,8 +17,7 @@ use crate::{
     presets::CurrentPresets,
 };
 
-/// What is under a path never changes: an id is never given out twice, and a preset that changes
-/// makes renditions anew.
+/// The bytes under a path never change: no id is used twice, and a changed preset makes new renditions.
 pub const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
 /// Private bytes: only the client itself may keep them, and it must ask again before it shows them, since a
@@ -39,29 +38,28 @@ pub struct ImageView {
     pub private_to: Option<Owner>,
     /// The original; `None` until it is stored.
     pub original: Option<Arc<Representation>>,
-    /// What there is of the presets as they are configured now, those of one preset side by side,
-    /// its base first.
+    /// The renditions of the presets as they are configured now, grouped by preset, its base first.
     renditions: Vec<(Box<str>, Vec<Arc<Representation>>)>,
 }
 
-/// Bytes that can be served, with everything that is said of them.
+/// Bytes that can be served, with all their headers.
 #[derive(Debug)]
 pub struct Representation {
     /// Where they are.
     pub object: StoredObject,
     /// Their format.
     pub format: ImageFormat,
-    /// By what a client knows that it has them.
+    /// Show a client whether its copy is current.
     pub validators: Validators,
     /// The headers of a 304: what a cache needs to know that what it has is still good (RFC 9110,
     /// section 15.4.5).
     pub known: HeaderMap,
-    /// Those of a 200: the same, and what describes the whole.
+    /// The headers of a 200: the same, and those that describe the whole.
     pub whole: HeaderMap,
 }
 
 impl ImageView {
-    /// What there is of `image`.
+    /// What can be served of `image`.
     pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
         let format = image.facts.as_ref().map_or(image.format, |facts| facts.format);
         let private = image.visibility == Visibility::Private;
@@ -97,7 +95,7 @@ impl ImageView {
         }
     }
 
-    /// What is left of an image that was deleted.
+    /// A deleted image.
     pub fn deleted(image: &Image) -> Self {
         Self {
             discarded: true,

@@ -66,7 +66,7 @@ pub struct MetadataCache(Arc<Inner>);
 struct Inner {
     store: DynStore,
     presets: Arc<CurrentPresets>,
-    /// Where the bytes of an image that is gone are removed.
+    /// Caches from which the bytes of deleted images are removed.
     tiers: Tiers,
     known: Cache<ImageId, Known>,
     reads: SingleFlight<ImageId, Result<Option<Arc<ImageView>>, Arc<StoreError>>>,
@@ -122,7 +122,7 @@ impl MetadataCache {
         if self.0.health.is_usable() {
             match tokio::time::timeout(PATIENCE, self.read(id)).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                // Counted and noted where it came up.
+                // Counted and logged where it occurred.
                 Ok(Err(_)) => {}
                 Err(_) => {
                     self.0.counters.errors.increment(1);
@@ -169,14 +169,14 @@ impl MetadataCache {
 }
 
 impl Inner {
-    /// What is not final can change any moment, and is asked for again.
+    /// How long an entry is good. An image that does not exist may be created at any moment.
     fn good_for(&self, known: &Known) -> Duration {
         if known.view.is_some() { self.good_for } else { NEGATIVE.min(self.good_for) }
     }
 
-    /// Keeps what was read; returns what is known now. A read that began before an image was deleted does not
-    /// bring it back. The bytes of an image that is gone are removed as well.
-    fn learn(&self, id: ImageId, read: Known) -> Option<Arc<ImageView>> {
+    /// Stores what was read; returns the current entry. A read that started before an image was deleted does
+    /// not bring it back. Also removes the bytes of deleted images.
+    fn update(&self, id: ImageId, read: Known) -> Option<Arc<ImageView>> {
         let mut lost = None;
         let is_gone = |known: &Known| known.view.as_ref().is_some_and(|view| view.discarded);
         let kept = self.known.entry(id).and_upsert_with(|before| match before {
@@ -195,13 +195,13 @@ impl Inner {
     }
 
     async fn read(&self, id: ImageId) -> Result<Option<Arc<ImageView>>, Arc<StoreError>> {
-        // From before the read, so that metadata is never taken for newer than it is.
+        // Taken before the read, so that metadata never counts as newer than it is.
         let at = Instant::now();
         match self.store.image(id).await {
             Ok(image) => {
                 self.health.recovered();
                 let view = image.map(|image| Arc::new(ImageView::new(&image, &self.presets)));
-                Ok(self.learn(id, Known { view, at }))
+                Ok(self.update(id, Known { view, at }))
             }
             Err(error) => {
                 self.counters.errors.increment(1);

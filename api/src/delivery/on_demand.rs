@@ -1,4 +1,5 @@
-//! What an image does not have (yet): waited for, requested once, or explained.
+//! Renditions and originals that do not exist (yet): waits for them, requests them once, or explains why they
+//! are missing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +25,7 @@ use crate::{
     watch::WatchHub,
 };
 
-/// How soon after its end a job that did not make what was requested is started again.
+/// When a job that did not make the requested rendition is started again, after its end.
 const AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 /// Waits for the jobs that make what an image does not have, and requests them. Clones share it.
@@ -96,7 +97,7 @@ impl OnDemand {
         }
     }
 
-    /// What is known of it; a job is requested where none would make it.
+    /// The state of the missing object; requests a job if none would make it.
     async fn pending(&self, id: ImageId, kind: JobKind) -> Result<Pending, Problem> {
         let owned = self.clone();
         let work = || async move { owned.find(id, kind).await.map_err(Arc::new) };
@@ -116,7 +117,7 @@ impl OnDemand {
             Some(Status::Succeeded | Status::Cancelled) if kind == JobKind::Thumbnail => {
                 self.request(id).await
             }
-            // A backfill will come to it, but a client is waiting now.
+            // A backfill will make it later, but a client is waiting now.
             Some(Status::Queued | Status::Running)
                 if kind == JobKind::Thumbnail && task.lane == Lane::Bulk =>
             {

@@ -27,8 +27,8 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// What the request asks of an object of `bytes` bytes. A `Range` that cannot be read, or asks
-    /// for more than the whole, is ignored, as the RFC allows.
+    /// The part of an object of `bytes` bytes that the request asks for. A `Range` that cannot be parsed, or
+    /// asks for more than the whole, is ignored, as the RFC allows.
     pub fn of(headers: &HeaderMap, bytes: u64) -> Self {
         let mut values = headers.get_all(header::RANGE).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return Self::Whole };

@@ -58,7 +58,7 @@ pub struct DeliveryParts {
     pub outbox_signal: OutboxSignal,
     /// The presets as they are configured.
     pub presets: Arc<CurrentPresets>,
-    /// Tells when tasks change.
+    /// Reports changes of tasks.
     pub watch: WatchHub,
     /// Checks who may read private images.
     pub signed_urls: SignedUrls,
@@ -74,7 +74,7 @@ pub struct ReadRequest<'a> {
     pub uri: &'a Uri,
     /// The headers.
     pub headers: &'a HeaderMap,
-    /// Ends waits when the server wants to end.
+    /// Ends waits when the server shuts down.
     pub draining: &'a CancellationToken,
 }
 
@@ -132,7 +132,7 @@ impl Delivery {
         self.respond(&request, shown, lookup.freshness).await
     }
 
-    /// The response, if it is ready at once: the metadata is cached and still good, and the bytes are in memory
+    /// The response, if it needs no I/O: the metadata is cached and still good, and the bytes are in memory
     /// or not needed. `None` for every other request.
     pub fn try_cached<B>(&self, request: &Request<B>) -> Option<Response> {
         let (method, headers) = (request.method(), request.headers());
@@ -157,7 +157,7 @@ impl Delivery {
         Some(response)
     }
 
-    /// Notes that an image was deleted, so that this node answers 410 at once.
+    /// Marks an image as deleted, so that this node answers 410 immediately.
     pub fn mark_deleted(&self, image: &Image) {
         self.0.metadata.mark_deleted(image);
     }
@@ -183,11 +183,11 @@ impl Delivery {
     ) -> Result<Lookup, Problem> {
         let ReadRequest { id, uri, headers, draining, .. } = *request;
         let Inner { metadata, on_demand, default_wait, .. } = &*self.0;
-        // A cache in front would take another spelling for another image, and no purge would reach it.
+        // A proxy would cache another spelling as another object, and no purge would reach it.
         if uri.path().contains('%') {
             return Err(ImageId::not_found(uri.path().escape_debug()));
         }
-        // Also where there is nothing to wait for: an invalid request is always rejected.
+        // Also if there is nothing to wait for: an invalid request is always rejected.
         let wait = on_demand::wait_limit(*default_wait, uri.query(), headers)?;
         let lookup = metadata.look_up(id).await?;
         self.check_access(request, &lookup).await?;
@@ -211,7 +211,8 @@ impl Delivery {
         self.0.signed_urls.check(request.id, owner, request.uri, request.headers).await
     }
 
-    /// The response, unless the bytes are missing because the image is gone by now.
+    /// The response, or the problem that the image was deleted meanwhile, if that is why its bytes are
+    /// missing.
     async fn respond(
         &self,
         request: &ReadRequest<'_>,

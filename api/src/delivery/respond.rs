@@ -60,7 +60,7 @@ pub fn try_cached(
     }
 }
 
-/// What a request comes to.
+/// How a request is answered.
 enum Plan {
     /// The client wants something else.
     Unexpected,

@@ -17,7 +17,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long gauges are good.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// Gauges that every scrape shows and that the store knows, read once a second at most.
+/// Gauges whose values come from the store, read once a second at most.
 pub struct Gauges {
     store: DynStore,
     read_at: Mutex<Option<Instant>>,
@@ -53,7 +53,7 @@ async fn set_gauges(store: &DynStore) -> Result<(), StoreError> {
         metrics::gauge!("safelight_workers", "status" => status.as_str())
             .set(u32::try_from(count).unwrap_or(u32::MAX));
     }
-    // States without jobs are not in the result, and must show as zero rather than as they were.
+    // States without jobs are not in the result, and must become zero.
     for (kind, lane) in
         JobKind::ALL.iter().flat_map(|&kind| Lane::ALL.iter().map(move |&lane| (kind, lane)))
     {

@@ -59,7 +59,7 @@ pub struct QueueReport {
 pub struct QueueSampler {
     store: DynStore,
     history: Mutex<History>,
-    /// How often workers say what they have ended, and how often to look.
+    /// How often workers report ended jobs, and how often to take a sample.
     period: Duration,
 }
 
@@ -74,7 +74,7 @@ impl QueueSampler {
         let mut history = self.history.lock().await;
         let max_age = MAX_AGE.min(self.period / 5);
         if history.samples.back().is_none_or(|last| last.at.elapsed() >= max_age) {
-            // In this order a job that ends between the two is seen to end a sample late.
+            // In this order, a job that ends between the two reads counts as ended one sample later.
             let workers = list_workers(&self.store).await?;
             let counts = self.store.job_counts().await?;
             history.add(Instant::now(), &counts, &workers);
@@ -156,23 +156,23 @@ impl History {
         self.trim(at);
     }
 
-    /// Adds what each worker has ended since the last sample, `watched` ago. By worker, so that the
-    /// end of one takes nothing away.
+    /// Adds what each worker has ended since the last sample, `watched` ago. By worker, so that a worker
+    /// that stops does not reduce the sum.
     fn note_ended(&mut self, watched: Option<Duration>, workers: &[RegisteredWorker]) {
         let mut seen = HashMap::new();
         for worker in workers {
             let before = self.workers.get(&worker.beat.id);
             let mut now = HashMap::new();
             for slots in &worker.beat.slots {
-                // Of a kind that only newer nodes know there is no queue here.
+                // This node has no queue for kinds that only newer nodes know.
                 let (Ok(kind), Ok(lane)) = (slots.kind.parse(), slots.lane.parse()) else {
                     continue;
                 };
                 let queue = Queue { kind, lane };
                 let base = match (before, watched) {
                     (Some(before), _) => before.get(&queue).copied().unwrap_or(0),
-                    // New since the last sample: all that it did, it did since then. Otherwise it
-                    // was forgotten for a while, and when it did it is unknown.
+                    // Started since the last sample: all its jobs ended since then. Otherwise it was missing
+                    // from the registry for a while, and it is unknown when they ended.
                     (None, Some(watched)) if is_new(worker, watched) => 0,
                     (None, _) => slots.ended,
                 };
@@ -184,7 +184,7 @@ impl History {
         self.workers = seen;
     }
 
-    /// Keeps the window, and one sample before it to begin with.
+    /// Keeps the window, and one sample before it as its start.
     fn trim(&mut self, now: Instant) {
         let is_older = |sample: Option<&Sample>, age| {
             sample.is_some_and(|sample| now.duration_since(sample.at) >= age)

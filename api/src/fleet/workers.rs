@@ -5,7 +5,7 @@ use safelight_store::{DynStore, RegisteredWorker, StoreError};
 /// Workers that are read at most.
 const MAX_WORKERS: u32 = 10_000;
 
-/// All workers, the last heard of first.
+/// All workers, the one with the latest heartbeat first.
 pub async fn list_workers(store: &DynStore) -> Result<Vec<RegisteredWorker>, StoreError> {
     store.list_workers(MAX_WORKERS).await
 }

@@ -90,7 +90,7 @@ impl BodyPolicy {
     }
 }
 
-/// What a body is held to.
+/// The limits of a body.
 pub struct BodyLimits {
     /// Bytes at most.
     pub bytes: u64,
@@ -113,7 +113,7 @@ struct Reading {
     limits: BodyLimits,
     /// Fires when nothing, or too little, has come for too long.
     silence: Pin<Box<Sleep>>,
-    /// Since when the server waits for the client.
+    /// When the server began to wait for the client.
     waiting: Option<Instant>,
     /// How long it has waited for the client before that.
     waited: Duration,
@@ -165,8 +165,8 @@ impl BodyReader {
         Ok(self.reading().hasher.take().map(ContentHasher::finish))
     }
 
-    /// The body for a parser that reads greedily for as long as there is something: after every
-    /// chunk it is told once that there is nothing yet, so that it uses what it has.
+    /// The body for a parser that reads as long as bytes are available: after every chunk the stream is
+    /// pending once, so that the parser processes what it has.
     pub fn paced(&self) -> impl Stream<Item = Result<Bytes, BodyFault>> + Send + use<> {
         let reader = self.clone();
         let mut rest = false;
@@ -197,7 +197,7 @@ impl Reading {
         }
         if !self.touched {
             self.touched = true;
-            // The client does not answer for the time before the first read.
+            // The time before the first read is not the client's fault.
             self.silence.as_mut().reset(Instant::now() + self.limits.idle);
         }
         let fault = match self.body.poll_next_unpin(context) {
@@ -260,7 +260,7 @@ impl Drop for Reading {
                     }
                 }
             };
-            // Past the time the connection is closed under the client, whatever it does.
+            // After this time the connection is closed even if the client is still sending.
             let _ = tokio::time::timeout(LINGER, discard).await;
             drop(permit);
         });

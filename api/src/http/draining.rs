@@ -1,10 +1,10 @@
-//! The server wants to end.
+//! Whether the server is draining.
 
 use axum::{Extension, extract::FromRequestParts, http::request::Parts};
 use tokio_util::sync::CancellationToken;
 
-/// Cancelled once the server wants to end, so that responses which are held back go out at once. The
-/// server puts it into every request; without a server it is never cancelled.
+/// Cancelled once the server drains, so that delayed responses are sent immediately. The server adds it to
+/// every request; without a server it is never cancelled.
 #[derive(Clone, Default)]
 pub struct Draining(pub CancellationToken);
 

@@ -68,7 +68,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        // An object first: serde would also take a list of the values of the fields.
+        // As an object first: serde would also accept a list of the fields' values.
         let received = timeout(BODY_TIME, Json::<Map<String, Value>>::from_request(request, state));
         let received = received.await.map_err(|_| {
             Problem::new(ProblemCode::UploadTimeout, "The body was not complete in time.")

@@ -1,4 +1,4 @@
-//! HTTP itself, without a word on images: problem documents, requests as types, headers, bodies.
+//! HTTP without knowledge of images: problem documents, requests as types, headers, bodies.
 
 pub mod body;
 pub mod conditional;

@@ -80,7 +80,7 @@ pub fn page<Id: Cursor>(params: &mut Params) -> Result<PageRequest<Id>, Problem>
     Ok(PageRequest { before, limit })
 }
 
-/// The cursor after `rows`, which one page gave; `None` if it was not full and so was the last.
+/// The cursor after the page `rows`; `None` if that page was not full and so was the last.
 pub fn next_cursor<Row, Id: Cursor>(
     request: &PageRequest<Uuid>,
     rows: &[Row],

@@ -20,8 +20,8 @@ pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-a
 pub struct Wait(u64);
 
 impl Wait {
-    /// What the request asks for; `None` if it does not. Unknown preferences are
-    /// ignored, as the RFC requires; of several waits the first counts.
+    /// The wait that the request asks for, if any. Unknown preferences are ignored, as the RFC requires; of
+    /// several waits the first counts.
     pub fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
         for value in headers.get_all(PREFER) {
             let Ok(list) = value.to_str() else {

@@ -209,7 +209,7 @@ impl Problem {
         )
     }
 
-    /// The server failed: `error` is logged, and the client is told only that there was one.
+    /// The server failed: `error` is logged, and the client learns only that there was one.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "request failed");
         Self::new(ProblemCode::Internal, "Something went wrong on the server; it has been logged.")
@@ -325,7 +325,7 @@ impl From<IngestError> for Problem {
             IngestError::Empty => Self::new(ProblemCode::EmptyBody, "The upload has no bytes."),
             IngestError::Heic | IngestError::NotAnImage => Self::new(
                 ProblemCode::UnsupportedMediaType,
-                format!("The upload is refused: {error}."),
+                format!("The upload is rejected: {error}."),
             ),
             IngestError::TooLarge(limit) => Self::upload_too_large(limit),
             IngestError::Blobs(error) => error.into(),
@@ -345,7 +345,7 @@ pub async fn complete(request: Request, next: Next) -> Response {
     let problem = response
         .extensions_mut()
         .remove::<Problem>()
-        .unwrap_or_else(|| Problem::new(generic(status), "The request was refused."));
+        .unwrap_or_else(|| Problem::new(generic(status), "The request was rejected."));
     render(problem, instance, head, response)
 }
 

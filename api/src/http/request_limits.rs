@@ -1,7 +1,7 @@
 //! How large the head of a request may be.
 //!
-//! The HTTP library has larger limits of its own (100 fields, 64 KiB in all), past which it answers without a
-//! problem document.
+//! The HTTP library has larger limits (100 fields, 64 KiB in all), past which it answers without a problem
+//! document.
 
 use axum::{
     extract::Request,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Characters of a request id that we take over at most.
+/// Maximum length of a request id that is accepted from a client, in characters.
 const MAX_ID_CHARS: usize = 128;
 
 /// Middleware: gives the request an id (the sender's, if it is valid), and logs how it ended.
@@ -30,10 +30,10 @@ pub async fn log(request: Request, next: Next) -> Response {
     );
     let traced = traced(&request, &span);
     async move {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut response = next.run(request).await;
         note_status(response.status());
-        let (status, took_ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+        let (status, took_ms) = (response.status().as_u16(), started.elapsed().as_millis());
         if response.status().is_server_error() {
             tracing::info!(status, took_ms, "answered");
         } else {
@@ -48,8 +48,8 @@ pub async fn log(request: Request, next: Next) -> Response {
     .await
 }
 
-/// The span of a request to the API in its client's trace, or in one of its own. Requests for bytes
-/// and probes have none. `logged` learns the trace's id.
+/// The span of a request to the API in its client's trace, or in a new one. Requests for bytes and probes
+/// have none. Records the trace's id in `logged`.
 fn traced(request: &Request, logged: &Span) -> Span {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let Some(path) = path.filter(|path| traces::are_on() && path.starts_with("/v1/")) else {
@@ -74,7 +74,7 @@ fn traced(request: &Request, logged: &Span) -> Span {
     span
 }
 
-/// Says in the trace how a request was answered.
+/// Records in the trace how a request was answered.
 fn note_status(status: StatusCode) {
     let span = Span::current();
     span.record("http.response.status_code", status.as_u16());

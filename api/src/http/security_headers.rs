@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 pub const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-resource-policy");
 
-/// An image is shown, and any active content in it does nothing.
+/// An image is shown, and active content in it is disabled.
 pub const IMAGE_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; sandbox");
 
 /// The page may load nothing from elsewhere. Its styles are partly inline.

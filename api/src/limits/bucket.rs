@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub struct Rate {
     /// Tokens of a full bucket; not zero.
     pub tokens: u32,
-    /// The time in which as many come.
+    /// The time in which an empty bucket becomes full.
     pub window: Duration,
 }
 
@@ -25,7 +25,7 @@ pub struct Taken {
     pub allowed: bool,
     /// Tokens that are left.
     pub remaining: u32,
-    /// How long until the bucket is full; where none was left, until there is one.
+    /// How long until the bucket is full; if no token was left, until there is one.
     pub wait: Duration,
 }
 

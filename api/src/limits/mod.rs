@@ -39,8 +39,8 @@ impl Limits {
         self.0.config.limits_of(owner)
     }
 
-    /// Counts one of `counted` for `owner`. Gives the headers that tell what is left; the problem of one too
-    /// many has them too.
+    /// Counts one of `counted` for `owner`. Returns the headers that show what is left; the problem beyond
+    /// the limit has them too.
     pub async fn count(&self, owner: &Owner, counted: Counted) -> Result<HeaderMap, Problem> {
         self.0.rates.count(owner, counted, self.of(owner)).await
     }
@@ -65,8 +65,8 @@ impl Limits {
         }
     }
 
-    /// Rejects, before its body is read, an upload of `bytes` bytes that certainly does not fit. Whether it
-    /// does fit is decided when it is accepted.
+    /// Rejects an upload of `bytes` bytes that certainly exceeds the quota, before its body is read. The
+    /// transaction that accepts the upload makes the final check.
     pub async fn admit(&self, owner: &Owner, bytes: Option<u64>) -> Result<(), Problem> {
         let quota = self.quota(owner);
         if quota.is_unlimited() {

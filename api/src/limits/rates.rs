@@ -51,8 +51,8 @@ impl Rates {
         Self(Buckets::new(shared_cache, WINDOW))
     }
 
-    /// Counts one of `counted` for `owner`. Returns the headers that tell what is left; the problem of one too
-    /// many has them too.
+    /// Counts one of `counted` for `owner`. Returns the headers that show what is left; the problem beyond
+    /// the limit has them too.
     pub async fn count(
         &self,
         owner: &Owner,
@@ -82,13 +82,13 @@ impl Rates {
 fn headers(counted: Counted, rate: Rate, taken: Taken) -> HeaderMap {
     let (name, window) = (counted.as_str(), rate.window.as_secs());
     let policy = format!("\"{name}\";q={};w={window}", rate.tokens);
-    let stands = format!("\"{name}\";r={};t={}", taken.remaining, seconds(taken.wait));
-    let texts = [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, stands)];
+    let limit = format!("\"{name}\";r={};t={}", taken.remaining, seconds(taken.wait));
+    let texts = [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)];
     let values = texts.into_iter().map(|(name, text)| (name, HeaderValue::from_str(&text)));
     values.filter_map(|(name, value)| Some((name, value.ok()?))).collect()
 }
 
-/// Whole seconds, rounded up: a client that waits for them does not come too early.
+/// Whole seconds, rounded up: a client that waits for them does not ask too early.
 fn seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }

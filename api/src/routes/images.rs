@@ -124,25 +124,25 @@ pub async fn delete(
 ) -> Result<Response, Problem> {
     let wait = Wait::from_headers(&headers)?;
     let image = find(&state, &caller, id).await?;
-    // In a task of its own: a client that hangs up after the commit does not keep this node from forgetting the
-    // image.
-    let begun = {
+    // In a separate task: if the client hangs up after the commit, this node still marks the image as
+    // deleted.
+    let deletion = {
         let state = state.clone();
         async move { begin_deletion(&state, &image).await }
     };
-    let begun = tokio::spawn(begun.in_current_span()).await;
-    let task = begun.map_err(|error| Problem::internal(&error))??;
-    // The image is gone: a wait that fails is no reason to say anything else.
+    let deletion = tokio::spawn(deletion.in_current_span()).await;
+    let task = deletion.map_err(|error| Problem::internal(&error))??;
+    // The image is deleted, also if the wait fails.
     let task = wait_or_keep(&state, &caller, task, wait, &draining).await;
     created(&state, &task, wait)
 }
 
-/// Begins the deletion of an image, unless it has begun; returns the task that carries it out.
+/// Starts the deletion of an image, unless it has started; returns its task.
 async fn begin_deletion(state: &ApiState, image: &Image) -> Result<Task, Problem> {
     let store = &state.store;
     let request = deletion_of(state, image.id);
     let deletion = match store.delete_image(&request).await {
-        // The connection may have been lost after the commit: then this finds it deleted before.
+        // The connection may have been lost after the commit: then this finds the image deleted.
         Err(error) if error.is_unavailable() => store.delete_image(&request).await,
         answered => answered,
     };

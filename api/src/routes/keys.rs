@@ -150,7 +150,8 @@ pub async fn create(
     if lifetime.is_some_and(|lifetime| !ApiKey::LIFETIME.contains(&lifetime)) {
         let seconds = ApiKey::LIFETIME.end().as_secs();
         let detail = format!("`expires_in` must be 1 to {seconds} seconds.");
-        return Err(Problem::new(ProblemCode::InvalidBody, detail).hint("leave it out for ever"));
+        return Err(Problem::new(ProblemCode::InvalidBody, detail)
+            .hint("omit it for a key that never expires"));
     }
     let secret = ApiSecret::new().map_err(|error| Problem::internal(&error))?;
     let new = NewApiKey {

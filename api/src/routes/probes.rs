@@ -108,7 +108,7 @@ pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> 
         broker: broker.map(Into::into),
     };
     let is_lacking = !database || !blobs;
-    // A node that only delivers can go on with what it has cached; and all such nodes lack the same.
+    // A node that only delivers can continue with its caches; and no other such node would be better off.
     if is_lacking && !state.readiness.only_delivers() {
         return Err(Problem::new(
             ProblemCode::NotReady,

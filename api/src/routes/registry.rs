@@ -1,5 +1,5 @@
 //! How a route is registered: with what it requires of its caller, which the guard enforces and the API's
-//! description tells.
+//! description shows.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Responses with a task: read it, wait for its end, say where it is.
+//! Responses with a task: reading it, waiting for its end, its headers.
 
 use axum::{
     Json,
@@ -33,7 +33,7 @@ pub async fn reload(state: &ApiState, id: TaskId) -> Result<Task, Problem> {
     state.store.task(id).await?.ok_or_else(|| TaskId::not_found(id))
 }
 
-/// Waits until the task is final, the time is over, or the server wants to end; then reads the task. A problem
+/// Waits until the task is final, the time is over, or the server drains; then reads the task. A problem
 /// if the caller's key is no longer valid.
 pub async fn wait_until_final(
     state: &ApiState,

@@ -97,7 +97,7 @@ pub async fn upload(
     result.0 = if accepted.replayed { "replayed" } else { "accepted" };
     drop(result);
     let AcceptedUpload { task, wait, .. } = accepted;
-    // The upload is safe: a wait that fails is no reason to reject it now.
+    // The upload is safe, also if the wait fails.
     let task = wait_or_keep(&state, &caller, task, wait, &draining).await;
     created(&state, &task, wait)
 }

@@ -33,8 +33,8 @@ const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Requests of one HTTP/2 connection at once. Bounds what a client that takes nothing can pin.
 const HTTP2_STREAMS: u32 = 100;
 
-/// How long an HTTP/2 client that is asked to leave has for it.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an HTTP/2 client may take to close its connection after it was asked to.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,8 +43,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_PAUSE: Duration = Duration::from_millis(5);
 const PREFACE_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Serves one connection to its end. `idle` is how long the client may take for a request's head, lie
-/// idle, or take nothing of an answer.
+/// Serves one connection to its end. `idle` is how long the client may take for a request's head, stay idle,
+/// or read nothing of a response.
 pub async fn serve_connection<F>(
     stream: TcpStream,
     tls: Option<Tls>,
@@ -54,17 +54,17 @@ pub async fn serve_connection<F>(
 ) where
     F: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
-    // Small answers must not wait for acknowledgements. An error means that the peer is gone.
+    // Small responses must not wait for acknowledgements. An error means that the client is gone.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        let spoke = timeout(idle, speaks_http2(&stream));
-        if let Some(Ok(Ok(http2))) = shutdown.run_until_cancelled(spoke).await {
+        let detected = timeout(idle, speaks_http2(&stream));
+        if let Some(Ok(Ok(http2))) = shutdown.run_until_cancelled(detected).await {
             http(stream, http2, answer, idle, shutdown).await;
         }
         return;
     };
-    let shaken = timeout(idle, tls.accept(stream));
-    if let Some(Ok(Ok(stream))) = shutdown.run_until_cancelled(shaken).await {
+    let handshake = timeout(idle, tls.accept(stream));
+    if let Some(Ok(Ok(stream))) = shutdown.run_until_cancelled(handshake).await {
         let http2 = is_http2(&stream);
         http(stream, http2, answer, idle, shutdown).await;
     }
@@ -104,7 +104,8 @@ async fn http<F>(
     });
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
-    // HTTP/1 has timeouts for each of its states; of HTTP/2 hyper only knows whether the peer is there.
+    // hyper has timeouts for each state of HTTP/1, but for HTTP/2 it only checks that the client answers
+    // pings.
     let left = async { if http2 { idle_timeout.elapsed(idle).await } else { pending().await } };
     let served = async {
         let mut connection = connection.as_mut();
@@ -121,7 +122,7 @@ async fn http<F>(
         ended = served => ended,
         () = left => {
             connection.as_mut().graceful_shutdown();
-            timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
+            timeout(GOAWAY_TIMEOUT, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
@@ -129,7 +130,7 @@ async fn http<F>(
     }
 }
 
-/// A response whose body tells whether the client reads it, if it is being `working` on.
+/// A response whose body records whether the client reads it, if `working` is given.
 async fn track_reading(
     answer: impl Future<Output = Result<Response, Infallible>>,
     working: Option<Working>,
@@ -141,8 +142,8 @@ async fn track_reading(
     })
 }
 
-/// Whether the client begins as one of HTTP/2. hyper-util waits for the first bytes without a
-/// limit, so a silent client would hold its connection for ever.
+/// Whether the client sends the preface of HTTP/2. hyper-util waits for the first bytes without a limit, so a
+/// silent client would hold its connection forever.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut head = [0; HTTP2_PREFACE.len()];
     let mut pause = PREFACE_PAUSE;
@@ -156,8 +157,8 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
         if count == head.len() || !begins {
             return Ok(begins);
         }
-        // The rest of a preface that came in pieces; peeking does not wait for more. Longer each
-        // time: many clients that never go on must not keep a processor busy.
+        // The preface arrives in pieces, and peeking does not wait for more. The pause grows, so that many
+        // clients that send no more do not keep a processor busy.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PREFACE_PAUSE_MAX);
     }

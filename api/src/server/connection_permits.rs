@@ -1,4 +1,4 @@
-//! How many connections there may be at once.
+//! How many connections there may be concurrently.
 
 use std::sync::{Arc, LazyLock};
 
@@ -31,8 +31,8 @@ impl ConnectionPermits {
         Self(Arc::new(Semaphore::new(wanted.min(possible).min(Semaphore::MAX_PERMITS))))
     }
 
-    /// A permit, unless all are taken. A connection without one is closed at once rather than left waiting: a
-    /// load balancer tries another node.
+    /// A permit, unless all are taken. A connection without one is closed immediately rather than left
+    /// waiting: a load balancer tries another node.
     pub fn acquire(&self) -> Option<OwnedSemaphorePermit> {
         static LIMIT: LazyLock<DependencyHealth> =
             LazyLock::new(|| DependencyHealth::new("take another connection"));

@@ -1,5 +1,5 @@
-//! The idle timeout of HTTP/2 connections. A client can leave every response unread and go on answering pings, so
-//! what counts is progress.
+//! The idle timeout of HTTP/2 connections. A client can leave every response unread and still answer pings,
+//! so only progress counts.
 
 use std::{
     pin::Pin,
@@ -64,8 +64,8 @@ impl Working {
         Self(timeout.clone())
     }
 
-    /// The body of the response: it notes when the client takes a piece, and counts as work only while `body` has
-    /// none.
+    /// The body of the response: it records when the client takes a piece, and counts as work only while it
+    /// waits for `body`.
     pub fn hand_over(self, body: Body) -> Body {
         Body::new(Paced { body, rest: Bytes::new(), timeout: self.0.clone(), working: None })
     }
@@ -82,10 +82,10 @@ impl Drop for Working {
 /// A body in pieces.
 struct Paced {
     body: Body,
-    /// What has come and is not handed over yet.
+    /// What has arrived and is not passed on yet.
     rest: Bytes,
     timeout: Arc<IdleTimeout>,
-    /// While more is waited for.
+    /// Set while it waits for more.
     working: Option<Working>,
 }
 

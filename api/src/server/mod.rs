@@ -34,8 +34,8 @@ const QUIET_START: Duration = Duration::from_secs(1);
 /// Pause after an `accept` that failed for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` is cancelled; then takes no more connections, ends responses that are
-/// held back, lets requests in flight finish for at most `drain_timeout_ms`, and returns.
+/// Serves until `shutdown` is cancelled; then accepts no more connections, sends delayed responses, gives
+/// requests in flight at most `drain_timeout_ms` to finish, and returns.
 pub async fn serve(
     listener: TcpListener,
     api: Api,
@@ -46,7 +46,7 @@ pub async fn serve(
     let api = api.draining(Draining(shutdown.clone()));
     let _sampling = AbortOnDropHandle::new(tokio::spawn(api.clone().sample_queues()));
     let connections = TaskTracker::new();
-    // Ends the connections that are left when the drain is over.
+    // Ends the connections that remain after the drain.
     let abort = CancellationToken::new();
     let permits = ConnectionPermits::new(config.max_connections);
     let idle = Duration::from_millis(config.client_idle_timeout_ms);
@@ -73,8 +73,8 @@ pub async fn serve(
     Ok(())
 }
 
-/// Does `work`, without which nothing can be served. If that takes a while, connections to `listener` are accepted
-/// meanwhile: `/livez` says that the process lives, every other path answers 503.
+/// Runs `work`, without which nothing can be served. If it takes longer than [`QUIET_START`], connections to
+/// `listener` are accepted meanwhile: `/livez` answers that the process lives, every other path answers 503.
 pub async fn while_starting<T>(
     listener: &TcpListener,
     tls: Option<&Tls>,
@@ -85,7 +85,7 @@ pub async fn while_starting<T>(
     let _ended = started.clone().drop_guard();
     let idle = Duration::from_millis(config.client_idle_timeout_ms);
     let answering = async {
-        // Most starts take less time than a client that is sent away and comes again.
+        // Most starts take less time than a client that has to retry after a 503.
         tokio::time::sleep(QUIET_START).await;
         let (router, permits) =
             (router::starting(), ConnectionPermits::new(config.max_connections));
@@ -119,7 +119,7 @@ async fn accept(
                         return Some((stream, permit));
                     }
                 }
-                // The client is gone already, or descriptors are used up: the server goes on.
+                // The client is gone already, or descriptors are used up: the server continues.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -16,7 +16,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// What is spoken over TLS, the preferred first.
+/// The protocols over TLS, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [HTTP2, b"http/1.1"];
 
 /// HTTP/2, as ALPN names it.
@@ -88,8 +88,8 @@ impl Tls {
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), served })
     }
 
-    /// Reads the files again if they have changed, and says whether they had. New connections get what is
-    /// in them; if that cannot be used, what was there before.
+    /// Reads the files again if they have changed, and returns whether they had. New connections get the new
+    /// certificate; if it cannot be used, the old one.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let Served { files, content, identity, provider } = &*self.served;
         let found = files.read()?;
@@ -102,7 +102,7 @@ impl Tls {
         Ok(true)
     }
 
-    /// The handshake. Its caller must bound it in time.
+    /// The handshake. Its caller must set a timeout.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }

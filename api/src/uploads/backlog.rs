@@ -57,7 +57,7 @@ impl Backlog {
         if counted_at.is_some_and(|at| at.elapsed() < MAX_AGE) {
             return;
         }
-        // An unavailable database is reported by what else the upload needs it for.
+        // An unavailable database is reported by the later steps of the upload.
         if let Ok(Ok(queued)) =
             timeout(PATIENCE, self.store.count_queued(Lane::Interactive, self.limit)).await
         {

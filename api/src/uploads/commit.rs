@@ -32,7 +32,7 @@ pub struct ReceivedUpload {
     pub owner: Owner,
     /// Its bytes.
     pub ingest: Ingest,
-    /// What came beside them.
+    /// The labels that came with them.
     pub labels: UploadLabels,
     /// The hash that the bytes must have, if the client gave one that is still to be checked.
     pub expected: Option<ContentHash>,
@@ -51,7 +51,7 @@ pub struct Committer {
     pub blobs: Blobs,
     /// Announces their jobs.
     pub outbox_signal: OutboxSignal,
-    /// How long the janitor leaves staged bytes alone.
+    /// How old staged bytes must be before the janitor may delete them.
     pub staged_grace: Duration,
     /// Who may read an image if its client does not say.
     pub default_visibility: Visibility,
@@ -60,16 +60,16 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Makes the upload durable and records it; `quota` limits what its owner may store. To be run in a task of
-    /// its own, so that a client which hangs up cannot interrupt it.
+    /// Makes the upload durable and records it; `quota` limits what its owner may store. Must run in a
+    /// separate task, so that a client that hangs up cannot interrupt it.
     pub async fn commit(&self, received: ReceivedUpload, quota: Quota) -> Result<Task, Problem> {
         let ReceivedUpload { image, owner, ingest, labels, expected, key, permit } = received;
-        // The request's, if it is traced: the spans of its jobs become children of it.
+        // The span of the request, if it is traced: the spans of its jobs become its children.
         let trace = traces::current();
-        let begun = Moment::now();
+        let started = Moment::now();
         let content = ingest.end().await?.keep().await?;
         safelight_fail_points::hit("upload.staged").await;
-        if let Some(problem) = refusal(&content, expected) {
+        if let Some(problem) = rejection(&content, expected) {
             self.discard(image).await;
             return Err(problem);
         }
@@ -78,7 +78,7 @@ impl Committer {
         let (task, bytes) = (upload.task, upload.bytes);
         Span::current().record("safelight.task", tracing::field::display(task));
         let logged = tracing::info_span!("upload", %task, %image);
-        let at = self.record(&upload, begun).instrument(logged.clone()).await?;
+        let at = self.record(&upload, started).instrument(logged.clone()).await?;
         logged.in_scope(|| tracing::debug!(bytes, "accepted"));
         drop(permit);
         if let Some(key) = key {
@@ -88,9 +88,9 @@ impl Committer {
         Ok(accepted_task(upload, at))
     }
 
-    /// Records an upload whose bytes are durable. Returns when it was.
-    async fn record(&self, upload: &NewUpload, begun: Moment) -> Result<DateTime<Utc>, Problem> {
-        self.ensure_staged(upload, begun).await?;
+    /// Records an upload whose bytes are durable. Returns when it was accepted.
+    async fn record(&self, upload: &NewUpload, started: Moment) -> Result<DateTime<Utc>, Problem> {
+        self.ensure_staged(upload, started).await?;
         let span = tracing::info_span!(
             target: traces::TARGET, "accept", safelight.task = %upload.task, "error.type" = Empty,
             otel.status_code = Empty,
@@ -99,7 +99,7 @@ impl Committer {
             span.record("error.type", problem.code().as_str());
             span.record("otel.status_code", "error");
         })?;
-        self.ensure_staged(upload, begun).await?;
+        self.ensure_staged(upload, started).await?;
         safelight_fail_points::hit("upload.accepted").await;
         Ok(at)
     }
@@ -130,7 +130,8 @@ impl Committer {
         }
     }
 
-    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was.
+    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was
+    /// accepted.
     async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
         let accepted = match self.store.accept(upload).await {
             // The connection may have been lost after the commit: then this finds the upload recorded.
@@ -147,8 +148,7 @@ impl Committer {
                 self.discard(upload.image).await;
                 Err(idempotency::in_flight())
             }
-            // The database may still be committing what it was sent. The janitor looks again when that
-            // is settled.
+            // The database may still commit the transaction. The janitor checks the bytes again later.
             Err(error) if error.is_unavailable() => Err(error.into()),
             Err(error) => {
                 self.discard(upload.image).await;
@@ -157,12 +157,12 @@ impl Committer {
         }
     }
 
-    /// Fails if the janitor may have deleted the bytes, and has: this process, or its whole machine, was
+    /// Fails if the janitor has deleted the bytes, which it may do if this process, or its whole machine, was
     /// suspended. Checked again after recording, since that may have happened in between; the task then fails
-    /// for want of bytes, but no client was promised that it would not.
-    async fn ensure_staged(&self, upload: &NewUpload, begun: Moment) -> Result<(), Problem> {
+    /// because the bytes are missing, but its client was not answered with 202.
+    async fn ensure_staged(&self, upload: &NewUpload, started: Moment) -> Result<(), Problem> {
         let grace = self.staged_grace;
-        if begun.elapsed() < grace / 2 {
+        if started.elapsed() < grace / 2 {
             return Ok(());
         }
         // The write job may have moved them already.
@@ -177,7 +177,7 @@ impl Committer {
         ))
     }
 
-    /// Removes staged bytes that became nothing. If that fails, the janitor removes them.
+    /// Removes the staged bytes of a rejected upload. If that fails, the janitor removes them.
     async fn discard(&self, image: ImageId) {
         if let Err(error) = self.blobs.delete(&BlobKey::Incoming(image)).await {
             tracing::warn!(%error, %image, "cannot remove rejected bytes");
@@ -185,14 +185,15 @@ impl Committer {
     }
 }
 
-/// Why complete bytes are not kept: they are not what the client meant to send.
-pub fn refusal(content: &Content, expected: Option<ContentHash>) -> Option<Problem> {
+/// The problem if the complete bytes are not those that the client meant to send.
+pub fn rejection(content: &Content, expected: Option<ContentHash>) -> Option<Problem> {
     expected
         .is_some_and(|expected| expected != content.sha256)
         .then(|| digest::mismatch(content.sha256))
 }
 
-/// A point in time. The system clock runs on while the machine is suspended; the monotonic one does not jump.
+/// A point in time, by two clocks: the system clock continues while the machine is suspended, and the
+/// monotonic clock does not jump.
 #[derive(Clone, Copy)]
 struct Moment(Instant, SystemTime);
 
@@ -206,8 +207,8 @@ impl Moment {
     }
 }
 
-/// The task as it was accepted. Reading it back would cost as much again as recording it, and
-/// could fail, though the upload is safe.
+/// The task as it was accepted. Reading it back would cost as much as recording it, and could fail although
+/// the upload is safe.
 fn accepted_task(upload: NewUpload, at: DateTime<Utc>) -> Task {
     let jobs: Vec<_> = upload
         .jobs

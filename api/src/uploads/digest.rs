@@ -9,7 +9,7 @@ use crate::http::problem::{Problem, ProblemCode};
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const WANT_CONTENT_DIGEST: HeaderName = HeaderName::from_static("want-content-digest");
 
-/// The SHA-256 that the client says its content has; `None` if it says nothing.
+/// The SHA-256 that the client announces; `None` if it sends no digest.
 pub fn from_headers(headers: &HeaderMap) -> Result<Option<ContentHash>, Problem> {
     let mut lines = Vec::new();
     for value in headers.get_all(CONTENT_DIGEST) {

@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: one logical upload, however often it is sent.
+//! `Idempotency-Key`: an upload that is sent several times is accepted once.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ pub fn from_headers(headers: &HeaderMap, owner: &Owner) -> Result<Option<Idempot
 pub enum Reservation {
     /// Be accepted under it.
     Reserved(ReservedKey),
-    /// Get the task that was accepted before, if the payload is the same.
+    /// Get the task of the earlier upload, if the payload is the same.
     Replay {
         /// That task.
         task: TaskId,
@@ -78,9 +78,9 @@ pub async fn reserve(
 async fn extend(store: DynStore, ticket: KeyTicket, hold: Duration) {
     loop {
         tokio::time::sleep(hold / 3).await;
-        // If the key is lost meanwhile, accepting the upload says so.
+        // If the key is lost meanwhile, accepting the upload reports it.
         if let Err(error) = store.extend_key(&ticket, hold).await {
-            tracing::debug!(%error, "cannot hold an idempotency key for longer");
+            tracing::debug!(%error, "cannot extend the reservation of an idempotency key");
         }
     }
 }
@@ -93,7 +93,7 @@ pub fn in_flight() -> Problem {
     )
 }
 
-/// The key stands for another payload.
+/// The key was used for another payload.
 pub fn reused() -> Problem {
     Problem::new(
         ProblemCode::KeyReused,
@@ -125,8 +125,8 @@ impl Drop for ReservedKey {
     }
 }
 
-/// Releases a key. An unavailable database may be why the upload failed: tried until the
-/// reservation has expired, or else the client's next try would be rejected because the key is in use.
+/// Releases a key. Retries until the reservation has expired, because the database may be unavailable:
+/// otherwise the client's next try would be rejected because the key is in use.
 async fn release(store: DynStore, ticket: KeyTicket, hold: Duration) {
     let ends_at = Instant::now() + hold;
     let mut reconnect = Reconnect::default();

@@ -1,4 +1,4 @@
-//! What a client says of an image beside its bytes: title, tags, file name, visibility.
+//! What a client sends with an image's bytes: title, tags, file name, visibility.
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
@@ -6,7 +6,7 @@ use safelight_domain::{ContentHash, ContentHasher, Labels, Visibility};
 
 use crate::http::problem::{Problem, ProblemCode};
 
-/// What a client says of an image beside its bytes.
+/// What a client sends with an image's bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UploadLabels {
     /// Title, tags and file name.
@@ -45,7 +45,7 @@ impl UploadLabels {
     pub fn fingerprint(&self, content: ContentHash) -> ContentHash {
         let mut hasher = ContentHasher::default();
         hasher.update(content.as_bytes());
-        // Each part with its length, so that no two payloads run together to the same bytes.
+        // Each part with its length, so that no two payloads give the same bytes.
         let mut add = |part: Option<&str>| {
             let length = part.map_or(u64::MAX, |part| part.len() as u64);
             hasher.update(&length.to_be_bytes());

@@ -46,7 +46,7 @@ pub async fn receive(
     ingest: &mut Ingest,
 ) -> Result<UploadLabels, Problem> {
     let outcome = parse(body, content_type, ingest).await;
-    // The parser hides what went wrong with the body; the reader remembers it.
+    // The parser hides errors of the body; the reader has them.
     match (outcome, body.fault()) {
         (Err(_), Some(fault)) => Err(fault.into()),
         (outcome, _) => outcome,
@@ -71,7 +71,7 @@ async fn parse(
     while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
         parts += 1;
         if parts > MAX_PARTS {
-            return Err(invalid(&format!("at most {MAX_PARTS} parts are taken")));
+            return Err(invalid(&format!("at most {MAX_PARTS} parts are allowed")));
         }
         let part = Part { field, used: &used };
         match part.field.name() {
@@ -103,7 +103,7 @@ async fn parse(
     if file { Ok(given) } else { Err(invalid("there is no `file`")) }
 }
 
-/// What goes wrong on the way to the parser.
+/// Why the body cannot be passed to the parser.
 #[derive(Debug, thiserror::Error)]
 enum FeedError {
     #[error(transparent)]
@@ -112,8 +112,8 @@ enum FeedError {
     Buffered,
 }
 
-/// The body for the parser. Ends with an error once the parser buffers too much beside the `used` bytes that it
-/// has returned.
+/// The body for the parser. Ends with an error once the parser buffers too much, that is, more than the
+/// `used` bytes that it has returned.
 fn feed(
     body: &BodyReader,
     used: Arc<AtomicU64>,

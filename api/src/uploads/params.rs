@@ -1,4 +1,4 @@
-//! What an upload says beside its body: headers and query parameters.
+//! The headers and query parameters of an upload.
 
 use axum::http::{HeaderMap, header};
 use safelight_domain::{ContentHash, Owner};
@@ -15,7 +15,7 @@ use crate::http::{
     problem::{Problem, ProblemCode},
 };
 
-/// What a request asks for beside its bytes.
+/// The parameters of an upload, beside its bytes.
 pub struct UploadParams {
     /// The owner of the image.
     pub owner: Owner,
@@ -80,7 +80,7 @@ pub fn overhead_bytes(headers: &HeaderMap) -> u64 {
     if is_multipart(headers) { multipart::OVERHEAD_BYTES } else { 0 }
 }
 
-/// A compressed body would be stored as it is, and be no image.
+/// A compressed body would be stored as it is, and would not be an image.
 fn reject_encodings(headers: &HeaderMap) -> Result<(), Problem> {
     let plain = headers
         .get_all(header::CONTENT_ENCODING)
@@ -95,7 +95,7 @@ fn reject_encodings(headers: &HeaderMap) -> Result<(), Problem> {
     ))
 }
 
-/// The size of the body, if the client says.
+/// The size of the body, if the client announces it.
 pub fn declared_bytes(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -43,7 +43,7 @@ impl UploadPermits {
 
     /// A permit for `owner`, which may hold `share` of them.
     pub fn acquire(&self, owner: &Owner, share: usize) -> Result<UploadPermit, NoPermit> {
-        // First, so that a share which is all of them is never what is used up.
+        // Checked first, so that a share of all permits never counts as the reason.
         let permit = self.all.clone().try_acquire_owned().map_err(|_| NoPermit::All)?;
         let mut held = self.per_owner.lock();
         if held.get(owner).is_some_and(|count| *count >= share) {

@@ -1,4 +1,4 @@
-//! The way of an upload from its request to its task.
+//! An upload from its request to its task.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,7 +41,7 @@ pub struct Uploads {
     limits: Limits,
     body_policy: BodyPolicy,
     max_upload_bytes: u64,
-    /// How long an idempotency key stays reserved without a sign of life.
+    /// How long an idempotency key stays reserved unless its process extends it.
     idempotency_hold: Duration,
 }
 
@@ -103,7 +103,7 @@ impl Uploads {
         let limit = self.max_upload_bytes.saturating_add(params::overhead_bytes(headers));
         let is_multipart = params::is_multipart(headers);
         let hash_whole = is_multipart && headers.contains_key("content-digest");
-        // From here on, dropping the reader deals with the rest of a rejected body.
+        // From here on, dropping the reader discards the rest of a rejected body.
         let body = BodyReader::new(body, headers, self.body_policy.limits(limit), hash_whole);
         let params = UploadParams::read(caller.owner.clone(), headers, params)?;
         let declared = params::declared_bytes(headers);
@@ -144,7 +144,7 @@ impl Uploads {
         let ingest = Ingest::hashing(self.max_upload_bytes);
         let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
         let content = ingest.end().await?.content;
-        if let Some(problem) = commit::refusal(&content, expected) {
+        if let Some(problem) = commit::rejection(&content, expected) {
             return Err(problem);
         }
         if labels.fingerprint(content.sha256) != fingerprint {
@@ -172,7 +172,7 @@ impl Uploads {
         let quota = self.limits.quota(&owner);
         let received = ReceivedUpload { image, owner, ingest, labels, expected, key, permit };
         let (committer, backlog) = (self.committer.clone(), self.backlog.clone());
-        // In a task of its own, so that a client which hangs up now cannot interrupt it.
+        // In a separate task, so that a client that hangs up now cannot interrupt it.
         let commit = async move {
             let task = committer.commit(received, quota).await?;
             backlog.count(task.jobs.len());
@@ -195,12 +195,12 @@ impl Uploads {
                     "This node is receiving {share} uploads of this owner; the body was not read."
                 ),
             )
-            .hint("send fewer at once; `GET /v1/limits` says how many"),
+            .hint("send fewer concurrently; `GET /v1/limits` says how many"),
         })
     }
 }
 
-/// Reads the body to its end. The hash that comes back is still to be compared with the file's.
+/// Reads the body to its end. The caller must compare the returned hash with the file's.
 async fn receive(
     headers: &HeaderMap,
     body: &BodyReader,
@@ -216,7 +216,7 @@ async fn receive(
             labels.clone().unwrap_or_default()
         }
     };
-    // What follows the last boundary belongs to the content too.
+    // The bytes after the last boundary belong to the content too.
     let whole = body.finish().await?;
     let expected = params.digest.filter(|digest| whole != Some(*digest));
     Ok((ingest, labels, expected))

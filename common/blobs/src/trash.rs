@@ -134,6 +134,6 @@ mod tests {
         let image = "0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10";
         let path = Path::from(format!("trash/{image}=67e5504410b1426f9247bb680e5fe0c8={flat}"));
         assert_eq!(origin(&path), Some((ContentHash::of(b"x"), key.path())));
-        assert_eq!(origin(&Path::from("trash/whatever")), None);
+        assert_eq!(origin(&Path::from("trash/other")), None);
     }
 }

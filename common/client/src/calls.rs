@@ -1,4 +1,4 @@
-//! The calls of the API but for uploads. Each can be repeated without harm.
+//! The calls of the API, except uploads. Each can be repeated safely.
 
 use std::fmt::Display;
 

@@ -16,7 +16,7 @@ const ON_BEHALF: HeaderName = HeaderName::from_static("safelight-owner");
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request may take unless said: longer than a server holds one that waits (`Prefer: wait=60`).
+/// How long a request may take by default: longer than a server delays a response (`Prefer: wait=60`).
 const TIMEOUT: Duration = Duration::from_secs(70);
 
 /// Calls one server. Clones share its connections.
@@ -27,7 +27,7 @@ pub struct Client {
     tries: u32,
 }
 
-/// What a [`Client`] sends, and how patient it is.
+/// What a [`Client`] sends, its tries and its timeout.
 pub struct ClientBuilder {
     url: String,
     key: Option<String>,
@@ -75,7 +75,7 @@ impl Client {
         self.http.request(method, self.url(path))
     }
 
-    /// `GET`; returns the response whatever its status. Never retried.
+    /// `GET`; returns the response also if it is an error. Never retried.
     pub async fn get(&self, path: &str) -> Result<Response, ClientError> {
         let sent = self.request(Method::GET, path).send().await;
         sent.map_err(|error| ClientError::unreachable(&error))
@@ -94,7 +94,7 @@ impl Client {
         self.call_and_read(request, document).await
     }
 
-    /// [`Client::call`] whose answer `read` takes. A failure to read it is retried as well.
+    /// [`Client::call`] with `read` for the response. A failure to read it is retried as well.
     pub(crate) async fn call_and_read<T, F>(
         &self,
         request: impl Fn() -> RequestBuilder,
@@ -136,21 +136,21 @@ impl ClientBuilder {
         self
     }
 
-    /// How often a call is made whose failure may pass, the first try included.
+    /// How often a call is tried whose failure may be temporary, the first try included.
     #[must_use]
     pub fn tries(mut self, tries: u32) -> Self {
         self.tries = tries;
         self
     }
 
-    /// How long a request may take, its body and its answer included; `None` for any time.
+    /// How long a request may take, including its body and the response; `None` for no limit.
     #[must_use]
     pub fn timeout(mut self, timeout: Option<Duration>) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The client. Fails if the URL is none, or if the key or the owner cannot stand in a header.
+    /// The client. Fails if the URL is not valid, or if the key or the owner cannot be a header value.
     pub fn build(self) -> Result<Client, ClientError> {
         if reqwest::Url::parse(&self.url).is_err() {
             return Err(ClientError::new(format!("`{}` is no URL", self.url)));
@@ -180,13 +180,13 @@ impl ClientBuilder {
     }
 }
 
-/// Gives rustls its cryptography: reqwest is built without any. Harmless if it was called before.
+/// Installs the cryptography of rustls, because reqwest is built without any. May be called several times.
 pub fn install_crypto_provider() {
     // Fails only if a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Sends a request; a response of failure is an error.
+/// Sends a request; an error response is an error.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Response, ClientError> {
     let response = request.send().await.map_err(|error| ClientError::unreachable(&error))?;
     if response.status().is_success() {

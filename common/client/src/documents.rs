@@ -1,7 +1,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What a failed request is answered with (RFC 9457), as far as a client acts on it.
+/// The document of a failed request (RFC 9457), as far as a client uses it.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Problem {

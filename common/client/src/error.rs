@@ -17,7 +17,7 @@ pub struct ClientError {
 }
 
 impl ClientError {
-    /// An error that no retry helps against.
+    /// An error that a retry would not fix.
     pub fn new(message: impl Display) -> Self {
         Self {
             message: message.to_string(),
@@ -54,7 +54,7 @@ impl ClientError {
         Self { unreachable: true, retryable: true, ..Self::new(message) }
     }
 
-    /// The error that a response of failure describes.
+    /// The error that an error response describes.
     pub(crate) async fn rejected(response: Response) -> Self {
         let (status, retry_after) = (response.status(), retry_after(&response));
         let problem: Problem = match response.bytes().await {
@@ -75,7 +75,7 @@ impl ClientError {
         Self { hint: problem.hint, retryable, retry_after, ..Self::new(message) }
     }
 
-    /// A success that is not what this API answers.
+    /// A success that does not look like a response of this API.
     pub(crate) fn unexpected(what: &str, document: &Value) -> Self {
         Self::new(format!("the server's answer holds no {what}: is it Safelight? {document}"))
     }

@@ -1,9 +1,9 @@
 //! A client of Safelight's HTTP API.
 //!
-//! Each call of the API is a method of [`Client`]. Documents that callers print as they came are
-//! [`serde_json::Value`]s, so that fields of newer servers survive; what callers look into has a type. For
-//! requests with headers of their own there are [`Client::get`] and [`Client::request`], which hand out the
-//! response whatever its status.
+//! Each call of the API is a method of [`Client`]. Documents that callers print are [`serde_json::Value`]s,
+//! so that fields of newer servers are kept; documents whose fields callers use have a type. [`Client::get`]
+//! and [`Client::request`] are for requests with other headers; they return the response also if it is an
+//! error.
 
 mod calls;
 mod client;

@@ -1,4 +1,4 @@
-//! Answers that are read line by line, and resumed where they break off.
+//! Responses that are read line by line, and resumed after an interruption.
 
 use std::io::ErrorKind;
 
@@ -9,8 +9,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::{client::send, error::ClientError};
 
-/// Writes the lines of an answer to `target`. `request` makes the request for the lines after the one with
-/// the given `id`. After an interruption the download resumes behind the last complete line.
+/// Writes the lines of a response to `target`. `request` makes the request for the lines after the one with
+/// the given `id`. After an interruption the download resumes after the last complete line.
 pub(crate) async fn download(
     tries: u32,
     request: impl Fn(Option<&str>) -> RequestBuilder,
@@ -32,8 +32,8 @@ pub(crate) async fn download(
     }
 }
 
-/// Copies the complete lines of an answer. Returns whether there were any, and how the transfer ended; a
-/// failed write is an error of its own. `last` is set to the `id` of the last line.
+/// Copies the complete lines of a response. Returns whether there were any, and how the transfer ended; a
+/// failed write is the outer error. `last` is set to the `id` of the last line.
 async fn copy_lines(
     request: RequestBuilder,
     target: &mut (impl AsyncWrite + Unpin),
@@ -53,7 +53,7 @@ async fn copy_lines(
         let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') else { continue };
         let whole: Vec<u8> = pending.drain(..=end).collect();
         match target.write_all(&whole).await {
-            // The reader has seen enough (`… | head`).
+            // The reader closed the pipe (`… | head`).
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok((true, Ok(()))),
             written => written.map_err(ClientError::new)?,
         }

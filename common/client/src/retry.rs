@@ -14,7 +14,7 @@ impl Retries {
         Self { left: tries, delays: Reconnect::default() }
     }
 
-    /// Returns after a delay if the call is to be made again; otherwise gives the error back.
+    /// Returns after a delay if the call is to be made again; otherwise returns the error.
     pub async fn after(&mut self, error: ClientError) -> Result<(), ClientError> {
         self.left = self.left.saturating_sub(1);
         if !error.is_retryable() || self.left == 0 {

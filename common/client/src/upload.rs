@@ -46,7 +46,7 @@ impl Client {
         accepted(self.post_image(body, &[]).await?).await
     }
 
-    /// Uploads a body with `headers`; returns the response whatever its status. Never retried.
+    /// Uploads a body with `headers`; returns the response also if it is an error. Never retried.
     pub async fn post_image(
         &self,
         body: impl Into<Body>,

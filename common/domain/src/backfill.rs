@@ -133,7 +133,7 @@ pub struct Backfill {
     /// The owner of the task.
     pub owner: Owner,
     /// When it started, by the database's clock.
-    pub begun_at: DateTime<Utc>,
+    pub started_at: DateTime<Utc>,
     /// The request.
     pub spec: BackfillSpec,
     /// The phase.

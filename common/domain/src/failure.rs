@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn poison_gets_few_attempts_and_never_more_than_the_job_has() {
+    fn crashing_pictures_get_few_attempts_and_never_more_than_the_job_has() {
         assert_eq!(ErrorCode::CorruptImage.retries(JobKind::Thumbnail).attempts(8), 1);
         assert_eq!(ErrorCode::DecoderCrashed.retries(JobKind::Thumbnail).attempts(8), 3);
         assert_eq!(ErrorCode::DecoderCrashed.retries(JobKind::Thumbnail).attempts(2), 2);

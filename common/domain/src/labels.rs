@@ -42,7 +42,7 @@ impl Labels {
             return Ok(());
         }
         if self.tags.len() == MAX_TAGS {
-            return Err(format!("at most {MAX_TAGS} are taken"));
+            return Err(format!("at most {MAX_TAGS} are allowed"));
         }
         self.tags.push(tag.to_owned());
         Ok(())
@@ -67,10 +67,10 @@ fn file_name(path: &str) -> Option<String> {
 fn checked(text: &str, max_chars: usize) -> Result<&str, String> {
     let text = text.trim();
     if text.chars().count() > max_chars {
-        return Err(format!("at most {max_chars} characters are taken"));
+        return Err(format!("at most {max_chars} characters are allowed"));
     }
     if text.chars().any(char::is_control) {
-        return Err("control characters are not taken".to_owned());
+        return Err("control characters are not allowed".to_owned());
     }
     Ok(text)
 }

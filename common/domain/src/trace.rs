@@ -1,4 +1,4 @@
-//! Trace context in messages and rows, so that whatever handles them continues the trace.
+//! Trace context in messages and rows, so that their receivers continue the trace.
 
 use std::{fmt, str::FromStr};
 

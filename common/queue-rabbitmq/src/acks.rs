@@ -24,7 +24,7 @@ const BATCH: usize = 256;
 #[derive(Clone)]
 pub(super) struct Acks {
     /// The tags of unsettled deliveries.
-    in_hand: Arc<Mutex<BTreeSet<u64>>>,
+    unsettled: Arc<Mutex<BTreeSet<u64>>>,
     ready: mpsc::UnboundedSender<Ready>,
 }
 
@@ -42,25 +42,25 @@ impl Acks {
     pub(super) fn start() -> Self {
         // Prefetch bounds it.
         let (ready, receiver) = mpsc::unbounded_channel();
-        let in_hand = Arc::default();
-        tokio::spawn(send(receiver, Arc::clone(&in_hand)));
-        Self { in_hand, ready }
+        let unsettled = Arc::default();
+        tokio::spawn(send(receiver, Arc::clone(&unsettled)));
+        Self { unsettled, ready }
     }
 
     /// Records a delivery.
     pub(super) fn hold(&self, tag: u64) {
-        lock(&self.in_hand).insert(tag);
+        lock(&self.unsettled).insert(tag);
     }
 
     /// Records that a delivery was returned. Only call it after that was sent, because an acknowledgement of later
     /// deliveries would include this one.
-    pub(super) fn let_go(&self, tag: u64) {
-        lock(&self.in_hand).remove(&tag);
+    pub(super) fn forget(&self, tag: u64) {
+        lock(&self.unsettled).remove(&tag);
     }
 
     /// The number of unsettled deliveries.
-    pub(super) fn in_hand(&self) -> usize {
-        lock(&self.in_hand).len()
+    pub(super) fn unsettled_count(&self) -> usize {
+        lock(&self.unsettled).len()
     }
 
     /// Acknowledges a delivery, possibly together with others.
@@ -73,16 +73,16 @@ impl Acks {
     }
 }
 
-async fn send(mut ready: mpsc::UnboundedReceiver<Ready>, in_hand: Arc<Mutex<BTreeSet<u64>>>) {
+async fn send(mut ready: mpsc::UnboundedReceiver<Ready>, unsettled: Arc<Mutex<BTreeSet<u64>>>) {
     let mut batch = Vec::new();
     while ready.recv_many(&mut batch, BATCH).await > 0 {
         batch.sort_unstable_by_key(|one| one.tag);
         let first_left = {
-            let mut in_hand = lock(&in_hand);
+            let mut unsettled = lock(&unsettled);
             for one in &batch {
-                in_hand.remove(&one.tag);
+                unsettled.remove(&one.tag);
             }
-            in_hand.first().copied().unwrap_or(u64::MAX)
+            unsettled.first().copied().unwrap_or(u64::MAX)
         };
         let together = batch.partition_point(|one| one.tag < first_left);
         if let Some(last) = batch[..together].last() {
@@ -104,7 +104,7 @@ async fn send_one(acker: &Acker, multiple: bool) {
     }
 }
 
-fn lock(in_hand: &Mutex<BTreeSet<u64>>) -> MutexGuard<'_, BTreeSet<u64>> {
+fn lock(unsettled: &Mutex<BTreeSet<u64>>) -> MutexGuard<'_, BTreeSet<u64>> {
     // No panic can leave it half-changed.
-    in_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    unsettled.lock().unwrap_or_else(PoisonError::into_inner)
 }

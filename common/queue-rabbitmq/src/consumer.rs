@@ -64,9 +64,10 @@ impl Source {
 enum End {
     /// The subscription was dropped.
     Unwanted,
-    /// There were no deliveries for a while. Either there are no messages, or the quorum queue was deleted and
-    /// declared again: then its consumers are deaf without an error, and the broker counts messages as delivered
-    /// that they never receive. A new consumer is cheap, and closing the old channel returns such messages.
+    /// There were no deliveries for a while. Either there are no messages, or the quorum queue was deleted
+    /// and declared again: then its consumers receive nothing, without an error, and the broker counts
+    /// messages as delivered that they never receive. A new consumer is cheap, and closing the old channel
+    /// returns such messages.
     Silent,
 }
 
@@ -158,7 +159,7 @@ impl Feeder {
                 delivery = timeout(SILENCE, consumer.next()) => delivery,
             };
             let Ok(delivery) = delivery else {
-                if self.may_be_deaf(connection, &acks).await? {
+                if self.may_be_stalled(connection, &acks).await? {
                     hand_back(channel, consumer).await;
                     return Ok(End::Silent);
                 }
@@ -182,10 +183,14 @@ impl Feeder {
 
     /// Whether a silent consumer should be replaced: it has no unsettled deliveries, or fewer than its prefetch
     /// although more messages are waiting.
-    async fn may_be_deaf(&self, connection: &Connection, acks: &Acks) -> Result<bool, QueueError> {
-        let in_hand = acks.in_hand();
-        if in_hand == 0 || in_hand >= usize::from(self.prefetch) {
-            return Ok(in_hand == 0);
+    async fn may_be_stalled(
+        &self,
+        connection: &Connection,
+        acks: &Acks,
+    ) -> Result<bool, QueueError> {
+        let unsettled_count = acks.unsettled_count();
+        if unsettled_count == 0 || unsettled_count >= usize::from(self.prefetch) {
+            return Ok(unsettled_count == 0);
         }
         match depth(connection, &self.source.to_string()).await {
             Ok(waiting) => Ok(waiting > 0),
@@ -293,7 +298,7 @@ fn requeue_options() -> BasicNackOptions {
 async fn put_back(acker: &Acker, acks: &Acks, tag: u64) {
     let answer = timeout(SETTLE_TIMEOUT, acker.nack(requeue_options())).await;
     if matches!(answer, Ok(Ok(true))) {
-        acks.let_go(tag);
+        acks.forget(tag);
     } else {
         debug!(?answer, "could not return a message; it returns when the channel closes");
     }

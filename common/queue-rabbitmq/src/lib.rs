@@ -56,9 +56,9 @@ pub struct RabbitQueue {
 }
 
 impl RabbitQueue {
-    /// Returns at once, and connects and reconnects in the background. Must be called within a tokio runtime. The
-    /// URL's defaults are 10 s for `heartbeat`, 5 s for `connection_timeout`, and `/` for an empty or missing
-    /// virtual host.
+    /// Returns immediately, and connects and reconnects in the background. Must be called within a tokio
+    /// runtime. The URL's defaults are 10 s for `heartbeat`, 5 s for `connection_timeout`, and `/` for an
+    /// empty or missing virtual host.
     pub fn start(url: &str) -> Self {
         let (users, links) = (TaskTracker::new(), TaskTracker::new());
         let (closed, links_closed) = (CancellationToken::new(), CancellationToken::new());

@@ -69,9 +69,10 @@ impl FromStr for Queue {
 /// A queue between processes, or inside one.
 #[async_trait]
 pub trait JobQueue: Send + Sync + 'static {
-    /// Publishes all of `notices`, each to the queue of its kind and lane. `Ok` only if the broker is responsible
-    /// for every one of them (confirmed, routed, and not returned); after an error any of them may or may not be
-    /// in its queue. Waits at most 10 s. Fails at once without a connection, or if the broker blocks publishers.
+    /// Publishes all of `notices`, each to the queue of its kind and lane. `Ok` only if the broker is
+    /// responsible for every one of them (confirmed, routed, and not returned); after an error any of them
+    /// may or may not be in its queue. Waits at most 10 s. Fails immediately without a connection, or if the
+    /// broker blocks publishers.
     async fn publish(&self, notices: &[JobNotice]) -> Result<(), QueueError>;
 
     /// Subscribes to a queue. The subscription survives lost connections: it reconnects with backoff and subscribes

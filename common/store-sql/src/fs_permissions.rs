@@ -1,4 +1,4 @@
-//! Files and folders that are for nobody but the user whom the program runs as.
+//! Files and folders that only the program's user can access.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -7,13 +7,13 @@ use std::{
     path::Path,
 };
 
-/// Makes a folder, with those above it, that only this user may enter, whatever the umask. One that is there
-/// stays as it is: somebody may have opened it on purpose.
+/// Makes a folder, with its parents, that only this user may enter, independent of the umask. Does not change
+/// an existing folder: its permissions may be intended.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Makes an empty file that only this user may read, whatever the umask; fails if there is one.
+/// Makes an empty file that only this user may read, independent of the umask; fails if it exists.
 pub fn make_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }

@@ -1,8 +1,8 @@
 //! The store ([`safelight_store::Store`]) on PostgreSQL and on SQLite. One contract suite runs on both
 //! (`tests/contract/store.rs`).
 //!
-//! What both say in the same way stands once, in `shared/`: these modules are compiled twice, as modules of
-//! `postgres` and of `sqlite`, each with the `dialect` of its folder.
+//! What is the same for both is in `shared/`: these modules are compiled twice, as modules of `postgres` and
+//! of `sqlite`, each with the `dialect` of its folder.
 
 #![allow(clippy::duplicate_mod)] // shared/ is compiled once per dialect
 

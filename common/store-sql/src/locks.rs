@@ -1,4 +1,4 @@
-//! What callers do one after the other.
+//! Decisions that callers make one after the other.
 
 use safelight_domain::Owner;
 

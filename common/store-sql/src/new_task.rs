@@ -67,7 +67,7 @@ pub struct NewTask<'a> {
     /// `None`: the owner of the image.
     owner: Option<&'a str>,
     image: Option<ImageId>,
-    /// The backfill that creates it. Its jobs take their turn on the lane as the backfill's.
+    /// The backfill that creates it. Its jobs belong to the backfill's share of the lane.
     backfill: Option<TaskId>,
     /// Where an import found the image.
     source: Option<&'a str>,
@@ -142,7 +142,7 @@ impl<'a> NewTask<'a> {
         }
     }
 
-    /// A task about an image of its owner, due at once.
+    /// A task about an image of its owner, due immediately.
     fn of_image(id: TaskId, kind: TaskKind, image: ImageId, jobs: &'a [(JobId, JobKind)]) -> Self {
         Self {
             id,

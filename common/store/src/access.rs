@@ -28,7 +28,7 @@ pub trait Access: Send + Sync + 'static {
         page: &PageRequest<Uuid>,
     ) -> Result<Vec<ApiKey>, StoreError>;
 
-    /// Revokes an API key at once; a revoked key stays as it is. `None` if the key does not exist.
+    /// Revokes an API key immediately; does not change a revoked key. `None` if the key does not exist.
     async fn revoke_api_key(&self, id: Uuid) -> Result<Option<ApiKey>, StoreError>;
 
     /// Records that an API key was used now.
@@ -53,7 +53,7 @@ pub trait Access: Send + Sync + 'static {
     async fn list_signing_keys(&self, owner: Option<&Owner>)
     -> Result<Vec<SigningKey>, StoreError>;
 
-    /// Revokes a key for signed URLs at once. `None` if the key does not exist.
+    /// Revokes a key for signed URLs immediately. `None` if the key does not exist.
     async fn revoke_signing_key(&self, id: &str) -> Result<Option<SigningKey>, StoreError>;
 
     /// What an owner stores.
@@ -83,7 +83,7 @@ pub struct NewApiKey {
     pub lifetime: Option<Duration>,
 }
 
-/// An API key with what a request that presents it is checked against.
+/// An API key with the data to check a request that presents it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownApiKey {
     /// The key.

@@ -1,4 +1,4 @@
-//! Backfills: tasks that walk over many images and hand out work for each.
+//! Backfills: tasks that walk over many images and create child tasks for them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,8 +15,9 @@ use crate::StoreError;
 /// Starting, leading and reporting backfills.
 #[async_trait]
 pub trait Backfills: Send + Sync + 'static {
-    /// Starts a backfill: records its task, queued, and its order. Starting it again changes nothing. Returns
-    /// `false`, without any effect, if its id belongs to another task, or to a backfill with another order.
+    /// Starts a backfill: records its task, queued, and its request. Starting it again changes nothing.
+    /// Returns `false`, without any effect, if its id belongs to another task, or to a backfill with another
+    /// request.
     async fn create_backfill(&self, new: &NewBackfill) -> Result<bool, StoreError>;
 
     /// Takes or keeps for `hold` the lead of up to `limit` backfills that have not ended and that no other
@@ -54,9 +55,9 @@ pub trait Backfills: Send + Sync + 'static {
     async fn blocking_jobs(&self, images: &[ImageId]) -> Result<Vec<BlockingJob>, StoreError>;
 
     /// Records one step of a walk in one transaction: counts, report lines (of a dry run only those of
-    /// [`BackfillStep::done`]), and a task with its jobs (bulk lane, due at once) for each image to work on.
-    /// Returns `false`, without any effect, if the walk has moved since, or was paused or cancelled: another
-    /// coordinator may have taken over.
+    /// [`BackfillStep::done`]), and a task with its jobs (bulk lane, due immediately) for each image to work
+    /// on. Returns `false`, without any effect, if the walk has moved since, or was paused or cancelled:
+    /// another coordinator may have taken over.
     ///
     /// A picture whose bytes a sound image has by now (see [`Backfills::images_with_blobs`]) is skipped as a
     /// duplicate: of concurrent steps that import the same picture, one creates the image.
@@ -67,12 +68,12 @@ pub trait Backfills: Send + Sync + 'static {
     /// counted.
     async fn collect_results(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
 
-    /// Hands out up to `limit` failed images of a backfill again while it is [`Backfill::retrying`]; it stops
+    /// Queues up to `limit` failed images of a backfill again while it is [`Backfill::retrying`]; it stops
     /// retrying if none are left. Returns how many.
     async fn retry_backfill(&self, id: TaskId, limit: u32) -> Result<u64, StoreError>;
 
     /// Pauses or resumes a backfill. Returns `false` if it has ended or was cancelled, or if it is to be
-    /// paused and has nothing more to hand out.
+    /// paused and has created all of its child tasks.
     async fn pause_backfill(&self, id: TaskId, paused: bool) -> Result<bool, StoreError>;
 
     /// Up to `limit` lines of a backfill's report, ordered by their ids, after the one given. Open images have
@@ -137,16 +138,16 @@ pub struct BackfillStep {
     pub max_attempts: u32,
     /// Images, or sources of an import, without work: skipped or refused.
     pub settled: Vec<ReportLine>,
-    /// Work that the step has done itself, or would have done in a dry run: counted as successful work, with
-    /// a line each.
+    /// Work that the step has done itself, or would do without the dry run: counted as successful, with a
+    /// line each.
     pub done: Vec<ReportLine>,
     /// How many images need nothing and no line, by reason.
     pub passed: BTreeMap<String, u64>,
     /// How many seconds of the backfill's rate the step uses up.
     pub paced_seconds: f64,
-    /// Whether the walk has come to its end.
+    /// Whether the walk has ended.
     pub is_last: bool,
-    /// Why the walk broke off there.
+    /// Why the walk stopped early.
     pub problem: Option<String>,
 }
 
@@ -183,9 +184,9 @@ pub struct ImportedImage {
 /// A line of a backfill's report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportLine {
-    /// The image; for a source of an import that never became one, an id of its own.
+    /// The image; for a source of an import that never became one, an id of the line.
     pub id: Uuid,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: ItemOutcome,
     /// Why it was skipped, or the code of its failure.
     pub reason: Option<String>,
@@ -203,7 +204,7 @@ impl ReportLine {
             outcome: ItemOutcome::Failed,
             reason: Some("over_quota".to_owned()),
             detail: Some(
-                "the owner's quota has no room for it; once there is some, another import takes it in"
+                "the owner's quota has no room for it; once there is room, import it again"
                     .to_owned(),
             ),
             source: Some(source),
@@ -235,7 +236,7 @@ impl BackfillStep {
         self.work.iter().filter_map(|child| Some(child.import.as_ref()?.sha256)).collect()
     }
 
-    /// Turns pictures that are `known` by now into skipped lines. Their staged bytes are left over.
+    /// Turns pictures that are `known` by now into skipped lines. The janitor deletes their staged bytes.
     #[must_use]
     pub fn skip_duplicates(mut self, known: &[(ContentHash, ImageId)]) -> Self {
         for child in self.work.extract_if(.., |child| duplicate(child, known).is_some()) {
@@ -250,8 +251,8 @@ impl BackfillStep {
         self
     }
 
-    /// Turns pictures that exceed `quota`, of which `used` is taken, into failed lines. Their staged bytes are
-    /// left over.
+    /// Turns pictures that exceed `quota`, of which `used` is taken, into failed lines. The janitor deletes
+    /// their staged bytes.
     #[must_use]
     pub fn refuse_over_quota(mut self, quota: Quota, mut used: Usage) -> Self {
         let has_no_room = |child: &mut ChildTask| {
@@ -264,7 +265,7 @@ impl BackfillStep {
         self
     }
 
-    /// Adds the skipped images to the counts by reason; returns how many failed without being handed out.
+    /// Adds the skipped images to the counts by reason; returns how many failed without a child task.
     pub fn count(&self, skipped: &mut BTreeMap<String, u64>) -> u64 {
         for (reason, count) in &self.passed {
             *skipped.entry(reason.clone()).or_default() += count;
@@ -287,7 +288,7 @@ fn duplicate(child: &ChildTask, known: &[(ContentHash, ImageId)]) -> Option<Imag
     known.iter().find(|(hash, _)| *hash == sha256).map(|(_, image)| *image)
 }
 
-/// The ended children of a backfill: what is reported, counted, and kept or removed of them.
+/// The ended children of a backfill: their report lines, and which of their tasks are kept or removed.
 #[derive(Default)]
 pub struct CollectedResults {
     /// Their lines in the report.

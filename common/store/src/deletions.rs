@@ -13,8 +13,8 @@ use crate::StoreError;
 /// Deleting images, and removing the bytes of discarded ones.
 #[async_trait]
 pub trait Deletions: Send + Sync + 'static {
-    /// Deletes an image. From now on it is discarded, whatever it was before; open jobs of its tasks are
-    /// cancelled; what its row says of the picture is removed, except the hash of its bytes. A task with one
+    /// Deletes an image. From now on it is discarded; open jobs of its tasks are
+    /// cancelled; its metadata is removed, except the hash of its bytes. A task with one
     /// job is queued on the interactive lane for the image's owner. The job is due once no worker can be
     /// writing for the image any more (the leases of the cancelled jobs have run out) and
     /// [`DeletionRequest::after`] has passed.

@@ -19,7 +19,7 @@ pub struct Ending<'a> {
     pub note: Option<&'a str>,
     /// The error to keep. A released attempt keeps the error before it, a success clears it.
     pub failure: Option<&'a Failure>,
-    /// What a success records beside.
+    /// What else a success records.
     pub effects: &'a [Effect],
 }
 
@@ -43,8 +43,8 @@ impl<'a> Ending<'a> {
         Self { status, delay, released, note, failure, effects }
     }
 
-    /// Whether renditions were recorded, so that the image may show those of its blob. The success of a
-    /// thumbnail job says the same, also if nothing was missing.
+    /// Whether renditions were recorded, so that the image may show those of its blob. A successful thumbnail
+    /// job has the same effect, also if nothing was missing.
     pub fn has_renditions(&self) -> bool {
         self.effects
             .iter()

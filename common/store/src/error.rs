@@ -18,7 +18,7 @@ pub enum StoreError {
     #[error("the database is unavailable: {0}")]
     Full(#[source] Cause),
 
-    /// The database answered, but not as it should: a bug or a damaged database.
+    /// The database answered with an unexpected error: a bug or a damaged database.
     #[error("the database failed: {0}")]
     Database(#[source] Cause),
 

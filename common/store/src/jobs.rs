@@ -14,9 +14,9 @@ use crate::StoreError;
 #[async_trait]
 pub trait Jobs: Send + Sync + 'static {
     /// Turns a message into a lease, if the job may run: it is queued and due; or its lease ran out; or it is
-    /// running while `redelivered` says that the queue took the message back from the worker of that very
-    /// attempt (`notice.generation + 1`). In the last case not if that worker is the one that asks: it lives,
-    /// and the message is a duplicate or came again over a new connection.
+    /// running, and `redelivered` shows that the queue took the message back from the worker of exactly that
+    /// attempt (`notice.generation + 1`). In the last case not if the caller is that worker: it lives, and
+    /// the message is a duplicate or was delivered again over a new connection.
     ///
     /// Counts the attempt **before** the work. Never starts more than `max_attempts`. Everything else is
     /// [`Claim::Nothing`], and the message can be dropped.
@@ -25,8 +25,8 @@ pub trait Jobs: Send + Sync + 'static {
     /// [`JOB_VERSION`](safelight_domain::JOB_VERSION)). If that alone prevents the claim, the result is
     /// [`Claim::Newer`]: no attempt is counted, and the job needs another message for another worker.
     ///
-    /// A backend may carry out concurrent claims together, as it may settles; each call has its own answer,
-    /// and its effects, as if it had been alone.
+    /// A backend may carry out concurrent claims together, and also settles; each call has its own answer and
+    /// its own effects.
     async fn claim(
         &self,
         notice: &JobNotice,
@@ -36,13 +36,13 @@ pub trait Jobs: Send + Sync + 'static {
         understood: u32,
     ) -> Result<Claim, StoreError>;
 
-    /// Extends leases in one statement. Returns those that are still held (also one that ran out, if nobody
-    /// has taken it over); the others were lost or cancelled, and their work must stop.
+    /// Extends leases in one statement. Returns those that are still held (also one that ran out, if no other
+    /// worker has taken it over); the others were lost or cancelled, and their work must stop.
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError>;
 
     /// Ends an attempt with all its effects in one transaction: job, task counts and status, image facts,
     /// renditions and placeholder, outbox row of a retry. [`Settled::Stale`], without any effect, unless the
-    /// job is still running this very attempt.
+    /// job is still running this attempt.
     ///
     /// [`Outcome::Retry`] of a job's last attempt is recorded as a failure: otherwise the job could never be
     /// claimed again, and its task would never end.
@@ -75,7 +75,7 @@ pub struct Lease {
     /// The job.
     pub job: JobId,
     /// The fencing token: the number of the attempt over all claims, released attempts included. Grows with
-    /// each claim and is never given out twice.
+    /// each claim and is never issued twice.
     pub fence: u32,
 }
 
@@ -107,20 +107,20 @@ pub struct ClaimedJob {
     pub max_attempts: u32,
     /// The image to work on, with the renditions that its blob already has.
     pub image: Image,
-    /// The order of the backfill that created its task; `None` for all other tasks.
+    /// The request of the backfill that created its task; `None` for all other tasks.
     pub backfill: Option<BackfillSpec>,
 }
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// It did its work, and this is to be recorded of it.
+    /// It did its work, with these effects to record.
     Succeeded(Vec<Effect>),
     /// It failed; the next attempt, if one is left, is due after the delay.
     Retry(Failure, Duration),
     /// It failed for good.
     Failed(Failure),
-    /// It was released unfinished: queued again, due at once, and the attempt does not count.
+    /// It was released unfinished: queued again, due immediately, and the attempt does not count.
     Released,
 }
 
@@ -134,12 +134,12 @@ pub enum Effect {
     UpsertRenditions(Vec<Rendition>),
     /// The image's blob has this placeholder.
     Placeholder(Placeholder),
-    /// Nothing can make these renditions of the image's blob again: their records go.
+    /// These renditions of the image's blob cannot be made again: their records are removed.
     ForgetRenditions(Vec<Rendition>),
     /// A note for people on the job.
     Note(String),
-    /// Everything stored of the image alone is removed. What its row still knows goes, and what the job
-    /// knew.
+    /// Everything stored for this image alone is removed. Removes the remaining data of its row, and the data
+    /// for the job.
     ForgetImage {
         /// The number of caching proxies that confirmed.
         proxies: u32,

@@ -1,4 +1,4 @@
-//! The database as seen by everything else: images, tasks, jobs, leases and the outbox.
+//! The interface of the database: images, tasks, jobs, leases and the outbox.
 //!
 //! [`Store`] is one trait made of ten aspects, each in a file with its records. A part of the program takes
 //! the aspect that it uses: an `Arc<dyn Store>` coerces to an `Arc<dyn Outbox>`. Two backends implement all

@@ -12,7 +12,7 @@ use crate::StoreError;
 pub trait Outbox: Send + Sync + 'static {
     /// Takes due, unpublished jobs: for each queue as many as it has capacity for. All owners and backfills
     /// that share a lane take turns, the oldest job of each first. The rows are hidden from other callers for
-    /// `hold` and show again afterwards, so a caller that dies loses nothing. Concurrent callers never get
+    /// `hold` and visible again afterwards, so a caller that dies loses nothing. Concurrent callers never get
     /// the same row.
     async fn take_unpublished(
         &self,
@@ -23,7 +23,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// Removes published jobs from the outbox. Only after the queue has confirmed them.
     async fn mark_published(&self, published: &[JobNotice]) -> Result<(), StoreError>;
 
-    /// Shows taken rows again at once, after a publish that failed.
+    /// Makes taken rows visible again immediately, after a failed publish.
     async fn return_unpublished(&self, unpublished: &[JobNotice]) -> Result<(), StoreError>;
 
     /// Puts up to `limit` jobs of one queue back into the outbox, oldest first: those that are queued and
@@ -96,7 +96,7 @@ impl OutboxBatch {
         } else if due.is_empty() {
             next
         } else {
-            // The rows just taken show again unless they are marked.
+            // The rows just taken become visible again unless they are marked.
             Some(next.map_or(hold, |next| next.min(hold)))
         };
         Self { due, next_in }

@@ -32,8 +32,8 @@ pub trait Reads: Send + Sync + 'static {
         page: &PageRequest<ImageId>,
     ) -> Result<ImagePage, StoreError>;
 
-    /// The last task of this image, an upload or one for renditions, that has a job of this kind: it says why
-    /// the result of such a job is missing.
+    /// The last task of this image, an upload or one for renditions, that has a job of this kind: it shows
+    /// why the result of such a job is missing.
     async fn last_task_of_image(
         &self,
         id: ImageId,

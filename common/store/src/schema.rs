@@ -7,8 +7,8 @@ use crate::StoreError;
 /// The schema and the health of the database.
 #[async_trait]
 pub trait Schema: Send + Sync + 'static {
-    /// Brings the schema up to this binary's version. Safe to call from many processes at once. Fails with
-    /// [`StoreError::SchemaNewer`] if a newer binary migrated the database.
+    /// Brings the schema up to this binary's version. Safe to call from many processes concurrently. Fails
+    /// with [`StoreError::SchemaNewer`] if a newer binary migrated the database.
     async fn migrate(&self) -> Result<(), StoreError>;
 
     /// Fails with [`StoreError::SchemaOlder`] or [`StoreError::SchemaNewer`] unless the schema has exactly

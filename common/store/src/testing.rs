@@ -39,7 +39,7 @@ impl Debug for Call<'_> {
     }
 }
 
-/// Decides which calls fail. Either decision may take its time.
+/// Decides which calls fail. Both decisions may wait.
 #[async_trait]
 pub trait FaultPlan: Send + Sync + 'static {
     /// Called before the call. An error prevents it.

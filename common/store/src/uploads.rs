@@ -23,7 +23,7 @@ pub trait Uploads: Send + Sync + 'static {
         hold: Duration,
     ) -> Result<KeyState, StoreError>;
 
-    /// Gives a reservation back after an upload that was not accepted. No effect unless `ticket` still holds
+    /// Releases a reservation after an upload that was not accepted. No effect unless `ticket` still holds
     /// it.
     async fn release_key(&self, ticket: &KeyTicket) -> Result<(), StoreError>;
 
@@ -34,8 +34,8 @@ pub trait Uploads: Send + Sync + 'static {
     /// how many.
     async fn expire_keys(&self, age: Duration, limit: u32) -> Result<u64, StoreError>;
 
-    /// Records an upload in one transaction: image, task, jobs (queued, due at once), their outbox rows, and
-    /// the idempotency key if there is one.
+    /// Records an upload in one transaction: image, task, jobs (queued, due immediately), their outbox rows,
+    /// and the idempotency key if there is one.
     ///
     /// [`Accepted::KeyLost`], without any effect, if another upload has taken the key's reservation since.
     /// [`Accepted::OverQuota`], without any effect, if the upload does not fit into the owner's quota, however
@@ -45,8 +45,8 @@ pub trait Uploads: Send + Sync + 'static {
 
     /// Queues one thumbnail job for renditions that an image lacks. None is queued if one is open (a
     /// backfill's does not count: it may take long) or if the last one shows that another would not help.
-    /// However many callers ask at once, one job is queued: on the interactive lane, in a task of the kind
-    /// `rendition` that belongs to the image's owner.
+    /// Concurrent calls queue one job in total: on the interactive lane, in a task of the kind `rendition`
+    /// that belongs to the image's owner.
     ///
     /// Asking again with the same ids, after an answer that was lost, queues nothing more.
     async fn request_rendition(&self, request: &RenditionRequest) -> Result<Requested, StoreError>;
@@ -182,15 +182,15 @@ impl RenditionRequest {
             Status::Queued | Status::Running => Some(Requested::Pending(last.task)),
             // Only a person may retry it: requests for a picture that cannot be rendered never stop.
             Status::Failed => Some(Requested::Recent(last.task)),
-            // The person who cancelled it meant what was asked for then, not every later request.
+            // The cancellation was for the request at that time, not for every later one.
             Status::Cancelled => {
                 let stays = last.kind != TaskKind::Rendition || last.is_recent;
                 stays.then_some(Requested::Recent(last.task))
             }
-            // An upload's job has made what was configured then; that may have been less.
+            // An upload's job has made the presets that were configured then, perhaps fewer than now.
             Status::Succeeded => {
                 let is_recent = last.kind == TaskKind::Rendition && last.is_recent;
-                // The answer to this very request was lost, and its job was quick.
+                // The answer to this request was lost, and its job has ended meanwhile.
                 let is_own = last.task == self.task;
                 (is_recent || is_own).then_some(Requested::Recent(last.task))
             }

@@ -116,7 +116,7 @@ async fn run(
         match sent {
             Ok(Ok(())) => {
                 count("exported", count_of_spans);
-                health.over();
+                health.recovered();
             }
             Ok(Err(error)) => health.failed(count_of_spans, &error.to_string()),
             Err(_) => health.failed(count_of_spans, "no response in time"),
@@ -171,7 +171,7 @@ impl CollectorHealth {
         }
     }
 
-    fn over(&mut self) {
+    fn recovered(&mut self) {
         if std::mem::take(&mut self.failing) {
             tracing::info!("the collector accepts spans again");
         }

@@ -94,7 +94,7 @@ impl DependencyHealth {
         since.retry_at - now
     }
 
-    /// Whether to use the dependency now. While it fails, one caller at a time finds out whether it works again.
+    /// Whether to use the dependency now. While it fails, one caller at a time tries whether it works again.
     pub fn is_usable(&self) -> bool {
         let now = Instant::now();
         match self.lock().as_mut() {
@@ -115,7 +115,7 @@ impl DependencyHealth {
         self.available.send_replace(true);
     }
 
-    /// Waits until the dependency is available; returns at once if it is.
+    /// Waits until the dependency is available.
     pub async fn available(&self) {
         // The sender lives as long as `self`.
         let _ = self.available.subscribe().wait_for(|available| *available).await;

@@ -2,8 +2,9 @@
 //! queries can use `task`, `job` or `trace_id` without knowing the spans.
 //!
 //! ```json
-//! {"timestamp":"2026-…Z","level":"WARN","target":"safelight_workers::policy","message":"the attempt failed",
-//!  "task":"0193…","job":"0193…","attempt":1,"kind":"write","failure":"…","trace_id":"4bf9…"}
+//! {"timestamp":"2026-…Z","level":"WARN","target":"safelight_workers::retry_policy",
+//!  "message":"the attempt failed","task":"0193…","job":"0193…","attempt":1,"kind":"write",
+//!  "failure":"…","trace_id":"4bf9…"}
 //! ```
 
 use std::fmt;

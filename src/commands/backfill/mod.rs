@@ -240,7 +240,7 @@ fn absolute(source: &str) -> Result<String, CommandError> {
 }
 
 async fn start(mut what: Value, begin: Begin) -> Result<(), CommandError> {
-    // A dry run of `gc` has one: it lists the objects.
+    // A dry run of `gc` has a report: it lists the objects.
     if begin.dry_run && begin.report.file.is_some() && what["kind"] != "gc" {
         return Err(CommandError::usage("a dry run has no report: it only counts")
             .hint("leave out --report, or --dry-run"));
@@ -265,12 +265,12 @@ async fn start(mut what: Value, begin: Begin) -> Result<(), CommandError> {
     let id = task["id"].as_str().unwrap_or_default().to_owned();
     if !begin.follow && !begin.dry_run && report.is_none() {
         print(&task, begin.output.json);
-        status!("the server goes on by itself; to watch: safelight backfill follow {id}");
+        status!("the server continues by itself; to watch: safelight backfill follow {id}");
         return Ok(());
     }
     if !begin.dry_run {
-        // Now rather than at the end: this command may be killed, and the backfill goes on.
-        status!("backfill {id} has begun; to follow it again: safelight backfill follow {id}");
+        // Now rather than at the end: this command may be killed, and the backfill continues.
+        status!("backfill {id} has started; to follow it again: safelight backfill follow {id}");
     }
     follow(&id, report, &begin.output, begin.dry_run).await
 }
@@ -365,7 +365,7 @@ mod tests {
             json!({ "dry_run": dry_run, "images": images })
         };
         assert_eq!(retryable_images(&backfill(3, 2, 1, false)), 1);
-        assert_eq!(retryable_images(&backfill(3, 3, 4, false)), 0, "four could not be taken in");
+        assert_eq!(retryable_images(&backfill(3, 3, 4, false)), 0, "four could not be imported");
         assert_eq!(retryable_images(&backfill(3, 0, 1, true)), 0);
     }
 }

@@ -29,8 +29,8 @@ pub fn print(task: &Value, workers: &Value) {
     }
 }
 
-/// How long the work would take on the workers there are, by what such jobs have taken so far, and by the
-/// rate that was asked for. `None` if no worker has done any.
+/// How long the work would take on the current workers, from the run times of such jobs so far and the
+/// requested rate. `None` if no worker has done any.
 fn estimate(backfill: &Value, workers: &Value) -> Option<Duration> {
     let kind = if backfill["kind"] == "verify" { "verify" } else { "thumbnail" };
     let running = workers["workers"].as_array()?.iter().filter(|w| w["status"] == "running");
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_is_estimated_from_the_run_times_of_such_jobs() {
+    fn plan_is_estimated_from_run_times_of_such_jobs() {
         let slots = |lane: &str, slots: u32, ended: u32, run_ms: u32| json!({ "kind": "thumbnail", "lane": lane, "slots": slots, "ended": ended, "run_ms": run_ms });
         let workers = |ended| {
             let slots = [slots("interactive", 4, ended, 50 * ended), slots("bulk", 3, 0, 0)];

@@ -9,17 +9,17 @@ use serde_json::Value;
 
 use crate::{error::CommandError, output::status};
 
-/// Between two questions to the server.
+/// Time between two requests to the server.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Between two status messages where standard error is no terminal to draw on.
+/// Time between two status messages if standard error is no terminal.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows the progress of a backfill until it has ended, also through outages of the server.
 pub async fn watch(client: &Client, id: &str) -> Result<Value, CommandError> {
     let bar = progress_bar();
-    let begun = Instant::now();
-    let (mut told, mut first, mut unavailable) = (Instant::now(), None, false);
+    let started = Instant::now();
+    let (mut last_message, mut first, mut unavailable) = (Instant::now(), None, false);
     loop {
         let task = match client.task(id).await {
             Ok(task) => task,
@@ -39,16 +39,16 @@ pub async fn watch(client: &Client, id: &str) -> Result<Value, CommandError> {
         }
         let done = Done::of(&task);
         let since = *first.get_or_insert(done.all());
-        let text = done.text(&task, since, begun.elapsed());
+        let text = done.text(&task, since, started.elapsed());
         bar.set_length(done.total.unwrap_or(done.all()));
         bar.set_position(done.all());
         bar.set_message(text.clone());
-        if bar.is_hidden() && told.elapsed() >= STATUS_INTERVAL {
+        if bar.is_hidden() && last_message.elapsed() >= STATUS_INTERVAL {
             match done.total {
                 Some(total) => status!("{} of {total}, {text}", done.all()),
                 None => status!("counting what there is to look at"),
             }
-            told = Instant::now();
+            last_message = Instant::now();
         }
         if !task["finished_at"].is_null() {
             bar.finish_and_clear();
@@ -79,7 +79,7 @@ impl Done {
     fn of(task: &Value) -> Self {
         let images = &task["backfill"]["images"];
         let count = |name: &str| images[name].as_u64().unwrap_or(0);
-        // Of a dry run, those that would be done are all there is to see.
+        // A dry run processes nothing: its progress is what it has planned.
         let planned = if task["backfill"]["dry_run"] == true { count("planned") } else { 0 };
         Self {
             total: images["total"].as_u64(),

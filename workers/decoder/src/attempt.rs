@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The part of a job's attempt that decoding needs.
 pub struct Attempt {
-    /// The permit to use one processor, of whatever type. Work that cannot be aborted holds a clone, so
-    /// that the permit stays taken if the work outlives its attempt.
+    /// The permit to use one processor, of any type. Work that cannot be aborted holds a clone, so that the
+    /// permit stays taken if the work outlives its attempt.
     pub slot: Arc<dyn Any + Send + Sync>,
     /// Decides the priority: the pictures of backfills are decoded at a lower one.
     pub lane: Lane,

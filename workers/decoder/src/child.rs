@@ -78,9 +78,8 @@ fn enter_sandbox() {
     }
 }
 
-/// Kills this process as soon as its worker is gone, for whatever reason and whatever a codec is doing: then
-/// the other end of the pipe is closed. (A parent-death signal would follow the thread that started this
-/// process, not the worker.)
+/// Kills this process as soon as its worker is gone, even while a codec runs: then the other end of the pipe
+/// is closed. (A parent-death signal would follow the thread that started this process, not the worker.)
 fn watch_worker(requests: OwnedFd) -> io::Result<()> {
     let watch = move || {
         let mut hung_up = [PollFd::new(&requests, PollFlags::empty())];

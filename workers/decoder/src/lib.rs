@@ -5,7 +5,7 @@
 //! worker                                            decoder (this program, `safelight decoder`)
 //!   takes an idle decoder, or starts one ──────────▶ limits its memory, enters the sandbox
 //!   request: header, the picture's bytes ──────────▶ reads them; limits its processor time
-//!            ◀───────────────────────────── started  from here on the picture is to blame for a crash
+//!            ◀───────────────────────────── started  from here on a crash counts as caused by the picture
 //!            ◀─ response: facts, renditions, or a failure
 //!   returns it to the pool                            waits; exits when the worker does
 //! ```

@@ -40,7 +40,7 @@ impl Pool {
         Self { limits, permits: Semaphore::new(slots + EXTRA_FOR_HEADERS), idle: Mutex::default() }
     }
 
-    /// Runs a request on a decoder. Dropping the future kills that decoder at once.
+    /// Runs a request on a decoder. Dropping the future kills that decoder immediately.
     pub async fn run(&self, request: &Request, picture: Bytes) -> Result<Response, Failure> {
         if picture.len() as u64 > self.limits.memory_bytes {
             return Err(self.limits.too_much_memory());
@@ -60,7 +60,8 @@ impl Pool {
                 Err(_) => {}
             }
         }
-        // A picture too large to be received is to blame itself; any other cause is not the picture's.
+        // If the decoder ran out of memory, the picture is too large to be received; the picture does not
+        // cause any other failure before it is received.
         Err(death.filter(|failure| failure.code == ErrorCode::DecoderOutOfMemory).unwrap_or_else(
             || Failure::new(ErrorCode::WorkerPanicked, "the worker's decoders do not start"),
         ))
@@ -70,7 +71,7 @@ impl Pool {
         let wall = self.limits.wall();
         match timeout(wall, decoder.receive(request)).await {
             Ok(Ok(response)) => {
-                self.give_back(decoder);
+                self.return_to_pool(decoder);
                 response
             }
             Ok(Err(error)) => {
@@ -107,7 +108,7 @@ impl Pool {
         self.idle().pop().map(|(decoder, _)| decoder)
     }
 
-    fn give_back(&self, decoder: Process) {
+    fn return_to_pool(&self, decoder: Process) {
         let mut idle = self.idle();
         idle.retain(|(_, since)| since.elapsed() < MAX_IDLE);
         idle.push((decoder, Instant::now()));

@@ -167,7 +167,7 @@ fn sandbox_warning(stderr: &[u8]) -> Option<&str> {
     line.strip_prefix(SANDBOX_WARNING)
 }
 
-/// Keeps the end of a decoder's standard error. A decoder would block if nobody read it.
+/// Keeps the end of a decoder's standard error. A decoder would block if its output was not read.
 async fn read_stderr(mut stderr: ChildStderr, stderr_tail: Arc<Mutex<Vec<u8>>>) {
     /// Every decoder reports the same.
     static LOGGED: Once = Once::new();

@@ -11,12 +11,12 @@ pub(super) const WEBP_MAX_SIDE: u32 = 16_383;
 
 /// The formats to encode for the formats that a preset asks for, without duplicates.
 pub(super) fn choose_formats(
-    asked: &Formats,
+    requested: &Formats,
     has_alpha: bool,
     is_animated: bool,
 ) -> Vec<ImageFormat> {
-    let mut chosen = Vec::with_capacity(asked.len());
-    for format in asked.iter().map(|format| choose_format(*format, has_alpha, is_animated)) {
+    let mut chosen = Vec::with_capacity(requested.len());
+    for format in requested.iter().map(|format| choose_format(*format, has_alpha, is_animated)) {
         if !chosen.contains(&format) {
             chosen.push(format);
         }
@@ -24,8 +24,8 @@ pub(super) fn choose_formats(
     chosen
 }
 
-fn choose_format(asked: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
-    match asked {
+fn choose_format(requested: PresetFormat, has_alpha: bool, is_animated: bool) -> ImageFormat {
+    match requested {
         PresetFormat::Auto if has_alpha || is_animated => ImageFormat::Webp,
         PresetFormat::Auto | PresetFormat::Jpeg => ImageFormat::Jpeg,
         PresetFormat::Webp => ImageFormat::Webp,

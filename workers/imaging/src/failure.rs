@@ -1,10 +1,10 @@
-//! Failures that several codecs report in the same words.
+//! Failures that several codecs report with the same message.
 
 use std::fmt::Display;
 
 use safelight_domain::{ErrorCode, Failure};
 
-/// The bytes start like a picture and do not continue like one.
+/// The bytes start like a picture, but the rest is invalid.
 pub(super) fn damaged() -> Failure {
     Failure::new(ErrorCode::CorruptImage, "the picture is damaged or cut short")
 }

@@ -96,7 +96,7 @@ impl Renderer {
         let mut animated = Vec::new();
         for (at, plan) in plans.iter().enumerate() {
             if is_stopped() {
-                return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was is_stopped"));
+                return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
             }
             let is_animated = source.header.frames > 1;
             let mut formats = encode::choose_formats(&plan.preset.formats, has_alpha, is_animated);
@@ -310,7 +310,7 @@ fn animate(
     }
     for frame in animation.frames {
         if is_stopped() {
-            return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was is_stopped"));
+            return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
         }
         let frame = frame?;
         let canvas = Pixels::Image(DynamicImage::ImageRgba8(frame.canvas));

@@ -51,7 +51,7 @@ mod tests {
         let mut same = edge.clone();
         sharpen::<1>(&mut same, 6, 0);
         assert_eq!(same, edge);
-        // Each channel by itself; no wrap-around at the ends of the scale.
+        // Channels are independent, and values do not wrap around.
         let mut colors = vec![255, 0, 7, 0, 255, 7, 255, 0, 7];
         sharpen::<3>(&mut colors, 3, 100);
         assert_eq!(colors, [255, 0, 7, 0, 255, 7, 255, 0, 7]);

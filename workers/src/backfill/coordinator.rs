@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::{feeder::Feeder, import::Memory};
 use crate::maintenance::service::{Service, ServiceError};
 
-/// How long a coordinator that died keeps its backfills from others.
+/// How long the lead of a coordinator lasts: after it died, no other one leads its backfills for this long.
 const HOLD: Duration = Duration::from_secs(10);
 
 /// Backfills that one coordinator leads. Paused ones are led after those that are not.
@@ -23,17 +23,17 @@ const BACKFILLS: u32 = 64;
 /// How often it looks for backfills, and renews its lead of those that it has.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// How often it looks at each of them: while nothing moves, and while something does.
+/// Pauses between the steps of a backfill: if the last step made no progress, and if it did.
 const IDLE_PAUSE: Duration = Duration::from_millis(100);
-const MOVING_PAUSE: Duration = Duration::from_millis(20);
+const PROGRESS_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long it may take at shutdown to give up its lead.
-const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it may take at shutdown to release its lead.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ended tasks counted in one transaction.
 const RESULTS: u32 = 500;
 
-/// Leads backfills, each in a task of its own. All end with it.
+/// Leads backfills, each in a separate task. All tasks end with it.
 pub(crate) struct BackfillCoordinator {
     store: DynStore,
     id: WorkerId,
@@ -59,7 +59,7 @@ impl BackfillCoordinator {
     }
 
     /// Renews the lead, starts new backfills, and stops those that ended or that another one leads.
-    async fn look(&mut self) -> Result<(), StoreError> {
+    async fn update_lead(&mut self) -> Result<(), StoreError> {
         let found = self.store.lead_backfills(self.id, HOLD, BACKFILLS).await?;
         self.led.retain(|id, work| {
             let is_led = found.iter().any(|backfill| backfill.id == *id);
@@ -104,14 +104,14 @@ impl Service for BackfillCoordinator {
     }
 
     async fn run(&mut self) -> Result<(), ServiceError> {
-        Ok(self.look().await?)
+        Ok(self.update_lead().await?)
     }
 
     fn grace(&self) -> Duration {
-        GIVE_UP_TIMEOUT
+        RELEASE_TIMEOUT
     }
 
-    /// Leaves its backfills to other coordinators at once; otherwise they wait for the end of the hold.
+    /// Leaves its backfills to other coordinators immediately; otherwise they wait for the end of the hold.
     async fn stop(&mut self) -> Result<(), ServiceError> {
         self.tasks.shutdown().await;
         self.store.lead_backfills(self.id, Duration::ZERO, BACKFILLS).await?;
@@ -119,7 +119,7 @@ impl Service for BackfillCoordinator {
     }
 }
 
-/// Collects the results of a backfill and feeds it until it is left: neither waits for the other.
+/// Collects the results of a backfill and feeds it, concurrently.
 async fn work_on(store: DynStore, feeder: Arc<Feeder>, id: TaskId) {
     tokio::join!(keep_collecting(&store, id), keep_feeding(&feeder, id));
 }
@@ -141,12 +141,12 @@ async fn keep_feeding(feeder: &Feeder, id: TaskId) {
     }
 }
 
-/// How long to wait after an act that says whether anything moved.
-fn pause<E: Error + 'static>(health: &DependencyHealth, acted: Result<bool, E>) -> Duration {
-    match acted {
-        Ok(moved) => {
+/// How long to wait after a step that returned whether it made progress.
+fn pause<E: Error + 'static>(health: &DependencyHealth, step: Result<bool, E>) -> Duration {
+    match step {
+        Ok(has_progress) => {
             health.recovered();
-            if moved { MOVING_PAUSE } else { IDLE_PAUSE }
+            if has_progress { PROGRESS_PAUSE } else { IDLE_PAUSE }
         }
         Err(error) => health.failed(&error),
     }

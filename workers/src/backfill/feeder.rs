@@ -1,4 +1,4 @@
-//! Hands out a backfill's work, step by step.
+//! Creates the child tasks of a backfill, step by step.
 
 use safelight_blobs::Blobs;
 use safelight_config::Config;
@@ -21,7 +21,7 @@ pub(super) struct Feeder {
     images: ImageWalk,
     garbage: GarbageWalk,
     import: ImportWalk,
-    /// Images under way at once.
+    /// Concurrent images.
     window: u32,
     /// Attempts of each job.
     max_attempts: u32,
@@ -45,7 +45,7 @@ impl Feeder {
         }
     }
 
-    /// Hands out as much work as a backfill has capacity for. Returns whether anything moved.
+    /// Creates as many child tasks as a backfill has capacity for. Returns whether it made progress.
     pub async fn feed(&self, id: TaskId, memory: &mut Memory) -> Result<bool, BackfillError> {
         let Some(backfill) = self.store.task(id).await?.and_then(|task| task.backfill) else {
             return Ok(false);
@@ -54,17 +54,17 @@ impl Feeder {
         if backfill.paused || capacity == 0 {
             return Ok(false);
         }
-        let moved = if backfill.retrying {
+        let has_progress = if backfill.retrying {
             self.store.retry_backfill(backfill.id, capacity).await? > 0
         } else if backfill.state == BackfillState::Walking {
             self.walk(&backfill, capacity, memory).await?
         } else {
             false
         };
-        if moved {
+        if has_progress {
             self.outbox_signal.notify();
         }
-        Ok(moved)
+        Ok(has_progress)
     }
 
     async fn walk(
@@ -79,7 +79,7 @@ impl Feeder {
             }
             BackfillKind::Gc => self.garbage.step(backfill, capacity).await?,
             BackfillKind::Import => match self.import.step(backfill, capacity, memory).await {
-                // A source that does not exist will not appear: the backfill ends with what it has.
+                // A source that does not exist will not appear: the backfill ends.
                 Err(BackfillError::Source(error)) if error.is_final() => BackfillStep {
                     is_last: true,
                     problem: Some(error.to_string()),
@@ -96,7 +96,7 @@ impl Feeder {
         let counted = self.store.advance_backfill(&step).await;
         memory.step_ended(matches!(counted, Ok(true)));
         if matches!(counted, Ok(false)) {
-            self.import.give_up(&step).await;
+            self.import.discard(&step).await;
         }
         Ok(counted?)
     }

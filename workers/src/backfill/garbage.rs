@@ -19,14 +19,14 @@ use crate::removal::{RemovalError, Remover};
 /// Objects listed in one step.
 const PAGE: usize = 500;
 
-/// Objects removed in one step: few, so that a step is soon over.
+/// Objects removed in one step: few, so that a step is short.
 const REMOVALS: usize = 32;
 
-/// What the first query says of an object.
+/// The result of the first query for an object.
 enum Verdict {
-    /// Needs nothing, for this reason.
+    /// It stays, for this reason.
     Passed(&'static str),
-    /// It is not one of ours, and stays.
+    /// Its name is not one of Safelight's, and it stays.
     Unknown,
     /// Nothing refers to it.
     Garbage(Box<Garbage>),
@@ -36,9 +36,9 @@ enum Verdict {
 struct Garbage {
     item: ReportLine,
     key: BlobKey,
-    /// The blob that it is, or was made of.
+    /// The blob itself, or the blob that the rendition was made from.
     blob: ContentHash,
-    /// Whether some image has that blob, so that the blob stays and only this rendition goes.
+    /// Whether some image has that blob, so that the blob stays and only this rendition is removed.
     is_blob_referred_to: bool,
 }
 
@@ -89,7 +89,7 @@ impl GarbageWalk {
             step.to = walked.next.or(step.to);
         }
         if step.is_last {
-            // To count them beforehand would take as long as the walk.
+            // Counting them in advance would take as long as the walk.
             let found =
                 step.passed.values().sum::<u64>() + (step.settled.len() + step.done.len()) as u64;
             step.expected = Some(backfill.walked() + found);
@@ -147,7 +147,7 @@ impl GarbageWalk {
         Ok(())
     }
 
-    /// Removes renditions of a blob that stays, unless they were recorded meanwhile, or may yet be. Returns
+    /// Removes renditions of a blob that stays, unless they were recorded meanwhile, or still may be. Returns
     /// whether they were removed.
     async fn remove_renditions(
         &self,
@@ -190,8 +190,8 @@ fn judge(
     }))
 }
 
-/// Whether an object is needed by images that have its blob: the blob itself always, a rendition if it is on
-/// record, or if some job may yet record it.
+/// Whether an object is needed by images that have its blob: the blob itself always, a rendition if it is
+/// recorded, or if some job may still record it.
 fn refers_to(reference: &Reference, key: &BlobKey) -> bool {
     let blob = reference.sha256;
     let is_recorded =
@@ -203,7 +203,7 @@ fn pass(passed: &mut BTreeMap<String, u64>, reason: &str) {
     *passed.entry(reason.to_owned()).or_default() += 1;
 }
 
-/// A report line of an object; the line has an id of its own.
+/// A report line of an object, with a new id.
 fn item(path: &str, outcome: ItemOutcome, reason: &str) -> ReportLine {
     ReportLine {
         id: Uuid::now_v7(),

@@ -1,4 +1,4 @@
-//! Walks over images that are stored: for renditions, and to verify.
+//! Walks over stored images, to make renditions and to verify.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use safelight_store::{BackfillStep, BlockingJob, ChildTask, DynStore, ImageFilte
 use super::{blocking_jobs::failure, error::BackfillError};
 use crate::jobs::presets::missing_presets;
 
-/// Images read at once.
+/// Images read in one query.
 const PAGE: u32 = 500;
 
 /// Walks over stored images.
@@ -35,7 +35,7 @@ impl ImageWalk {
     ) -> Result<BackfillStep, BackfillError> {
         let spec = &backfill.spec;
         let filter = ImageFilter {
-            until: backfill.begun_at,
+            until: backfill.started_at,
             created_after: spec.created_after,
             format: spec.format,
         };
@@ -45,27 +45,27 @@ impl ImageWalk {
             return Ok(step);
         }
         let after: Option<ImageId> = backfill.cursor.as_deref().and_then(|id| id.parse().ok());
-        // Most may need nothing; of few that may be handed out, not too many are read in vain.
+        // Most may need no work, so more are read than there is capacity for, but not too many in vain.
         let limit = capacity.saturating_mul(4).clamp(50, PAGE);
         let page = self.store.walk_images(&filter, after, limit).await?;
         let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
-        let mut obstacles = HashMap::<ImageId, Vec<BlockingJob>>::new();
-        for obstacle in self.store.blocking_jobs(&ids).await? {
-            obstacles.entry(obstacle.image).or_default().push(obstacle);
+        let mut blocking_jobs = HashMap::<ImageId, Vec<BlockingJob>>::new();
+        for job in self.store.blocking_jobs(&ids).await? {
+            blocking_jobs.entry(job.image).or_default().push(job);
         }
         for image in &page {
             if step.work.len() >= capacity as usize {
                 return Ok(step);
             }
-            let mut known = obstacles.remove(&image.id).unwrap_or_default();
+            let mut blocking = blocking_jobs.remove(&image.id).unwrap_or_default();
             if spec.kind == BackfillKind::Verify
                 && !spec.retry_failed
-                && let Some(found) = failure(&known, &[JobKind::Verify])
-                && !self.still_shows(image, found.code).await?
+                && let Some(found) = failure(&blocking, &[JobKind::Verify])
+                && !self.still_holds(image, found.code).await?
             {
-                known.retain(|obstacle| obstacle.kind != JobKind::Verify);
+                blocking.retain(|job| job.kind != JobKind::Verify);
             }
-            match judge(&self.presets, backfill, image, &known) {
+            match judge(&self.presets, backfill, image, &blocking) {
                 None => step.work.push(child(backfill.spec.kind, image.id)),
                 Some(line) => step.settled.push(line),
             }
@@ -75,9 +75,9 @@ impl ImageWalk {
         Ok(step)
     }
 
-    /// Whether what a verification has found of an original shows without reading it. If not, the original
-    /// may have been restored, or was never read because the store was unavailable.
-    async fn still_shows(&self, image: &Image, found: ErrorCode) -> Result<bool, BackfillError> {
+    /// Whether the finding of an earlier verification still holds, as far as the original's size shows it. If
+    /// not, the original may have been restored, or was never read because the store was unavailable.
+    async fn still_holds(&self, image: &Image, found: ErrorCode) -> Result<bool, BackfillError> {
         let size = self.blobs.size(&BlobKey::Blob(image.sha256)).await?;
         Ok(match found {
             ErrorCode::BlobMissing => size.is_none(),
@@ -87,13 +87,13 @@ impl ImageWalk {
     }
 }
 
-/// The line of an image that gets no work; `None` if it gets some. Another task that works on it is no
-/// reason: the job does not repeat what it finds done.
+/// The line of an image that needs no work; `None` if it needs some, also while another task works on it: the
+/// job does not repeat work that is done.
 fn judge(
     presets: &Presets,
     backfill: &Backfill,
     image: &Image,
-    obstacles: &[BlockingJob],
+    blocking: &[BlockingJob],
 ) -> Option<ReportLine> {
     let line = |outcome, reason: &str, detail| ReportLine {
         id: image.id.0,
@@ -114,19 +114,19 @@ fn judge(
     if spec.retry_failed {
         return None;
     }
-    let failed = |kinds: &[JobKind]| failure(obstacles, kinds);
+    let failed = |kinds: &[JobKind]| failure(blocking, kinds);
     if renditions {
         let failed = failed(&[JobKind::Write, JobKind::Thumbnail])?;
         return Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())));
     }
-    // What was bad the last time is bad still, and is said each time: a verification that ends well means
-    // that all is well.
+    // An earlier finding that still holds is reported again: a verification that succeeds means that
+    // everything is intact.
     if let Some(found) = failed(&[JobKind::Verify]) {
         let detail = format!("found before, and not looked at again: {}", found.message);
         return Some(line(ItemOutcome::Failed, found.code.as_str(), Some(detail)));
     }
-    // The bytes of a stored image may be fine whatever became of its renditions. One that is not stored has
-    // failed as an upload, which its own task says.
+    // The bytes of a stored image may be intact even if its renditions failed. If it is not stored, its
+    // upload has failed, which its own task reports.
     let failed = image.stored_at.is_none().then(|| failed(JobKind::ALL))??;
     Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())))
 }

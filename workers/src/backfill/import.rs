@@ -1,4 +1,4 @@
-//! Imports existing pictures: reads what the source names, stages what is new.
+//! Imports existing pictures: reads the entries of the source, and stages new pictures.
 
 use std::{
     collections::HashSet,
@@ -19,31 +19,32 @@ use super::{
     source::{Entry, Reader, Source, SourceError, Verdict},
 };
 
-/// Entries read in one step: few, so that a step is soon over.
+/// Entries read in one step: few, so that a step is short.
 const ENTRIES: u32 = 64;
 
-/// How often a step is tried whose source answers, but not for each of its entries; then those are unreadable.
+/// How often a step is tried if the source answers, but not for all of its entries. Then those count as
+/// unreadable.
 const TRIES: u32 = 8;
 
 /// Entries read at the same time.
 const AT_ONCE: usize = 4;
 
-/// Hashes that a dry run keeps at most. Beyond them it may count equal files more than once.
+/// Hashes that a dry run keeps at most. Beyond this number it may count equal files more than once.
 const SEEN: usize = 1_000_000;
 
 /// What an import keeps from step to step. A coordinator that takes it over starts without it.
 #[derive(Default)]
 pub(super) struct Memory {
     reader: Reader,
-    /// Of a dry run, beginnings of the hashes that it has found.
+    /// In a dry run, the first bytes of the hashes found so far.
     seen: HashSet<u64>,
-    /// And those of the step that is not counted yet.
+    /// The same for the step that is not counted yet.
     pending: HashSet<u64>,
-    /// How often the step that stands next has failed because of an entry.
+    /// How often the next step has failed because of an entry.
     tries: u32,
 }
 
-/// What an entry came to.
+/// The result of reading an entry.
 enum Found {
     Work(ChildTask),
     Settled(ReportLine),
@@ -61,7 +62,7 @@ impl ImportWalk {
         Self { store, blobs, max_upload_bytes }
     }
 
-    /// The next step through a source, with at most `capacity` pictures to take in.
+    /// The next step through a source, with at most `capacity` pictures to import.
     pub async fn step(
         &self,
         backfill: &Backfill,
@@ -92,7 +93,7 @@ impl ImportWalk {
             seen: Mutex::default(),
             used: Mutex::new(used),
         };
-        // In the order of the source, whichever is read first.
+        // Results keep the order of the source.
         let mut found = stream::iter(entries).map(|entry| import.take(entry)).buffered(AT_ONCE);
         while let Some(found) = found.next().await {
             match found {
@@ -100,20 +101,20 @@ impl ImportWalk {
                 Ok(Found::Settled(item)) => step.settled.push(item),
                 Err(error) => {
                     memory.tries += u32::from(matches!(error, BackfillError::Source(_)));
-                    self.give_up(&step).await;
+                    self.discard(&step).await;
                     return Err(error);
                 }
             }
         }
         memory.tries = 0;
         if backfill.spec.dry_run {
-            memory.leave_out_equal(&mut step);
+            memory.skip_duplicates(&mut step);
         }
         Ok(step)
     }
 
-    /// Removes what was staged for a step that did not count. The janitor removes what cannot be removed now.
-    pub async fn give_up(&self, step: &BackfillStep) {
+    /// Removes the staged bytes of a step that did not count. The janitor removes what cannot be removed now.
+    pub async fn discard(&self, step: &BackfillStep) {
         for child in step.work.iter().filter(|child| child.import.is_some()) {
             if let Err(error) = self.blobs.delete(&BlobKey::Incoming(child.image)).await {
                 tracing::warn!(%error, image = %child.image, "cannot remove bytes of an import");
@@ -123,8 +124,8 @@ impl ImportWalk {
 }
 
 impl Memory {
-    /// Removes from the step of a dry run what an earlier step has found.
-    fn leave_out_equal(&mut self, step: &mut BackfillStep) {
+    /// Removes pictures from the step of a dry run that an earlier step has found.
+    fn skip_duplicates(&mut self, step: &mut BackfillStep) {
         let found = std::mem::take(&mut step.work);
         let (first, equal): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|child| self.is_first(child));
@@ -145,7 +146,7 @@ impl Memory {
         !self.seen.contains(&beginning) && self.pending.insert(beginning)
     }
 
-    /// The step has counted, or has not.
+    /// Records whether the step has counted.
     pub fn step_ended(&mut self, counted: bool) {
         let pending = std::mem::take(&mut self.pending);
         if counted {
@@ -158,17 +159,17 @@ struct Import<'a> {
     walk: &'a ImportWalk,
     source: Source,
     backfill: &'a Backfill,
-    /// Entries that cannot be read now are not tried again.
+    /// Entries that cannot be read now are not retried.
     is_last_try: bool,
-    /// What this step has taken in already.
+    /// The pictures that this step has imported already.
     seen: Mutex<HashSet<ContentHash>>,
-    /// What the owner has stored, this step's pictures included, as far as its quota limits that.
+    /// What the owner has stored, including this step's pictures, if its quota limits that.
     used: Mutex<Usage>,
 }
 
 impl Import<'_> {
-    /// Reads one entry. What is wrong with it is a line of the report; an error is one of the store, or
-    /// of the way to the source, and the whole step is tried again.
+    /// Reads one entry. A problem of the entry becomes a line of the report; an error is one of the store or
+    /// of the connection to the source, after which the whole step is retried.
     async fn take(&self, entry: Entry) -> Result<Found, BackfillError> {
         let failed = |reason, why| Ok(settled(&entry, ItemOutcome::Failed, reason, Some(why)));
         match &entry.verdict {
@@ -185,7 +186,7 @@ impl Import<'_> {
                 return Ok(settled(&entry, ItemOutcome::Skipped, "not_a_file", None));
             }
             Err(SourceError::Forbidden(why)) => return failed("invalid_line", why),
-            Err(error) if self.is_tried_again(&error) => return Err(error.into()),
+            Err(error) if self.is_retried(&error) => return Err(error.into()),
             Err(error) => return failed("unreadable", with_causes(&error)),
         };
         let image = ImageId::new();
@@ -194,21 +195,21 @@ impl Import<'_> {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
                     if let Err(error) = ingest.write(&chunk).await {
-                        return not_taken(&entry, error);
+                        return not_imported(&entry, error);
                     }
                 }
                 Ok(None) => break,
-                Err(error) if self.is_tried_again(&error) => return Err(error.into()),
+                Err(error) if self.is_retried(&error) => return Err(error.into()),
                 Err(error) => return failed("unreadable", with_causes(&error)),
             }
         }
         match ingest.end().await {
             Ok(picture) => self.keep(entry, image, picture).await,
-            Err(error) => not_taken(&entry, error),
+            Err(error) => not_imported(&entry, error),
         }
     }
 
-    /// Where the bytes of an entry go: of a dry run nowhere.
+    /// Receives the bytes of an entry. A dry run only hashes them.
     fn ingest(&self, image: ImageId) -> Ingest {
         let limit = self.walk.max_upload_bytes;
         if self.backfill.spec.dry_run {
@@ -218,13 +219,13 @@ impl Import<'_> {
         }
     }
 
-    /// Whether an entry that cannot be read is tried again with the whole step. One that hangs is not: each
+    /// Whether an entry that cannot be read is retried with the whole step. An entry that hangs is not: each
     /// try would take as long.
-    fn is_tried_again(&self, error: &SourceError) -> bool {
+    fn is_retried(&self, error: &SourceError) -> bool {
         !self.is_last_try && matches!(error, SourceError::Io(_) | SourceError::Store(_))
     }
 
-    /// Keeps a picture that was read to its end, unless it is there already.
+    /// Keeps a completely read picture, unless it is stored already.
     async fn keep(
         &self,
         entry: Entry,
@@ -239,8 +240,8 @@ impl Import<'_> {
             }
             return Ok(Found::Settled(known.line));
         }
-        // Whether there is room is decided where the step is recorded. What certainly has none need not be
-        // staged for that.
+        // The transaction that records the step makes the final check of the quota. A picture that certainly
+        // exceeds it need not be staged.
         if !self.has_room(bytes) {
             return Ok(Found::Settled(ReportLine::over_quota(image.0, entry.name)));
         }
@@ -256,7 +257,7 @@ impl Import<'_> {
         }))
     }
 
-    /// A picture that is there already. One that failed for good is imported again if that was asked for.
+    /// An equal picture that exists already. If that failed for good, it is imported again on request.
     async fn known(
         &self,
         entry: &Entry,
@@ -273,26 +274,23 @@ impl Import<'_> {
             let detail = "equal to another one of this import".to_owned();
             return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
         };
-        let obstacles = store.blocking_jobs(&[equal]).await?;
-        if let Some(failed) = failure(&obstacles, &[JobKind::Write, JobKind::Thumbnail]) {
+        let blocking = store.blocking_jobs(&[equal]).await?;
+        if let Some(failed) = failure(&blocking, &[JobKind::Write, JobKind::Thumbnail]) {
             let spec = &self.backfill.spec;
             let detail = format!("equal to image {equal}, which failed: {failed}");
-            let is_taken = spec.retry_failed && self.first(sha256);
-            return Ok(if is_taken { None } else { skipped("failed_before", detail) });
+            let is_imported = spec.retry_failed && self.first(sha256);
+            return Ok(if is_imported { None } else { skipped("failed_before", detail) });
         }
-        let is_under_way = obstacles.iter().any(|obstacle| obstacle.kind != JobKind::Verify);
-        let bad = if is_under_way {
-            None
-        } else {
-            self.bad(sha256, bytes, !obstacles.is_empty()).await?
-        };
+        let is_under_way = blocking.iter().any(|job| job.kind != JobKind::Verify);
+        let bad =
+            if is_under_way { None } else { self.bad(sha256, bytes, !blocking.is_empty()).await? };
         let bad_was = bad.map(|bad| format!(", whose bytes were {bad} and are back"));
         let detail = format!("equal to image {equal}{}", bad_was.unwrap_or_default());
         Ok(skipped("duplicate", detail).map(|known| Known { is_bad: bad.is_some(), ..known }))
     }
 
-    /// What is wrong with a stored original, if anything. It is read only if a verification has not ended well:
-    /// otherwise what its size says is enough.
+    /// What is wrong with a stored original, if anything. It is read only if a verification has failed;
+    /// otherwise its size suffices.
     async fn bad(
         &self,
         sha256: ContentHash,
@@ -308,7 +306,8 @@ impl Import<'_> {
         })
     }
 
-    /// Whether the owner's quota has room for one more picture of so many bytes. A dry run takes none in.
+    /// Whether the owner's quota has room for one more picture of `bytes` bytes. Always true in a dry run,
+    /// which imports nothing.
     fn has_room(&self, bytes: u64) -> bool {
         let Backfill { spec, .. } = self.backfill;
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
@@ -321,16 +320,15 @@ impl Import<'_> {
     }
 }
 
-/// A picture that is there already.
+/// A picture that exists already.
 struct Known {
     line: ReportLine,
-    /// Its bytes are not, or are others, and are to be brought back.
+    /// Its bytes are missing or damaged, and are to be restored.
     is_bad: bool,
 }
 
-/// An entry whose bytes are not taken in: a failure if it is a picture or named like one, else of no
-/// interest.
-fn not_taken(entry: &Entry, error: IngestError) -> Result<Found, BackfillError> {
+/// An entry whose bytes are not imported: a failure if it is a picture or named like one, otherwise skipped.
+fn not_imported(entry: &Entry, error: IngestError) -> Result<Found, BackfillError> {
     let code = match error {
         IngestError::Blobs(error) => return Err(error.into()),
         IngestError::TooLarge(_) => ErrorCode::TooLarge,

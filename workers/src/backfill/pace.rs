@@ -1,8 +1,8 @@
-//! How fast a backfill hands out work: its window and its rate.
+//! How fast a backfill creates child tasks: its window and its rate.
 
 use safelight_domain::Backfill;
 
-/// How many more images may be handed out now.
+/// How many more child tasks may be created now.
 pub(super) fn capacity(backfill: &Backfill, under_way: u64, window: u32) -> u32 {
     if backfill.spec.dry_run {
         return window;
@@ -13,7 +13,7 @@ pub(super) fn capacity(backfill: &Backfill, under_way: u64, window: u32) -> u32 
     match (backfill.spec.rate, backfill.rested_seconds) {
         (Some(_), Some(rested)) if rested < 0.0 => 0,
         (Some(rate), rested) => {
-            // After a pause of more than a second, only one second is made up for.
+            // Of a longer pause, only the last second counts.
             let due = (rate * rested.unwrap_or(0.0).min(1.0)).floor().max(1.0);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
             left.min(due as u32)
@@ -37,7 +37,7 @@ mod tests {
         Backfill {
             id: TaskId::new(),
             owner: safelight_domain::Owner::local(),
-            begun_at: Utc::now(),
+            started_at: Utc::now(),
             spec,
             state: BackfillState::Walking,
             paused: false,

@@ -15,14 +15,14 @@ use tracing::{Instrument, Span, field::Empty};
 use super::{leases::HeldLease, slots::Slot, worker::Worker};
 use crate::{jobs, retry_policy};
 
-/// An attempt that takes longer hangs: its lease would be renewed for ever. Far below the half hour
-/// after which a broker takes a message away.
+/// An attempt that takes longer counts as hanging: its lease would be renewed forever. Far below the half
+/// hour after which a broker takes a message back.
 const ATTEMPT_LIMIT: Duration = Duration::from_mins(10);
 
 /// Before a job that needs a newer worker is published again.
 const NEWER_DELAY: Duration = Duration::from_secs(1);
 
-/// What to tell the broker.
+/// The response to the broker.
 enum Answer {
     Ack,
     Requeue,
@@ -40,8 +40,7 @@ pub(super) async fn attempt(worker: Arc<Worker>, message: Message, slot: Arc<Slo
     }
 }
 
-/// An attempt in the trace of the request that made its job. Every attempt is a child of that request,
-/// however the attempts before it ended.
+/// An attempt in the trace of the request that made its job. Every attempt is a child of that request.
 fn process_span(worker: &Worker, notice: &JobNotice) -> Span {
     if !traces::are_on() {
         return Span::none();
@@ -69,7 +68,8 @@ fn process_span(worker: &Worker, notice: &JobNotice) -> Span {
     span
 }
 
-/// Records in the trace how an attempt ended. Once: an attribute that is recorded twice appears twice.
+/// Records in the trace how an attempt ended. Call it once: an attribute that is recorded twice appears
+/// twice.
 fn note_end(traced: &Span, outcome: &'static str, error: Option<&'static str>) {
     traced.record("safelight.outcome", outcome);
     if let Some(error) = error {
@@ -118,8 +118,8 @@ async fn process(worker: &Worker, message: &Message, slot: Arc<Slot>, traced: &S
             Answer::Requeue
         }
         Err(error) => {
-            // The same message would fail the same way, at once and again. Without it the rescuer
-            // publishes the job again after a while.
+            // If requeued, the message would fail the same way immediately, in a loop. The rescuer publishes
+            // the job again after a while.
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, job = %notice.job, "cannot claim a job");
             note_end(traced, "not claimed", Some("database_failed"));
@@ -129,8 +129,7 @@ async fn process(worker: &Worker, message: &Message, slot: Arc<Slot>, traced: &S
 }
 
 /// Publishes a job that needs a newer worker again after a while; this worker has nothing to do for it.
-/// Requeuing its message instead would bring it back at once, and after some such rounds to the dead
-/// letters.
+/// Requeuing its message instead would bring it back immediately, and after some rounds to the dead letters.
 async fn leave_to_newer(worker: &Worker, job: JobId) -> Result<Claim, StoreError> {
     tracing::debug!(%job, "a job needs a newer worker");
     worker.store.republish(job, NEWER_DELAY).await?;
@@ -179,8 +178,8 @@ async fn execute(
     Some(worker.settings.retries.after_failure(job, failure))
 }
 
-/// Runs `handler` in a task of its own, which contains its panics. `None` once `lost` says that the result
-/// no longer counts.
+/// Runs `handler` in a separate task, which contains its panics. `None` once `lost` is cancelled: then the
+/// result no longer counts.
 async fn supervise(
     worker: &Worker,
     lost: &CancellationToken,
@@ -199,7 +198,7 @@ async fn supervise(
     }
 }
 
-/// Records the outcome; while the database is unavailable, tries for as long as the lease could last.
+/// Records the outcome. While the database is unavailable, retries for the duration of a lease.
 async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &Span) -> Answer {
     let give_up_at = Instant::now() + worker.settings.lease;
     let mut reconnect = Reconnect::default();
@@ -217,7 +216,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &S
                 return Answer::Ack;
             }
             Ok(Settled::Stale) => {
-                // Unless it is stale because an earlier try got through and its answer did not.
+                // After a retry, it may be stale because an earlier try succeeded and its answer was lost.
                 if tried {
                     note_outcome(traced, outcome);
                 } else {

@@ -35,7 +35,7 @@ impl Breaker {
         self.blobs_health.report(error);
     }
 
-    /// Waits until jobs can be run; returns at once if they can.
+    /// Waits until jobs can be run.
     pub async fn closed(&self) {
         self.database_health.available().await;
         self.blobs_health.available().await;

@@ -1,5 +1,5 @@
-//! The heartbeat: while a worker lives it says in the registry who it is and what it does. No work depends
-//! on it, so an unavailable database costs heartbeats and nothing else.
+//! The heartbeat: a running worker reports its identity and its work to the registry. No work depends on it,
+//! so an unavailable database costs only heartbeats.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use crate::maintenance::status::ServiceStatuses;
 /// How long a worker that has drained tries to leave the registry.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sends heartbeats while `work` goes on, as draining once `shutdown` is cancelled; then leaves the registry.
+/// Sends heartbeats until `work` ends, with the status `draining` once `shutdown` is cancelled; then leaves
+/// the registry.
 pub(crate) async fn during(
     worker: &Worker,
     statuses: &ServiceStatuses,
@@ -50,7 +51,7 @@ async fn beat(worker: &Worker, statuses: &ServiceStatuses, shutdown: &Cancellati
         if beat.draining {
             tokio::time::sleep(period).await;
         } else {
-            // A drain is reported at once.
+            // A drain is reported immediately.
             let _ = timeout(period, shutdown.cancelled()).await;
         }
     }

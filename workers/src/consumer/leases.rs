@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::Breaker;
 
-/// How long a job that was cancelled may go on.
+/// How long a cancelled job may continue.
 const NOTICE_CANCEL: Duration = Duration::from_secs(2);
 
 /// Leases of running attempts.
@@ -19,9 +19,9 @@ const NOTICE_CANCEL: Duration = Duration::from_secs(2);
 pub(super) struct HeldLeases(Mutex<HashMap<Lease, Entry>>);
 
 struct Entry {
-    /// Cancelled when the lease is found lost.
+    /// Cancelled when the lease is lost.
     lost: CancellationToken,
-    /// Its settling has begun: that it is no longer held may just mean that it is settled.
+    /// Its settling has started: if it is no longer held, it may just be settled.
     settling: bool,
 }
 
@@ -29,7 +29,7 @@ struct Entry {
 pub(super) struct HeldLease<'a> {
     held: &'a HeldLeases,
     lease: Lease,
-    /// Cancelled when the lease is found lost.
+    /// Cancelled when the lease is lost.
     pub lost: CancellationToken,
 }
 
@@ -54,7 +54,7 @@ impl HeldLeases {
             if leases.is_empty() {
                 continue;
             }
-            // In one order for all, so that statements do not wait for each other's rows crosswise.
+            // All workers use the same order, so that their statements do not deadlock.
             leases.sort_unstable_by_key(|lease| (lease.job, lease.fence));
             let renewal = store.renew(&leases, duration);
             match tokio::time::timeout(third, renewal).await {
@@ -67,16 +67,16 @@ impl HeldLeases {
                     }
                     pause = (period / 4).min(Duration::from_secs(1));
                 }
-                // Waited long enough already.
+                // The timeout was long enough.
                 Err(_) => pause = Duration::ZERO,
             }
         }
     }
 
-    fn give_up(&self, asked: &[Lease], held: &[Lease]) {
+    fn give_up(&self, renewed: &[Lease], held: &[Lease]) {
         let held: HashSet<&Lease> = held.iter().collect();
         let entries = self.lock();
-        for lease in asked.iter().filter(|lease| !held.contains(lease)) {
+        for lease in renewed.iter().filter(|lease| !held.contains(lease)) {
             if let Some(entry) = entries.get(lease).filter(|entry| !entry.settling) {
                 entry.lost.cancel();
             }
@@ -90,8 +90,8 @@ impl HeldLeases {
 }
 
 impl HeldLease<'_> {
-    /// From now on a lease that is no longer held does not count as lost: only its settling tells.
-    /// It is still renewed, because settling may have to wait for the database.
+    /// From now on a lease that is no longer held does not count as lost: the result of settling decides. It
+    /// is still renewed, because settling may have to wait for the database.
     pub fn settling(&self) {
         if let Some(entry) = self.held.lock().get_mut(&self.lease) {
             entry.settling = true;

@@ -33,11 +33,11 @@ use crate::{jobs, maintenance::status::ServiceStatuses, parts::WorkerParts};
 /// Time for handing jobs back after the drain timeout.
 const HAND_BACK: Duration = Duration::from_secs(5);
 
-/// Runs jobs until `shutdown` is cancelled. Then takes no more, puts unclaimed messages back,
-/// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt
-/// does not count), and returns. All the while it is in the registry of workers.
+/// Runs jobs until `shutdown` is cancelled. Then takes no more, returns unclaimed messages to the queue,
+/// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt does not
+/// count), and returns. Meanwhile it is in the registry of workers.
 ///
-/// `statuses` are those of the services that run beside it.
+/// `statuses` are those of the services in the same process.
 pub async fn run(
     parts: &WorkerParts,
     options: WorkerOptions,
@@ -47,7 +47,7 @@ pub async fn run(
     run_registered(Worker::new(parts, options), &statuses, shutdown).await;
 }
 
-/// [`run`] with jobs that `job` does instead: for measuring the queue without its pictures.
+/// [`run`] with `job` instead of the real jobs, to measure the queue without pictures.
 pub async fn run_with(
     parts: &WorkerParts,
     options: WorkerOptions,
@@ -120,7 +120,7 @@ async fn take(
         let reserve = worker.settings.reserve;
         let mut lanes = Lanes::subscribe(&worker.queue, kind, &served, slots, reserve).await;
         loop {
-            // Everything held here goes back by being dropped when `shutdown` ends the loop.
+            // When `shutdown` ends the loop, dropping returns the messages held here.
             let Some((message, slot)) = lanes.next().await else { break };
             worker.breaker.closed().await;
             attempts.spawn(attempt::attempt(worker.clone(), message, Arc::new(slot)));

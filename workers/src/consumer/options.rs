@@ -1,15 +1,16 @@
-//! What a worker works on.
+//! The options of a worker.
 
 use safelight_domain::{JobKind, Lane};
 
-/// What a worker works on.
+/// The jobs that a worker takes.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
     /// The kinds of jobs that it takes.
     pub kinds: Vec<JobKind>,
     /// The lanes that it takes them from.
     pub lanes: Vec<Lane>,
-    /// Thumbnail jobs at once, at least 1; write and delete jobs get four times as many slots of their own.
+    /// Concurrent thumbnail jobs, at least 1; write and delete jobs each get four times as many separate
+    /// slots.
     pub concurrency: usize,
 }
 

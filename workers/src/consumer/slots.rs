@@ -1,4 +1,4 @@
-//! The slots of a kind of job: how many of its messages are worked on at once, and from which lane.
+//! The slots of a kind of job: how many of its messages are worked on concurrently, and from which lane.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use safelight_queue::{DynJobQueue, Message, Queue, Subscription};
 use safelight_telemetry::DependencyHealth;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Interactive messages fetched beyond the slots at least, so that a slot never waits for the network.
-/// Of many slots, as many again: a job gives its slot back before its end is recorded, and of short jobs
-/// as many may be waiting for that as are running.
+/// The minimum of interactive messages fetched beyond the slots, so that a slot never waits for the network.
+/// With more slots, as many as there are slots: a job releases its slot before its end is recorded, and as
+/// many short jobs may be waiting for that as are running.
 const AHEAD: usize = 4;
 
 /// Bulk messages fetched beyond the slots: no client waits for them, and an idle worker cannot take what
@@ -26,14 +26,14 @@ pub(super) struct Lanes {
     bulk_slots: Arc<Semaphore>,
 }
 
-/// The permit to work on one message. Whatever outlives the attempt holds a share of it.
+/// The permit to work on one message. Work that outlives the attempt holds a share of it.
 pub(super) struct Slot {
     _slot: OwnedSemaphorePermit,
     _bulk: Option<OwnedSemaphorePermit>,
 }
 
 impl Lanes {
-    /// Subscribes to the kind's queues on `lanes`, trying until it works.
+    /// Subscribes to the kind's queues on `lanes`, and retries until it works.
     pub async fn subscribe(
         queue: &DynJobQueue,
         kind: JobKind,
@@ -68,8 +68,8 @@ impl Lanes {
         }
     }
 
-    /// The next message that a slot is free for: an interactive one if there is any. `None` once the
-    /// queue is closed. No message is taken before its slot, so that a busy worker holds none.
+    /// The next message, once a slot is free: an interactive one if there is any. `None` once the queue is
+    /// closed. Takes the slot before the message, so that a busy worker holds no messages.
     pub async fn next(&mut self) -> Option<(Message, Slot)> {
         // Neither semaphore is ever closed.
         let slot = self.slots.clone().acquire_owned().await.ok()?;
@@ -97,8 +97,8 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// How many of `slots` a lane may take, of those that a worker serves. Bulk, where there is interactive
-    /// work as well: all but the reserve and at least one, but one in any case.
+    /// How many of `slots` a lane may take if the worker serves the lanes `served`. If it serves interactive
+    /// work as well, bulk leaves it the reserve (at least one slot), but always gets one slot itself.
     pub fn slots(self, lane: Lane, served: &[Lane], slots: usize) -> usize {
         if lane == Lane::Interactive || !served.contains(&Lane::Interactive) {
             return slots;

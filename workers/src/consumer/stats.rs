@@ -1,4 +1,4 @@
-//! What a worker does, and what it has done, by queue: for its heartbeats and its metrics.
+//! A worker's current and finished work by queue, for its heartbeats and its metrics.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -31,7 +31,7 @@ pub(super) struct Running<'a> {
 }
 
 impl Stats {
-    /// Nothing done yet by a worker with these options.
+    /// The stats of a new worker with these options.
     pub fn new(options: &WorkerOptions, reserve: Reserve) -> Self {
         let queues = jobs::queues(&options.kinds, &options.lanes).into_iter().map(|queue| {
             let slots = jobs::slots(queue.kind, options.concurrency);
@@ -52,7 +52,7 @@ impl Stats {
         stats
     }
 
-    /// Notes that an attempt begins.
+    /// Records the start of an attempt.
     pub fn begin(&self, kind: JobKind, lane: Lane) -> Running<'_> {
         let figures = self.of(kind, lane);
         if let Some(figures) = figures {
@@ -62,7 +62,7 @@ impl Stats {
         Running { figures, began: Instant::now() }
     }
 
-    /// Notes that a job has ended, well or not.
+    /// Records that a job has ended, successfully or not.
     pub fn ended(&self, kind: JobKind, lane: Lane) {
         if let Some(figures) = self.of(kind, lane) {
             figures.ended.fetch_add(1, Ordering::Relaxed);

@@ -34,7 +34,7 @@ pub(crate) struct Worker {
     pub(super) leases: HeldLeases,
     pub(super) stats: Stats,
     pub(super) breaker: Breaker,
-    /// Cancelled when running jobs must be given up to others.
+    /// Cancelled when running jobs must be handed back.
     pub(super) hand_back: CancellationToken,
 }
 

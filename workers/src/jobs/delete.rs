@@ -1,5 +1,5 @@
-//! The delete job: removes what is stored of one image. It is due once no worker can be writing for the image
-//! and no delivery node knows it, so what is removed now does not come back.
+//! The delete job: removes everything that is stored for one image. It is due once no worker can be writing
+//! for the image and no delivery node has it cached, so nothing comes back afterwards.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::{
 };
 use crate::removal::RemovalError;
 
-/// A job takes a whole number of these, so that its duration does not reveal whether another owner has the
-/// same bytes, which are then left where they are.
+/// A job takes a multiple of this, so that its duration does not reveal whether another owner has the same
+/// bytes, in which case they are not removed.
 const GRAIN: Duration = Duration::from_millis(250);
 
-/// Removes all that is stored of an image.
+/// Removes everything that is stored for an image.
 pub(super) struct Delete;
 
 #[async_trait]
@@ -37,19 +37,19 @@ impl Job for Delete {
     }
 
     async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
-        let (parts, begun) = (&context.parts, Instant::now());
+        let (parts, started) = (&context.parts, Instant::now());
         let removal = parts.store.removal(job.task).await;
-        // `None` only of a job that is done, and that another attempt ended: this one's end does not count.
+        // `None` only if another attempt has completed the job: the result of this one does not count.
         let Some(Removal { presets, objects }) =
             removal.map_err(|error| database_unavailable(&error))?
         else {
             let why = "the image was removed by another attempt";
             return Err(Failure::new(ErrorCode::LeaseLost, why));
         };
-        safelight_fail_points::hit("delete.begun").await;
+        safelight_fail_points::hit("delete.started").await;
         parts.remover.remove_image(&job.image).await.map_err(failure)?;
         safelight_fail_points::hit("delete.removed").await;
-        // Whether or not other owners have the same: theirs are other objects to a cache.
+        // Also if other owners have equal bytes: those are different objects in the cache.
         let objects: Vec<_> =
             objects.iter().map(|object| CacheKey::of(&job.image.owner, object)).collect();
         forget_cached(parts.shared_cache.as_ref(), &objects).await?;
@@ -57,7 +57,7 @@ impl Job for Delete {
         let purged = parts.purger.purge(job.image.id, presets).await;
         purged.map_err(|error| failure(error.into()))?;
         safelight_fail_points::hit("delete.purged").await;
-        tokio::time::sleep_until(begun + whole_grains(begun.elapsed())).await;
+        tokio::time::sleep_until(started + whole_grains(started.elapsed())).await;
         let proxies = parts.purger.proxies();
         tracing::info!(image = %job.image.id, "removed a deleted image");
         Ok(Outcome::Succeeded(vec![Effect::ForgetImage { proxies }]))
@@ -77,7 +77,7 @@ async fn forget_cached(cache: Option<&SharedCache>, objects: &[CacheKey]) -> Res
     })
 }
 
-/// As a job's failure; where proxies are, and what engines say, goes to the log only.
+/// As a job's failure. The addresses of proxies and the errors of engines go to the log only.
 fn failure(error: RemovalError) -> Failure {
     match error {
         RemovalError::Store(error) => database_unavailable(&error),

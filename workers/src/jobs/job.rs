@@ -1,4 +1,4 @@
-//! What a kind of job says of itself, and what jobs work with.
+//! The trait of a kind of job, and what jobs work with.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub(crate) trait Job: Send + Sync {
     async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure>;
 }
 
-/// What attempts mostly wait for, which decides how many of them run at once.
+/// What attempts mostly wait for, which decides how many of them run concurrently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotClass {
     /// A processor: one attempt for each.
@@ -54,7 +54,7 @@ pub(crate) enum SlotClass {
 impl SlotClass {
     const STORAGE_SLOTS_PER_PROCESSOR: usize = 4;
 
-    /// Attempts at once in a worker with this concurrency.
+    /// Concurrent attempts in a worker with this concurrency.
     pub fn count(self, concurrency: usize) -> usize {
         match self {
             Self::Processor => concurrency.max(1),
@@ -111,7 +111,7 @@ pub(super) fn database_unavailable(error: &StoreError) -> Failure {
     Failure::new(ErrorCode::DatabaseUnavailable, "the database did not answer")
 }
 
-/// How the configuration wants pictures to be decoded.
+/// The configured options of the decoder.
 pub fn decoder_options(config: &Config) -> DecoderOptions {
     DecoderOptions {
         limits: Limits {

@@ -1,7 +1,7 @@
 //! The registry of jobs: what each kind of job does.
 //!
-//! A job may run any number of times, at once or again: blobs are named by content, and the store
-//! takes one result per attempt.
+//! A job may run any number of times, also concurrently: blobs are named by content, and the store records
+//! one result per attempt.
 //!
 //! To add a kind: its name in [`JobKind`], a file here that implements [`Job`], and its line in
 //! [`JOBS`]. Dispatch, slots, queues and the help of `--kinds` follow from that.
@@ -30,15 +30,15 @@ static JOBS: [&dyn Job; 4] =
 pub(crate) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
     let found = of(job.kind);
     if job.image.discarded && !found.runs_without_image() {
-        // Claimed or retried by hand while its image was being discarded: the bytes are going, and
-        // what was made now would be left over.
+        // Claimed or retried by hand while its image was being discarded: the bytes are being removed, and
+        // new renditions would be left over.
         let why = Failure::new(ErrorCode::BlobMissing, "the image was deleted or cancelled");
         return Ok(Outcome::Failed(why));
     }
     found.run(context, job).await
 }
 
-/// Attempts of this kind at once, in a worker with this concurrency.
+/// Concurrent attempts of this kind in a worker with this concurrency.
 pub(crate) fn slots(kind: JobKind, concurrency: usize) -> usize {
     of(kind).slots().count(concurrency)
 }
@@ -64,7 +64,7 @@ pub fn kind_names() -> String {
 
 fn of(kind: JobKind) -> &'static dyn Job {
     let found = JOBS.into_iter().find(|job| job.kind() == kind);
-    // A test says that every kind is registered.
+    // A test checks that every kind is registered.
     found.unwrap_or(&write::Write)
 }
 

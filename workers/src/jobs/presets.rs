@@ -2,8 +2,8 @@
 
 use safelight_domain::{Image, Presets};
 
-/// The presets of which there is not a rendition in each of their formats yet. Renditions belong to the
-/// blob: an equal upload finds those of the first.
+/// The presets of which a rendition is missing in at least one format. Renditions belong to the blob, so
+/// equal uploads share them.
 pub(crate) fn missing_presets(presets: &Presets, image: &Image) -> Presets {
     let mut presets = presets.clone();
     presets.retain(|name, preset| {

@@ -33,8 +33,8 @@ pub(super) async fn read_head(blobs: &Blobs, image: &Image, count: u64) -> Resul
     Err(failure(BlobError::NotFound))
 }
 
-/// Where to look, in order: where the bytes are expected, in the other place, and in the first
-/// again, because the write job may move them between two looks.
+/// Where to look, in order: the expected place, the other one, and the first again, because the write job may
+/// move the bytes between two looks.
 fn places(image: &Image) -> [BlobKey; 3] {
     let (staged, blob) = (BlobKey::Incoming(image.id), BlobKey::Blob(image.sha256));
     if image.stored_at.is_some() {

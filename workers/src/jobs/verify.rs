@@ -15,7 +15,7 @@ use super::{
 /// Renditions read back at the same time.
 const AT_ONCE: usize = 4;
 
-/// What reading an object back showed.
+/// The result of reading an object back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Good,
@@ -56,7 +56,7 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     let bad: Vec<(Rendition, Found)> = stream::iter(image.renditions.clone())
         .map(|made| async {
             let key = BlobKey::rendition(image.sha256, &made);
-            let found = look(context, &key, made.sha256, made.bytes).await?;
+            let found = check_object(context, &key, made.sha256, made.bytes).await?;
             Ok::<_, Failure>((made, found))
         })
         .buffered(AT_ONCE)
@@ -94,7 +94,7 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
 }
 
 /// Reads one object to its end.
-async fn look(
+async fn check_object(
     context: &Context,
     key: &BlobKey,
     sha256: ContentHash,
@@ -108,11 +108,11 @@ async fn look(
     }
 }
 
-/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be moved
-/// to their place between two looks.
+/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be
+/// promoted between two looks.
 async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Failure> {
     let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
-    let at = async |key: &BlobKey| look(context, key, image.sha256, image.bytes).await;
+    let at = async |key: &BlobKey| check_object(context, key, image.sha256, image.bytes).await;
     let found = at(&blob).await?;
     if found != Found::Missing || image.stored_at.is_some() {
         return Ok(found);
@@ -123,7 +123,7 @@ async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Fai
     }
 }
 
-/// Brings a blob back from the staged bytes of its upload, if those are still there.
+/// Restores a blob from the staged bytes of its upload, if those still exist.
 async fn restore(
     context: &Context,
     image: &Image,
@@ -131,7 +131,7 @@ async fn restore(
     notes: &[String],
 ) -> Result<(), Failure> {
     let staged = BlobKey::Incoming(image.id);
-    if look(context, &staged, image.sha256, image.bytes).await? == Found::Good {
+    if check_object(context, &staged, image.sha256, image.bytes).await? == Found::Good {
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
         return context.parts.blobs.promote(&staged).await.map_err(source::failure);
     }
@@ -152,12 +152,12 @@ async fn repair(
     bad: Vec<(Rendition, Found)>,
 ) -> Result<(Vec<Rendition>, Vec<Rendition>), Failure> {
     let configured = &context.parts.presets;
-    let (made_today, forgotten): (Vec<_>, Vec<_>) =
+    let (repairable, forgotten): (Vec<_>, Vec<_>) =
         bad.into_iter().map(|(made, _)| made).partition(|made| {
             configured.get(&made.preset).is_some_and(|p| p.fingerprint() == made.fingerprint)
         });
     let mut presets = configured.clone();
-    presets.retain(|name, _| made_today.iter().any(|made| made.preset == *name));
+    presets.retain(|name, _| repairable.iter().any(|made| made.preset == *name));
     for made in &forgotten {
         let key = BlobKey::rendition(image.sha256, made);
         context.parts.blobs.delete(&key).await.map_err(source::failure)?;

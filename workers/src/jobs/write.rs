@@ -1,5 +1,5 @@
-//! The write job: proves that the bytes are a picture, learns its facts, and gives the bytes their
-//! content's name.
+//! The write job: checks that the bytes are a picture, reads its facts, and stores the bytes under their
+//! hash.
 
 use async_trait::async_trait;
 use safelight_blobs::StagedUpload;
@@ -14,7 +14,7 @@ use super::{
 /// First bytes that usually hold the header and the EXIF block (at most 64 KiB, among others).
 const HEAD_BYTES: u64 = 256 * 1024;
 
-/// Persists a blob under its content's name, and its metadata.
+/// Stores a blob under its hash, and its metadata.
 pub(super) struct Write;
 
 #[async_trait]
@@ -47,7 +47,7 @@ async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> 
     let is_whole = head.len() as u64 >= image.bytes;
     if is_whole || safelight_imaging::head_suffices(&head) {
         match context.parts.decoder.inspect(head, &context.attempt).await {
-            // Of all failures, only a damaged header may be due to the cut.
+            // Of all failures, only a damaged header may be caused by the cut.
             Err(failure) if failure.code == ErrorCode::CorruptImage && !is_whole => {}
             known => return known,
         }

@@ -1,5 +1,4 @@
-//! Messages that the broker has given up on. The store decides what becomes of their jobs: a message
-//! carries nothing that is not there.
+//! Messages that the broker has given up on. The store decides whether their jobs are published again.
 
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use safelight_store::{DynStore, StoreError};
 
 use super::service::{Service, ServiceError};
 
-/// Dead letters in hand at once.
+/// Unsettled dead letters.
 const PREFETCH: u16 = 32;
 
-/// Before a job is published again: what wore its message out may continue.
+/// Before a job is published again: the reason why its message became a dead letter may persist.
 const REPUBLISH_DELAY: Duration = Duration::from_secs(5);
 
 /// Reconciles dead letters with the store.
@@ -29,7 +28,7 @@ impl DeadLetters {
         Self { store, queue, subscription: None, next: None }
     }
 
-    /// A job that still waits gets a new message; one that has ended, or runs, needs none.
+    /// A waiting job gets a new message; a job that has ended or is running needs none.
     async fn reconcile(&self, letter: &Message) -> Result<(), StoreError> {
         let job = letter.notice.job;
         let republished = self.store.republish(job, REPUBLISH_DELAY).await?;
@@ -76,7 +75,7 @@ impl Service for DeadLetters {
             None => None,
         };
         if self.next.is_none() {
-            // The queue was closed: this process ends.
+            // The queue is closed, because this process is shutting down.
             std::future::pending::<()>().await;
         }
     }

@@ -1,5 +1,4 @@
-//! Background services: each makes something harmless that has gone wrong elsewhere, and any number
-//! of each may run at once.
+//! Background services: each recovers from a kind of failure, and any number of each may run concurrently.
 //!
 //! To add one: a type that implements [`Service`], and a line in `services.rs`.
 

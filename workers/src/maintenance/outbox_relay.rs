@@ -1,5 +1,5 @@
 //! The relay: from the outbox to the broker. A job's row in the outbox is removed only after the
-//! broker has confirmed its message, so a message may be doubled but never forgotten.
+//! broker has confirmed its message, so a message may be duplicated but is never lost.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ const BATCH: u32 = 256;
 /// How long taken rows stay hidden from other relays. Publishing waits at most this long too.
 const HOLD: Duration = Duration::from_secs(10);
 
-/// How often the depth of a full queue is asked for: its consumers do not notify.
+/// How often the depth of a full queue is read: its consumers do not notify the relay.
 const CONGESTED: Duration = Duration::from_millis(10);
 
 /// Jobs put back into the outbox in one statement.
 const UNPUBLISH_BATCH: u32 = 1_000;
 
-/// How long a batch may take that was begun before shutdown: no other relay sees its rows during the hold.
+/// How long a batch may take that was started before shutdown: no other relay sees its rows during the hold.
 const FINISH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +36,12 @@ pub(crate) enum RelayError {
     Queue(#[from] QueueError),
 }
 
-/// Publishes what the outbox holds, as it comes due, and once more at shutdown, so that what was accepted
-/// last waits for no other relay. Sleeps until [`OutboxSignal`] notifies, the next row comes due, or
-/// `relay_poll_ms` is over.
+/// Publishes due rows of the outbox, and once more at shutdown, so that the last accepted uploads do not wait
+/// for another relay. Sleeps until [`OutboxSignal`] notifies, the next row comes due, or `relay_poll_ms` is
+/// over.
 ///
-/// Of a backlog only about `publish_ahead` messages wait in each queue, so that an upload that comes late
-/// waits for no more than those: the store yields rows of owners and backfills in turn.
+/// Of a backlog only about `publish_ahead` messages wait in each queue, so that a later upload waits for no
+/// more than those: the store returns rows of owners and backfills in turn.
 pub(crate) struct OutboxRelay {
     store: DynStore,
     queue: DynJobQueue,
@@ -52,9 +52,9 @@ pub(crate) struct OutboxRelay {
     messaging_system: &'static str,
     /// How long to wait until the next step.
     pause: Duration,
-    /// The broker may have lost what the store holds as published.
+    /// The broker may have lost messages that count as published in the store.
     forgotten: bool,
-    /// Messages that may still be published to each queue before its depth is asked for again.
+    /// Messages that may still be published to each queue before its depth is read again.
     credit: Vec<(Queue, u32)>,
 }
 
@@ -75,7 +75,7 @@ impl OutboxRelay {
             publish_ahead: config.publish_ahead,
             messaging_system: config.queue_url.system(),
             pause: Duration::ZERO,
-            // Nothing before the first look: what others have published may wait there.
+            // Zero until the depth is read: messages of other relays may be waiting there.
             credit: Queue::all().map(|queue| (queue, 0)).collect(),
         }
     }
@@ -93,7 +93,7 @@ impl OutboxRelay {
             }
             self.forgotten = false;
         }
-        let asked = self.ask_for_credit().await;
+        let refreshed = self.refresh_credit().await;
         let capacity = self
             .credit
             .iter()
@@ -101,17 +101,17 @@ impl OutboxRelay {
         let capacity = QueueCapacity(capacity.collect());
         let batch = self.store.take_unpublished(&capacity, HOLD).await?;
         if batch.due.is_empty() {
-            return asked.map(|()| batch.next_in);
+            return refreshed.map(|()| batch.next_in);
         }
         safelight_fail_points::hit("relay.taken").await;
         self.spend(&batch.due);
-        // They end, and are exported, with the confirms.
+        // Dropped after the confirms, which ends and exports them.
         let spans = self.spans(&batch.due);
         if let Err(error) = self.queue.publish(&batch.due).await {
             for span in &spans {
                 span.record("otel.status_code", "error");
             }
-            // Only to save time: they show again after the hold anyway.
+            // Only to save time: they become visible again after the hold anyway.
             if let Err(error) = self.store.return_unpublished(&batch.due).await {
                 tracing::debug!(%error, "could not return unpublished jobs to the outbox");
             }
@@ -120,7 +120,7 @@ impl OutboxRelay {
         drop(spans);
         safelight_fail_points::hit("relay.confirmed").await;
         self.store.mark_published(&batch.due).await?;
-        asked.map(|()| self.next_in(&batch))
+        refreshed.map(|()| self.next_in(&batch))
     }
 
     /// How long until more can be published, if that is known. Rows that wait for a full queue do not
@@ -141,17 +141,17 @@ impl OutboxRelay {
         }
         while full(self) == before {
             tokio::time::sleep(CONGESTED).await;
-            // The next step meets the error again and reports it.
-            if self.ask_for_credit().await.is_err() {
+            // The next step gets the error again and reports it.
+            if self.refresh_credit().await.is_err() {
                 return;
             }
         }
     }
 
-    /// Asks for the depth of queues whose credit is used up: most uploads' jobs cost no request. A queue
-    /// that is still more than half full gets nothing yet: a backlog published a few messages at a time
-    /// costs a statement and a publish for each few.
-    async fn ask_for_credit(&mut self) -> Result<(), RelayError> {
+    /// Reads the depth of queues whose credit is used up, so that the jobs of most uploads cost no request. A
+    /// queue that is still more than half full gets no credit yet: publishing a backlog a few messages at a
+    /// time would cost a statement and a publish each time.
+    async fn refresh_credit(&mut self) -> Result<(), RelayError> {
         let ahead = self.publish_ahead;
         let mut failure = None;
         for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
@@ -160,7 +160,7 @@ impl OutboxRelay {
                     let room = ahead.saturating_sub(u32::try_from(depth).unwrap_or(u32::MAX));
                     *credit = if room >= ahead.div_ceil(2) { room } else { 0 };
                 }
-                // It gets nothing; the other queues are still served.
+                // It gets no credit; the other queues are still served.
                 Err(error) => failure = Some(error),
             }
         }

@@ -1,5 +1,4 @@
-//! Forgets what is no longer needed: old idempotency keys, old tasks, and workers that have long been
-//! silent.
+//! Removes rows that are no longer needed: old idempotency keys, old tasks, and workers without heartbeats.
 
 use std::time::Duration;
 
@@ -16,10 +15,10 @@ const KEYS_PERIOD: Duration = Duration::from_hours(1);
 const TASKS_PERIOD: Duration = Duration::from_mins(10);
 const WORKERS_PERIOD: Duration = Duration::from_mins(1);
 
-/// Between two batches of old tasks, so that others can write.
+/// Pause between two batches of old tasks, so that other transactions can write.
 const TASKS_PAUSE: Duration = Duration::from_millis(100);
 
-/// A worker is forgotten after so long without a heartbeat: it was killed, or its machine is gone.
+/// A worker is removed after this time without a heartbeat: it was killed, or its machine is gone.
 const FORGET_WORKERS_AFTER: Duration = Duration::from_mins(10);
 
 /// Forgets idempotency keys older than `idempotency_keep_hours`.
@@ -94,7 +93,7 @@ impl Service for OldTasks {
     }
 }
 
-/// Removes workers from the registry that were not heard of for long.
+/// Removes workers from the registry that have sent no heartbeat for [`FORGET_WORKERS_AFTER`].
 pub(crate) struct SilentWorkers {
     store: DynStore,
 }

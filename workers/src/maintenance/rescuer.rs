@@ -1,4 +1,4 @@
-//! The rescuer: jobs whose worker died, and jobs whose message was lost.
+//! The rescuer recovers jobs whose worker died, and jobs whose message was lost.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::retry_policy::{self, RetryPolicy};
 /// Leases in one statement.
 const BATCH: u32 = 256;
 
-/// No check runs more often than this, however short the configured times.
+/// The minimum period of all checks.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(250);
 
 const LONGEST_LEASE_PERIOD: Duration = Duration::from_secs(10);
@@ -111,9 +111,9 @@ impl MessageRescuer {
 
     /// Publishes again where the broker holds fewer messages than there are published, waiting jobs.
     ///
-    /// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited
-    /// for `republish_after_ms` are published twice. That costs a claim that finds nothing. Leaving a
-    /// margin instead would leave a single lost message lost.
+    /// Messages in a worker's prefetch are in neither count; so under load a few jobs that have waited for
+    /// `republish_after_ms` are published twice. That costs a claim that finds nothing. With a margin
+    /// instead, a single lost message would never be detected.
     pub async fn rescue(&self) -> Result<(), RescueError> {
         let mut republished = 0;
         for queue in Queue::all() {

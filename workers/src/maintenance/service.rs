@@ -12,11 +12,11 @@ use super::status::ServiceStatuses;
 /// Why a run failed. Its text, without its sources, is shown to operators.
 pub type ServiceError = Box<dyn Error + Send + Sync>;
 
-/// Work that a process repeats until its end. Every run is one that any number of processes may do at
-/// once, and that may be cut off anywhere.
+/// Work that a process repeats until shutdown. Any number of processes may run it concurrently, and every run
+/// may be cut off anywhere.
 #[async_trait]
 pub trait Service: Send + 'static {
-    /// How operators see it; unique, and stable.
+    /// The name that operators see; unique and stable.
     fn name(&self) -> &'static str;
 
     /// What it does, as in "cannot `action`".
@@ -48,7 +48,7 @@ pub trait Service: Send + 'static {
 #[error("the service panicked")]
 struct Panicked;
 
-/// Runs a service until `shutdown`: after an error or a panic again, with backoff.
+/// Runs a service until `shutdown`. Runs it again, with backoff, after an error or a panic.
 pub async fn run_service(
     mut service: Box<dyn Service>,
     statuses: ServiceStatuses,

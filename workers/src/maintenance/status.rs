@@ -1,4 +1,4 @@
-//! What the services of this process did last.
+//! The last runs of the services of this process.
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ impl ServiceStatuses {
     }
 }
 
-/// What follows a colon is the text of a driver: it may name hosts and users, and goes to the log only.
+/// The text after a colon is a driver's: it may contain hosts and users, and goes to the log only.
 fn without_details(error: &str) -> String {
     error.split_once(": ").map_or(error, |(what, _)| what).to_owned()
 }

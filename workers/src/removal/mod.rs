@@ -1,4 +1,4 @@
-//! Removing bytes for good: of cancelled uploads, of deleted images, and of what nothing refers to.
+//! Removes bytes permanently: of cancelled uploads, of deleted images, and unreferenced ones.
 
 mod error;
 mod purge;

@@ -47,9 +47,9 @@ impl Purger {
         u32::try_from(self.proxies.len()).unwrap_or(u32::MAX)
     }
 
-    /// How long an image must have been discarded before it is purged. A delivery node may serve it from
-    /// its metadata cache, and a proxy that asked within that time would cache it again, after the purge.
-    /// Without proxies, no time at all.
+    /// How long an image must have been discarded before it is purged. A delivery node may still serve it
+    /// from its metadata cache, and a proxy that asks within that time would cache it again, after the purge.
+    /// Zero without proxies.
     pub fn min_age(&self) -> Duration {
         if self.proxies.is_empty() { Duration::ZERO } else { self.unknown_after }
     }
@@ -75,7 +75,7 @@ impl Purger {
         stream::iter(requests).buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// Where the image is, or ever was as far as we know.
+    /// All known paths of the image, present and past.
     fn paths<'a>(&'a self, image: ImageId, presets: impl Iterator<Item = &'a str>) -> Vec<String> {
         let configured = self.presets.iter().map(String::as_str);
         let presets: BTreeSet<&str> = configured.chain(presets).collect();

@@ -34,7 +34,7 @@ impl Remover {
         blob: &ContentHash,
         keys: &[BlobKey],
     ) -> Result<bool, RemovalError> {
-        // Spares images that share it the moment in which it is not where it should be.
+        // So that a blob that is still needed is not missing while it is in the trash.
         if self.store.is_blob_wanted(blob).await? {
             return Ok(false);
         }
@@ -44,7 +44,7 @@ impl Remover {
         self.decide(blob).await
     }
 
-    /// Decides about everything in the trash: processes that died left it there.
+    /// Decides about everything in the trash, which processes that died have left there.
     pub async fn resume(&self) -> Result<(), RemovalError> {
         for blob in self.blobs.trashed_blobs().await? {
             self.decide(&blob).await?;
@@ -52,8 +52,9 @@ impl Remover {
         Ok(())
     }
 
-    /// After the move, never before: an upload that stored the same content until then is seen now. And
-    /// only about what was in the trash before: what another process moves from now on, it decides itself.
+    /// Call it only after the move: then it sees every upload that stored the same content before the move.
+    /// It decides only about objects that were in the trash before; another process decides about those that
+    /// it moves later.
     async fn decide(&self, blob: &ContentHash) -> Result<bool, RemovalError> {
         let trashed = self.blobs.trashed(blob).await?;
         if self.store.forget_blob(blob).await? {

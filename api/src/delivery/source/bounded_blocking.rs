@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use safelight_blobs::blocking;
 use tokio::{sync::Semaphore, time::timeout};
 
-/// Threads that may wait for the disk at once: as many as a disk that never answers can block.
+/// Threads that may wait for the disk concurrently: a disk that never answers blocks no more than these.
 const AT_ONCE: usize = 32;
 
 /// How long a disk may take for any operation. It is asked before the store, so not much longer than the store
@@ -31,7 +31,7 @@ impl Default for BoundedBlocking {
 }
 
 impl BoundedBlocking {
-    /// Runs `work`, which blocks. An error if it takes longer than `limit`; the work itself goes on.
+    /// Runs `work`, which blocks. An error if it takes longer than `limit`; the work itself continues.
     pub async fn run<T: Send + 'static>(
         &self,
         limit: Duration,

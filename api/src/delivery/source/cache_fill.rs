@@ -30,7 +30,7 @@ const RESUMES: u32 = 3;
 enum Target {
     /// In the disk cache, which keeps it.
     Kept(Unfinished),
-    /// In a file without a name, which goes with its last reader.
+    /// In a file without a name, which is deleted with its last reader.
     Passing,
 }
 
@@ -73,7 +73,7 @@ impl Filler {
         Self { blobs, disk, spool, blocking: BoundedBlocking::default() }
     }
 
-    /// Begins to fetch an object; its first bytes can be read as soon as they have come. An error if it
+    /// Starts to fetch an object; its first bytes can be read as soon as they have arrived. An error if it
     /// cannot be written anywhere.
     pub async fn begin(
         self: &Arc<Self>,
@@ -105,7 +105,7 @@ impl Filler {
         Ok((local, tier))
     }
 
-    /// A file of the disk cache to write to, if that takes the object.
+    /// A file of the disk cache to write to, if the cache takes the object.
     async fn kept(&self, object: &StoredObject) -> Option<(File, Unfinished)> {
         let side = self.disk.as_ref().filter(|side| side.tier.takes(object.bytes))?;
         let disk = side.usable()?.clone();
@@ -145,7 +145,7 @@ impl CacheFill {
             }
         }
         self.progress.send_replace(Arrived::Never);
-        // Dropping it removes a file, from a disk that may hang.
+        // Dropping the target deletes a file, on a disk that may hang.
         let target = self.target;
         let remove = move || {
             drop(target);
@@ -159,7 +159,7 @@ impl CacheFill {
         matches!(self.target, Target::Passing) && self.progress.receiver_count() == 0
     }
 
-    /// Writes what comes, until it ends or is no longer wanted.
+    /// Writes what arrives, until it ends or no client wants it any more.
     async fn take(&mut self, mut stream: BlobStream) -> Result<(), Stopped> {
         let mut buffer = BytesMut::new();
         while let Some(chunk) = stream.try_next().await.map_err(Stopped::Store)? {
@@ -197,7 +197,7 @@ impl CacheFill {
         if let (Target::Kept(_), Some(side)) = (&self.target, &self.filler.disk) {
             side.failed(error);
         } else {
-            tracing::warn!(%error, "a large object cannot be written down on its way");
+            tracing::warn!(%error, "a large object cannot be written to a local file");
         }
     }
 

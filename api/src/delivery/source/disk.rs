@@ -185,7 +185,7 @@ impl Disk {
     /// The file, and what is known of it. The folder decides, not the index: another process may have
     /// written or removed it.
     fn file(&self, key: &CacheKey, bytes: u64) -> io::Result<Option<(File, Kept)>> {
-        // Also counts the use.
+        // The lookup also counts the use.
         let known = self.index.get(key);
         let file = match File::open(path(&self.folder, key)) {
             Ok(file) => file,

@@ -13,7 +13,7 @@ const FIRST_CHUNK_BYTES: u64 = 16 << 10;
 /// Bytes of a read for a client that keeps up: few system calls, and little memory.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// How long a disk may take for a chunk. A broken response tells a client more than one that stands still.
+/// How long a disk may take for a chunk. A client can retry a broken response, but not one that hangs.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A file that any number of requests read at their own pace.
@@ -26,7 +26,7 @@ pub struct Local {
 /// How far a file has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrived {
-    /// So many bytes can be read.
+    /// This many bytes can be read.
     Until(u64),
     /// No more will come.
     Never,

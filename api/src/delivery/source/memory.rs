@@ -12,7 +12,7 @@ use safelight_domain::CacheKey;
 /// The largest object that is ever held in memory as a whole.
 const MAX_OBJECT_BYTES: u64 = 8 << 20;
 
-/// Of the bound, the part for the newest objects, whatever their use so far.
+/// Of the bound, the part for the newest objects, regardless of how often they were used.
 const RECENT_SHARE: u64 = 8;
 
 /// Of the bound, the part for objects on their way from the store or to clients. While it is full, objects are

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! small objects    memory ─▶ [ disk ─▶ shared ─▶ store ]      one load per process and object
-//! large objects    file that somebody reads already ─▶ [ disk ─▶ store ]
+//! large objects    file that is already being read ─▶ [ disk ─▶ store ]
 //! ```
 //!
-//! What is in brackets runs once however many ask. An object is known by its owner and the hash of its
-//! content ([`CacheKey`](safelight_domain::CacheKey)), whichever tier it is in, and every tier but the first is checked
-//! against that hash. `disk` is only in front of a remote store; `shared`
-//! only where it is configured. A tier that fails is left out (see [`optional_tier`]); only the store's own
-//! failure is a failure of the read.
+//! What is in brackets runs once for all concurrent requests. Every tier identifies an object by its owner
+//! and the hash of its content ([`CacheKey`](safelight_domain::CacheKey)), and every tier but the first is
+//! checked against that hash. `disk` is used only in front of a remote store, `shared` only if it is
+//! configured. A tier that fails is left out (see [`optional_tier`]); only a failure of the store fails the
+//! read.
 
 mod bounded_blocking;
 mod cache_fill;

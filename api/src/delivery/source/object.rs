@@ -1,4 +1,4 @@
-//! Objects that can be read, and how a read comes out.
+//! Objects that can be read, and the results of reads.
 
 use std::{ops::Range, sync::Arc};
 
@@ -27,7 +27,7 @@ pub struct StoredObject {
     pub bytes: u64,
 }
 
-/// Why an object cannot be read. All who waited for it learn the same.
+/// Why an object cannot be read. All requests that waited for it get the same error.
 #[derive(Debug, Clone)]
 pub enum ReadError {
     /// It is missing in the store, or damaged.
@@ -53,7 +53,7 @@ pub enum Tier {
     Direct,
 }
 
-/// What a read came to, for `Cache-Status`.
+/// Where a read found the bytes, for `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Provenance {
     /// Which tier had it.
@@ -85,7 +85,7 @@ impl Provenance {
 pub enum OpenObject {
     /// All of it in memory.
     Whole(Bytes),
-    /// In a local file, or on its way into one.
+    /// In a local file, or being written to one.
     File(Arc<Local>),
     /// In the store only, to be read by each client for itself.
     Remote(Blobs, Box<StoredObject>),
@@ -115,7 +115,7 @@ async fn remote(blobs: Blobs, object: StoredObject, span: Range<u64>) -> Result<
     Ok(if whole { checked(stream, object) } else { stream.map_err(BoxError::from).boxed() })
 }
 
-/// All of an object. The last chunk is held back until the hash is known to be right.
+/// All of an object. The last chunk is held back until the hash is verified.
 fn checked(stream: BlobStream, object: StoredObject) -> Pieces {
     let begin = (stream, ContentHasher::default(), None::<Bytes>);
     let next =
@@ -156,7 +156,7 @@ impl StoredObject {
         ReadError::Damaged(how)
     }
 
-    /// What a failure of the store means, given that the database says it is there, and how large.
+    /// What a failure of the store means, given that the object and its size are in the database.
     pub fn failed(&self, error: BlobError) -> ReadError {
         match error {
             BlobError::NotFound => self.damaged("missing"),

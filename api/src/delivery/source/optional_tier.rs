@@ -31,7 +31,7 @@ impl<T> OptionalTier<T> {
         None
     }
 
-    /// Notes how a call came out: what it found, or nothing where it failed.
+    /// Records the result of a call; returns what it found, or nothing if it failed.
     pub fn noted<R, E: Error + 'static>(&self, answer: Result<R, E>) -> Option<R> {
         match answer {
             Ok(answer) => {

@@ -43,7 +43,7 @@ pub struct Shared {
     cache: SharedCache,
 }
 
-/// What the shared cache says of an object that is wanted.
+/// The shared cache's answer to a request for an object.
 pub enum Turn {
     /// It has the object.
     Found(Bytes),
@@ -67,7 +67,7 @@ impl Shared {
         bytes <= MAX_OBJECT_BYTES
     }
 
-    /// The object, or whose turn it is to read it. Waits while that is another node's.
+    /// The object, or the turn to read it. Waits while another node has the turn.
     pub async fn look(&self, object: &StoredObject) -> RedisResult<Turn> {
         let deadline = Instant::now() + WAIT_FOR_TURN;
         loop {
@@ -110,7 +110,7 @@ impl Shared {
                 tokio::time::sleep(RENEW).await;
                 let mut renew = redis::cmd("EVAL");
                 renew.arg(RENEW_SCRIPT).arg(1).arg(turn_key(object)).arg(&token.0);
-                // If it fails, the turn expires and another node reads as well: nothing worse.
+                // If it fails, the turn expires and another node reads as well, which does no harm.
                 let _ = self.run::<()>(renew.arg(milliseconds(TURN))).await;
             }
         };

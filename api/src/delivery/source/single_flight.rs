@@ -17,11 +17,11 @@ pub struct SingleFlight<K, V>(Arc<Mutex<InFlight<K, V>>>);
 
 type InFlight<K, V> = HashMap<K, Shared<BoxFuture<'static, Option<V>>>>;
 
-/// What the work came to.
+/// The result of the work.
 pub struct FlightResult<V> {
     /// The result, errors included; `None` if the work panicked.
     pub value: Option<V>,
-    /// Whether another request had begun it.
+    /// Whether another request had started it.
     pub collapsed: bool,
 }
 
@@ -42,8 +42,8 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Waits for the work on `key` that is under way, or begins it. It runs as a task of its own:
-    /// it goes on for the others if a caller leaves. Nothing is remembered once it has ended.
+    /// Waits for the work on `key` that is under way, or starts it. It runs as a separate task, so it
+    /// continues for the others if a caller is cancelled. Results are not kept.
     pub async fn join<F>(&self, key: K, begin: impl FnOnce() -> F) -> FlightResult<V>
     where
         F: Future<Output = V> + Send + 'static,
@@ -72,8 +72,8 @@ where
     {
         let entry = RemoveOnEnd { flights: self.clone(), key };
         let task = tokio::spawn(async move {
-            // Whatever the work leaves for later requests is there before its entry goes, also if
-            // it panics.
+            // Dropped after the work, also if it panics: later requests find its effects before they can
+            // start the work again.
             let _entry = entry;
             work.await
         });

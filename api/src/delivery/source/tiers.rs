@@ -97,8 +97,8 @@ impl Tiers {
         Some((OpenObject::Whole(bytes), Provenance { tier: Tier::Memory, collapsed: false }))
     }
 
-    /// Drops objects of an image that is gone: from memory at once, from the disk in the background. From
-    /// the shared tier the delete job removes them.
+    /// Drops objects of a deleted image: from memory immediately, from the disk in the background. The delete
+    /// job removes them from the shared tier.
     pub fn forget(&self, objects: Vec<CacheKey>) {
         for object in &objects {
             self.0.memory.forget(object);
@@ -138,7 +138,7 @@ impl Tiers {
         let small = wanted.end - wanted.start < object.bytes / SMALL_PART;
         if small && !self.0.blobs.is_local() {
             return Ok(match self.0.near(object).await {
-                // The end of a file that has only begun to arrive is read faster from the store.
+                // The end of a file that is still arriving is read faster from the store.
                 Some((local, provenance)) if local.has(&wanted) => {
                     (OpenObject::File(local), provenance)
                 }
@@ -219,7 +219,7 @@ impl Inner {
         found
     }
 
-    /// What the disk tier answers; nothing if it is left out, fails, or takes too long for `bytes` bytes.
+    /// The disk tier's answer; `None` if it is left out, fails, or takes too long for `bytes` bytes.
     async fn ask_disk<T: Send + 'static>(
         &self,
         bytes: u64,
@@ -302,9 +302,9 @@ impl Inner {
         let (local, tier) = match source {
             BlobContent::File(file) => (Local::whole(file), Tier::Direct),
             BlobContent::Stream(stream) => match self.filler.begin(object, stream).await {
-                Ok(begun) => begun,
+                Ok(started) => started,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot write a large object to a local file; it is sent as it comes");
+                    tracing::warn!(%error, "no local file for a large object; it is streamed");
                     return Ok(self.remote(object));
                 }
             },

@@ -1,5 +1,5 @@
-//! Backfills: begun, paused, resumed, and what became of each image. A backfill is a task, and is polled,
-//! held and cancelled as all tasks are.
+//! Backfills: start, pause, resume, and the result of each image. A backfill is a task; clients poll and
+//! cancel it as any other.
 
 mod report;
 mod request;
@@ -81,7 +81,9 @@ pub async fn create(
             "The id is that of another task, or of a backfill with another request.",
         ));
     }
-    tracing::info!(task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill begins");
+    tracing::info!(
+        task = %new.task, kind = %new.spec.kind, dry_run = new.spec.dry_run, "a backfill starts"
+    );
     let mut response = answer(&state, &caller, new.task).await?;
     let dry_run = if new.spec.dry_run { ", dry run" } else { "" };
     response.extensions_mut().insert(AuditDetail(format!("({}{dry_run})", new.spec.kind)));
@@ -133,8 +135,8 @@ async fn set_paused(
     let why = if task.status.is_final() {
         format!("The backfill is `{}`: it cannot be paused or resumed.", task.status)
     } else {
-        "The backfill has handed out all of its images, so that nothing is left to pause; what is under \
-         way is finished."
+        "The backfill has started all of its images, so nothing is left to pause; those under way \
+         are finished."
             .to_owned()
     };
     Err(Problem::new(ProblemCode::TaskEnded, why))

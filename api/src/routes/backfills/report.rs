@@ -27,8 +27,8 @@ pub struct ItemDocument {
     pub source: Option<String>,
 }
 
-/// All lines after `after`. The first page is read at once, so that what fails fails before the answer
-/// begins; what fails later breaks the answer off.
+/// All lines after `after`. The first page is read before the response starts, so that an error can still be
+/// reported; a later error breaks the response off.
 pub async fn lines(
     store: DynStore,
     id: TaskId,
@@ -57,7 +57,7 @@ fn text(page: Vec<ReportLine>) -> Bytes {
     let mut text = Vec::new();
     for ReportLine { id, outcome, reason, detail, source } in page {
         let line = ItemDocument { id, outcome, reason, detail, source };
-        // Plain strings and an id: nothing that JSON cannot say.
+        // Strings and an id: serializing them to JSON cannot fail.
         if serde_json::to_writer(&mut text, &line).is_ok() {
             text.push(b'\n');
         }

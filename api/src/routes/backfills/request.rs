@@ -85,7 +85,7 @@ impl BackfillRequest {
         if self.rate.is_some_and(|rate| !(0.001..=MAX_RATE).contains(&rate)) {
             return Err(invalid("rate", "must be 0.001 to 1000000 images per second"));
         }
-        // What databases can compare with.
+        // Years that both databases can compare with.
         if self.created_after.is_some_and(|time| !(0..=9999).contains(&time.year())) {
             return Err(invalid("created_after", "must be in the years 0 to 9999"));
         }
@@ -163,7 +163,7 @@ fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
         return Err(invalid("source", "names no bucket"));
     }
     let open_to_all = config.import_roots.is_empty() && config.is_for_this_machine();
-    // In a fleet only the workers need to see it, and a path that is not here cannot be resolved.
+    // In a fleet only the workers need access to it, and a path that is missing here cannot be resolved.
     let is_elsewhere = config.queue_url != QueueUrl::Embedded
         && !source.starts_with("s3://")
         && std::fs::metadata(&source).is_err();
@@ -172,7 +172,9 @@ fn source(config: &Config, source: Option<String>) -> Result<String, Problem> {
             ProblemCode::SourceForbidden,
             "The source is in none of the folders and buckets that imports may read.",
         )
-        .hint("name it in `import_roots`, and see that this node can read it as the workers do"));
+        .hint(
+            "name it in `import_roots`, and make sure that this node can read it as the workers do",
+        ));
     }
     let is_missing = config.queue_url == QueueUrl::Embedded && !source.starts_with("s3://");
     if is_missing && let Err(error) = std::fs::metadata(&source) {

@@ -51,7 +51,7 @@ pub async fn cancel(
     let cancelled = state.store.cancel(id).await?;
     let task = reload(&state, id).await?;
     state.delivery.forget_image_of(&task);
-    // Asked again, perhaps because the answer was lost, it is as the client wants it.
+    // A repeated request, perhaps after a lost response, finds what the client wants.
     if task.kind == TaskKind::Delete && !task.status.is_final() {
         return Err(Problem::new(
             ProblemCode::NotCancellable,
@@ -101,8 +101,7 @@ fn is_discarded(task: &Task) -> bool {
 
 /// Backfills are for operators alone.
 fn check_kind(caller: &Caller, task: &Task) -> Result<(), Problem> {
-    let is_operators = task.kind == TaskKind::Backfill;
-    if is_operators && !caller.has(Scope::Admin) {
+    if task.kind == TaskKind::Backfill && !caller.has(Scope::Admin) {
         Err(scope_missing(Scope::Admin))
     } else {
         Ok(())
@@ -120,8 +119,8 @@ fn not_retried(task: &Task) -> Problem {
     if task.status == Status::Failed && nothing_failed {
         return Problem::new(
             ProblemCode::TaskNotFailed,
-            "No image that it handed out has failed. What it could not take in, or count, is looked at \
-             again by beginning another backfill.",
+            "None of its images has failed. To look again at what it could not import or count, \
+             start another backfill.",
         );
     }
     if task.status == Status::Failed {

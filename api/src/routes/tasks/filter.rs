@@ -66,7 +66,7 @@ fn time(params: &mut Params, name: &str) -> Result<Option<DateTime<Utc>>, Proble
     text.parse().map(Some).map_err(no_time)
 }
 
-/// A kind of task or a kind of job. What has both names has one job in each task of that kind.
+/// A kind of task or a kind of job. A name of both is a kind of task, which has one job of that kind.
 fn kinds(name: &str) -> Result<(Option<TaskKind>, Option<JobKind>), Problem> {
     match (name.parse(), name.parse()) {
         (Ok(kind), _) => Ok((Some(kind), None)),

@@ -14,7 +14,7 @@ use super::registry::{Access, ApiRoutes};
 /// The routes for tasks.
 pub fn routes() -> ApiRoutes {
     let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
-    // Changes what a filter finds, and tells what that is.
+    // Changes tasks and returns their ids.
     let both = Access::scopes(&[Scope::Upload, Scope::Read]);
     ApiRoutes::new()
         .route(read, routes!(list::list))

@@ -9,8 +9,8 @@ use super::{
     finish::finish_tasks,
 };
 
-/// Jobs are locked before their task and in one order, as everywhere. A settle of one of them meanwhile comes first:
-/// that job is no longer open then, and the counters show it.
+/// Jobs are locked before their task and in one order, as everywhere. If one of them is settled meanwhile,
+/// that comes first: the job is no longer open then, and the counters show it.
 const CANCEL: &str = concat!(
     "with open as (
          select id from jobs
@@ -25,7 +25,7 @@ const CANCEL: &str = concat!(
     " select task_id from counted"
 );
 
-/// Cancels all open jobs of `tasks`; returns the tasks that had any. The jobs of deletions go on.
+/// Cancels all open jobs of `tasks`; returns the tasks that had any. The jobs of deletions continue.
 pub async fn cancel_jobs(
     conn: &mut PgConnection,
     _: Now,

@@ -24,13 +24,13 @@ pub struct Claiming {
 /// Claims jobs: one row for each that was found, more for one that was claimed and whose blob has
 /// several renditions.
 ///
-/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job that is
-/// claimed at the same time shows as that claim leaves it. Rows are looked up by arrays so that no plan reads a
-/// whole table, whatever the statistics say.
+/// The rows of jobs are locked first, those of tasks after them and in one order, as everywhere. A job that
+/// is claimed at the same time is seen as that claim leaves it. Rows are looked up by arrays so that no plan
+/// reads a whole table, even if the statistics are wrong.
 macro_rules! claim_statement {
     ($locked:literal) => {
         concat!(
-            "with asked as (
+            "with calls as (
                  select * from unnest($1::uuid[], $2::boolean[], $3::int[], $4::uuid[],
                                       $5::interval[], $6::int[]) with ordinality
                      as a (id, redelivered, generation, worker, lease, understood, place)),
@@ -43,7 +43,7 @@ macro_rules! claim_statement {
                              or j.status = 'running' and (j.lease_until <= now()
                                  or a.redelivered and j.fence = a.generation + 1
                                     and j.worker_id is distinct from a.worker)) as free
-                 from jobs j join asked a on a.id = j.id
+                 from jobs j join calls a on a.id = j.id
                  where j.id = any($1) for update of j ",
             $locked,
             "),

@@ -4,10 +4,10 @@
 /// do not count) on their tasks, and end tasks whose last job has ended. `$changes` is how much the version of a
 /// task `c` grows.
 ///
-/// The rows of tasks are locked after those of jobs and in one order, as everywhere. Two jobs of a task may end at
-/// once: the second statement waits for the task's row and then computes from the counters that the first has left
-/// there (READ COMMITTED evaluates the row again), so exactly one of them sees the last job end. Two jobs of one
-/// statement are counted together.
+/// The rows of tasks are locked after those of jobs and in one order, as everywhere. Two jobs of a task may
+/// end concurrently: the second statement waits for the task's row and then computes from the counters that
+/// the first has written (READ COMMITTED evaluates the row again), so exactly one of them sees the last job
+/// end. Two jobs of one statement are counted together.
 macro_rules! finish_tasks {
     ($changes:literal) => {
         concat!(

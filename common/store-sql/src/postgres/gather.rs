@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{deadline::with_deadline, dialect::big};
 
-/// Calls in one statement at most: bounds how long the first waits for what the last costs.
+/// Calls in one statement at most: bounds how long the first waits for the others.
 const BATCH: usize = 64;
 
-/// Calls that may wait; past it callers wait to be queued.
+/// The limit of waiting calls. Beyond it callers wait to be queued.
 const WAITING: usize = 1024;
 
 /// What to do about a job's row that another transaction has locked.
@@ -57,7 +57,7 @@ pub trait Call: Send + Sync + 'static {
         Self: Sized;
 }
 
-/// The way in for calls of one kind. What serves it ends with the last handle.
+/// A handle to the task that serves calls of one kind. The task ends with the last handle.
 pub struct Gathered<C: Call>(mpsc::Sender<Waiting<C>>);
 
 struct Waiting<C: Call> {
@@ -66,7 +66,7 @@ struct Waiting<C: Call> {
 }
 
 impl<C: Call> Gathered<C> {
-    /// Begins to serve calls.
+    /// Starts to serve calls.
     pub fn start(pool: PgPool) -> Self {
         let (calls, waiting) = mpsc::channel(WAITING);
         tokio::spawn(serve(pool, waiting));
@@ -89,19 +89,19 @@ async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
     while calls.recv_many(&mut ready, BATCH).await > 0 {
         ready.retain(|one| !one.caller.is_closed());
         if !ready.is_empty() {
-            // Of two calls about one job the second must see what came of the first.
+            // Of two calls about one job the second must see the result of the first.
             let mut jobs = HashSet::new();
             let (batch, doubles): (Vec<_>, Vec<_>) =
                 ready.drain(..).partition(|one| jobs.insert(one.call.job()));
             let left_out = carry_out(&pool, &mut conn, batch).await;
             for one in left_out.into_iter().chain(doubles) {
-                // Beside the next batch: it may have to wait for the lock on its job.
+                // Concurrently with the next batch: it may have to wait for the lock on its job.
                 tokio::spawn(carry_out_alone(pool.clone(), one));
             }
         }
         if calls.is_empty() {
-            // In between anyone may use it. Under load the same connection is used again: each is a
-            // process of the database with plans and caches of its own.
+            // Other calls may use it now. Under load the same connection is used again: each is a process of
+            // the database with its own plans and caches.
             conn = None;
         }
     }
@@ -121,14 +121,14 @@ async fn carry_out<C: Call>(
             same_for_all(calls.len(), &error)
         }
         Err(error) => {
-            // One of them is at fault, and nothing has happened.
+            // One of them caused the error, and nothing was committed.
             tracing::debug!(%error, calls = calls.len(), "carrying a batch out one by one");
             Vec::new()
         }
     };
     for (place, answer) in answers {
         if let Some(caller) = callers.get_mut(place).and_then(Option::take) {
-            // It may have gone; what was committed stays.
+            // Fails if the caller has gone; what was committed stays.
             let _ = caller.send(answer);
         }
     }

@@ -1,5 +1,5 @@
-//! The outbox. Every process polls it, so each call is one statement, and writes nothing when there is nothing to
-//! do.
+//! The outbox. Every process polls it, so each call is one statement, and writes nothing if there is nothing
+//! to do.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use super::{
 };
 use crate::convert::{duration, readable};
 
-/// The rows taken, oldest first; then one without a job that tells when the next comes due. Rows that are due but
-/// locked by others, or beyond the capacity, are not counted there.
+/// The rows taken, oldest first; then one without a job that contains when the next comes due. Rows that are
+/// due but locked by others, or beyond the capacity, are not considered there.
 ///
-/// `shares` hops from share to share along the index, so that its cost grows with the shares, not with the rows. Of
-/// each share only as many rows are read as its queue has capacity for. The shares take turns: the first row of
-/// every share comes before the second of any. If the capacity does not suffice for the first of every share, chance
-/// decides; otherwise those with the oldest backlog would always come first.
+/// `shares` hops from share to share along the index, so that its cost grows with the shares, not with the
+/// rows. Of each share only as many rows are read as its queue has capacity for. The shares take turns: the
+/// first row of every share comes before the second of any. If the capacity does not suffice for the first of
+/// every share, the order is random; otherwise those with the oldest backlog would always come first.
 ///
 /// Ordered by all columns of the index, and looked up by arrays: the statistics of an outbox that was empty or full
 /// a moment ago make the planner scan it completely, a second for 100,000 rows instead of 10 ms.
@@ -93,7 +93,7 @@ impl Outbox for PostgresStore {
 
     async fn mark_published(&self, published: &[JobNotice]) -> Result<(), StoreError> {
         let (jobs, generations) = columns(published);
-        // The generation spares a row that was put there again for a later attempt meanwhile.
+        // The generation protects a row that was added again for a later attempt meanwhile.
         let query = sqlx::query(
             "delete from outbox o using unnest($1::uuid[], $2::int[]) as p (job_id, generation)
              where o.job_id = p.job_id and o.generation = p.generation",

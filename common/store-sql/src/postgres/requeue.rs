@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::dialect::{Now, ids};
 
-/// The fence goes on growing. All attempts are available again because the earlier ones count as released.
+/// The fence continues to grow. All attempts are available again because the earlier ones count as released.
 const REQUEUE: &str = "
     with job as (
         update jobs j

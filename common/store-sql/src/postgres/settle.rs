@@ -20,9 +20,9 @@ pub struct Settling {
 }
 
 /// The settles of a statement: its one parameter is a JSON array of [`Settlement`]s.
-macro_rules! asked {
+macro_rules! calls {
     () => {
-        "asked as (
+        "calls as (
              select * from jsonb_to_recordset($1)
                  as a (place bigint, job uuid, fence int, status text, released int,
                        delay_us bigint, code text, message text, note text, facts jsonb,
@@ -48,7 +48,7 @@ macro_rules! jobs {
                  error_message = case a.released when 0 then a.message else j.error_message end,
                  note = case a.released when 0 then a.note else j.note end,
                  lease_until = null, worker_id = null, updated_at = now()
-             from asked a
+             from calls a
              where j.id = any(array(select id from found where held)) and j.id = a.job
              returning a.place, j.id, j.task_id, j.image_id, j.kind, j.lane, j.share, j.fence,
                        j.status, j.run_at)"
@@ -80,7 +80,7 @@ macro_rules! images {
                     bool_or(job.status = 'succeeded'
                             and (job.kind = 'thumbnail' or a.renditions is not null)) as rendered,
                     bool_or(a.proxies is not null) as forgotten
-             from job join asked a on a.place = job.place
+             from job join calls a on a.place = job.place
              left join lateral jsonb_to_record(a.facts)
                  as f (format text, width int, height int, orientation smallint,
                        taken_at timestamp, gps jsonb) on true
@@ -99,7 +99,7 @@ macro_rules! images {
                  longitude = case when c.stored then c.longitude else i.longitude end,
                  stored_at = case when c.stored then now() else i.stored_at end,
                  fresh = i.fresh and not c.rendered,
-                 -- Nothing is left of a deleted picture, not even the hash of its bytes.
+                 -- Nothing of a deleted picture is kept, not even the hash of its bytes.
                  sha256 = case when c.forgotten then decode(repeat('00', 32), 'hex')
                                else i.sha256 end,
                  removed_at = case when c.forgotten then now() else i.removed_at end
@@ -107,7 +107,7 @@ macro_rules! images {
              where i.id = any(array(select id from locked_images)) and i.id = c.image_id),
          receipt as (
              update deletions d set proxies = a.proxies, removal = null
-             from job join asked a on a.place = job.place
+             from job join calls a on a.place = job.place
              where d.task_id = job.task_id and a.proxies is not null)"
     };
 }
@@ -121,7 +121,7 @@ macro_rules! renditions {
              select distinct on (i.sha256, m.preset, m.fingerprint, m.format)
                     i.sha256, m.preset, m.fingerprint, m.format, m.width, m.height, m.bytes,
                     decode(m.sha256, 'hex')
-             from job join asked a on a.place = job.place
+             from job join calls a on a.place = job.place
              join images i on i.id = job.image_id
              cross join lateral jsonb_to_recordset(a.renditions)
                  as m (preset text, fingerprint text, format text, width int, height int,
@@ -143,7 +143,7 @@ macro_rules! placeholders {
         "placeholder as (
              insert into placeholders (sha256, thumbhash, dominant_color)
              select distinct on (i.sha256) i.sha256, decode(p.thumbhash, 'hex'), p.color
-             from job join asked a on a.place = job.place
+             from job join calls a on a.place = job.place
              join images i on i.id = job.image_id
              cross join lateral jsonb_to_record(a.placeholder) as p (thumbhash text, color text)
              where a.placeholder is not null
@@ -158,7 +158,7 @@ macro_rules! forgotten_renditions {
     () => {
         "forgotten as (
              delete from renditions r
-             using job join asked a on a.place = job.place
+             using job join calls a on a.place = job.place
              join images i on i.id = job.image_id
              cross join lateral jsonb_to_recordset(a.forgotten)
                  as f (preset text, fingerprint text, format text)
@@ -173,11 +173,11 @@ macro_rules! settle_statement {
     ($locked:literal) => {
         concat!(
             "with ",
-            asked!(),
+            calls!(),
             ", found as (
                  select j.id, a.place, j.fence = a.fence and j.status = 'running' as held
-                 from jobs j join asked a on a.job = j.id
-                 where j.id = any(array(select job from asked)) for update of j ",
+                 from jobs j join calls a on a.job = j.id
+                 where j.id = any(array(select job from calls)) for update of j ",
             $locked,
             "), ",
             jobs!(),
@@ -297,7 +297,7 @@ impl<'a> Settlement<'a> {
             }
             Effect::ForgetRenditions(gone) => self.forgotten.extend(gone),
             Effect::ForgetImage { proxies } => self.proxies = Some(*proxies),
-            // It has a column of its own.
+            // It has a separate column.
             Effect::Note(_) => {}
         }
     }

@@ -21,8 +21,8 @@ use super::{
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection that rested for longer is tested before it is used. Shorter would cost every call a
-/// round trip; longer, more failures after the database was restarted.
+/// A connection that was idle for longer is tested before it is used. A shorter time would cost every call a
+/// round trip; a longer one, more failures after a restart of the database.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// The PostgreSQL backend.
@@ -40,7 +40,7 @@ pub struct PostgresStore {
 pub type SqlStore = PostgresStore;
 
 impl PostgresStore {
-    /// Connects to the database that `url` names, with at most `max_connections` at once. Fails if
+    /// Connects to the database that `url` names, with at most `max_connections`. Fails if
     /// it cannot be reached now.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url)?.application_name("safelight");
@@ -61,7 +61,7 @@ impl PostgresStore {
                 })
             })
             .connect_lazy_with(options.clone());
-        // The pool would try until its time-out and then not say why it could not.
+        // The pool would try until its timeout and then not report the reason.
         let first = async { Ok(options.connect().await?.close().await?) };
         with_deadline(first).await?;
         Ok(Self {

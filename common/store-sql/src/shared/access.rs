@@ -119,7 +119,7 @@ impl Access for SqlStore {
         let owner = new.owner.clone();
         self.transaction(move |conn, now| {
             Box::pin(async move {
-                // Two at once must not both find the other missing.
+                // Of two concurrent calls, both could find that there is no other key.
                 lock(conn, Exclusive::SigningKeys(&owner)).await?;
                 Ok(bind_now(query, now).execute(conn).await?.rows_affected() == 1)
             })

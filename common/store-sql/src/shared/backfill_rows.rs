@@ -49,7 +49,7 @@ pub fn backfill(row: &DbRow) -> Result<Backfill, StoreError> {
     Ok(Backfill {
         id: row.try_get("task_id")?,
         owner: row.try_get("owner")?,
-        begun_at: time(row, "created_at")?,
+        started_at: time(row, "created_at")?,
         spec: row.try_get::<Json<BackfillSpec>, _>("spec")?.0,
         state: rows::name(row, "state")?,
         paused: row.try_get("paused")?,

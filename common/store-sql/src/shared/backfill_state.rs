@@ -101,8 +101,8 @@ pub async fn cancel(
     Ok(Some((true, open.bind(task).fetch_all(conn).await?)))
 }
 
-/// Starts those of `tasks` that are failed backfills again, so that their failed children are handed out
-/// again. Returns these backfills.
+/// Starts those of `tasks` that are failed backfills again, so that their failed children are queued again.
+/// Returns these backfills.
 pub async fn reopen(
     conn: &mut Conn,
     now: Now,

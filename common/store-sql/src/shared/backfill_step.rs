@@ -1,4 +1,4 @@
-//! One step of a backfill's walk: what it found is counted, and the work for it is handed out.
+//! One step of a backfill's walk: counts what it found, and creates the child tasks.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -48,8 +48,8 @@ pub async fn advance(conn: &mut Conn, now: Now, step: BackfillStep) -> Result<bo
     Ok(true)
 }
 
-/// Skips pictures that others have imported meanwhile. No other import creates images until the transaction
-/// ends.
+/// Skips pictures that other imports have created meanwhile. No other import creates images until the
+/// transaction ends.
 async fn skip_duplicates(conn: &mut Conn, step: BackfillStep) -> Result<BackfillStep, StoreError> {
     let imported = step.hashes();
     if imported.is_empty() {
@@ -76,7 +76,7 @@ async fn refuse_over_quota(
     Ok(step.refuse_over_quota(quota, used))
 }
 
-/// Adds the step's counts. Returns `false` unless the walk is still where the step began, and goes on.
+/// Adds the step's counts. Returns `false` unless the walk is still where the step started, and active.
 async fn move_cursor(
     conn: &mut Conn,
     now: Now,

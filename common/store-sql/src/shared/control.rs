@@ -1,4 +1,4 @@
-//! What people change by hand.
+//! Manual changes of tasks.
 
 use std::time::Duration;
 
@@ -57,7 +57,8 @@ async fn cancel_each(conn: &mut Conn, now: Now, tasks: &[TaskId]) -> Result<bool
     let query = query.bind(ids(cancelled.iter().map(|id| id.0)));
     let discarded: Vec<ImageId> = column(&bind_now(query, now).fetch_all(&mut *conn).await?, "id")?;
     if !discarded.is_empty() {
-        // From now on nobody asks for their renditions. Requests that held the image's row are seen here.
+        // From now on no request queues jobs for their renditions. Those of requests that held the image's
+        // row before are visible here.
         let query = sqlx::query_scalar(concat!(
             "select id from tasks where image_id ",
             any_of!("$1"),

@@ -126,7 +126,7 @@ async fn delete_image(
     cancel_all_of(conn, now, request.image).await?;
     let (receipt, _) = plan_removal(&image(conn, request.image).await?, request);
     redact(conn, now, request.image).await?;
-    // Now that it is discarded, the image shows everything that is to be removed with it.
+    // A discarded image has all renditions of its blob, which are to be removed with it.
     let (_, removal) = plan_removal(&image(conn, request.image).await?, request);
     let jobs = [(request.job, JobKind::Delete)];
     create_tasks(conn, now, &[NewTask::of_deletion(request, &jobs)]).await?;
@@ -158,7 +158,7 @@ async fn deleted_before(conn: &mut Conn, image: ImageId) -> Result<Deletion, Sto
     Ok(task.map_or(Deletion::Forgotten, Deletion::Before))
 }
 
-/// Removes what the row says of the picture, except the name of its blob, which the job needs.
+/// Removes the picture's metadata from the row, except the name of its blob, which the job needs.
 async fn redact(conn: &mut Conn, now: Now, image: ImageId) -> Result<(), StoreError> {
     sqlx::query("update tasks set source = null where image_id = $1 and source is not null")
         .bind(image)
@@ -187,7 +187,7 @@ async fn image(conn: &mut Conn, id: ImageId) -> Result<Image, StoreError> {
         "where i.id = $1 order by r.preset, r.fingerprint, r.format"
     ));
     let image = rows::images(&query.bind(id).fetch_all(conn).await?)?.pop();
-    image.ok_or_else(|| StoreError::Corrupt(format!("image {id} is gone under its lock")))
+    image.ok_or_else(|| StoreError::Corrupt(format!("image {id} vanished while it was locked")))
 }
 
 /// Those of `tasks` that are deletions, with their receipts.

@@ -73,7 +73,7 @@ pub async fn job_counts(store: &SqlStore) -> Result<Vec<JobCount>, StoreError> {
             status: rows::name(row, "status")?,
             count: big(row, "jobs")?,
             due: big(row, "due")?,
-            // The oldest of all is the oldest due one, if any is due: otherwise it lies in the future.
+            // The oldest of all is the oldest due one, if any is due; otherwise its time is in the future.
             oldest_due_seconds: oldest_due.map_or(Duration::ZERO, duration).as_secs_f64(),
         })
     }))

@@ -15,7 +15,7 @@ use crate::convert::id_of_age;
 
 /// Removes about `limit` rows of old tasks; see [`Control::prune_tasks`](safelight_store::Control::prune_tasks).
 pub async fn prune_tasks(store: &SqlStore, age: Duration, limit: u32) -> Result<u64, StoreError> {
-    // Failed tasks stay, except backfills: they say why they failed, and a person can retry them.
+    // Failed tasks stay, except backfills: they contain the reason, and a person can retry them.
     let query = sqlx::query(concat!(
         "select id from tasks t
          where (status in ('succeeded', 'cancelled') or status = 'failed' and kind = 'backfill')
@@ -45,7 +45,7 @@ async fn remove_old(conn: &mut Conn, old: Vec<TaskId>, limit: u32) -> Result<u64
     ));
     let old: Vec<TaskId> = query.bind(ids(old.iter().map(|id| id.0))).fetch_all(&mut *conn).await?;
     let tasks = || ids(old.iter().map(|id| id.0));
-    // A backfill may have many lines and failed children: those go first, `limit` at once.
+    // A backfill may have many lines and failed children: those are removed first, `limit` at a time.
     let children = sqlx::query(concat!(
         "update tasks set backfill_id = null where id in (
              select id from tasks where backfill_id ",

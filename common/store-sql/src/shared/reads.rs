@@ -136,8 +136,8 @@ impl Reads for SqlStore {
     }
 }
 
-/// Reads the images, backfills and receipts of tasks, each kind in one query. These queries come after that
-/// of the tasks, so that a task that says `succeeded` never lacks its renditions.
+/// Reads the images, backfills and receipts of tasks, each kind in one query. These queries run after that of
+/// the tasks, so that a succeeded task never lacks its renditions.
 async fn with_details(
     store: &SqlStore,
     found: Vec<(Task, Option<ImageId>)>,

@@ -36,7 +36,7 @@ pub async fn collect_results(
 /// Ended children that are not counted, each with its report line.
 const ENDED: &str = concat!(
     "select t.id, t.image_id, t.source, j.error_code as reason,
-            -- What failed because its picture was deleted meanwhile did not fail.
+            -- A failure because the picture was deleted meanwhile counts as a cancellation.
             case when t.status = 'failed' and i.discarded_at is not null then 'cancelled'
                  else t.status end as status,
             coalesce(j.error_message, (select string_agg(n.note, '; ') from jobs n

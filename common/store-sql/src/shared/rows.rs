@@ -96,7 +96,7 @@ pub fn notice(row: &DbRow) -> Result<JobNotice, StoreError> {
         kind: name(row, "kind")?,
         lane: name(row, "lane")?,
         generation: number(row, "generation")?,
-        // A text that this release cannot read breaks the trace, not the job.
+        // A context that this release cannot parse breaks the trace, not the job.
         trace: row.try_get::<Option<&str>, _>("traceparent")?.and_then(|text| text.parse().ok()),
     })
 }

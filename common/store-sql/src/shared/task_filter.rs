@@ -11,7 +11,7 @@ pub fn push(query: &mut QueryBuilder<Db>, filter: &TaskFilter) {
     if let Some(status) = filter.status {
         query.push(" and status = ").push_bind(status.as_str());
     }
-    // Spelled out, because a partial index does not match a parameter.
+    // As literals, because a partial index does not match a parameter.
     match filter.kind {
         Some(TaskKind::Upload) => query.push(" and kind = 'upload'"),
         Some(TaskKind::Rendition) => query.push(" and kind = 'rendition'"),

@@ -99,7 +99,7 @@ impl Uploads for SqlStore {
             self.transaction(move |conn, now| Box::pin(accept_within_quota(conn, now, new))).await
         };
         match accepted {
-            // Called again after an answer that was lost: the first call has recorded everything.
+            // A repetition after a lost answer: the first call has recorded everything.
             Err(error) if is_unique_violation(&error) => {
                 let before = self.fetch_optional(acceptance(upload)).await?;
                 before.map_or(Err(error), |row| Ok(Accepted::Yes(time(&row, "created_at")?)))

@@ -1,4 +1,4 @@
-//! What a backfill walks over: images page by page, and what is known of them.
+//! The images that a backfill walks over, page by page, and the jobs that block them.
 
 use safelight_domain::{ContentHash, Image, ImageId, Owner, TaskId};
 use safelight_store::{BlockingJob, ImageFilter, StoreError};
@@ -49,7 +49,7 @@ pub async fn walk_images(
     rows::images(&store.fetch_all(query.build()).await?)
 }
 
-/// Whether image `i` is worth more than equal bytes from elsewhere: a job that stores it or makes its
+/// Whether image `i` is preferred to a new import of equal bytes: a job that stores it or makes its
 /// renditions is open; or it is stored, and no such job has failed for good.
 macro_rules! is_sound {
     () => {

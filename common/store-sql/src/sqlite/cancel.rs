@@ -11,7 +11,7 @@ use super::{
     finish::finish_tasks,
 };
 
-/// Cancels all open jobs of `tasks`; returns the tasks that had any. The jobs of deletions go on.
+/// Cancels all open jobs of `tasks`; returns the tasks that had any. The jobs of deletions continue.
 pub async fn cancel_jobs(
     conn: &mut SqliteConnection,
     now: i64,

@@ -1,4 +1,4 @@
-//! What a successful attempt leaves in the database, one function for each effect.
+//! What a successful attempt writes to the database, one function for each effect.
 
 use safelight_domain::{ImageFacts, ImageId, Placeholder, Rendition};
 use safelight_store::{Effect, StoreError};
@@ -134,7 +134,7 @@ async fn placeholder(
     Ok(())
 }
 
-/// See [`Effect::ForgetImage`]: nothing is left of the picture, not even the hash of its bytes.
+/// See [`Effect::ForgetImage`]: nothing of the picture is kept, not even the hash of its bytes.
 async fn forget_image(
     conn: &mut SqliteConnection,
     image: ImageId,

@@ -192,7 +192,7 @@ async fn settle(
         .bind(now)
         .bind(ending.note)
         .bind(ending.has_renditions())
-        // Not `fetch_optional`: that ends with the first row, and with it the statements after it.
+        // Not `fetch_optional`: that stops at the first row, and does not run the statements after it.
         .fetch_all(&mut *conn)
         .await?;
     let [job] = settled.as_slice() else { return Ok(Settled::Stale) };

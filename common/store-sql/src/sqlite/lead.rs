@@ -13,8 +13,8 @@ use super::{
 };
 use crate::convert::micros;
 
-/// Of the backfills that coordinator `$1` leads or may lead at the time `$2`, `$4` at most, those that it does not
-/// lead until about `$3`.
+/// Of the backfills that coordinator `$1` leads or may lead at the time `$2` (at most `$4`), those whose lead
+/// it does not already hold until about `$3`.
 macro_rules! renewable {
     () => {
         "select task_id from backfills
@@ -33,7 +33,7 @@ pub async fn lead_backfills(
     hold: Duration,
     limit: u32,
 ) -> Result<Vec<Backfill>, StoreError> {
-    // Most calls change nothing, and need no place in the writer's queue.
+    // Most calls change nothing, and need not wait for the writer.
     let now = store.clock.now();
     let keeps = sqlx::query_scalar(concat!("select not exists (", renewable!(), ")"))
         .bind(coordinator)

@@ -1,4 +1,4 @@
-//! The outbox. It is polled, so that nothing is written when there is nothing to do.
+//! The outbox. Because it is polled, a call writes nothing if there is nothing to do.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -38,7 +38,7 @@ impl Outbox for SqliteStore {
     }
 
     async fn mark_published(&self, published: &[JobNotice]) -> Result<(), StoreError> {
-        // The generation spares a row that was put there again for a later attempt meanwhile.
+        // The generation protects a row that was added again for a later attempt meanwhile.
         let query = sqlx::query(
             "delete from outbox where (job_id, generation) in (
                  select unhex(value ->> 0), value ->> 1 from json_each($1))",
@@ -70,7 +70,7 @@ impl Outbox for SqliteStore {
         if lost.is_empty() {
             return Ok(0);
         }
-        self.write(move |conn, now| Box::pin(put_back(conn, now, lost))).await
+        self.write(move |conn, now| Box::pin(insert_again(conn, now, lost))).await
     }
 
     async fn republish(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
@@ -179,8 +179,8 @@ fn row_due(row: &SqliteRow) -> Result<i64, StoreError> {
     Ok(row.try_get("due_at")?)
 }
 
-/// The first row of every share before the second of any, and chance between the shares: otherwise those with the
-/// oldest backlog would always come first.
+/// The first row of every share before the second of any, and a random order between the shares: otherwise
+/// those with the oldest backlog would always come first.
 fn in_turn(mut shares: Vec<Vec<Found>>) -> Vec<Found> {
     if shares.len() > 1 {
         fastrand::shuffle(&mut shares);
@@ -200,24 +200,25 @@ const WAITING: &str = "
     order by waiting_since limit $4";
 
 /// Puts those of `lost` into the outbox that still belong there.
-async fn put_back(
+async fn insert_again(
     conn: &mut SqliteConnection,
     now: i64,
     lost: Vec<JobId>,
 ) -> Result<u64, StoreError> {
-    let put = sqlx::query(concat!(
+    let inserted = sqlx::query(concat!(
         "insert into outbox (job_id, kind, lane, share, generation, due_at)
          select id, kind, lane, share, fence, $2 from jobs
          where status = 'queued' and id ",
         any_of!("$1"),
         " on conflict do nothing returning job_id"
     ));
-    let put = put.bind(ids(lost.iter().map(|id| id.0))).bind(now).fetch_all(&mut *conn).await?;
-    let put: Vec<JobId> = column(&put, "job_id")?;
+    let inserted =
+        inserted.bind(ids(lost.iter().map(|id| id.0))).bind(now).fetch_all(&mut *conn).await?;
+    let inserted: Vec<JobId> = column(&inserted, "job_id")?;
     sqlx::query(concat!("update jobs set waiting_since = $2 where id ", any_of!("$1")))
-        .bind(ids(put.iter().map(|id| id.0)))
+        .bind(ids(inserted.iter().map(|id| id.0)))
         .bind(now)
         .execute(conn)
         .await?;
-    Ok(put.len() as u64)
+    Ok(inserted.len() as u64)
 }

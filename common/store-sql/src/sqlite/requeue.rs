@@ -26,7 +26,8 @@ pub async fn requeue_failed(
     let tasks: Vec<TaskId> =
         query.bind(ids(tasks.iter().map(|id| id.0))).fetch_all(&mut *conn).await?;
     let list = ids(tasks.iter().map(|id| id.0));
-    // The fence goes on growing. All attempts are available again because the earlier ones count as released.
+    // The fence continues to grow. All attempts are available again because the earlier ones count as
+    // released.
     let jobs = sqlx::query(concat!(
         "update jobs
          set status = 'queued', released = fence, run_at = $2, waiting_since = $2,

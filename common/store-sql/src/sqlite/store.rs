@@ -25,7 +25,7 @@ use crate::fs_permissions;
 /// How long a statement waits for another process's lock, and a read for a free connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Connections that read side by side.
+/// Concurrent reading connections.
 const READERS: u32 = 4;
 
 /// The SQLite backend.
@@ -42,15 +42,14 @@ pub struct SqliteStore {
 pub type SqlStore = SqliteStore;
 
 impl SqliteStore {
-    /// Opens the database in the file `path`; makes the file, and the folder that it is in, if they
-    /// are not there, for nobody else to read.
+    /// Opens the database in the file `path`. If the file and its folder do not exist, creates them so that
+    /// no other user can read them.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        // NORMAL would lose the last commits when the power fails: uploads that had their 202.
+        // NORMAL would lose the last commits when the power fails: uploads that were answered with 202.
         Self::open_with(path, SqliteSynchronous::Full, Clock::default()).await
     }
 
-    /// Opens it for a simulation: on `clock`, and as nothing survives a simulation, syncing
-    /// nothing.
+    /// Opens it for a simulation: with `clock`, and without syncing, because nothing survives a simulation.
     #[cfg(feature = "testing")]
     pub async fn open_simulated(path: &Path, clock: Clock) -> Result<Self, StoreError> {
         Self::open_with(path, SqliteSynchronous::Off, clock).await
@@ -67,8 +66,8 @@ impl SqliteStore {
                 StoreError::Unavailable(Arc::new(io::Error::new(error.kind(), text)))
             })?;
         }
-        // SQLite makes its log and shared memory with the permissions of the file. If that cannot be made,
-        // SQLite says why.
+        // SQLite creates its log and shared memory with the permissions of the file. If the file cannot be
+        // created, SQLite reports why.
         drop(fs_permissions::make_file(path));
         let options = SqliteConnectOptions::new().filename(path).foreign_keys(true);
         let options = options.busy_timeout(PATIENCE);
@@ -77,7 +76,7 @@ impl SqliteStore {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(synchronous)
-            // Gives the log's space back after a burst.
+            // Releases the log's space after a burst.
             .pragma("journal_size_limit", "67108864");
         let conn = connect(&writing).await.map_err(|error| cannot_open(path, error))?;
         let reads = SqlitePoolOptions::new()
@@ -170,13 +169,13 @@ impl SqliteStore {
     }
 }
 
-/// Opens the file. Where several open a new one at the same time, the change to WAL can fail with
-/// `SQLITE_BUSY` at once, whatever the busy timeout (<https://www.sqlite.org/wal.html>, section 9).
+/// Opens the file. If several processes open a new one at the same time, the change to WAL can fail with
+/// `SQLITE_BUSY` immediately, despite the busy timeout (<https://www.sqlite.org/wal.html>, section 9).
 async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         match options.connect().await {
-            Err(error) if is_busy(&error) && begun.elapsed() < PATIENCE => {
+            Err(error) if is_busy(&error) && started.elapsed() < PATIENCE => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             opened => return opened,
@@ -192,7 +191,7 @@ fn is_busy(error: &sqlx::Error) -> bool {
         .is_some_and(|code| code == SQLITE_BUSY)
 }
 
-/// SQLite's own words for this name no file.
+/// SQLite's own message does not name the file.
 fn cannot_open(path: &Path, error: sqlx::Error) -> StoreError {
     let text = format!("cannot open {}: {error}", path.display());
     let unavailable = StoreError::from(error).is_unavailable();

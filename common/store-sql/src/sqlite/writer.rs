@@ -45,7 +45,8 @@ where
 {
     fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
         Box::pin(async move {
-            // Nobody waits for it any more. A claim, for example, would only block its job until the lease ends.
+            // Skipped if the caller has gone. A claim, for example, would only block its job until the lease
+            // ends.
             let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
                 return true;
             };
@@ -69,7 +70,7 @@ where
 }
 
 impl Writer {
-    /// Starts the task on a connection of its own.
+    /// Starts the task on its own connection.
     pub fn start(options: SqliteConnectOptions, conn: SqliteConnection, clock: Clock) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
         tokio::spawn(serve(options, conn, clock, queue));
@@ -116,7 +117,7 @@ async fn serve(
                 group.drain(..).for_each(|work| work.answer(None));
             }
             Err(error) => {
-                // Each caller gets the error, and logs what it means there.
+                // Each caller gets the error, and logs what it means for it.
                 tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
                 let error = StoreError::from(error);
                 group.drain(..).for_each(|work| work.answer(Some(error.clone())));

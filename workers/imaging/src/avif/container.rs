@@ -465,8 +465,8 @@ impl<'a> ItemProperties<'a> {
         }
     }
 
-    /// The clean aperture in whole pixels. One that is fractional or not inside is ignored: a picture with
-    /// its margin is better than none.
+    /// The clean aperture in whole pixels. An aperture that is fractional or not inside is ignored: a picture
+    /// with its margin is better than none.
     pub fn crop(&self, (width, height): (u32, u32)) -> Option<Crop> {
         let [wide, wide_by, high, high_by, x, x_by, y, y_by] = self.aperture?;
         let (x, width) = crop_side(width, (wide, wide_by), (x, x_by))?;

@@ -6,12 +6,12 @@
 //!       ─▶ pixels      8-bit gray, RGB or RGBA, by the `yuv` crate where there is a matrix
 //! ```
 //!
-//! The container is parsed here because the existing crates lack something: mp4parse exposes sizes,
-//! mirrors and colors only through raw pointers, avif-parse does not expose them at all. The parser
-//! copies nothing and allocates nothing on the file's word; it searches for a box when it needs it.
+//! The container is parsed here because the existing crates lack something: mp4parse exposes sizes, mirrors
+//! and colors only through raw pointers, avif-parse does not expose them at all. The parser copies nothing
+//! and allocates no memory by sizes that the file announces; it searches for a box when it needs it.
 //!
-//! The AV1 decoder's C-like functions turn a panic into an abort, which no caller can catch: one more
-//! reason to decode in a process that may die.
+//! The AV1 decoder's C-like functions turn a panic into an abort, which no caller can catch: one more reason
+//! to decode in a separate process.
 
 mod bitstream;
 mod container;

@@ -114,7 +114,7 @@ impl<'a> Iterator for Segments<'a> {
 pub(crate) fn is_complete(bytes: &[u8]) -> bool {
     let mut at = 2; // after SOI
     loop {
-        // In a scan `FF` occurs only before a marker or stuffing; elsewhere a marker must follow at once.
+        // In a scan `FF` occurs only before a marker or stuffing; elsewhere a marker must follow immediately.
         // Searching for the next `FF` skips entropy-coded data and stray bytes.
         let Some(skipped) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) else {
             return false;

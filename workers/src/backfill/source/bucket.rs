@@ -10,10 +10,10 @@ use super::{
     reader::Reader,
 };
 
-/// Keys listed at once to be counted.
+/// Keys listed in one request, for counting.
 const PAGE: usize = 1000;
 
-/// What a cursor writes otherwise: a key is any text, and PostgreSQL has none with a NUL in it.
+/// Characters that a cursor escapes: a key is any text, and PostgreSQL cannot store text with a NUL.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
 pub(super) struct S3Source {

@@ -1,4 +1,4 @@
-//! What a source consists of.
+//! The entries of a source.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ pub(crate) type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
 /// Something that may be a picture.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// The walk's cursor once this is done.
+    /// The walk's cursor after this entry.
     pub cursor: String,
-    /// How it is called in a report.
+    /// Its name in a report.
     pub name: String,
     /// Where its bytes are.
     pub place: Place,
@@ -26,7 +26,7 @@ pub(crate) struct Entry {
     pub labels: Labels,
 }
 
-/// Why an entry is not even read.
+/// Why an entry is not read at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It is a symbolic link, a pipe or a device; in a bucket the mark of a folder.
@@ -47,7 +47,7 @@ pub(crate) enum Place {
 }
 
 impl Entry {
-    /// An entry of which nothing is known but where it is.
+    /// An entry of which only the location is known.
     pub(super) fn at(cursor: String, name: &str, place: Place) -> Self {
         let mut labels = Labels::default();
         match &place {
@@ -58,12 +58,12 @@ impl Entry {
             }
             Place::Object { key, .. } => labels.set_filename(key),
         }
-        // PostgreSQL has no text with a NUL in it.
+        // PostgreSQL cannot store text with a NUL.
         let name = name.replace('\0', "\u{fffd}");
         Self { cursor, name, place, verdict: None, labels }
     }
 
-    /// Whether its name says that it is a picture.
+    /// Whether its name is that of a picture.
     pub fn is_named_like_a_picture(&self) -> bool {
         const EXTENSIONS: [&str; 12] = [
             "jpg", "jpeg", "jpe", "png", "gif", "webp", "avif", "tif", "tiff", "bmp", "heic",

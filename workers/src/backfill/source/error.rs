@@ -5,10 +5,10 @@ use std::{io, path::Path, time::Duration};
 use nix::libc;
 use safelight_blobs::BlobError;
 
-/// What cannot be read.
+/// Why a source cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
-    /// And never will be: for people.
+    /// It will never be readable; with the reason, for people.
     #[error("{0}")]
     Unusable(String),
     /// A pipe, a device or a folder where a plain file was expected.
@@ -17,7 +17,7 @@ pub(crate) enum SourceError {
     /// It may not be read.
     #[error("{0}")]
     Forbidden(String),
-    /// Nothing came for so long.
+    /// It sent nothing for this long.
     #[error("nothing came from the source for {} seconds", .0.as_secs())]
     Silent(Duration),
     /// A file system that failed, and may work again.
@@ -29,22 +29,22 @@ pub(crate) enum SourceError {
 }
 
 impl SourceError {
-    /// An error of the file system at `path`. What is not known to pass stays.
+    /// An error of the file system at `path`. It is final unless it is known to be temporary.
     pub(super) fn at(path: &Path, error: io::Error) -> Self {
-        if may_pass(&error) {
+        if is_temporary(&error) {
             return Self::Io(error);
         }
         Self::Unusable(format!("{}: {error}", path.display()))
     }
 
-    /// Whether the same will not work later either.
+    /// Whether a later try would fail as well.
     pub fn is_final(&self) -> bool {
         !matches!(self, Self::Io(_) | Self::Store(_) | Self::Silent(_))
     }
 }
 
 /// Whether a file system is unavailable, or this process has too many open files: not the fault of the file.
-fn may_pass(error: &io::Error) -> bool {
+fn is_temporary(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     let is_known = matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Files of others, which may be anything: only plain ones are opened.
+//! Files of a source, which may be of any type: only plain files are opened.
 
 use std::{
     fs::{File, Metadata, OpenOptions},
@@ -13,15 +13,16 @@ use nix::libc;
 
 use super::{entry::ByteStream, error::SourceError, reader::Reader};
 
-/// Bytes read at once.
+/// Bytes of one read.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Opens a plain file. Nothing else is: a pipe would wait for a writer, a device never end.
+/// Opens a plain file. Anything else is an error: a pipe would wait for a writer, and a device would never
+/// end.
 pub(super) fn open(path: &Path) -> Result<File, SourceError> {
     let at = |error| SourceError::at(path, error);
     check(&std::fs::metadata(path).map_err(at)?)?;
     let mut options = OpenOptions::new();
-    // Whatever has taken its place meanwhile does not make us wait either.
+    // If another file has replaced it meanwhile, opening must not block either.
     let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     let file = file.map_err(at)?;
     check(&file.metadata().map_err(at)?)?;

@@ -1,5 +1,5 @@
-//! Every file in a folder, however deep, in the order of names: what a folder holds comes where its name
-//! stands among its neighbors. Symbolic links are not followed.
+//! Every file in a folder and its subfolders, in the order of names: a subfolder's files come at the position
+//! of its name. Symbolic links are not followed.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ use super::{
     reader::{Progress, Reader},
 };
 
-/// Names of one folder in memory at once. A larger folder is read once for each so many names.
+/// Names of one folder in memory. A larger folder is read once for every so many names.
 const NAMES: usize = 8192;
 
-/// What a cursor writes otherwise: it is text, and names on Unix are any bytes.
+/// Characters that a cursor escapes: it is text, and names on Unix are any bytes.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
 pub(super) struct Folder {
@@ -74,7 +74,7 @@ impl Folder {
 /// What a walk finds under a path.
 enum Shown {
     Kind(FileType),
-    /// And nothing that is in it, if it is a folder.
+    /// It cannot be read, nor its contents if it is a folder.
     Unreadable(String),
 }
 
@@ -92,7 +92,7 @@ fn entry(root: &Path, path: &Path, shown: Shown) -> Entry {
 /// A walk through a folder.
 struct Walk<'a> {
     progress: &'a Progress,
-    /// Is shown each file, and says whether it wants more.
+    /// Receives each file, and returns whether it wants more.
     show: &'a mut dyn FnMut(&Path, Shown) -> bool,
 }
 
@@ -105,10 +105,10 @@ impl Walk<'_> {
             && let Some(first) = components.next()
         {
             let (inside, rest) = (folder.join(first), components.as_path());
-            // A folder that was shown itself has nothing more to show.
-            let goes_on = !rest.as_os_str().is_empty()
+            // If the cursor is the folder itself, all of it has been shown.
+            let continues = !rest.as_os_str().is_empty()
                 && fs::symlink_metadata(&inside).is_ok_and(|about| about.is_dir());
-            if goes_on && !self.folder_or_itself(&inside, Some(rest))? {
+            if continues && !self.folder_or_itself(&inside, Some(rest))? {
                 return Ok(false);
             }
             last = Some(first.as_os_str().to_owned());
@@ -130,7 +130,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Walks a folder inside. One that cannot be read shows itself, unless it was removed meanwhile.
+    /// Walks a subfolder. If it cannot be read, shows the folder itself, unless it was removed meanwhile.
     fn folder_or_itself(
         &mut self,
         folder: &Path,
@@ -160,7 +160,7 @@ impl Walk<'_> {
             if last.is_some_and(|last| name.as_os_str() <= last) {
                 continue;
             }
-            if let Some(shown) = look(&entry)? {
+            if let Some(shown) = classify(&entry)? {
                 names.insert(name, shown);
             }
             if names.len() > NAMES {
@@ -172,7 +172,7 @@ impl Walk<'_> {
 }
 
 /// What kind of file a name has; `None` if it was removed meanwhile.
-fn look(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
+fn classify(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
     match entry.file_type() {
         Ok(kind) => Ok(Some(Shown::Kind(kind))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -183,7 +183,7 @@ fn look(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
     }
 }
 
-/// Whether there is anything, readable or not.
+/// Whether the path exists, readable or not.
 fn is_there(path: &Path) -> bool {
     !fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }

@@ -1,4 +1,4 @@
-//! What a file names, line by line (NDJSON): `"PATH"` or `{"path": …, "title": …, "tags": […],
+//! The pictures that a file lists, one per line (NDJSON): `"PATH"` or `{"path": …, "title": …, "tags": […],
 //! "filename": …}`. A path is absolute, relative to the list's folder, or `s3://BUCKET/KEY`.
 
 use std::{
@@ -20,7 +20,7 @@ use super::{
 /// Bytes of a line at most.
 const LINE_BYTES: u64 = 64 * 1024;
 
-/// What some editors put before the first line.
+/// Some editors write it before the first line.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) struct List {
@@ -112,7 +112,8 @@ fn entry(list: &Path, number: u64, line: &[u8], cursor: String) -> Entry {
     Entry { labels: Labels { filename, ..labels }, ..entry }
 }
 
-/// What a line says, with title and tags as uploads take them; or what is wrong with it.
+/// The picture that a line names, with the same rules for title and tags as in uploads; or what is wrong with
+/// it.
 fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
     if line.len() as u64 >= LINE_BYTES {
         return Err(format!("the line is longer than {LINE_BYTES} bytes"));
@@ -154,7 +155,7 @@ fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
     Ok((picture, labels))
 }
 
-/// Where a line's picture is; or what is wrong with its path.
+/// The location of a line's picture; or what is wrong with its path.
 fn place(list: &Path, picture: &Picture) -> Result<Place, String> {
     match picture.path.strip_prefix("s3://").map(|rest| rest.split_once('/')) {
         _ if picture.path.contains('\0') => Err("`path`: no path has a NUL in it".to_owned()),
@@ -166,7 +167,7 @@ fn place(list: &Path, picture: &Picture) -> Result<Place, String> {
     }
 }
 
-/// The lines of a file from a place on. Cursors are `BYTES:LINES` read.
+/// The lines of a file after a cursor, which is `BYTES:LINES` read so far.
 struct Lines {
     file: BufReader<File>,
     bytes: u64,
@@ -176,14 +177,14 @@ struct Lines {
 impl Lines {
     fn from(path: &Path, cursor: Option<&str>) -> Result<Self, SourceError> {
         let mut file = file::open(path)?;
-        let stands = cursor.and_then(|cursor| cursor.split_once(':'));
+        let position = cursor.and_then(|cursor| cursor.split_once(':'));
         let number = |text: &str| text.parse().unwrap_or(0);
-        let (bytes, line) = stands.map_or((0, 0), |(bytes, line)| (number(bytes), number(line)));
+        let (bytes, line) = position.map_or((0, 0), |(bytes, line)| (number(bytes), number(line)));
         file.seek(SeekFrom::Start(bytes)).map_err(|error| SourceError::at(path, error))?;
         Ok(Self { file: BufReader::new(file), bytes, number: line })
     }
 
-    /// The next line with its number, the first being 1. Of one that is too long, its beginning.
+    /// The next line with its number, starting with 1. A line that is too long is cut.
     fn next(&mut self, path: &Path) -> Result<Option<(u64, Vec<u8>)>, SourceError> {
         let at = |error| SourceError::at(path, error);
         let mut line = Vec::new();

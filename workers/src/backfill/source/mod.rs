@@ -1,5 +1,5 @@
-//! Where an import finds pictures. Each source has an order of its own, and its cursors say how far a walk
-//! has come in it; a page costs no more memory than its entries, however many there are in all.
+//! Where an import finds pictures. Each source has its own order, and its cursors are positions in that
+//! order; a page needs memory only for its own entries.
 
 mod bucket;
 mod entry;
@@ -26,14 +26,14 @@ use self::{bucket::S3Source, entry::Place, folder::Folder, list::List, reader::P
 pub(super) struct Source {
     place: Kind,
     reader: Reader,
-    /// What a list may name; anything if empty.
+    /// The locations that a list may name; any location if empty.
     roots: Vec<String>,
 }
 
 enum Kind {
-    /// Every file in a folder, however deep.
+    /// Every file in a folder and its subfolders.
     Folder(Folder),
-    /// What a file names, line by line.
+    /// The pictures that a file lists, one per line.
     List(List),
     /// Every object of a bucket under a prefix.
     Bucket(S3Source),
@@ -49,7 +49,7 @@ impl Source {
             Some(rest) => Kind::Bucket(S3Source::new(rest)),
             None => kind_of_path(&reader, source.into()).await?,
         };
-        // Of a folder and a bucket it was checked when the import began.
+        // A folder or a bucket was checked when the import was requested.
         let roots = if matches!(place, Kind::List(_)) { spec.roots.clone() } else { Vec::new() };
         Ok(Self { place, reader, roots })
     }
@@ -100,7 +100,7 @@ fn check(roots: &[String], named: &str) -> Result<(), SourceError> {
     Err(SourceError::Forbidden(format!("{named} is outside of `import_roots`")))
 }
 
-/// A folder, or a list. A picture is neither, and a likely mistake.
+/// A folder, or a list. A picture is neither: naming one is a likely mistake.
 async fn kind_of_path(reader: &Reader, path: PathBuf) -> Result<Kind, SourceError> {
     let read = move |_: &Progress| {
         let at = |error| SourceError::at(&path, error);

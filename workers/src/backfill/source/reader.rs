@@ -1,5 +1,5 @@
-//! Reads that may hang, as on a file server that is gone: how long they may be silent, and how many threads
-//! they may keep.
+//! Reads that may hang, for example on an unreachable file server: how long they may make no progress, and
+//! how many threads they may keep.
 
 use std::{
     io,
@@ -14,11 +14,11 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::error::SourceError;
 
-/// How long a read may show nothing before it is given up.
+/// How long a read may make no progress before it is abandoned.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Threads that one import may keep. A read that hangs keeps its thread until the system releases it: a source
-/// that hangs so often is unavailable as a whole, and is waited for.
+/// Threads that one import may keep. A read that hangs keeps its thread until the system releases it. If all
+/// threads hang, the whole source counts as unavailable, and the import waits for it.
 const THREADS: usize = 8;
 
 /// How one import reads. Clones share its threads.
@@ -39,15 +39,15 @@ impl Reader {
         Self { threads: Arc::new(Semaphore::new(threads)), silence }
     }
 
-    /// Runs `work`, which waits for a disk, on a thread of its own, as long as it shows
-    /// progress. One that is given up learns of it with its next progress.
+    /// Runs `work`, which waits for a disk, on a separate thread, as long as it shows progress. Abandoned
+    /// work gets an error when it shows progress again.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Progress) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
         let thread = timeout(self.silence, self.threads.clone().acquire_owned()).await;
         let Ok(Ok(thread)) = thread else {
-            let why = "all reads before have come to nothing";
+            let why = "all earlier reads still hang";
             return Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, why)));
         };
         let progress = Progress::default();
@@ -69,7 +69,7 @@ impl Reader {
         }
     }
 
-    /// Waits for a part of what comes over a network.
+    /// Waits for a part of a network response.
     pub async fn wait<T>(
         &self,
         part: impl Future<Output = Result<T, SourceError>>,
@@ -78,21 +78,21 @@ impl Reader {
     }
 }
 
-/// What a read has shown so far.
+/// The progress of a read.
 #[derive(Clone, Default)]
 pub(super) struct Progress(Arc<State>);
 
 #[derive(Default)]
 struct State {
     shown: AtomicU64,
-    is_given_up: AtomicBool,
+    is_abandoned: AtomicBool,
 }
 
 impl Progress {
-    /// Shows that the read goes on. An error if the read was given up.
+    /// Shows that the read makes progress. An error if the read was abandoned.
     pub fn show(&self) -> Result<(), SourceError> {
         self.0.shown.fetch_add(1, Ordering::Relaxed);
-        if self.0.is_given_up.load(Ordering::Relaxed) {
+        if self.0.is_abandoned.load(Ordering::Relaxed) {
             return Err(SourceError::Io(io::ErrorKind::TimedOut.into()));
         }
         Ok(())
@@ -103,12 +103,12 @@ impl Progress {
     }
 }
 
-/// Tells a read that it is given up, however its waiting ends.
+/// Marks a read as abandoned when its caller stops waiting, for any reason.
 struct Watched(Progress);
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.0.0.is_given_up.store(true, Ordering::Relaxed);
+        self.0.0.is_abandoned.store(true, Ordering::Relaxed);
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
             }
             Ok("done")
         });
-        assert_eq!(done.await.expect("not given up"), "done");
+        assert_eq!(done.await.expect("not abandoned"), "done");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Images whose upload was cancelled: their bytes go, unless another image has the same.
+//! Removes the bytes of images whose upload was cancelled, unless another image has the same.
 
 use std::time::Duration;
 
@@ -29,9 +29,9 @@ impl DiscardedImages {
         Self { store, remover, purger: Purger::new(config) }
     }
 
-    /// Removes the bytes of all images that were discarded and that no worker can be writing for. Proxies
-    /// come first, since the renditions' names go with the bytes; while one of them does not confirm,
-    /// nothing is removed, and the next run tries everything again.
+    /// Removes the bytes of all images that were discarded and that no worker can be writing for. Proxies are
+    /// purged first, because the renditions' names are removed with the bytes. If a proxy does not confirm,
+    /// nothing is removed, and the next run retries everything.
     pub async fn remove(&self) -> Result<(), RemovalError> {
         loop {
             let discarded = self.store.discarded(BATCH, self.purger.min_age()).await?;

@@ -1,6 +1,6 @@
-//! The janitor: bytes that nothing refers to. Uploads that died between storing their bytes and
-//! recording them leave some ([`staged`]), and so do cancelled ones ([`discarded`]) and removals that
-//! were cut off ([`trash`]).
+//! The janitor deletes bytes that nothing refers to: of uploads that were interrupted between storing and
+//! recording them ([`staged`]), of cancelled uploads ([`discarded`]), and of interrupted removals
+//! ([`trash`]).
 
 pub(crate) mod discarded;
 mod period;

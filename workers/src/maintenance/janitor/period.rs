@@ -8,7 +8,7 @@ use safelight_config::Config;
 /// run more often.
 const LONGEST: Duration = Duration::from_mins(5);
 
-/// No sweep follows another sooner than this, however short the grace time.
+/// The minimum time between two sweeps.
 const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Half the grace time, within bounds.

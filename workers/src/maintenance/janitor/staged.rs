@@ -1,4 +1,4 @@
-//! Staged bytes that no image has: left by uploads that died between storing and recording them.
+//! Staged bytes without an image, left by uploads that were interrupted between storing and recording them.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use safelight_store::{DynStore, StoreError};
 use super::period::sweep_period;
 use crate::maintenance::service::{Service, ServiceError};
 
-/// Images asked for in one statement.
+/// Images looked up in one statement.
 const BATCH: usize = 500;
 
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +37,8 @@ impl StagedBytes {
         Self { store, blobs, grace_ms: config.staged_grace_ms, period: sweep_period(config) }
     }
 
-    /// Looks at all staged bytes older than `staged_grace_ms`, by the clock that dated them: by this
-    /// machine's, if it ran ahead, bytes that were just staged would be old.
+    /// Checks all staged bytes older than `staged_grace_ms`, by the store's clock: if this machine's clock
+    /// was ahead, new bytes would seem old.
     async fn sweep(&self) -> Result<(), SweepError> {
         let now = self.blobs.clock().await?;
         let grace = i64::try_from(self.grace_ms).unwrap_or(i64::MAX);
@@ -79,9 +79,9 @@ impl StagedBytes {
         Ok(())
     }
 
-    /// Staged bytes of an image whose write job is done: a move that was cut off half-way (object
-    /// stores copy, then delete), or a stale worker's. Moving them again cannot lose anything; deleting
-    /// them could. (Those of a discarded image are removed with it.)
+    /// Promotes staged bytes of an image whose write job is done: its promotion was interrupted (object
+    /// stores copy, then delete), or they are a stale worker's. Promoting them again cannot lose anything;
+    /// deleting them could. (Those of a discarded image are removed with it.)
     async fn finish_promotion(&self, image: ImageId) -> Result<(), SweepError> {
         match self.store.image(image).await? {
             Some(image) if image.stored_at.is_some() && !image.discarded => {
