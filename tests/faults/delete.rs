@@ -177,7 +177,7 @@ async fn equal_upload_keeps_its_bytes_during_removal_on_fleet() -> Result<()> {
 /// complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn deletion_survives_crash_at_every_step() -> Result<()> {
-    let steps = ["delete.begun", "removal.looked", "removal.moved", "removal.decided"];
+    let steps = ["delete.started", "removal.looked", "removal.moved", "removal.decided"];
     for step in steps.into_iter().chain(["delete.removed", "delete.purged", "worker.worked"]) {
         let setup = test_server(SETTINGS)?;
         let photo = pictures::jpeg(320, 240, 1)?;

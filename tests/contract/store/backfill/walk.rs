@@ -18,7 +18,7 @@ promises!(
 
 /// All images that were accepted before the backfill.
 async fn images_before(store: &TestStore, until: TaskId) -> Result<ImageFilter> {
-    let until = load_backfill(store, until).await?.begun_at;
+    let until = load_backfill(store, until).await?.started_at;
     Ok(ImageFilter { until, created_after: None, format: None })
 }
 
