@@ -58,7 +58,10 @@ fn modules(root: &Path, sources: &[Source]) -> Modules {
 fn module(code: &str) -> Module {
     let mut module = Module::default();
     let mut rest = code;
-    while let Some(at) = rest.find("pub use ").or_else(|| rest.find("pub(crate) use ")) {
+    let reexport = |rest: &str| {
+        ["pub use ", "pub(crate) use "].iter().filter_map(|start| rest.find(start)).min()
+    };
+    while let Some(at) = reexport(rest) {
         let end = rest[at..].find(';').map_or(rest.len(), |end| at + end);
         let mut paths = Vec::new();
         let start = rest[at..].find("use ").map_or(at, |start| at + start + "use ".len());

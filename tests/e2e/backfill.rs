@@ -28,7 +28,7 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(2);
 on_every_deployment! {
     import_stores_each_picture_once,
     import_list_sets_titles_and_tags,
-    renditions_backfill_creates_missing_renditions,
+    renditions_backfill_skips_ready_and_failed_images,
     backfill_pauses_resumes_and_cancels,
     invalid_backfill_requests_get_specific_errors,
 }
@@ -134,7 +134,7 @@ async fn import_list_sets_titles_and_tags(at: &Deployment) -> Result<()> {
     Ok(())
 }
 
-async fn renditions_backfill_creates_missing_renditions(at: &Deployment) -> Result<()> {
+async fn renditions_backfill_skips_ready_and_failed_images(at: &Deployment) -> Result<()> {
     let client = at.client()?;
     let good = client.upload(pictures::jpeg(320, 240, 4)?).await?;
     let bad = client.upload(pictures::truncated(&pictures::jpeg(320, 240, 5)?)).await?;
