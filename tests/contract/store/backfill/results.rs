@@ -9,7 +9,7 @@ use safelight_store::{BackfillStep, ChildTask, Effect, Outcome, ReportLine};
 use uuid::Uuid;
 
 use super::{
-    corrupt_outcome, finished_upload, load_backfill, notice, queue_children, settle_child,
+    child, corrupt_outcome, finished_upload, load_backfill, notice, queue_children, settle_child,
     skipped_line, spec, start_backfill, step,
 };
 use crate::contract::store::{
