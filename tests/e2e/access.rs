@@ -88,7 +88,7 @@ async fn server_on_public_address_requires_a_key() -> Result<()> {
         let create = ["keys", "create", "--owner", "ada", "--scopes", "read", "--expires", expires];
         let rejected = run_command(&create, &env).await?;
         ensure!(rejected.code == Some(2), "{rejected:?}");
-        ensure!(rejected.stderr.contains("good for 1s to 100y"), "{rejected:?}");
+        ensure!(rejected.stderr.contains("valid for 1s to 100y"), "{rejected:?}");
     }
     Ok(())
 }

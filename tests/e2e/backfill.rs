@@ -293,7 +293,7 @@ async fn backfill_command_reports_invalid_requests() -> Result<()> {
     let tasks = list_of().await?;
     let id = tasks["tasks"][0]["id"].as_str().context("an id")?;
     let ended = run_command(at.command(&["tasks", "retry", id])).await?;
-    assert!(ended.stderr.contains("beginning another backfill"), "{ended:#?}");
+    assert!(ended.stderr.contains("start another backfill"), "{ended:#?}");
     Ok(())
 }
 
