@@ -3,7 +3,7 @@
 //! ```text
 //! queued ──claim──▶ running ──settle──▶ succeeded | failed
 //!    ▲                 │
-//!    └──retry, lease lost, handed back
+//!    └──retry, lease lost, released
 //! queued | running ──cancel──▶ cancelled
 //! ```
 
