@@ -1,4 +1,4 @@
-//! The background tasks of a process: each is restarted if it panics, and all are drained at the end.
+//! The background tasks of a process: each continues after a panic, and all are drained at the end.
 
 use safelight_domain::retry::Reconnect;
 use safelight_workers::{Service, ServiceStatuses, WorkerOptions, consumer, run_service};
@@ -34,7 +34,8 @@ impl BackgroundTasks {
         tasks
     }
 
-    /// Starts the outbox relay.
+    /// Starts the outbox relay of a process without a worker. Its status is recorded for nobody: only a
+    /// worker's heartbeat shows the services of its process, and errors of this relay are in its log.
     pub fn start_relay(&mut self, services: &Services, shutdown: &CancellationToken) {
         self.start(safelight_workers::outbox_relay(&services.for_workers()), shutdown);
     }
@@ -47,7 +48,7 @@ impl BackgroundTasks {
     /// Waits until all of them have drained, then closes the queue.
     pub async fn finish(self, services: &Services) {
         for task in self.tasks {
-            // A supervisor neither panics nor is aborted.
+            // Neither a supervisor nor a service's loop panics or is aborted.
             let _ = task.await;
         }
         services.queue.close().await;
@@ -55,8 +56,8 @@ impl BackgroundTasks {
     }
 }
 
-/// Thumbnail jobs at once: as configured, or one per core.
-pub fn thumbnail_slots(configured: usize) -> usize {
+/// See [`WorkerOptions::concurrency`]: as configured, or one per core.
+pub fn concurrency(configured: usize) -> usize {
     match configured {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         slots => slots,

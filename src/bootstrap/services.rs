@@ -42,7 +42,8 @@ impl Role {
     }
 }
 
-/// What the configuration names, opened. Only the program has all of it: each part takes what it uses.
+/// What the configuration names, opened. [`ApiParts`] and [`WorkerParts`] have the same fields, because both
+/// halves make jobs and read bytes, and neither sees the other or this type.
 pub struct Services {
     /// The configuration.
     pub config: Arc<Config>,

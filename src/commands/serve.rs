@@ -7,7 +7,7 @@ use safelight_workers::WorkerOptions;
 
 use crate::{
     bootstrap::{
-        background::{BackgroundTasks, thumbnail_slots},
+        background::{BackgroundTasks, concurrency},
         checks, listen, runtime,
         services::{self, Role},
         tls,
@@ -28,7 +28,7 @@ pub async fn run(config: Config) -> Result<(), CommandError> {
     let options = WorkerOptions {
         kinds: JobKind::ALL.to_vec(),
         lanes: Lane::ALL.to_vec(),
-        concurrency: thumbnail_slots(services.config.concurrency),
+        concurrency: concurrency(services.config.concurrency),
     };
     let work = BackgroundTasks::worker(&services, options, &shutdown);
     let options = ApiOptions { uploads: true, delivery: true };

@@ -87,9 +87,7 @@ struct Filter {
     /// Only tasks in this state: queued, running, succeeded, failed, cancelled
     #[arg(long)]
     status: Option<Status>,
-    /// Only tasks of this kind (upload, rendition, backfill, delete), or with a job of this kind
-    /// (write, thumbnail)
-    #[arg(long, value_parser = kind)]
+    #[arg(long, value_parser = kind, help = kind_help())]
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code, such as `store_unavailable`
     #[arg(long)]
@@ -103,6 +101,18 @@ struct Filter {
     /// Only tasks accepted within this time
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
+}
+
+/// A name of both is a kind of task.
+fn kind_help() -> String {
+    let task_kinds: Vec<_> = TaskKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let job_kinds = JobKind::ALL.iter().map(|kind| kind.as_str());
+    let job_kinds: Vec<_> = job_kinds.filter(|name| !task_kinds.contains(name)).collect();
+    format!(
+        "Only tasks of this kind ({}), or with a job of this kind ({})",
+        task_kinds.join(", "),
+        job_kinds.join(", ")
+    )
 }
 
 /// A name of a kind of task or of job.

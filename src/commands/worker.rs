@@ -4,11 +4,11 @@ use clap::Args;
 use safelight_api::ApiOptions;
 use safelight_config::Config;
 use safelight_domain::{JobKind, Lane};
-use safelight_workers::{WorkerOptions, jobs};
+use safelight_workers::WorkerOptions;
 
 use crate::{
     bootstrap::{
-        background::{BackgroundTasks, thumbnail_slots},
+        background::{BackgroundTasks, concurrency},
         listen, runtime,
         services::{self, Role},
     },
@@ -33,7 +33,8 @@ pub struct WorkerArgs {
 }
 
 fn kinds_help() -> String {
-    format!("Job kinds to run, separated by commas: {} [default: all]", jobs::kind_names())
+    let kinds: Vec<_> = JobKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    format!("Job kinds to run, separated by commas: {} [default: all]", kinds.join(", "))
 }
 
 /// Runs until a signal.
@@ -59,7 +60,7 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), CommandError> {
         lanes: if args.lanes.is_empty() { Lane::ALL.to_vec() } else { args.lanes },
         concurrency: args
             .concurrency
-            .map_or_else(|| thumbnail_slots(services.config.concurrency), usize::from),
+            .map_or_else(|| concurrency(services.config.concurrency), usize::from),
     };
     status!("working with {} slots", options.concurrency);
     let work = BackgroundTasks::worker(&services, options, &shutdown);
@@ -70,7 +71,7 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), CommandError> {
         shutdown.cancelled().await;
         Ok(())
     };
-    // Also when the server failed: running jobs are finished or handed back.
+    // Also when the server failed: running jobs are finished or released.
     shutdown.cancel();
     work.finish(&services).await;
     served

@@ -8,8 +8,8 @@ use safelight_queue::{DynJobQueue, OutboxSignal};
 use safelight_shared_cache::SharedCache;
 use safelight_store::DynStore;
 
-/// What the program opens and passes on once. The worker and the services take from it what they use; none of
-/// them keeps it.
+/// What the program opens for this half. Only the functions that put the worker and the services together
+/// take all of it; each part takes the fields that it uses.
 #[derive(Clone)]
 pub struct WorkerParts {
     /// The configuration.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use metrics::counter;
-use safelight_config::Config;
 use safelight_domain::{Failure, retry};
 use safelight_store::{ClaimedJob, Outcome};
 
@@ -15,10 +14,10 @@ pub(crate) struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    pub fn new(config: &Config) -> Self {
+    pub fn from_ms(backoff_base_ms: u64, backoff_cap_ms: u64) -> Self {
         Self {
-            backoff_base: Duration::from_millis(config.backoff_base_ms),
-            backoff_cap: Duration::from_millis(config.backoff_cap_ms),
+            backoff_base: Duration::from_millis(backoff_base_ms),
+            backoff_cap: Duration::from_millis(backoff_cap_ms),
         }
     }
 

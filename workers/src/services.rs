@@ -1,4 +1,6 @@
-//! The background services that run beside every worker.
+//! The background services that run beside every worker. Their settings are made here from the configuration.
+
+use std::time::Duration;
 
 use crate::{
     backfill::BackfillCoordinator,
@@ -6,37 +8,72 @@ use crate::{
         Service,
         dead_letters::DeadLetters,
         janitor::{discarded::DiscardedImages, staged::StagedBytes, trash::Trash},
-        outbox_relay::OutboxRelay,
+        outbox_relay::{OutboxRelay, RelaySettings},
         pruning::{ExpiredKeys, OldTasks, SilentWorkers},
         rescuer::{LeaseRescuer, MessageRescuer},
     },
     parts::WorkerParts,
-    removal::Remover,
+    removal::{Purger, Remover},
+    retry_policy::RetryPolicy,
 };
 
 /// All background services.
 pub fn services(parts: &WorkerParts) -> Vec<Box<dyn Service>> {
     let WorkerParts { config, store, queue, blobs, outbox_signal, .. } = parts;
-    let (store, queue) = (|| store.clone(), || queue.clone());
-    let (blobs, signal) = (|| blobs.clone(), || outbox_signal.clone());
-    let remover = || Remover::new(store(), blobs());
+    let (store, blobs) = (|| store.clone(), || blobs.clone());
+    let staged_grace = Duration::from_millis(config.staged_grace_ms);
+    let task_age = Duration::from_hours(config.task_keep_days.saturating_mul(24));
     vec![
         outbox_relay(parts),
-        Box::new(LeaseRescuer::new(store(), signal(), config)),
-        Box::new(MessageRescuer::new(store(), queue(), signal(), config)),
-        Box::new(DeadLetters::new(store(), queue())),
-        Box::new(BackfillCoordinator::new(store(), blobs(), signal(), config)),
-        Box::new(StagedBytes::new(store(), blobs(), config)),
-        Box::new(Trash::new(remover(), config)),
-        Box::new(DiscardedImages::new(store(), remover(), config)),
-        Box::new(ExpiredKeys::new(store(), config)),
-        Box::new(OldTasks::new(store(), config)),
+        Box::new(lease_rescuer(parts)),
+        Box::new(message_rescuer(parts)),
+        Box::new(DeadLetters::new(store(), queue.clone())),
+        Box::new(BackfillCoordinator::new(store(), blobs(), outbox_signal.clone(), config)),
+        Box::new(StagedBytes::new(store(), blobs(), staged_grace)),
+        Box::new(Trash::new(Remover::new(store(), blobs()), staged_grace)),
+        Box::new(discarded_images(parts)),
+        Box::new(expired_keys(parts)),
+        Box::new(OldTasks::new(store(), task_age)),
         Box::new(SilentWorkers::new(store())),
     ]
 }
 
 /// The relay alone, for a process that accepts uploads and runs no jobs.
 pub fn outbox_relay(parts: &WorkerParts) -> Box<dyn Service> {
-    let (store, queue) = (parts.store.clone(), parts.queue.clone());
-    Box::new(OutboxRelay::new(store, queue, parts.outbox_signal.clone(), &parts.config))
+    Box::new(relay(parts))
+}
+
+pub(crate) fn relay(parts: &WorkerParts) -> OutboxRelay {
+    let WorkerParts { config, store, queue, outbox_signal, .. } = parts;
+    let settings = RelaySettings {
+        poll: Duration::from_millis(config.relay_poll_ms),
+        publish_ahead: config.publish_ahead,
+        messaging_system: config.queue_url.system(),
+    };
+    OutboxRelay::new(store.clone(), queue.clone(), outbox_signal.clone(), settings)
+}
+
+pub(crate) fn lease_rescuer(parts: &WorkerParts) -> LeaseRescuer {
+    let WorkerParts { config, store, outbox_signal, .. } = parts;
+    let retries = RetryPolicy::from_ms(config.backoff_base_ms, config.backoff_cap_ms);
+    let lease = Duration::from_millis(config.lease_ms);
+    LeaseRescuer::new(store.clone(), outbox_signal.clone(), retries, lease)
+}
+
+pub(crate) fn message_rescuer(parts: &WorkerParts) -> MessageRescuer {
+    let WorkerParts { config, store, queue, outbox_signal, .. } = parts;
+    let after = Duration::from_millis(config.republish_after_ms);
+    MessageRescuer::new(store.clone(), queue.clone(), outbox_signal.clone(), after)
+}
+
+pub(crate) fn discarded_images(parts: &WorkerParts) -> DiscardedImages {
+    let WorkerParts { config, store, blobs, .. } = parts;
+    let remover = Remover::new(store.clone(), blobs.clone());
+    let purger = Purger::new(&config.purge_urls, &config.presets, config.unknown_after());
+    DiscardedImages::new(store.clone(), remover, purger)
+}
+
+pub(crate) fn expired_keys(parts: &WorkerParts) -> ExpiredKeys {
+    let max_age = Duration::from_secs(parts.config.idempotency_keep_hours.saturating_mul(3600));
+    ExpiredKeys::new(parts.store.clone(), max_age)
 }

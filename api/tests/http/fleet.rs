@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use safelight_domain::{ErrorCode, Failure, JobKind, WorkerId};
+use safelight_domain::{ErrorCode, Failure, JobKind, Lane, WorkerId};
 use safelight_store::{Heartbeat, Outcome, QueueSlots, ServiceRun};
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ async fn write_queue(app: &TestApp) -> Value {
     let answer = app.get("/v1/queues").await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let queues = answer.json()["queues"].as_array().expect("a list").clone();
-    assert_eq!(queues.len(), 8, "each kind on each lane");
+    assert_eq!(queues.len(), JobKind::ALL.len() * Lane::ALL.len(), "each kind on each lane");
     let wanted = |one: &Value| one["kind"] == "write" && one["lane"] == "interactive";
     queues.into_iter().find(wanted).expect("the queue")
 }

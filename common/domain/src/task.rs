@@ -3,7 +3,7 @@
 //! ```text
 //! queued ──claim──▶ running ──settle──▶ succeeded | failed
 //!    ▲                 │
-//!    └──retry, lease lost, handed back
+//!    └──retry, lease lost, released
 //! queued | running ──cancel──▶ cancelled
 //! ```
 
@@ -113,7 +113,7 @@ pub struct Job {
     pub kind: JobKind,
     /// Its status.
     pub status: Status,
-    /// Attempts started and not handed back; 0 before the first claim.
+    /// Attempts started and not released; 0 before the first claim.
     pub attempt: u32,
     /// Maximum number of attempts.
     pub max_attempts: u32,

@@ -160,7 +160,7 @@ impl Feeder {
             };
             let Ok(delivery) = delivery else {
                 if self.may_be_stalled(connection, &acks).await? {
-                    hand_back(channel, consumer).await;
+                    return_messages(channel, consumer).await;
                     return Ok(End::Silent);
                 }
                 continue;
@@ -177,7 +177,7 @@ impl Feeder {
                 break;
             }
         }
-        hand_back(channel, consumer).await;
+        return_messages(channel, consumer).await;
         Ok(End::Unwanted)
     }
 
@@ -232,16 +232,16 @@ impl Feeder {
 
 /// Cancels a consumer, and returns prefetched messages. The channel stays open as long as it has unsettled
 /// deliveries.
-async fn hand_back(channel: &Channel, mut consumer: Consumer) {
+async fn return_messages(channel: &Channel, mut consumer: Consumer) {
     let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    let put_back = async {
+    let return_all = async {
         cancel.await?;
         while let Some(message) = consumer.next().await {
             message?.acker.nack(requeue_options()).await?;
         }
         Ok(())
     };
-    if let Err(error) = within(SETTLE_TIMEOUT, put_back).await {
+    if let Err(error) = within(SETTLE_TIMEOUT, return_all).await {
         debug!(%error, "no response to a cancellation; messages return when the channel closes");
     }
 }
@@ -268,7 +268,7 @@ impl Acknowledge for Unsettled {
 
     async fn requeue(mut self: Box<Self>) {
         if let Some(acker) = self.acker.take() {
-            put_back(&acker, &self.acks, self.tag).await;
+            return_message(&acker, &self.acks, self.tag).await;
         }
     }
 
@@ -284,7 +284,7 @@ impl Drop for Unsettled {
         if let Ok(runtime) = Handle::try_current() {
             let (channel, acks, tag) = (Arc::clone(&self.channel), self.acks.clone(), self.tag);
             runtime.spawn(async move {
-                put_back(&acker, &acks, tag).await;
+                return_message(&acker, &acks, tag).await;
                 drop(channel);
             });
         }
@@ -295,7 +295,7 @@ fn requeue_options() -> BasicNackOptions {
     BasicNackOptions { requeue: true, multiple: false }
 }
 
-async fn put_back(acker: &Acker, acks: &Acks, tag: u64) {
+async fn return_message(acker: &Acker, acks: &Acks, tag: u64) {
     let answer = timeout(SETTLE_TIMEOUT, acker.nack(requeue_options())).await;
     if matches!(answer, Ok(Ok(true))) {
         acks.forget(tag);

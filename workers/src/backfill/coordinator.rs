@@ -7,11 +7,11 @@ use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_domain::{Backfill, TaskId, WorkerId};
 use safelight_queue::OutboxSignal;
-use safelight_store::{DynStore, StoreError};
+use safelight_store::{Backfills, DynStore, StoreError};
 use safelight_telemetry::DependencyHealth;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::{feeder::Feeder, import::Memory};
+use super::{feeder::Feeder, import::StepState};
 use crate::maintenance::service::{Service, ServiceError};
 
 /// How long the lead of a coordinator lasts: after it died, no other one leads its backfills for this long.
@@ -35,7 +35,7 @@ const RESULTS: u32 = 500;
 
 /// Leads backfills, each in a separate task. All tasks end with it.
 pub(crate) struct BackfillCoordinator {
-    store: DynStore,
+    backfills: Arc<dyn Backfills>,
     id: WorkerId,
     feeder: Arc<Feeder>,
     led: HashMap<TaskId, AbortHandle>,
@@ -51,7 +51,7 @@ impl BackfillCoordinator {
     ) -> Self {
         Self {
             feeder: Arc::new(Feeder::new(store.clone(), blobs, outbox_signal, config)),
-            store,
+            backfills: store,
             id: WorkerId::new(),
             led: HashMap::new(),
             tasks: JoinSet::new(),
@@ -60,7 +60,7 @@ impl BackfillCoordinator {
 
     /// Renews the lead, starts new backfills, and stops those that ended or that another one leads.
     async fn update_lead(&mut self) -> Result<(), StoreError> {
-        let found = self.store.lead_backfills(self.id, HOLD, BACKFILLS).await?;
+        let found = self.backfills.lead_backfills(self.id, HOLD, BACKFILLS).await?;
         self.led.retain(|id, work| {
             let is_led = found.iter().any(|backfill| backfill.id == *id);
             if !is_led {
@@ -70,7 +70,7 @@ impl BackfillCoordinator {
         });
         for Backfill { id, .. } in found {
             if !self.led.contains_key(&id) {
-                let work = work_on(self.store.clone(), self.feeder.clone(), id);
+                let work = work_on(self.backfills.clone(), self.feeder.clone(), id);
                 self.led.insert(id, self.tasks.spawn(work));
             }
         }
@@ -81,9 +81,9 @@ impl BackfillCoordinator {
     /// One step of every backfill that it leads, for tests that go step by step.
     #[cfg(test)]
     pub async fn step(&self) -> Result<(), super::error::BackfillError> {
-        for Backfill { id, .. } in self.store.lead_backfills(self.id, HOLD, BACKFILLS).await? {
-            self.store.collect_results(id, RESULTS).await?;
-            self.feeder.feed(id, &mut Memory::default()).await?;
+        for Backfill { id, .. } in self.backfills.lead_backfills(self.id, HOLD, BACKFILLS).await? {
+            self.backfills.collect_results(id, RESULTS).await?;
+            self.feeder.feed(id, &mut StepState::default()).await?;
         }
         Ok(())
     }
@@ -114,29 +114,29 @@ impl Service for BackfillCoordinator {
     /// Leaves its backfills to other coordinators immediately; otherwise they wait for the end of the hold.
     async fn stop(&mut self) -> Result<(), ServiceError> {
         self.tasks.shutdown().await;
-        self.store.lead_backfills(self.id, Duration::ZERO, BACKFILLS).await?;
+        self.backfills.lead_backfills(self.id, Duration::ZERO, BACKFILLS).await?;
         Ok(())
     }
 }
 
 /// Collects the results of a backfill and feeds it, concurrently.
-async fn work_on(store: DynStore, feeder: Arc<Feeder>, id: TaskId) {
-    tokio::join!(keep_collecting(&store, id), keep_feeding(&feeder, id));
+async fn work_on(backfills: Arc<dyn Backfills>, feeder: Arc<Feeder>, id: TaskId) {
+    tokio::join!(keep_collecting(&*backfills, id), keep_feeding(&feeder, id));
 }
 
-async fn keep_collecting(store: &DynStore, id: TaskId) {
+async fn keep_collecting(backfills: &dyn Backfills, id: TaskId) {
     let health = DependencyHealth::new("collect the results of a backfill");
     loop {
-        let collected = store.collect_results(id, RESULTS).await;
+        let collected = backfills.collect_results(id, RESULTS).await;
         tokio::time::sleep(pause(&health, collected.map(|count| count > 0))).await;
     }
 }
 
 async fn keep_feeding(feeder: &Feeder, id: TaskId) {
     let health = DependencyHealth::new("continue a backfill");
-    let mut memory = Memory::default();
+    let mut state = StepState::default();
     loop {
-        let fed = feeder.feed(id, &mut memory).await;
+        let fed = feeder.feed(id, &mut state).await;
         tokio::time::sleep(pause(&health, fed)).await;
     }
 }

@@ -5,12 +5,15 @@
 //! are moved to the trash, and the query is repeated before they are removed (ADR 4), so that neither an
 //! upload nor a job that stores the same object at that moment loses it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use safelight_blobs::{BlobKey, Blobs, Stored};
 use safelight_domain::{Backfill, ContentHash, ItemOutcome};
-use safelight_store::{BackfillStep, DynStore, Reference, ReportLine};
+use safelight_store::{BackfillStep, Deletions, Reference, ReportLine};
 use uuid::Uuid;
 
 use super::error::BackfillError;
@@ -44,16 +47,16 @@ struct Garbage {
 
 /// Walks over stored objects.
 pub(super) struct GarbageWalk {
-    store: DynStore,
+    deletions: Arc<dyn Deletions>,
     blobs: Blobs,
     remover: Remover,
     grace_ms: u64,
 }
 
 impl GarbageWalk {
-    pub fn new(store: DynStore, blobs: Blobs, grace_ms: u64) -> Self {
-        let remover = Remover::new(store.clone(), blobs.clone());
-        Self { store, blobs, remover, grace_ms }
+    pub fn new(deletions: Arc<dyn Deletions>, blobs: Blobs, grace_ms: u64) -> Self {
+        let remover = Remover::new(deletions.clone(), blobs.clone());
+        Self { deletions, blobs, remover, grace_ms }
     }
 
     /// The next step of the walk, in which at most `capacity` objects are removed.
@@ -113,7 +116,7 @@ impl GarbageWalk {
             objects.iter().filter_map(|object| object.key.as_ref()?.blob()).collect();
         hashes.sort_unstable();
         hashes.dedup();
-        let found = self.store.references(&hashes).await?;
+        let found = self.deletions.references(&hashes).await?;
         Ok(found.into_iter().map(|reference| (reference.sha256, reference)).collect())
     }
 
@@ -156,7 +159,7 @@ impl GarbageWalk {
     ) -> Result<bool, RemovalError> {
         let trashed = self.blobs.trash(keys).await?;
         safelight_fail_points::hit("gc.moved").await;
-        let now = self.store.references(&[*blob]).await?;
+        let now = self.deletions.references(&[*blob]).await?;
         if now.iter().any(|now| keys.iter().any(|key| refers_to(now, key))) {
             self.blobs.restore(trashed).await?;
             return Ok(false);

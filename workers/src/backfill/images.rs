@@ -1,13 +1,13 @@
 //! Walks over stored images, to make renditions and to verify.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use safelight_blobs::{BlobKey, Blobs};
 use safelight_domain::{
     Backfill, BackfillKind, ErrorCode, Image, ImageId, ItemOutcome, JobId, JobKind, Presets,
     TaskId, TaskKind,
 };
-use safelight_store::{BackfillStep, BlockingJob, ChildTask, DynStore, ImageFilter, ReportLine};
+use safelight_store::{BackfillStep, Backfills, BlockingJob, ChildTask, ImageFilter, ReportLine};
 
 use super::{blocking_jobs::failure, error::BackfillError};
 use crate::jobs::presets::missing_presets;
@@ -17,14 +17,14 @@ const PAGE: u32 = 500;
 
 /// Walks over stored images.
 pub(super) struct ImageWalk {
-    store: DynStore,
+    backfills: Arc<dyn Backfills>,
     blobs: Blobs,
     presets: Presets,
 }
 
 impl ImageWalk {
-    pub fn new(store: DynStore, blobs: Blobs, presets: Presets) -> Self {
-        Self { store, blobs, presets }
+    pub fn new(backfills: Arc<dyn Backfills>, blobs: Blobs, presets: Presets) -> Self {
+        Self { backfills, blobs, presets }
     }
 
     /// The next step of a walk, with at most `capacity` images to work on.
@@ -41,16 +41,16 @@ impl ImageWalk {
         };
         let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
         if backfill.expected.is_none() {
-            step.expected = Some(self.store.count_images(&filter).await?);
+            step.expected = Some(self.backfills.count_images(&filter).await?);
             return Ok(step);
         }
         let after: Option<ImageId> = backfill.cursor.as_deref().and_then(|id| id.parse().ok());
         // Most may need no work, so more are read than there is capacity for, but not too many in vain.
         let limit = capacity.saturating_mul(4).clamp(50, PAGE);
-        let page = self.store.walk_images(&filter, after, limit).await?;
+        let page = self.backfills.walk_images(&filter, after, limit).await?;
         let ids: Vec<ImageId> = page.iter().map(|image| image.id).collect();
         let mut blocking_jobs = HashMap::<ImageId, Vec<BlockingJob>>::new();
-        for job in self.store.blocking_jobs(&ids).await? {
+        for job in self.backfills.blocking_jobs(&ids).await? {
             blocking_jobs.entry(job.image).or_default().push(job);
         }
         for image in &page {

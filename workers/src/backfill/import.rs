@@ -1,8 +1,8 @@
-//! Imports existing pictures: reads the entries of the source, and stages new pictures.
+//! Imports existing pictures: reads the candidates of the source, and stages new pictures.
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -10,19 +10,19 @@ use safelight_blobs::{BlobKey, Blobs, Content, Ingest, IngestError, StagedUpload
 use safelight_domain::{
     Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
 };
-use safelight_store::{BackfillStep, ChildTask, DynStore, ImportedImage, ReportLine};
+use safelight_store::{Access, BackfillStep, Backfills, ChildTask, ImportedImage, ReportLine};
 use uuid::Uuid;
 
 use super::{
     blocking_jobs::failure,
     error::{BackfillError, with_causes},
-    source::{Entry, Reader, Source, SourceError, Verdict},
+    source::{Candidate, Reader, Source, SourceError, Verdict},
 };
 
 /// Entries read in one step: few, so that a step is short.
-const ENTRIES: u32 = 64;
+const CANDIDATES: u32 = 64;
 
-/// How often a step is tried if the source answers, but not for all of its entries. Then those count as
+/// How often a step is tried if the source answers, but not for all of its candidates. Then those count as
 /// unreadable.
 const TRIES: u32 = 8;
 
@@ -34,32 +34,39 @@ const SEEN: usize = 1_000_000;
 
 /// What an import keeps from step to step. A coordinator that takes it over starts without it.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct StepState {
     reader: Reader,
     /// In a dry run, the first bytes of the hashes found so far.
     seen: HashSet<u64>,
     /// The same for the step that is not counted yet.
     pending: HashSet<u64>,
-    /// How often the next step has failed because of an entry.
+    /// How often the next step has failed because of a candidate.
     tries: u32,
 }
 
-/// The result of reading an entry.
-enum Found {
+/// The result of reading a candidate.
+enum ReadResult {
     Work(ChildTask),
     Settled(ReportLine),
 }
 
 /// Walks through a source.
 pub(super) struct ImportWalk {
-    store: DynStore,
+    backfills: Arc<dyn Backfills>,
+    /// Counts what owners have stored.
+    access: Arc<dyn Access>,
     blobs: Blobs,
     max_upload_bytes: u64,
 }
 
 impl ImportWalk {
-    pub fn new(store: DynStore, blobs: Blobs, max_upload_bytes: u64) -> Self {
-        Self { store, blobs, max_upload_bytes }
+    pub fn new(
+        backfills: Arc<dyn Backfills>,
+        access: Arc<dyn Access>,
+        blobs: Blobs,
+        max_upload_bytes: u64,
+    ) -> Self {
+        Self { backfills, access, blobs, max_upload_bytes }
     }
 
     /// The next step through a source, with at most `capacity` pictures to import.
@@ -67,48 +74,49 @@ impl ImportWalk {
         &self,
         backfill: &Backfill,
         capacity: u32,
-        memory: &mut Memory,
+        state: &mut StepState,
     ) -> Result<BackfillStep, BackfillError> {
-        let source = Source::of(&backfill.spec, memory.reader.clone()).await?;
+        let source = Source::of(&backfill.spec, state.reader.clone()).await?;
         let mut step = BackfillStep::of(backfill.id, backfill.cursor.clone());
         if backfill.expected.is_none() {
             step.expected = Some(source.count().await?);
             return Ok(step);
         }
-        let limit = capacity.min(ENTRIES);
-        let entries = source.page(backfill.cursor.as_deref(), limit).await?;
-        step.is_last = entries.len() < limit as usize;
-        step.to = entries.last().map(|entry| entry.cursor.clone()).or(step.to);
+        let limit = capacity.min(CANDIDATES);
+        let candidates = source.page(backfill.cursor.as_deref(), limit).await?;
+        step.is_last = candidates.len() < limit as usize;
+        step.to = candidates.last().map(|candidate| candidate.cursor.clone()).or(step.to);
         let quota = backfill.spec.quota;
         let used = if quota.is_unlimited() {
             Usage::default()
         } else {
-            self.store.usage(&backfill.owner).await?
+            self.access.usage(&backfill.owner).await?
         };
         let import = Import {
             walk: self,
             source,
             backfill,
-            is_last_try: memory.tries >= TRIES,
+            is_last_try: state.tries >= TRIES,
             seen: Mutex::default(),
             used: Mutex::new(used),
         };
         // Results keep the order of the source.
-        let mut found = stream::iter(entries).map(|entry| import.take(entry)).buffered(AT_ONCE);
+        let mut found =
+            stream::iter(candidates).map(|candidate| import.take(candidate)).buffered(AT_ONCE);
         while let Some(found) = found.next().await {
             match found {
-                Ok(Found::Work(child)) => step.work.push(child),
-                Ok(Found::Settled(item)) => step.settled.push(item),
+                Ok(ReadResult::Work(child)) => step.work.push(child),
+                Ok(ReadResult::Settled(item)) => step.settled.push(item),
                 Err(error) => {
-                    memory.tries += u32::from(matches!(error, BackfillError::Source(_)));
+                    state.tries += u32::from(matches!(error, BackfillError::Source(_)));
                     self.discard(&step).await;
                     return Err(error);
                 }
             }
         }
-        memory.tries = 0;
+        state.tries = 0;
         if backfill.spec.dry_run {
-            memory.skip_duplicates(&mut step);
+            state.skip_duplicates(&mut step);
         }
         Ok(step)
     }
@@ -123,7 +131,7 @@ impl ImportWalk {
     }
 }
 
-impl Memory {
+impl StepState {
     /// Removes pictures from the step of a dry run that an earlier step has found.
     fn skip_duplicates(&mut self, step: &mut BackfillStep) {
         let found = std::mem::take(&mut step.work);
@@ -168,22 +176,22 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    /// Reads one entry. A problem of the entry becomes a line of the report; an error is one of the store or
-    /// of the connection to the source, after which the whole step is retried.
-    async fn take(&self, entry: Entry) -> Result<Found, BackfillError> {
-        let failed = |reason, why| Ok(settled(&entry, ItemOutcome::Failed, reason, Some(why)));
-        match &entry.verdict {
+    /// Reads one candidate. Its own problem becomes a line of the report; an error is one of the store or of
+    /// the connection to the source, after which the whole step is retried.
+    async fn take(&self, candidate: Candidate) -> Result<ReadResult, BackfillError> {
+        let failed = |reason, why| Ok(settled(&candidate, ItemOutcome::Failed, reason, Some(why)));
+        match &candidate.verdict {
             Some(Verdict::Invalid(why)) => return failed("invalid_line", why.clone()),
             Some(Verdict::Unreadable(why)) => return failed("unreadable", why.clone()),
             Some(Verdict::NotAFile) => {
-                return Ok(settled(&entry, ItemOutcome::Skipped, "not_a_file", None));
+                return Ok(settled(&candidate, ItemOutcome::Skipped, "not_a_file", None));
             }
             None => {}
         }
-        let mut bytes = match self.source.open(&entry).await {
+        let mut bytes = match self.source.open(&candidate).await {
             Ok(bytes) => bytes,
             Err(SourceError::NotAFile) => {
-                return Ok(settled(&entry, ItemOutcome::Skipped, "not_a_file", None));
+                return Ok(settled(&candidate, ItemOutcome::Skipped, "not_a_file", None));
             }
             Err(SourceError::Forbidden(why)) => return failed("invalid_line", why),
             Err(error) if self.is_retried(&error) => return Err(error.into()),
@@ -195,7 +203,7 @@ impl Import<'_> {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
                     if let Err(error) = ingest.write(&chunk).await {
-                        return not_imported(&entry, error);
+                        return not_imported(&candidate, error);
                     }
                 }
                 Ok(None) => break,
@@ -204,12 +212,12 @@ impl Import<'_> {
             }
         }
         match ingest.end().await {
-            Ok(picture) => self.keep(entry, image, picture).await,
-            Err(error) => not_imported(&entry, error),
+            Ok(picture) => self.keep(candidate, image, picture).await,
+            Err(error) => not_imported(&candidate, error),
         }
     }
 
-    /// Receives the bytes of an entry. A dry run only hashes them.
+    /// Receives the bytes of a candidate. A dry run only hashes them.
     fn ingest(&self, image: ImageId) -> Ingest {
         let limit = self.walk.max_upload_bytes;
         if self.backfill.spec.dry_run {
@@ -219,7 +227,7 @@ impl Import<'_> {
         }
     }
 
-    /// Whether an entry that cannot be read is retried with the whole step. An entry that hangs is not: each
+    /// Whether a candidate that cannot be read is retried with the whole step. One that hangs is not: each
     /// try would take as long.
     fn is_retried(&self, error: &SourceError) -> bool {
         !self.is_last_try && matches!(error, SourceError::Io(_) | SourceError::Store(_))
@@ -228,27 +236,32 @@ impl Import<'_> {
     /// Keeps a completely read picture, unless it is stored already.
     async fn keep(
         &self,
-        entry: Entry,
+        candidate: Candidate,
         image: ImageId,
         picture: Whole,
-    ) -> Result<Found, BackfillError> {
+    ) -> Result<ReadResult, BackfillError> {
         let Content { sha256, bytes, format } = picture.content;
-        if let Some(known) = self.known(&entry, sha256, bytes).await? {
+        if let Some(known) = self.known(&candidate, sha256, bytes).await? {
             if known.is_bad && !self.backfill.spec.dry_run {
                 picture.keep().await?;
                 self.walk.blobs.promote(&StagedUpload { image, sha256, bytes }).await?;
             }
-            return Ok(Found::Settled(known.line));
+            return Ok(ReadResult::Settled(known.line));
         }
         // The transaction that records the step makes the final check of the quota. A picture that certainly
         // exceeds it need not be staged.
         if !self.has_room(bytes) {
-            return Ok(Found::Settled(ReportLine::over_quota(image.0, entry.name)));
+            return Ok(ReadResult::Settled(ReportLine::over_quota(image.0, candidate.name)));
         }
         picture.keep().await?;
-        let import =
-            ImportedImage { source: entry.name, sha256, bytes, format, labels: entry.labels };
-        Ok(Found::Work(ChildTask {
+        let import = ImportedImage {
+            source: candidate.name,
+            sha256,
+            bytes,
+            format,
+            labels: candidate.labels,
+        };
+        Ok(ReadResult::Work(ChildTask {
             task: TaskId::new(),
             kind: TaskKind::Upload,
             image,
@@ -260,21 +273,21 @@ impl Import<'_> {
     /// An equal picture that exists already. If that failed for good, it is imported again on request.
     async fn known(
         &self,
-        entry: &Entry,
+        candidate: &Candidate,
         sha256: ContentHash,
         bytes: u64,
     ) -> Result<Option<Known>, BackfillError> {
         let skipped = |reason, detail| {
-            let line = item(entry, ItemOutcome::Skipped, reason, Some(detail));
+            let line = item(candidate, ItemOutcome::Skipped, reason, Some(detail));
             Some(Known { line, is_bad: false })
         };
-        let store = &self.walk.store;
-        let known = store.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
+        let backfills = &self.walk.backfills;
+        let known = backfills.images_with_blobs(&self.backfill.owner, &[sha256]).await?;
         let Some(&(_, equal)) = known.first() else {
             let detail = "equal to another one of this import".to_owned();
             return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
         };
-        let blocking = store.blocking_jobs(&[equal]).await?;
+        let blocking = backfills.blocking_jobs(&[equal]).await?;
         if let Some(failed) = failure(&blocking, &[JobKind::Write, JobKind::Thumbnail]) {
             let spec = &self.backfill.spec;
             let detail = format!("equal to image {equal}, which failed: {failed}");
@@ -314,7 +327,7 @@ impl Import<'_> {
         spec.dry_run || spec.quota.take(&mut used, bytes)
     }
 
-    /// Whether no other entry of this step has these bytes.
+    /// Whether no other candidate of this step has these bytes.
     fn first(&self, sha256: ContentHash) -> bool {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(sha256)
     }
@@ -327,31 +340,42 @@ struct Known {
     is_bad: bool,
 }
 
-/// An entry whose bytes are not imported: a failure if it is a picture or named like one, otherwise skipped.
-fn not_imported(entry: &Entry, error: IngestError) -> Result<Found, BackfillError> {
+/// A candidate whose bytes are not imported: a failure if it is a picture or named like one, otherwise
+/// skipped.
+fn not_imported(candidate: &Candidate, error: IngestError) -> Result<ReadResult, BackfillError> {
     let code = match error {
         IngestError::Blobs(error) => return Err(error.into()),
         IngestError::TooLarge(_) => ErrorCode::TooLarge,
         IngestError::Empty | IngestError::Heic | IngestError::NotAnImage => ErrorCode::NotAnImage,
     };
-    let outcome = if code == ErrorCode::NotAnImage && !entry.is_named_like_a_picture() {
+    let outcome = if code == ErrorCode::NotAnImage && !candidate.is_named_like_a_picture() {
         ItemOutcome::Skipped
     } else {
         ItemOutcome::Failed
     };
-    Ok(settled(entry, outcome, code.as_str(), Some(error.to_string())))
+    Ok(settled(candidate, outcome, code.as_str(), Some(error.to_string())))
 }
 
-fn settled(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> Found {
-    Found::Settled(item(entry, outcome, reason, detail))
+fn settled(
+    candidate: &Candidate,
+    outcome: ItemOutcome,
+    reason: &str,
+    detail: Option<String>,
+) -> ReadResult {
+    ReadResult::Settled(item(candidate, outcome, reason, detail))
 }
 
-fn item(entry: &Entry, outcome: ItemOutcome, reason: &str, detail: Option<String>) -> ReportLine {
+fn item(
+    candidate: &Candidate,
+    outcome: ItemOutcome,
+    reason: &str,
+    detail: Option<String>,
+) -> ReportLine {
     ReportLine {
         id: Uuid::now_v7(),
         outcome,
         reason: Some(reason.to_owned()),
         detail,
-        source: Some(entry.name.clone()),
+        source: Some(candidate.name.clone()),
     }
 }

@@ -22,21 +22,21 @@ const ATTEMPT_LIMIT: Duration = Duration::from_mins(10);
 /// Before a job that needs a newer worker is published again.
 const NEWER_DELAY: Duration = Duration::from_secs(1);
 
-/// The response to the broker.
-enum Answer {
+/// What happens to the message.
+enum Disposition {
     Ack,
     Requeue,
 }
 
-/// Claims the message's job, runs and settles it, and answers the broker.
+/// Claims the message's job, runs and settles it, and acknowledges or requeues the message.
 pub(super) async fn attempt(worker: Arc<Worker>, message: Message, slot: Arc<Slot>) {
     let traced = process_span(&worker, &message.notice);
-    let answer = process(&worker, &message, slot, &traced).instrument(traced.clone()).await;
+    let disposition = process(&worker, &message, slot, &traced).instrument(traced.clone()).await;
     drop(traced);
     safelight_fail_points::hit("worker.settled").await;
-    match answer {
-        Answer::Ack => message.ack().await,
-        Answer::Requeue => message.requeue().await,
+    match disposition {
+        Disposition::Ack => message.ack().await,
+        Disposition::Requeue => message.requeue().await,
     }
 }
 
@@ -84,7 +84,12 @@ fn note_outcome(traced: &Span, outcome: &Outcome) {
     note_end(traced, name, failure.map(|failure| failure.code.as_str()));
 }
 
-async fn process(worker: &Worker, message: &Message, slot: Arc<Slot>, traced: &Span) -> Answer {
+async fn process(
+    worker: &Worker,
+    message: &Message,
+    slot: Arc<Slot>,
+    traced: &Span,
+) -> Disposition {
     let notice = message.notice;
     let version = jobs::newest_version(notice.kind);
     let began = Instant::now();
@@ -110,12 +115,12 @@ async fn process(worker: &Worker, message: &Message, slot: Arc<Slot>, traced: &S
         }
         Ok(Claim::Nothing | Claim::Newer) => {
             note_end(traced, "nothing to do", None);
-            Answer::Ack
+            Disposition::Ack
         }
         Err(error) if error.is_unavailable() => {
             worker.breaker.database_failed(&error);
             note_end(traced, "requeued", Some("database_unavailable"));
-            Answer::Requeue
+            Disposition::Requeue
         }
         Err(error) => {
             // If requeued, the message would fail the same way immediately, in a loop. The rescuer publishes
@@ -123,7 +128,7 @@ async fn process(worker: &Worker, message: &Message, slot: Arc<Slot>, traced: &S
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, job = %notice.job, "cannot claim a job");
             note_end(traced, "not claimed", Some("database_failed"));
-            Answer::Ack
+            Disposition::Ack
         }
     }
 }
@@ -136,7 +141,12 @@ async fn leave_to_newer(worker: &Worker, job: JobId) -> Result<Claim, StoreError
     Ok(Claim::Nothing)
 }
 
-async fn run_claimed(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>, traced: &Span) -> Answer {
+async fn run_claimed(
+    worker: &Worker,
+    job: ClaimedJob,
+    slot: Arc<Slot>,
+    traced: &Span,
+) -> Disposition {
     let _running = worker.stats.begin(job.kind, job.lane);
     let held = worker.leases.hold(job.lease);
     safelight_fail_points::hit("worker.claimed").await;
@@ -146,15 +156,15 @@ async fn run_claimed(worker: &Worker, job: ClaimedJob, slot: Arc<Slot>, traced: 
     stage(job.kind, "run", began);
     let Some(outcome) = outcome else {
         note_lost(traced);
-        return Answer::Ack;
+        return Disposition::Ack;
     };
     safelight_fail_points::hit("worker.worked").await;
     held.settling();
     let began = Instant::now();
     let settling = tracing::info_span!(target: traces::TARGET, "settle");
-    let answer = settle(worker, &job, &outcome, traced).instrument(settling).await;
+    let disposition = settle(worker, &job, &outcome, traced).instrument(settling).await;
     stage(job.kind, "settle", began);
-    answer
+    disposition
 }
 
 /// Runs the job's handler. `None` if the lease was lost: the result no longer counts.
@@ -190,7 +200,7 @@ async fn supervise(
         biased;
         () = lost.cancelled() => None,
         result = &mut handler => Some(result.unwrap_or_else(|error| Err(panicked(&error)))),
-        () = worker.hand_back.cancelled() => Some(Ok(Outcome::Released)),
+        () = worker.release.cancelled() => Some(Ok(Outcome::Released)),
         () = tokio::time::sleep(ATTEMPT_LIMIT) => Some(Err(Failure::new(
             ErrorCode::LeaseLost,
             format!("the attempt took longer than {} s", ATTEMPT_LIMIT.as_secs()),
@@ -199,7 +209,12 @@ async fn supervise(
 }
 
 /// Records the outcome. While the database is unavailable, retries for the duration of a lease.
-async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &Span) -> Answer {
+async fn settle(
+    worker: &Worker,
+    job: &ClaimedJob,
+    outcome: &Outcome,
+    traced: &Span,
+) -> Disposition {
     let give_up_at = Instant::now() + worker.settings.lease;
     let mut reconnect = Reconnect::default();
     let mut tried = false;
@@ -213,7 +228,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &S
                 } else {
                     worker.stats.ended(job.kind, job.lane);
                 }
-                return Answer::Ack;
+                return Disposition::Ack;
             }
             Ok(Settled::Stale) => {
                 // After a retry, it may be stale because an earlier try succeeded and its answer was lost.
@@ -222,13 +237,13 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &S
                 } else {
                     note_lost(traced);
                 }
-                return Answer::Ack;
+                return Disposition::Ack;
             }
             Err(error) if error.is_unavailable() => {
                 worker.breaker.database_failed(&error);
                 if Instant::now() >= give_up_at {
                     note_end(traced, "requeued", Some("database_unavailable"));
-                    return Answer::Requeue;
+                    return Disposition::Requeue;
                 }
                 tried = true;
                 tokio::time::sleep(reconnect.next_delay()).await;
@@ -238,7 +253,7 @@ async fn settle(worker: &Worker, job: &ClaimedJob, outcome: &Outcome, traced: &S
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(error, "cannot record the end of an attempt");
                 note_end(traced, "not recorded", Some("database_failed"));
-                return Answer::Ack;
+                return Disposition::Ack;
             }
         }
     }
@@ -278,7 +293,7 @@ mod tests {
     #[tokio::test]
     async fn end_of_drain_releases_running_job() {
         let worker = Worker::new(&TestWorker::new(&[]).await.parts, options());
-        worker.hand_back.cancel();
+        worker.release.cancel();
         let result = supervise(&worker, &CancellationToken::new(), std::future::pending()).await;
         assert_eq!(result, Some(Ok(Outcome::Released)));
     }
@@ -290,7 +305,7 @@ mod tests {
         let lease = safelight_store::Lease { job: safelight_domain::JobId::new(), fence: 1 };
         let held = worker.leases.hold(lease);
         let job = supervise(&worker, &held.lost, std::future::pending());
-        let renewal = worker.leases.keep(&worker.store, worker.settings.lease, &worker.breaker);
+        let renewal = worker.leases.keep(&*worker.store, worker.settings.lease, &worker.breaker);
         let result = within("the job is stopped", async {
             tokio::select! {
                 result = job => result,

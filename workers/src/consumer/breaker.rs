@@ -1,26 +1,26 @@
 //! No messages are taken while a dependency that every job needs is unavailable, so that neither
 //! deliveries nor attempts are used up.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use safelight_blobs::Blobs;
-use safelight_store::DynStore;
+use safelight_store::Schema;
 use safelight_telemetry::DependencyHealth;
 
 const CONSEQUENCE: &str = "no jobs are taken until it works again";
 
 /// The dependencies of every job.
 pub(super) struct Breaker {
-    store: DynStore,
+    database: Arc<dyn Schema>,
     blobs: Blobs,
     database_health: DependencyHealth,
     blobs_health: DependencyHealth,
 }
 
 impl Breaker {
-    pub fn new(store: DynStore, blobs: Blobs) -> Self {
+    pub fn new(database: Arc<dyn Schema>, blobs: Blobs) -> Self {
         Self {
-            store,
+            database,
             blobs,
             database_health: DependencyHealth::with_consequence("reach the database", CONSEQUENCE),
             blobs_health: DependencyHealth::with_consequence("use the blob store", CONSEQUENCE),
@@ -44,8 +44,8 @@ impl Breaker {
     /// Probes what is unavailable. Never returns.
     pub async fn probe(&self) {
         let database = self.database_health.probe(|| {
-            let store = self.store.clone();
-            async move { store.ping().await.is_ok() }
+            let database = self.database.clone();
+            async move { database.ping().await.is_ok() }
         });
         let blobs = self.blobs_health.probe(|| {
             let blobs = self.blobs.clone();

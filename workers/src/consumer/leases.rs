@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use safelight_store::{DynStore, Lease};
+use safelight_store::{Jobs, Lease};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::Breaker;
@@ -16,9 +16,9 @@ const NOTICE_CANCEL: Duration = Duration::from_secs(2);
 
 /// Leases of running attempts.
 #[derive(Default)]
-pub(super) struct HeldLeases(Mutex<HashMap<Lease, Entry>>);
+pub(super) struct HeldLeases(Mutex<HashMap<Lease, LeaseState>>);
 
-struct Entry {
+struct LeaseState {
     /// Cancelled when the lease is lost.
     lost: CancellationToken,
     /// Its settling has started: if it is no longer held, it may just be settled.
@@ -37,13 +37,13 @@ impl HeldLeases {
     /// Keeps a lease until the returned value is dropped.
     pub fn hold(&self, lease: Lease) -> HeldLease<'_> {
         let lost = CancellationToken::new();
-        self.lock().insert(lease, Entry { lost: lost.clone(), settling: false });
+        self.lock().insert(lease, LeaseState { lost: lost.clone(), settling: false });
         HeldLease { held: self, lease, lost }
     }
 
     /// Renews every third of the lease time, but so often that a cancelled job is stopped soon; after
     /// a failure more often. Never returns.
-    pub async fn keep(&self, store: &DynStore, duration: Duration, breaker: &Breaker) {
+    pub async fn keep(&self, jobs: &dyn Jobs, duration: Duration, breaker: &Breaker) {
         let third = duration / 3;
         let period = third.min(NOTICE_CANCEL);
         let mut pause = period;
@@ -56,7 +56,7 @@ impl HeldLeases {
             }
             // All workers use the same order, so that their statements do not deadlock.
             leases.sort_unstable_by_key(|lease| (lease.job, lease.fence));
-            let renewal = store.renew(&leases, duration);
+            let renewal = jobs.renew(&leases, duration);
             match tokio::time::timeout(third, renewal).await {
                 Ok(Ok(renewed)) => self.give_up(&leases, &renewed.held),
                 Ok(Err(error)) => {
@@ -75,15 +75,15 @@ impl HeldLeases {
 
     fn give_up(&self, renewed: &[Lease], held: &[Lease]) {
         let held: HashSet<&Lease> = held.iter().collect();
-        let entries = self.lock();
+        let states = self.lock();
         for lease in renewed.iter().filter(|lease| !held.contains(lease)) {
-            if let Some(entry) = entries.get(lease).filter(|entry| !entry.settling) {
-                entry.lost.cancel();
+            if let Some(state) = states.get(lease).filter(|state| !state.settling) {
+                state.lost.cancel();
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, LeaseState>> {
         // Nothing can panic half-way through a change of the map.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,8 +93,8 @@ impl HeldLease<'_> {
     /// From now on a lease that is no longer held does not count as lost: the result of settling decides. It
     /// is still renewed, because settling may have to wait for the database.
     pub fn settling(&self) {
-        if let Some(entry) = self.held.lock().get_mut(&self.lease) {
-            entry.settling = true;
+        if let Some(state) = self.held.lock().get_mut(&self.lease) {
+            state.settling = true;
         }
     }
 }

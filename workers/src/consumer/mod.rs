@@ -30,11 +30,11 @@ pub use self::options::WorkerOptions;
 use self::{slots::Lanes, worker::Worker};
 use crate::{jobs, maintenance::status::ServiceStatuses, parts::WorkerParts};
 
-/// Time for handing jobs back after the drain timeout.
-const HAND_BACK: Duration = Duration::from_secs(5);
+/// Time for releasing jobs after the drain timeout.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs jobs until `shutdown` is cancelled. Then takes no more, returns unclaimed messages to the queue,
-/// waits up to `drain_timeout_ms` for running jobs, hands back those that are left (their attempt does not
+/// waits up to `drain_timeout_ms` for running jobs, releases those that are left (their attempt does not
 /// count), and returns. Meanwhile it is in the registry of workers.
 ///
 /// `statuses` are those of the services in the same process.
@@ -99,7 +99,7 @@ pub(crate) async fn consume(worker: Arc<Worker>, shutdown: CancellationToken) {
     tokio::select! {
         biased;
         () = work => {}
-        () = worker.leases.keep(&worker.store, worker.settings.lease, &worker.breaker) => {}
+        () = worker.leases.keep(&*worker.store, worker.settings.lease, &worker.breaker) => {}
         () = worker.breaker.probe() => {}
     }
     tracing::info!(worker = %worker.id, "worker stopped");
@@ -138,9 +138,9 @@ async fn drain(worker: &Worker, attempts: &TaskTracker) {
     if tokio::time::timeout(worker.settings.drain_timeout, attempts.wait()).await.is_ok() {
         return;
     }
-    tracing::info!(jobs = attempts.len(), "the drain timeout is over: handing jobs back");
-    worker.hand_back.cancel();
-    if tokio::time::timeout(HAND_BACK, attempts.wait()).await.is_err() {
+    tracing::info!(jobs = attempts.len(), "the drain timeout is over: releasing jobs");
+    worker.release.cancel();
+    if tokio::time::timeout(RELEASE_TIMEOUT, attempts.wait()).await.is_err() {
         tracing::warn!(jobs = attempts.len(), "leaving jobs to their leases");
     }
 }

@@ -9,8 +9,7 @@ pub struct WorkerOptions {
     pub kinds: Vec<JobKind>,
     /// The lanes that it takes them from.
     pub lanes: Vec<Lane>,
-    /// Concurrent thumbnail jobs, at least 1; write and delete jobs each get four times as many separate
-    /// slots.
+    /// The number of processors for jobs, at least 1. The slots of each kind follow from it: see `SlotClass`.
     pub concurrency: usize,
 }
 

@@ -34,8 +34,8 @@ pub(crate) struct Worker {
     pub(super) leases: HeldLeases,
     pub(super) stats: Stats,
     pub(super) breaker: Breaker,
-    /// Cancelled when running jobs must be handed back.
-    pub(super) hand_back: CancellationToken,
+    /// Cancelled when running jobs must be released.
+    pub(super) release: CancellationToken,
 }
 
 /// What a worker takes from the configuration.
@@ -56,7 +56,7 @@ impl Settings {
             drain_timeout: Duration::from_millis(config.drain_timeout_ms),
             heartbeat_period: Duration::from_millis(config.heartbeat_ms),
             reserve: Reserve { percent: config.interactive_reserve },
-            retries: RetryPolicy::new(config),
+            retries: RetryPolicy::from_ms(config.backoff_base_ms, config.backoff_cap_ms),
             messaging_system: config.queue_url.system(),
         }
     }
@@ -93,7 +93,7 @@ impl Worker {
             leases: HeldLeases::default(),
             stats: Stats::new(&options, settings.reserve),
             breaker: Breaker::new(parts.store.clone(), parts.blobs.clone()),
-            hand_back: CancellationToken::new(),
+            release: CancellationToken::new(),
             options,
             settings,
             handler,

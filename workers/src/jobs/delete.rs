@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use safelight_domain::{CacheKey, ErrorCode, Failure, JobKind, Removal};
+use safelight_domain::{CacheKey, ErrorCode, Failure, Removal};
 use safelight_shared_cache::SharedCache;
 use safelight_store::{ClaimedJob, Effect, Outcome};
 use tokio::time::Instant;
@@ -24,10 +24,6 @@ pub(super) struct Delete;
 
 #[async_trait]
 impl Job for Delete {
-    fn kind(&self) -> JobKind {
-        JobKind::Delete
-    }
-
     fn slots(&self) -> SlotClass {
         SlotClass::Storage
     }
@@ -38,7 +34,7 @@ impl Job for Delete {
 
     async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
         let (parts, started) = (&context.parts, Instant::now());
-        let removal = parts.store.removal(job.task).await;
+        let removal = parts.deletions.removal(job.task).await;
         // `None` only if another attempt has completed the job: the result of this one does not count.
         let Some(Removal { presets, objects }) =
             removal.map_err(|error| database_unavailable(&error))?

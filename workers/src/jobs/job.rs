@@ -6,19 +6,16 @@ use async_trait::async_trait;
 use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_decoder::{Attempt, Decoder, DecoderOptions};
-use safelight_domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Presets};
+use safelight_domain::{ErrorCode, Failure, JOB_VERSION, Lane, Presets};
 use safelight_imaging::Limits;
 use safelight_shared_cache::SharedCache;
-use safelight_store::{ClaimedJob, DynStore, Outcome, StoreError};
+use safelight_store::{ClaimedJob, Deletions, Outcome, StoreError};
 
 use crate::removal::{Purger, Remover};
 
 /// A kind of job.
 #[async_trait]
 pub(crate) trait Job: Send + Sync {
-    /// Its name in the database and in queues.
-    fn kind(&self) -> JobKind;
-
     /// What its attempts mostly wait for.
     fn slots(&self) -> SlotClass;
 
@@ -65,7 +62,7 @@ impl SlotClass {
 
 /// What the jobs of one worker work with.
 pub(crate) struct JobParts {
-    pub store: DynStore,
+    pub deletions: Arc<dyn Deletions>,
     pub blobs: Blobs,
     pub shared_cache: Option<SharedCache>,
     pub remover: Remover,
@@ -79,19 +76,19 @@ pub(crate) struct JobParts {
 impl JobParts {
     /// For a worker with this concurrency.
     pub fn new(
-        store: DynStore,
+        deletions: Arc<dyn Deletions>,
         blobs: Blobs,
         shared_cache: Option<SharedCache>,
         config: &Config,
         concurrency: usize,
     ) -> Self {
         Self {
-            remover: Remover::new(store.clone(), blobs.clone()),
-            purger: Purger::new(config),
+            remover: Remover::new(deletions.clone(), blobs.clone()),
+            purger: Purger::new(&config.purge_urls, &config.presets, config.unknown_after()),
             decoder: Decoder::new(decoder_options(config), concurrency.max(1)),
             presets: config.presets.clone(),
             keep_gps: config.keep_gps,
-            store,
+            deletions,
             blobs,
             shared_cache,
         }

@@ -3,8 +3,8 @@
 //! A job may run any number of times, also concurrently: blobs are named by content, and the store records
 //! one result per attempt.
 //!
-//! To add a kind: its name in [`JobKind`], a file here that implements [`Job`], and its line in
-//! [`JOBS`]. Dispatch, slots, queues and the help of `--kinds` follow from that.
+//! To add a kind: its name in [`JobKind`], a file here that implements [`Job`], and its line in [`of`], which
+//! does not compile without it. Dispatch, slots and queues follow from that.
 
 mod delete;
 pub(crate) mod job;
@@ -22,9 +22,15 @@ pub(crate) use self::job::JobParts;
 pub use self::job::decoder_options;
 use self::job::{Context, Job};
 
-/// Every kind of job.
-static JOBS: [&dyn Job; 4] =
-    [&write::Write, &thumbnail::Thumbnail, &verify::Verify, &delete::Delete];
+/// What each kind of job does.
+fn of(kind: JobKind) -> &'static dyn Job {
+    match kind {
+        JobKind::Write => &write::Write,
+        JobKind::Thumbnail => &thumbnail::Thumbnail,
+        JobKind::Verify => &verify::Verify,
+        JobKind::Delete => &delete::Delete,
+    }
+}
 
 /// Runs one attempt of a job.
 pub(crate) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
@@ -57,33 +63,15 @@ pub(crate) fn queues(kinds: &[JobKind], lanes: &[Lane]) -> Vec<Queue> {
     kinds.iter().flat_map(of_kind).collect()
 }
 
-/// The names of all kinds, for the help of options that take some.
-pub fn kind_names() -> String {
-    JOBS.map(|job| job.kind().as_str()).join(", ")
-}
-
-fn of(kind: JobKind) -> &'static dyn Job {
-    let found = JOBS.into_iter().find(|job| job.kind() == kind);
-    // A test checks that every kind is registered.
-    found.unwrap_or(&write::Write)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn registry_lists_every_kind_once_in_order() {
-        assert_eq!(JOBS.map(Job::kind), JobKind::ALL);
-        assert_eq!(kind_names(), "write, thumbnail, verify, delete");
-    }
-
-    #[test]
     fn disk_bound_jobs_get_more_slots() {
-        let slots = |concurrency| {
-            JobKind::ALL.iter().map(|&kind| slots(kind, concurrency)).collect::<Vec<_>>()
-        };
-        assert_eq!(slots(3), [12, 3, 3, 12]);
-        assert_eq!(slots(0), [4, 1, 1, 4]);
+        for (concurrency, processor, storage) in [(3, 3, 12), (0, 1, 4)] {
+            assert_eq!(slots(JobKind::Thumbnail, concurrency), processor);
+            assert_eq!(slots(JobKind::Write, concurrency), storage);
+        }
     }
 }

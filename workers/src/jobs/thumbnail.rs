@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use safelight_blobs::BlobKey;
-use safelight_domain::{Failure, Image, JobKind, Placeholder, Presets, Rendition};
+use safelight_domain::{Failure, Image, Placeholder, Presets, Rendition};
 use safelight_imaging::{Rendered, Renditions};
 use safelight_store::{ClaimedJob, Effect, Outcome};
 
@@ -20,10 +20,6 @@ pub(super) struct Thumbnail;
 
 #[async_trait]
 impl Job for Thumbnail {
-    fn kind(&self) -> JobKind {
-        JobKind::Thumbnail
-    }
-
     fn slots(&self) -> SlotClass {
         SlotClass::Processor
     }

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_blobs::{BlobError, BlobKey, StagedUpload};
-use safelight_domain::{ContentHash, ErrorCode, Failure, Image, JobKind, Rendition};
+use safelight_domain::{ContentHash, ErrorCode, Failure, Image, Rendition};
 use safelight_store::{ClaimedJob, Effect, Outcome};
 
 use super::{
@@ -17,13 +17,13 @@ const AT_ONCE: usize = 4;
 
 /// The result of reading an object back.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum ObjectState {
     Good,
     Missing,
     Damaged,
 }
 
-impl Found {
+impl ObjectState {
     fn word(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -38,10 +38,6 @@ pub(super) struct Verify;
 
 #[async_trait]
 impl Job for Verify {
-    fn kind(&self) -> JobKind {
-        JobKind::Verify
-    }
-
     fn slots(&self) -> SlotClass {
         SlotClass::Processor
     }
@@ -53,21 +49,21 @@ impl Job for Verify {
 
 async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     let mut notes = Vec::new();
-    let bad: Vec<(Rendition, Found)> = stream::iter(image.renditions.clone())
+    let bad: Vec<(Rendition, ObjectState)> = stream::iter(image.renditions.clone())
         .map(|made| async {
             let key = BlobKey::rendition(image.sha256, &made);
             let found = check_object(context, &key, made.sha256, made.bytes).await?;
             Ok::<_, Failure>((made, found))
         })
         .buffered(AT_ONCE)
-        .try_filter(|(_, found)| std::future::ready(*found != Found::Good))
+        .try_filter(|(_, found)| std::future::ready(*found != ObjectState::Good))
         .try_collect()
         .await?;
     for (made, found) in &bad {
         notes.push(format!("{} ({}) was {}", made.preset, made.format, found.word()));
     }
     let original = look_at_original(context, image).await?;
-    if original != Found::Good {
+    if original != ObjectState::Good {
         restore(context, image, original, &notes).await?;
         notes.insert(0, format!("the original was {}, and was restored", original.word()));
     }
@@ -99,26 +95,26 @@ async fn check_object(
     key: &BlobKey,
     sha256: ContentHash,
     bytes: u64,
-) -> Result<Found, Failure> {
+) -> Result<ObjectState, Failure> {
     match context.parts.blobs.hash(key).await {
-        Ok(read) if read == (sha256, bytes) => Ok(Found::Good),
-        Ok(_) => Ok(Found::Damaged),
-        Err(BlobError::NotFound) => Ok(Found::Missing),
+        Ok(read) if read == (sha256, bytes) => Ok(ObjectState::Good),
+        Ok(_) => Ok(ObjectState::Damaged),
+        Err(BlobError::NotFound) => Ok(ObjectState::Missing),
         Err(error) => Err(source::failure(error)),
     }
 }
 
 /// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be
 /// promoted between two looks.
-async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Failure> {
+async fn look_at_original(context: &Context, image: &Image) -> Result<ObjectState, Failure> {
     let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
     let at = async |key: &BlobKey| check_object(context, key, image.sha256, image.bytes).await;
     let found = at(&blob).await?;
-    if found != Found::Missing || image.stored_at.is_some() {
+    if found != ObjectState::Missing || image.stored_at.is_some() {
         return Ok(found);
     }
     match at(&staged).await? {
-        Found::Missing => at(&blob).await,
+        ObjectState::Missing => at(&blob).await,
         found => Ok(found),
     }
 }
@@ -127,17 +123,17 @@ async fn look_at_original(context: &Context, image: &Image) -> Result<Found, Fai
 async fn restore(
     context: &Context,
     image: &Image,
-    found: Found,
+    found: ObjectState,
     notes: &[String],
 ) -> Result<(), Failure> {
     let staged = BlobKey::Incoming(image.id);
-    if check_object(context, &staged, image.sha256, image.bytes).await? == Found::Good {
+    if check_object(context, &staged, image.sha256, image.bytes).await? == ObjectState::Good {
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
         return context.parts.blobs.promote(&staged).await.map_err(source::failure);
     }
     let code = match found {
-        Found::Damaged => ErrorCode::BlobDamaged,
-        Found::Good | Found::Missing => ErrorCode::BlobMissing,
+        ObjectState::Damaged => ErrorCode::BlobDamaged,
+        ObjectState::Good | ObjectState::Missing => ErrorCode::BlobMissing,
     };
     let renditions = if notes.is_empty() { "its renditions are good" } else { &notes.join("; ") };
     let advice = "uploading the same picture again repairs it";
@@ -149,7 +145,7 @@ async fn restore(
 async fn repair(
     context: &Context,
     image: &Image,
-    bad: Vec<(Rendition, Found)>,
+    bad: Vec<(Rendition, ObjectState)>,
 ) -> Result<(Vec<Rendition>, Vec<Rendition>), Failure> {
     let configured = &context.parts.presets;
     let (repairable, forgotten): (Vec<_>, Vec<_>) =

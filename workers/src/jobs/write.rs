@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use safelight_blobs::StagedUpload;
-use safelight_domain::{ErrorCode, Failure, Image, ImageFacts, JobKind};
+use safelight_domain::{ErrorCode, Failure, Image, ImageFacts};
 use safelight_store::{ClaimedJob, Effect, Outcome};
 
 use super::{
@@ -19,10 +19,6 @@ pub(super) struct Write;
 
 #[async_trait]
 impl Job for Write {
-    fn kind(&self) -> JobKind {
-        JobKind::Write
-    }
-
     fn slots(&self) -> SlotClass {
         SlotClass::Storage
     }

@@ -1,13 +1,12 @@
 //! The relay: from the outbox to the broker. A job's row in the outbox is removed only after the
 //! broker has confirmed its message, so a message may be duplicated but is never lost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use safelight_config::Config;
 use safelight_domain::JobNotice;
 use safelight_queue::{DynJobQueue, OutboxSignal, Queue, QueueError};
-use safelight_store::{DynStore, OutboxBatch, QueueCapacity, StoreError};
+use safelight_store::{Outbox, OutboxBatch, QueueCapacity, StoreError};
 use safelight_telemetry::traces;
 use tracing::{Span, field::Empty};
 
@@ -36,6 +35,15 @@ pub(crate) enum RelayError {
     Queue(#[from] QueueError),
 }
 
+/// What a relay takes from the configuration.
+pub(crate) struct RelaySettings {
+    /// See `relay_poll_ms`.
+    pub poll: Duration,
+    pub publish_ahead: u32,
+    /// The queue's name in traces.
+    pub messaging_system: &'static str,
+}
+
 /// Publishes due rows of the outbox, and once more at shutdown, so that the last accepted uploads do not wait
 /// for another relay. Sleeps until [`OutboxSignal`] notifies, the next row comes due, or `relay_poll_ms` is
 /// over.
@@ -43,13 +51,10 @@ pub(crate) enum RelayError {
 /// Of a backlog only about `publish_ahead` messages wait in each queue, so that a later upload waits for no
 /// more than those: the store returns rows of owners and backfills in turn.
 pub(crate) struct OutboxRelay {
-    store: DynStore,
+    outbox: Arc<dyn Outbox>,
     queue: DynJobQueue,
     outbox_signal: OutboxSignal,
-    poll: Duration,
-    publish_ahead: u32,
-    /// The queue's name in traces.
-    messaging_system: &'static str,
+    settings: RelaySettings,
     /// How long to wait until the next step.
     pause: Duration,
     /// The broker may have lost messages that count as published in the store.
@@ -61,19 +66,17 @@ pub(crate) struct OutboxRelay {
 impl OutboxRelay {
     /// A relay that has published nothing yet.
     pub fn new(
-        store: DynStore,
+        outbox: Arc<dyn Outbox>,
         queue: DynJobQueue,
         outbox_signal: OutboxSignal,
-        config: &Config,
+        settings: RelaySettings,
     ) -> Self {
         Self {
             forgotten: !queue.survives_restart(),
-            store,
+            outbox,
             queue,
             outbox_signal,
-            poll: Duration::from_millis(config.relay_poll_ms),
-            publish_ahead: config.publish_ahead,
-            messaging_system: config.queue_url.system(),
+            settings,
             pause: Duration::ZERO,
             // Zero until the depth is read: messages of other relays may be waiting there.
             credit: Queue::all().map(|queue| (queue, 0)).collect(),
@@ -85,7 +88,7 @@ impl OutboxRelay {
         if self.forgotten {
             for queue in Queue::all() {
                 while self
-                    .store
+                    .outbox
                     .unpublish(queue.kind, queue.lane, Duration::ZERO, UNPUBLISH_BATCH)
                     .await?
                     > 0
@@ -99,7 +102,7 @@ impl OutboxRelay {
             .iter()
             .map(|(queue, credit)| (queue.kind, queue.lane, (*credit).min(BATCH)));
         let capacity = QueueCapacity(capacity.collect());
-        let batch = self.store.take_unpublished(&capacity, HOLD).await?;
+        let batch = self.outbox.take_unpublished(&capacity, HOLD).await?;
         if batch.due.is_empty() {
             return refreshed.map(|()| batch.next_in);
         }
@@ -112,14 +115,14 @@ impl OutboxRelay {
                 span.record("otel.status_code", "error");
             }
             // Only to save time: they become visible again after the hold anyway.
-            if let Err(error) = self.store.return_unpublished(&batch.due).await {
+            if let Err(error) = self.outbox.return_unpublished(&batch.due).await {
                 tracing::debug!(%error, "could not return unpublished jobs to the outbox");
             }
             return Err(error.into());
         }
         drop(spans);
         safelight_fail_points::hit("relay.confirmed").await;
-        self.store.mark_published(&batch.due).await?;
+        self.outbox.mark_published(&batch.due).await?;
         refreshed.map(|()| self.next_in(&batch))
     }
 
@@ -152,7 +155,7 @@ impl OutboxRelay {
     /// queue that is still more than half full gets no credit yet: publishing a backlog a few messages at a
     /// time would cost a statement and a publish each time.
     async fn refresh_credit(&mut self) -> Result<(), RelayError> {
-        let ahead = self.publish_ahead;
+        let ahead = self.settings.publish_ahead;
         let mut failure = None;
         for (queue, credit) in self.credit.iter_mut().filter(|(_, credit)| *credit == 0) {
             match self.queue.depth(*queue).await {
@@ -182,7 +185,7 @@ impl OutboxRelay {
             return Vec::new();
         }
         let traced = due.iter().filter(|notice| notice.trace.is_some());
-        traced.map(|notice| publish_span(self.messaging_system, notice)).collect()
+        traced.map(|notice| publish_span(self.settings.messaging_system, notice)).collect()
     }
 }
 
@@ -202,7 +205,7 @@ impl Service for OutboxRelay {
 
     async fn run(&mut self) -> Result<(), ServiceError> {
         let next_in = self.step().await?;
-        self.pause = next_in.unwrap_or(self.poll).min(self.poll);
+        self.pause = next_in.unwrap_or(self.settings.poll).min(self.settings.poll);
         Ok(())
     }
 

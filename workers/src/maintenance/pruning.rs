@@ -1,10 +1,9 @@
 //! Removes rows that are no longer needed: old idempotency keys, old tasks, and workers without heartbeats.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use safelight_config::Config;
-use safelight_store::{DynStore, StoreError};
+use safelight_store::{Control, StoreError, Uploads, Workers};
 
 use super::service::{Service, ServiceError};
 
@@ -23,18 +22,17 @@ const FORGET_WORKERS_AFTER: Duration = Duration::from_mins(10);
 
 /// Forgets idempotency keys older than `idempotency_keep_hours`.
 pub(crate) struct ExpiredKeys {
-    store: DynStore,
+    uploads: Arc<dyn Uploads>,
     max_age: Duration,
 }
 
 impl ExpiredKeys {
-    pub fn new(store: DynStore, config: &Config) -> Self {
-        let max_age = Duration::from_secs(config.idempotency_keep_hours.saturating_mul(3600));
-        Self { store, max_age }
+    pub fn new(uploads: Arc<dyn Uploads>, max_age: Duration) -> Self {
+        Self { uploads, max_age }
     }
 
     pub async fn prune(&self) -> Result<(), StoreError> {
-        while self.store.expire_keys(self.max_age, BATCH).await? > 0 {}
+        while self.uploads.expire_keys(self.max_age, BATCH).await? > 0 {}
         Ok(())
     }
 }
@@ -60,14 +58,13 @@ impl Service for ExpiredKeys {
 
 /// Forgets tasks that ended more than `task_keep_days` ago.
 pub(crate) struct OldTasks {
-    store: DynStore,
+    control: Arc<dyn Control>,
     max_age: Duration,
 }
 
 impl OldTasks {
-    pub fn new(store: DynStore, config: &Config) -> Self {
-        let max_age = Duration::from_hours(config.task_keep_days.saturating_mul(24));
-        Self { store, max_age }
+    pub fn new(control: Arc<dyn Control>, max_age: Duration) -> Self {
+        Self { control, max_age }
     }
 }
 
@@ -86,7 +83,7 @@ impl Service for OldTasks {
     }
 
     async fn run(&mut self) -> Result<(), ServiceError> {
-        while self.store.prune_tasks(self.max_age, BATCH).await? > 0 {
+        while self.control.prune_tasks(self.max_age, BATCH).await? > 0 {
             tokio::time::sleep(TASKS_PAUSE).await;
         }
         Ok(())
@@ -95,12 +92,12 @@ impl Service for OldTasks {
 
 /// Removes workers from the registry that have sent no heartbeat for [`FORGET_WORKERS_AFTER`].
 pub(crate) struct SilentWorkers {
-    store: DynStore,
+    workers: Arc<dyn Workers>,
 }
 
 impl SilentWorkers {
-    pub fn new(store: DynStore) -> Self {
-        Self { store }
+    pub fn new(workers: Arc<dyn Workers>) -> Self {
+        Self { workers }
     }
 }
 
@@ -119,7 +116,7 @@ impl Service for SilentWorkers {
     }
 
     async fn run(&mut self) -> Result<(), ServiceError> {
-        let forgotten = self.store.forget_workers(FORGET_WORKERS_AFTER).await?;
+        let forgotten = self.workers.forget_workers(FORGET_WORKERS_AFTER).await?;
         if forgotten > 0 {
             tracing::info!(workers = forgotten, "forgot workers that have been silent for long");
         }

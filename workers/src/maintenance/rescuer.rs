@@ -1,12 +1,11 @@
 //! The rescuer recovers jobs whose worker died, and jobs whose message was lost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use safelight_config::Config;
 use safelight_domain::{ErrorCode, Failure};
 use safelight_queue::{DynJobQueue, OutboxSignal, Queue, QueueError};
-use safelight_store::{ClaimedJob, DynStore, Settled, StoreError};
+use safelight_store::{ClaimedJob, Jobs, Outbox, Settled, StoreError};
 
 use super::service::{Service, ServiceError};
 use crate::retry_policy::{self, RetryPolicy};
@@ -22,22 +21,26 @@ const LONGEST_MESSAGE_PERIOD: Duration = Duration::from_mins(1);
 
 /// Fails attempts whose lease ran out.
 pub(crate) struct LeaseRescuer {
-    store: DynStore,
+    jobs: Arc<dyn Jobs>,
     outbox_signal: OutboxSignal,
     retries: RetryPolicy,
     period: Duration,
 }
 
 impl LeaseRescuer {
-    pub fn new(store: DynStore, outbox_signal: OutboxSignal, config: &Config) -> Self {
-        let period = Duration::from_millis(config.lease_ms / 3);
-        let period = period.clamp(SHORTEST_PERIOD, LONGEST_LEASE_PERIOD);
-        Self { store, outbox_signal, retries: RetryPolicy::new(config), period }
+    pub fn new(
+        jobs: Arc<dyn Jobs>,
+        outbox_signal: OutboxSignal,
+        retries: RetryPolicy,
+        lease: Duration,
+    ) -> Self {
+        let period = (lease / 3).clamp(SHORTEST_PERIOD, LONGEST_LEASE_PERIOD);
+        Self { jobs, outbox_signal, retries, period }
     }
 
     pub async fn rescue(&self) -> Result<(), StoreError> {
         loop {
-            let expired = self.store.expired_leases(BATCH).await?;
+            let expired = self.jobs.expired_leases(BATCH).await?;
             for job in &expired {
                 self.fail_attempt(job).await?;
             }
@@ -56,7 +59,7 @@ impl LeaseRescuer {
             "the worker of this attempt stopped answering: it crashed, hung or lost its network",
         );
         let outcome = self.retries.after_failure(job, failure);
-        if self.store.settle(&job.lease, &outcome).await? == Settled::Applied {
+        if self.jobs.settle(&job.lease, &outcome).await? == Settled::Applied {
             retry_policy::record_settled(job, &outcome);
         }
         Ok(())
@@ -92,7 +95,7 @@ pub(crate) enum RescueError {
 
 /// Publishes jobs again whose message was lost.
 pub(crate) struct MessageRescuer {
-    store: DynStore,
+    outbox: Arc<dyn Outbox>,
     queue: DynJobQueue,
     outbox_signal: OutboxSignal,
     republish_after: Duration,
@@ -100,13 +103,12 @@ pub(crate) struct MessageRescuer {
 
 impl MessageRescuer {
     pub fn new(
-        store: DynStore,
+        outbox: Arc<dyn Outbox>,
         queue: DynJobQueue,
         outbox_signal: OutboxSignal,
-        config: &Config,
+        republish_after: Duration,
     ) -> Self {
-        let republish_after = Duration::from_millis(config.republish_after_ms);
-        Self { store, queue, outbox_signal, republish_after }
+        Self { outbox, queue, outbox_signal, republish_after }
     }
 
     /// Publishes again where the broker holds fewer messages than there are published, waiting jobs.
@@ -117,7 +119,7 @@ impl MessageRescuer {
     pub async fn rescue(&self) -> Result<(), RescueError> {
         let mut republished = 0;
         for queue in Queue::all() {
-            let expected = self.store.count_published(queue.kind, queue.lane).await?;
+            let expected = self.outbox.count_published(queue.kind, queue.lane).await?;
             if expected == 0 {
                 continue;
             }
@@ -125,7 +127,7 @@ impl MessageRescuer {
             let limit = u32::try_from(missing).unwrap_or(u32::MAX);
             if limit > 0 {
                 let (kind, lane, waited) = (queue.kind, queue.lane, self.republish_after);
-                republished += self.store.unpublish(kind, lane, waited, limit).await?;
+                republished += self.outbox.unpublish(kind, lane, waited, limit).await?;
             }
         }
         if republished > 0 {
@@ -163,15 +165,15 @@ mod tests {
     use super::*;
     use crate::{
         WorkerParts,
-        tests::test_worker::{TestWorker, picture},
+        tests::test_worker::{TestWorker, eventually, picture},
     };
 
     #[tokio::test]
     async fn rescuer_republishes_only_lost_messages() {
-        let test = TestWorker::new(&[("SAFELIGHT_REPUBLISH_AFTER_MS", "0")]).await;
-        let WorkerParts { config, store, queue, outbox_signal, .. } = &test.parts;
+        let test = TestWorker::new(&[]).await;
+        let WorkerParts { store, queue, outbox_signal, .. } = &test.parts;
         let signal = outbox_signal.clone();
-        let rescuer = MessageRescuer::new(store.clone(), queue.clone(), signal, config);
+        let rescuer = MessageRescuer::new(store.clone(), queue.clone(), signal, Duration::ZERO);
         test.upload(&picture()).await;
         test.upload(&picture()).await;
         let due = store
@@ -188,12 +190,8 @@ mod tests {
         let mut subscription = queue.subscribe(name, 1).await.expect("subscribe");
         subscription.next().await.expect("a message").ack().await;
         drop(subscription);
-        crate::tests::test_worker::within("the unacknowledged message returns", async {
-            while queue.depth(name).await.expect("depth") != 1 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        let is_back = async || queue.depth(name).await.expect("depth") == 1;
+        eventually("the unacknowledged message returns", is_back).await;
         rescuer.rescue().await.expect("rescue");
         let again = store
             .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))

@@ -38,7 +38,8 @@ pub trait Service: Send + 'static {
         Duration::ZERO
     }
 
-    /// Last work at shutdown.
+    /// Last work at shutdown. The exception to the rule that no default succeeds silently: most services
+    /// have none.
     async fn stop(&mut self) -> Result<(), ServiceError> {
         Ok(())
     }
@@ -59,7 +60,7 @@ pub async fn run_service(
     statuses.register(name);
     let work = async {
         repeat(&mut *service, &health, &statuses, &shutdown).await;
-        if let Err(error) = service.stop().await {
+        if let Err(error) = contain_panic(name, service.stop()).await {
             health.report(&*error);
         }
     };
@@ -82,35 +83,43 @@ async fn repeat(
     statuses: &ServiceStatuses,
     shutdown: &CancellationToken,
 ) {
+    let name = service.name();
     while !shutdown.is_cancelled() {
-        match run_once(service, statuses).await {
-            Ok(()) => {
-                health.recovered();
-                shutdown.run_until_cancelled(service.wait()).await;
-            }
-            Err(error) => {
-                let delay = health.failed(&*error);
-                let delay = service.period().map_or(delay, |period| delay.min(period));
-                shutdown.run_until_cancelled(tokio::time::sleep(delay)).await;
-            }
+        let cycle = run_and_wait(service, health, statuses, shutdown);
+        if let Err(error) = contain_panic(name, cycle).await {
+            statuses.finished(name, Some(&error.to_string()));
+            let delay = health.failed(&*error);
+            let delay = service.period().map_or(delay, |period| delay.min(period));
+            shutdown.run_until_cancelled(tokio::time::sleep(delay)).await;
         }
     }
 }
 
-async fn run_once(
+/// One run, and if it succeeds the wait for the next.
+async fn run_and_wait(
     service: &mut dyn Service,
+    health: &DependencyHealth,
     statuses: &ServiceStatuses,
+    shutdown: &CancellationToken,
 ) -> Result<(), ServiceError> {
-    let name = service.name();
-    statuses.started(name);
-    // A service that panicked continues from the state that it has: its runs may be cut off anywhere.
-    let result = AssertUnwindSafe(service.run()).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(service = name, "a background service panicked; it is run again");
+    statuses.started(service.name());
+    service.run().await?;
+    statuses.finished(service.name(), None);
+    health.recovered();
+    shutdown.run_until_cancelled(service.wait()).await;
+    Ok(())
+}
+
+/// The result of `work`, or [`Panicked`]. A service that panicked continues from the state that it has: its
+/// runs may be cut off anywhere.
+async fn contain_panic(
+    service: &'static str,
+    work: impl Future<Output = Result<(), ServiceError>>,
+) -> Result<(), ServiceError> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(service, "a background service panicked");
         Err(Panicked.into())
-    });
-    let error = result.as_ref().err().map(ToString::to_string);
-    statuses.finished(name, error.as_deref());
-    result
+    })
 }
 
 #[cfg(test)]
@@ -197,5 +206,59 @@ mod tests {
         shutdown.cancel();
         running.await.expect("no panic");
         assert_eq!((runs.load(Ordering::SeqCst), stopped.load(Ordering::SeqCst)), (3, 1));
+    }
+
+    /// Panics in its first wait and when it stops.
+    struct PanickingService {
+        runs: Arc<AtomicU32>,
+    }
+
+    #[async_trait]
+    impl Service for PanickingService {
+        fn name(&self) -> &'static str {
+            "panicking"
+        }
+
+        fn action(&self) -> &'static str {
+            "wait"
+        }
+
+        fn period(&self) -> Option<Duration> {
+            None
+        }
+
+        async fn run(&mut self) -> Result<(), ServiceError> {
+            self.runs.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+
+        async fn wait(&mut self) {
+            if self.runs.load(Ordering::SeqCst) == 1 {
+                std::panic::resume_unwind(Box::new("a bug"));
+            }
+            std::future::pending().await
+        }
+
+        fn grace(&self) -> Duration {
+            Duration::from_secs(5)
+        }
+
+        async fn stop(&mut self) -> Result<(), ServiceError> {
+            std::panic::resume_unwind(Box::new("a bug"))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn service_survives_panics_while_it_waits_and_stops() {
+        let runs = Arc::<AtomicU32>::default();
+        let service = PanickingService { runs: runs.clone() };
+        let (statuses, shutdown) = (ServiceStatuses::default(), CancellationToken::new());
+        let running = tokio::spawn(run_service(Box::new(service), statuses, shutdown.clone()));
+        while runs.load(Ordering::SeqCst) < 2 {
+            assert!(!running.is_finished(), "the service ended");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        shutdown.cancel();
+        running.await.expect("the panic is contained");
     }
 }

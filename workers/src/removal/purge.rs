@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
 use reqwest::{Client, Method, StatusCode, redirect::Policy};
-use safelight_config::{Config, HttpUrl};
-use safelight_domain::ImageId;
+use safelight_config::HttpUrl;
+use safelight_domain::{ImageId, Presets};
 
 /// How long a proxy has to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,11 +34,12 @@ pub(crate) struct Purger {
 }
 
 impl Purger {
-    pub fn new(config: &Config) -> Self {
+    /// `presets` are those that are configured. `unknown_after`: see [`Purger::min_age`].
+    pub fn new(proxies: &[HttpUrl], presets: &Presets, unknown_after: Duration) -> Self {
         Self {
-            proxies: config.purge_urls.clone(),
-            presets: config.presets.keys().cloned().collect(),
-            unknown_after: config.unknown_after(),
+            proxies: proxies.to_vec(),
+            presets: presets.keys().cloned().collect(),
+            unknown_after,
         }
     }
 

@@ -1,21 +1,23 @@
 //! Removes bytes that images may share. Every step may be cut off, and repeated by any process (ADR 4).
 
+use std::sync::Arc;
+
 use safelight_blobs::{BlobKey, Blobs};
 use safelight_domain::{ContentHash, Image};
-use safelight_store::DynStore;
+use safelight_store::Deletions;
 
 use super::error::RemovalError;
 
 /// Removes bytes, unless an image needs them.
 #[derive(Clone)]
 pub(crate) struct Remover {
-    store: DynStore,
+    deletions: Arc<dyn Deletions>,
     blobs: Blobs,
 }
 
 impl Remover {
-    pub fn new(store: DynStore, blobs: Blobs) -> Self {
-        Self { store, blobs }
+    pub fn new(deletions: Arc<dyn Deletions>, blobs: Blobs) -> Self {
+        Self { deletions, blobs }
     }
 
     /// Removes an image's bytes, those of its blob only if no other image needs them.
@@ -35,7 +37,7 @@ impl Remover {
         keys: &[BlobKey],
     ) -> Result<bool, RemovalError> {
         // So that a blob that is still needed is not missing while it is in the trash.
-        if self.store.is_blob_wanted(blob).await? {
+        if self.deletions.is_blob_wanted(blob).await? {
             return Ok(false);
         }
         safelight_fail_points::hit("removal.looked").await;
@@ -57,7 +59,7 @@ impl Remover {
     /// it moves later.
     async fn decide(&self, blob: &ContentHash) -> Result<bool, RemovalError> {
         let trashed = self.blobs.trashed(blob).await?;
-        if self.store.forget_blob(blob).await? {
+        if self.deletions.forget_blob(blob).await? {
             safelight_fail_points::hit("removal.decided").await;
             self.blobs.delete_trashed(trashed).await?;
             Ok(true)

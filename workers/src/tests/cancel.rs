@@ -14,7 +14,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::test_worker::{TestWorker, facts, job, picture, within};
+use super::test_worker::{TestWorker, eventually, eventually_some, facts, job, picture};
 
 #[tokio::test]
 async fn cancelled_upload_leaves_no_bytes() {
@@ -24,13 +24,11 @@ async fn cancelled_upload_leaves_no_bytes() {
         assert!(test.parts.store.cancel(upload.task).await.expect("cancel"));
     }
     let _janitor = test.janitor();
-    within("the janitor has removed everything", async {
-        while test.blob_path(&BlobKey::Incoming(queued.image)).exists()
-            || test.blob_path(&BlobKey::Blob(stored.sha256)).exists()
-            || !test.parts.store.discarded(9, Duration::ZERO).await.expect("discarded").is_empty()
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let staged = test.blob_path(&BlobKey::Incoming(queued.image));
+    let blob = test.blob_path(&BlobKey::Blob(stored.sha256));
+    eventually("the janitor has removed everything", async || {
+        let discarded = test.parts.store.discarded(9, Duration::ZERO).await.expect("discarded");
+        !staged.exists() && !blob.exists() && discarded.is_empty()
     })
     .await;
     assert_eq!(test.trash_count(), 0);
@@ -72,15 +70,8 @@ async fn proxies_are_purged_before_cancelled_bytes_are_removed() {
     // A delivery node may still have the image in its metadata cache, so nothing is removed yet.
     test.discarded_images().remove().await.expect("remove nothing");
     assert!(requests.lock().expect("a lock").is_empty());
-    let error = within("the image is old enough", async {
-        loop {
-            match test.discarded_images().remove().await {
-                Ok(()) => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(error) => return error,
-            }
-        }
-    })
-    .await;
+    let remove = async || test.discarded_images().remove().await.err();
+    let error = eventually_some("the image is old enough", remove).await;
     assert!(error.to_string().contains("503"), "{error}");
     assert!(
         test.blob_path(&BlobKey::Blob(upload.sha256)).exists(),

@@ -1,7 +1,7 @@
 //! Faults of the database: unavailable, hanging, or losing a response.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fmt::Debug,
     sync::{
         Mutex,
@@ -25,8 +25,8 @@ pub(crate) struct DatabaseFaults {
     pub settle_responses_to_lose: AtomicU32,
     /// A method whose calls never return.
     pub hanging_method: Mutex<Option<&'static str>>,
-    /// Methods that have returned at least once.
-    pub finished_methods: Mutex<HashSet<&'static str>>,
+    /// How often each method has returned.
+    pub finished_calls: Mutex<HashMap<&'static str, u32>>,
 }
 
 #[async_trait]
@@ -43,7 +43,7 @@ impl FaultPlan for DatabaseFaults {
     }
 
     async fn after(&self, call: Call<'_>, _: &(dyn Debug + Sync)) -> Result<(), StoreError> {
-        self.finished_methods.lock().expect("not poisoned").insert(call.method);
+        *self.finished_calls.lock().expect("not poisoned").entry(call.method).or_default() += 1;
         let decrement = |left: u32| left.checked_sub(1);
         let (set, get) = (Ordering::SeqCst, Ordering::SeqCst);
         if call.method == "settle"

@@ -12,11 +12,11 @@ use safelight_queue::Queue;
 use safelight_store::{ClaimedJob, Outcome};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use super::test_worker::{TestWorker, picture, within};
+use super::test_worker::{TestWorker, eventually, picture};
 use crate::{
     WorkerOptions,
     consumer::{self, worker::Worker},
-    maintenance::outbox_relay::OutboxRelay,
+    services::relay,
 };
 
 /// Counts started thumbnail jobs by lane. Each job runs until it is released.
@@ -53,12 +53,7 @@ impl HeldJobs {
     }
 
     async fn wait_until_started(&self, lane: Lane, count: usize) {
-        within("jobs start", async {
-            while self.started(lane) < count {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        eventually("jobs start", async || self.started(lane) >= count).await;
     }
 }
 
@@ -88,12 +83,8 @@ async fn interactive_jobs_come_first_and_may_use_every_slot() {
     let relay = test.relay();
     let queues = Lane::ALL.iter().map(|&lane| Queue { kind: JobKind::Thumbnail, lane });
     for queue in queues {
-        within("all jobs are published", async {
-            while test.parts.queue.depth(queue).await.expect("depth") < 4 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        let are_published = async || test.parts.queue.depth(queue).await.expect("depth") == 4;
+        eventually("all jobs are published", are_published).await;
     }
     relay.abort();
     let (jobs, _worker) = HeldJobs::start(&test, Lane::ALL, 1);
@@ -128,28 +119,17 @@ async fn relay_publishes_backlog_only_as_queue_drains() {
         let queue = Queue { kind, lane: Lane::Interactive };
         test.parts.queue.depth(queue).await.expect("depth")
     };
-    within("both queues are full", async {
-        while depth(JobKind::Write).await < 5 || depth(JobKind::Thumbnail).await < 5 {
-            tokio::task::yield_now().await;
-        }
+    eventually("both queues are full", async || {
+        depth(JobKind::Write).await >= 5 && depth(JobKind::Thumbnail).await >= 5
     })
     .await;
     // A notification publishes nothing more, because the queues are full.
     test.parts.outbox_signal.notify();
     let unpublished = async || test.parts.store.count_unpublished().await.expect("count");
-    within("the rest stays in the outbox", async {
-        while unpublished().await != 14 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    eventually("the rest stays in the outbox", async || unpublished().await == 14).await;
     // New relays, as after a restart, publish nothing more either.
     for _ in 0..3 {
-        let parts = &test.parts;
-        let (store, queue) = (parts.store.clone(), parts.queue.clone());
-        let signal = parts.outbox_signal.clone();
-        let mut relay = OutboxRelay::new(store, queue, signal, &parts.config);
-        relay.step().await.expect("step");
+        relay(&test.parts).step().await.expect("step");
     }
     assert_eq!((depth(JobKind::Write).await, depth(JobKind::Thumbnail).await), (5, 5));
     let _worker = test.worker();

@@ -1,6 +1,7 @@
 //! The outbox relay, the rescuers and the janitor.
 
 use std::{
+    cell::Cell,
     fs::File,
     time::{Duration, SystemTime},
 };
@@ -9,7 +10,7 @@ use safelight_blobs::BlobKey;
 use safelight_domain::{ErrorCode, ImageId, JOB_VERSION, JobNotice, Status, WorkerId};
 use safelight_store::{Claim, Effect, QueueCapacity};
 
-use super::test_worker::{TestWorker, facts, picture, within};
+use super::test_worker::{TestWorker, eventually, facts, picture};
 
 /// Marks everything in the outbox as published without publishing it.
 async fn lose_messages(test: &TestWorker) -> Vec<JobNotice> {
@@ -24,12 +25,8 @@ async fn lose_messages(test: &TestWorker) -> Vec<JobNotice> {
 }
 
 async fn wait_for_messages(test: &TestWorker, count: u64) {
-    within("the queues hold the messages", async {
-        while test.count_messages().await != count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    let is_there = async || test.count_messages().await == count;
+    eventually("the queues hold the messages", is_there).await;
 }
 
 #[tokio::test]
@@ -48,19 +45,8 @@ async fn relay_keeps_rows_while_queue_is_closed() {
     test.parts.queue.close().await;
     test.upload(&picture()).await;
     let relay = test.relay();
-    within("the relay returns the rows", async {
-        while !test
-            .store
-            .plan
-            .finished_methods
-            .lock()
-            .expect("not poisoned")
-            .contains("return_unpublished")
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    let has_returned = async || test.finished_calls("return_unpublished") > 0;
+    eventually("the relay returns the rows", has_returned).await;
     assert_eq!(test.parts.store.count_unpublished().await.expect("count"), 2);
     assert!(!relay.is_finished());
 }
@@ -74,24 +60,16 @@ async fn jobs_of_dead_workers_are_retried_until_attempts_are_used_up() {
     let store = &test.parts.store;
     // Workers that claim the jobs and die.
     for attempt in 1..=2_u32 {
-        let mut claimed = 0;
-        within("both jobs are due", async {
-            while claimed < 2 {
-                let batch = store
-                    .take_unpublished(&QueueCapacity::each(9), Duration::from_secs(10))
-                    .await
-                    .expect("take");
-                store.mark_published(&batch.due).await.expect("mark");
-                for notice in &batch.due {
-                    let lease = Duration::from_millis(1);
-                    let claim =
-                        store.claim(notice, false, WorkerId::new(), lease, JOB_VERSION).await;
-                    let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
-                    assert_eq!(job.attempt, attempt);
-                    claimed += 1;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
+        let claimed = Cell::new(0);
+        eventually("both jobs are due", async || {
+            for notice in lose_messages(&test).await {
+                let lease = Duration::from_millis(1);
+                let claim = store.claim(&notice, false, WorkerId::new(), lease, JOB_VERSION).await;
+                let Ok(Claim::Run(job)) = claim else { panic!("{claim:?}") };
+                assert_eq!(job.attempt, attempt);
+                claimed.set(claimed.get() + 1);
             }
+            claimed.get() == 2
         })
         .await;
     }
@@ -125,12 +103,8 @@ async fn janitor_deletes_only_old_unowned_bytes() {
         File::options().append(true).open(path).expect("open").set_modified(long_ago).expect("age");
     }
     let _janitor = test.janitor();
-    within("old bytes are deleted", async {
-        while old.exists() || left_over.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    let are_deleted = async || !old.exists() && !left_over.exists();
+    eventually("old bytes are deleted", are_deleted).await;
     assert!(young.exists() && waiting.exists());
     let bytes = std::fs::read(test.blob_path(&BlobKey::Blob(stored.sha256)))
         .expect("promoted, not deleted");

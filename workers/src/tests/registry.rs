@@ -1,15 +1,12 @@
 //! What the registry shows of a worker, from its start to its end.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 
-use safelight_domain::{ErrorCode, Failure, Status};
+use safelight_domain::{ErrorCode, Failure, JobKind, Lane, Status};
 use safelight_store::{Heartbeat, RegisteredWorker, WorkerStatus};
 use tokio::sync::Notify;
 
-use super::test_worker::{TestWorker, options, picture, within};
+use super::test_worker::{TestWorker, eventually_some, options, picture, within};
 use crate::consumer::{self, worker::Worker};
 
 const FREQUENT_HEARTBEATS: &[(&str, &str)] = &[("SAFELIGHT_HEARTBEAT_MS", "50")];
@@ -23,15 +20,10 @@ async fn wait_for_worker(
     test: &TestWorker,
     wanted: impl Fn(&RegisteredWorker) -> bool,
 ) -> RegisteredWorker {
-    within("the registry shows it", async {
-        loop {
-            let workers = registered_workers(test).await;
-            assert!(workers.len() <= 1, "{workers:?}");
-            if let Some(worker) = workers.into_iter().next().filter(&wanted) {
-                return worker;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    eventually_some("the registry shows it", async || {
+        let workers = registered_workers(test).await;
+        assert!(workers.len() <= 1, "{workers:?}");
+        workers.into_iter().next().filter(&wanted)
     })
     .await
 }
@@ -50,7 +42,9 @@ async fn worker_is_registered_with_statistics_until_drained() {
     assert_eq!(shown.status(), WorkerStatus::Running);
     let beat = &shown.beat;
     assert_eq!((beat.pid, beat.concurrency), (std::process::id(), 2));
-    assert_eq!((beat.kinds.len(), beat.lanes.len(), beat.slots.len()), (4, 2, 8));
+    let (kinds, lanes) = (JobKind::ALL.len(), Lane::ALL.len());
+    assert_eq!((beat.kinds.len(), beat.lanes.len()), (kinds, lanes));
+    assert_eq!(beat.slots.len(), kinds * lanes);
     assert!(!beat.host.is_empty() && !beat.version.is_empty());
     assert!(beat.slots.iter().all(|slots| slots.busy == 0 && slots.slots > 0), "{beat:?}");
     test.shutdown.cancel();

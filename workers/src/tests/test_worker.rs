@@ -26,12 +26,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::database_faults::DatabaseFaults;
 use crate::{
-    ServiceStatuses, WorkerOptions, WorkerParts, backfill::BackfillCoordinator, consumer,
-    maintenance::janitor::discarded::DiscardedImages, removal::Remover, run_service, services,
+    ServiceStatuses, WorkerOptions, WorkerParts,
+    backfill::BackfillCoordinator,
+    consumer,
+    maintenance::janitor::discarded::DiscardedImages,
+    removal::Remover,
+    run_service,
+    services::{self, services},
 };
 
 /// How long a test waits for something that must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often a test looks whether it has happened.
+const POLL: Duration = Duration::from_millis(5);
 
 pub(crate) struct TestWorker {
     pub parts: WorkerParts,
@@ -154,31 +162,28 @@ impl TestWorker {
     }
 
     pub fn discarded_images(&self) -> DiscardedImages {
-        DiscardedImages::new(self.parts.store.clone(), self.remover(), &self.parts.config)
+        services::discarded_images(&self.parts)
     }
 
     /// Waits until the task satisfies `wanted`.
     pub async fn wait_for_task(&self, id: TaskId, wanted: impl Fn(&Task) -> bool) -> Task {
-        within("the task is as wanted", async {
-            loop {
-                // Past the fault plan, which must not affect the test itself.
-                let task = self.store.inner.task(id).await.expect("task").expect("a known task");
-                if wanted(&task) {
-                    return task;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await
+        eventually_some("the task is as wanted", async || Some(self.task(id).await).filter(&wanted))
+            .await
     }
 
-    /// The current state of the task.
+    /// The current state of the task, past the fault plan, which must not affect the test itself.
     pub async fn task(&self, id: TaskId) -> Task {
         self.store.inner.task(id).await.expect("task").expect("a known task")
     }
 
     pub async fn wait_until_ended(&self, id: TaskId) -> Task {
         self.wait_for_task(id, |task| task.status.is_final()).await
+    }
+
+    /// How often a method of the store has returned.
+    pub fn finished_calls(&self, method: &str) -> u32 {
+        let calls = self.store.plan.finished_calls.lock().expect("not poisoned");
+        calls.get(method).copied().unwrap_or_default()
     }
 
     /// The number of messages in all queues.
@@ -283,4 +288,22 @@ pub(crate) fn picture() -> Vec<u8> {
 /// Waits for `event`; panics after [`DEADLINE`].
 pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, event).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    eventually_some(what, async || condition().await.then_some(())).await;
+}
+
+/// [`eventually`] for a condition with a result.
+pub(crate) async fn eventually_some<T>(what: &str, found: impl AsyncFn() -> Option<T>) -> T {
+    within(what, async {
+        loop {
+            if let Some(found) = found().await {
+                return found;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    })
+    .await
 }

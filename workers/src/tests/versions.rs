@@ -7,7 +7,7 @@ use safelight_domain::{JOB_VERSION, JobKind, Status};
 use safelight_store::QueueCapacity;
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 
-use super::test_worker::{TestWorker, job, picture, within};
+use super::test_worker::{TestWorker, eventually, job, picture};
 
 /// Sets the version that a worker needs to run the jobs of a kind.
 async fn set_version(test: &TestWorker, kind: JobKind, version: u32) {
@@ -38,13 +38,7 @@ async fn old_worker_leaves_newer_job_without_using_attempt() {
     let _worker = test.worker();
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
     test.wait_for_task(upload.task, thumbnail_is_done).await;
-    within("the worker calls republish", async {
-        while !test.store.plan.finished_methods.lock().expect("not poisoned").contains("republish")
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    eventually("the worker calls republish", async || test.finished_calls("republish") > 0).await;
     let batch = test
         .store
         .inner

@@ -1,11 +1,11 @@
 //! Uploads through the worker, with and without faults.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::sync::atomic::Ordering;
 
 use safelight_blobs::BlobKey;
 use safelight_domain::{ErrorCode, ImageFormat, JobKind, Status, Task};
 
-use super::test_worker::{TestWorker, job, picture, within};
+use super::test_worker::{TestWorker, eventually, job, picture, within};
 
 #[tokio::test]
 async fn upload_becomes_blob_with_facts_and_renditions() {
@@ -80,8 +80,13 @@ async fn unavailable_blob_store_uses_no_attempts() {
     let has_failed = |task: &Task| job(task, JobKind::Thumbnail).error.is_some();
     test.wait_for_task(upload.task, has_failed).await;
     let late = test.upload(&picture()).await;
-    // Three attempts would be used up much earlier.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Retries are due after 50 ms at most, and the relay polls every 20 ms: within so many polls all attempts
+    // would be used up.
+    let end = test.finished_calls("take_unpublished") + 50;
+    let has_polled = async || test.finished_calls("take_unpublished") >= end;
+    eventually("the relay has polled for a while", has_polled).await;
+    let is_published = test.store.inner.count_unpublished().await.expect("count") == 0;
+    assert!(is_published, "all messages of both tasks were published");
     let tasks = [test.task(upload.task).await, test.task(late.task).await];
     let attempts = tasks.each_ref().map(|task| job(task, JobKind::Thumbnail).attempt);
     assert_eq!(attempts, [1, 0]);
@@ -144,22 +149,13 @@ async fn unavailable_database_uses_no_attempts() {
     let test = TestWorker::new(&[]).await;
     let upload = test.upload(&picture()).await;
     let relay = test.relay();
-    within("both jobs are published", async {
-        while test.count_messages().await < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    eventually("both jobs are published", async || test.count_messages().await == 2).await;
     // When the worker starts, messages wait and the database is unavailable.
     relay.abort();
     test.store.plan.unavailable.store(true, Ordering::SeqCst);
     let _worker = test.worker();
-    within("calls of the worker fail", async {
-        while test.store.plan.rejected_calls.load(Ordering::SeqCst) < 4 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    let rejected = &test.store.plan.rejected_calls;
+    eventually("calls fail", async || rejected.load(Ordering::SeqCst) >= 4).await;
     let task = test.store.inner.task(upload.task).await.expect("task").expect("known");
     assert_eq!(task.status, Status::Queued);
     test.store.plan.unavailable.store(false, Ordering::SeqCst);

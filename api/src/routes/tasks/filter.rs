@@ -20,8 +20,8 @@ use crate::{
 pub struct FilterParams {
     /// Only tasks in this state
     status: Option<Status>,
-    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `delete`); or with a job of this kind
-    /// (`write`, `thumbnail`) that is itself in the state `status`, if that is given too
+    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `verify`, `delete`); or with a job of this
+    /// kind (`write`, `thumbnail`) that is itself in the state `status`, if that is given too
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
     code: Option<ErrorCode>,
@@ -77,6 +77,22 @@ fn kinds(name: &str) -> Result<(Option<TaskKind>, Option<JobKind>), Problem> {
             let why =
                 format!("unknown kind `{}`, known: {}", name.escape_debug(), names.join(", "));
             Err(invalid_query("kind", why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn description_names_every_kind() {
+        let parameters = FilterParams::into_params(|| None);
+        let kind = parameters.iter().find(|parameter| parameter.name == "kind").expect("listed");
+        let description = kind.description.as_deref().expect("described");
+        let task_kinds = TaskKind::ALL.iter().map(|kind| kind.as_str());
+        for name in task_kinds.chain(JobKind::ALL.iter().map(|kind| kind.as_str())) {
+            assert!(description.contains(&format!("`{name}`")), "{name} is missing");
         }
     }
 }

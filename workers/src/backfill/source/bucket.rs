@@ -5,7 +5,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use safelight_blobs::{BlobError, Bucket, Listed};
 
 use super::{
-    entry::{ByteStream, Entry, Place, Verdict},
+    candidate::{ByteStream, Candidate, Location, Verdict},
     error::SourceError,
     reader::Reader,
 };
@@ -50,10 +50,10 @@ impl S3Source {
         reader: &Reader,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<Entry>, SourceError> {
+    ) -> Result<Vec<Candidate>, SourceError> {
         let after = after.map(|cursor| percent_decode_str(cursor).decode_utf8_lossy());
         let page = self.list(reader, after.as_deref(), limit).await?;
-        Ok(page.into_iter().map(|object| self.entry(object)).collect())
+        Ok(page.into_iter().map(|object| self.candidate(object)).collect())
     }
 
     async fn list(
@@ -69,13 +69,13 @@ impl S3Source {
         reader.wait(list).await
     }
 
-    fn entry(&self, object: Listed) -> Entry {
+    fn candidate(&self, object: Listed) -> Candidate {
         let verdict = object.is_folder().then_some(Verdict::NotAFile);
         let key = object.key;
         let cursor = utf8_percent_encode(&key, IN_CURSOR).to_string();
         let name = format!("s3://{}/{key}", self.bucket);
-        let place = Place::Object { bucket: self.bucket.clone(), key };
-        Entry { verdict, ..Entry::at(cursor, &name, place) }
+        let location = Location::Object { bucket: self.bucket.clone(), key };
+        Candidate { verdict, ..Candidate::at(cursor, &name, location) }
     }
 }
 
@@ -121,10 +121,10 @@ mod tests {
     #[test]
     fn folder_markers_are_not_files_and_cursor_keeps_unusual_keys() {
         let source = S3Source::new("b");
-        let entry = |key: &str, bytes| source.entry(Listed { key: key.to_owned(), bytes });
-        assert_eq!(entry("folder/", 0).verdict, Some(Verdict::NotAFile));
-        assert_eq!(entry("folder/", 9).verdict, None);
-        let unusual = entry("a//100%\0.jpg", 9);
+        let candidate = |key: &str, bytes| source.candidate(Listed { key: key.to_owned(), bytes });
+        assert_eq!(candidate("folder/", 0).verdict, Some(Verdict::NotAFile));
+        assert_eq!(candidate("folder/", 9).verdict, None);
+        let unusual = candidate("a//100%\0.jpg", 9);
         assert!(!unusual.cursor.contains('\0') && !unusual.name.contains('\0'), "{unusual:?}");
         assert_eq!(percent_decode_str(&unusual.cursor).decode_utf8_lossy(), "a//100%\0.jpg");
         assert_eq!(unusual.labels.filename.as_deref(), Some("100%.jpg"));

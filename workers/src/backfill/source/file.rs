@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use nix::libc;
 
-use super::{entry::ByteStream, error::SourceError, reader::Reader};
+use super::{candidate::ByteStream, error::SourceError, reader::Reader};
 
 /// Bytes of one read.
 const CHUNK_BYTES: usize = 256 * 1024;

@@ -13,7 +13,7 @@ use std::{
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
 use super::{
-    entry::{Entry, Place, Verdict},
+    candidate::{Candidate, Location, Verdict},
     error::SourceError,
     reader::{Progress, Reader},
 };
@@ -53,19 +53,19 @@ impl Folder {
         reader: &Reader,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<Entry>, SourceError> {
+    ) -> Result<Vec<Candidate>, SourceError> {
         let root = self.root.clone();
         let after: Option<PathBuf> =
             after.map(|cursor| OsString::from_vec(percent_decode_str(cursor).collect()).into());
         reader
             .run(move |progress| {
-                let mut entries = Vec::new();
+                let mut candidates = Vec::new();
                 let mut show = |path: &Path, shown: Shown| {
-                    entries.push(entry(&root, path, shown));
-                    entries.len() < limit
+                    candidates.push(candidate(&root, path, shown));
+                    candidates.len() < limit
                 };
                 Walk { progress, show: &mut show }.folder(&root, after.as_deref())?;
-                Ok(entries)
+                Ok(candidates)
             })
             .await
     }
@@ -78,7 +78,7 @@ enum Shown {
     Unreadable(String),
 }
 
-fn entry(root: &Path, path: &Path, shown: Shown) -> Entry {
+fn candidate(root: &Path, path: &Path, shown: Shown) -> Candidate {
     let cursor = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
     let cursor = percent_encode(cursor, IN_CURSOR).to_string();
     let name = path.to_string_lossy().into_owned();
@@ -86,7 +86,7 @@ fn entry(root: &Path, path: &Path, shown: Shown) -> Entry {
         Shown::Kind(kind) => (!kind.is_file()).then_some(Verdict::NotAFile),
         Shown::Unreadable(why) => Some(Verdict::Unreadable(why)),
     };
-    Entry { verdict, ..Entry::at(cursor, &name, Place::File(path.to_owned())) }
+    Candidate { verdict, ..Candidate::at(cursor, &name, Location::File(path.to_owned())) }
 }
 
 /// A walk through a folder.
@@ -192,16 +192,16 @@ fn is_there(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// The paths of all entries, read in pages of `limit`.
+    /// The paths of all candidates, read in pages of `limit`.
     async fn list(folder: &Folder, limit: usize) -> Vec<String> {
         let (mut found, mut cursor) = (Vec::new(), None::<String>);
         loop {
             let page = folder.page(&Reader::default(), cursor.as_deref(), limit).await;
             let page = page.expect("a page");
             let is_last = page.len() < limit;
-            cursor = page.last().map(|entry| entry.cursor.clone()).or(cursor);
-            found.extend(page.into_iter().map(|entry| {
-                let Place::File(path) = entry.place else { panic!("a file") };
+            cursor = page.last().map(|candidate| candidate.cursor.clone()).or(cursor);
+            found.extend(page.into_iter().map(|candidate| {
+                let Location::File(path) = candidate.location else { panic!("a file") };
                 let path = path.strip_prefix(&folder.root).expect("inside");
                 path.to_string_lossy().into_owned()
             }));

@@ -11,7 +11,7 @@ use safelight_domain::Labels;
 use serde::Deserialize;
 
 use super::{
-    entry::{Entry, Place, Verdict},
+    candidate::{Candidate, Location, Verdict},
     error::SourceError,
     file,
     reader::Reader,
@@ -62,22 +62,22 @@ impl List {
         reader: &Reader,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<Entry>, SourceError> {
+    ) -> Result<Vec<Candidate>, SourceError> {
         let path = self.path.clone();
         let after = after.map(str::to_owned);
         reader
             .run(move |progress| {
                 let mut lines = Lines::from(&path, after.as_deref())?;
-                let mut entries = Vec::new();
-                while entries.len() < limit
+                let mut candidates = Vec::new();
+                while candidates.len() < limit
                     && let Some((number, line)) = lines.next(&path)?
                 {
                     progress.show()?;
                     if !is_blank(&line) {
-                        entries.push(entry(&path, number, &line, lines.cursor()));
+                        candidates.push(candidate(&path, number, &line, lines.cursor()));
                     }
                 }
-                Ok(entries)
+                Ok(candidates)
             })
             .await
     }
@@ -87,29 +87,29 @@ fn is_blank(line: &[u8]) -> bool {
     line.iter().all(u8::is_ascii_whitespace)
 }
 
-/// The entry that a line names; an invalid one, if it names none.
-fn entry(list: &Path, number: u64, line: &[u8], cursor: String) -> Entry {
+/// The candidate that a line names; an invalid one, if it names none.
+fn candidate(list: &Path, number: u64, line: &[u8], cursor: String) -> Candidate {
     let named = picture(line).and_then(|(picture, labels)| {
-        let place = place(list, &picture)?;
-        Ok((picture, labels, place))
+        let location = location(list, &picture)?;
+        Ok((picture, labels, location))
     });
-    let (picture, labels, place) = match named {
+    let (picture, labels, location) = match named {
         Ok(named) => named,
         Err(why) => {
             let name = format!("{}:{number}", list.display());
-            let place = Place::File(list.to_owned());
+            let location = Location::File(list.to_owned());
             let verdict = Some(Verdict::Invalid(why));
             let labels = Labels::default();
-            return Entry { verdict, labels, ..Entry::at(cursor, &name, place) };
+            return Candidate { verdict, labels, ..Candidate::at(cursor, &name, location) };
         }
     };
-    let name = match &place {
-        Place::File(path) => path.to_string_lossy().into_owned(),
-        Place::Object { .. } => picture.path,
+    let name = match &location {
+        Location::File(path) => path.to_string_lossy().into_owned(),
+        Location::Object { .. } => picture.path,
     };
-    let entry = Entry::at(cursor, &name, place);
-    let filename = labels.filename.or(entry.labels.filename);
-    Entry { labels: Labels { filename, ..labels }, ..entry }
+    let candidate = Candidate::at(cursor, &name, location);
+    let filename = labels.filename.or(candidate.labels.filename);
+    Candidate { labels: Labels { filename, ..labels }, ..candidate }
 }
 
 /// The picture that a line names, with the same rules for title and tags as in uploads; or what is wrong with
@@ -156,14 +156,14 @@ fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
 }
 
 /// The location of a line's picture; or what is wrong with its path.
-fn place(list: &Path, picture: &Picture) -> Result<Place, String> {
+fn location(list: &Path, picture: &Picture) -> Result<Location, String> {
     match picture.path.strip_prefix("s3://").map(|rest| rest.split_once('/')) {
         _ if picture.path.contains('\0') => Err("`path`: no path has a NUL in it".to_owned()),
         Some(Some((bucket, key))) if !bucket.is_empty() && !key.is_empty() => {
-            Ok(Place::Object { bucket: bucket.to_owned(), key: key.to_owned() })
+            Ok(Location::Object { bucket: bucket.to_owned(), key: key.to_owned() })
         }
         Some(_) => Err("`path`: expected s3://BUCKET/KEY".to_owned()),
-        None => Ok(Place::File(list.parent().unwrap_or(Path::new("/")).join(&picture.path))),
+        None => Ok(Location::File(list.parent().unwrap_or(Path::new("/")).join(&picture.path))),
     }
 }
 
@@ -230,27 +230,30 @@ mod tests {
         std::fs::write(&path, format!("\u{feff}{}", lines.join("\n"))).expect("list");
         let (list, reader) = (List::new(path.clone()), Reader::default());
         assert_eq!(list.count(&reader).await.expect("count"), 6);
-        let mut entries = Vec::new();
+        let mut candidates = Vec::new();
         let mut cursor = None::<String>;
         loop {
             let page = list.page(&reader, cursor.as_deref(), 1).await.expect("page");
-            let Some(entry) = page.into_iter().next() else { break };
-            cursor = Some(entry.cursor.clone());
-            entries.push(entry);
+            let Some(candidate) = page.into_iter().next() else { break };
+            cursor = Some(candidate.cursor.clone());
+            candidates.push(candidate);
         }
-        let valid: Vec<bool> = entries.iter().map(|entry| entry.verdict.is_none()).collect();
+        let valid: Vec<bool> =
+            candidates.iter().map(|candidate| candidate.verdict.is_none()).collect();
         assert_eq!(valid, [true, true, false, false, false, true]);
-        assert!(matches!(&entries[0].place, Place::File(p) if *p == folder.path().join("a.jpg")));
-        assert_eq!(entries[1].labels.title.as_deref(), Some("C"));
-        assert_eq!(entries[1].labels.tags, ["x"]);
-        assert_eq!(entries[1].labels.filename.as_deref(), Some("c.png"));
-        assert!(entries[2].name.ends_with(":4"), "{}", entries[2].name);
-        assert_eq!(entries[5].labels.filename.as_deref(), Some("key.gif"));
+        let first = folder.path().join("a.jpg");
+        assert!(matches!(&candidates[0].location, Location::File(path) if *path == first));
+        assert_eq!(candidates[1].labels.title.as_deref(), Some("C"));
+        assert_eq!(candidates[1].labels.tags, ["x"]);
+        assert_eq!(candidates[1].labels.filename.as_deref(), Some("c.png"));
+        assert!(candidates[2].name.ends_with(":4"), "{}", candidates[2].name);
+        assert_eq!(candidates[5].labels.filename.as_deref(), Some("key.gif"));
     }
 
     #[test]
     fn list_validates_lines_like_uploads() {
-        let entry = |line: &str| entry(Path::new("/list"), 1, line.as_bytes(), String::new());
+        let candidate =
+            |line: &str| candidate(Path::new("/list"), 1, line.as_bytes(), String::new());
         for (line, why) in [
             (r#"{"path":"a","title":"x\u0000y"}"#, "`title`: control characters"),
             (r#"{"path":"a","tags":["ok","\u0007"]}"#, "`tags`: control characters"),
@@ -262,13 +265,14 @@ mod tests {
             (r#""a" "b""#, "trailing characters"),
             ("a.jpg", "neither a path in quotes"),
         ] {
-            let found = entry(line).verdict;
+            let found = candidate(line).verdict;
             let is_expected =
                 matches!(&found, Some(Verdict::Invalid(reason)) if reason.contains(why));
             assert!(is_expected, "{line}: {found:?}");
         }
-        let valid =
-            entry(r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#);
+        let valid = candidate(
+            r#"{"path":"/a/b.jpg","title":" ","tags":["x "," x"],"filename":"../c.jpg"}"#,
+        );
         let labels = valid.labels;
         assert_eq!((labels.title, labels.tags), (None, vec!["x".to_owned()]));
         assert_eq!(labels.filename.as_deref(), Some("c.jpg"));

@@ -1,8 +1,8 @@
 //! Where an import finds pictures. Each source has its own order, and its cursors are positions in that
-//! order; a page needs memory only for its own entries.
+//! order; a page needs memory only for its own candidates.
 
 mod bucket;
-mod entry;
+mod candidate;
 mod error;
 mod file;
 mod folder;
@@ -15,16 +15,16 @@ use safelight_config::import_roots;
 use safelight_domain::{BackfillSpec, ImageFormat};
 
 pub(super) use self::{
-    entry::{ByteStream, Entry, Verdict},
+    candidate::{ByteStream, Candidate, Verdict},
     error::SourceError,
     reader::Reader,
 };
 
-use self::{bucket::S3Source, entry::Place, folder::Folder, list::List, reader::Progress};
+use self::{bucket::S3Source, candidate::Location, folder::Folder, list::List, reader::Progress};
 
 /// Where an import finds pictures.
 pub(super) struct Source {
-    place: Kind,
+    kind: Kind,
     reader: Reader,
     /// The locations that a list may name; any location if empty.
     roots: Vec<String>,
@@ -45,38 +45,42 @@ impl Source {
         let Some(source) = &spec.source else {
             return Err(SourceError::Unusable("the import names no source".to_owned()));
         };
-        let place = match source.strip_prefix("s3://") {
+        let kind = match source.strip_prefix("s3://") {
             Some(rest) => Kind::Bucket(S3Source::new(rest)),
             None => kind_of_path(&reader, source.into()).await?,
         };
         // A folder or a bucket was checked when the import was requested.
-        let roots = if matches!(place, Kind::List(_)) { spec.roots.clone() } else { Vec::new() };
-        Ok(Self { place, reader, roots })
+        let roots = if matches!(kind, Kind::List(_)) { spec.roots.clone() } else { Vec::new() };
+        Ok(Self { kind, reader, roots })
     }
 
-    /// How many entries there are.
+    /// How many candidates there are.
     pub async fn count(&self) -> Result<u64, SourceError> {
-        match &self.place {
+        match &self.kind {
             Kind::Folder(folder) => folder.count(&self.reader).await,
             Kind::List(list) => list.count(&self.reader).await,
             Kind::Bucket(bucket) => bucket.count(&self.reader).await,
         }
     }
 
-    /// The next `limit` entries after a cursor; fewer only at the end.
-    pub async fn page(&self, after: Option<&str>, limit: u32) -> Result<Vec<Entry>, SourceError> {
+    /// The next `limit` candidates after a cursor; fewer only at the end.
+    pub async fn page(
+        &self,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<Candidate>, SourceError> {
         let limit = limit as usize;
-        match &self.place {
+        match &self.kind {
             Kind::Folder(folder) => folder.page(&self.reader, after, limit).await,
             Kind::List(list) => list.page(&self.reader, after, limit).await,
             Kind::Bucket(bucket) => bucket.page(&self.reader, after, limit).await,
         }
     }
 
-    /// An entry's bytes.
-    pub async fn open(&self, entry: &Entry) -> Result<ByteStream, SourceError> {
-        match &entry.place {
-            Place::File(path) => {
+    /// A candidate's bytes.
+    pub async fn open(&self, candidate: &Candidate) -> Result<ByteStream, SourceError> {
+        match &candidate.location {
+            Location::File(path) => {
                 let (path, roots) = (path.clone(), self.roots.clone());
                 let open = move |_: &Progress| {
                     check(&roots, &path.to_string_lossy())?;
@@ -84,7 +88,7 @@ impl Source {
                 };
                 Ok(file::stream(self.reader.clone(), self.reader.run(open).await?))
             }
-            Place::Object { bucket, key } => {
+            Location::Object { bucket, key } => {
                 check(&self.roots, &format!("s3://{bucket}/{key}"))?;
                 bucket::open(&self.reader, bucket, key).await
             }
@@ -145,8 +149,8 @@ mod tests {
         spec.roots = vec![folder.path().to_string_lossy().into_owned()];
         let source = Source::of(&spec, Reader::default()).await.expect("a list");
         let mut opened = Vec::new();
-        for entry in source.page(None, 9).await.expect("page") {
-            opened.push(match source.open(&entry).await {
+        for candidate in source.page(None, 9).await.expect("page") {
+            opened.push(match source.open(&candidate).await {
                 Ok(_) => "read",
                 Err(SourceError::Forbidden(_)) => "forbidden",
                 Err(_) => "unreadable",

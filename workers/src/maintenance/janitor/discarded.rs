@@ -1,10 +1,9 @@
 //! Removes the bytes of images whose upload was cancelled, unless another image has the same.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use safelight_config::Config;
-use safelight_store::DynStore;
+use safelight_store::Deletions;
 
 use crate::{
     maintenance::service::{Service, ServiceError},
@@ -19,14 +18,14 @@ const PERIOD: Duration = Duration::from_secs(2);
 
 /// Removes the bytes of images that were discarded.
 pub(crate) struct DiscardedImages {
-    store: DynStore,
+    deletions: Arc<dyn Deletions>,
     remover: Remover,
     purger: Purger,
 }
 
 impl DiscardedImages {
-    pub fn new(store: DynStore, remover: Remover, config: &Config) -> Self {
-        Self { store, remover, purger: Purger::new(config) }
+    pub fn new(deletions: Arc<dyn Deletions>, remover: Remover, purger: Purger) -> Self {
+        Self { deletions, remover, purger }
     }
 
     /// Removes the bytes of all images that were discarded and that no worker can be writing for. Proxies are
@@ -34,12 +33,12 @@ impl DiscardedImages {
     /// nothing is removed, and the next run retries everything.
     pub async fn remove(&self) -> Result<(), RemovalError> {
         loop {
-            let discarded = self.store.discarded(BATCH, self.purger.min_age()).await?;
+            let discarded = self.deletions.discarded(BATCH, self.purger.min_age()).await?;
             for image in &discarded {
                 let presets = image.renditions.iter().map(|made| made.preset.as_str());
                 self.purger.purge(image.id, presets).await?;
                 self.remover.remove_image(image).await?;
-                self.store.mark_removed(image.id).await?;
+                self.deletions.mark_removed(image.id).await?;
                 tracing::info!(image = %image.id, "removed the bytes of a cancelled upload");
             }
             if discarded.len() < BATCH as usize {

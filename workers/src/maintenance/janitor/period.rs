@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use safelight_config::Config;
-
 /// A sweep lists all staged bytes, so it runs rarely; unless the grace time is so short that it must
 /// run more often.
 const LONGEST: Duration = Duration::from_mins(5);
@@ -12,6 +10,6 @@ const LONGEST: Duration = Duration::from_mins(5);
 const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Half the grace time, within bounds.
-pub(super) fn sweep_period(config: &Config) -> Duration {
-    Duration::from_millis(config.staged_grace_ms / 2).clamp(SHORTEST, LONGEST)
+pub(super) fn sweep_period(grace: Duration) -> Duration {
+    (grace / 2).clamp(SHORTEST, LONGEST)
 }

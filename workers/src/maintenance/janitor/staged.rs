@@ -1,14 +1,13 @@
 //! Staged bytes without an image, left by uploads that were interrupted between storing and recording them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use futures::TryStreamExt;
 use safelight_blobs::{BlobError, BlobKey, Blobs, Incoming, StagedUpload};
-use safelight_config::Config;
 use safelight_domain::ImageId;
-use safelight_store::{DynStore, StoreError};
+use safelight_store::{Reads, StoreError};
 
 use super::period::sweep_period;
 use crate::maintenance::service::{Service, ServiceError};
@@ -26,25 +25,22 @@ enum SweepError {
 
 /// Deletes abandoned staged bytes.
 pub(crate) struct StagedBytes {
-    store: DynStore,
+    images: Arc<dyn Reads>,
     blobs: Blobs,
-    grace_ms: u64,
-    period: Duration,
+    grace: Duration,
 }
 
 impl StagedBytes {
-    pub fn new(store: DynStore, blobs: Blobs, config: &Config) -> Self {
-        Self { store, blobs, grace_ms: config.staged_grace_ms, period: sweep_period(config) }
+    pub fn new(images: Arc<dyn Reads>, blobs: Blobs, grace: Duration) -> Self {
+        Self { images, blobs, grace }
     }
 
     /// Checks all staged bytes older than `staged_grace_ms`, by the store's clock: if this machine's clock
     /// was ahead, new bytes would seem old.
     async fn sweep(&self) -> Result<(), SweepError> {
         let now = self.blobs.clock().await?;
-        let grace = i64::try_from(self.grace_ms).unwrap_or(i64::MAX);
-        let Some(before) =
-            TimeDelta::try_milliseconds(grace).and_then(|grace| now.checked_sub_signed(grace))
-        else {
+        let grace = TimeDelta::from_std(self.grace).ok();
+        let Some(before) = grace.and_then(|grace| now.checked_sub_signed(grace)) else {
             return Ok(());
         };
         let cut_off = self.blobs.remove_cut_off(before).await?;
@@ -63,7 +59,7 @@ impl StagedBytes {
     }
 
     async fn clean(&self, staged: &[ImageId]) -> Result<(), SweepError> {
-        let owned = self.store.existing_images(staged).await?;
+        let owned = self.images.existing_images(staged).await?;
         let mut removed = 0_u32;
         for &image in staged {
             if owned.contains(&image) {
@@ -83,7 +79,7 @@ impl StagedBytes {
     /// stores copy, then delete), or they are a stale worker's. Promoting them again cannot lose anything;
     /// deleting them could. (Those of a discarded image are removed with it.)
     async fn finish_promotion(&self, image: ImageId) -> Result<(), SweepError> {
-        match self.store.image(image).await? {
+        match self.images.image(image).await? {
             Some(image) if image.stored_at.is_some() && !image.discarded => {
                 let (sha256, bytes) = (image.sha256, image.bytes);
                 let staged = StagedUpload { image: image.id, sha256, bytes };
@@ -105,7 +101,7 @@ impl Service for StagedBytes {
     }
 
     fn period(&self) -> Option<Duration> {
-        Some(self.period)
+        Some(sweep_period(self.grace))
     }
 
     async fn run(&mut self) -> Result<(), ServiceError> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use safelight_config::Config;
 
 use super::period::sweep_period;
 use crate::{
@@ -18,8 +17,9 @@ pub(crate) struct Trash {
 }
 
 impl Trash {
-    pub fn new(remover: Remover, config: &Config) -> Self {
-        Self { remover, period: sweep_period(config) }
+    /// `grace` is that of staged bytes.
+    pub fn new(remover: Remover, grace: Duration) -> Self {
+        Self { remover, period: sweep_period(grace) }
     }
 }
 

@@ -18,11 +18,8 @@ use super::{
 use crate::{
     WorkerOptions, WorkerParts,
     consumer::{self, worker::Worker},
-    maintenance::{
-        outbox_relay::OutboxRelay,
-        pruning::ExpiredKeys,
-        rescuer::{LeaseRescuer, MessageRescuer},
-    },
+    maintenance::outbox_relay::OutboxRelay,
+    services::{expired_keys, lease_rescuer, message_rescuer, relay},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,17 +89,12 @@ impl Process {
         }
         let (parts, relay) = (self.parts.clone(), self.relay.clone());
         let task = tokio::spawn(async move {
-            let WorkerParts { config, store, queue, outbox_signal, .. } = parts;
             // The schedule also repeats failed runs.
             match step {
                 MaintenanceStep::Relay => drop(relay.lock().await.step().await),
-                MaintenanceStep::RescueLeases => {
-                    drop(LeaseRescuer::new(store, outbox_signal, &config).rescue().await);
-                }
-                MaintenanceStep::RescueMessages => {
-                    drop(MessageRescuer::new(store, queue, outbox_signal, &config).rescue().await);
-                }
-                MaintenanceStep::ExpireKeys => drop(ExpiredKeys::new(store, &config).prune().await),
+                MaintenanceStep::RescueLeases => drop(lease_rescuer(&parts).rescue().await),
+                MaintenanceStep::RescueMessages => drop(message_rescuer(&parts).rescue().await),
+                MaintenanceStep::ExpireKeys => drop(expired_keys(&parts).prune().await),
             }
         });
         self.maintenance.insert(step, task);
@@ -119,11 +111,6 @@ async fn main(
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     consumer::consume(worker, shutdown).await;
-}
-
-fn relay(parts: &WorkerParts) -> OutboxRelay {
-    let (store, queue) = (parts.store.clone(), parts.queue.clone());
-    OutboxRelay::new(store, queue, parts.outbox_signal.clone(), &parts.config)
 }
 
 /// Takes the place of a real job: the schedule decides how it ends.

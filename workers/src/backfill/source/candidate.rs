@@ -1,4 +1,4 @@
-//! The entries of a source.
+//! What a source offers to an import.
 
 use std::path::{Path, PathBuf};
 
@@ -8,25 +8,25 @@ use safelight_domain::Labels;
 
 use super::error::SourceError;
 
-/// The content of an entry.
+/// The content of a candidate.
 pub(crate) type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
 
 /// Something that may be a picture.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    /// The walk's cursor after this entry.
+pub(crate) struct Candidate {
+    /// The walk's cursor after this candidate.
     pub cursor: String,
     /// Its name in a report.
     pub name: String,
     /// Where its bytes are.
-    pub place: Place,
+    pub location: Location,
     /// Why it is no picture, if that is known without reading it.
     pub verdict: Option<Verdict>,
     /// What the source calls it.
     pub labels: Labels,
 }
 
-/// Why an entry is not read at all.
+/// Why a candidate is not read at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It is a symbolic link, a pipe or a device; in a bucket the mark of a folder.
@@ -39,28 +39,28 @@ pub(crate) enum Verdict {
 
 /// Where bytes are.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// In a file.
     File(PathBuf),
     /// In a bucket, under a key.
     Object { bucket: String, key: String },
 }
 
-impl Entry {
-    /// An entry of which only the location is known.
-    pub(super) fn at(cursor: String, name: &str, place: Place) -> Self {
+impl Candidate {
+    /// A candidate of which only the location is known.
+    pub(super) fn at(cursor: String, name: &str, location: Location) -> Self {
         let mut labels = Labels::default();
-        match &place {
-            Place::File(path) => {
+        match &location {
+            Location::File(path) => {
                 if let Some(name) = path.file_name() {
                     labels.set_filename(&name.to_string_lossy());
                 }
             }
-            Place::Object { key, .. } => labels.set_filename(key),
+            Location::Object { key, .. } => labels.set_filename(key),
         }
         // PostgreSQL cannot store text with a NUL.
         let name = name.replace('\0', "\u{fffd}");
-        Self { cursor, name, place, verdict: None, labels }
+        Self { cursor, name, location, verdict: None, labels }
     }
 
     /// Whether its name is that of a picture.
