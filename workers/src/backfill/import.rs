@@ -98,7 +98,7 @@ impl ImportWalk {
         while let Some(found) = found.next().await {
             match found {
                 Ok(Found::Work(child)) => step.work.push(child),
-                Ok(Found::Settled(item)) => step.settled.push(item),
+                Ok(Found::Settled(item)) => step.without_work.push(item),
                 Err(error) => {
                     memory.tries += u32::from(matches!(error, BackfillError::Source(_)));
                     self.discard(&step).await;
@@ -130,7 +130,7 @@ impl Memory {
         let (first, equal): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|child| self.is_first(child));
         step.work = first;
-        step.settled.extend(equal.into_iter().map(|child| ReportLine {
+        step.without_work.extend(equal.into_iter().map(|child| ReportLine {
             id: child.image.0,
             outcome: ItemOutcome::Skipped,
             reason: Some("duplicate".to_owned()),
@@ -252,7 +252,7 @@ impl Import<'_> {
             task: TaskId::new(),
             kind: TaskKind::Upload,
             image,
-            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
             import: Some(import),
         }))
     }
@@ -275,7 +275,7 @@ impl Import<'_> {
             return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
         };
         let blocking = store.blocking_jobs(&[equal]).await?;
-        if let Some(failed) = failure(&blocking, &[JobKind::Write, JobKind::Thumbnail]) {
+        if let Some(failed) = failure(&blocking, &JobKind::OF_NEW_IMAGE) {
             let spec = &self.backfill.spec;
             let detail = format!("equal to image {equal}, which failed: {failed}");
             let is_imported = spec.retry_failed && self.first(sha256);

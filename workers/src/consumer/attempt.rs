@@ -132,7 +132,7 @@ async fn process(worker: &Worker, message: &Message, slot: Arc<Slot>, traced: &S
 /// Requeuing its message instead would bring it back immediately, and after some rounds to the dead letters.
 async fn leave_to_newer(worker: &Worker, job: JobId) -> Result<Claim, StoreError> {
     tracing::debug!(%job, "a job needs a newer worker");
-    worker.store.republish(job, NEWER_DELAY).await?;
+    worker.store.requeue_one(job, NEWER_DELAY).await?;
     Ok(Claim::Nothing)
 }
 

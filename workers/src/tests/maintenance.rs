@@ -55,7 +55,7 @@ async fn relay_keeps_rows_while_queue_is_closed() {
             .finished_methods
             .lock()
             .expect("not poisoned")
-            .contains("return_unpublished")
+            .contains("release_taken")
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -38,8 +38,14 @@ async fn old_worker_leaves_newer_job_without_using_attempt() {
     let _worker = test.worker();
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
     test.wait_for_task(upload.task, thumbnail_is_done).await;
-    within("the worker calls republish", async {
-        while !test.store.plan.finished_methods.lock().expect("not poisoned").contains("republish")
+    within("the worker calls requeue_one", async {
+        while !test
+            .store
+            .plan
+            .finished_methods
+            .lock()
+            .expect("not poisoned")
+            .contains("requeue_one")
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
