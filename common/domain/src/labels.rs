@@ -1,5 +1,5 @@
-//! The labels that a client gives an image: title, tags, file name and visibility. Uploads and imports share the
-//! rules.
+//! The labels that a client gives an image: title, tags, file name and visibility. Uploads and imports share
+//! the rules.
 
 use serde::Serialize;
 
@@ -86,9 +86,9 @@ impl Labels {
 
     /// Identifies the payload of an upload: equal if and only if the bytes and all labels are.
     ///
-    /// Fingerprints are stored with idempotency keys and outlive an upgrade, so those of uploads without a new
-    /// label must not change: a new label is added as the visibility is, only if it is given, and after a `None`
-    /// of its own.
+    /// Fingerprints are stored with idempotency keys and outlive an upgrade, so those of uploads without a
+    /// new label must not change: a new label is added only if it is given, as the visibility is, and behind
+    /// a text that no other label has there.
     pub fn fingerprint(&self, content: ContentHash) -> ContentHash {
         let mut hasher = ContentHasher::default();
         hasher.update(content.as_bytes());

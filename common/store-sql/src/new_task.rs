@@ -37,7 +37,7 @@ impl<'a> NewImage<'a> {
         }
     }
 
-    /// The image that a child of a backfill imports, if it does. Its `visibility` counts unless the picture has its
+    /// The image that a child of a backfill imports, if it does; with `visibility` unless the picture has its
     /// own.
     pub fn of_child(
         child: &'a ChildTask,
