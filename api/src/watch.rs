@@ -225,7 +225,7 @@ mod tests {
 
     use safelight_domain::{
         ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, JobNotice, Labels, Lane,
-        Status, WorkerId,
+        Status, Visibility, WorkerId,
     };
     use safelight_store::{Claim, NewUpload};
     use safelight_store_sql::SqliteStore;
@@ -343,7 +343,6 @@ mod tests {
     fn upload() -> NewUpload {
         NewUpload {
             owner: safelight_domain::Owner::local(),
-            visibility: safelight_domain::Visibility::Public,
             quota: safelight_domain::Quota::default(),
             image: ImageId::new(),
             task: TaskId::new(),
@@ -351,7 +350,7 @@ mod tests {
             sha256: ContentHash::of(b"x"),
             bytes: 1,
             format: ImageFormat::Png,
-            labels: Labels::default(),
+            labels: Labels { visibility: Some(Visibility::Public), ..Labels::default() },
             jobs: vec![(JobId::new(), JobKind::Write)],
             max_attempts: 3,
             key: None,

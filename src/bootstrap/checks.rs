@@ -1,11 +1,11 @@
 //! Checks at startup: a configuration that would lose or expose something is an error with a hint.
 
-use std::path::Path;
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
 
 use safelight_config::{BlobUrl, Config, DatabaseUrl, QueueUrl};
 use safelight_store::DynStore;
-use safelight_store_sql::fs_permissions;
 
+use super::fs_permissions::is_open_to_all;
 use crate::error::CommandError;
 
 /// Rejects a server that other machines can reach while there is no key: every client could do everything.
@@ -62,19 +62,17 @@ pub fn require_writable_folders(config: &Config) -> Result<(), CommandError> {
 }
 
 fn require_writable(folder: &Path, variable: &str) -> Result<(), CommandError> {
-    fs_permissions::make_folder(folder)
-        .and_then(|()| {
-            let probe = folder.join(format!(".write-test-{}", std::process::id()));
-            std::fs::write(&probe, b"")?;
-            std::fs::remove_file(&probe)
-        })
-        .map_err(|error| {
-            CommandError::failed(format!(
-                "cannot write to the folder {}: {error}",
-                folder.display()
-            ))
+    // Only this user may enter it, independent of the umask. An existing folder stays as it is.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.and_then(|()| {
+        let probe = folder.join(format!(".write-test-{}", std::process::id()));
+        std::fs::write(&probe, b"")?;
+        std::fs::remove_file(&probe)
+    })
+    .map_err(|error| {
+        CommandError::failed(format!("cannot write to the folder {}: {error}", folder.display()))
             .hint(format!("make it writable, or choose another with {variable}"))
-        })
+    })
 }
 
 /// Warns about keys and private pictures that every user of this machine can read. Permissions of files that
@@ -88,9 +86,7 @@ pub fn warn_about_readable_files(config: &Config) {
         BlobUrl::File(folder) => Some(folder),
         BlobUrl::S3 { .. } => None,
     };
-    for path in
-        database.into_iter().chain(blobs).filter(|path| fs_permissions::is_open_to_all(path))
-    {
+    for path in database.into_iter().chain(blobs).filter(|path| is_open_to_all(path)) {
         tracing::warn!(
             path = %path.display(),
             "every user of this machine can read this; close its folder: chmod 700"

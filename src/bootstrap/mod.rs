@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod checks;
+mod fs_permissions;
 pub mod listen;
 pub mod runtime;
 pub mod services;

@@ -62,7 +62,7 @@ impl ImageView {
     /// What can be served of `image`.
     pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
         let format = image.facts.as_ref().map_or(image.format, |facts| facts.format);
-        let private = image.visibility == Visibility::Private;
+        let private = image.visibility() == Visibility::Private;
         let original = image.stored_at.filter(|_| !image.discarded).map(|stored| {
             let key = BlobKey::Blob(image.sha256);
             let object = StoredObject::new(&image.owner, key, image.sha256, image.bytes);
@@ -156,7 +156,7 @@ impl Representation {
 
 /// The owner of an image, if it is private.
 fn private_to(image: &Image) -> Option<Owner> {
-    (image.visibility == Visibility::Private).then(|| image.owner.clone())
+    (image.visibility() == Visibility::Private).then(|| image.owner.clone())
 }
 
 /// The name with the extension of another format.

@@ -309,6 +309,7 @@ impl From<&BlobError> for Problem {
             }
             BlobError::NotFound
             | BlobError::TooLarge { .. }
+            | BlobError::WrongSize { .. }
             | BlobError::Store(_)
             | BlobError::Late
             | BlobError::Spool(_) => Self::new(

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 use chrono::{DateTime, Utc};
 use safelight_blobs::{BlobKey, Blobs, Content, Ingest};
 use safelight_domain::{
-    ContentHash, Image, ImageId, Job, JobId, JobKind, Lane, Owner, Progress, Quota, Status, Task,
-    TaskId, TaskKind, Visibility,
+    ContentHash, Image, ImageId, Job, JobId, JobKind, Labels, Lane, Owner, Progress, Quota, Status,
+    Task, TaskId, TaskKind, Visibility,
 };
 use safelight_queue::OutboxSignal;
 use safelight_store::{Accepted, DynStore, NewUpload};
@@ -16,7 +16,6 @@ use tracing::{Instrument, Span, field::Empty};
 use super::{
     digest,
     idempotency::{self, ReservedKey},
-    labels::UploadLabels,
     permits::UploadPermit,
 };
 use crate::{
@@ -33,7 +32,7 @@ pub struct ReceivedUpload {
     /// Its bytes.
     pub ingest: Ingest,
     /// The labels that came with them.
-    pub labels: UploadLabels,
+    pub labels: Labels,
     /// The hash that the bytes must have, if the client gave one that is still to be checked.
     pub expected: Option<ContentHash>,
     /// Its idempotency key.
@@ -108,22 +107,22 @@ impl Committer {
         &self,
         (image, owner, quota): (ImageId, Owner, Quota),
         content: &Content,
-        labels: UploadLabels,
+        labels: Labels,
         key: Option<&ReservedKey>,
     ) -> NewUpload {
         let fingerprint = labels.fingerprint(content.sha256);
+        let visibility = labels.visibility.or(Some(self.default_visibility));
         NewUpload {
             image,
             task: TaskId::new(),
             quota,
             owner,
-            visibility: labels.visibility.unwrap_or(self.default_visibility),
             lane: Lane::Interactive,
             sha256: content.sha256,
             bytes: content.bytes,
             format: content.format,
-            labels: labels.labels,
-            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+            labels: Labels { visibility, ..labels },
+            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
             max_attempts: self.max_attempts,
             key: key.and_then(ReservedKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
             trace: None,
@@ -250,7 +249,6 @@ fn accepted_task(upload: NewUpload, at: DateTime<Utc>) -> Task {
             discarded: false,
             deleted: false,
             owner: upload.owner,
-            visibility: upload.visibility,
             renditions: Vec::new(),
             placeholder: None,
         }),

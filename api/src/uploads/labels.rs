@@ -1,65 +1,14 @@
-//! What a client sends with an image's bytes: title, tags, file name, visibility.
+//! Reading labels from requests.
 
 use axum::http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
-use safelight_domain::{ContentHash, ContentHasher, Labels, Visibility};
+use safelight_domain::{Label, Labels};
 
 use crate::http::problem::{Problem, ProblemCode};
 
-/// What a client sends with an image's bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UploadLabels {
-    /// Title, tags and file name.
-    pub labels: Labels,
-    /// Who may read the bytes.
-    pub visibility: Option<Visibility>,
-}
-
-impl UploadLabels {
-    /// Sets the title. An empty title is none.
-    pub fn set_title(&mut self, text: &str) -> Result<(), Problem> {
-        self.labels.set_title(text).map_err(|why| invalid("title", &why))
-    }
-
-    /// Adds tags, separated by commas.
-    pub fn add_tags(&mut self, list: &str) -> Result<(), Problem> {
-        for tag in list.split(',') {
-            self.labels.add_tag(tag).map_err(|why| invalid("tags", &why))?;
-        }
-        Ok(())
-    }
-
-    /// Sets who may read the bytes.
-    pub fn set_visibility(&mut self, name: &str) -> Result<(), Problem> {
-        let names = |_| invalid("visibility", "must be `public` or `private`");
-        self.visibility = Some(name.trim().parse().map_err(names)?);
-        Ok(())
-    }
-
-    /// Sets the file's name, sanitized.
-    pub fn set_filename(&mut self, name: &str) {
-        self.labels.set_filename(name);
-    }
-
-    /// Identifies the payload of an upload: equal if and only if the bytes and all labels are.
-    pub fn fingerprint(&self, content: ContentHash) -> ContentHash {
-        let mut hasher = ContentHasher::default();
-        hasher.update(content.as_bytes());
-        // Each part with its length, so that no two payloads give the same bytes.
-        let mut add = |part: Option<&str>| {
-            let length = part.map_or(u64::MAX, |part| part.len() as u64);
-            hasher.update(&length.to_be_bytes());
-            hasher.update(part.unwrap_or_default().as_bytes());
-        };
-        add(self.labels.title.as_deref());
-        add(self.labels.filename.as_deref());
-        self.labels.tags.iter().for_each(|tag| add(Some(tag)));
-        if let Some(visibility) = self.visibility {
-            add(None);
-            add(Some(visibility.as_str()));
-        }
-        hasher.finish()
-    }
+/// Sets a label from text.
+pub fn set(labels: &mut Labels, label: Label, text: &str) -> Result<(), Problem> {
+    labels.set(label, text).map_err(|why| invalid(label.as_str(), &why))
 }
 
 /// A field that is not valid.
@@ -142,48 +91,6 @@ mod tests {
                 HeaderValue::from_static(value),
             )]);
             assert_eq!(disposition_filename(&headers).as_deref(), expected, "{value}");
-        }
-    }
-
-    #[test]
-    fn tags_are_split_trimmed_deduplicated_and_bounded() {
-        let mut given = UploadLabels::default();
-        given.add_tags("cat, dog,,cat ").expect("tags");
-        given.add_tags("bird").expect("tags");
-        assert_eq!(given.labels.tags, ["cat", "dog", "bird"]);
-        let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-        assert!(given.add_tags(&many).is_err());
-        assert!(given.add_tags(&"x".repeat(65)).is_err());
-        assert!(given.set_title("a\u{7}b").is_err());
-        given.set_title("  ").expect("empty");
-        assert_eq!(given.labels.title, None);
-    }
-
-    #[test]
-    fn fingerprint_covers_all_labels() {
-        let content = ContentHash::of(b"x");
-        let of = |title: Option<&str>, tags: &[&str], filename: Option<&str>| {
-            UploadLabels {
-                labels: Labels {
-                    title: title.map(str::to_owned),
-                    tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
-                    filename: filename.map(str::to_owned),
-                },
-                visibility: None,
-            }
-            .fingerprint(content)
-        };
-        let all = [
-            of(None, &[], None),
-            of(Some("ab"), &[], None),
-            of(None, &[], Some("ab")),
-            of(None, &["ab"], None),
-            of(None, &["a", "b"], None),
-            of(Some("a"), &["b"], None),
-            UploadLabels::default().fingerprint(ContentHash::of(b"y")),
-        ];
-        for (n, one) in all.iter().enumerate() {
-            assert!(all[n + 1..].iter().all(|other| other != one), "{n}");
         }
     }
 }

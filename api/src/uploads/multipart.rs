@@ -1,7 +1,7 @@
-//! `multipart/form-data` (RFC 7578): one `file`, and optionally `title`, `tags` and `visibility`, in any
-//! order.
+//! `multipart/form-data` (RFC 7578): one `file`, and optionally [`Label`]s, in any order.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,8 +19,9 @@ use axum::{
 };
 use futures::{Stream, StreamExt};
 use safelight_blobs::Ingest;
+use safelight_domain::{Label, Labels};
 
-use super::labels::{self, UploadLabels};
+use super::labels;
 use crate::http::{
     body::{BodyFault, BodyReader},
     problem::{Problem, ProblemCode},
@@ -44,7 +45,7 @@ pub async fn receive(
     body: &BodyReader,
     content_type: &HeaderValue,
     ingest: &mut Ingest,
-) -> Result<UploadLabels, Problem> {
+) -> Result<Labels, Problem> {
     let outcome = parse(body, content_type, ingest).await;
     // The parser hides errors of the body; the reader has them.
     match (outcome, body.fault()) {
@@ -57,7 +58,7 @@ async fn parse(
     body: &BodyReader,
     content_type: &HeaderValue,
     ingest: &mut Ingest,
-) -> Result<UploadLabels, Problem> {
+) -> Result<Labels, Problem> {
     let used = Arc::new(AtomicU64::new(0));
     let mut request = Request::new(Body::from_stream(feed(body, used.clone())));
     request.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
@@ -66,8 +67,8 @@ async fn parse(
     let mut multipart = Multipart::from_request(request, &())
         .await
         .map_err(|_| invalid("the media type has no boundary"))?;
-    let mut given = UploadLabels::default();
-    let (mut file, mut title, mut parts) = (false, false, 0);
+    let mut given = Labels::default();
+    let (mut file, mut named, mut parts) = (false, HashSet::new(), 0);
     while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
         parts += 1;
         if parts > MAX_PARTS {
@@ -83,19 +84,15 @@ async fn parse(
                 }
                 part.copy(ingest).await?;
             }
-            Some("title") if title => return Err(invalid("there is more than one `title`")),
-            Some("title") => {
-                title = true;
-                given.set_title(&part.text().await?)?;
-            }
-            Some("visibility") if given.visibility.is_some() => {
-                return Err(invalid("there is more than one `visibility`"));
-            }
-            Some("visibility") => given.set_visibility(&part.text().await?)?,
-            Some("tags") => given.add_tags(&part.text().await?)?,
-            Some(other) => {
-                let other = other.escape_debug();
-                return Err(invalid(&format!("there is no field `{other}`")));
+            Some(name) => {
+                let Ok(label) = name.parse::<Label>() else {
+                    let name = name.escape_debug();
+                    return Err(invalid(&format!("there is no field `{name}`")));
+                };
+                if !named.insert(label) && !label.is_repeatable() {
+                    return Err(invalid(&format!("there is more than one `{label}`")));
+                }
+                labels::set(&mut given, label, &part.text().await?)?;
             }
             None => return Err(invalid("a part has no name")),
         }
@@ -169,6 +166,8 @@ fn malformed(error: &MultipartError) -> Problem {
 }
 
 fn invalid(why: &str) -> Problem {
+    let names: Vec<_> = Label::ALL.iter().map(|label| format!("`{label}`")).collect();
+    let (last, others) = names.split_last().expect("there are labels");
     Problem::new(ProblemCode::InvalidMultipart, format!("The multipart body is not valid: {why}."))
-        .hint("send one part `file`, and optionally `title`, `tags` and `visibility`")
+        .hint(format!("send one part `file`, and optionally {} and {last}", others.join(", ")))
 }

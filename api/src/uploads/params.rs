@@ -1,14 +1,10 @@
 //! The headers and query parameters of an upload.
 
 use axum::http::{HeaderMap, header};
-use safelight_domain::{ContentHash, Owner};
+use safelight_domain::{ContentHash, Label, Labels, Owner};
 use safelight_store::IdempotencyKey;
 
-use super::{
-    digest, idempotency,
-    labels::{self, UploadLabels},
-    multipart,
-};
+use super::{digest, idempotency, labels, multipart};
 use crate::http::{
     extract::Params,
     prefer::Wait,
@@ -20,7 +16,7 @@ pub struct UploadParams {
     /// The owner of the image.
     pub owner: Owner,
     /// The labels of a raw upload; `None` for multipart, where they are in the body.
-    pub labels: Option<UploadLabels>,
+    pub labels: Option<Labels>,
     /// Its idempotency key.
     pub key: Option<IdempotencyKey>,
     /// The hash that its content must have.
@@ -45,24 +41,25 @@ impl UploadParams {
 }
 
 /// The labels of a raw upload; `None` for multipart.
-fn raw_labels(headers: &HeaderMap, mut params: Params) -> Result<Option<UploadLabels>, Problem> {
+fn raw_labels(headers: &HeaderMap, mut params: Params) -> Result<Option<Labels>, Problem> {
     let labels = if is_multipart(headers) {
         None
     } else {
-        let mut labels = UploadLabels::default();
-        if let Some(visibility) = params.take("visibility")? {
-            labels.set_visibility(&visibility)?;
-        }
-        if let Some(title) = params.take("title")? {
-            labels.set_title(&title)?;
-        }
-        for tags in params.take_all("tags") {
-            labels.add_tags(&tags)?;
+        let mut given = Labels::default();
+        for &label in Label::ALL {
+            let texts = if label.is_repeatable() {
+                params.take_all(label.as_str())
+            } else {
+                params.take(label.as_str())?.into_iter().collect()
+            };
+            for text in texts {
+                labels::set(&mut given, label, &text)?;
+            }
         }
         if let Some(name) = labels::disposition_filename(headers) {
-            labels.set_filename(&name);
+            given.set_filename(&name);
         }
-        Some(labels)
+        Some(given)
     };
     params.finish()?;
     Ok(labels)

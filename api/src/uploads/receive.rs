@@ -8,7 +8,7 @@ use axum::{
 };
 use safelight_blobs::{Blobs, Ingest};
 use safelight_config::Config;
-use safelight_domain::{ContentHash, ImageId, Task, TaskId};
+use safelight_domain::{ContentHash, ImageId, Labels, Task, TaskId};
 use safelight_queue::OutboxSignal;
 use safelight_store::DynStore;
 use tracing::Instrument;
@@ -17,7 +17,6 @@ use super::{
     backlog::Backlog,
     commit::{self, Committer, ReceivedUpload},
     idempotency::{self, Reservation, ReservedKey},
-    labels::UploadLabels,
     multipart,
     params::{self, UploadParams},
     permits::{NoPermit, UploadPermit, UploadPermits},
@@ -206,7 +205,7 @@ async fn receive(
     body: &BodyReader,
     mut ingest: Ingest,
     params: &UploadParams,
-) -> Result<(Ingest, UploadLabels, Option<ContentHash>), Problem> {
+) -> Result<(Ingest, Labels, Option<ContentHash>), Problem> {
     let labels = match (&params.labels, headers.get(header::CONTENT_TYPE)) {
         (None, Some(content_type)) => multipart::receive(body, content_type, &mut ingest).await?,
         (labels, _) => {

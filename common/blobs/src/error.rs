@@ -12,12 +12,20 @@ pub enum BlobError {
     #[error("no space left for blobs")]
     Full,
     /// The object is larger than the caller allows.
-    #[error("the object has {bytes} bytes, more than the expected {limit}")]
+    #[error("the object has {bytes} bytes, more than the allowed {limit}")]
     TooLarge {
         /// The object's size.
         bytes: u64,
         /// The limit.
         limit: u64,
+    },
+    /// The object does not have the size that was recorded.
+    #[error("the object has {found} bytes instead of {expected}")]
+    WrongSize {
+        /// The object's size.
+        found: u64,
+        /// The recorded size.
+        expected: u64,
     },
     /// The store did not respond, or responded with an error.
     #[error("the blob store failed: {0}")]
@@ -47,7 +55,11 @@ impl BlobError {
             Self::NotFound | Self::Store(object_store::Error::InvalidPath { .. }) => true,
             Self::Store(error) => causes(error)
                 .any(|error| REJECTIONS.iter().any(|text| error.to_string().contains(text))),
-            Self::Full | Self::TooLarge { .. } | Self::Late | Self::Spool(_) => false,
+            Self::Full
+            | Self::TooLarge { .. }
+            | Self::WrongSize { .. }
+            | Self::Late
+            | Self::Spool(_) => false,
         }
     }
 }

@@ -198,12 +198,12 @@ impl Blobs {
         let (from, to) = (BlobKey::Incoming(staged.image), BlobKey::Blob(staged.sha256));
         match self.store.rename(&from.path(), &to.path()).await.map_err(BlobError::from) {
             Err(BlobError::NotFound) => {
-                let found = self.store.head(&to.path()).await?.size;
-                if found == staged.bytes {
+                let (found, expected) = (self.store.head(&to.path()).await?.size, staged.bytes);
+                if found == expected {
                     Ok(())
                 } else {
                     // The blob is damaged, and the staged bytes do not exist.
-                    Err(BlobError::TooLarge { bytes: found, limit: staged.bytes })
+                    Err(BlobError::WrongSize { found, expected })
                 }
             }
             other => other,

@@ -132,12 +132,18 @@ pub struct Image {
     pub deleted: bool,
     /// The owner.
     pub owner: Owner,
-    /// Who may read its bytes.
-    pub visibility: Visibility,
     /// All renditions of its blob, of any preset and fingerprint.
     pub renditions: Vec<Rendition>,
     /// What to show until a rendition is loaded; `None` until its blob is rendered.
     pub placeholder: Option<Placeholder>,
+}
+
+impl Image {
+    /// Who may read its bytes.
+    pub fn visibility(&self) -> Visibility {
+        // A stored image has one. Without it, nobody else may.
+        self.labels.visibility.unwrap_or(Visibility::Private)
+    }
 }
 
 /// A picture that was made from a blob by a preset.

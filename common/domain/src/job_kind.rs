@@ -16,6 +16,21 @@ text_enum! {
     }
 }
 
+impl JobKind {
+    /// The jobs of an image that is new, in their order.
+    pub const OF_NEW_IMAGE: [Self; 2] = [Self::Write, Self::Thumbnail];
+
+    /// The version that a worker must understand to run a new job of this kind: at most
+    /// [`JOB_VERSION`](super::JOB_VERSION).
+    pub const fn needs_version(self) -> u32 {
+        match self {
+            // Workers of version 1 do not record which renditions they made.
+            Self::Thumbnail => 2,
+            Self::Write | Self::Verify | Self::Delete => 1,
+        }
+    }
+}
+
 text_enum! {
     /// The priority of work. Bulk work never delays interactive work.
     "lane" Lane {
@@ -23,5 +38,16 @@ text_enum! {
         Interactive = "interactive",
         /// Work of a backfill.
         Bulk = "bulk",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::JOB_VERSION;
+
+    #[test]
+    fn new_jobs_need_no_version_above_this_release() {
+        assert!(JobKind::ALL.iter().all(|kind| kind.needs_version() <= JOB_VERSION));
     }
 }

@@ -1,6 +1,9 @@
-//! The labels that a client gives an image: title, tags and file name. Uploads and imports share the rules.
+//! The labels that a client gives an image: title, tags, file name and visibility. Uploads and imports share
+//! the rules.
 
 use serde::Serialize;
+
+use super::{ContentHash, ContentHasher, Visibility, text_enum::text_enum};
 
 /// Characters of a title at most.
 const MAX_TITLE_CHARS: usize = 500;
@@ -14,7 +17,26 @@ const MAX_TAG_CHARS: usize = 64;
 /// Bytes of a file name at most, as in most file systems.
 const MAX_FILENAME_BYTES: usize = 255;
 
-/// The labels of one image, each within its limits.
+text_enum! {
+    /// A label that a client names and gives as text.
+    "label" Label {
+        /// The title.
+        Title = "title",
+        /// Tags, separated by commas.
+        Tags = "tags",
+        /// Who may read the bytes.
+        Visibility = "visibility",
+    }
+}
+
+impl Label {
+    /// Whether it may be given several times.
+    pub fn is_repeatable(self) -> bool {
+        self == Self::Tags
+    }
+}
+
+/// The labels of one image, each within its limits. Serialized, they have the names of their columns.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Labels {
     /// The title, if the client gave one.
@@ -23,28 +45,36 @@ pub struct Labels {
     pub tags: Vec<String>,
     /// The file name without folders, if the client gave one.
     pub filename: Option<String>,
+    /// Who may read the bytes. `None` if the client does not say; a stored image always has one.
+    pub visibility: Option<Visibility>,
 }
 
 impl Labels {
-    /// Sets the title without surrounding space; an empty one clears it. Fails with the reason if the
-    /// title breaks a rule.
-    pub fn set_title(&mut self, text: &str) -> Result<(), String> {
-        let title = checked(text, MAX_TITLE_CHARS)?;
-        self.title = (!title.is_empty()).then(|| title.to_owned());
+    /// Sets a label from text; tags are added to those before. Fails with the reason if the text breaks a
+    /// rule.
+    pub fn set(&mut self, label: Label, text: &str) -> Result<(), String> {
+        match label {
+            Label::Title => self.title = line(text, MAX_TITLE_CHARS)?,
+            Label::Tags => text.split(',').try_for_each(|tag| self.add_tag(tag))?,
+            Label::Visibility => {
+                let names = |_| "must be `public` or `private`".to_owned();
+                self.visibility = Some(text.trim().parse().map_err(names)?);
+            }
+        }
         Ok(())
     }
 
     /// Adds a tag without surrounding space, unless it is empty or already there. Fails with the reason if
     /// the tag breaks a rule.
     pub fn add_tag(&mut self, text: &str) -> Result<(), String> {
-        let tag = checked(text, MAX_TAG_CHARS)?;
-        if tag.is_empty() || self.tags.iter().any(|known| known == tag) {
+        let Some(tag) = line(text, MAX_TAG_CHARS)? else { return Ok(()) };
+        if self.tags.contains(&tag) {
             return Ok(());
         }
         if self.tags.len() == MAX_TAGS {
             return Err(format!("at most {MAX_TAGS} are allowed"));
         }
-        self.tags.push(tag.to_owned());
+        self.tags.push(tag);
         Ok(())
     }
 
@@ -52,6 +82,30 @@ impl Labels {
     /// nothing is left.
     pub fn set_filename(&mut self, path: &str) {
         self.filename = file_name(path);
+    }
+
+    /// Identifies the payload of an upload: equal if and only if the bytes and all labels are.
+    ///
+    /// Fingerprints are stored with idempotency keys and outlive an upgrade, so those of uploads without a
+    /// new label must not change: a new label is added only if it is given, as the visibility is, and behind
+    /// a text that no other label has there.
+    pub fn fingerprint(&self, content: ContentHash) -> ContentHash {
+        let mut hasher = ContentHasher::default();
+        hasher.update(content.as_bytes());
+        // Each part with its length, so that no two payloads give the same bytes.
+        let mut add = |part: Option<&str>| {
+            let length = part.map_or(u64::MAX, |part| part.len() as u64);
+            hasher.update(&length.to_be_bytes());
+            hasher.update(part.unwrap_or_default().as_bytes());
+        };
+        add(self.title.as_deref());
+        add(self.filename.as_deref());
+        self.tags.iter().for_each(|tag| add(Some(tag)));
+        if let Some(visibility) = self.visibility {
+            add(None);
+            add(Some(visibility.as_str()));
+        }
+        hasher.finish()
     }
 }
 
@@ -63,8 +117,8 @@ fn file_name(path: &str) -> Option<String> {
     (!matches!(name, "" | "." | "..")).then(|| name.to_owned())
 }
 
-/// `text` without surrounding space, if it is short enough and printable.
-fn checked(text: &str, max_chars: usize) -> Result<&str, String> {
+/// `text` without surrounding space, if it is short enough and printable; `None` if nothing is left.
+fn line(text: &str, max_chars: usize) -> Result<Option<String>, String> {
     let text = text.trim();
     if text.chars().count() > max_chars {
         return Err(format!("at most {max_chars} characters are allowed"));
@@ -72,7 +126,7 @@ fn checked(text: &str, max_chars: usize) -> Result<&str, String> {
     if text.chars().any(char::is_control) {
         return Err("control characters are not allowed".to_owned());
     }
-    Ok(text)
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 #[cfg(test)]
@@ -94,5 +148,68 @@ mod tests {
         }
         let long = file_name(&"é".repeat(200)).expect("a name");
         assert_eq!(long, "é".repeat(127));
+    }
+
+    #[test]
+    fn tags_are_split_trimmed_deduplicated_and_bounded() {
+        let mut given = Labels::default();
+        given.set(Label::Tags, "cat, dog,,cat ").expect("tags");
+        given.set(Label::Tags, "bird").expect("tags");
+        assert_eq!(given.tags, ["cat", "dog", "bird"]);
+        let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        assert!(given.set(Label::Tags, &many).is_err());
+        assert!(given.set(Label::Tags, &"x".repeat(65)).is_err());
+        assert!(given.set(Label::Title, "a\u{7}b").is_err());
+        given.set(Label::Title, "  ").expect("empty");
+        assert_eq!(given.title, None);
+        given.set(Label::Visibility, " private ").expect("visibility");
+        assert_eq!(given.visibility, Some(Visibility::Private));
+        assert!(given.set(Label::Visibility, "").is_err());
+    }
+
+    fn labels(title: Option<&str>, tags: &[&str], filename: Option<&str>) -> Labels {
+        Labels {
+            title: title.map(str::to_owned),
+            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+            filename: filename.map(str::to_owned),
+            visibility: None,
+        }
+    }
+
+    #[test]
+    fn fingerprint_covers_all_labels() {
+        let content = ContentHash::of(b"x");
+        let public = Labels { visibility: Some(Visibility::Public), ..Labels::default() };
+        let private = Labels { visibility: Some(Visibility::Private), ..Labels::default() };
+        let all = [
+            labels(None, &[], None).fingerprint(content),
+            labels(Some("ab"), &[], None).fingerprint(content),
+            labels(None, &[], Some("ab")).fingerprint(content),
+            labels(None, &["ab"], None).fingerprint(content),
+            labels(None, &["a", "b"], None).fingerprint(content),
+            labels(Some("a"), &["b"], None).fingerprint(content),
+            public.fingerprint(content),
+            private.fingerprint(content),
+            Labels::default().fingerprint(ContentHash::of(b"y")),
+        ];
+        for (n, one) in all.iter().enumerate() {
+            assert!(all[n + 1..].iter().all(|other| other != one), "{n}");
+        }
+    }
+
+    /// They are in the databases of installations: a retry across an upgrade must find its upload.
+    #[test]
+    fn fingerprints_stay_as_they_are() {
+        let content = ContentHash::of(b"x");
+        assert_eq!(
+            Labels::default().fingerprint(content).to_string(),
+            "9be0f3300ee3ae23adcf0c511d5a3e8c57b9d3f042f176fcb1a2dbcb24777cba"
+        );
+        let full = labels(Some("Cat"), &["a", "b"], Some("cat.jpg"));
+        let full = Labels { visibility: Some(Visibility::Private), ..full };
+        assert_eq!(
+            full.fingerprint(content).to_string(),
+            "de28877af9f5ef99d4b5281dfbae960a95648b01c61fe111db0ad8c2096c1aae"
+        );
     }
 }

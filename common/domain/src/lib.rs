@@ -32,7 +32,7 @@ pub use ids::{ImageId, JobId, TaskId, WorkerId};
 pub use image::{Gps, Image, ImageFacts, ImageFormat, Placeholder, Rendition};
 pub use job_kind::{JobKind, Lane};
 pub use job_notice::JobNotice;
-pub use labels::Labels;
+pub use labels::{Label, Labels};
 pub use owner::{InvalidOwner, Owner};
 pub use preset::{Fit, Focus, Formats, Preset, PresetFormat, Presets, Size};
 pub use task::{JOB_VERSION, Job, Progress, Status, Task, TaskKind};

@@ -15,8 +15,7 @@ use super::{
 
 /// The newest version of jobs that this release supports. A job's row contains the version that a worker must
 /// support to run it. Increase it in a release whose jobs older releases would run incorrectly; they leave these
-/// jobs to newer workers. Jobs of uploads need version 2, because older workers do not record which renditions
-/// they made.
+/// jobs to newer workers. [`JobKind::needs_version`] says what new jobs need.
 pub const JOB_VERSION: u32 = 2;
 
 text_enum! {

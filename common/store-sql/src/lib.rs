@@ -7,7 +7,6 @@
 #![allow(clippy::duplicate_mod)] // shared/ is compiled once per dialect
 
 mod convert;
-pub mod fs_permissions;
 mod locks;
 mod new_task;
 pub mod postgres;

@@ -1,7 +1,7 @@
 //! What a transaction creates: images, and tasks with their jobs. As JSON they are the parameters of the
 //! statements in `create.rs` of each dialect.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use safelight_domain::{
     ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Owner, TaskId, TaskKind,
@@ -17,12 +17,11 @@ use crate::convert::micros;
 pub struct NewImage<'a> {
     id: ImageId,
     owner: &'a str,
-    visibility: Visibility,
     sha256: ContentHash,
     bytes: u64,
     format: ImageFormat,
     #[serde(flatten)]
-    labels: &'a Labels,
+    labels: Cow<'a, Labels>,
 }
 
 impl<'a> NewImage<'a> {
@@ -31,29 +30,29 @@ impl<'a> NewImage<'a> {
         Self {
             id: upload.image,
             owner: upload.owner.storage_name(),
-            visibility: upload.visibility,
             sha256: upload.sha256,
             bytes: upload.bytes,
             format: upload.format,
-            labels: &upload.labels,
+            labels: Cow::Borrowed(&upload.labels),
         }
     }
 
-    /// The image that a child of a backfill imports, if it does.
+    /// The image that a child of a backfill imports, if it does; with `visibility` unless the picture has its
+    /// own.
     pub fn of_child(
         child: &'a ChildTask,
         owner: &'a Owner,
         visibility: Visibility,
     ) -> Option<Self> {
         let import = child.import.as_ref()?;
+        let visibility = import.labels.visibility.or(Some(visibility));
         Some(Self {
             id: child.image,
             owner: owner.storage_name(),
-            visibility,
             sha256: import.sha256,
             bytes: import.bytes,
             format: import.format,
-            labels: &import.labels,
+            labels: Cow::Owned(Labels { visibility, ..import.labels.clone() }),
         })
     }
 }
@@ -71,7 +70,8 @@ pub struct NewTask<'a> {
     backfill: Option<TaskId>,
     /// Where an import found the image.
     source: Option<&'a str>,
-    jobs: &'a [(JobId, JobKind)],
+    /// Each with the version that its worker must understand.
+    jobs: Vec<(JobId, JobKind, u32)>,
     max_attempts: u32,
     trace: Option<String>,
     /// How long until the jobs are due, in microseconds.
@@ -93,7 +93,7 @@ impl<'a> NewTask<'a> {
     }
 
     /// The task of a request for renditions.
-    pub fn of_rendition_request(request: &RenditionRequest, jobs: &'a [(JobId, JobKind)]) -> Self {
+    pub fn of_rendition_request(request: &RenditionRequest, jobs: &[(JobId, JobKind)]) -> Self {
         Self {
             max_attempts: request.max_attempts,
             trace: trace(request.trace),
@@ -103,7 +103,7 @@ impl<'a> NewTask<'a> {
 
     /// The task of a deletion. Workers that hold a lease may still write for the image: they do not renew
     /// leases on cancelled jobs.
-    pub fn of_deletion(request: &DeletionRequest, jobs: &'a [(JobId, JobKind)]) -> Self {
+    pub fn of_deletion(request: &DeletionRequest, jobs: &[(JobId, JobKind)]) -> Self {
         Self {
             max_attempts: request.max_attempts,
             trace: trace(request.trace),
@@ -123,7 +123,7 @@ impl<'a> NewTask<'a> {
             image: None,
             backfill: None,
             source: None,
-            jobs: &[],
+            jobs: Vec::new(),
             max_attempts: 1,
             trace: None,
             after_us: micros(Duration::ZERO),
@@ -143,7 +143,7 @@ impl<'a> NewTask<'a> {
     }
 
     /// A task about an image of its owner, due immediately.
-    fn of_image(id: TaskId, kind: TaskKind, image: ImageId, jobs: &'a [(JobId, JobKind)]) -> Self {
+    fn of_image(id: TaskId, kind: TaskKind, image: ImageId, jobs: &[(JobId, JobKind)]) -> Self {
         Self {
             id,
             kind,
@@ -152,7 +152,7 @@ impl<'a> NewTask<'a> {
             image: Some(image),
             backfill: None,
             source: None,
-            jobs,
+            jobs: jobs.iter().map(|&(id, kind)| (id, kind, kind.needs_version())).collect(),
             max_attempts: 1,
             trace: None,
             after_us: micros(Duration::ZERO),

@@ -137,7 +137,7 @@ pub struct BackfillStep {
     /// Each job's limit of attempts.
     pub max_attempts: u32,
     /// Images, or sources of an import, without work: skipped or refused.
-    pub settled: Vec<ReportLine>,
+    pub without_work: Vec<ReportLine>,
     /// Work that the step has done itself, or would do without the dry run: counted as successful, with a
     /// line each.
     pub done: Vec<ReportLine>,
@@ -222,7 +222,7 @@ impl BackfillStep {
             expected: None,
             work: Vec::new(),
             max_attempts: 1,
-            settled: Vec::new(),
+            without_work: Vec::new(),
             done: Vec::new(),
             passed: BTreeMap::new(),
             paced_seconds: 0.0,
@@ -240,7 +240,7 @@ impl BackfillStep {
     #[must_use]
     pub fn skip_duplicates(mut self, known: &[(ContentHash, ImageId)]) -> Self {
         for child in self.work.extract_if(.., |child| duplicate(child, known).is_some()) {
-            self.settled.push(ReportLine {
+            self.without_work.push(ReportLine {
                 id: child.image.0,
                 outcome: ItemOutcome::Skipped,
                 reason: Some("duplicate".to_owned()),
@@ -261,7 +261,7 @@ impl BackfillStep {
         let refused = self.work.extract_if(.., has_no_room);
         let lines = refused
             .filter_map(|child| Some(ReportLine::over_quota(child.image.0, child.import?.source)));
-        self.settled.extend(lines);
+        self.without_work.extend(lines);
         self
     }
 
@@ -271,7 +271,7 @@ impl BackfillStep {
             *skipped.entry(reason.clone()).or_default() += count;
         }
         let mut refused = 0;
-        for item in &self.settled {
+        for item in &self.without_work {
             if item.outcome == ItemOutcome::Skipped {
                 *skipped.entry(item.reason.clone().unwrap_or_default()).or_default() += 1;
             } else {

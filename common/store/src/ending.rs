@@ -44,7 +44,9 @@ impl<'a> Ending<'a> {
     }
 
     /// Whether renditions were recorded, so that the image may show those of its blob. A successful thumbnail
-    /// job has the same effect, also if nothing was missing.
+    /// job has the same effect, also if nothing was missing. The statements decide that by the job's kind, in
+    /// one update of the image; an effect of its own would have to be returned by every path of two jobs, and
+    /// forgetting it once would hide an image's renditions for good.
     pub fn has_renditions(&self) -> bool {
         self.effects
             .iter()

@@ -24,12 +24,12 @@ pub trait Outbox: Send + Sync + 'static {
     async fn mark_published(&self, published: &[JobNotice]) -> Result<(), StoreError>;
 
     /// Makes taken rows visible again immediately, after a failed publish.
-    async fn return_unpublished(&self, unpublished: &[JobNotice]) -> Result<(), StoreError>;
+    async fn release_taken(&self, unpublished: &[JobNotice]) -> Result<(), StoreError>;
 
     /// Puts up to `limit` jobs of one queue back into the outbox, oldest first: those that are queued and
     /// due, and have waited at least `waited` outside the outbox. Their message may be lost. Returns how
     /// many. The waiting time of such a job starts again now.
-    async fn unpublish(
+    async fn requeue_lost(
         &self,
         kind: JobKind,
         lane: Lane,
@@ -39,7 +39,7 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// Puts a job back into the outbox, due after `delay`, if it is queued and not in the outbox: the queue
     /// has given up on its message. Returns `false` if there was nothing to do.
-    async fn republish(&self, job: JobId, delay: Duration) -> Result<bool, StoreError>;
+    async fn requeue_one(&self, job: JobId, delay: Duration) -> Result<bool, StoreError>;
 
     /// Counts the jobs of a queue that are queued, due and not in the outbox: what the queue should hold.
     async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError>;

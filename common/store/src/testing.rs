@@ -45,7 +45,8 @@ pub trait FaultPlan: Send + Sync + 'static {
     /// Called before the call. An error prevents it.
     async fn before(&self, call: Call<'_>) -> Result<(), StoreError>;
 
-    /// Called after the call, with its answer. With an error the caller does not get that answer.
+    /// Called after the call, with its answer. With an error the caller does not get that answer. By default
+    /// answers are left as they are: most plans only prevent calls.
     async fn after(&self, call: Call<'_>, answer: &(dyn Debug + Sync)) -> Result<(), StoreError> {
         let _ = (call, answer);
         Ok(())
@@ -112,9 +113,9 @@ faulty! { Reads {
 faulty! { Outbox {
     fn take_unpublished(capacity: &QueueCapacity, hold: Duration) -> OutboxBatch;
     fn mark_published(published: &[JobNotice]) -> ();
-    fn return_unpublished(unpublished: &[JobNotice]) -> ();
-    fn unpublish(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;
-    fn republish(job: JobId, delay: Duration) -> bool;
+    fn release_taken(unpublished: &[JobNotice]) -> ();
+    fn requeue_lost(kind: JobKind, lane: Lane, waited: Duration, limit: u32) -> u64;
+    fn requeue_one(job: JobId, delay: Duration) -> bool;
     fn count_published(kind: JobKind, lane: Lane) -> u64;
     fn count_unpublished() -> u64;
 } }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use safelight_domain::{
     ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Owner, Quota, Status, TaskId,
-    TaskKind, TraceContext, Usage, Visibility,
+    TaskKind, TraceContext, Usage,
 };
 use uuid::Uuid;
 
@@ -95,8 +95,6 @@ pub struct NewUpload {
     pub task: TaskId,
     /// The owner of the image.
     pub owner: Owner,
-    /// Who may read its bytes.
-    pub visibility: Visibility,
     /// What the owner may store at most, this upload included.
     pub quota: Quota,
     /// The lane of its jobs.
@@ -107,7 +105,7 @@ pub struct NewUpload {
     pub bytes: u64,
     /// The format as sniffed.
     pub format: ImageFormat,
-    /// What the client calls it.
+    /// What the client calls it, and who may read its bytes.
     pub labels: Labels,
     /// The jobs to queue: one of each kind, with ids in ascending order.
     pub jobs: Vec<(JobId, JobKind)>,

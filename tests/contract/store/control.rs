@@ -177,17 +177,17 @@ async fn shared_blob_is_kept_until_its_last_image_is_cancelled(store: TestStore)
 async fn republish_queues_a_new_notice_for_a_waiting_job(store: TestStore) -> Result<()> {
     let upload = store.accept_new_upload().await?;
     let (write, thumbnail) = (upload.jobs[0].0, upload.jobs[1].0);
-    assert!(!store.republish(write, NOW).await?, "it is still in the outbox");
+    assert!(!store.requeue_one(write, NOW).await?, "it is still in the outbox");
     store.publish_all().await?;
     let job = store.claim_job(&write_notice(&upload)).await?;
-    assert!(!store.republish(write, NOW).await?, "it runs");
-    assert!(store.republish(thumbnail, HOUR).await?);
+    assert!(!store.requeue_one(write, NOW).await?, "it runs");
+    assert!(store.requeue_one(thumbnail, HOUR).await?);
     assert_eq!(store.count_unpublished().await?, 0, "not due yet");
     store.tamper("delete from outbox").await?;
-    assert!(store.republish(thumbnail, NOW).await?);
+    assert!(store.requeue_one(thumbnail, NOW).await?);
     assert_eq!(store.publish_all().await?[0].job, thumbnail);
     store.settle_job(&job, &write_succeeded()).await?;
-    assert!(!store.republish(write, NOW).await?, "it has ended");
+    assert!(!store.requeue_one(write, NOW).await?, "it has ended");
     Ok(())
 }
 

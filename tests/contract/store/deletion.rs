@@ -88,7 +88,8 @@ async fn deletion_hides_the_image_and_redacts_its_row(store: TestStore) -> Resul
     let request = start_deletion(&store, upload.image).await?;
     let left = image(&store, upload.image).await?;
     assert!(left.discarded && left.deleted);
-    assert_eq!(left.labels, Labels::default());
+    let visibility = upload.labels.visibility;
+    assert_eq!(left.labels, Labels { visibility, ..Labels::default() });
     let facts = left.facts.context("facts")?;
     assert_eq!((facts.taken_at, facts.gps), (None, None));
     assert_eq!(left.sha256, upload.sha256, "the delete job needs it");

@@ -126,7 +126,7 @@ async fn marking_published_keeps_a_later_attempt(store: TestStore) -> Result<()>
     store.settle_job(&job, &Outcome::Retry(failure(), NOW)).await?;
 
     store.mark_published(&first).await?;
-    store.return_unpublished(&first).await?;
+    store.release_taken(&first).await?;
 
     let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?;
     assert_eq!(again.due, [JobNotice { generation: 1, ..write_notice(&upload) }]);
@@ -136,7 +136,7 @@ async fn marking_published_keeps_a_later_attempt(store: TestStore) -> Result<()>
 async fn returned_jobs_can_be_taken_immediately(store: TestStore) -> Result<()> {
     store.accept_new_upload().await?;
     let taken = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
-    store.return_unpublished(&taken[..1]).await?;
+    store.release_taken(&taken[..1]).await?;
     assert_eq!(store.count_unpublished().await?, 1);
     assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, taken[..1]);
     Ok(())
@@ -154,7 +154,7 @@ async fn retry_is_due_after_its_delay(store: TestStore) -> Result<()> {
     assert!(next_in > HOUR / 2 && next_in <= HOUR, "{next_in:?}");
     assert_eq!(store.count_unpublished().await?, 0);
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 0);
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, NOW, 10).await?, 0);
     Ok(())
 }
 
@@ -170,7 +170,7 @@ async fn lost_messages_return_to_the_outbox(store: TestStore) -> Result<()> {
     store.publish_all().await?;
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 5);
 
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 2).await?, 2);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, NOW, 2).await?, 2);
     // Oldest first: the released job has waited for the shortest time.
     assert_eq!(store.publish_all().await?, expected[1..3]);
     for notice in &expected {
@@ -193,22 +193,22 @@ async fn only_queued_due_published_jobs_return_to_the_outbox(store: TestStore) -
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 1);
     assert_eq!(store.count_published(JobKind::Thumbnail, Lane::Interactive).await?, 0);
     assert_eq!(store.count_published(JobKind::Write, Lane::Bulk).await?, 0);
-    assert_eq!(store.unpublish(JobKind::Write, Lane::Bulk, NOW, 10).await?, 0);
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
+    assert_eq!(store.requeue_lost(JobKind::Write, Lane::Bulk, NOW, 10).await?, 0);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, NOW, 10).await?, 1);
     assert_eq!(store.count_published(WRITE.0, WRITE.1).await?, 0);
     assert!(
         store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due.contains(&published[1])
     );
 
     store.settle_job(&running, &write_succeeded()).await?;
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 0);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, NOW, 10).await?, 0);
     Ok(())
 }
 
 async fn republished_job_waits_the_full_time_again(store: TestStore) -> Result<()> {
     store.accept_new_upload().await?;
     store.publish_all().await?;
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, HOUR, 10).await?, 0);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, HOUR, 10).await?, 0);
 
     // In the database it has waited for two hours.
     let hours_ago = match store.url {
@@ -220,10 +220,10 @@ async fn republished_job_waits_the_full_time_again(store: TestStore) -> Result<(
         }
     };
     store.tamper(hours_ago).await?;
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, HOUR, 10).await?, 1);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, HOUR, 10).await?, 1);
     store.publish_all().await?;
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, Duration::from_mins(1), 10).await?, 0);
-    assert_eq!(store.unpublish(WRITE.0, WRITE.1, NOW, 10).await?, 1);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, Duration::from_mins(1), 10).await?, 0);
+    assert_eq!(store.requeue_lost(WRITE.0, WRITE.1, NOW, 10).await?, 1);
     Ok(())
 }
 
@@ -315,7 +315,7 @@ async fn backfills_are_taken_in_turn(store: TestStore) -> Result<()> {
 
     // A lost message returns with its share.
     store.publish_all().await?;
-    store.unpublish(JobKind::Thumbnail, Lane::Bulk, NOW, 100).await?;
+    store.requeue_lost(JobKind::Thumbnail, Lane::Bulk, NOW, 100).await?;
     let taken = store.take_unpublished(&capacity, HOUR).await?.due;
     assert_eq!(taken.iter().filter(|notice| small.contains(notice)).count(), 2, "{taken:?}");
     Ok(())
@@ -333,7 +333,7 @@ async fn job_keeps_its_trace(store: TestStore) -> Result<()> {
     store.mark_published(&first).await?;
 
     let write = JobNotice { trace: Some(trace), ..write_notice(&upload) };
-    assert!(store.republish(write.job, NOW).await?);
+    assert!(store.requeue_one(write.job, NOW).await?);
     assert_eq!(store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due, [write]);
     store.mark_published(&[write]).await?;
 
@@ -344,7 +344,7 @@ async fn job_keeps_its_trace(store: TestStore) -> Result<()> {
     store.mark_published(&[retried]).await?;
 
     let (kind, lane) = WRITE;
-    store.unpublish(kind, lane, NOW, 10).await?;
+    store.requeue_lost(kind, lane, NOW, 10).await?;
     let again = store.take_unpublished(&QueueCapacity::each(10), HOUR).await?.due;
     assert!(again.contains(&retried), "{again:?}");
 

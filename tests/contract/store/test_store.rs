@@ -159,7 +159,6 @@ pub fn upload() -> NewUpload {
     let image = ImageId::new();
     NewUpload {
         owner: Owner::local(),
-        visibility: Visibility::Public,
         quota: Quota::default(),
         image,
         task: TaskId::new(),
@@ -171,6 +170,7 @@ pub fn upload() -> NewUpload {
             title: Some("Ein Hügel \"im\" Nebel 🌫".to_owned()),
             tags: vec!["fog".to_owned(), "a, b".to_owned()],
             filename: Some("hill.jpg".to_owned()),
+            visibility: Some(Visibility::Public),
         },
         jobs: vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)],
         max_attempts: 3,

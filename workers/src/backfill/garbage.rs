@@ -81,7 +81,7 @@ impl GarbageWalk {
                 Verdict::Garbage(found) => garbage.push(*found),
                 Verdict::Passed(reason) => pass(&mut step.passed, reason),
                 Verdict::Unknown => {
-                    step.settled.push(item(&at, ItemOutcome::Skipped, "unknown_name"));
+                    step.without_work.push(item(&at, ItemOutcome::Skipped, "unknown_name"));
                 }
             }
             step.to = Some(at);
@@ -93,8 +93,8 @@ impl GarbageWalk {
         }
         if step.is_last {
             // Counting them in advance would take as long as the walk.
-            let found =
-                step.passed.values().sum::<u64>() + (step.settled.len() + step.done.len()) as u64;
+            let found = step.passed.values().sum::<u64>()
+                + (step.without_work.len() + step.done.len()) as u64;
             step.expected = Some(backfill.walked() + found);
         }
         Ok(step)

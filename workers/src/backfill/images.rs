@@ -67,7 +67,7 @@ impl ImageWalk {
             }
             match judge(&self.presets, backfill, image, &blocking) {
                 None => step.work.push(child(backfill.spec.kind, image.id)),
-                Some(line) => step.settled.push(line),
+                Some(line) => step.without_work.push(line),
             }
             step.to = Some(image.id.to_string());
         }
@@ -116,7 +116,7 @@ fn judge(
     }
     let failed = |kinds: &[JobKind]| failure(blocking, kinds);
     if renditions {
-        let failed = failed(&[JobKind::Write, JobKind::Thumbnail])?;
+        let failed = failed(&JobKind::OF_NEW_IMAGE)?;
         return Some(line(ItemOutcome::Skipped, "failed_before", Some(failed.to_string())));
     }
     // An earlier finding that still holds is reported again: a verification that succeeds means that

@@ -106,7 +106,7 @@ impl ImportWalk {
         while let Some(found) = found.next().await {
             match found {
                 Ok(ReadResult::Work(child)) => step.work.push(child),
-                Ok(ReadResult::Settled(item)) => step.settled.push(item),
+                Ok(ReadResult::Settled(item)) => step.without_work.push(item),
                 Err(error) => {
                     state.tries += u32::from(matches!(error, BackfillError::Source(_)));
                     self.discard(&step).await;
@@ -138,7 +138,7 @@ impl StepState {
         let (first, equal): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|child| self.is_first(child));
         step.work = first;
-        step.settled.extend(equal.into_iter().map(|child| ReportLine {
+        step.without_work.extend(equal.into_iter().map(|child| ReportLine {
             id: child.image.0,
             outcome: ItemOutcome::Skipped,
             reason: Some("duplicate".to_owned()),
@@ -265,7 +265,7 @@ impl Import<'_> {
             task: TaskId::new(),
             kind: TaskKind::Upload,
             image,
-            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
             import: Some(import),
         }))
     }
@@ -288,7 +288,7 @@ impl Import<'_> {
             return Ok(if self.first(sha256) { None } else { skipped("duplicate", detail) });
         };
         let blocking = backfills.blocking_jobs(&[equal]).await?;
-        if let Some(failed) = failure(&blocking, &[JobKind::Write, JobKind::Thumbnail]) {
+        if let Some(failed) = failure(&blocking, &JobKind::OF_NEW_IMAGE) {
             let spec = &self.backfill.spec;
             let detail = format!("equal to image {equal}, which failed: {failed}");
             let is_imported = spec.retry_failed && self.first(sha256);

@@ -137,7 +137,7 @@ async fn process(
 /// Requeuing its message instead would bring it back immediately, and after some rounds to the dead letters.
 async fn leave_to_newer(worker: &Worker, job: JobId) -> Result<Claim, StoreError> {
     tracing::debug!(%job, "a job needs a newer worker");
-    worker.store.republish(job, NEWER_DELAY).await?;
+    worker.store.requeue_one(job, NEWER_DELAY).await?;
     Ok(Claim::Nothing)
 }
 

@@ -51,9 +51,10 @@ pub(super) fn failure(error: BlobError) -> Failure {
         BlobError::NotFound => {
             Failure::new(ErrorCode::BlobMissing, "the image's bytes are not in the store")
         }
-        BlobError::TooLarge { bytes, limit } => Failure::new(
+        BlobError::TooLarge { bytes: found, limit: expected }
+        | BlobError::WrongSize { found, expected } => Failure::new(
             ErrorCode::BlobMissing,
-            format!("the stored object has {bytes} bytes where {limit} were uploaded"),
+            format!("the stored object has {found} bytes where {expected} were uploaded"),
         ),
         BlobError::Full => {
             Failure::new(ErrorCode::StoreUnavailable, "the blob store has no space left")

@@ -31,7 +31,7 @@ impl DeadLetters {
     /// A waiting job gets a new message; a job that has ended or is running needs none.
     async fn reconcile(&self, letter: &Message) -> Result<(), StoreError> {
         let job = letter.notice.job;
-        let republished = self.outbox.republish(job, REPUBLISH_DELAY).await?;
+        let republished = self.outbox.requeue_one(job, REPUBLISH_DELAY).await?;
         tracing::warn!(%job, republished, "the broker gave up on a job's message");
         counter!("safelight_dead_letters_total", "kind" => letter.notice.kind.as_str())
             .increment(1);

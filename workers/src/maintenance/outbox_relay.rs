@@ -89,7 +89,7 @@ impl OutboxRelay {
             for queue in Queue::all() {
                 while self
                     .outbox
-                    .unpublish(queue.kind, queue.lane, Duration::ZERO, UNPUBLISH_BATCH)
+                    .requeue_lost(queue.kind, queue.lane, Duration::ZERO, UNPUBLISH_BATCH)
                     .await?
                     > 0
                 {}
@@ -115,7 +115,7 @@ impl OutboxRelay {
                 span.record("otel.status_code", "error");
             }
             // Only to save time: they become visible again after the hold anyway.
-            if let Err(error) = self.outbox.return_unpublished(&batch.due).await {
+            if let Err(error) = self.outbox.release_taken(&batch.due).await {
                 tracing::debug!(%error, "could not return unpublished jobs to the outbox");
             }
             return Err(error.into());

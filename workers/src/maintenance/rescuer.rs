@@ -127,7 +127,7 @@ impl MessageRescuer {
             let limit = u32::try_from(missing).unwrap_or(u32::MAX);
             if limit > 0 {
                 let (kind, lane, waited) = (queue.kind, queue.lane, self.republish_after);
-                republished += self.outbox.unpublish(kind, lane, waited, limit).await?;
+                republished += self.outbox.requeue_lost(kind, lane, waited, limit).await?;
             }
         }
         if republished > 0 {

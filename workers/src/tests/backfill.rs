@@ -183,7 +183,7 @@ async fn import_respects_quota_and_continues_when_it_is_raised() {
     assert_eq!(reasons, [("skipped", Some("duplicate")), ("succeeded", None)]);
     let made = found.iter().find(|line| line.outcome == ItemOutcome::Succeeded).expect("a line");
     let image = test.parts.store.image(ImageId(made.id)).await.expect("read").expect("an image");
-    assert_eq!(image.visibility, Visibility::Private);
+    assert_eq!(image.visibility(), Visibility::Private);
 }
 
 #[tokio::test]

@@ -45,7 +45,7 @@ async fn relay_keeps_rows_while_queue_is_closed() {
     test.parts.queue.close().await;
     test.upload(&picture()).await;
     let relay = test.relay();
-    let has_returned = async || test.finished_calls("return_unpublished") > 0;
+    let has_returned = async || test.finished_calls("release_taken") > 0;
     eventually("the relay returns the rows", has_returned).await;
     assert_eq!(test.parts.store.count_unpublished().await.expect("count"), 2);
     assert!(!relay.is_finished());

@@ -12,7 +12,7 @@ use safelight_blobs::{BlobKey, BlobLocation, Blobs};
 use safelight_config::{DatabaseUrl, SharedCacheUrl};
 use safelight_domain::{
     BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId, JobKind,
-    JobNotice, Labels, Lane, Rendition, Task, TaskId, TaskKind, WorkerId,
+    JobNotice, Labels, Lane, Rendition, Task, TaskId, TaskKind, Visibility, WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
 use safelight_shared_cache::{Location, SharedCache};
@@ -100,7 +100,6 @@ impl TestWorker {
         let staged = staging.finish().await.expect("finish");
         let upload = NewUpload {
             owner: safelight_domain::Owner::local(),
-            visibility: safelight_domain::Visibility::Public,
             quota: safelight_domain::Quota::default(),
             image,
             task: TaskId::new(),
@@ -108,8 +107,8 @@ impl TestWorker {
             sha256: staged.sha256,
             bytes: staged.bytes,
             format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),
-            labels: Labels::default(),
-            jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId::new(), kind)).to_vec(),
+            labels: Labels { visibility: Some(Visibility::Public), ..Labels::default() },
+            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
             max_attempts: self.parts.config.max_attempts,
             key: None,
             trace: None,

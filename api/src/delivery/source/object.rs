@@ -160,7 +160,9 @@ impl StoredObject {
     pub fn failed(&self, error: BlobError) -> ReadError {
         match error {
             BlobError::NotFound => self.damaged("missing"),
-            BlobError::TooLarge { .. } => self.damaged("of the wrong size"),
+            BlobError::TooLarge { .. } | BlobError::WrongSize { .. } => {
+                self.damaged("of the wrong size")
+            }
             error => ReadError::Store(Arc::new(error)),
         }
     }

@@ -103,7 +103,7 @@ impl ImageDocument {
         Self {
             id: image.id,
             owner: image.owner.clone(),
-            visibility: image.visibility,
+            visibility: image.visibility(),
             url: format!("/images/{}", image.id),
             width: facts.map(|facts| facts.width),
             height: facts.map(|facts| facts.height),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_domain::{
-    ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Status, TaskId,
+    ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Status, TaskId, Visibility,
 };
 use safelight_store::{DynStore, NewUpload};
 use safelight_testing::process::busy_seconds;
@@ -20,7 +20,6 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
             let image = ImageId::new();
             let upload = NewUpload {
                 owner: safelight_domain::Owner::local(),
-                visibility: safelight_domain::Visibility::Public,
                 quota: safelight_domain::Quota::default(),
                 image,
                 task: TaskId::new(),
@@ -28,7 +27,7 @@ pub async fn jobs(store: &DynStore, count: usize) -> Result<()> {
                 sha256: ContentHash::of(image.0.as_bytes()),
                 bytes: 1,
                 format: ImageFormat::Jpeg,
-                labels: Labels::default(),
+                labels: Labels { visibility: Some(Visibility::Public), ..Labels::default() },
                 jobs: vec![(JobId::new(), JobKind::Thumbnail)],
                 max_attempts: 8,
                 trace: None,

@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{
     dialect::{integer, span},
-    gather::{Answers, Call, Locked, place},
+    gather::{Answers, Call, Locked, call_index},
     rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
 };
 
@@ -33,9 +33,9 @@ macro_rules! claim_statement {
             "with calls as (
                  select * from unnest($1::uuid[], $2::boolean[], $3::int[], $4::uuid[],
                                       $5::interval[], $6::int[]) with ordinality
-                     as a (id, redelivered, generation, worker, lease, understood, place)),
+                     as a (id, redelivered, generation, worker, lease, understood, call_index)),
              found as (
-                 select j.id, a.place, a.worker, a.lease,
+                 select j.id, a.call_index, a.worker, a.lease,
                         j.status = 'queued' and j.run_at <= now()
                         and j.needs_version > a.understood as newer,
                         j.fence - j.released < j.max_attempts and j.needs_version <= a.understood
@@ -63,7 +63,7 @@ macro_rules! claim_statement {
                  set status = 'running', version = version + counted.jobs, updated_at = now()
                  from counted
                  where t.id = any(array(select id from locked)) and t.id = counted.task_id)
-             select found.place, found.free, found.newer,",
+             select found.call_index, found.free, found.newer,",
             claimed_columns!(),
             image_columns!(),
             "from found
@@ -71,7 +71,7 @@ macro_rules! claim_statement {
              left join images i on i.id = j.image_id",
             backfill_joins!(),
             blob_joins!(),
-            "order by found.place, r.preset, r.fingerprint, r.format"
+            "order by found.call_index, r.preset, r.fingerprint, r.format"
         )
     };
 }
@@ -103,9 +103,9 @@ impl Call for Claiming {
             .bind(calls.iter().map(|call| integer(call.understood)).collect::<Vec<_>>())
             .fetch_all(conn)
             .await?;
-        let number = |row: &PgRow| row.try_get::<i64, _>("place").ok();
+        let number = |row: &PgRow| row.try_get::<i64, _>("call_index").ok();
         rows.chunk_by(|one, next| number(one) == number(next))
-            .map(|rows| Ok((place(&rows[0])?, answer(rows))))
+            .map(|rows| Ok((call_index(&rows[0])?, answer(rows))))
             .collect()
     }
 }

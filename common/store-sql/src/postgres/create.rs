@@ -1,10 +1,11 @@
-//! Creating images and tasks. The one way to queue work.
+//! Creating images and tasks: the one way to create work. Jobs that exist are queued again by `requeue.rs`, by
+//! settles and by the outbox, all with `insert_notices!`.
 
 use chrono::{DateTime, Utc};
 use safelight_store::{NewUpload, StoreError};
 use sqlx::{PgConnection, types::Json};
 
-use super::dialect::Now;
+use super::{dialect::Now, notices::insert_notices};
 use crate::new_task::{NewImage, NewTask};
 
 /// Inserts images from the JSON parameter `$images` if `$condition` holds.
@@ -60,13 +61,13 @@ macro_rules! insert_tasks {
                  select (one ->> 0)::uuid, new.id, new.image, one ->> 1, new.lane,
                         coalesce(new.backfill::text, new.its_owner), 'queued', new.max_attempts,
                         new.trace, new.due_at, new.due_at,
-                        case one ->> 1 when 'thumbnail' then 2 else 1 end
+                        (one ->> 2)::int
                  from new_task new join task on task.id = new.id
                  cross join jsonb_array_elements(new.jobs) as one
-                 returning id, kind, lane, share, run_at),
-             notice as (
-                 insert into outbox (job_id, kind, lane, share, generation, due_at)
-                 select id, kind, lane, share, 0, run_at from job)"
+                 returning id, kind, lane, share, fence, run_at),
+             notice as (",
+            insert_notices!(),
+            "run_at from job)"
         )
     };
 }

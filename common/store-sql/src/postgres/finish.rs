@@ -1,4 +1,6 @@
 //! Ending tasks. The one place where the end of a job is counted on its task.
+//!
+//! One task ends elsewhere: that of a backfill, which has no jobs to count, in `end_if_done` of `results.rs`.
 
 /// Common table expressions that count the jobs of the expression `job` (its `task_id` and final `status`; others
 /// do not count) on their tasks, and end tasks whose last job has ended. `$changes` is how much the version of a

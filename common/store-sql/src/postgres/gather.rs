@@ -31,9 +31,9 @@ pub enum Locked {
 /// The answers of those calls of a batch whose job was found: each with its index in the batch.
 pub type Answers<A> = Vec<(usize, Result<A, StoreError>)>;
 
-/// The index of the call that a column `place` counts from 1.
-pub fn place(row: &PgRow) -> Result<usize, StoreError> {
-    Ok(big::<usize>(row, "place")?.saturating_sub(1))
+/// The index of the call that a column `call_index` counts from 1.
+pub fn call_index(row: &PgRow) -> Result<usize, StoreError> {
+    Ok(big::<usize>(row, "call_index")?.saturating_sub(1))
 }
 
 /// A call about one job that can be carried out together with others of its kind.
@@ -126,8 +126,8 @@ async fn carry_out<C: Call>(
             Vec::new()
         }
     };
-    for (place, answer) in answers {
-        if let Some(caller) = callers.get_mut(place).and_then(Option::take) {
+    for (call_index, answer) in answers {
+        if let Some(caller) = callers.get_mut(call_index).and_then(Option::take) {
             // Fails if the caller has gone; what was committed stays.
             let _ = caller.send(answer);
         }
@@ -152,7 +152,7 @@ async fn on_connection<C: Call>(
 }
 
 fn same_for_all<A>(calls: usize, error: &StoreError) -> Answers<A> {
-    (0..calls).map(|place| (place, Err(error.clone()))).collect()
+    (0..calls).map(|call_index| (call_index, Err(error.clone()))).collect()
 }
 
 /// Whether a transaction failed because of what others did at the same time, as in a deadlock.

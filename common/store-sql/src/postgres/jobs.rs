@@ -12,9 +12,10 @@ use uuid::Uuid;
 
 use super::{
     claim::Claiming,
+    counts,
     deadline::with_deadline,
     dialect::{integer, number, span},
-    figures,
+    lost_leases,
     settle::Settling,
     store::PostgresStore,
 };
@@ -56,18 +57,18 @@ impl Jobs for PostgresStore {
     }
 
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
-        figures::expired_leases(self, limit).await
+        lost_leases::expired_leases(self, limit).await
     }
 
     async fn take_over(&self) -> Result<u64, StoreError> {
-        self.transaction(|conn, now| Box::pin(figures::take_over(conn, now))).await
+        self.transaction(|conn, now| Box::pin(lost_leases::take_over(conn, now))).await
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
-        figures::job_counts(self).await
+        counts::job_counts(self).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
-        figures::count_queued(self, lane, at_most).await
+        counts::count_queued(self, lane, at_most).await
     }
 }

@@ -10,8 +10,10 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::{
+    counts,
     dialect::{integer, span},
-    figures, rows,
+    notices::{self, insert_notices},
+    rows,
     store::PostgresStore,
 };
 use crate::convert::{duration, readable};
@@ -27,34 +29,34 @@ use crate::convert::{duration, readable};
 /// Ordered by all columns of the index, and looked up by arrays: the statistics of an outbox that was empty or full
 /// a moment ago make the planner scan it completely, a second for 100,000 rows instead of 10 ms.
 const TAKE: &str = "
-    with recursive capacity as (
-        select * from unnest($1::text[], $2::text[], $3::bigint[]) as capacity (kind, lane, places)
-        where places > 0),
+    with recursive queues as (
+        select * from unnest($1::text[], $2::text[], $3::bigint[]) as queue (kind, lane, capacity)
+        where capacity > 0),
     shares as (
-        select kind, lane, places,
+        select kind, lane, capacity,
                (select min(share) from outbox o
-                where o.kind = capacity.kind and o.lane = capacity.lane) as share
-        from capacity
+                where o.kind = queues.kind and o.lane = queues.lane) as share
+        from queues
         union all
-        select kind, lane, places,
+        select kind, lane, capacity,
                (select min(share) from outbox o
                 where o.kind = s.kind and o.lane = s.lane and o.share > s.share)
         from shares s where share is not null),
     first as (
-        select s.kind, s.lane, s.places, f.job_id, f.due_at,
+        select s.kind, s.lane, s.capacity, f.job_id, f.due_at,
                row_number() over (partition by s.kind, s.lane, s.share
                                   order by f.due_at, f.job_id) as turn
         from shares s cross join lateral (
             select job_id, due_at from outbox o
             where o.kind = s.kind and o.lane = s.lane and o.share = s.share and due_at <= now()
-            order by kind, lane, share, due_at, job_id limit s.places) f),
-    placed as (
-        select job_id, places,
-               row_number() over (partition by kind, lane order by turn, random()) as place
+            order by kind, lane, share, due_at, job_id limit s.capacity) f),
+    ranked as (
+        select job_id, capacity,
+               row_number() over (partition by kind, lane order by turn, random()) as rank
         from first),
     due as (
         select job_id, due_at from outbox
-        where job_id = any(array(select job_id from placed where place <= places))
+        where job_id = any(array(select job_id from ranked where rank <= capacity))
           and due_at <= now()
         order by job_id for update skip locked),
     taken as (
@@ -82,7 +84,7 @@ impl Outbox for PostgresStore {
         let query = sqlx::query(TAKE)
             .bind(queues.iter().map(|(kind, _, _)| kind.as_str()).collect::<Vec<_>>())
             .bind(queues.iter().map(|(_, lane, _)| lane.as_str()).collect::<Vec<_>>())
-            .bind(queues.iter().map(|(_, _, places)| i64::from(*places)).collect::<Vec<_>>())
+            .bind(queues.iter().map(|(_, _, messages)| i64::from(*messages)).collect::<Vec<_>>())
             .bind(span(hold));
         let found = self.fetch_all(query).await?;
         let Some((last, taken)) = found.split_last() else { return Ok(OutboxBatch::default()) };
@@ -101,7 +103,7 @@ impl Outbox for PostgresStore {
         self.execute(query.bind(jobs).bind(generations)).await.map(drop)
     }
 
-    async fn return_unpublished(&self, unpublished: &[JobNotice]) -> Result<(), StoreError> {
+    async fn release_taken(&self, unpublished: &[JobNotice]) -> Result<(), StoreError> {
         let (jobs, generations) = columns(unpublished);
         let query = sqlx::query(
             "update outbox o set due_at = now()
@@ -111,14 +113,14 @@ impl Outbox for PostgresStore {
         self.execute(query.bind(jobs).bind(generations)).await.map(drop)
     }
 
-    async fn unpublish(
+    async fn requeue_lost(
         &self,
         kind: JobKind,
         lane: Lane,
         waited: Duration,
         limit: u32,
     ) -> Result<u64, StoreError> {
-        let query = sqlx::query(
+        let query = sqlx::query(concat!(
             "with lost as (
                  select id from jobs j
                  where status = 'queued' and kind = $1 and lane = $2
@@ -127,25 +129,24 @@ impl Outbox for PostgresStore {
                  order by waiting_since limit $4 for update skip locked),
              waiting as (
                  update jobs j set waiting_since = now() from lost where j.id = lost.id
-                 returning j.id, j.kind, j.lane, j.share, j.fence)
-             insert into outbox (job_id, kind, lane, share, generation)
-             select id, kind, lane, share, fence from waiting
-             on conflict do nothing",
-        );
+                 returning j.id, j.kind, j.lane, j.share, j.fence) ",
+            insert_notices!(),
+            "now() from waiting on conflict do nothing"
+        ));
         let query = query.bind(kind.as_str()).bind(lane.as_str());
         self.execute(query.bind(span(waited)).bind(i64::from(limit))).await
     }
 
-    async fn republish(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
-        figures::republish(self, job, delay).await
+    async fn requeue_one(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
+        notices::requeue_one(self, job, delay).await
     }
 
     async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
-        figures::count_published(self, kind, lane).await
+        counts::count_published(self, kind, lane).await
     }
 
     async fn count_unpublished(&self) -> Result<u64, StoreError> {
-        figures::count_unpublished(self).await
+        counts::count_unpublished(self).await
     }
 }
 

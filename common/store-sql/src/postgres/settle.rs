@@ -9,7 +9,8 @@ use sqlx::{PgConnection, Row, types::Json};
 
 use super::{
     finish::finish_tasks,
-    gather::{Answers, Call, Locked, place},
+    gather::{Answers, Call, Locked, call_index},
+    notices::{insert_notices, replace_notices},
 };
 use crate::convert::micros;
 
@@ -24,7 +25,7 @@ macro_rules! calls {
     () => {
         "calls as (
              select * from jsonb_to_recordset($1)
-                 as a (place bigint, job uuid, fence int, status text, released int,
+                 as a (call_index bigint, job uuid, fence int, status text, released int,
                        delay_us bigint, code text, message text, note text, facts jsonb,
                        renditions jsonb, placeholder jsonb, forgotten jsonb, proxies int))"
     };
@@ -50,7 +51,7 @@ macro_rules! jobs {
                  lease_until = null, worker_id = null, updated_at = now()
              from calls a
              where j.id = any(array(select id from found where held)) and j.id = a.job
-             returning a.place, j.id, j.task_id, j.image_id, j.kind, j.lane, j.share, j.fence,
+             returning a.call_index, j.id, j.task_id, j.image_id, j.kind, j.lane, j.share, j.fence,
                        j.status, j.run_at)"
     };
 }
@@ -58,12 +59,13 @@ macro_rules! jobs {
 /// Outbox rows of jobs that are queued again.
 macro_rules! notices {
     () => {
-        "notice as (
-             insert into outbox (job_id, kind, lane, share, generation, due_at)
-             select id, kind, lane, share, fence, run_at from job where status = 'queued'
-             order by id
-             on conflict (job_id) do update
-             set generation = excluded.generation, due_at = excluded.due_at)"
+        concat!(
+            "notice as (",
+            insert_notices!(),
+            "run_at from job where status = 'queued' order by id",
+            replace_notices!(),
+            ")"
+        )
     };
 }
 
@@ -80,7 +82,7 @@ macro_rules! images {
                     bool_or(job.status = 'succeeded'
                             and (job.kind = 'thumbnail' or a.renditions is not null)) as rendered,
                     bool_or(a.proxies is not null) as forgotten
-             from job join calls a on a.place = job.place
+             from job join calls a on a.call_index = job.call_index
              left join lateral jsonb_to_record(a.facts)
                  as f (format text, width int, height int, orientation smallint,
                        taken_at timestamp, gps jsonb) on true
@@ -107,7 +109,7 @@ macro_rules! images {
              where i.id = any(array(select id from locked_images)) and i.id = c.image_id),
          receipt as (
              update deletions d set proxies = a.proxies, removal = null
-             from job join calls a on a.place = job.place
+             from job join calls a on a.call_index = job.call_index
              where d.task_id = job.task_id and a.proxies is not null)"
     };
 }
@@ -121,12 +123,12 @@ macro_rules! renditions {
              select distinct on (i.sha256, m.preset, m.fingerprint, m.format)
                     i.sha256, m.preset, m.fingerprint, m.format, m.width, m.height, m.bytes,
                     decode(m.sha256, 'hex')
-             from job join calls a on a.place = job.place
+             from job join calls a on a.call_index = job.call_index
              join images i on i.id = job.image_id
              cross join lateral jsonb_to_recordset(a.renditions)
                  as m (preset text, fingerprint text, format text, width int, height int,
                        bytes bigint, sha256 text)
-             order by i.sha256, m.preset, m.fingerprint, m.format, job.place desc
+             order by i.sha256, m.preset, m.fingerprint, m.format, job.call_index desc
              on conflict (sha256, preset, fingerprint, format) do update
              set width = excluded.width, height = excluded.height, bytes = excluded.bytes,
                  rendition_sha256 = excluded.rendition_sha256,
@@ -143,11 +145,11 @@ macro_rules! placeholders {
         "placeholder as (
              insert into placeholders (sha256, thumbhash, dominant_color)
              select distinct on (i.sha256) i.sha256, decode(p.thumbhash, 'hex'), p.color
-             from job join calls a on a.place = job.place
+             from job join calls a on a.call_index = job.call_index
              join images i on i.id = job.image_id
              cross join lateral jsonb_to_record(a.placeholder) as p (thumbhash text, color text)
              where a.placeholder is not null
-             order by i.sha256, job.place desc
+             order by i.sha256, job.call_index desc
              on conflict (sha256) do update
              set thumbhash = excluded.thumbhash, dominant_color = excluded.dominant_color)"
     };
@@ -158,7 +160,7 @@ macro_rules! forgotten_renditions {
     () => {
         "forgotten as (
              delete from renditions r
-             using job join calls a on a.place = job.place
+             using job join calls a on a.call_index = job.call_index
              join images i on i.id = job.image_id
              cross join lateral jsonb_to_recordset(a.forgotten)
                  as f (preset text, fingerprint text, format text)
@@ -175,7 +177,7 @@ macro_rules! settle_statement {
             "with ",
             calls!(),
             ", found as (
-                 select j.id, a.place, j.fence = a.fence and j.status = 'running' as held
+                 select j.id, a.call_index, j.fence = a.fence and j.status = 'running' as held
                  from jobs j join calls a on a.job = j.id
                  where j.id = any(array(select job from calls)) for update of j ",
             $locked,
@@ -193,7 +195,7 @@ macro_rules! settle_statement {
             placeholders!(),
             ", ",
             forgotten_renditions!(),
-            " select place, held from found"
+            " select call_index, held from found"
         )
     };
 }
@@ -217,13 +219,13 @@ impl Call for Settling {
             Locked::Wait => settle_statement!(""),
         };
         let settlements: Vec<_> =
-            (1..).zip(calls).map(|(place, call)| Settlement::of(place, call)).collect();
+            (1..).zip(calls).map(|(call_index, call)| Settlement::of(call_index, call)).collect();
         let rows = sqlx::query(statement).bind(Json(settlements)).fetch_all(conn).await?;
         rows.iter()
             .map(|row| {
                 let held: bool = row.try_get("held")?;
                 let answer = if held { Settled::Applied } else { Settled::Stale };
-                Ok((place(row)?, Ok(answer)))
+                Ok((call_index(row)?, Ok(answer)))
             })
             .collect()
     }
@@ -233,7 +235,7 @@ impl Call for Settling {
 #[derive(Serialize)]
 struct Settlement<'a> {
     /// The number of the call, from 1.
-    place: usize,
+    call_index: usize,
     job: JobId,
     fence: u32,
     status: &'a str,
@@ -263,10 +265,10 @@ struct StoredPlaceholder {
 }
 
 impl<'a> Settlement<'a> {
-    fn of(place: usize, call: &'a Settling) -> Self {
+    fn of(call_index: usize, call: &'a Settling) -> Self {
         let ending = Ending::of(&call.outcome);
         let mut settlement = Self {
-            place,
+            call_index,
             job: call.lease.job,
             fence: call.lease.fence,
             status: ending.status.as_str(),

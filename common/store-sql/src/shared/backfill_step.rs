@@ -41,7 +41,7 @@ pub async fn advance(conn: &mut Conn, now: Now, step: BackfillStep) -> Result<bo
     }
     if !spec.dry_run {
         create_children(conn, now, &step, &owner, spec.visibility).await?;
-        write_lines(conn, step.task, &step.settled).await?;
+        write_lines(conn, step.task, &step.without_work).await?;
     }
     write_lines(conn, step.task, &step.done).await?;
     touch(conn, now, step.task).await?;

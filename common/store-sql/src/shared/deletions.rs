@@ -14,7 +14,7 @@ use super::{
         Conn, DbRow, Now, ago, any_of, bind_now, forget_blob, hashes, ids, lock_rows, now, number,
         span,
     },
-    rows::{self, blob_joins, image_columns, rendition},
+    rows::{self, blob_joins, clear_labels, image_columns, rendition},
     store::SqlStore,
 };
 use crate::new_task::NewTask;
@@ -170,8 +170,9 @@ async fn redact(conn: &mut Conn, now: Now, image: ImageId) -> Result<(), StoreEr
         now!("$2"),
         "), deleted_at = ",
         now!("$2"),
-        ", title = null, tags = '[]', filename = null, taken_at = null, latitude = null,
-             longitude = null
+        ",",
+        clear_labels!(),
+        ", taken_at = null, latitude = null, longitude = null
          where id = $1"
     ));
     bind_now(query.bind(image), now).execute(conn).await?;

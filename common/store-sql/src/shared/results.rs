@@ -1,4 +1,5 @@
-//! Collecting the results of a backfill's children: they are counted, reported and removed.
+//! Collecting the results of a backfill's children: they are counted, reported and removed. The column
+//! `tallied` marks failed children whose results are collected, since they stay.
 
 use safelight_domain::{ItemOutcome, TaskId};
 use safelight_store::{CollectedResults, StoreError};
@@ -113,7 +114,8 @@ async fn record(
     Ok(())
 }
 
-/// Ends a backfill, and its task, once its walk is over and no child is open.
+/// Ends a backfill, and its task, once its walk is over and no child is open. Not with `finish_tasks!`: the
+/// task has no jobs, and its status comes from the counts of the backfill.
 async fn end_if_done(conn: &mut Conn, now: Now, backfill: TaskId) -> Result<(), StoreError> {
     let query = sqlx::query_scalar(
         "update backfills set state = 'ended', foreman = null, paused = false

@@ -23,6 +23,13 @@ macro_rules! image_columns {
     };
 }
 
+/// Clears all labels of images but the visibility.
+macro_rules! clear_labels {
+    () => {
+        " title = null, tags = '[]', filename = null "
+    };
+}
+
 /// The renditions and the placeholder of the blob of an image `i`, for `image_columns!`. An image shows them once
 /// its own renditions were made, or if its owner has an equal image of which they were. A discarded image shows
 /// them in any case: they are to be removed.
@@ -72,6 +79,7 @@ macro_rules! task_columns {
 pub(super) use backfill_joins;
 pub(super) use blob_joins;
 pub(super) use claimed_columns;
+pub(super) use clear_labels;
 pub(super) use image_columns;
 pub(super) use task_columns;
 
@@ -115,7 +123,6 @@ fn image(row: &DbRow) -> Result<Image, StoreError> {
         discarded: row.try_get("discarded")?,
         deleted: row.try_get("deleted")?,
         owner: row.try_get("image_owner")?,
-        visibility: name(row, "visibility")?,
         renditions: Vec::new(),
         placeholder: placeholder(row)?,
     })
@@ -126,6 +133,7 @@ fn labels(row: &DbRow) -> Result<Labels, StoreError> {
         title: row.try_get("title")?,
         tags: row.try_get::<Json<Vec<String>>, _>("tags")?.0,
         filename: row.try_get("filename")?,
+        visibility: Some(name(row, "visibility")?),
     })
 }
 

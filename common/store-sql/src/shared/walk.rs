@@ -78,12 +78,12 @@ pub async fn images_with_blobs(
              select i.sha256, i.id,
                     row_number() over (partition by i.sha256 order by ",
         is_sound!(),
-        " desc, i.id) as place
+        " desc, i.id) as rank
              from images i
              where i.sha256 ",
         any_of!("$1"),
         " and i.owner = $2 and i.discarded_at is null) found
-         where place = 1"
+         where rank = 1"
     ));
     let rows = store.fetch_all(query.bind(hashes(sought)).bind(owner)).await?;
     rows.iter().map(equal).collect()
@@ -122,7 +122,7 @@ pub async fn blocking_jobs(
              select t.image_id, j.kind, j.status, j.error_code, j.error_message,
                     row_number() over (partition by t.image_id, j.kind
                                        order by j.status in ('queued', 'running') desc,
-                                                j.updated_at desc, j.id desc) as place
+                                                j.updated_at desc, j.id desc) as rank
              from images i join tasks t on t.image_id = i.id join jobs j on j.task_id = t.id
              where i.id ",
         any_of!("$1"),
@@ -131,7 +131,7 @@ pub async fn blocking_jobs(
                and not (j.kind = 'verify' and j.status = 'failed' and exists (
                    select 1 from images e
                    where e.sha256 = i.sha256 and e.stored_at > j.updated_at))) newest
-         where place = 1 and status <> 'succeeded'"
+         where rank = 1 and status <> 'succeeded'"
     ));
     let rows = store.fetch_all(query.bind(ids(images.iter().map(|id| id.0)))).await?;
     rows.iter()

@@ -1,10 +1,11 @@
-//! Creating images and tasks. The one way to queue work.
+//! Creating images and tasks: the one way to create work. Jobs that exist are queued again by `requeue.rs`, by
+//! settles and by the outbox, all with `insert_notices!`.
 
 use chrono::{DateTime, Utc};
 use safelight_store::{KeyTicket, NewUpload, StoreError};
 use sqlx::{SqliteConnection, types::Json};
 
-use super::dialect::time_of;
+use super::{dialect::time_of, notices::insert_notices};
 use crate::new_task::{NewImage, NewTask};
 
 /// Inserts images from the JSON parameter `$images`. Their columns are read by name.
@@ -28,37 +29,39 @@ macro_rules! insert_images {
 /// jobs that exists already stays as it is.
 macro_rules! insert_tasks {
     () => {
-        "insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id, source,
-                            created_at, updated_at)
-         select unhex(value ->> 'id', '-'), value ->> 'kind', value ->> 'lane', 'queued',
-                unhex(value ->> 'image', '-'), json_array_length(value, '$.jobs'),
-                coalesce(value ->> 'owner', (select owner from images
-                                             where id = unhex(value ->> 'image', '-'))),
-                unhex(value ->> 'backfill', '-'), value ->> 'source', $2, $2
-         from json_each($1) where true
-         on conflict (id) do nothing;
+        concat!(
+            "insert into tasks (id, kind, lane, status, image_id, jobs_total, owner, backfill_id,
+                                source, created_at, updated_at)
+             select unhex(value ->> 'id', '-'), value ->> 'kind', value ->> 'lane', 'queued',
+                    unhex(value ->> 'image', '-'), json_array_length(value, '$.jobs'),
+                    coalesce(value ->> 'owner', (select owner from images
+                                                 where id = unhex(value ->> 'image', '-'))),
+                    unhex(value ->> 'backfill', '-'), value ->> 'source', $2, $2
+             from json_each($1) where true
+             on conflict (id) do nothing;
 
-         insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts, traceparent,
-                           run_at, waiting_since, created_at, updated_at, needs_version)
-         select unhex(one.value ->> 0, '-'), t.id, t.image_id, one.value ->> 1, t.lane,
-                case when t.backfill_id is null then t.owner else lower(hex(t.backfill_id)) end,
-                'queued', new.value ->> 'max_attempts', new.value ->> 'trace', new.due_at,
-                new.due_at, $2, $2, case one.value ->> 1 when 'thumbnail' then 2 else 1 end
-         from (select value,
-                      max($2 + (value ->> 'after_us'),
-                          case when value ->> 'after_leases' then (
-                              select coalesce(max(j.lease_until), 0)
-                              from jobs j join tasks o on o.id = j.task_id
-                              where o.image_id = unhex(value ->> 'image', '-'))
-                          else 0 end) as due_at
-               from json_each($1)) new
-         join tasks t on t.id = unhex(new.value ->> 'id', '-')
-         join json_each(new.value, '$.jobs') one;
-
-         insert into outbox (job_id, kind, lane, share, generation, due_at)
-         select id, kind, lane, share, 0, run_at from jobs
-         where id in (select unhex(one.value ->> 0, '-')
-                      from json_each($1) new join json_each(new.value, '$.jobs') one);"
+             insert into jobs (id, task_id, image_id, kind, lane, share, status, max_attempts,
+                               traceparent, run_at, waiting_since, created_at, updated_at,
+                               needs_version)
+             select unhex(one.value ->> 0, '-'), t.id, t.image_id, one.value ->> 1, t.lane,
+                    case when t.backfill_id is null then t.owner else lower(hex(t.backfill_id)) end,
+                    'queued', new.value ->> 'max_attempts', new.value ->> 'trace', new.due_at,
+                    new.due_at, $2, $2, one.value ->> 2
+             from (select value,
+                          max($2 + (value ->> 'after_us'),
+                              case when value ->> 'after_leases' then (
+                                  select coalesce(max(j.lease_until), 0)
+                                  from jobs j join tasks o on o.id = j.task_id
+                                  where o.image_id = unhex(value ->> 'image', '-'))
+                              else 0 end) as due_at
+                   from json_each($1)) new
+             join tasks t on t.id = unhex(new.value ->> 'id', '-')
+             join json_each(new.value, '$.jobs') one; ",
+            insert_notices!(),
+            "run_at from jobs
+             where id in (select unhex(one.value ->> 0, '-')
+                          from json_each($1) new join json_each(new.value, '$.jobs') one);"
+        )
     };
 }
 

@@ -1,4 +1,6 @@
 //! Ending tasks. The one place where the end of a job is counted on its task.
+//!
+//! One task ends elsewhere: that of a backfill, which has no jobs to count, in `end_if_done` of `results.rs`.
 
 /// Counts ended jobs on their tasks, and ends tasks whose last job has ended. `$ended` is a query for `task_id`,
 /// `succeeded`, `failed` and `cancelled` of each task, `$time` the parameter for the time.

@@ -10,9 +10,12 @@ use safelight_store::{
 use sqlx::{Row, SqliteConnection, types::Json};
 
 use super::{
+    counts,
     dialect::number,
-    effects, figures,
+    effects,
     finish::finish_tasks,
+    lost_leases,
+    notices::{insert_notices, replace_notices},
     rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
     store::SqliteStore,
 };
@@ -47,19 +50,19 @@ impl Jobs for SqliteStore {
     }
 
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
-        figures::expired_leases(self, limit).await
+        lost_leases::expired_leases(self, limit).await
     }
 
     async fn take_over(&self) -> Result<u64, StoreError> {
-        self.transaction(|conn, now| Box::pin(figures::take_over(conn, now))).await
+        self.transaction(|conn, now| Box::pin(lost_leases::take_over(conn, now))).await
     }
 
     async fn job_counts(&self) -> Result<Vec<JobCount>, StoreError> {
-        figures::job_counts(self).await
+        counts::job_counts(self).await
     }
 
     async fn count_queued(&self, lane: Lane, at_most: u64) -> Result<u64, StoreError> {
-        figures::count_queued(self, lane, at_most).await
+        counts::count_queued(self, lane, at_most).await
     }
 }
 
@@ -201,21 +204,16 @@ async fn settle(
         effects::apply(conn, now, image, effect).await?;
     }
     if job.try_get::<&str, _>("status")? == "queued" {
-        queue_again(conn, lease.job).await?;
+        queue_retry(conn, lease.job).await?;
     }
     Ok(Settled::Applied)
 }
 
 /// Puts a job that is queued again into the outbox, due when it may run.
-async fn queue_again(conn: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
-    sqlx::query(
-        "insert into outbox (job_id, kind, lane, share, generation, due_at)
-         select id, kind, lane, share, fence, run_at from jobs where id = $1
-         on conflict (job_id) do update
-         set generation = excluded.generation, due_at = excluded.due_at",
-    )
-    .bind(job)
-    .execute(conn)
-    .await?;
+async fn queue_retry(conn: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
+    sqlx::query(concat!(insert_notices!(), "run_at from jobs where id = $1", replace_notices!()))
+        .bind(job)
+        .execute(conn)
+        .await?;
     Ok(())
 }

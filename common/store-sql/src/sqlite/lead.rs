@@ -1,4 +1,4 @@
-//! Who leads a backfill.
+//! Who leads a backfill. The column `foreman` is its coordinator, and `foreman_until` the end of the lead.
 
 use std::time::Duration;
 

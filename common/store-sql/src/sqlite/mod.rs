@@ -9,6 +9,7 @@ mod create;
 mod dialect;
 mod effects;
 mod finish;
+mod fs_permissions;
 mod jobs;
 mod lead;
 mod outbox;
@@ -29,10 +30,14 @@ mod backfill_step;
 mod backfills;
 #[path = "../shared/control.rs"]
 mod control;
+#[path = "../shared/counts.rs"]
+mod counts;
 #[path = "../shared/deletions.rs"]
 mod deletions;
-#[path = "../shared/figures.rs"]
-mod figures;
+#[path = "../shared/lost_leases.rs"]
+mod lost_leases;
+#[path = "../shared/notices.rs"]
+mod notices;
 #[path = "../shared/prune.rs"]
 mod prune;
 #[path = "../shared/reads.rs"]

@@ -8,8 +8,9 @@ use safelight_store::{Outbox, OutboxBatch, QueueCapacity, StoreError};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow, types::Json};
 
 use super::{
+    counts,
     dialect::{any_of, ids},
-    figures,
+    notices::{self, insert_notices},
     rows::{self, column},
     store::SqliteStore,
 };
@@ -43,18 +44,18 @@ impl Outbox for SqliteStore {
             "delete from outbox where (job_id, generation) in (
                  select unhex(value ->> 0), value ->> 1 from json_each($1))",
         );
-        self.execute(query.bind(notices(published))).await.map(drop)
+        self.execute(query.bind(pairs(published))).await.map(drop)
     }
 
-    async fn return_unpublished(&self, unpublished: &[JobNotice]) -> Result<(), StoreError> {
+    async fn release_taken(&self, unpublished: &[JobNotice]) -> Result<(), StoreError> {
         let query = sqlx::query(
             "update outbox set due_at = $2 where (job_id, generation) in (
                  select unhex(value ->> 0), value ->> 1 from json_each($1))",
         );
-        self.execute_now(query.bind(notices(unpublished))).await.map(drop)
+        self.execute_now(query.bind(pairs(unpublished))).await.map(drop)
     }
 
-    async fn unpublish(
+    async fn requeue_lost(
         &self,
         kind: JobKind,
         lane: Lane,
@@ -70,24 +71,24 @@ impl Outbox for SqliteStore {
         if lost.is_empty() {
             return Ok(0);
         }
-        self.write(move |conn, now| Box::pin(insert_again(conn, now, lost))).await
+        self.write(move |conn, now| Box::pin(requeue(conn, now, lost))).await
     }
 
-    async fn republish(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
-        figures::republish(self, job, delay).await
+    async fn requeue_one(&self, job: JobId, delay: Duration) -> Result<bool, StoreError> {
+        notices::requeue_one(self, job, delay).await
     }
 
     async fn count_published(&self, kind: JobKind, lane: Lane) -> Result<u64, StoreError> {
-        figures::count_published(self, kind, lane).await
+        counts::count_published(self, kind, lane).await
     }
 
     async fn count_unpublished(&self) -> Result<u64, StoreError> {
-        figures::count_unpublished(self).await
+        counts::count_unpublished(self).await
     }
 }
 
 /// Notices as one parameter: pairs of job and generation.
-fn notices(notices: &[JobNotice]) -> Json<Vec<(String, u32)>> {
+fn pairs(notices: &[JobNotice]) -> Json<Vec<(String, u32)>> {
     let pair = |notice: &JobNotice| (notice.job.0.simple().to_string(), notice.generation);
     Json(notices.iter().map(pair).collect())
 }
@@ -146,15 +147,15 @@ struct Found {
     notice: JobNotice,
 }
 
-/// The oldest due rows of one share, at most `places`.
+/// The oldest due rows of one share, at most `capacity`.
 async fn first_of(
     conn: &mut SqliteConnection,
     now: i64,
     (kind, lane): (JobKind, Lane),
     share: String,
-    places: u32,
+    capacity: u32,
 ) -> Result<Vec<Found>, StoreError> {
-    if places == 0 {
+    if capacity == 0 {
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
@@ -168,7 +169,7 @@ async fn first_of(
     .bind(lane.as_str())
     .bind(share)
     .bind(now)
-    .bind(places)
+    .bind(capacity)
     .fetch_all(conn)
     .await?;
     let found = |row| Ok(Found { due_at: row_due(row)?, notice: rows::notice(row)? });
@@ -200,14 +201,14 @@ const WAITING: &str = "
     order by waiting_since limit $4";
 
 /// Puts those of `lost` into the outbox that still belong there.
-async fn insert_again(
+async fn requeue(
     conn: &mut SqliteConnection,
     now: i64,
     lost: Vec<JobId>,
 ) -> Result<u64, StoreError> {
     let inserted = sqlx::query(concat!(
-        "insert into outbox (job_id, kind, lane, share, generation, due_at)
-         select id, kind, lane, share, fence, $2 from jobs
+        insert_notices!(),
+        "$2 from jobs
          where status = 'queued' and id ",
         any_of!("$1"),
         " on conflict do nothing returning job_id"

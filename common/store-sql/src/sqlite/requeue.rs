@@ -6,6 +6,7 @@ use sqlx::SqliteConnection;
 
 use super::{
     dialect::{any_of, ids},
+    notices::{insert_notices, replace_notices},
     rows::column,
 };
 
@@ -39,13 +40,11 @@ pub async fn requeue_failed(
     let jobs = jobs.bind(list.clone()).bind(now).fetch_all(&mut *conn).await?;
     let jobs: Vec<JobId> = column(&jobs, "id")?;
     sqlx::query(concat!(
-        "insert into outbox (job_id, kind, lane, share, generation, due_at)
-         select id, kind, lane, share, fence, run_at from jobs where id ",
+        insert_notices!(),
+        "run_at from jobs where id ",
         any_of!("$3"),
-        " on conflict (job_id) do update
-         set generation = excluded.generation, due_at = excluded.due_at;
-
-         update tasks
+        replace_notices!(),
+        "; update tasks
          set jobs_failed = 0, status = 'queued', finished_at = null, version = version + 1,
              updated_at = $2
          where id ",

@@ -18,9 +18,9 @@ use sqlx::{
 use super::{
     clock::Clock,
     dialect::{DbRow, Statement, bind_now},
+    fs_permissions,
     writer::Writer,
 };
-use crate::fs_permissions;
 
 /// How long a statement waits for another process's lock, and a read for a free connection.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -146,7 +146,7 @@ impl SqliteStore {
         .await
     }
 
-    /// Runs work that is one statement.
+    /// Runs work that needs no transaction of its own on PostgreSQL. Here all work runs in one.
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -154,7 +154,7 @@ impl SqliteStore {
             + Send
             + 'static,
     {
-        self.writer.run(work).await
+        self.transaction(work).await
     }
 
     /// Runs work in a transaction, which is committed unless the work fails.

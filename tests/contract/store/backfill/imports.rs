@@ -36,6 +36,7 @@ fn import_child(bytes: &[u8]) -> ChildTask {
             title: Some("A".to_owned()),
             tags: vec!["x".to_owned(), "y".to_owned()],
             filename: None,
+            visibility: None,
         },
     };
     let jobs = vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)];
@@ -50,13 +51,14 @@ async fn import_creates_images(store: TestStore) -> Result<()> {
     let child = import_child(b"a");
     let image = child.image;
     let labels = child.import.as_ref().context("no import")?.labels.clone();
+    let labels = Labels { visibility: Some(Visibility::Private), ..labels };
     let work = vec![child.clone()];
     let step = BackfillStep { work, max_attempts: 3, is_last: true, ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     let made = store.image(image).await?.context("no image")?;
     assert_eq!((made.labels, made.bytes), (labels, 1));
     assert_eq!(made.stored_at, None);
-    assert_eq!((made.owner, made.visibility), ("ada".parse()?, Visibility::Private));
+    assert_eq!(made.owner, "ada".parse()?);
     for (index, outcome) in [write_succeeded(), thumbnail_succeeded()].iter().enumerate() {
         let (job, kind) = child.jobs[index];
         let notice = JobNotice { job, kind, lane: Lane::Bulk, generation: 0, trace: None };

@@ -60,7 +60,7 @@ async fn pruning_a_failed_backfill_keeps_its_failed_tasks(store: TestStore) -> R
 async fn pruning_removes_a_backfill_with_its_report(store: TestStore) -> Result<()> {
     let id = start_backfill(&store, spec()).await?;
     let items: Vec<ReportLine> = (0..5).map(|_| skipped_line(Uuid::now_v7())).collect();
-    let step = BackfillStep { settled: items, is_last: true, ..BackfillStep::of(id, None) };
+    let step = BackfillStep { without_work: items, is_last: true, ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     store.collect_results(id, 9).await?;
     let mut batches = 0;

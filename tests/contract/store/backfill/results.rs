@@ -256,7 +256,7 @@ async fn verify_records_repaired_renditions(store: TestStore) -> Result<()> {
 async fn report_is_read_in_pages(store: TestStore) -> Result<()> {
     let id = start_backfill(&store, spec()).await?;
     let items: Vec<ReportLine> = (0..5).map(|_| skipped_line(Uuid::now_v7())).collect();
-    let step = BackfillStep { settled: items.clone(), ..BackfillStep::of(id, None) };
+    let step = BackfillStep { without_work: items.clone(), ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     let (mut read, mut after) = (Vec::new(), None);
     loop {

@@ -32,7 +32,7 @@ async fn work_done_in_a_step_is_counted_and_reported(store: TestStore) -> Result
         to: Some(to.to_owned()),
         done: vec![line(outcome), line(outcome)],
         passed: [("in_use".to_owned(), 40)].into(),
-        settled: vec![skipped_line(Uuid::now_v7())],
+        without_work: vec![skipped_line(Uuid::now_v7())],
         is_last,
         ..BackfillStep::of(id, from.map(str::to_owned))
     };
@@ -67,7 +67,7 @@ async fn step_creates_tasks_and_report_lines(store: TestStore) -> Result<()> {
     let id = start_backfill(&store, spec()).await?;
     let step = BackfillStep {
         expected: Some(7),
-        settled: vec![
+        without_work: vec![
             skipped_line(second.image.0),
             ReportLine {
                 outcome: ItemOutcome::Failed,
@@ -93,7 +93,7 @@ async fn step_creates_tasks_and_report_lines(store: TestStore) -> Result<()> {
     assert_eq!((made.jobs.len(), made.jobs[0].max_attempts), (1, 3));
     let due = store.publish_all().await?;
     assert_eq!(due, [notice(&step.work[0])]);
-    assert_eq!(store.backfill_report(id, None, 9).await?, step.settled);
+    assert_eq!(store.backfill_report(id, None, 9).await?, step.without_work);
     Ok(())
 }
 
@@ -158,7 +158,7 @@ async fn dry_run_only_counts(store: TestStore) -> Result<()> {
     spec.dry_run = true;
     let id = start_backfill(&store, spec).await?;
     let step = BackfillStep {
-        settled: vec![skipped_line(Uuid::now_v7())],
+        without_work: vec![skipped_line(Uuid::now_v7())],
         is_last: true,
         ..step(id, None, "a", image)
     };

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use safelight_domain::Labels;
+use safelight_domain::{Label, Labels};
 use serde::Deserialize;
 
 use super::{
@@ -147,7 +147,7 @@ fn picture(line: &[u8]) -> Result<(Picture, Labels), String> {
         labels.add_tag(tag).map_err(|why| format!("`tags`: {why}"))?;
     }
     if let Some(title) = &picture.title {
-        labels.set_title(title).map_err(|why| format!("`title`: {why}"))?;
+        labels.set(Label::Title, title).map_err(|why| format!("`title`: {why}"))?;
     }
     if let Some(name) = &picture.filename {
         labels.set_filename(name);

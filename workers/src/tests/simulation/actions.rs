@@ -262,7 +262,7 @@ fn send_request(world: &mut World, request: TaskRequest) {
         match request {
             TaskRequest::Cancel => drop(store.cancel(task).await),
             TaskRequest::Retry => drop(store.retry(&[task]).await),
-            TaskRequest::Republish => drop(store.republish(job, Duration::from_secs(5)).await),
+            TaskRequest::Republish => drop(store.requeue_one(job, Duration::from_secs(5)).await),
             TaskRequest::Delete => drop(store.delete_image(&deletion).await),
         }
     });

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use safelight_domain::{ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, TaskId};
+use safelight_domain::{
+    ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, TaskId, Visibility,
+};
 use safelight_store::{Accepted, DynStore, IdempotencyKey, KeyState, KeyTicket, NewUpload};
 use uuid::Uuid;
 
@@ -80,16 +82,15 @@ fn new_upload(plan: &UploadPlan, ticket: Option<KeyTicket>) -> NewUpload {
     let sha256 = ContentHash::of(&[plan.content]);
     NewUpload {
         owner: safelight_domain::Owner::local(),
-        visibility: safelight_domain::Visibility::Public,
         quota: safelight_domain::Quota::default(),
         task: TaskId(id()),
-        jobs: [JobKind::Write, JobKind::Thumbnail].map(|kind| (JobId(id()), kind)).to_vec(),
+        jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId(id()), kind)).to_vec(),
         image: ImageId(id()),
         lane: plan.lane,
         sha256,
         bytes: 1,
         format: ImageFormat::Png,
-        labels: Labels::default(),
+        labels: Labels { visibility: Some(Visibility::Public), ..Labels::default() },
         max_attempts: plan.max_attempts,
         key: ticket.map(|ticket| (ticket, sha256)),
         trace: None,

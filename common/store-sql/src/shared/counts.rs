@@ -1,50 +1,17 @@
-//! What the rescuer and the metrics ask about jobs and the outbox.
+//! Counts of jobs and of the outbox, for the metrics and for backpressure.
 
 use std::time::Duration;
 
-use safelight_domain::{JobId, JobKind, Lane};
-use safelight_store::{ClaimedJob, JobCount, StoreError};
+use safelight_domain::{JobKind, Lane};
+use safelight_store::{JobCount, StoreError};
 use sqlx::Row;
 
 use super::{
-    dialect::{Conn, DbRow, Now, big, bind_now, greatest, later, micros_since, now, span},
-    rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
+    dialect::{big, micros_since, now},
+    rows,
     store::SqlStore,
 };
 use crate::convert::{duration, readable, to_i64};
-
-/// See [`Jobs::expired_leases`](safelight_store::Jobs::expired_leases).
-pub async fn expired_leases(store: &SqlStore, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {
-    let query = sqlx::query(concat!(
-        "with expired as (
-             select * from jobs where status = 'running' and lease_until <= ",
-        now!("$2"),
-        " order by lease_until, id limit $1)
-         select",
-        claimed_columns!(),
-        image_columns!(),
-        "from expired j join images i on i.id = j.image_id",
-        backfill_joins!(),
-        blob_joins!(),
-        "order by j.lease_until, j.id, r.preset, r.fingerprint, r.format"
-    ));
-    let rows = store.fetch_all(store.at_now(query.bind(i64::from(limit)))).await?;
-    let job = |row: &DbRow| row.try_get::<JobId, _>("job_id").ok();
-    let each = rows.chunk_by(|one, next| job(one) == job(next));
-    Ok(readable(each.map(rows::claimed_jobs))?.concat())
-}
-
-/// See [`Jobs::take_over`](safelight_store::Jobs::take_over).
-pub async fn take_over(conn: &mut Conn, now: Now) -> Result<u64, StoreError> {
-    sqlx::query("delete from idempotency_keys where task_id is null").execute(&mut *conn).await?;
-    sqlx::query("delete from workers").execute(&mut *conn).await?;
-    let query = sqlx::query(concat!(
-        "update jobs set lease_until = ",
-        now!("$1"),
-        " where status = 'running'"
-    ));
-    Ok(bind_now(query, now).execute(conn).await?.rows_affected())
-}
 
 /// See [`Jobs::job_counts`](safelight_store::Jobs::job_counts).
 pub async fn job_counts(store: &SqlStore) -> Result<Vec<JobCount>, StoreError> {
@@ -109,19 +76,4 @@ pub async fn count_unpublished(store: &SqlStore) -> Result<u64, StoreError> {
     let query =
         sqlx::query(concat!("select count(*) as jobs from outbox where due_at <= ", now!("$1")));
     big(&store.fetch_one(store.at_now(query)).await?, "jobs")
-}
-
-/// See [`Outbox::republish`](safelight_store::Outbox::republish).
-pub async fn republish(store: &SqlStore, job: JobId, delay: Duration) -> Result<bool, StoreError> {
-    let query = sqlx::query(concat!(
-        "insert into outbox (job_id, kind, lane, share, generation, due_at)
-         select id, kind, lane, share, fence, ",
-        greatest!(),
-        "(run_at, ",
-        later!("$2", "$3"),
-        ") from jobs
-         where id = $1 and status = 'queued'
-         on conflict do nothing"
-    ));
-    Ok(store.execute_now(query.bind(job).bind(span(delay))).await? == 1)
 }
