@@ -55,7 +55,7 @@ impl BackgroundTasks {
     }
 }
 
-/// Thumbnail jobs at once: as configured, or one per core.
+/// Concurrent thumbnail jobs: as configured, or one per core.
 pub fn thumbnail_slots(configured: usize) -> usize {
     match configured {
         0 => std::thread::available_parallelism().map_or(1, usize::from),

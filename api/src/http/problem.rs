@@ -155,27 +155,27 @@ struct Fields {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemDocument {
-    /// Names the kind: `urn:safelight:problem:` and the code.
+    /// Identifies the kind of problem: `urn:safelight:problem:` and the code.
     #[serde(rename = "type")]
     #[schema(example = "urn:safelight:problem:upload_too_large")]
     pub kind: String,
-    /// The kind in words.
+    /// A short text for this kind of problem.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
     /// What happened this time.
     pub detail: String,
-    /// The path that was asked for.
+    /// The requested path.
     pub instance: String,
-    /// The stable name of the kind.
+    /// The stable error code.
     #[schema(example = "upload_too_large")]
     pub code: String,
     /// Whether the same request can succeed later.
     pub retryable: bool,
-    /// What to do about it.
+    /// What the client can do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// More about some kinds: `reason` (why an image failed), `presets`, `parts`.
+    /// Additional fields of some kinds of problems: `reason` (why an image failed), `presets`, `parts`.
     #[serde(flatten)]
     pub extensions: Map<String, Value>,
 }

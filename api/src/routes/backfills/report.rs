@@ -11,19 +11,19 @@ use uuid::Uuid;
 /// Lines read at once.
 const PAGE: u32 = 1000;
 
-/// A line.
+/// One line of a backfill's report.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = BackfillItem)]
 pub struct ItemDocument {
-    /// The image; of an import, for what never became one, an id of the line alone.
+    /// The image's id; for an entry that could not be imported, an id of this line only.
     pub id: Uuid,
-    /// What became of it.
+    /// The result.
     pub outcome: ItemOutcome,
-    /// Why it was skipped, or the code of its failure.
+    /// Why the image was skipped, or the error code of its failure.
     pub reason: Option<String>,
-    /// More, for people.
+    /// Details for humans.
     pub detail: Option<String>,
-    /// Of an import: where it was found.
+    /// For an import: where the image was found.
     pub source: Option<String>,
 }
 
