@@ -7,7 +7,7 @@ use std::{
 
 use moka::sync::Cache;
 use safelight_domain::{Image, ImageId};
-use safelight_store::{DynStore, StoreError};
+use safelight_store::{Reads, StoreError};
 use safelight_telemetry::{DependencyHealth, NoAnswer};
 
 use super::{
@@ -64,7 +64,7 @@ pub enum Freshness {
 pub struct MetadataCache(Arc<Inner>);
 
 struct Inner {
-    store: DynStore,
+    store: Arc<dyn Reads>,
     presets: Arc<CurrentPresets>,
     /// Caches from which the bytes of deleted images are removed.
     tiers: Tiers,
@@ -85,7 +85,7 @@ impl MetadataCache {
     /// A cache over `store`, whose entries are good for `good_for`. The bytes of images that are gone are removed
     /// from `tiers`.
     pub fn new(
-        store: DynStore,
+        store: Arc<dyn Reads>,
         presets: Arc<CurrentPresets>,
         tiers: Tiers,
         good_for: Duration,

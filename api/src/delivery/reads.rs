@@ -11,7 +11,7 @@ use safelight_config::Config;
 use safelight_domain::{Image, ImageId, JobKind, Task};
 use safelight_queue::OutboxSignal;
 use safelight_shared_cache::SharedCache;
-use safelight_store::DynStore;
+use safelight_store::{Reads, Uploads};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -48,8 +48,10 @@ struct Inner {
 
 /// What delivery uses of other parts.
 pub struct DeliveryParts {
-    /// Where metadata is read, and renditions are requested.
-    pub store: DynStore,
+    /// Where metadata is read.
+    pub reads: Arc<dyn Reads>,
+    /// Where renditions are requested.
+    pub uploads: Arc<dyn Uploads>,
     /// Where bytes are read.
     pub blobs: Blobs,
     /// The cache that nodes share, if there is one.
@@ -82,7 +84,8 @@ impl Delivery {
     /// With empty caches. A node that does not deliver needs no caches of bytes.
     pub fn new(config: &Config, parts: DeliveryParts, delivers: bool) -> Self {
         let DeliveryParts {
-            store,
+            reads,
+            uploads,
             blobs,
             shared_cache,
             outbox_signal,
@@ -97,8 +100,8 @@ impl Delivery {
         };
         let good_for = Duration::from_millis(config.metadata_cache_ms);
         Self(Arc::new(Inner {
-            metadata: MetadataCache::new(store.clone(), presets.clone(), tiers.clone(), good_for),
-            on_demand: OnDemand::new(store, watch, outbox_signal, config.max_attempts),
+            metadata: MetadataCache::new(reads.clone(), presets.clone(), tiers.clone(), good_for),
+            on_demand: OnDemand::new(reads, uploads, watch, outbox_signal, config.max_attempts),
             tiers,
             presets,
             signed_urls,

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         extract::Params,
@@ -22,7 +22,7 @@ use crate::{
 
 /// The route for the audit log.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(audit))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Admin]), routes!(audit))
 }
 
 /// An entry's id.

@@ -8,7 +8,7 @@ use axum::{
 use safelight_domain::ImageId;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     delivery::ReadRequest,
     http::{
@@ -30,8 +30,8 @@ problem_responses! {
 /// The routes for bytes. Most images are public, so delivery checks access itself.
 pub fn routes() -> ApiRoutes {
     ApiRoutes::new()
-        .route(Access::PUBLIC, routes!(original))
-        .route(Access::PUBLIC, routes!(rendition))
+        .route(RouteAccess::PUBLIC, routes!(original))
+        .route(RouteAccess::PUBLIC, routes!(rendition))
 }
 
 /// The original, as it was uploaded.

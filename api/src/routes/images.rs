@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::{
     documents::{ImageDocument, TaskDocument},
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
     task_responses::{created, reload, wait_or_keep},
 };
 use crate::{
@@ -37,7 +37,8 @@ problem_responses! {
 
 /// The routes for images.
 pub fn routes() -> ApiRoutes {
-    let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
+    let (read, upload) =
+        (RouteAccess::scopes(&[Scope::Read]), RouteAccess::scopes(&[Scope::Upload]));
     ApiRoutes::new()
         .route(read, routes!(list))
         .route(read, routes!(show))

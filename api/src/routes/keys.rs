@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         extract::{Id, JsonBody, Params, PathId, invalid_query},
@@ -36,7 +36,7 @@ problem_responses! {
 
 /// The routes for keys.
 pub fn routes() -> ApiRoutes {
-    let admin = Access::scopes(&[Scope::Admin]);
+    let admin = RouteAccess::scopes(&[Scope::Admin]);
     ApiRoutes::new().route(admin, routes!(create, list)).route(admin, routes!(revoke))
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     auth::Caller,
     http::{problem::Problem, responses::problem_responses},
@@ -19,7 +19,7 @@ problem_responses! {
 
 /// The route for limits.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Read]), routes!(show))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Read]), routes!(show))
 }
 
 /// The limits of an owner.

@@ -12,7 +12,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         problem::{Problem, ProblemCode},
@@ -32,9 +32,9 @@ problem_responses! {
 /// The routes for probes and metrics.
 pub fn routes() -> ApiRoutes {
     ApiRoutes::new()
-        .route(Access::PUBLIC, routes!(livez))
-        .route(Access::PUBLIC, routes!(readyz))
-        .route(Access::scopes(&[Scope::Metrics]), routes!(metrics))
+        .route(RouteAccess::PUBLIC, routes!(livez))
+        .route(RouteAccess::PUBLIC, routes!(readyz))
+        .route(RouteAccess::scopes(&[Scope::Metrics]), routes!(metrics))
 }
 
 /// Whether a node can serve requests.

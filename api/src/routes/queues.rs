@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     fleet::QueueReport,
     http::{extract::Params, problem::Problem, responses::ListProblems},
@@ -15,7 +15,7 @@ use crate::{
 
 /// The route for queues.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(list))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Admin]), routes!(list))
 }
 
 /// All queues.

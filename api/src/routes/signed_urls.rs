@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::{
     images::load,
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
 };
 use crate::{
     auth::{Caller, SignedUrl},
@@ -34,7 +34,7 @@ problem_responses! {
 
 /// The routes for signed URLs.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Read]), routes!(sign))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Read]), routes!(sign))
 }
 
 /// What to sign.

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 
 use super::{
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
     task_responses::{created, wait_or_keep},
 };
 use crate::{
@@ -36,7 +36,8 @@ problem_responses! {
 
 /// The route for uploads.
 pub fn routes() -> ApiRoutes {
-    let access = Access::scopes(&[Scope::Upload]).counted(&[Counted::Requests, Counted::Uploads]);
+    let access =
+        RouteAccess::scopes(&[Scope::Upload]).counted(&[Counted::Requests, Counted::Uploads]);
     ApiRoutes::new().route(access, routes!(upload))
 }
 

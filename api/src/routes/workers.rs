@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     fleet::list_workers,
     http::{extract::Params, problem::Problem, responses::ListProblems},
@@ -17,7 +17,7 @@ use crate::{
 
 /// The route for workers.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(list))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Admin]), routes!(list))
 }
 
 /// All workers.
@@ -149,6 +149,6 @@ pub async fn list(
     params: Params,
 ) -> Result<Json<WorkerListDocument>, Problem> {
     params.finish()?;
-    let workers = list_workers(&state.store).await?;
+    let workers = list_workers(&*state.store).await?;
     Ok(Json(WorkerListDocument { workers: workers.into_iter().map(Into::into).collect() }))
 }

@@ -10,7 +10,7 @@ use safelight_blobs::{Blobs, Ingest};
 use safelight_config::Config;
 use safelight_domain::{ContentHash, ImageId, Task, TaskId};
 use safelight_queue::OutboxSignal;
-use safelight_store::DynStore;
+use safelight_store::{DynStore, Reads};
 use tracing::Instrument;
 
 use super::{
@@ -38,6 +38,7 @@ pub struct Uploads {
     committer: Committer,
     permits: UploadPermits,
     backlog: Arc<Backlog>,
+    reads: Arc<dyn Reads>,
     limits: Limits,
     body_policy: BodyPolicy,
     max_upload_bytes: u64,
@@ -76,6 +77,7 @@ impl Uploads {
         Self {
             permits: UploadPermits::new(config.max_uploads_in_flight),
             backlog: Arc::new(Backlog::new(store.clone(), config.max_queued_jobs)),
+            reads: store.clone(),
             committer: Committer {
                 store,
                 blobs,
@@ -150,7 +152,7 @@ impl Uploads {
         if labels.fingerprint(content.sha256) != fingerprint {
             return Err(idempotency::reused());
         }
-        let known = self.committer.store.task(task).await?;
+        let known = self.reads.task(task).await?;
         known.ok_or_else(|| TaskId::not_found(task))
     }
 

@@ -114,6 +114,7 @@ fn request(method: &str, route: &str, upload: &Value) -> Builder {
         .replace("{task}", &task_id(upload).to_string())
         .replace("{preset}", "small?wait=0")
         .replace("{key}", &Uuid::now_v7().to_string());
+    assert!(!path.contains(['{', '}']), "no value for a parameter of {path}");
     Request::builder().method(method).uri(path).header("content-type", "application/json")
 }
 

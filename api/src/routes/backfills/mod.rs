@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use self::request::BackfillRequest;
 use super::{
     documents::TaskDocument,
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
     task_responses::{accepted, load},
 };
 use crate::{
@@ -42,7 +42,7 @@ problem_responses! {
 
 /// The routes for backfills.
 pub fn routes() -> ApiRoutes {
-    let admin = Access::scopes(&[Scope::Admin]);
+    let admin = RouteAccess::scopes(&[Scope::Admin]);
     ApiRoutes::new()
         .route(admin, routes!(create))
         .route(admin, routes!(pause))

@@ -1,14 +1,16 @@
 //! A backfill's report, line by line: read from the store in pages while the client takes it.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use futures::{Stream, StreamExt, stream};
 use safelight_domain::{ItemOutcome, TaskId};
-use safelight_store::{DynStore, ReportLine, StoreError};
+use safelight_store::{Backfills, ReportLine, StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Lines read at once.
+/// Lines per page.
 const PAGE: u32 = 1000;
 
 /// One line of a backfill's report.
@@ -30,7 +32,7 @@ pub struct ItemDocument {
 /// All lines after `after`. The first page is read before the response starts, so that an error can still be
 /// reported; a later error breaks the response off.
 pub async fn lines(
-    store: DynStore,
+    store: Arc<dyn Backfills>,
     id: TaskId,
     after: Option<Uuid>,
 ) -> Result<impl Stream<Item = Result<Bytes, StoreError>>, StoreError> {
