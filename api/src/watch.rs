@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::http::problem::{Problem, ProblemCode};
 
-/// Clients waiting at once in this process; more are rejected with 503.
+/// Clients that may wait in this process; more are rejected with 503.
 const MAX_WATCHERS: usize = 20_000;
 
 /// Time between look-ups while few are waiting.

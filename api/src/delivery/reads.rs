@@ -20,7 +20,7 @@ use super::{
     negotiate,
     on_demand::{self, OnDemand},
     respond,
-    source::Tiers,
+    source::{TierSizes, Tiers},
 };
 use crate::{
     auth::SignedUrls,
@@ -94,9 +94,13 @@ impl Delivery {
             signed_urls,
         } = parts;
         let tiers = if delivers {
-            Tiers::new(config, &blobs, shared_cache)
+            let sizes = TierSizes {
+                memory_bytes: config.memory_cache_bytes,
+                disk_bytes: config.disk_cache_bytes,
+            };
+            Tiers::new(&config.data_dir, sizes, &blobs, shared_cache)
         } else {
-            Tiers::bare(config, &blobs)
+            Tiers::bare(&config.data_dir, &blobs)
         };
         let good_for = Duration::from_millis(config.metadata_cache_ms);
         Self(Arc::new(Inner {

@@ -59,9 +59,9 @@ impl Limits {
         self.0.store.usage(owner).await
     }
 
-    /// How many uploads of the caller's owner a node receives at once. Without keys there is only one client,
+    /// The maximum number of concurrent uploads of the caller's owner per node. Without keys there is only one client,
     /// which may use them all.
-    pub fn uploads_at_once(&self, caller: &Caller) -> usize {
+    pub fn max_concurrent_uploads(&self, caller: &Caller) -> usize {
         if caller.has_key() {
             self.of(&caller.owner).max_uploads_in_flight
         } else {

@@ -84,7 +84,7 @@ pub async fn show(
         },
         requests_per_minute: rate(limits.requests_per_minute),
         uploads_per_minute: rate(limits.uploads_per_minute),
-        max_uploads_in_flight: state.limits.uploads_at_once(&caller),
+        max_uploads_in_flight: state.limits.max_concurrent_uploads(&caller),
         owner: caller.owner,
     }))
 }

@@ -185,7 +185,7 @@ impl Uploads {
 
     /// A permit among the uploads in flight.
     fn permit(&self, caller: &Caller) -> Result<UploadPermit, Problem> {
-        let share = self.limits.uploads_at_once(caller);
+        let share = self.limits.max_concurrent_uploads(caller);
         self.permits.acquire(&caller.owner, share).map_err(|none| match none {
             NoPermit::All => Problem::new(
                 ProblemCode::TooManyUploads,
