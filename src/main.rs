@@ -54,7 +54,7 @@ enum Command {
     Tasks(tasks::TasksArgs),
     /// Delete images of a running server
     Images(images::ImagesArgs),
-    /// Work on many images: make renditions, import, verify, collect garbage
+    /// Process many images: make renditions, import, verify, collect garbage
     Backfill(backfill::BackfillArgs),
     /// List the workers of a running server's fleet
     Workers(workers::WorkersArgs),
@@ -62,11 +62,11 @@ enum Command {
     Queues(queues::QueuesArgs),
     /// Create, list and revoke keys
     Keys(keys::KeysArgs),
-    /// Print the configuration in force
+    /// Print the effective configuration
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
     Openapi,
-    /// Decode pictures for a worker, which starts this itself
+    /// Decode images for a worker, which starts this itself
     #[command(hide = true)]
     Decoder(decoder::DecoderArgs),
 }

@@ -17,7 +17,7 @@ use crate::{
     auth::{AuditLog, Caller, key_missing, scope_missing},
     http::problem::Problem,
     limits::Counted,
-    routes::registry::{Access, AccessTable},
+    routes::registry::{AccessTable, RouteAccess},
     state::ApiState,
 };
 
@@ -37,7 +37,7 @@ pub async fn enforce(
     next: Next,
 ) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let Access { scopes, counted } = access.of(request.method(), path.unwrap_or_default());
+    let RouteAccess { scopes, counted } = access.of(request.method(), path.unwrap_or_default());
     let Some(scopes) = scopes else { return next.run(request).await };
     let (mut parts, body) = request.into_parts();
     let (caller, rates) = match admit(&state, &parts, scopes, counted).await {

@@ -21,18 +21,18 @@ use crate::{
 #[openapi(
     info(
         title = "Safelight",
-        description = "An image-hosting backend. Once an upload is answered with 202, the image is never lost and its task never hangs: it ends as succeeded, failed with a reason, or cancelled.\n\nErrors are RFC 9457 problem documents with a stable `code`.",
+        description = "An image-hosting backend. After a 202 response to an upload, the image is never lost and its task always ends: as succeeded, failed with a reason, or cancelled.\n\nErrors are RFC 9457 problem documents with a stable `code`.",
     ),
     components(schemas(ProblemDocument)),
     tags(
-        (name = "uploads", description = "Sending images"),
-        (name = "tasks", description = "What became of them"),
-        (name = "backfills", description = "Work on many images"),
-        (name = "images", description = "What is known of them"),
-        (name = "delivery", description = "Their bytes"),
-        (name = "keys", description = "Who may do what, and what operators did"),
-        (name = "fleet", description = "Who works, and on how much"),
-        (name = "probes", description = "For machines that look after this one"),
+        (name = "uploads", description = "Upload images"),
+        (name = "tasks", description = "The state of uploads, deletions and other tasks"),
+        (name = "backfills", description = "Process many stored images, or import existing ones"),
+        (name = "images", description = "Metadata of images, deletion, signed URLs and limits"),
+        (name = "delivery", description = "The bytes of originals and renditions"),
+        (name = "keys", description = "API keys and the audit log"),
+        (name = "fleet", description = "Workers and queues"),
+        (name = "probes", description = "Health checks and metrics"),
     ),
 )]
 struct Description;
@@ -47,7 +47,7 @@ pub fn routes(options: ApiOptions) -> ApiRoutes {
     let mut frame = Description::openapi();
     let key = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("A key, as `safelight keys create` prints it"))
+        .description(Some("A key, as printed by `safelight keys create`"))
         .build();
     frame
         .components

@@ -1,10 +1,10 @@
 //! Whether the dependencies of this node answer.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use safelight_blobs::Blobs;
 use safelight_queue::DynJobQueue;
-use safelight_store::DynStore;
+use safelight_store::Schema;
 use safelight_telemetry::{DependencyHealth, NoAnswer};
 use tokio::time::timeout;
 
@@ -13,7 +13,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Checks the dependencies of this node.
 pub struct Readiness {
-    store: Checked<DynStore>,
+    store: Checked<Arc<dyn Schema>>,
     blobs: Checked<Blobs>,
     /// `None` on a node that only delivers, which needs no broker.
     queue: Option<Checked<DynJobQueue>>,
@@ -37,7 +37,7 @@ pub struct DependencyStates {
 
 impl Readiness {
     /// Of a node with these dependencies; `queue` is `None` if it only delivers.
-    pub fn new(store: DynStore, blobs: Blobs, queue: Option<DynJobQueue>) -> Self {
+    pub fn new(store: Arc<dyn Schema>, blobs: Blobs, queue: Option<DynJobQueue>) -> Self {
         let queue = queue.map(|queue| Checked::new(queue, "reach the broker"));
         Self {
             store: Checked::new(store, "reach the database"),

@@ -106,7 +106,7 @@ impl ApiState {
         let ApiParts { config, store, blobs, queue, shared_cache, outbox_signal } = parts;
         let presets = Arc::new(CurrentPresets::new(&config.presets));
         let watch = WatchHub::over(store.clone());
-        let authenticator = Authenticator::new(&store, config.is_for_this_machine());
+        let authenticator = Authenticator::new(store.clone(), config.is_for_this_machine());
         let signed_urls = SignedUrls::new(store.clone(), authenticator.clone());
         let limits = Limits::new(config.clone(), store.clone(), shared_cache.clone());
         let body_policy = BodyPolicy::new(
@@ -121,7 +121,8 @@ impl ApiState {
             body_policy: body_policy.clone(),
         };
         let delivery = DeliveryParts {
-            store: store.clone(),
+            reads: store.clone(),
+            uploads: store.clone(),
             blobs: blobs.clone(),
             shared_cache,
             outbox_signal: outbox_signal.clone(),
@@ -134,7 +135,11 @@ impl ApiState {
             delivery: Delivery::new(&config, delivery, options.delivery),
             audit_log: AuditLog::new(store.clone()),
             session_guards: SessionGuards::new(store.clone()),
-            queues: QueueSampler::new(store.clone(), Duration::from_millis(config.heartbeat_ms)),
+            queues: QueueSampler::new(
+                store.clone(),
+                store.clone(),
+                Duration::from_millis(config.heartbeat_ms),
+            ),
             gauges: Gauges::new(store.clone()),
             readiness: Readiness::new(store.clone(), blobs, options.uploads.then_some(queue)),
             config,

@@ -9,12 +9,12 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use safelight_domain::{TaskId, retry::Reconnect};
-use safelight_store::{DynStore, StoreError, TaskVersion};
+use safelight_store::{Reads, StoreError, TaskVersion};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::http::problem::{Problem, ProblemCode};
 
-/// Clients waiting at once in this process; more are rejected with 503.
+/// Clients that may wait in this process; more are rejected with 503.
 const MAX_WATCHERS: usize = 20_000;
 
 /// Time between look-ups while few are waiting.
@@ -75,7 +75,7 @@ pub struct Watcher {
 
 impl WatchHub {
     /// A hub over the tasks in `store`.
-    pub fn over(store: DynStore) -> Self {
+    pub fn over(store: Arc<dyn Reads>) -> Self {
         Self::new(move |ids| {
             let store = store.clone();
             async move { store.task_versions(&ids).await }
@@ -227,7 +227,7 @@ mod tests {
         ContentHash, ImageFormat, ImageId, JOB_VERSION, JobId, JobKind, JobNotice, Labels, Lane,
         Status, Visibility, WorkerId,
     };
-    use safelight_store::{Claim, NewUpload};
+    use safelight_store::{Claim, DynStore, NewUpload};
     use safelight_store_sql::SqliteStore;
 
     use super::*;

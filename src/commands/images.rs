@@ -16,7 +16,7 @@ pub struct ImagesArgs {
 
 #[derive(Subcommand)]
 enum ImagesCommand {
-    /// Delete images permanently: they are gone at once, and a task for each removes what was stored of it
+    /// Delete images permanently: they become unavailable, and a task for each removes its stored bytes
     Delete {
         /// Ids of images
         #[arg(required = true)]

@@ -31,7 +31,7 @@ pub struct KeysArgs {
 
 #[derive(Subcommand)]
 enum KeysCommand {
-    /// Create a key; its secret is printed only this once
+    /// Create a key; its secret is printed only once
     Create {
         /// The owner of the key
         #[arg(long, value_name = "NAME")]
@@ -48,14 +48,14 @@ enum KeysCommand {
     },
     /// List keys, newest first
     List {
-        /// Only those of this owner
+        /// Only keys of this owner
         #[arg(long, value_name = "NAME")]
         owner: Option<Owner>,
         /// Print one JSON object per key
         #[arg(long)]
         json: bool,
     },
-    /// Revoke keys at once
+    /// Revoke keys immediately
     Revoke {
         /// Ids or prefixes
         #[arg(required = true, value_name = "KEY")]
@@ -64,7 +64,7 @@ enum KeysCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Create a key for signed URLs, of which an owner may have two; its secret is printed only this once
+    /// Create a key for signed URLs (at most two per owner); its secret is printed only once
     CreateSigning {
         /// The owner whose images it gives access to
         #[arg(long, value_name = "NAME")]
@@ -75,16 +75,16 @@ enum KeysCommand {
     },
     /// List keys for signed URLs, newest first
     ListSigning {
-        /// Only those of this owner
+        /// Only keys of this owner
         #[arg(long, value_name = "NAME")]
         owner: Option<Owner>,
         /// Print one JSON object per key
         #[arg(long)]
         json: bool,
     },
-    /// Revoke a key for signed URLs at once, and with it all URLs that it has signed
+    /// Revoke a key for signed URLs immediately, and with it all URLs that it has signed
     RevokeSigning {
-        /// Its id
+        /// The key's id
         id: String,
     },
 }

@@ -29,7 +29,7 @@ enum TasksCommand {
     List {
         #[command(flatten)]
         filter: Filter,
-        /// How many tasks, at most
+        /// Maximum number of tasks
         #[arg(long, default_value_t = 50, value_name = "N")]
         limit: usize,
         #[command(flatten)]
@@ -61,7 +61,7 @@ enum TasksCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Cancel tasks; what was stored of their images is deleted
+    /// Cancel tasks and delete the stored bytes of their images
     Cancel {
         /// Ids of tasks
         #[arg(required = true)]

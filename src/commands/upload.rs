@@ -22,16 +22,16 @@ use crate::{
 /// Options of `safelight upload`.
 #[derive(Args)]
 pub struct UploadArgs {
-    /// Files, and folders to search for pictures
+    /// Files, and folders to search for images
     #[arg(required = true, value_name = "FILE|DIR")]
     paths: Vec<PathBuf>,
-    /// Wait until each picture is processed, not only accepted
+    /// Wait until each image is processed, not only accepted
     #[arg(long)]
     wait: bool,
     /// Print one JSON object per file
     #[arg(long)]
     json: bool,
-    /// Uploads at once
+    /// Maximum number of concurrent uploads
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
     #[command(flatten)]

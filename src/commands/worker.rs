@@ -27,7 +27,7 @@ pub struct WorkerArgs {
     /// Lanes to serve, separated by commas: interactive, bulk [default: all]
     #[arg(long, value_delimiter = ',', value_name = "LANE")]
     lanes: Vec<Lane>,
-    /// Thumbnail jobs at once [default: the configured `concurrency`, else one per core]
+    /// Concurrent thumbnail jobs [default: the configured `concurrency`, else one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: Option<u16>,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use super::sources::{Member, members};
+use super::sources::{Member, members, packages};
 
 /// Crates that do not depend on each other.
 const PARTS: [&str; 6] = [
@@ -94,6 +94,17 @@ fn api_and_workers_do_not_depend_on_each_other() -> Result<()> {
     let reachable = reachable(&members);
     assert!(!reachable["safelight-api"].contains("safelight-workers"));
     assert!(!reachable["safelight-workers"].contains("safelight-api"));
+    Ok(())
+}
+
+/// Fuzzing builds must stay small: no database, no broker.
+#[test]
+fn fuzzing_depends_only_on_imaging() -> Result<()> {
+    let ours: BTreeSet<_> = members()?.into_iter().map(|member| member.name).collect();
+    let fuzzing = packages("fuzz/Cargo.toml")?;
+    let used = fuzzing.iter().flat_map(|package| &package.dependencies).map(|one| &one.name);
+    let used: Vec<_> = used.filter(|name| ours.contains(*name)).collect();
+    assert_eq!(used, ["safelight-imaging"]);
     Ok(())
 }
 

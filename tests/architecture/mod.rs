@@ -1,4 +1,5 @@
-//! Rules for the structure of the code: which crate may depend on which, and no cycle of files in any crate.
+//! Rules for the structure of the code: which crate may depend on which, which module on which layer, and no
+//! cycle of files in any crate.
 
 mod crates;
 mod modules;

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::sources::{Source, members};
 
@@ -18,6 +18,72 @@ struct Module {
     code: String,
     /// The re-exported names and their original paths.
     reexports: BTreeMap<String, Vec<String>>,
+}
+
+/// The top modules of a crate in layers, lowest first.
+type Layers = &'static [&'static [&'static str]];
+
+/// A module imports only from its own layer and the layers below it.
+const LAYERS: [(&str, Layers); 2] = [
+    (
+        "safelight-api",
+        &[
+            &["http"],
+            &["auth", "delivery", "fleet", "limits", "presets", "readiness", "uploads", "watch"],
+            &["state"],
+            &["routes"],
+            &["guard", "openapi", "router"],
+            &["server"],
+        ],
+    ),
+    (
+        "safelight-workers",
+        &[
+            &["parts", "removal", "retry_policy"],
+            &["jobs"],
+            &["backfill", "maintenance"],
+            &["consumer"],
+            &["services"],
+        ],
+    ),
+];
+
+#[test]
+fn modules_import_only_from_their_own_and_lower_layers() -> Result<()> {
+    let members = members()?;
+    for (name, layers) in LAYERS {
+        let member = members.iter().find(|member| member.name == name).context(name)?;
+        let modules = modules(&member.folder.join("src"), &member.sources(&["src"])?);
+        let edges = edges(&modules);
+        let upward = upward(&edges, layers);
+        assert!(upward.is_empty(), "{name}: imports from a higher layer: {upward:#?}");
+        let used: BTreeSet<_> = edges.keys().map(|module| top(module)).collect();
+        let unused: Vec<_> =
+            layers.concat().into_iter().filter(|one| !used.contains(one)).collect();
+        assert!(unused.is_empty(), "{name}: layers name modules that do not exist: {unused:?}");
+    }
+    Ok(())
+}
+
+/// The imports from a higher layer, and the modules that are in no layer.
+fn upward(edges: &BTreeMap<&str, BTreeSet<&str>>, layers: Layers) -> Vec<String> {
+    let layer = |module: &str| layers.iter().position(|layer| layer.contains(&top(module)));
+    let mut found = Vec::new();
+    // The root only declares and re-exports.
+    for (module, used) in edges.iter().filter(|(module, _)| !module.is_empty()) {
+        let Some(own) = layer(module) else {
+            found.push(format!("{module} is in no layer"));
+            continue;
+        };
+        let higher = used.iter().filter(|other| layer(other) > Some(own));
+        found.extend(higher.map(|other| format!("{module} -> {other}")));
+    }
+    found
+}
+
+/// The top module that a module belongs to.
+fn top(module: &str) -> &str {
+    module.split("::").next().unwrap_or_default()
 }
 
 #[test]
@@ -222,4 +288,15 @@ fn cycle_search_finds_cycles_and_ignores_diamonds() {
     assert!(cycles(&diamond).is_empty());
     let cycle = edges(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
     assert_eq!(cycles(&cycle), BTreeSet::from([vec!["b".to_owned(), "c".to_owned()]]));
+}
+
+#[test]
+fn layer_check_finds_upward_imports_and_unknown_modules() {
+    let edges = BTreeMap::from([
+        ("high", BTreeSet::from(["high::child", "low"])),
+        ("low::child", BTreeSet::from(["high::child"])),
+        ("new", BTreeSet::new()),
+    ]);
+    let found = upward(&edges, &[&["low"], &["high"]]);
+    assert_eq!(found, ["low::child -> high::child", "new is in no layer"]);
 }

@@ -28,10 +28,16 @@ pub struct Source {
     pub code: String,
 }
 
-/// All members, from `cargo metadata`.
+/// All members of the workspace.
 pub fn members() -> Result<Vec<Member>> {
+    packages("Cargo.toml")
+}
+
+/// The packages of a workspace, from `cargo metadata`. `manifest` is a path from the root of the repository.
+pub fn packages(manifest: &str) -> Result<Vec<Member>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .args(["--manifest-path", manifest])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 use safelight_testing::{
-    audit::{Audit, Database, Ledger},
+    audit::{Audit, Database, Ledger, Report},
     client::{Client, TestClient as _, accepted},
     pictures,
     server::{Server, owned, safelight},
@@ -88,6 +88,24 @@ impl Disk {
             broker: None,
         })
     }
+
+    /// Waits until the audit of a copy is clean. Messages whose outbox rows could not be removed are published
+    /// again, so the audit may need some time.
+    async fn wait_for_clean_audit(&self, ledger: &Ledger) -> Result<Report> {
+        let mut last_report = None;
+        eventually("the audit of a copy is clean", async || {
+            let copy = TempDir::new()?;
+            // Copying fails if a file is deleted meanwhile.
+            let Ok(audit) = self.copied_audit(copy.path()) else { return Ok(false) };
+            let report = audit.run_within(ledger, Duration::ZERO).await?;
+            let clean = report.is_clean();
+            last_report = Some(report);
+            Ok(clean)
+        })
+        .await
+        .with_context(|| format!("{last_report:#?}"))?;
+        last_report.context("no audit ran")
+    }
 }
 
 /// Promise: while the disk is full, uploads are answered with 507 or 503 and `Retry-After`, never with 500.
@@ -143,20 +161,7 @@ async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
         let task = json!({ "id": entry.task.parse::<uuid::Uuid>()? });
         client.finished(&task).await.with_context(|| disk.server.output())?;
     }
-    // Messages whose outbox rows could not be removed are published again, so the audit may need some time.
-    let mut last_report = None;
-    eventually("the audit of a copy is clean", async || {
-        let copy = TempDir::new()?;
-        // Copying fails if a file is deleted meanwhile.
-        let Ok(audit) = disk.copied_audit(copy.path()) else { return Ok(false) };
-        let report = audit.run_within(&ledger, Duration::ZERO).await?;
-        let clean = report.is_clean();
-        last_report = Some(report);
-        Ok(clean)
-    })
-    .await
-    .with_context(|| format!("{last_report:#?}"))?;
-    let (report, output) = (last_report.unwrap_or_default(), disk.server.output());
+    let (report, output) = (disk.wait_for_clean_audit(&ledger).await?, disk.server.output());
     assert_eq!(report.tasks, report.accepted, "a rejected upload has a task");
     let lines = output.lines().filter(|l| l.contains(" WARN ") || l.contains("ERROR ")).count();
     eprintln!("warnings and errors: {lines}");

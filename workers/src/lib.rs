@@ -4,7 +4,7 @@
 //! Any number of each may run, in one process or in many; each returns once its `shutdown` token is
 //! cancelled.
 //!
-//! Modules use only those before them in this list: `retry_policy`, `removal` <
+//! A module imports only from its own layer and the layers below it: `parts`, `removal`, `retry_policy` <
 //! `jobs` < `maintenance`, `backfill` < `consumer` < `services`.
 
 pub mod backfill;

@@ -1,9 +1,11 @@
 //! The audit log: what admins changed.
 
+use std::sync::Arc;
+
 use axum::http::{Method, header, request::Parts};
 use axum::response::Response;
 use safelight_domain::Scope;
-use safelight_store::{AuditEntry, DynStore};
+use safelight_store::{Access, AuditEntry};
 use uuid::Uuid;
 
 use super::caller::{Caller, ON_BEHALF};
@@ -16,12 +18,12 @@ pub struct AuditDetail(pub String);
 /// Writes the audit log.
 #[derive(Clone)]
 pub struct AuditLog {
-    store: DynStore,
+    store: Arc<dyn Access>,
 }
 
 impl AuditLog {
     /// The log in `store`.
-    pub const fn new(store: DynStore) -> Self {
+    pub const fn new(store: Arc<dyn Access>) -> Self {
         Self { store }
     }
 

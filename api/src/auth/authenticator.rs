@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
 use safelight_domain::Scope;
-use safelight_store::DynStore;
+use safelight_store::Access;
 
 use super::{caller::Caller, keys::Keys, loopback::LoopbackAccess};
 use crate::http::problem::Problem;
@@ -20,10 +20,9 @@ struct Inner {
 
 impl Authenticator {
     /// Over the keys in `store`. `is_local`: the server is for its own machine alone.
-    pub fn new(store: &DynStore, is_local: bool) -> Self {
-        let (keys, loopback) =
-            (Keys::new(store.clone()), LoopbackAccess::new(store.clone(), is_local));
-        Self(Arc::new(Inner { keys, loopback }))
+    pub fn new(store: Arc<dyn Access>, is_local: bool) -> Self {
+        let loopback = LoopbackAccess::new(store.clone(), is_local);
+        Self(Arc::new(Inner { keys: Keys::new(store), loopback }))
     }
 
     /// Who sent a request with these headers to this `authority` (of an HTTP/2 request) on a route that needs

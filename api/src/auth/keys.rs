@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::http::{HeaderMap, header};
 use moka::sync::Cache;
 use safelight_domain::{ApiKey, ContentHash, Scope, secrets::ApiSecret};
-use safelight_store::DynStore;
+use safelight_store::Access;
 use uuid::Uuid;
 
 use super::caller::{Caller, invalid_key};
@@ -36,7 +36,7 @@ fn presented(headers: &HeaderMap) -> Result<ApiSecret, Problem> {
 
 /// The keys in the store, and what this node knows of their use.
 pub struct Keys {
-    store: DynStore,
+    store: Arc<dyn Access>,
     /// When the use of each key was last noted in the database.
     noted: Mutex<HashMap<Uuid, Instant>>,
     /// Callers that have read metrics, by the hashes of their secrets.
@@ -45,7 +45,7 @@ pub struct Keys {
 
 impl Keys {
     /// The keys in `store`.
-    pub fn new(store: DynStore) -> Self {
+    pub fn new(store: Arc<dyn Access>) -> Self {
         let scrapers = Cache::builder().max_capacity(100).time_to_live(REMEMBERED).build();
         Self { store, noted: Mutex::default(), scrapers }
     }

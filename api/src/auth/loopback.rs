@@ -2,12 +2,12 @@
 
 use std::{
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::http::{HeaderMap, HeaderName, header, uri::Authority};
-use safelight_store::DynStore;
+use safelight_store::Access;
 
 use crate::http::problem::Problem;
 
@@ -24,7 +24,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Access without a key. The first key closes it for good.
 pub struct LoopbackAccess {
-    store: DynStore,
+    store: Arc<dyn Access>,
     is_local: bool,
     seen: Mutex<Seen>,
 }
@@ -38,7 +38,7 @@ enum Seen {
 
 impl LoopbackAccess {
     /// Open only if the server `is_local`: for its own machine alone.
-    pub fn new(store: DynStore, is_local: bool) -> Self {
+    pub fn new(store: Arc<dyn Access>, is_local: bool) -> Self {
         Self { store, is_local, seen: Mutex::new(Seen::Nothing) }
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use safelight_store::DynStore;
+use safelight_store::Access;
 use tokio_util::sync::CancellationToken;
 
 use super::caller::{Caller, invalid_key, key_missing};
@@ -19,7 +19,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The guards of all sessions on this node, by key; `None` is loopback access. One check serves all sessions
 /// with the same key.
 pub struct SessionGuards {
-    store: DynStore,
+    store: Arc<dyn Access>,
     by_key: Mutex<HashMap<Option<String>, Weak<Session>>>,
 }
 
@@ -35,7 +35,7 @@ struct Session {
 
 impl SessionGuards {
     /// Guards over the keys in `store`.
-    pub fn new(store: DynStore) -> Self {
+    pub fn new(store: Arc<dyn Access>) -> Self {
         Self { store, by_key: Mutex::default() }
     }
 
@@ -63,18 +63,18 @@ impl SessionGuard {
 }
 
 /// Checks the key until it is invalid or no guard is left.
-async fn watch(store: DynStore, session: Weak<Session>) {
+async fn watch(store: Arc<dyn Access>, session: Weak<Session>) {
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
         let Some(session) = session.upgrade() else { return };
-        if has_ended(&store, session.key.as_deref()).await {
+        if has_ended(&*store, session.key.as_deref()).await {
             return session.ended.cancel();
         }
     }
 }
 
 /// Whether the key is no longer valid. While the database is unavailable the session continues.
-async fn has_ended(store: &DynStore, key: Option<&str>) -> bool {
+async fn has_ended(store: &dyn Access, key: Option<&str>) -> bool {
     match key {
         Some(prefix) => {
             store.api_key(prefix).await.is_ok_and(|known| known.is_none_or(|known| !known.is_live))

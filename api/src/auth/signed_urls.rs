@@ -1,10 +1,13 @@
 //! Private images: who may read their bytes, and URLs that contain the permission.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use axum::http::{HeaderMap, Uri, uri::Authority};
 use safelight_domain::{ImageId, Owner, Scope, secrets};
-use safelight_store::{DynStore, LiveSigningKey, NewSigningKey};
+use safelight_store::{Access, LiveSigningKey, NewSigningKey};
 
 use super::{
     authenticator::Authenticator,
@@ -18,7 +21,7 @@ use crate::http::{
 /// Signs URLs, and checks access to private images. Clones share it.
 #[derive(Clone)]
 pub struct SignedUrls {
-    store: DynStore,
+    store: Arc<dyn Access>,
     authenticator: Authenticator,
 }
 
@@ -34,7 +37,7 @@ pub struct SignedUrl {
 
 impl SignedUrls {
     /// Over the signing keys in `store`.
-    pub const fn new(store: DynStore, authenticator: Authenticator) -> Self {
+    pub const fn new(store: Arc<dyn Access>, authenticator: Authenticator) -> Self {
         Self { store, authenticator }
     }
 
@@ -48,7 +51,7 @@ impl SignedUrls {
         headers: &HeaderMap,
     ) -> Result<(), Problem> {
         if let Some(signature) = Signature::from_query(uri.query())? {
-            return signature.check(&self.store, owner, uri.path()).await;
+            return signature.check(&*self.store, owner, uri.path()).await;
         }
         let authority = uri.authority().map(Authority::as_str);
         let caller = self.authenticator.identify(headers, authority, &[Scope::Read]).await?;
@@ -118,7 +121,7 @@ impl<'a> Signature<'a> {
         }
     }
 
-    async fn check(&self, store: &DynStore, owner: &Owner, path: &str) -> Result<(), Problem> {
+    async fn check(&self, store: &dyn Access, owner: &Owner, path: &str) -> Result<(), Problem> {
         let known = store.signing_key(self.key).await?;
         let is_owners = |known: &LiveSigningKey| known.key.owner == *owner;
         let known = known.filter(is_owners).ok_or_else(invalid)?;

@@ -50,7 +50,7 @@ impl<S> FastPath<S> {
         FastPath { inner: change(self.inner), delivery: self.delivery }
     }
 
-    /// The response, if it is ready at once.
+    /// The response, if it is ready immediately.
     fn try_cached<B>(&self, request: &Request<B>) -> Option<Response> {
         let delivery = self.delivery.as_ref()?;
         if request_limits::exceeded(request).is_some() {

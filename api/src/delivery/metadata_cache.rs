@@ -7,7 +7,7 @@ use std::{
 
 use moka::sync::Cache;
 use safelight_domain::{Image, ImageId};
-use safelight_store::{DynStore, StoreError};
+use safelight_store::{Reads, StoreError};
 use safelight_telemetry::{DependencyHealth, NoAnswer};
 
 use super::{
@@ -64,11 +64,11 @@ pub enum Freshness {
 pub struct MetadataCache(Arc<Inner>);
 
 struct Inner {
-    store: DynStore,
+    store: Arc<dyn Reads>,
     presets: Arc<CurrentPresets>,
     /// Caches from which the bytes of deleted images are removed.
     tiers: Tiers,
-    known: Cache<ImageId, Known>,
+    known: Cache<ImageId, CachedView>,
     reads: SingleFlight<ImageId, Result<Option<Arc<ImageView>>, Arc<StoreError>>>,
     good_for: Duration,
     health: DependencyHealth,
@@ -76,7 +76,7 @@ struct Inner {
 }
 
 #[derive(Clone)]
-struct Known {
+struct CachedView {
     view: Option<Arc<ImageView>>,
     at: Instant,
 }
@@ -85,13 +85,13 @@ impl MetadataCache {
     /// A cache over `store`, whose entries are good for `good_for`. The bytes of images that are gone are removed
     /// from `tiers`.
     pub fn new(
-        store: DynStore,
+        store: Arc<dyn Reads>,
         presets: Arc<CurrentPresets>,
         tiers: Tiers,
         good_for: Duration,
     ) -> Self {
         let weigh =
-            |_: &ImageId, known: &Known| known.view.as_ref().map_or(128, |view| view.weight());
+            |_: &ImageId, known: &CachedView| known.view.as_ref().map_or(128, |view| view.weight());
         Self(Arc::new(Inner {
             store,
             presets,
@@ -158,7 +158,8 @@ impl MetadataCache {
     /// Notes that `image` was deleted.
     pub fn mark_deleted(&self, image: &Image) {
         self.0.tiers.forget(ImageView::new(image, &self.0.presets).objects());
-        let deleted = Known { view: Some(Arc::new(ImageView::deleted(image))), at: Instant::now() };
+        let deleted =
+            CachedView { view: Some(Arc::new(ImageView::deleted(image))), at: Instant::now() };
         self.0.known.insert(image.id, deleted);
     }
 
@@ -170,15 +171,15 @@ impl MetadataCache {
 
 impl Inner {
     /// How long an entry is good. An image that does not exist may be created at any moment.
-    fn good_for(&self, known: &Known) -> Duration {
+    fn good_for(&self, known: &CachedView) -> Duration {
         if known.view.is_some() { self.good_for } else { NEGATIVE.min(self.good_for) }
     }
 
     /// Stores what was read; returns the current entry. A read that started before an image was deleted does
     /// not bring it back. Also removes the bytes of deleted images.
-    fn update(&self, id: ImageId, read: Known) -> Option<Arc<ImageView>> {
+    fn update(&self, id: ImageId, read: CachedView) -> Option<Arc<ImageView>> {
         let mut lost = None;
-        let is_gone = |known: &Known| known.view.as_ref().is_some_and(|view| view.discarded);
+        let is_gone = |known: &CachedView| known.view.as_ref().is_some_and(|view| view.discarded);
         let kept = self.known.entry(id).and_upsert_with(|before| match before {
             Some(before) if is_gone(before.value()) && !is_gone(&read) => before.into_value(),
             before => {
@@ -201,7 +202,7 @@ impl Inner {
             Ok(image) => {
                 self.health.recovered();
                 let view = image.map(|image| Arc::new(ImageView::new(&image, &self.presets)));
-                Ok(self.update(id, Known { view, at }))
+                Ok(self.update(id, CachedView { view, at }))
             }
             Err(error) => {
                 self.counters.errors.increment(1);

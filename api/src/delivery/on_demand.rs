@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use axum::http::HeaderMap;
 use safelight_domain::{Failure, ImageId, Job, JobId, JobKind, Lane, Status, Task, TaskId};
 use safelight_queue::OutboxSignal;
-use safelight_store::{DynStore, RenditionRequest, Requested, StoreError};
+use safelight_store::{Reads, RenditionRequest, Requested, StoreError, Uploads};
 use safelight_telemetry::traces;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,8 @@ const AGAIN_AFTER: Duration = Duration::from_mins(1);
 /// Waits for the jobs that make what an image does not have, and requests them. Clones share it.
 #[derive(Clone)]
 pub struct OnDemand {
-    store: DynStore,
+    reads: Arc<dyn Reads>,
+    uploads: Arc<dyn Uploads>,
     watch: WatchHub,
     outbox_signal: OutboxSignal,
     /// Attempts of a job that is requested.
@@ -56,14 +57,16 @@ enum Pending {
 }
 
 impl OnDemand {
-    /// Over `store`. Jobs that are requested have `max_attempts`, and are announced by `outbox_signal`.
+    /// Jobs that are requested through `uploads` have `max_attempts`, and are announced by `outbox_signal`.
     pub fn new(
-        store: DynStore,
+        reads: Arc<dyn Reads>,
+        uploads: Arc<dyn Uploads>,
         watch: WatchHub,
         outbox_signal: OutboxSignal,
         max_attempts: u32,
     ) -> Self {
-        Self { store, watch, outbox_signal, max_attempts, lookups: SingleFlight::default() }
+        let lookups = SingleFlight::default();
+        Self { reads, uploads, watch, outbox_signal, max_attempts, lookups }
     }
 
     /// Waits until image `id` has what `is_there` looks for, which a job of `kind` makes, for `wait` at most;
@@ -106,7 +109,7 @@ impl OnDemand {
     }
 
     async fn find(&self, id: ImageId, kind: JobKind) -> Result<Pending, StoreError> {
-        let Some(task) = self.store.last_task_of_image(id, kind).await? else {
+        let Some(task) = self.reads.last_task_of_image(id, kind).await? else {
             return if kind == JobKind::Write {
                 Ok(Pending::NotMade)
             } else {
@@ -137,7 +140,7 @@ impl OnDemand {
             again_after: AGAIN_AFTER,
             trace: traces::current(),
         };
-        let task = match self.store.request_rendition(&request).await? {
+        let task = match self.uploads.request_rendition(&request).await? {
             Requested::Queued(task) => {
                 tracing::info!(%image, %task, "requested renditions that the image lacks");
                 self.outbox_signal.notify();
@@ -146,7 +149,7 @@ impl OnDemand {
             Requested::Pending(task) | Requested::Recent(task) => task,
             Requested::Gone => return Ok(Pending::Gone),
         };
-        let task = self.store.task(task).await?;
+        let task = self.reads.task(task).await?;
         Ok(task.map_or(Pending::Gone, |task| Pending::of(&task, JobKind::Thumbnail)))
     }
 }

@@ -11,7 +11,7 @@ use safelight_config::Config;
 use safelight_domain::{Image, ImageId, JobKind, Task};
 use safelight_queue::OutboxSignal;
 use safelight_shared_cache::SharedCache;
-use safelight_store::DynStore;
+use safelight_store::{Reads, Uploads};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     negotiate,
     on_demand::{self, OnDemand},
     respond,
-    source::Tiers,
+    source::{TierSizes, Tiers},
 };
 use crate::{
     auth::SignedUrls,
@@ -48,8 +48,10 @@ struct Inner {
 
 /// What delivery uses of other parts.
 pub struct DeliveryParts {
-    /// Where metadata is read, and renditions are requested.
-    pub store: DynStore,
+    /// Where metadata is read.
+    pub reads: Arc<dyn Reads>,
+    /// Where renditions are requested.
+    pub uploads: Arc<dyn Uploads>,
     /// Where bytes are read.
     pub blobs: Blobs,
     /// The cache that nodes share, if there is one.
@@ -82,7 +84,8 @@ impl Delivery {
     /// With empty caches. A node that does not deliver needs no caches of bytes.
     pub fn new(config: &Config, parts: DeliveryParts, delivers: bool) -> Self {
         let DeliveryParts {
-            store,
+            reads,
+            uploads,
             blobs,
             shared_cache,
             outbox_signal,
@@ -91,14 +94,18 @@ impl Delivery {
             signed_urls,
         } = parts;
         let tiers = if delivers {
-            Tiers::new(config, &blobs, shared_cache)
+            let sizes = TierSizes {
+                memory_bytes: config.memory_cache_bytes,
+                disk_bytes: config.disk_cache_bytes,
+            };
+            Tiers::new(&config.data_dir, sizes, &blobs, shared_cache)
         } else {
-            Tiers::bare(config, &blobs)
+            Tiers::bare(&config.data_dir, &blobs)
         };
         let good_for = Duration::from_millis(config.metadata_cache_ms);
         Self(Arc::new(Inner {
-            metadata: MetadataCache::new(store.clone(), presets.clone(), tiers.clone(), good_for),
-            on_demand: OnDemand::new(store, watch, outbox_signal, config.max_attempts),
+            metadata: MetadataCache::new(reads.clone(), presets.clone(), tiers.clone(), good_for),
+            on_demand: OnDemand::new(reads, uploads, watch, outbox_signal, config.max_attempts),
             tiers,
             presets,
             signed_urls,

@@ -47,7 +47,7 @@ impl Gauges {
 async fn set_gauges(store: &DynStore) -> Result<(), StoreError> {
     let counts = store.job_counts().await?;
     let unpublished = store.count_unpublished().await?;
-    let workers = list_workers(store).await?;
+    let workers = list_workers(&**store).await?;
     for status in WorkerStatus::ALL {
         let count = workers.iter().filter(|worker| worker.status() == status).count();
         metrics::gauge!("safelight_workers", "status" => status.as_str())

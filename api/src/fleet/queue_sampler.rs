@@ -3,12 +3,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use safelight_domain::{Status, WorkerId};
 use safelight_queue::Queue;
-use safelight_store::{DynStore, JobCount, RegisteredWorker, StoreError};
+use safelight_store::{JobCount, Jobs, RegisteredWorker, StoreError, Workers};
 use safelight_telemetry::{DependencyHealth, NoAnswer};
 use tokio::{
     sync::Mutex,
@@ -57,7 +58,8 @@ pub struct QueueReport {
 
 /// Watches the queues.
 pub struct QueueSampler {
-    store: DynStore,
+    jobs: Arc<dyn Jobs>,
+    workers: Arc<dyn Workers>,
     history: Mutex<History>,
     /// How often workers report ended jobs, and how often to take a sample.
     period: Duration,
@@ -65,8 +67,8 @@ pub struct QueueSampler {
 
 impl QueueSampler {
     /// Watches workers that beat every `period`.
-    pub fn new(store: DynStore, period: Duration) -> Self {
-        Self { store, history: Mutex::default(), period }
+    pub fn new(jobs: Arc<dyn Jobs>, workers: Arc<dyn Workers>, period: Duration) -> Self {
+        Self { jobs, workers, history: Mutex::default(), period }
     }
 
     /// The queues now. Takes a sample if the last one is old; requests at the same time share it.
@@ -75,8 +77,8 @@ impl QueueSampler {
         let max_age = MAX_AGE.min(self.period / 5);
         if history.samples.back().is_none_or(|last| last.at.elapsed() >= max_age) {
             // In this order, a job that ends between the two reads counts as ended one sample later.
-            let workers = list_workers(&self.store).await?;
-            let counts = self.store.job_counts().await?;
+            let workers = list_workers(&*self.workers).await?;
+            let counts = self.jobs.job_counts().await?;
             history.add(Instant::now(), &counts, &workers);
         }
         Ok(history.reports(self.period * 2))

@@ -8,6 +8,7 @@ pub mod extract;
 pub mod pagination;
 pub mod prefer;
 pub mod problem;
+mod problem_code;
 pub mod request_limits;
 pub mod request_log;
 pub mod responses;

@@ -69,7 +69,7 @@ fn response(codes: &[ProblemCode]) -> Response {
     if codes.iter().all(|code| matches!(code.retry(), Retry::After(_))) {
         let header = HeaderBuilder::new()
             .schema(Some(ObjectBuilder::new().schema_type(Type::Integer)))
-            .description(Some("Seconds until trying again makes sense"));
+            .description(Some("Seconds until the client should try again"));
         return response.header("Retry-After", header.build()).build();
     }
     response.build()

@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use safelight_config::{Config, OwnerLimits};
 use safelight_domain::{Owner, Quota, Usage};
 use safelight_shared_cache::SharedCache;
-use safelight_store::{DynStore, StoreError};
+use safelight_store::{Access, StoreError};
 
 pub use quota::over_quota;
 pub use rates::Counted;
@@ -24,13 +24,17 @@ pub struct Limits(Arc<Inner>);
 
 struct Inner {
     config: Arc<Config>,
-    store: DynStore,
+    store: Arc<dyn Access>,
     rates: Rates,
 }
 
 impl Limits {
     /// The limits of `config`. Rates are counted in `shared_cache`, if there is one, for all nodes together.
-    pub fn new(config: Arc<Config>, store: DynStore, shared_cache: Option<SharedCache>) -> Self {
+    pub fn new(
+        config: Arc<Config>,
+        store: Arc<dyn Access>,
+        shared_cache: Option<SharedCache>,
+    ) -> Self {
         Self(Arc::new(Inner { config, store, rates: Rates::new(shared_cache) }))
     }
 
@@ -55,9 +59,9 @@ impl Limits {
         self.0.store.usage(owner).await
     }
 
-    /// How many uploads of the caller's owner a node receives at once. Without keys there is only one client,
+    /// The maximum number of concurrent uploads of the caller's owner per node. Without keys there is only one client,
     /// which may use them all.
-    pub fn uploads_at_once(&self, caller: &Caller) -> usize {
+    pub fn max_concurrent_uploads(&self, caller: &Caller) -> usize {
         if caller.has_key() {
             self.of(&caller.owner).max_uploads_in_flight
         } else {

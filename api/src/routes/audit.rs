@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         extract::Params,
@@ -22,7 +22,7 @@ use crate::{
 
 /// The route for the audit log.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(audit))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Admin]), routes!(audit))
 }
 
 /// An entry's id.
@@ -41,23 +41,23 @@ impl Cursor for AuditId {
     }
 }
 
-/// Something that an admin did.
+/// An action of an admin.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub struct AuditDocument {
     /// Its id.
     pub id: Uuid,
-    /// When.
+    /// When it happened.
     pub at: DateTime<Utc>,
-    /// The prefix of the key that was used; null for somebody on the machine itself.
+    /// The prefix of the key that was used; null for a command or a caller on the server's own machine.
     pub key: Option<String>,
-    /// Whose key, or for whom the admin acted.
+    /// The owner of the key, or the owner that the admin acted for.
     #[schema(value_type = String)]
     pub owner: Owner,
-    /// What was done.
+    /// The HTTP method, or the command.
     #[schema(example = "POST")]
     pub action: String,
-    /// To what; of a backfill also of which kind.
+    /// The object of the action; for a backfill, also its kind.
     #[schema(example = "/v1/keys/0193f5e7-0000-7000-8000-000000000000")]
     pub target: String,
 }
@@ -75,18 +75,18 @@ impl From<AuditEntry> for AuditDocument {
 pub struct AuditListDocument {
     /// The entries, newest first.
     pub entries: Vec<AuditDocument>,
-    /// `cursor` of the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// What admins did, newest first.
+/// List the actions of admins, newest first.
 #[utoipa::path(
     get, path = "/v1/audit", operation_id = "list_audit", tag = "keys",
     params(
-        ("limit" = Option<u32>, Query, description = "Entries at most, 50 unless said", minimum = 1, maximum = 500),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum number of entries; default 50", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
-    responses((status = 200, description = "A page of the log", body = AuditListDocument), ListProblems),
+    responses((status = 200, description = "A page of the audit log", body = AuditListDocument), ListProblems),
 )]
 pub async fn audit(
     State(state): State<ApiState>,

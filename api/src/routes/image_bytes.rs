@@ -8,7 +8,7 @@ use axum::{
 use safelight_domain::ImageId;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     delivery::ReadRequest,
     http::{
@@ -30,39 +30,39 @@ problem_responses! {
 /// The routes for bytes. Most images are public, so delivery checks access itself.
 pub fn routes() -> ApiRoutes {
     ApiRoutes::new()
-        .route(Access::PUBLIC, routes!(original))
-        .route(Access::PUBLIC, routes!(rendition))
+        .route(RouteAccess::PUBLIC, routes!(original))
+        .route(RouteAccess::PUBLIC, routes!(rendition))
 }
 
 /// The original, as it was uploaded.
 ///
-/// HEAD is answered as well. A request for an original that is not stored yet is held for a while.
+/// HEAD works too. A request for an original that is not stored yet waits for a while.
 #[utoipa::path(
     get, path = "/images/{id}", operation_id = "get_original", tag = "delivery",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
-        ("wait" = Option<u32>, Query, description = "Seconds to hold the request while the image is being processed", minimum = 0, maximum = 60),
-        ("prefer" = Option<String>, Header, description = "`wait=` and seconds: the same as the parameter, which counts for more", example = "wait=10"),
-        ("if-match" = Option<String>, Header, description = "The `ETag` of the bytes without which the client wants none"),
-        ("if-unmodified-since" = Option<String>, Header, description = "The same by `Last-Modified`"),
-        ("expires" = Option<i64>, Query, description = "Of a signed URL: until when it is good, in Unix seconds"),
-        ("key_id" = Option<String>, Query, description = "Of a signed URL: the key it was signed with"),
-        ("signature" = Option<String>, Query, description = "Of a signed URL: its signature"),
-        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
-        ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the bytes that the client has"),
-        ("range" = Option<String>, Header, description = "The parts that the client wants", example = "bytes=0-1023"),
-        ("if-range" = Option<String>, Header, description = "The `ETag` or `Last-Modified` of what the client has a part of"),
+        ("wait" = Option<u32>, Query, description = "Seconds that the request waits while the image is being processed", minimum = 0, maximum = 60),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: the same as the parameter `wait`, which takes precedence", example = "wait=10"),
+        ("if-match" = Option<String>, Header, description = "Serve the bytes only if they have this `ETag`"),
+        ("if-unmodified-since" = Option<String>, Header, description = "Serve the bytes only if they have not changed since this time"),
+        ("expires" = Option<i64>, Query, description = "Signed URL: when it expires, in Unix seconds"),
+        ("key_id" = Option<String>, Query, description = "Signed URL: the id of its signing key"),
+        ("signature" = Option<String>, Query, description = "Signed URL: the signature"),
+        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the client's copy"),
+        ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the client's copy"),
+        ("range" = Option<String>, Header, description = "The requested byte ranges", example = "bytes=0-1023"),
+        ("if-range" = Option<String>, Header, description = "The `ETag` or `Last-Modified` of the client's partial copy"),
     ),
     responses(
         (status = 200, description = "The bytes", content((ImageBytes = "image/*")), headers(
             ("ETag" = String, description = "The SHA-256 of the bytes"),
-            ("Last-Modified" = String, description = "When they were stored"),
+            ("Last-Modified" = String, description = "When the bytes were stored"),
             ("Cache-Control" = String, description = "The bytes never change"),
             ("Cache-Status" = String, description = "Where the bytes came from (RFC 9211)"),
             ("Content-Disposition" = String, description = "`inline`, with the file name if one is known"),
         )),
-        (status = 206, description = "The parts asked for; several of them as `multipart/byteranges`", content((ImageBytes = "image/*"))),
-        (status = 304, description = "The client has the bytes"),
+        (status = 206, description = "The requested ranges; several ranges as `multipart/byteranges`", content((ImageBytes = "image/*"))),
+        (status = 304, description = "The client's copy is current"),
         DeliveryProblems,
     ),
 )]
@@ -80,37 +80,37 @@ pub async fn original(
 
 /// A rendition.
 ///
-/// HEAD is answered as well. A request for a rendition that is still in the making is held for a
-/// while; of a preset that was never made of the image, the making is begun.
+/// HEAD works too. A request for a rendition that is still being processed waits for a while. If the image
+/// has no rendition of the preset, the request starts processing it.
 #[utoipa::path(
     get, path = "/images/{id}/{preset}", operation_id = "get_rendition", tag = "delivery",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
         ("preset" = String, Path, description = "The preset's name", example = "small"),
-        ("wait" = Option<u32>, Query, description = "Seconds to hold the request while the image is being processed", minimum = 0, maximum = 60),
-        ("expires" = Option<i64>, Query, description = "Of a signed URL: until when it is good, in Unix seconds"),
-        ("key_id" = Option<String>, Query, description = "Of a signed URL: the key it was signed with"),
-        ("signature" = Option<String>, Query, description = "Of a signed URL: its signature"),
-        ("accept" = Option<String>, Header, description = "Chooses among the formats of a preset that has several", example = "image/avif,image/webp,*/*"),
-        ("prefer" = Option<String>, Header, description = "`wait=` and seconds: the same as the parameter, which counts for more", example = "wait=10"),
-        ("if-match" = Option<String>, Header, description = "The `ETag` of the bytes without which the client wants none"),
-        ("if-unmodified-since" = Option<String>, Header, description = "The same by `Last-Modified`"),
-        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the bytes that the client has"),
-        ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the bytes that the client has"),
-        ("range" = Option<String>, Header, description = "The parts that the client wants", example = "bytes=0-1023"),
-        ("if-range" = Option<String>, Header, description = "The `ETag` or `Last-Modified` of what the client has a part of"),
+        ("wait" = Option<u32>, Query, description = "Seconds that the request waits while the image is being processed", minimum = 0, maximum = 60),
+        ("expires" = Option<i64>, Query, description = "Signed URL: when it expires, in Unix seconds"),
+        ("key_id" = Option<String>, Query, description = "Signed URL: the id of its signing key"),
+        ("signature" = Option<String>, Query, description = "Signed URL: the signature"),
+        ("accept" = Option<String>, Header, description = "Selects a format if the preset has several", example = "image/avif,image/webp,*/*"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: the same as the parameter `wait`, which takes precedence", example = "wait=10"),
+        ("if-match" = Option<String>, Header, description = "Serve the bytes only if they have this `ETag`"),
+        ("if-unmodified-since" = Option<String>, Header, description = "Serve the bytes only if they have not changed since this time"),
+        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the client's copy"),
+        ("if-modified-since" = Option<String>, Header, description = "The `Last-Modified` of the client's copy"),
+        ("range" = Option<String>, Header, description = "The requested byte ranges", example = "bytes=0-1023"),
+        ("if-range" = Option<String>, Header, description = "The `ETag` or `Last-Modified` of the client's partial copy"),
     ),
     responses(
         (status = 200, description = "The bytes", content((ImageBytes = "image/*")), headers(
             ("ETag" = String, description = "The SHA-256 of the bytes"),
-            ("Last-Modified" = String, description = "When they were made"),
+            ("Last-Modified" = String, description = "When the rendition was made"),
             ("Cache-Control" = String, description = "The bytes never change"),
             ("Cache-Status" = String, description = "Where the bytes came from (RFC 9211)"),
             ("Content-Disposition" = String, description = "`inline`, with the file name if one is known"),
             ("Vary" = String, description = "`accept`, if the preset has several formats"),
         )),
-        (status = 206, description = "The parts asked for; several of them as `multipart/byteranges`", content((ImageBytes = "image/*"))),
-        (status = 304, description = "The client has the bytes"),
+        (status = 206, description = "The requested ranges; several ranges as `multipart/byteranges`", content((ImageBytes = "image/*"))),
+        (status = 304, description = "The client's copy is current"),
         DeliveryProblems,
     ),
 )]

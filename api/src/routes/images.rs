@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::{
     documents::{ImageDocument, TaskDocument},
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
     task_responses::{created, reload, wait_or_keep},
 };
 use crate::{
@@ -37,7 +37,8 @@ problem_responses! {
 
 /// The routes for images.
 pub fn routes() -> ApiRoutes {
-    let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
+    let (read, upload) =
+        (RouteAccess::scopes(&[Scope::Read]), RouteAccess::scopes(&[Scope::Upload]));
     ApiRoutes::new()
         .route(read, routes!(list))
         .route(read, routes!(show))
@@ -53,22 +54,22 @@ const ATTEMPTS: u32 = 1_000_000;
 pub struct ImageListDocument {
     /// The images, newest first.
     pub images: Vec<ImageDocument>,
-    /// `cursor` of the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// What is known of an image.
+/// Get an image's metadata.
 #[utoipa::path(
     get, path = "/v1/images/{id}", operation_id = "get_image", tag = "images",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
-        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the document that the client has"),
+        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the client's copy of the document"),
     ),
     responses(
         (status = 200, description = "The image's metadata", body = ImageDocument, headers(
-            ("ETag" = String, description = "Names this state of the document"),
+            ("ETag" = String, description = "Identifies this version of the document"),
         )),
-        (status = 304, description = "The document is still the one that the client has"),
+        (status = 304, description = "The client's copy is current"),
         ImageProblems,
     ),
 )]
@@ -96,21 +97,21 @@ async fn find(state: &ApiState, caller: &Caller, id: ImageId) -> Result<Image, P
 
 /// Delete an image.
 ///
-/// From now on it is gone: reads answer 410, and what is known of the picture (title, tags, file name,
-/// position, time) is forgotten. A task removes the rest: original, renditions, copies in caches, and at
-/// caching proxies. Its document is the receipt. It cannot be cancelled, and is tried until it is done.
-/// Asked again, the answer is the same task, tried again at once if it had failed.
+/// The image becomes unavailable immediately: reads answer 410, and its title, tags, file name, position and
+/// time are erased. A task removes the original, the renditions, and the copies in caches and caching
+/// proxies; its document is the receipt. The task cannot be cancelled and is retried until it succeeds. A
+/// repeated request returns the same task and immediately retries it if it has failed.
 #[utoipa::path(
     delete, path = "/v1/images/{id}", operation_id = "delete_image", tag = "images",
     params(
         ("id" = ImageId, Path, description = "The image's id"),
-        ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until everything is removed, at most N seconds (0–60)", example = "wait=10"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: wait until everything is removed, at most N seconds (0–60)", example = "wait=10"),
     ),
     responses(
-        (status = 202, description = "The image is gone, and this task removes what was stored of it", body = TaskDocument, headers(
-            ("Location" = String, description = "The task"),
-            ("Retry-After" = u32, description = "Seconds until polling makes sense; absent if the task is final already"),
-            ("Preference-Applied" = String, description = "`wait=N` if the answer was held on request"),
+        (status = 202, description = "The image is unavailable, and this task removes its stored bytes", body = TaskDocument, headers(
+            ("Location" = String, description = "The URL of the task"),
+            ("Retry-After" = u32, description = "Seconds until the client should poll; absent if the task has ended"),
+            ("Preference-Applied" = String, description = "`wait=N` if the response waited for the task"),
         )),
         DeleteProblems,
     ),
@@ -175,12 +176,12 @@ fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
     }
 }
 
-/// Images, newest first.
+/// List images, newest first.
 #[utoipa::path(
     get, path = "/v1/images", operation_id = "list_images", tag = "images",
     params(
-        ("limit" = Option<u32>, Query, description = "Images at most, 50 unless said", minimum = 1, maximum = 500),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum number of images; default 50", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
         (status = 200, description = "A page of images", body = ImageListDocument),

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         extract::{Id, JsonBody, Params, PathId, invalid_query},
@@ -36,7 +36,7 @@ problem_responses! {
 
 /// The routes for keys.
 pub fn routes() -> ApiRoutes {
-    let admin = Access::scopes(&[Scope::Admin]);
+    let admin = RouteAccess::scopes(&[Scope::Admin]);
     ApiRoutes::new().route(admin, routes!(create, list)).route(admin, routes!(revoke))
 }
 
@@ -68,18 +68,18 @@ impl PathId for KeyId {
     const NOT_FOUND: ProblemCode = ProblemCode::KeyNotFound;
 }
 
-/// A key to make.
+/// A key to create.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewKey)]
 pub struct KeyRequest {
-    /// Whose it is to be.
+    /// The owner of the key.
     #[schema(value_type = String, example = "ada", min_length = 1, max_length = 64)]
     owner: Owner,
-    /// What it may be used for, at least one.
+    /// The scopes of the key, at least one.
     #[schema(value_type = Vec<Scope>)]
     scopes: Scopes,
-    /// Seconds after which it is not accepted any more, 100 years at most; never unless said.
+    /// Seconds until the key expires, at most 100 years; by default it never expires.
     #[schema(minimum = 1, maximum = 3_155_760_000_u64)]
     expires_in: Option<u64>,
 }
@@ -90,21 +90,21 @@ pub struct KeyRequest {
 pub struct KeyDocument {
     /// Its id.
     pub id: Uuid,
-    /// How its secret begins.
+    /// The first characters of its secret.
     pub prefix: String,
-    /// Whose it is.
+    /// The owner.
     #[schema(value_type = String)]
     pub owner: Owner,
-    /// What it may be used for.
+    /// The scopes of the key.
     #[schema(value_type = Vec<Scope>)]
     pub scopes: Scopes,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// From when on it is not accepted any more.
+    /// When it expires; null if never.
     pub expires_at: Option<DateTime<Utc>>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
-    /// When it was last used, a minute or so behind.
+    /// When it was last used, accurate to about a minute.
     pub last_used_at: Option<DateTime<Utc>>,
 }
 
@@ -116,25 +116,25 @@ impl From<ApiKey> for KeyDocument {
     }
 }
 
-/// A key that was just made.
+/// A key that was just created.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = MadeKey)]
 pub struct MadeKeyDocument {
     /// Its id.
     pub id: Uuid,
-    /// How its secret begins.
+    /// The first characters of its secret.
     pub prefix: String,
-    /// The secret. It is shown this once and not kept.
+    /// The secret. The server does not keep it and never shows it again.
     pub secret: String,
 }
 
-/// Make a key.
+/// Create a key.
 #[utoipa::path(
     post, path = "/v1/keys", operation_id = "create_key", tag = "keys",
     request_body = KeyRequest,
     responses(
-        (status = 201, description = "The key with its secret, which is shown this once", body = MadeKeyDocument, headers(
-            ("Location" = String, description = "The key"),
+        (status = 201, description = "The key with its secret, which no later response contains", body = MadeKeyDocument, headers(
+            ("Location" = String, description = "The URL of the key"),
         )),
         NewKeyProblems,
     ),
@@ -180,17 +180,17 @@ pub async fn create(
 pub struct KeyListDocument {
     /// The keys, newest first.
     pub keys: Vec<KeyDocument>,
-    /// `cursor` of the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// Keys, newest first.
+/// List keys, newest first.
 #[utoipa::path(
     get, path = "/v1/keys", operation_id = "list_keys", tag = "keys",
     params(
         ("owner" = Option<String>, Query, description = "Only keys of this owner"),
-        ("limit" = Option<u32>, Query, description = "Keys at most, 50 unless said", minimum = 1, maximum = 500),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum number of keys; default 50", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses((status = 200, description = "A page of keys", body = KeyListDocument), ListProblems),
 )]
@@ -208,11 +208,11 @@ pub async fn list(
 
 /// Revoke a key.
 ///
-/// It is refused from the next request on, by every node. A key that was revoked before stays so.
+/// Every node rejects the key from its next request on. Revoking a revoked key changes nothing.
 #[utoipa::path(
     delete, path = "/v1/keys/{id}", operation_id = "revoke_key", tag = "keys",
     params(("id" = Uuid, Path, description = "The key's id")),
-    responses((status = 200, description = "The key, revoked", body = KeyDocument), KeyProblems),
+    responses((status = 200, description = "The revoked key", body = KeyDocument), KeyProblems),
 )]
 pub async fn revoke(
     State(state): State<ApiState>,

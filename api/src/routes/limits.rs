@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     auth::Caller,
     http::{problem::Problem, responses::problem_responses},
@@ -19,47 +19,47 @@ problem_responses! {
 
 /// The route for limits.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Read]), routes!(show))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Read]), routes!(show))
 }
 
-/// What a client can know beforehand.
+/// The limits of an owner.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Limits)]
 pub struct LimitsDocument {
-    /// Whose limits these are.
+    /// The owner.
     #[schema(value_type = String)]
     pub owner: Owner,
-    /// The largest upload, in bytes.
+    /// The maximum size of an upload, in bytes.
     pub max_upload_bytes: u64,
-    /// Pixels that a picture may have at most.
+    /// The maximum number of pixels of an image.
     pub max_pixels: u64,
-    /// Pixels that a side of a picture may have at most.
+    /// The maximum width and height of an image, in pixels.
     pub max_side: u32,
-    /// Images and bytes that are stored, and may be.
+    /// The storage quota and its use.
     pub quota: QuotaDocument,
-    /// Calls of the API per minute; null for any number.
+    /// The maximum number of requests per minute; null if unlimited.
     pub requests_per_minute: Option<u32>,
-    /// Uploads per minute; null for any number.
+    /// The maximum number of uploads per minute; null if unlimited.
     pub uploads_per_minute: Option<u32>,
-    /// Uploads of the owner that a node receives at once.
+    /// The maximum number of concurrent uploads of the owner per node.
     pub max_uploads_in_flight: usize,
 }
 
-/// What an owner has stored, and may store.
+/// How much an owner has stored, and how much it may store.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = QuotaUse)]
 pub struct QuotaDocument {
-    /// Images that it has.
+    /// The number of stored images.
     pub used_images: u64,
-    /// Images that it may have; null for any number.
+    /// The maximum number of images; null if unlimited.
     pub max_images: Option<u64>,
-    /// Bytes of its originals.
+    /// The size of the stored originals, in bytes.
     pub used_bytes: u64,
-    /// Bytes that these may have; null for any number.
+    /// The maximum number of bytes; null if unlimited.
     pub max_bytes: Option<u64>,
 }
 
-/// What the caller may store and how often it may ask, and how much of that is used.
+/// Get the limits of the caller's owner: storage quota, its use, and request rates.
 #[utoipa::path(
     get, path = "/v1/limits", operation_id = "get_limits", tag = "images",
     responses((status = 200, description = "The limits", body = LimitsDocument), LimitProblems),
@@ -84,7 +84,7 @@ pub async fn show(
         },
         requests_per_minute: rate(limits.requests_per_minute),
         uploads_per_minute: rate(limits.uploads_per_minute),
-        max_uploads_in_flight: state.limits.uploads_at_once(&caller),
+        max_uploads_in_flight: state.limits.max_concurrent_uploads(&caller),
         owner: caller.owner,
     }))
 }

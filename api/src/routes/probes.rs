@@ -12,7 +12,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         problem::{Problem, ProblemCode},
@@ -32,25 +32,25 @@ problem_responses! {
 /// The routes for probes and metrics.
 pub fn routes() -> ApiRoutes {
     ApiRoutes::new()
-        .route(Access::PUBLIC, routes!(livez))
-        .route(Access::PUBLIC, routes!(readyz))
-        .route(Access::scopes(&[Scope::Metrics]), routes!(metrics))
+        .route(RouteAccess::PUBLIC, routes!(livez))
+        .route(RouteAccess::PUBLIC, routes!(readyz))
+        .route(RouteAccess::scopes(&[Scope::Metrics]), routes!(metrics))
 }
 
-/// Whether this node can do its work.
+/// Whether a node can serve requests.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Readiness)]
 pub struct ReadinessDocument {
-    /// `ready`, or `degraded` if a part is missing that it can do without for a while: the broker,
-    /// since uploads are accepted all the same and their jobs are published when it is back; on a
-    /// node that only delivers also the database and the blob store, since it serves what it has
-    /// cached.
+    /// `ready`, or `degraded` if a dependency is unavailable that the node can work without for a while. One
+    /// is the broker: uploads are still accepted, and their jobs are published when the broker is available
+    /// again. On a node that only delivers, the others are the database and the blob store: it serves what it
+    /// has cached.
     pub status: ReadinessStatus,
-    /// Each part.
+    /// The state of each dependency.
     pub parts: PartsDocument,
 }
 
-/// Whether a node that can serve has all its parts.
+/// Whether all dependencies of a ready node are available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadinessStatus {
@@ -60,7 +60,7 @@ pub enum ReadinessStatus {
     Degraded,
 }
 
-/// The parts that a node needs.
+/// The dependencies of a node.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[schema(as = Parts)]
 pub struct PartsDocument {
@@ -68,12 +68,12 @@ pub struct PartsDocument {
     pub database: PartState,
     /// The blob store.
     pub blobs: PartState,
-    /// The broker; left out where it is not needed.
+    /// The broker; absent if the node does not need it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<PartState>,
 }
 
-/// Whether a part answers.
+/// Whether a dependency answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartState {
@@ -83,20 +83,20 @@ pub enum PartState {
     Down,
 }
 
-/// Whether the process lives.
+/// Whether the process is alive.
 #[utoipa::path(
     get, path = "/livez", tag = "probes",
-    responses((status = 200, description = "It does", body = String, content_type = "text/plain"), InternalProblems),
+    responses((status = 200, description = "The process is alive", body = String, content_type = "text/plain"), InternalProblems),
 )]
 pub async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Whether this node can serve.
+/// Whether this node is ready.
 #[utoipa::path(
     get, path = "/readyz", tag = "probes",
     responses(
-        (status = 200, description = "It can", body = ReadinessDocument),
+        (status = 200, description = "The node is ready", body = ReadinessDocument),
         ReadyProblems,
     ),
 )]
@@ -131,7 +131,7 @@ impl From<bool> for PartState {
     }
 }
 
-/// Figures for Prometheus.
+/// Metrics for Prometheus.
 #[utoipa::path(
     get, path = "/metrics", tag = "probes",
     responses((status = 200, description = "Prometheus text format", body = String, content_type = "text/plain"), InternalProblems),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     fleet::QueueReport,
     http::{extract::Params, problem::Problem, responses::ListProblems},
@@ -15,14 +15,14 @@ use crate::{
 
 /// The route for queues.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(list))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Admin]), routes!(list))
 }
 
 /// All queues.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = QueueList)]
 pub struct QueueListDocument {
-    /// One for each kind of job on each lane, also where nothing waits.
+    /// One queue for each kind of job on each lane, including empty ones.
     pub queues: Vec<QueueDocument>,
 }
 
@@ -34,24 +34,24 @@ pub struct QueueDocument {
     pub kind: JobKind,
     /// The lane.
     pub lane: Lane,
-    /// Jobs that are queued, due or not.
+    /// Queued jobs, due or not.
     pub depth: u64,
-    /// Those of them that are due; the others wait for their next attempt.
+    /// Queued jobs that are due; the others wait for their next attempt.
     pub due: u64,
-    /// Jobs that run.
+    /// Running jobs.
     pub running: u64,
-    /// Jobs that failed for good and were not tried again.
+    /// Jobs that failed permanently and were not retried.
     pub failed: u64,
     /// How long the oldest due job has been due; 0 if none is.
     pub oldest_due_seconds: f64,
-    /// Jobs that came, per second, over about the last minute; null while this node has not watched
-    /// for long enough.
+    /// Jobs that arrived, per second, over about the last minute; null until this node has measured for long
+    /// enough.
     pub rate_in: Option<f64>,
-    /// Jobs that ended, per second, over about the last minute; null while this node has not watched
-    /// for long enough.
+    /// Jobs that ended, per second, over about the last minute; null until this node has measured for long
+    /// enough.
     pub rate_out: Option<f64>,
-    /// When the queue will be empty at these rates: `depth / (rate_out − rate_in)`. 0 if it is; null
-    /// if it would never be, or the rates are not known.
+    /// Seconds until the queue is empty at these rates: `depth / (rate_out − rate_in)`; 0 if it is empty;
+    /// null if it would never become empty, or if the rates are unknown.
     pub seconds_to_empty: Option<f64>,
 }
 
@@ -72,9 +72,9 @@ impl From<QueueReport> for QueueDocument {
     }
 }
 
-/// How much is queued and how fast it goes.
+/// List the queues with their depth and throughput.
 ///
-/// Rates are measured by the node that answers, from its start on.
+/// The node that answers measures the rates. It starts measuring when it starts.
 #[utoipa::path(
     get, path = "/v1/queues", operation_id = "list_queues", tag = "fleet",
     responses(

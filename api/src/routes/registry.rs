@@ -19,7 +19,7 @@ pub const SECURITY_SCHEME: &str = "key";
 
 /// What a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Access {
+pub struct RouteAccess {
     /// Scopes that the caller must have, all of them; `None` for a route that is public, or checks access
     /// itself.
     pub scopes: Option<&'static [Scope]>,
@@ -27,7 +27,7 @@ pub struct Access {
     pub counted: &'static [Counted],
 }
 
-impl Access {
+impl RouteAccess {
     /// Nothing: the route is public, or its handler checks access itself.
     pub const PUBLIC: Self = Self { scopes: None, counted: &[] };
 
@@ -44,18 +44,18 @@ impl Access {
 
 /// What each registered route requires.
 #[derive(Default)]
-pub struct AccessTable(HashMap<String, Vec<(Method, Access)>>);
+pub struct AccessTable(HashMap<String, Vec<(Method, RouteAccess)>>);
 
 impl AccessTable {
     /// What a method of a route requires. A method that is not registered is for admins.
-    pub fn of(&self, method: &Method, path: &str) -> Access {
+    pub fn of(&self, method: &Method, path: &str) -> RouteAccess {
         let method = if *method == Method::HEAD { &Method::GET } else { method };
         let methods = self.0.get(path).map_or(&[][..], Vec::as_slice);
         let found = methods.iter().find(|(known, _)| known == method);
-        found.map_or(const { Access::scopes(&[Scope::Admin]) }, |(_, access)| *access)
+        found.map_or(const { RouteAccess::scopes(&[Scope::Admin]) }, |(_, access)| *access)
     }
 
-    fn add(&mut self, method: Method, path: &str, access: Access) {
+    fn add(&mut self, method: Method, path: &str, access: RouteAccess) {
         self.0.entry(path.to_owned()).or_default().push((method, access));
     }
 }
@@ -78,13 +78,18 @@ impl ApiRoutes {
     }
 
     /// Adds the handlers of one path, made by `routes!`, which all require the same.
-    pub fn route(mut self, access: Access, handlers: UtoipaMethodRouter<ApiState>) -> Self {
+    pub fn route(mut self, access: RouteAccess, handlers: UtoipaMethodRouter<ApiState>) -> Self {
         let (schemas, mut paths, methods) = handlers;
         for (path, item) in &mut paths.paths {
             let operations = [
                 (Method::GET, &mut item.get),
+                (Method::PUT, &mut item.put),
                 (Method::POST, &mut item.post),
                 (Method::DELETE, &mut item.delete),
+                (Method::OPTIONS, &mut item.options),
+                (Method::HEAD, &mut item.head),
+                (Method::PATCH, &mut item.patch),
+                (Method::TRACE, &mut item.trace),
             ];
             for (method, operation) in operations {
                 let Some(operation) = operation else { continue };

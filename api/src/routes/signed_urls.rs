@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::{
     images::load,
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
 };
 use crate::{
     auth::{Caller, SignedUrl},
@@ -34,7 +34,7 @@ problem_responses! {
 
 /// The routes for signed URLs.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Read]), routes!(sign))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Read]), routes!(sign))
 }
 
 /// What to sign.
@@ -42,35 +42,35 @@ pub fn routes() -> ApiRoutes {
 #[serde(deny_unknown_fields, default)]
 #[schema(as = SignRequest)]
 pub struct SignRequest {
-    /// The preset; the original if there is none.
+    /// The preset; if absent, the URL is for the original.
     #[schema(example = "small")]
     preset: Option<String>,
-    /// Seconds for which the URL is good, 3600 unless said; up to one more.
+    /// Seconds that the URL is valid; default 3600. The URL may be valid up to one second longer.
     #[schema(minimum = 1, maximum = 31_536_000)]
     expires_in: Option<u32>,
 }
 
-/// A URL that whoever has it may read.
+/// A URL that anyone who has it can read.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SignedUrl)]
 pub struct SignedUrlDocument {
-    /// The path with its signature; good under every name of the server.
+    /// The path with its signature; valid under every host name of the server.
     pub url: String,
-    /// Until when.
+    /// When it expires.
     pub expires_at: DateTime<Utc>,
-    /// The key that it was signed with: revoking it ends the URL.
+    /// The id of the signing key. Revoking that key invalidates the URL.
     pub key_id: String,
 }
 
-/// Make a signed URL.
+/// Create a signed URL.
 ///
-/// Whoever has it may read the bytes, until it expires or its key is revoked. An owner without a key for
-/// signing gets one.
+/// Anyone with the URL can read the bytes until it expires or its signing key is revoked. The first request
+/// of an owner without a signing key creates one.
 #[utoipa::path(
     post, path = "/v1/images/{id}/signed-url", operation_id = "sign_url", tag = "images",
     params(("id" = ImageId, Path, description = "The image's id")),
     request_body = SignRequest,
-    responses((status = 200, description = "The URL", body = SignedUrlDocument), SignProblems),
+    responses((status = 200, description = "The signed URL", body = SignedUrlDocument), SignProblems),
 )]
 pub async fn sign(
     State(state): State<ApiState>,

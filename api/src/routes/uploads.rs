@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 
 use super::{
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
     task_responses::{created, wait_or_keep},
 };
 use crate::{
@@ -36,7 +36,8 @@ problem_responses! {
 
 /// The route for uploads.
 pub fn routes() -> ApiRoutes {
-    let access = Access::scopes(&[Scope::Upload]).counted(&[Counted::Requests, Counted::Uploads]);
+    let access =
+        RouteAccess::scopes(&[Scope::Upload]).counted(&[Counted::Requests, Counted::Uploads]);
     ApiRoutes::new().route(access, routes!(upload))
 }
 
@@ -57,29 +58,29 @@ pub struct UploadForm {
 
 /// Upload an image.
 ///
-/// The body is the picture itself, of whatever `Content-Type` (its first bytes tell the format), or
-/// `multipart/form-data`. Once 202 is answered the image is safe; the task tells when its
-/// renditions are made.
+/// The body is the image itself or `multipart/form-data`. The server detects the format from the first bytes
+/// of the image, whatever its `Content-Type`. A 202 response means that the image is durably stored; the task
+/// reports when its renditions are ready.
 #[utoipa::path(
     post, path = "/v1/images", operation_id = "upload_image", tag = "uploads",
     params(
         ("title" = Option<String>, Query, description = "Title of a raw upload"),
         ("tags" = Option<Vec<String>>, Query, description = "Tags of a raw upload, repeated or separated by commas"),
-        ("visibility" = Option<Visibility>, Query, description = "Who may read the bytes of a raw upload; as the server is configured unless said"),
+        ("visibility" = Option<Visibility>, Query, description = "Who may read the bytes of a raw upload; the server's configuration sets the default"),
         ("content-disposition" = Option<String>, Header, description = "File name of a raw upload", example = "attachment; filename=\"cat.jpg\""),
-        ("idempotency-key" = Option<String>, Header, description = "1–255 visible ASCII characters. The same key with the same payload gives the same task again", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
-        ("content-digest" = Option<String>, Header, description = "The content must have this digest (RFC 9530); for multipart the whole body or the file", example = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:"),
-        ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until the task is final, at most N seconds (0–60)", example = "wait=10"),
+        ("idempotency-key" = Option<String>, Header, description = "1–255 visible ASCII characters. The same key with the same payload returns the same task", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+        ("content-digest" = Option<String>, Header, description = "The digest of the content (RFC 9530), which the server checks; of a multipart upload, the digest of the whole body or of the file", example = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: wait for the task to end, at most N seconds (0–60)", example = "wait=10"),
     ),
     request_body(content(
         (ImageBytes = "application/octet-stream"),
         (UploadForm = "multipart/form-data"),
     )),
     responses(
-        (status = 202, description = "Accepted: the image is durably stored and will be processed", body = TaskDocument, headers(
-            ("Location" = String, description = "The task"),
-            ("Retry-After" = u32, description = "Seconds until polling makes sense; absent if the task is final already"),
-            ("Preference-Applied" = String, description = "`wait=N` if the answer was held on request"),
+        (status = 202, description = "The upload was accepted: the image is durably stored and will be processed", body = TaskDocument, headers(
+            ("Location" = String, description = "The URL of the task"),
+            ("Retry-After" = u32, description = "Seconds until the client should poll; absent if the task has ended"),
+            ("Preference-Applied" = String, description = "`wait=N` if the response waited for the task"),
         )),
         UploadProblems,
     ),

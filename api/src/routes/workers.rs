@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     fleet::list_workers,
     http::{extract::Params, problem::Problem, responses::ListProblems},
@@ -17,50 +17,51 @@ use crate::{
 
 /// The route for workers.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new().route(Access::scopes(&[Scope::Admin]), routes!(list))
+    ApiRoutes::new().route(RouteAccess::scopes(&[Scope::Admin]), routes!(list))
 }
 
 /// All workers.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = WorkerList)]
 pub struct WorkerListDocument {
-    /// The workers, the last heard of first; at most 10,000.
+    /// The workers, most recent heartbeat first; at most 10,000.
     pub workers: Vec<WorkerDocument>,
 }
 
-/// One worker process, as it last described itself.
+/// One worker process, as of its last heartbeat.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Worker)]
 pub struct WorkerDocument {
-    /// Its id, new with every start.
+    /// Its id, which is new on every start.
     pub id: WorkerId,
-    /// The name of its machine.
+    /// The host name of its machine.
     pub host: String,
-    /// Its process there.
+    /// Its process id.
     pub pid: u32,
-    /// Its release.
+    /// The version of Safelight that it runs.
     pub version: String,
     /// `running`; `draining` while it ends what it has and takes no more; `lost` when three of its
     /// heartbeats are missing.
     #[schema(schema_with = status_schema)]
     pub status: &'static str,
-    /// The kinds of jobs that it takes; a newer worker may have others than this node knows.
+    /// The kinds of jobs that it runs; a newer worker may report kinds that this node does not know.
     pub kinds: Vec<String>,
-    /// The lanes that it takes them from.
+    /// The lanes that it serves.
     pub lanes: Vec<String>,
-    /// Thumbnail jobs at once, as configured.
+    /// The configured number of concurrent thumbnail jobs.
     pub concurrency: u32,
-    /// Each kind on each lane that it serves.
+    /// Its work, by kind and lane.
     pub slots: Vec<SlotsDocument>,
-    /// The background services of its process; empty for a worker of a release that does not report them.
+    /// The background services of its process; empty for a worker of an older release that does not report
+    /// them.
     pub services: Vec<ServiceDocument>,
     /// When it started.
     pub started_at: DateTime<Utc>,
-    /// When it was last heard of.
+    /// When its last heartbeat arrived.
     pub last_heartbeat_at: DateTime<Utc>,
 }
 
-/// One kind's work on one lane of one worker.
+/// The work of one kind on one lane of one worker.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = WorkerSlots)]
 pub struct SlotsDocument {
@@ -68,13 +69,13 @@ pub struct SlotsDocument {
     pub kind: String,
     /// The lane.
     pub lane: String,
-    /// Attempts at once at most. Lanes of a kind share slots.
+    /// The maximum number of concurrent attempts. The lanes of a kind share these slots.
     pub slots: u32,
-    /// Attempts that run now.
+    /// Attempts that are running.
     pub busy: u32,
-    /// Jobs that ended here since the worker started, well or not.
+    /// Jobs that ended on this worker since it started, successfully or not.
     pub ended: u64,
-    /// Milliseconds that attempts here took since then, all added up.
+    /// The total run time of the attempts on this worker since it started, in milliseconds.
     pub run_ms: u64,
 }
 
@@ -84,7 +85,7 @@ pub struct SlotsDocument {
 pub struct ServiceDocument {
     /// Its name.
     pub name: String,
-    /// When its last run began; `null` before the first.
+    /// When its last run started; `null` before the first run.
     pub last_run_at: Option<DateTime<Utc>>,
     /// When its last successful run ended.
     pub last_success_at: Option<DateTime<Utc>>,
@@ -132,9 +133,10 @@ impl From<ServiceRun> for ServiceDocument {
     }
 }
 
-/// The workers of the fleet.
+/// List the workers of the fleet.
 ///
-/// A worker that ends cleanly is gone from the list at once, one that was killed after ten minutes.
+/// A worker that shuts down cleanly leaves the list immediately; a worker that was killed leaves it after ten
+/// minutes.
 #[utoipa::path(
     get, path = "/v1/workers", operation_id = "list_workers", tag = "fleet",
     responses(
@@ -147,6 +149,6 @@ pub async fn list(
     params: Params,
 ) -> Result<Json<WorkerListDocument>, Problem> {
     params.finish()?;
-    let workers = list_workers(&state.store).await?;
+    let workers = list_workers(&*state.store).await?;
     Ok(Json(WorkerListDocument { workers: workers.into_iter().map(Into::into).collect() }))
 }

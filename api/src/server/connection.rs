@@ -30,7 +30,7 @@ const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// What an HTTP/2 client may send ahead on one connection.
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// Requests of one HTTP/2 connection at once. Bounds what a client that takes nothing can pin.
+/// Concurrent requests of one HTTP/2 connection. Bounds what a client that takes nothing can pin.
 const HTTP2_STREAMS: u32 = 100;
 
 /// How long an HTTP/2 client may take to close its connection after it was asked to.

@@ -1,12 +1,15 @@
 //! Backpressure: no more uploads while too much work is queued.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use safelight_domain::Lane;
-use safelight_store::DynStore;
+use safelight_store::Jobs;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -22,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many interactive jobs are queued over all nodes, as far as this one knows.
 pub struct Backlog {
-    store: DynStore,
+    store: Arc<dyn Jobs>,
     limit: u64,
     queued: AtomicU64,
     counted_at: Mutex<Option<Instant>>,
@@ -30,7 +33,7 @@ pub struct Backlog {
 
 impl Backlog {
     /// A backlog of at most `limit` jobs in `store`.
-    pub fn new(store: DynStore, limit: u64) -> Self {
+    pub fn new(store: Arc<dyn Jobs>, limit: u64) -> Self {
         Self { store, limit, queued: AtomicU64::new(0), counted_at: Mutex::new(None) }
     }
 

@@ -1,6 +1,9 @@
 //! The end of an upload: durable bytes, one transaction, a signal to the outbox relay.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use chrono::{DateTime, Utc};
 use safelight_blobs::{BlobKey, Blobs, Content, Ingest};
@@ -9,7 +12,7 @@ use safelight_domain::{
     Task, TaskId, TaskKind, Visibility,
 };
 use safelight_queue::OutboxSignal;
-use safelight_store::{Accepted, DynStore, NewUpload};
+use safelight_store::{Accepted, NewUpload, Uploads};
 use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
@@ -45,7 +48,7 @@ pub struct ReceivedUpload {
 #[derive(Clone)]
 pub struct Committer {
     /// Where uploads are recorded.
-    pub store: DynStore,
+    pub store: Arc<dyn Uploads>,
     /// Where their bytes are.
     pub blobs: Blobs,
     /// Announces their jobs.

@@ -1,10 +1,13 @@
 //! `Idempotency-Key`: an upload that is sent several times is accepted once.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::{HeaderMap, HeaderName};
 use safelight_domain::{ContentHash, Owner, TaskId, retry::Reconnect};
-use safelight_store::{DynStore, IdempotencyKey, KeyState, KeyTicket};
+use safelight_store::{IdempotencyKey, KeyState, KeyTicket, Uploads};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::http::{
@@ -46,7 +49,7 @@ pub enum Reservation {
 /// A key that is reserved for as long as this lives. If the process dies, the key is free again after the hold.
 /// Dropping it releases the key, however the upload ended.
 pub struct ReservedKey {
-    store: DynStore,
+    store: Arc<dyn Uploads>,
     ticket: Option<KeyTicket>,
     /// How long the reservation lasts without this process.
     hold: Duration,
@@ -55,7 +58,7 @@ pub struct ReservedKey {
 
 /// Reserves a key for an upload that is about to be received.
 pub async fn reserve(
-    store: &DynStore,
+    store: &Arc<dyn Uploads>,
     key: &IdempotencyKey,
     hold: Duration,
 ) -> Result<Reservation, Problem> {
@@ -75,7 +78,7 @@ pub async fn reserve(
 }
 
 /// Holds a reservation for as long as the upload takes. Never ends.
-async fn extend(store: DynStore, ticket: KeyTicket, hold: Duration) {
+async fn extend(store: Arc<dyn Uploads>, ticket: KeyTicket, hold: Duration) {
     loop {
         tokio::time::sleep(hold / 3).await;
         // If the key is lost meanwhile, accepting the upload reports it.
@@ -127,7 +130,7 @@ impl Drop for ReservedKey {
 
 /// Releases a key. Retries until the reservation has expired, because the database may be unavailable:
 /// otherwise the client's next try would be rejected because the key is in use.
-async fn release(store: DynStore, ticket: KeyTicket, hold: Duration) {
+async fn release(store: Arc<dyn Uploads>, ticket: KeyTicket, hold: Duration) {
     let ends_at = Instant::now() + hold;
     let mut reconnect = Reconnect::default();
     while let Err(error) = store.release_key(&ticket).await {

@@ -10,7 +10,7 @@ use safelight_blobs::{Blobs, Ingest};
 use safelight_config::Config;
 use safelight_domain::{ContentHash, ImageId, Labels, Task, TaskId};
 use safelight_queue::OutboxSignal;
-use safelight_store::DynStore;
+use safelight_store::{DynStore, Reads};
 use tracing::Instrument;
 
 use super::{
@@ -37,6 +37,7 @@ pub struct Uploads {
     committer: Committer,
     permits: UploadPermits,
     backlog: Arc<Backlog>,
+    reads: Arc<dyn Reads>,
     limits: Limits,
     body_policy: BodyPolicy,
     max_upload_bytes: u64,
@@ -75,6 +76,7 @@ impl Uploads {
         Self {
             permits: UploadPermits::new(config.max_uploads_in_flight),
             backlog: Arc::new(Backlog::new(store.clone(), config.max_queued_jobs)),
+            reads: store.clone(),
             committer: Committer {
                 store,
                 blobs,
@@ -149,7 +151,7 @@ impl Uploads {
         if labels.fingerprint(content.sha256) != fingerprint {
             return Err(idempotency::reused());
         }
-        let known = self.committer.store.task(task).await?;
+        let known = self.reads.task(task).await?;
         known.ok_or_else(|| TaskId::not_found(task))
     }
 
@@ -182,7 +184,7 @@ impl Uploads {
 
     /// A permit among the uploads in flight.
     fn permit(&self, caller: &Caller) -> Result<UploadPermit, Problem> {
-        let share = self.limits.uploads_at_once(caller);
+        let share = self.limits.max_concurrent_uploads(caller);
         self.permits.acquire(&caller.owner, share).map_err(|none| match none {
             NoPermit::All => Problem::new(
                 ProblemCode::TooManyUploads,

@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use crate::{
     app::{eventually, fake_png},
-    server::{TestServer, read_answer, read_to_end},
+    server::{ConnectedApp, read_answer, read_to_end},
 };
 
 const GET_LIVEZ: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -16,7 +16,7 @@ const GET_LIVEZ: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const SOON: Duration = Duration::from_secs(5);
 
 /// Connects and sends an incomplete request head.
-async fn send_incomplete_head(server: &TestServer) -> TcpStream {
+async fn send_incomplete_head(server: &ConnectedApp) -> TcpStream {
     let mut stream = server.connect().await;
     stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-").await.expect("sent");
     stream
@@ -34,7 +34,7 @@ fn allow_open_files(wanted: u64) {
 #[tokio::test]
 async fn thousands_of_slow_heads_block_no_other_client() {
     allow_open_files(12_000);
-    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "4000")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "4000")]).await;
     let mut slow = Vec::new();
     for _ in 0..3000 {
         slow.push(send_incomplete_head(&server).await);
@@ -59,7 +59,7 @@ async fn thousands_of_slow_heads_block_no_other_client() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_and_open_ones_continue() {
-    let server = TestServer::new(&[("SAFELIGHT_MAX_CONNECTIONS", "20")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_MAX_CONNECTIONS", "20")]).await;
     let mut kept = Vec::new();
     for _ in 0..20 {
         let mut stream = server.connect().await;
@@ -98,7 +98,7 @@ async fn slow_uploads_lose_their_permits() {
         ("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "1000"),
         ("SAFELIGHT_UPLOAD_MIN_BYTES_PER_SECOND", "10000"),
     ];
-    let server = TestServer::new(&keys).await;
+    let server = ConnectedApp::new(&keys).await;
     let head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
     let mut drips = Vec::new();
     for _ in 0..4 {

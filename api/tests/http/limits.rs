@@ -5,7 +5,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::{
     app::{TestApp, fake_png, image_id, task_id},
-    server::{TestServer, read_answer},
+    server::{ConnectedApp, read_answer},
 };
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn too_large_heads_are_rejected_also_on_the_fast_path() {
 
 #[tokio::test]
 async fn requests_rejected_by_the_http_library_answer_4xx() {
-    let server = TestServer::new(&[]).await;
+    let server = ConnectedApp::new(&[]).await;
     let get = "GET /livez HTTP/1.1\r\nHost: localhost\r\n";
     let long_path = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(70_000));
     let long_field = format!("{get}X: {}\r\n\r\n", "x".repeat(70_000));
@@ -63,7 +63,7 @@ async fn requests_rejected_by_the_http_library_answer_4xx() {
 /// If a proxy and the server disagree where a request ends, another request can hide in its body.
 #[tokio::test]
 async fn ambiguous_request_framing_is_rejected() {
-    let server = TestServer::new(&[]).await;
+    let server = ConnectedApp::new(&[]).await;
     let hidden = "GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let smuggled = format!(
         "POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
@@ -77,7 +77,7 @@ async fn ambiguous_request_framing_is_rejected() {
 
 #[tokio::test]
 async fn unusual_targets_and_methods_answer_with_a_problem() {
-    let server = TestServer::new(&[]).await;
+    let server = ConnectedApp::new(&[]).await;
     for (line, status) in [
         ("OPTIONS *", 404),
         ("CONNECT example.org:443", 404),

@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{TestApp, eventually, fake_png, image_id, task_id};
 
 /// An API node that listens on a port.
-pub struct TestServer {
+pub struct ConnectedApp {
     pub app: TestApp,
     pub address: SocketAddr,
     shutdown: CancellationToken,
     ended: JoinHandle<io::Result<()>>,
 }
 
-impl TestServer {
+impl ConnectedApp {
     pub async fn new(keys: &[(&str, &str)]) -> Self {
         Self::with_tls(keys, None).await
     }
@@ -82,7 +82,7 @@ const POST: &str = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\n";
 
 #[tokio::test]
 async fn aborted_upload_leaves_no_staged_bytes() {
-    let server = TestServer::new(&[]).await;
+    let server = ConnectedApp::new(&[]).await;
     let mut stream = server.connect().await;
     let head = format!("{POST}Idempotency-Key: k\r\nContent-Length: 1000000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("sent");
@@ -97,7 +97,7 @@ async fn aborted_upload_leaves_no_staged_bytes() {
 
 #[tokio::test]
 async fn silent_upload_times_out() {
-    let server = TestServer::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_UPLOAD_IDLE_TIMEOUT_MS", "100")]).await;
     let mut stream = server.connect().await;
     let head = format!("{POST}Content-Length: 1000000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("sent");
@@ -110,7 +110,7 @@ async fn silent_upload_times_out() {
 
 #[tokio::test]
 async fn client_that_is_still_sending_receives_its_rejection() {
-    let server = TestServer::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "100000")]).await;
     let head = format!("{POST}Content-Length: 8000000\r\n\r\n");
     for body in [fake_png(8_000_000, 1), vec![b'x'; 8_000_000]] {
         let mut stream = server.connect().await;
@@ -124,7 +124,7 @@ async fn client_that_is_still_sending_receives_its_rejection() {
 
 #[tokio::test]
 async fn rejected_expect_continue_body_is_not_sent() {
-    let server = TestServer::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_MAX_UPLOAD_BYTES", "1000")]).await;
     let head_for =
         |bytes: usize| format!("{POST}Expect: 100-continue\r\nContent-Length: {bytes}\r\n\r\n");
     let rejected = server.exchange(&head_for(1001)).await;
@@ -141,7 +141,7 @@ async fn rejected_expect_continue_body_is_not_sent() {
 
 #[tokio::test]
 async fn http2_works_on_the_same_port() {
-    let server = TestServer::new(&[]).await;
+    let server = ConnectedApp::new(&[]).await;
     let mut stream = server.connect().await;
     // The preface in two pieces, and an empty SETTINGS frame.
     stream.write_all(b"PRI * HTT").await.expect("sent");
@@ -183,7 +183,7 @@ async fn livez_answers_during_a_slow_start() {
 
 #[tokio::test]
 async fn shutdown_ends_waits_and_finishes_uploads() {
-    let server = TestServer::new(&[]).await;
+    let server = ConnectedApp::new(&[]).await;
     let task = task_id(&server.app.upload(fake_png(500, 1)).await);
     let mut waiting = server.connect().await;
     let ask =
@@ -215,7 +215,7 @@ async fn shutdown_ends_waits_and_finishes_uploads() {
 
 #[tokio::test]
 async fn shutdown_waits_at_most_drain_timeout() {
-    let server = TestServer::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_DRAIN_TIMEOUT_MS", "200")]).await;
     let mut stuck = server.connect().await;
     let head = format!("{POST}Content-Length: 300000\r\n\r\n");
     stuck.write_all(head.as_bytes()).await.expect("sent");
@@ -229,7 +229,7 @@ async fn shutdown_waits_at_most_drain_timeout() {
 
 #[tokio::test]
 async fn client_that_disconnects_during_a_read_affects_no_other() {
-    let server = TestServer::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_MEMORY_CACHE_BYTES", "0")]).await;
     let (get, size) = large_original(&server).await;
     let mut gone = server.connect().await;
     gone.write_all(get.as_bytes()).await.expect("sent");
@@ -243,7 +243,7 @@ async fn client_that_disconnects_during_a_read_affects_no_other() {
 
 #[tokio::test]
 async fn slow_clients_are_disconnected() {
-    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
     let (get, size) = large_original(&server).await;
     // One sends nothing, one never ends its head, one is idle after a response.
     let mut silent = server.connect().await;
@@ -267,7 +267,7 @@ async fn slow_clients_are_disconnected() {
 
 #[tokio::test]
 async fn http2_client_that_only_answers_pings_is_disconnected() {
-    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")]).await;
     let document = server.app.upload(fake_png(50_000, 1)).await;
     server.app.write(task_id(&document)).await;
     let path = format!("/images/{}", image_id(&document));
@@ -283,7 +283,7 @@ async fn http2_client_that_only_answers_pings_is_disconnected() {
 
 #[tokio::test]
 async fn http2_client_may_wait_and_read_slowly() {
-    let server = TestServer::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "1000")]).await;
+    let server = ConnectedApp::new(&[("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "1000")]).await;
     let whole = fake_png(120_000, 1);
     let document = server.app.upload(whole.clone()).await;
     let task = task_id(&document);
@@ -311,7 +311,7 @@ struct Http2 {
 }
 
 impl Http2 {
-    async fn new(server: &TestServer, window: u32) -> Self {
+    async fn new(server: &ConnectedApp, window: u32) -> Self {
         let mut builder = h2::client::Builder::new();
         let handshake = builder.initial_window_size(window).handshake(server.connect().await);
         let (requests, connection) = handshake.await.expect("HTTP/2");
@@ -326,7 +326,7 @@ impl Http2 {
 }
 
 /// A request for an original that is larger than all socket buffers, and its size.
-async fn large_original(server: &TestServer) -> (String, usize) {
+async fn large_original(server: &ConnectedApp) -> (String, usize) {
     let whole = fake_png(40_000_000, 1);
     let document = server.app.upload(whole.clone()).await;
     server.app.write(task_id(&document)).await;

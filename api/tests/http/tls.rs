@@ -20,7 +20,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     app::fake_png,
-    server::{TestServer, read_answer, read_to_end},
+    server::{ConnectedApp, read_answer, read_to_end},
 };
 
 /// A certificate for `localhost` and its key in files.
@@ -63,7 +63,7 @@ impl CertificateFiles {
 
 /// Connects as a client that trusts one certificate and speaks `protocols`.
 async fn connect(
-    server: &TestServer,
+    server: &ConnectedApp,
     trusted: CertificateDer<'static>,
     protocols: &[&[u8]],
     versions: &[&'static SupportedProtocolVersion],
@@ -86,7 +86,7 @@ const GET_LIVEZ: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 #[tokio::test]
 async fn http1_works_over_tls_1_2_and_1_3() {
     let files = CertificateFiles::new();
-    let server = TestServer::with_tls(&[], Some(files.load().expect("usable"))).await;
+    let server = ConnectedApp::with_tls(&[], Some(files.load().expect("usable"))).await;
     for (versions, protocols) in [
         ([&TLS12], &[b"http/1.1".as_slice()][..]),
         ([&TLS13], &[b"http/1.1"]),
@@ -109,7 +109,7 @@ async fn http1_works_over_tls_1_2_and_1_3() {
 #[tokio::test]
 async fn http2_works_over_tls() {
     let files = CertificateFiles::new();
-    let server = TestServer::with_tls(&[], Some(files.load().expect("usable"))).await;
+    let server = ConnectedApp::with_tls(&[], Some(files.load().expect("usable"))).await;
     let stream = connect(&server, files.trusted(), &[b"h2", b"http/1.1"], &[&TLS13])
         .await
         .expect("a TLS handshake");
@@ -133,7 +133,7 @@ async fn http2_works_over_tls() {
 async fn clients_without_a_tls_handshake_are_disconnected() {
     let files = CertificateFiles::new();
     let keys = [("SAFELIGHT_CLIENT_IDLE_TIMEOUT_MS", "300")];
-    let server = TestServer::with_tls(&keys, Some(files.load().expect("usable"))).await;
+    let server = ConnectedApp::with_tls(&keys, Some(files.load().expect("usable"))).await;
     let mut plain = server.connect().await;
     plain.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
     let answer = read_to_end(&mut plain).await;
@@ -159,7 +159,7 @@ async fn read_until_closed(stream: &mut TlsStream<TcpStream>) -> String {
 async fn new_certificate_is_served_and_a_broken_one_is_not() {
     let files = CertificateFiles::new();
     let tls = files.load().expect("usable");
-    let server = TestServer::with_tls(&[], Some(tls.clone())).await;
+    let server = ConnectedApp::with_tls(&[], Some(tls.clone())).await;
     let old = files.trusted();
     let connects = async |trusted: &CertificateDer<'static>| {
         connect(&server, trusted.clone(), &[], &[&TLS13]).await.is_ok()

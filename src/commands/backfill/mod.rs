@@ -31,10 +31,10 @@ enum BackfillCommand {
         /// Only this preset; may be given several times
         #[arg(long = "preset", value_name = "P")]
         presets: Vec<String>,
-        /// Only images that lack one (the default)
+        /// Only images without the rendition (the default)
         #[arg(long, conflicts_with = "all")]
         missing: bool,
-        /// All images, also those that have them
+        /// All images, also those with the rendition
         #[arg(long)]
         all: bool,
         #[command(flatten)]
@@ -42,29 +42,29 @@ enum BackfillCommand {
         #[command(flatten)]
         begin: Begin,
     },
-    /// Import existing pictures; those that are stored already are skipped
+    /// Import existing images; those that are already stored are skipped
     Import {
         /// A folder, `s3://BUCKET/PREFIX`, or a file with a path or {"path", "title", "tags", "filename"} per
         /// line; as the server sees it
         #[arg(value_name = "DIR|s3://…|LIST.ndjson")]
         source: String,
-        /// Who may read the pictures: public or private [default: as for uploads]
+        /// Who may read the images: public or private [default: as for uploads]
         #[arg(long, value_name = "WHO")]
         visibility: Option<Visibility>,
-        /// Also pictures that are equal to images that failed for good before
+        /// Also files that are identical to images that failed permanently before
         #[arg(long)]
         retry_failed: bool,
         #[command(flatten)]
         begin: Begin,
     },
-    /// Read every blob and rendition back, compare it with its hash, repair what can be repaired
+    /// Read every blob and rendition, compare it with its hash, repair damaged ones if possible
     Verify {
         #[command(flatten)]
         images: Images,
         #[command(flatten)]
         begin: Begin,
     },
-    /// Collect garbage: remove stored blobs and renditions that nobody refers to
+    /// Collect garbage: remove stored blobs and renditions that nothing refers to
     Gc {
         #[command(flatten)]
         begin: Begin,
@@ -111,7 +111,7 @@ struct Images {
     /// Only originals of this format: jpeg, png, gif, webp, tiff, bmp, avif
     #[arg(long, value_parser = format)]
     format: Option<ImageFormat>,
-    /// Also images that failed for good before
+    /// Also images that failed permanently before
     #[arg(long)]
     retry_failed: bool,
 }
@@ -122,10 +122,10 @@ struct Begin {
     /// Only count what would be done, and estimate how long it would take
     #[arg(long)]
     dry_run: bool,
-    /// Images per second, at most, such as 20/s
+    /// Maximum number of images per second, such as 20/s
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<f64>,
-    /// Images in progress at once, at most
+    /// Maximum number of images in progress
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: Option<u32>,
     /// Follow it until it has ended; Ctrl-C ends this command, not the backfill

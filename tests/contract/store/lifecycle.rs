@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use futures::future::try_join_all;
 use safelight_config::DatabaseUrl;
 use safelight_store::StoreError;
-use safelight_testing::{postgres::Postgres, process::free_port};
+use safelight_testing::{postgres::Postgres, process::free_port, wait::eventually};
 
 use super::{
     promises,
@@ -60,14 +60,7 @@ async fn embedded_queue_lock_is_exclusive(store: TestStore) -> Result<()> {
     assert!(!other.lock_for_embedded_queue().await?);
     drop(store.store);
     // PostgreSQL releases it when it detects that the connection is closed.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !other.lock_for_embedded_queue().await? {
-        if Instant::now() > deadline {
-            bail!("the lock outlived its store");
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
+    eventually("the lock is free", async || Ok(other.lock_for_embedded_queue().await?)).await
 }
 
 async fn tasks_and_leases_survive_reopening(store: TestStore) -> Result<()> {

@@ -47,6 +47,35 @@ async fn read(client: &Client, path: &str) -> Result<(String, Bytes)> {
     Ok((cache_status, answer.bytes().await?))
 }
 
+/// Reads the same bytes for both owners until the node has cached them in `tier`. His first read must be a miss.
+async fn fill_cache(
+    tier: &str,
+    client: &Client,
+    ada: &OwnerWithImage,
+    bob: &OwnerWithImage,
+) -> Result<()> {
+    let hit = format!("safelight; hit; detail={tier}");
+    // Equal objects of one owner share a cache entry, so only the first one is a miss.
+    let mut known: Vec<Bytes> = Vec::new();
+    for (ada_path, bob_path) in ada.paths()?.into_iter().zip(bob.paths()?) {
+        // The node may fill its cache after it has answered.
+        eventually("it is cached", async || Ok(read(client, ada_path).await?.0 == hit)).await?;
+        let (_, content) = read(client, ada_path).await?;
+        let (cache_status, first) = read(client, bob_path).await?;
+        ensure!(first == content, "{bob_path} has other bytes than {ada_path}");
+        if known.contains(&content) {
+            continue;
+        }
+        ensure!(
+            cache_status == "safelight; fwd=uri-miss; stored; detail=store",
+            "{tier}: {cache_status}"
+        );
+        eventually("it is cached", async || Ok(read(client, bob_path).await?.0 == hit)).await?;
+        known.push(content);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn caches_are_not_shared_between_owners() -> Result<()> {
     let setup = DeliverySetup::start(0).await?;
@@ -67,28 +96,7 @@ async fn caches_are_not_shared_between_owners() -> Result<()> {
     let bob = OwnerWithImage::new(&setup, "bob", &picture).await?;
 
     for (tier, node) in &nodes {
-        let client = Client::new(node.url())?;
-        let hit = format!("safelight; hit; detail={tier}");
-        // Equal objects of one owner share a cache entry, so only the first one is a miss.
-        let mut known: Vec<Bytes> = Vec::new();
-        for (ada_path, bob_path) in ada.paths()?.into_iter().zip(bob.paths()?) {
-            // The node may fill its cache after it has answered.
-            eventually("it is cached", async || Ok(read(&client, ada_path).await?.0 == hit))
-                .await?;
-            let (_, content) = read(&client, ada_path).await?;
-            let (cache_status, first) = read(&client, bob_path).await?;
-            ensure!(first == content, "{bob_path} has other bytes than {ada_path}");
-            if known.contains(&content) {
-                continue;
-            }
-            ensure!(
-                cache_status == "safelight; fwd=uri-miss; stored; detail=store",
-                "{tier}: {cache_status}"
-            );
-            eventually("it is cached", async || Ok(read(&client, bob_path).await?.0 == hit))
-                .await?;
-            known.push(content);
-        }
+        fill_cache(tier, &Client::new(node.url())?, &ada, &bob).await?;
     }
     let both = redis.keys()?;
 

@@ -1,4 +1,5 @@
-//! Waiting for conditions. No other code polls.
+//! Waiting for conditions: the helpers of all tests that may depend on this crate. Tests of the libraries,
+//! which this crate would make depend on engines and codecs, have helpers of their own.
 
 use std::time::{Duration, Instant};
 

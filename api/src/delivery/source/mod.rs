@@ -26,4 +26,4 @@ mod tiers;
 pub use counters::TierCounters;
 pub use object::{OpenObject, Provenance, StoredObject};
 pub use single_flight::SingleFlight;
-pub use tiers::Tiers;
+pub use tiers::{TierSizes, Tiers};

@@ -5,12 +5,12 @@ use std::{
     fs::File,
     io,
     ops::Range,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use bytes::Bytes;
 use safelight_blobs::{BlobContent, Blobs, OpenBlob};
-use safelight_config::Config;
 use safelight_domain::{CacheKey, ContentHash};
 use safelight_shared_cache::SharedCache;
 
@@ -49,11 +49,25 @@ struct Inner {
 /// A part of an object so small that the whole is not worth fetching: a quarter.
 const SMALL_PART: u64 = 4;
 
+/// The sizes of the tiers of one node.
+#[derive(Debug, Clone, Copy)]
+pub struct TierSizes {
+    /// The bytes that memory may hold.
+    pub memory_bytes: u64,
+    /// The bytes that the disk may hold.
+    pub disk_bytes: u64,
+}
+
 impl Tiers {
-    /// The tiers that `config` asks for, in front of `blobs`.
-    pub fn new(config: &Config, blobs: &Blobs, shared_cache: Option<SharedCache>) -> Self {
-        let disk = (!blobs.is_local() && config.disk_cache_bytes > 0)
-            .then(|| Disk::open(&config.data_dir.join("cache"), config.disk_cache_bytes))
+    /// Tiers of these sizes in front of `blobs`. A size of 0 turns a tier off.
+    pub fn new(
+        data_dir: &Path,
+        sizes: TierSizes,
+        blobs: &Blobs,
+        shared_cache: Option<SharedCache>,
+    ) -> Self {
+        let disk = (!blobs.is_local() && sizes.disk_bytes > 0)
+            .then(|| Disk::open(&data_dir.join("cache"), sizes.disk_bytes))
             .and_then(|disk| match disk {
                 Ok(disk) => Some(OptionalTier::new(disk, "use the disk cache", "disk")),
                 Err(error) => {
@@ -63,13 +77,13 @@ impl Tiers {
             });
         let shared = shared_cache
             .map(|cache| OptionalTier::new(Shared::new(cache), "use the shared cache", "shared"));
-        let memory = Memory::new(config.memory_cache_bytes);
-        Self(Arc::new(Inner { memory, shared, ..Inner::new(config, blobs, disk) }))
+        let memory = Memory::new(sizes.memory_bytes);
+        Self(Arc::new(Inner { memory, shared, ..Inner::new(data_dir, blobs, disk) }))
     }
 
     /// The store alone.
-    pub fn bare(config: &Config, blobs: &Blobs) -> Self {
-        Self(Arc::new(Inner::new(config, blobs, None)))
+    pub fn bare(data_dir: &Path, blobs: &Blobs) -> Self {
+        Self(Arc::new(Inner::new(data_dir, blobs, None)))
     }
 
     /// Makes an object ready to be sent, of which no more than `wanted` will be read.
@@ -161,8 +175,8 @@ fn unpack<T>(
 }
 
 impl Inner {
-    fn new(config: &Config, blobs: &Blobs, disk: Option<DiskTier>) -> Self {
-        let spool = config.data_dir.join("spool");
+    fn new(data_dir: &Path, blobs: &Blobs, disk: Option<DiskTier>) -> Self {
+        let spool = data_dir.join("spool");
         Self {
             blobs: blobs.clone(),
             memory: Memory::new(0),

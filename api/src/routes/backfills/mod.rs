@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use self::request::BackfillRequest;
 use super::{
     documents::TaskDocument,
-    registry::{Access, ApiRoutes},
+    registry::{ApiRoutes, RouteAccess},
     task_responses::{accepted, load},
 };
 use crate::{
@@ -42,7 +42,7 @@ problem_responses! {
 
 /// The routes for backfills.
 pub fn routes() -> ApiRoutes {
-    let admin = Access::scopes(&[Scope::Admin]);
+    let admin = RouteAccess::scopes(&[Scope::Admin]);
     ApiRoutes::new()
         .route(admin, routes!(create))
         .route(admin, routes!(pause))
@@ -52,17 +52,17 @@ pub fn routes() -> ApiRoutes {
 
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
-/// Begin a backfill.
+/// Start a backfill.
 ///
-/// It makes renditions of stored images, takes existing pictures in, reads everything back and
-/// compares, or removes stored objects that nobody refers to. Poll its task; `backfill` in the document says how far it is.
+/// A backfill makes renditions of stored images, imports existing images, verifies stored images, or removes
+/// unreferenced objects from the blob store. Poll its task: `backfill` in the document reports the progress.
 #[utoipa::path(
     post, path = "/v1/backfills", operation_id = "create_backfill", tag = "backfills",
     request_body = BackfillRequest,
     responses(
-        (status = 202, description = "Its task", body = TaskDocument, headers(
-            ("Location" = String, description = "Where the task is"),
-            ("Retry-After" = u32, description = "Seconds until asking again makes sense"),
+        (status = 202, description = "The backfill's task", body = TaskDocument, headers(
+            ("Location" = String, description = "The URL of the task"),
+            ("Retry-After" = u32, description = "Seconds until the client should poll again"),
         )),
         BackfillProblems,
     ),
@@ -94,11 +94,11 @@ pub async fn create(
 
 /// Pause a backfill.
 ///
-/// It hands out no more images until it is resumed; those that are under way are finished.
+/// No more images are started until the backfill is resumed; images in progress are finished.
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/pause", operation_id = "pause_backfill", tag = "backfills",
     params(("id" = TaskId, Path, description = "The backfill's id")),
-    responses((status = 202, description = "The task, paused", body = TaskDocument), PauseProblems),
+    responses((status = 202, description = "The paused task", body = TaskDocument), PauseProblems),
 )]
 pub async fn pause(
     State(state): State<ApiState>,
@@ -112,7 +112,7 @@ pub async fn pause(
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/resume", operation_id = "resume_backfill", tag = "backfills",
     params(("id" = TaskId, Path, description = "The backfill's id")),
-    responses((status = 202, description = "The task, going on", body = TaskDocument), PauseProblems),
+    responses((status = 202, description = "The resumed task", body = TaskDocument), PauseProblems),
 )]
 pub async fn resume(
     State(state): State<ApiState>,
@@ -142,11 +142,10 @@ async fn set_paused(
     Err(Problem::new(ProblemCode::TaskEnded, why))
 }
 
-/// What became of each image of a backfill.
+/// Get the result of each image of a backfill.
 ///
-/// One JSON object per line, ordered by `id`: `{"id", "outcome", "reason", "detail", "source"}`. Images
-/// that are still under way have no line yet. To go on where a download broke off, give the `id` of the last
-/// line as `after`.
+/// One JSON object per line, ordered by `id`: `{"id", "outcome", "reason", "detail", "source"}`. Images in
+/// progress have no line yet. To continue an interrupted download, pass the `id` of the last line as `after`.
 #[utoipa::path(
     get, path = "/v1/tasks/{id}/report", operation_id = "backfill_report", tag = "backfills",
     params(
@@ -154,7 +153,7 @@ async fn set_paused(
         ("after" = Option<uuid::Uuid>, Query, description = "Only lines with a greater `id`"),
     ),
     responses(
-        (status = 200, description = "The lines", body = report::ItemDocument, content_type = "application/x-ndjson"),
+        (status = 200, description = "The results, one per line", body = report::ItemDocument, content_type = "application/x-ndjson"),
         ReportProblems,
     ),
 )]

@@ -1,36 +1,38 @@
 //! A backfill's report, line by line: read from the store in pages while the client takes it.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use futures::{Stream, StreamExt, stream};
 use safelight_domain::{ItemOutcome, TaskId};
-use safelight_store::{DynStore, ReportLine, StoreError};
+use safelight_store::{Backfills, ReportLine, StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Lines read at once.
+/// Lines per page.
 const PAGE: u32 = 1000;
 
-/// A line.
+/// One line of a backfill's report.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = BackfillItem)]
 pub struct ItemDocument {
-    /// The image; of an import, for what never became one, an id of the line alone.
+    /// The image's id; for an entry that could not be imported, an id of this line only.
     pub id: Uuid,
-    /// What became of it.
+    /// The result.
     pub outcome: ItemOutcome,
-    /// Why it was skipped, or the code of its failure.
+    /// Why the image was skipped, or the error code of its failure.
     pub reason: Option<String>,
-    /// More, for people.
+    /// Details for humans.
     pub detail: Option<String>,
-    /// Of an import: where it was found.
+    /// For an import: where the image was found.
     pub source: Option<String>,
 }
 
 /// All lines after `after`. The first page is read before the response starts, so that an error can still be
 /// reported; a later error breaks the response off.
 pub async fn lines(
-    store: DynStore,
+    store: Arc<dyn Backfills>,
     id: TaskId,
     after: Option<Uuid>,
 ) -> Result<impl Stream<Item = Result<Bytes, StoreError>>, StoreError> {

@@ -24,45 +24,47 @@ pub enum Scope {
     /// Those that lack one.
     #[default]
     Missing,
-    /// All of them.
+    /// The total number.
     All,
 }
 
-/// A backfill to begin.
+/// A backfill to start.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "a JSON object")]
 #[schema(as = BackfillRequest)]
 pub struct BackfillRequest {
-    /// An id of the client's own choice, so that it may send this again after an answer that was lost: a
-    /// `UUIDv7` of about now.
+    /// The task's id, chosen by the client so that it can safely repeat the request: a `UUIDv7` made within
+    /// the last few minutes.
     pub id: Option<TaskId>,
-    /// What to do.
+    /// What the backfill does.
     pub kind: BackfillKind,
-    /// `renditions`: only these presets; all that are configured if empty.
+    /// `renditions`: only these presets; if empty, all configured presets.
     #[serde(default)]
     pub presets: Vec<String>,
-    /// `renditions`: of which images.
+    /// `renditions`: which images to include.
     pub scope: Option<Scope>,
     /// `renditions`, `verify`: only images accepted at this time or later.
     pub created_after: Option<DateTime<Utc>>,
     /// `renditions`, `verify`: only originals of this format.
     pub format: Option<ImageFormat>,
-    /// `import`: a folder, `s3://BUCKET/PREFIX`, or a file with a path per line (NDJSON), as the workers
-    /// see it; absolute.
+    /// `import`: the absolute path of a folder or of a file with a path per line (NDJSON), as the workers see
+    /// it; or `s3://BUCKET/PREFIX`.
     #[schema(example = "/mnt/photos")]
     pub source: Option<String>,
-    /// `import`: who may read the bytes of what it takes in; as of an upload unless said.
+    /// `import`: who may read the bytes of the imported images; the default is that of uploads.
     pub visibility: Option<Visibility>,
-    /// Only count, change nothing.
+    /// Only count images, change nothing.
     #[serde(default)]
     pub dry_run: bool,
-    /// Images handed out per second at most; `gc`: objects removed.
+    /// The maximum number of images started per second; for `gc`, of objects removed per second.
     #[schema(minimum = 0.001, maximum = 1_000_000.0)]
     pub rate: Option<f64>,
-    /// All but `gc`: images under way at once at most; never more than the server's `backfill_window`.
+    /// All kinds except `gc`: the maximum number of images in progress; the server's `backfill_window` is the
+    /// upper limit.
     #[schema(minimum = 1)]
     pub concurrency: Option<u32>,
-    /// Also images that failed for good before; `import`: also pictures that are equal to such.
+    /// Include images that failed permanently before; for `import`, also files that are identical to such
+    /// images.
     #[serde(default)]
     pub retry_failed: bool,
 }

@@ -7,71 +7,72 @@ use safelight_domain::{Backfill, BackfillKind, BackfillState, ImageFormat, Visib
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// How a backfill stands.
+/// The state of a backfill.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Backfill)]
 pub struct BackfillDocument {
     /// What it does.
     pub kind: BackfillKind,
-    /// How far it has come.
+    /// The stage that it has reached.
     pub state: BackfillState,
-    /// Whether it waits to be resumed.
+    /// Whether the backfill is paused.
     pub paused: bool,
-    /// Whether it only counts.
+    /// Whether it only counts images and changes nothing.
     pub dry_run: bool,
-    /// Counts of images; of an import, of what was found in its source; of `gc`, of stored objects.
+    /// Counts of images; for an import, of the entries in its source; for `gc`, of stored objects.
     pub images: BackfillImages,
-    /// Those that need nothing, by reason: `up_to_date`, `failed_before`, `duplicate`,
-    /// `not_an_image`, `not_a_file`; of `gc` `in_use`, `too_young`, `unknown_name`.
+    /// Skipped images, by reason: `up_to_date`, `failed_before`, `duplicate`, `not_an_image`, `not_a_file`;
+    /// for `gc`: `in_use`, `too_young`, `unknown_name`.
     pub skipped: BTreeMap<String, u64>,
-    /// What was asked for.
+    /// The request that started it.
     pub request: BackfillRequested,
-    /// Why it broke off, if it did.
+    /// Why the backfill stopped early; null if it did not.
     pub problem: Option<String>,
-    /// Where its report is.
+    /// The URL of its report.
     pub report: String,
 }
 
-/// Counts of images. At the end `total` = `succeeded` + `failed` + `skipped` + `cancelled`, unless images
-/// were removed meanwhile, or it was cancelled before it had seen all.
+/// Counts of images. At the end, `total` = `succeeded` + `failed` + `skipped` + `cancelled`, unless images
+/// were removed during the backfill, or it was cancelled before it had examined all of them.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BackfillImages {
-    /// All there are to look at; null until they were counted.
+    /// All images to examine; null until they are counted.
     pub total: Option<u64>,
-    /// Those looked at.
+    /// Images examined so far.
     pub walked: u64,
-    /// Those that get work; of a dry run, that would.
+    /// Images that need work; a dry run only counts them.
     pub planned: u64,
-    /// Those that need nothing.
+    /// Images that need no work.
     pub skipped: u64,
-    /// Done.
+    /// The number that succeeded.
     pub succeeded: u64,
-    /// Failed for good, before (`verify`) or now, or not to be taken in.
+    /// Images that failed permanently: in this backfill or, for `verify`, before it; and entries that could
+    /// not be imported.
     pub failed: u64,
-    /// Cancelled.
+    /// Cancelled images.
     pub cancelled: u64,
 }
 
-/// What a backfill was asked for.
+/// The request that started a backfill.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BackfillRequested {
-    /// Only these presets; all of them if empty.
+    /// Only these presets; if empty, all presets.
     pub presets: Vec<String>,
-    /// Whether renditions are made that are there already.
+    /// Whether existing renditions are made again.
     pub all: bool,
     /// Only images accepted at this time or later.
     pub created_after: Option<DateTime<Utc>>,
     /// Only originals of this format.
     pub format: Option<ImageFormat>,
-    /// Where an import finds pictures.
+    /// The source of an import.
     pub source: Option<String>,
-    /// Who may read the bytes of what an import takes in.
+    /// Who may read the bytes of imported images.
     pub visibility: Option<Visibility>,
-    /// Images per second at most.
+    /// The maximum number of images started per second.
     pub rate: Option<f64>,
-    /// Images under way at once at most.
+    /// The maximum number of images in progress.
     pub concurrency: Option<u32>,
-    /// Whether images that failed before are tried again, or taken in anew.
+    /// Whether images that failed permanently before are included.
     pub retry_failed: bool,
 }
 

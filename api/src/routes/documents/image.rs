@@ -16,42 +16,42 @@ use crate::presets::CurrentPresets;
 pub struct ImageDocument {
     /// Its id.
     pub id: ImageId,
-    /// Whose it is.
+    /// The owner.
     #[schema(value_type = String)]
     pub owner: Owner,
     /// Who may read its bytes.
     pub visibility: Visibility,
-    /// Where the original is served.
+    /// The URL of the original.
     #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10")]
     pub url: String,
-    /// Pixels across as stored; null until the write job is done.
+    /// The width as stored, in pixels; null until the write job is done.
     pub width: Option<u32>,
-    /// Pixels down as stored; null until the write job is done.
+    /// The height as stored, in pixels; null until the write job is done.
     pub height: Option<u32>,
-    /// The format; until the write job is done, as the first bytes announce it.
+    /// The format. Until the write job is done, it is the one that the first bytes indicate.
     pub format: ImageFormat,
     /// The size of the original, in bytes.
     pub bytes: u64,
-    /// The SHA-256 of the original, in hex; null of a deleted image.
+    /// The SHA-256 of the original, in hex; null if the image is deleted.
     pub sha256: Option<String>,
     /// The client's title.
     pub title: Option<String>,
     /// The client's tags.
     pub tags: Vec<String>,
-    /// The client's name for the file.
+    /// The file name that the client gave.
     pub filename: Option<String>,
     /// EXIF orientation, 1–8; null until the write job is done.
     pub orientation: Option<u8>,
-    /// When the picture was taken, by the camera's clock.
+    /// When the photo was taken, by the camera's clock.
     pub taken_at: Option<DateTime<Utc>>,
-    /// Where it was taken; only if the operator keeps positions.
+    /// Where the photo was taken; present only if the server is configured to keep positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gps: Option<GpsDocument>,
     /// When the upload was accepted.
     pub created_at: DateTime<Utc>,
-    /// The renditions that there are, by preset.
+    /// The renditions, by preset.
     pub renditions: BTreeMap<String, RenditionDocument>,
-    /// What to show until a picture is loaded; null until the thumbnail job is done.
+    /// What to show while the image is loading; null until the thumbnail job is done.
     pub placeholder: Option<PlaceholderDocument>,
 }
 
@@ -59,22 +59,22 @@ pub struct ImageDocument {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Gps)]
 pub struct GpsDocument {
-    /// North positive.
+    /// Degrees north.
     pub latitude: f64,
-    /// East positive.
+    /// Degrees east.
     pub longitude: f64,
 }
 
-/// A picture derived from an image.
+/// A resized version of an image.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Rendition)]
 pub struct RenditionDocument {
-    /// Where it is served.
+    /// The URL of the rendition.
     #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10/small")]
     pub url: String,
-    /// Pixels across.
+    /// The width, in pixels.
     pub width: u32,
-    /// Pixels down.
+    /// The height, in pixels.
     pub height: u32,
     /// Its format.
     pub format: ImageFormat,
@@ -82,14 +82,14 @@ pub struct RenditionDocument {
     pub bytes: u64,
 }
 
-/// A stand-in for a picture that is still being loaded. Equal uploads have the same.
+/// A placeholder to show while an image is loading. Identical uploads have the same placeholder.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Placeholder)]
 pub struct PlaceholderDocument {
-    /// The upright picture, very blurred: a `ThumbHash` (github.com/evanw/thumbhash) in base64.
+    /// A very blurred version of the upright image: a `ThumbHash` (github.com/evanw/thumbhash) in base64.
     #[schema(example = "1QcSHQRnh493V4dIh4eXh1h4kJUI", content_encoding = "base64")]
     pub thumbhash: String,
-    /// One color for all of it, as CSS writes it (sRGB).
+    /// The dominant color, as a CSS color (sRGB).
     #[schema(example = "#6a7d5f", pattern = "^#[0-9a-f]{6}$")]
     pub dominant_color: String,
 }

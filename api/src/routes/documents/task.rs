@@ -17,13 +17,13 @@ use crate::presets::CurrentPresets;
 pub struct TaskDocument {
     /// Its id.
     pub id: TaskId,
-    /// What it is for.
+    /// The kind of task.
     pub kind: TaskKind,
-    /// Who waits for it.
+    /// The lane that its jobs are queued on.
     pub lane: Lane,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// Whose it is.
+    /// The owner.
     #[schema(value_type = String)]
     pub owner: Owner,
     /// When it was accepted.
@@ -32,33 +32,33 @@ pub struct TaskDocument {
     pub updated_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
-    /// Counts over its jobs.
+    /// How many of its jobs have ended.
     pub progress: ProgressDocument,
-    /// Its jobs, in the order they were made; none of a backfill, whose images have tasks of their own.
+    /// Its jobs, in the order they were created. A backfill has no jobs: each image has its own task.
     pub jobs: Vec<JobDocument>,
-    /// The image of an upload, that lacks renditions, or that is deleted.
+    /// The image that the task uploads, makes renditions of, or deletes.
     pub image: Option<ImageDocument>,
-    /// How a backfill stands; only of a backfill.
+    /// The state of the backfill; backfills only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backfill: Option<BackfillDocument>,
-    /// What is removed; only of a deletion.
+    /// What the deletion removes; deletions only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub receipt: Option<ReceiptDocument>,
     /// Why it failed: the first failed job's error.
     pub error: Option<ErrorDocument>,
 }
 
-/// How many of a task's jobs have ended, and how; of a backfill, how many images.
+/// How many jobs of a task have ended, by result; for a backfill, how many images.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Progress)]
 pub struct ProgressDocument {
-    /// All of them.
+    /// The total number.
     pub total: u32,
-    /// Done.
+    /// The number that succeeded.
     pub succeeded: u32,
-    /// Failed for good.
+    /// The number that failed permanently.
     pub failed: u32,
-    /// Needed nothing; only of a backfill.
+    /// The number that needed no work; backfills only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<u32>,
 }
@@ -71,13 +71,13 @@ pub struct JobDocument {
     pub id: JobId,
     /// What it does.
     pub kind: JobKind,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// Attempts begun; 0 before the first.
+    /// The number of attempts started so far.
     pub attempt: u32,
-    /// Attempts at most.
+    /// The maximum number of attempts.
     pub max_attempts: u32,
-    /// When the next attempt is due, after a failed one.
+    /// When the next attempt is due after a failed one.
     pub retry_at: Option<DateTime<Utc>>,
     /// The last failure.
     pub error: Option<ErrorDocument>,
@@ -87,26 +87,26 @@ pub struct JobDocument {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Failure)]
 pub struct ErrorDocument {
-    /// The stable name of the reason.
+    /// The stable error code.
     pub code: ErrorCode,
     /// What happened.
     pub message: String,
-    /// Whether another attempt could end differently.
+    /// Whether another attempt can succeed.
     pub retryable: bool,
 }
 
-/// What a deletion removes of its image. Bytes that somebody else has stored as well stay theirs; nothing
-/// here tells of that.
+/// What a deletion removes. Bytes that another owner has also stored are kept for that owner; the receipt
+/// does not show this.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Receipt)]
 pub struct ReceiptDocument {
     /// The size of the original, in bytes.
     pub original_bytes: u64,
-    /// Its renditions.
+    /// The removed renditions.
     pub renditions: Vec<RemovedRenditionDocument>,
     /// The size of the original and its renditions, in bytes.
     pub bytes: u64,
-    /// How many caching proxies have confirmed that they have it no more; null until all have.
+    /// How many caching proxies have confirmed that they removed the image; null until all have.
     pub proxies: Option<u32>,
     /// When everything was removed; null until then.
     pub removed_at: Option<DateTime<Utc>>,

@@ -31,13 +31,13 @@ problem_responses! {
 
 /// Cancel a task.
 ///
-/// Its queued jobs end at once; one that is running is stopped within seconds and has no effect any
-/// more. What was stored of the image is removed.
+/// Queued jobs end immediately. Running jobs are stopped within seconds, and their results are discarded. The
+/// image's stored bytes are removed.
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/cancel", operation_id = "cancel_task", tag = "tasks",
     params(("id" = TaskId, Path, description = "The task's id")),
     responses(
-        (status = 202, description = "The task, cancelled", body = TaskDocument),
+        (status = 202, description = "The cancelled task", body = TaskDocument),
         CancelProblems,
     ),
 )]
@@ -67,14 +67,14 @@ pub async fn cancel(
     Ok(accepted(&state, &task, None))
 }
 
-/// Try a failed task again.
+/// Retry a failed task.
 ///
-/// Its failed jobs are queued with all their attempts anew; what had succeeded stays.
+/// The failed jobs are queued again and get their full number of attempts. Succeeded jobs are not repeated.
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/retry", operation_id = "retry_task", tag = "tasks",
     params(("id" = TaskId, Path, description = "The task's id")),
     responses(
-        (status = 202, description = "The task, queued again", body = TaskDocument),
+        (status = 202, description = "The task, which is queued again", body = TaskDocument),
         RetryProblems,
     ),
 )]
@@ -135,33 +135,33 @@ fn not_retried(task: &Task) -> Problem {
     )
 }
 
-/// Failed tasks that were tried again, or would be.
+/// Failed tasks that were retried, or in a dry run would be.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = RetriedTasks)]
 pub struct RetriedDocument {
     /// Their ids, newest first.
     pub tasks: Vec<TaskId>,
-    /// Whether they were only looked up.
+    /// Whether this was a dry run.
     pub dry_run: bool,
-    /// `cursor` of the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// Try many failed tasks again.
+/// Retry many failed tasks.
 ///
-/// One page of the failed tasks that the filter names, newest first; follow `next_cursor` for the
-/// others. Tasks whose image was discarded are left out.
+/// Retries one page of the failed tasks that match the filter, newest first; follow `next_cursor` for the
+/// next page. Skips tasks whose image was cancelled or deleted.
 #[utoipa::path(
     post, path = "/v1/tasks/retry", operation_id = "retry_tasks", tag = "tasks",
     params(
         FilterParams,
-        ("all" = Option<bool>, Query, description = "Must be true where there is no filter"),
-        ("dry_run" = Option<bool>, Query, description = "Only say which tasks they are"),
-        ("limit" = Option<u32>, Query, description = "Tasks looked at, 50 unless said", minimum = 1, maximum = 500),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("all" = Option<bool>, Query, description = "Must be true if there is no filter"),
+        ("dry_run" = Option<bool>, Query, description = "Only report which tasks would be retried"),
+        ("limit" = Option<u32>, Query, description = "Maximum number of tasks to examine; default 50", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
-        (status = 200, description = "Which tasks were queued again", body = RetriedDocument),
+        (status = 200, description = "The tasks that were queued again", body = RetriedDocument),
         ListProblems,
     ),
 )]

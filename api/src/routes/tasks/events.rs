@@ -31,12 +31,12 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Time between comments that keep proxies from closing a silent stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// One event, as it is described: it is never written like this, but as lines.
+/// The fields of one event. The server sends them as lines in the format of server-sent events, not as JSON.
 #[derive(ToSchema)]
 #[schema(as = TaskEvent)]
 #[allow(dead_code)] // read by the derive alone
 struct TaskEventDocument {
-    /// `task`.
+    /// Always `task`.
     #[schema(example = "task")]
     event: String,
     /// The task's version.
@@ -45,20 +45,20 @@ struct TaskEventDocument {
     data: String,
 }
 
-/// Where a task stands, as it changes.
+/// Follow a task as server-sent events.
 ///
-/// Each event is named `task`, its `id` is the task's version, its data the task document. The
-/// stream ends after the final document, and soon after the caller's key was revoked or has expired. A client that comes back with the final version in
-/// `Last-Event-ID` gets 204, which tells an `EventSource` to stop.
+/// Each event is named `task`; its `id` is the task's version, and its data is the task document. The stream
+/// ends after the final document, and soon after the caller's key expires or is revoked. A client that
+/// reconnects with the final version in `Last-Event-ID` receives 204, which makes an `EventSource` stop.
 #[utoipa::path(
     get, path = "/v1/tasks/{id}/events", operation_id = "follow_task", tag = "tasks",
     params(
         ("id" = TaskId, Path, description = "The task's id"),
-        ("last-event-id" = Option<String>, Header, description = "The last version that the client has seen"),
+        ("last-event-id" = Option<String>, Header, description = "The last version that the client received"),
     ),
     responses(
         (status = 200, description = "Events named `task`, each with the task document as its data", body = TaskEventDocument, content_type = "text/event-stream"),
-        (status = 204, description = "The client has seen the final document"),
+        (status = 204, description = "The client has already received the final document"),
         EventProblems,
     ),
 )]

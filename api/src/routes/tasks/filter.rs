@@ -20,12 +20,12 @@ use crate::{
 pub struct FilterParams {
     /// Only tasks in this state
     status: Option<Status>,
-    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `verify`, `delete`); or with a job of this
-    /// kind (`write`, `thumbnail`) that is itself in the state `status`, if that is given too
+    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `verify`, `delete`), or tasks with a job of
+    /// this kind (`write`, `thumbnail`); if `status` is given, the job must have that status
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
     code: Option<ErrorCode>,
-    /// Only tasks of this owner; another's than one's own needs `Safelight-Owner` too
+    /// Only tasks of this owner; for another owner than the caller's, send `Safelight-Owner` too
     owner: Option<String>,
     /// Only tasks accepted before this time (RFC 3339)
     created_before: Option<DateTime<Utc>>,

@@ -24,17 +24,17 @@ use crate::{
 pub struct TaskListDocument {
     /// The tasks, newest first.
     pub tasks: Vec<TaskDocument>,
-    /// `cursor` of the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// Tasks, newest first.
+/// List tasks, newest first.
 #[utoipa::path(
     get, path = "/v1/tasks", operation_id = "list_tasks", tag = "tasks",
     params(
         filter::FilterParams,
-        ("limit" = Option<u32>, Query, description = "Tasks at most, 50 unless said", minimum = 1, maximum = 500),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum number of tasks; default 50", minimum = 1, maximum = 500),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
         (status = 200, description = "A page of tasks", body = TaskListDocument),

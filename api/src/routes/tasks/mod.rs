@@ -9,13 +9,14 @@ mod show;
 use safelight_domain::Scope;
 use utoipa_axum::routes;
 
-use super::registry::{Access, ApiRoutes};
+use super::registry::{ApiRoutes, RouteAccess};
 
 /// The routes for tasks.
 pub fn routes() -> ApiRoutes {
-    let (read, upload) = (Access::scopes(&[Scope::Read]), Access::scopes(&[Scope::Upload]));
+    let (read, upload) =
+        (RouteAccess::scopes(&[Scope::Read]), RouteAccess::scopes(&[Scope::Upload]));
     // Changes tasks and returns their ids.
-    let both = Access::scopes(&[Scope::Upload, Scope::Read]);
+    let both = RouteAccess::scopes(&[Scope::Upload, Scope::Read]);
     ApiRoutes::new()
         .route(read, routes!(list::list))
         .route(read, routes!(show::show))

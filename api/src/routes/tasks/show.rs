@@ -20,23 +20,23 @@ problem_responses! {
     TaskProblems: InvalidHeader, TaskNotFound, TooManyWaiting, DatabaseUnavailable;
 }
 
-/// Where a task stands.
+/// Get a task.
 ///
-/// Poll it, or ask with `Prefer: wait=N` for an answer that is held until the task is final.
+/// Poll the task, or send `Prefer: wait=N` to wait until it has ended.
 #[utoipa::path(
     get, path = "/v1/tasks/{id}", operation_id = "get_task", tag = "tasks",
     params(
         ("id" = TaskId, Path, description = "The task's id"),
-        ("prefer" = Option<String>, Header, description = "`wait=N`: hold the answer until the task is final, at most N seconds (0–60)", example = "wait=10"),
-        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the document that the client has"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: wait for the task to end, at most N seconds (0–60)", example = "wait=10"),
+        ("if-none-match" = Option<String>, Header, description = "The `ETag` of the client's copy of the document"),
     ),
     responses(
         (status = 200, description = "The task", body = TaskDocument, headers(
-            ("ETag" = String, description = "Names this state of the document"),
-            ("Retry-After" = u32, description = "Seconds until asking again makes sense; absent once the task is final"),
-            ("Preference-Applied" = String, description = "`wait=N` if the answer was held on request"),
+            ("ETag" = String, description = "Identifies this version of the document"),
+            ("Retry-After" = u32, description = "Seconds until the client should poll again; absent if the task has ended"),
+            ("Preference-Applied" = String, description = "`wait=N` if the response waited for the task"),
         )),
-        (status = 304, description = "The document is still the one that the client has"),
+        (status = 304, description = "The client's copy is current"),
         TaskProblems,
     ),
 )]

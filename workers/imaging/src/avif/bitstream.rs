@@ -6,8 +6,9 @@ use re_rav1d::dav1d::{
 };
 
 use super::{
-    container::{Cicp, Reader, UNSPECIFIED},
+    boxes::Reader,
     error::AvifError::{self, Corrupt, OutOfMemory, Unsupported},
+    properties::{Cicp, UNSPECIFIED},
 };
 
 /// Largest number of frames in an item. A still picture has one, a layered one up to four. More only

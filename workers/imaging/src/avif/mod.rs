@@ -1,7 +1,9 @@
 //! AVIF: one AV1 still picture in a HEIF container.
 //!
 //! ```text
-//! bytes ─▶ container   finds the picture's item and its alpha item, and reads their properties
+//! bytes ─▶ container   finds the picture's item and its alpha item
+//!          boxes       locates items and their data
+//!          properties  reads size, colors, rotation and crop of an item
 //!       ─▶ bitstream   reads the AV1 sequence header; re_rav1d decodes the planes
 //!       ─▶ pixels      8-bit gray, RGB or RGBA, by the `yuv` crate where there is a matrix
 //! ```
@@ -14,10 +16,12 @@
 //! to decode in a separate process.
 
 mod bitstream;
+mod boxes;
 mod container;
 mod encode;
 mod error;
 mod pixels;
+mod properties;
 #[cfg(test)]
 mod tests;
 
@@ -29,9 +33,10 @@ pub(super) use encode::encode;
 
 use self::{
     bitstream::Frame,
-    container::{Alpha, AvifHeader, Container, Crop, UNSPECIFIED},
+    container::{Alpha, Container},
     error::AvifError,
     pixels::{assemble, unpremultiply},
+    properties::{AvifHeader, Crop, UNSPECIFIED},
 };
 use crate::{
     color::ToSrgb,

@@ -6,8 +6,8 @@ use yuv::{YuvError, YuvPlanarImage, YuvRange, YuvStandardMatrix};
 
 use super::{
     bitstream::Frame,
-    container::{Cicp, UNSPECIFIED},
     error::AvifError::{self, Corrupt, OutOfMemory, Unsupported},
+    properties::{Cicp, UNSPECIFIED},
 };
 
 /// Combines the planes into a picture: gray, RGB, or RGBA if there is alpha.
