@@ -38,7 +38,8 @@ async fn old_worker_leaves_newer_job_without_using_attempt() {
     let _worker = test.worker();
     let thumbnail_is_done = |task: &_| job(task, JobKind::Thumbnail).status == Status::Succeeded;
     test.wait_for_task(upload.task, thumbnail_is_done).await;
-    eventually("the worker calls requeue_one", async || test.finished_calls("requeue_one") > 0).await;
+    eventually("the worker calls requeue_one", async || test.finished_calls("requeue_one") > 0)
+        .await;
     let batch = test
         .store
         .inner

@@ -20,11 +20,12 @@ const ID_SKEW_SECONDS: u64 = 300;
 /// Which images renditions are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = BackfillScope)]
 pub enum Scope {
     /// Those that lack one.
     #[default]
     Missing,
-    /// The total number.
+    /// All images.
     All,
 }
 
