@@ -37,5 +37,6 @@ fn entry(file: &Path) -> String {
     let version: i64 =
         version.parse().unwrap_or_else(|_| panic!("{name} does not start with a number"));
     let description = description.replace('_', " ");
+    let file = file.to_str().expect("a UTF-8 path");
     format!("({version}, {description:?}, include_str!({file:?})),")
 }

@@ -236,7 +236,7 @@ mod tests {
             if self.runs.load(Ordering::SeqCst) == 1 {
                 std::panic::resume_unwind(Box::new("a bug"));
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
 
         fn grace(&self) -> Duration {
