@@ -123,6 +123,9 @@ async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
         if spare < u64::MAX {
             disk.fill(spare)?;
         }
+        if spare == 0 {
+            assert_blob_store_is_full(&client).await?;
+        }
         for turn in 0..4 {
             let body = pictures::with_comment(&photo, &format!("{number} {turn}"));
             let key = format!("key-{number}-{turn}");
@@ -166,6 +169,13 @@ async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
     let lines = output.lines().filter(|l| l.contains(" WARN ") || l.contains("ERROR ")).count();
     eprintln!("warnings and errors: {lines}");
     Ok(())
+}
+
+/// The blob store has no space for this upload, whether the database has some or not.
+async fn assert_blob_store_is_full(client: &Client) -> Result<()> {
+    let answer = client.post_image(pictures::jpeg(1600, 1200, 2)?, &[]).await?;
+    assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+    assert_problem_with_retry_after(&answer)
 }
 
 fn assert_problem_with_retry_after(answer: &reqwest::Response) -> Result<()> {
