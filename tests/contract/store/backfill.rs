@@ -15,9 +15,7 @@ use safelight_domain::{
 use safelight_store::{BackfillStep, ChildTask, NewBackfill, NewUpload, Outcome, ReportLine};
 use uuid::Uuid;
 
-use super::test_store::{
-    TestStore, thumbnail_notice, thumbnail_succeeded, write_notice, write_succeeded,
-};
+use super::test_store::TestStore;
 
 fn spec() -> BackfillSpec {
     BackfillSpec::new(BackfillKind::Renditions)
@@ -37,13 +35,7 @@ async fn load_backfill(store: &TestStore, id: TaskId) -> Result<Backfill> {
 /// An upload whose jobs have succeeded.
 async fn finished_upload(store: &TestStore) -> Result<NewUpload> {
     let upload = store.accept_new_upload().await?;
-    for (notice, outcome) in [
-        (write_notice(&upload), write_succeeded()),
-        (thumbnail_notice(&upload), thumbnail_succeeded()),
-    ] {
-        let job = store.claim_job(&notice).await?;
-        store.settle_job(&job, &outcome).await?;
-    }
+    store.finish_jobs(&upload).await?;
     store.publish_all().await?;
     Ok(upload)
 }

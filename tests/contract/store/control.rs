@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
-use safelight_domain::{ErrorCode, Failure, JOB_VERSION, JobKind, Lane, Owner, Status, TaskId};
-use safelight_store::{Claim, NewUpload, Outcome, PageRequest, Settled, TaskFilter};
+use safelight_domain::{ErrorCode, Failure, JobKind, Lane, Owner, Status, TaskId};
+use safelight_store::{NewUpload, Outcome, PageRequest, Settled, TaskFilter};
 
 use super::{
     promises,
@@ -64,7 +64,7 @@ async fn cancelled_running_job_has_no_effect(store: TestStore) -> Result<()> {
 async fn ended_task_cannot_be_cancelled(store: TestStore) -> Result<()> {
     assert!(!store.cancel(TaskId::new()).await?, "unknown");
     let upload = store.accept_new_upload().await?;
-    finish(&store, &upload).await?;
+    store.finish_jobs(&upload).await?;
     let before = store.task_of(&upload).await?;
     assert!(!store.cancel(upload.task).await?);
     assert_eq!(store.task_of(&upload).await?, before);
@@ -123,7 +123,7 @@ async fn retried_task_gets_all_its_attempts_again(store: TestStore) -> Result<()
 async fn only_failed_tasks_with_bytes_are_retried(store: TestStore) -> Result<()> {
     let queued = store.accept_new_upload().await?;
     let done = store.accept_new_upload().await?;
-    finish(&store, &done).await?;
+    store.finish_jobs(&done).await?;
     // Cancelled after one of its jobs failed.
     let half = store.accept_new_upload().await?;
     let job = store.claim_job(&write_notice(&half)).await?;
@@ -259,20 +259,5 @@ async fn key_reservation_lasts_while_it_is_extended(store: TestStore) -> Result<
     store.extend_key(&first, Duration::ZERO).await?;
     assert_eq!(store.reserve_key(&key, HOUR).await?, KeyState::InFlight);
     store.release_key(&second).await?;
-    Ok(())
-}
-
-/// Completes both jobs.
-async fn finish(store: &TestStore, upload: &NewUpload) -> Result<()> {
-    for (notice, outcome) in [
-        (write_notice(upload), write_succeeded()),
-        (thumbnail_notice(upload), thumbnail_succeeded()),
-    ] {
-        let job = store.claim_job(&notice).await?;
-        store.settle_job(&job, &outcome).await?;
-        let claim =
-            store.claim(&notice, false, safelight_domain::WorkerId::new(), HOUR, JOB_VERSION);
-        assert_eq!(claim.await?, Claim::Nothing);
-    }
     Ok(())
 }

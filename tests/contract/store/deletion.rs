@@ -68,19 +68,8 @@ async fn image(store: &TestStore, id: ImageId) -> Result<Image> {
 /// An upload whose jobs have succeeded.
 async fn finished_upload(store: &TestStore) -> Result<NewUpload> {
     let upload = store.accept_new_upload().await?;
-    finish(store, &upload).await?;
+    store.finish_jobs(&upload).await?;
     Ok(upload)
-}
-
-async fn finish(store: &TestStore, upload: &NewUpload) -> Result<()> {
-    for (notice, outcome) in [
-        (write_notice(upload), write_succeeded()),
-        (thumbnail_notice(upload), thumbnail_succeeded()),
-    ] {
-        let job = store.claim_job(&notice).await?;
-        store.settle_job(&job, &outcome).await?;
-    }
-    Ok(())
 }
 
 async fn deletion_hides_the_image_and_redacts_its_row(store: TestStore) -> Result<()> {

@@ -14,7 +14,7 @@ use super::{
     promises,
     test_store::{
         HOUR, NOW, TestStore, failure, rendition, thumbnail_notice, thumbnail_succeeded,
-        without_made_at, write_notice, write_succeeded,
+        without_made_at, write_notice,
     },
 };
 
@@ -56,13 +56,7 @@ fn notice(request: &RenditionRequest) -> JobNotice {
 async fn finished_upload(store: &TestStore) -> Result<NewUpload> {
     let upload = store.accept_new_upload().await?;
     store.publish_all().await?;
-    for (notice, outcome) in [
-        (write_notice(&upload), write_succeeded()),
-        (thumbnail_notice(&upload), thumbnail_succeeded()),
-    ] {
-        let job = store.claim_job(&notice).await?;
-        store.settle_job(&job, &outcome).await?;
-    }
+    store.finish_jobs(&upload).await?;
     Ok(upload)
 }
 

@@ -146,6 +146,19 @@ impl TestStore {
         Ok(())
     }
 
+    /// Runs both jobs of an upload to success, and asserts that their messages then find nothing to do.
+    pub async fn finish_jobs(&self, upload: &NewUpload) -> Result<()> {
+        for (notice, outcome) in [
+            (write_notice(upload), write_succeeded()),
+            (thumbnail_notice(upload), thumbnail_succeeded()),
+        ] {
+            let job = self.claim_job(&notice).await?;
+            self.settle_job(&job, &outcome).await?;
+            self.assert_unclaimable(&notice, false).await?;
+        }
+        Ok(())
+    }
+
     /// Takes all due jobs from the outbox and marks them published.
     pub async fn publish_all(&self) -> Result<Vec<JobNotice>> {
         let batch = self.take_unpublished(&QueueCapacity::each(10_000), HOUR).await?;
