@@ -1,8 +1,10 @@
 # syntax=docker/dockerfile:1
 
-# The build is reproducible: pinned base images and Cargo.lock, no paths of the build machine, and
+# The build is reproducible as far as its inputs are: Cargo.lock, no paths of the build machine, and
 # timestamps of SOURCE_DATE_EPOCH (`docker buildx build --build-arg SOURCE_DATE_EPOCH=… --output
-# type=image,rewrite-timestamp=true`). Debian's packages are those of the day.
+# type=image,rewrite-timestamp=true`). The base images are named by tag, which their publishers move, and
+# Debian's packages are those of the day. To pin the images, name their digests:
+# `--build-arg RUST=rust@sha256:… --build-arg DEBIAN=debian@sha256:…`.
 ARG RUST=rust:1.95.0-slim-bookworm
 ARG DEBIAN=debian:12.12-slim
 

@@ -1,10 +1,10 @@
 # `make` or `make help` lists the targets.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help run test test-api simulate mutants soak fuzz lint audit fleet bench-accept bench-delivery bench-imaging bench-queue
+.PHONY: help run test test-api simulate mutants soak chaos fuzz lint audit fleet bench-accept bench-backup bench-delivery bench-exhaustion bench-imaging bench-queue bench-suite
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 run: ## build Safelight and run it in one process; installs what the build needs
 	@scripts/setup.sh build
@@ -37,7 +37,7 @@ lint: ## check format, lints, dependencies, shell scripts, container files, mani
 	@scripts/lint-files.sh
 	@scripts/audit.sh
 
-audit: ## check licenses, sources, bans and known vulnerabilities of the dependencies
+audit: ## check licenses, sources, bans and known vulnerabilities of the dependencies; SAFELIGHT_AUDIT_OFFLINE=1 without GitHub
 	@scripts/setup.sh build
 	@scripts/audit.sh
 
@@ -51,6 +51,11 @@ soak: ## load with random kills for MINUTES on one process and on a fleet, an im
 	cargo build --release --workspace --bins
 	target/release/soak --minutes $(or $(MINUTES),10) $(ARGS)
 
+chaos: ## every fault of docs/reliability.md "Chaos" in turn, and a table of what it cost; needs root; ARGS="--help"
+	@scripts/setup.sh build test
+	cargo build --release --workspace --bins
+	target/release/chaos $(ARGS)
+
 bench-accept: ## rate and latency of uploads compared with this machine's ceiling; ARGS="--help"
 	@scripts/setup.sh build test
 	cargo build --release --workspace --bins
@@ -61,11 +66,27 @@ bench-delivery: ## reads compared with nginx, collapsed requests, bounded memory
 	cargo build --release --workspace --bins
 	target/release/delivery $(ARGS)
 
+bench-exhaustion: ## memory of a node, and what others notice, while one client takes all it can; ARGS="--help"
+	@scripts/setup.sh build
+	cargo build --release --bin safelight
+	benches/exhaustion/run $(ARGS)
+
+bench-backup: ## backup of 10,000 images during uploads, restore, comparison of all bytes; ARGS="--help"
+	@scripts/setup.sh build test
+	cargo build --release --workspace --bins
+	target/release/backup $(ARGS)
+
 bench-imaging: ## CPU, quality and memory of renditions compared with sharp and libvips; CORPUS=dir, ARGS="--help"
 	@[[ -n "$(CORPUS)" ]] || { echo 'usage: make bench-imaging CORPUS=directory-of-images' >&2; exit 2; }
 	@scripts/setup.sh build bench-imaging
 	cargo build --release --workspace --bins
 	benches/imaging/run $(CORPUS) $(ARGS)
+
+bench-suite: ## each image of DIR in Safelight, sharp and Pillow: what differs, and a contact sheet; ARGS="--help"
+	@[[ -n "$(DIR)" ]] || { echo 'usage: make bench-suite DIR=directory-of-images' >&2; exit 2; }
+	@scripts/setup.sh build bench-imaging
+	cargo build --release --bin safelight
+	benches/suite/run $(DIR) $(ARGS)
 
 bench-queue: ## empty jobs compared with Celery and BullMQ, more workers, uploads during a backfill; ARGS="--help"
 	@scripts/setup.sh build test bench-queue

@@ -57,8 +57,13 @@ sub vcl_init {
 }
 
 sub vcl_recv {
+  # A range is of GET alone (RFC 9110, 14.2).
+  if (req.method != "GET") {
+    unset req.http.Range;
+  }
   # Internal: never taken from a client.
   unset req.http.X-Varnish-Cache;
+  unset req.http.X-Version;
   # For requests that bypass the cache.
   set req.backend_hint = nodes.backend(by=URL);
 
@@ -77,7 +82,11 @@ sub vcl_recv {
     return (pass);
   }
   # A collapsed request must not wait as long as one of its clients asks for, so the nodes' default
-  # applies. And a purge names the path without a query.
+  # applies. And a purge names the path without a query. All that is left of that is the version of a
+  # rendition, which tells apart the copies of one path (`Vary`, see vcl_backend_response).
+  if (req.url ~ "^/images/[^/?]+/[^/?]+\?(.*&)?v=[0-9a-f]{16}(&|$)") {
+    set req.http.X-Version = regsub(req.url, "^.*[?&]v=([0-9a-f]{16})(&.*)?$", "\1");
+  }
   set req.url = regsub(req.url, "\?.*$", "");
   unset req.http.Prefer;
   # Safelight uses one spelling of each path, and a purge reaches no other.
@@ -95,6 +104,8 @@ sub vcl_recv {
     return (pass);
   }
   unset req.http.Cookie;
+  # A public image is open to the pages of all origins, and its answer is the same for all.
+  unset req.http.Origin;
 
   # Reduce the many values of Accept to three, so that `Vary: Accept` keeps at most three copies.
   # q=0 means that the client does not want a format.
@@ -105,6 +116,10 @@ sub vcl_recv {
     set req.http.Accept = "image/webp,*/*;q=0.5";
   } else {
     unset req.http.Accept;
+  }
+  if (std.healthy(req.backend_hint)) {
+    # Stale objects are for the time without nodes: see vcl_backend_response.
+    set req.grace = 10s;
   }
   return (hash);
 }
@@ -134,8 +149,13 @@ sub vcl_pass {
 sub vcl_backend_fetch {
   unset bereq.http.X-Varnish-Cache;
   if (bereq.method == "GET" || bereq.method == "HEAD") {
-    # Each retry goes to another node.
-    set bereq.backend = nodes.backend(by=URL, alt=bereq.retries);
+    # By the path alone, and each retry goes to another node.
+    set bereq.backend =
+      nodes.backend(by=KEY, key=nodes.key(regsub(bereq.url, "\?.*$", "")), alt=bereq.retries);
+  }
+  # Each retry begins with the URL that the last one was sent with.
+  if (bereq.http.X-Version && bereq.url !~ "\?") {
+    set bereq.url = bereq.url + "?v=" + bereq.http.X-Version;
   }
   if (bereq.uncacheable && bereq.url !~ "^/images/") {
     # As long as a client may wait for a task (Prefer: wait=60).
@@ -147,6 +167,13 @@ sub vcl_backend_fetch {
 sub vcl_backend_response {
   if (bereq.uncacheable) {
     return (deliver);
+  }
+  # The id of the first client's request means nothing to the others.
+  unset beresp.http.X-Request-ID;
+  if (!beresp.http.Vary) {
+    set beresp.http.Vary = "X-Version";
+  } elsif (beresp.http.Vary !~ "X-Version") {
+    set beresp.http.Vary = beresp.http.Vary + ", X-Version";
   }
   if (beresp.http.Cache-Control !~ "(?i)max-age" || beresp.http.Cache-Control ~ "(?i)no-store|private") {
     # Not final, or an error. All waiting requests now get their own answer, instead of one after the
@@ -172,12 +199,53 @@ sub vcl_backend_error {
   }
   # The same problem document as from a node that cannot serve. An error that Varnish generates gets
   # no member in Cache-Status (RFC 9211).
+  set beresp.status = 503;
   set beresp.http.Content-Type = "application/problem+json";
   set beresp.http.Cache-Control = "no-store";
   set beresp.http.Retry-After = "2";
   set beresp.http.X-Varnish-Cache = "ours";
-  synthetic({"{"type":"urn:safelight:problem:not_ready","title":"This node cannot serve now","status":"} + beresp.status
-    + {","detail":"No delivery node answers.","code":"not_ready","retryable":true}"});
+  # Only what needs no escapes in JSON.
+  set beresp.http.X-Instance = regsuball(regsub(bereq.url, "\?.*$", ""), "[^-A-Za-z0-9._~/%!$&'()*+,;=:@]", "");
+  synthetic({"{"type":"urn:safelight:problem:not_ready","title":"This node cannot serve now","status":503"}
+    + {","detail":"No delivery node answers.","instance":""} + beresp.http.X-Instance
+    + {"","code":"not_ready","retryable":true}"});
+  unset beresp.http.X-Instance;
+  return (deliver);
+}
+
+# Answers that Varnish makes without a node: of a purge, and of what went wrong in this file.
+sub vcl_synth {
+  set resp.http.X-Content-Type-Options = "nosniff";
+  set resp.http.Referrer-Policy = "no-referrer";
+  set resp.http.Content-Security-Policy = "default-src 'none'; frame-ancestors 'none'; sandbox";
+  if (resp.status < 400) {
+    return (deliver);
+  }
+  set resp.http.Content-Type = "application/problem+json";
+  set resp.http.Cache-Control = "no-store";
+  set req.http.X-Title = "The server failed";
+  set req.http.X-Code = "internal";
+  if (resp.status == 405) {
+    set req.http.X-Title = "The path does not take this method";
+    set req.http.X-Code = "method_not_allowed";
+  } elsif (resp.status == 503) {
+    set resp.http.Retry-After = "2";
+    set req.http.X-Title = "This node cannot serve now";
+    set req.http.X-Code = "not_ready";
+  } elsif (resp.status < 500) {
+    set req.http.X-Title = "The request cannot be understood";
+    set req.http.X-Code = "invalid_request";
+  }
+  set req.http.X-Retryable = "false";
+  if (resp.status >= 500) {
+    set req.http.X-Retryable = "true";
+  }
+  set req.http.X-Instance = regsuball(regsub(req.url, "\?.*$", ""), "[^-A-Za-z0-9._~/%!$&'()*+,;=:@]", "");
+  unset resp.http.X-Varnish;
+  synthetic({"{"type":"urn:safelight:problem:"} + req.http.X-Code + {"","title":""} + req.http.X-Title
+    + {"","status":"} + resp.status + {","detail":"Varnish rejected the request.","instance":""}
+    + req.http.X-Instance + {"","code":""} + req.http.X-Code + {"","retryable":"}
+    + req.http.X-Retryable + {"}"});
   return (deliver);
 }
 
@@ -201,4 +269,27 @@ sub vcl_deliver {
   }
   unset resp.http.X-Varnish-Cache;
   unset resp.http.X-Varnish;
+  # Of no concern to caches behind this one, which have the whole URL.
+  set resp.http.Vary = regsub(resp.http.Vary, "(, )?X-Version$", "");
+  if (resp.http.Vary == "") {
+    unset resp.http.Vary;
+  }
+  # Of a range that a stored object does not have: not for caches, and of no representation.
+  if (resp.status == 416) {
+    set resp.http.Cache-Control = "no-store";
+    unset resp.http.Content-Type;
+    unset resp.http.Content-Disposition;
+    unset resp.http.ETag;
+    unset resp.http.Last-Modified;
+    unset resp.http.Repr-Digest;
+  }
+  # An error of Varnish itself gets what one of a node has.
+  if (!resp.http.X-Content-Type-Options) {
+    set resp.http.X-Content-Type-Options = "nosniff";
+    set resp.http.Referrer-Policy = "no-referrer";
+    set resp.http.Content-Security-Policy = "default-src 'none'; frame-ancestors 'none'; sandbox";
+  }
+  if (!resp.http.Cache-Control) {
+    set resp.http.Cache-Control = "no-store";
+  }
 }

@@ -202,6 +202,35 @@ def check_security(deploy):
             yield f"{where}: has more rights than it needs"
 
 
+def is_selected(selector, labels):
+    """Whether a selector of pods matches these labels. Knows the operator In only."""
+    named = selector.get("matchLabels", {}).items() <= labels.items()
+    return named and all(
+        labels.get(one["key"]) in {"In": one["values"]}[one["operator"]] for one in selector.get("matchExpressions", [])
+    )
+
+
+def check_network(deploy):
+    for where, found in deploy.of("Deployment", "Job"):
+        template, _, container = pod_template(found)
+        policies = [
+            policy["spec"]
+            for _, policy in deploy.of("NetworkPolicy")
+            if is_selected(policy["spec"]["podSelector"], template["metadata"]["labels"])
+        ]
+        if {kind for policy in policies for kind in policy["policyTypes"]} != {"Ingress", "Egress"}:
+            yield f"{where}: no network policy limits what reaches it or what it reaches"
+        rules = lambda direction: [rule for policy in policies for rule in policy.get(direction, [])]  # noqa: E731
+        admitted = {port["port"] for rule in rules("ingress") for port in rule["ports"]}
+        for port in container.get("ports", []):
+            if port["name"] not in admitted:
+                yield f"{where}: no network policy admits anybody to its port {port['name']}"
+        reached = {port["port"] for rule in rules("egress") for port in rule["ports"]}
+        variables, _ = environment(deploy, container)
+        if ("SAFELIGHT_QUEUE_URL" in variables) != (5672 in reached):
+            yield f"{where}: has the URL of the queue without reaching it, or the other way round"
+
+
 def quantity(text):
     """Bytes of a Kubernetes quantity with a binary unit."""
     number, unit = re.fullmatch(r"(\d+)(Ki|Mi|Gi)", text).groups()
@@ -363,7 +392,7 @@ def check_dashboard(deploy):
 # --- all --------------------------------------------------------------------------------------
 
 CHECKS = [
-    check_schemas, check_kustomization, check_references, check_security, check_figures, check_scaling,
+    check_schemas, check_kustomization, check_references, check_security, check_network, check_figures, check_scaling,
     check_promql, check_rules, check_dashboard,
 ]  # fmt: skip
 
@@ -395,6 +424,9 @@ def self_test(deploy, crds):
         (check_references, "enableServiceLinks", lambda d: api(d)["template"]["spec"].pop("enableServiceLinks")),
         (check_references, "no volume", lambda d: container(d, "api")["volumeMounts"][0].update(name="other")),
         (check_security, "more rights", lambda d: container(d, "api")["securityContext"].update(readOnlyRootFilesystem=False)),
+        (check_network, "no network policy limits", lambda d: d.named("NetworkPolicy", "default")["spec"].update(policyTypes=["Ingress"], podSelector={"matchLabels": {"a": "b"}})),
+        (check_network, "no network policy admits", lambda d: d.named("NetworkPolicy", "metrics")["spec"].pop("ingress")),
+        (check_network, "URL of the queue", lambda d: container(d, "delivery")["envFrom"].append({"secretRef": {"name": "safelight-queue"}})),
         (check_figures, "terminationGrace", lambda d: api(d)["template"]["spec"].update(terminationGracePeriodSeconds=30)),
         (check_figures, "capacity", lambda d: api(d)["strategy"]["rollingUpdate"].update(maxUnavailable=1)),
         (check_figures, "limit of memory", lambda d: container(d, "worker-bulk").update(args=["worker", "--lanes", "bulk", "--concurrency", "4"])),

@@ -22,11 +22,11 @@ if [[ ! $duration =~ ^[1-9][0-9]*$ ]]; then
   exit 2
 fi
 if ((${#targets[@]} == 0)); then
-  targets=(header render)
+  targets=(header render two_pictures)
 fi
 for target in "${targets[@]}"; do
   if [[ ! -e fuzz/fuzz_targets/$target.rs ]]; then
-    echo "error: no fuzz target \`$target\`; the targets are: header, render" >&2
+    echo "error: no fuzz target \`$target\`; the targets are: header, render, two_pictures" >&2
     exit 2
   fi
 done

@@ -54,7 +54,7 @@ check() {
 }
 
 if install_tools; then
-  mapfile -t scripts < <(git ls-files '*.sh' .ci/run benches/imaging/run benches/queue/run)
+  mapfile -t scripts < <(git ls-files '*.sh' .ci/run benches/imaging/run benches/suite/run benches/queue/run)
   check "shell scripts" "$tools/bin/shellcheck" "${scripts[@]}"
   check "spelling" "$tools/bin/typos" --config typos.toml
   check "Dockerfile" "$tools/bin/hadolint" Dockerfile
@@ -70,6 +70,8 @@ else
   echo "shell scripts, spelling, Dockerfile, compose.yaml, Kubernetes, dashboard NOT CHECKED: their linters could not be installed"
 fi
 
+check "docs/bundled-sources.md" scripts/sbom.py --check
+
 if promtool=$(command -v promtool); then
   check "alerts' tests" "$promtool" test rules deploy/prometheus/alerts.test.yaml
 else
@@ -83,9 +85,11 @@ check_service() {
   folder=$(mktemp -d)
   # shellcheck disable=SC2064 # expanded now: the name is local
   trap "rm -rf '$folder'" RETURN
-  sed 's#^ExecStart=/usr/local/bin/safelight#ExecStart=/bin/true#' \
-    deploy/systemd/safelight.service >"$folder/safelight.service"
-  "$analyze" verify "$folder/safelight.service" &&
+  for unit in safelight.service safelight-backup.service safelight-backup.timer; do
+    sed 's#^ExecStart=/usr/local/bin/safelight#ExecStart=/bin/true#' "deploy/systemd/$unit" >"$folder/$unit"
+  done
+  "$analyze" verify "$folder/safelight.service" "$folder/safelight-backup.service" \
+    "$folder/safelight-backup.timer" &&
     "$analyze" security --offline=true --threshold=20 --no-pager "$folder/safelight.service" >/dev/null
 }
 

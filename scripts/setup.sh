@@ -30,6 +30,7 @@ need_for_build() {
 
 need_for_test() {
   need haproxy haproxy
+  need pgbouncer pgbouncer
   need rabbitmq-server rabbitmq-server
   need redis-server redis-server
   need varnishd varnish
@@ -37,6 +38,7 @@ need_for_test() {
   need curl curl
   need faketime faketime
   need unshare util-linux
+  need mkfs.ext4 e2fsprogs
   need mount mount
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
   need_for_test_api

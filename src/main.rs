@@ -1,6 +1,7 @@
 //! The `safelight` program: a subcommand for each role and each task of an operator. The work is done by the
 //! crates below it; this one reads the configuration, opens what it names, and prints.
 
+mod backup;
 mod bootstrap;
 mod commands;
 mod error;
@@ -10,10 +11,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use bootstrap::runtime::block_on;
+use bootstrap::{privacy::protect_process, runtime::block_on};
 use commands::{
-    api, backfill, config, decoder, images, keys, migrate, openapi, queues, serve, tasks, upload,
-    worker, workers,
+    adopt_store, api, backfill, config, decoder, images, keys, migrate, openapi, queues, restore,
+    serve, tasks, upload, worker, workers,
 };
 use error::CommandError;
 
@@ -48,6 +49,8 @@ enum Command {
     Worker(worker::WorkerArgs),
     /// Bring the database's schema up to this version
     Migrate,
+    /// Tie the configured blob store to the configured database, after one of them was replaced
+    AdoptStore(adopt_store::AdoptStoreArgs),
     /// Upload files to a running server
     Upload(upload::UploadArgs),
     /// List, show, retry or cancel tasks of a running server
@@ -62,6 +65,10 @@ enum Command {
     Queues(queues::QueuesArgs),
     /// Create, list and revoke keys
     Keys(keys::KeysArgs),
+    /// Copy the database and the stored bytes to another place, while the server runs
+    Backup(commands::backup::BackupArgs),
+    /// Restore a backup into an empty database and blob store
+    Restore(restore::RestoreArgs),
     /// Print the effective configuration
     Config(config::ConfigArgs),
     /// Print the API's OpenAPI document
@@ -80,6 +87,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), CommandError> {
+    if !matches!(cli.command, Some(Command::Decoder(_))) {
+        protect_process();
+    }
     // Databases, brokers, object stores and HTTP clients share one TLS implementation.
     safelight_client::install_crypto_provider();
     let load = || safelight_config::load(cli.file.path.as_deref()).map_err(CommandError::from);
@@ -88,6 +98,7 @@ fn run(cli: Cli) -> Result<(), CommandError> {
         Command::Api(args) => block_on(api::run(load()?, args)),
         Command::Worker(args) => block_on(worker::run(load()?, args)),
         Command::Migrate => block_on(migrate::run(load()?)),
+        Command::AdoptStore(args) => block_on(adopt_store::run(load()?, args)),
         Command::Upload(args) => block_on(upload::run(args)),
         Command::Tasks(args) => block_on(tasks::run(args)),
         Command::Images(args) => block_on(images::run(args)),
@@ -95,6 +106,8 @@ fn run(cli: Cli) -> Result<(), CommandError> {
         Command::Workers(args) => block_on(workers::run(args)),
         Command::Queues(args) => block_on(queues::run(args)),
         Command::Keys(args) => block_on(keys::run(load()?, args)),
+        Command::Backup(args) => block_on(commands::backup::run(load()?, args)),
+        Command::Restore(args) => block_on(restore::run(load()?, args)),
         Command::Config(args) => config::run(cli.file.path.as_deref(), &args),
         Command::Openapi => openapi::run(),
         Command::Decoder(args) => decoder::run(args),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, request::Parts, uri::Authority},
+    http::{HeaderMap, Method, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -14,9 +14,9 @@ use safelight_store::AuditEntry;
 use tracing::Instrument;
 
 use crate::{
-    auth::{AuditLog, Caller, key_missing, scope_missing},
-    http::problem::Problem,
-    limits::Counted,
+    auth::{AuditLog, Caller, Client, Sender, scope_missing},
+    http::{problem::Problem, turns::Turn},
+    limits::{Counted, Held},
     routes::registry::{AccessTable, RouteAccess},
     state::ApiState,
 };
@@ -37,10 +37,19 @@ pub async fn enforce(
     next: Next,
 ) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let RouteAccess { scopes, counted } = access.of(request.method(), path.unwrap_or_default());
+    let RouteAccess { scopes, counted, takes_json, .. } =
+        access.of(request.method(), path.unwrap_or_default());
     let Some(scopes) = scopes else { return next.run(request).await };
     let (mut parts, body) = request.into_parts();
-    let (caller, rates) = match admit(&state, &parts, scopes, counted).await {
+    let admitted = match admit(&state, &parts, scopes, counted).await {
+        Ok((caller, rates)) => {
+            let held = hold(&state, &caller, &parts.method, takes_json).await;
+            held.map(|held| (caller, rates, held))
+        }
+        Err(problem) => Err(problem),
+    };
+    // Held until the response.
+    let (caller, rates, (turn, _body)) = match admitted {
         Ok(admitted) => admitted,
         Err(problem) => {
             // A client that is still sending would not see a response that comes with a reset.
@@ -48,15 +57,35 @@ pub async fn enforce(
             return problem.into_response();
         }
     };
+    let is_read = parts.method.is_safe();
     let entry = AuditLog::entry(scopes, &caller, &parts);
-    parts.extensions.insert(caller);
+    parts.extensions.insert(caller.clone());
+    parts.extensions.insert(turn.clone());
     let request = Request::from_parts(parts, body);
     let mut response = match entry {
         None => next.run(request).await,
         Some(entry) => audited(state.audit_log.clone(), entry, request, next).await,
     };
+    drop(turn);
+    // What had an effect is answered, whatever is held: its documents are small, and a client would repeat it.
+    if is_read {
+        response = state.limits.in_memory().hold(&caller, response);
+    }
     response.headers_mut().extend(rates);
     response
+}
+
+/// What a request holds while it is handled: one that reads, a turn; one with a JSON document, a permit for that.
+async fn hold(
+    state: &ApiState,
+    caller: &Caller,
+    method: &Method,
+    takes_json: bool,
+) -> Result<(Turn, Option<Held>), Problem> {
+    let in_memory = state.limits.in_memory();
+    let turn = if method.is_safe() { in_memory.turn(caller).await? } else { Turn::default() };
+    let body = takes_json.then(|| in_memory.body(caller)).transpose()?;
+    Ok((turn, body))
 }
 
 /// The caller, if it meets what the route requires, with the rate limit headers.
@@ -66,10 +95,9 @@ async fn admit(
     scopes: &[Scope],
     counted: &[Counted],
 ) -> Result<(Caller, HeaderMap), Problem> {
-    let headers = &request.headers;
-    let authority = request.uri.authority().map(Authority::as_str);
-    let caller = state.authenticator.identify(headers, authority, scopes).await?;
-    let caller = caller.ok_or_else(key_missing)?;
+    let (headers, client) = (&request.headers, request.extensions.get::<Client>());
+    let sender = Sender::new(&request.uri, headers, client);
+    let caller = state.authenticator.identify(sender, scopes).await??;
     let mut rates = HeaderMap::new();
     for counted in counted {
         for (name, value) in &state.limits.count(&caller.owner, *counted).await? {
@@ -77,7 +105,7 @@ async fn admit(
         }
     }
     if let Some(missing) = scopes.iter().find(|scope| !caller.has(**scope)) {
-        return Err(scope_missing(*missing));
+        return Err(scope_missing(*missing, scopes));
     }
     Ok((caller.on_behalf(headers)?, rates))
 }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! server    connections, TLS, timeouts, drain
-//! router    fast path ─ CORS ─ request log ─ problem documents ─ request limits ─ guard; openapi
+//! router    hosts ─ CORS ─ fast path ─ request log ─ problem documents ─ request limits ─ guard; openapi
 //! routes    a file or folder per resource, with what each route requires and answers
 //! state     the parts together
 //! parts     auth ─ limits ─ uploads ─ delivery ─ watch ─ fleet ─ readiness ─ presets
@@ -27,6 +27,7 @@ mod state;
 mod uploads;
 mod watch;
 
+pub use auth::is_own_listener;
 pub use openapi::openapi;
 pub use router::Api;
 pub use server::{Tls, TlsError, serve, while_starting};

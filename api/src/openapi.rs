@@ -23,6 +23,7 @@ use crate::{
         title = "Safelight",
         description = "An image-hosting backend. After a 202 response to an upload, the image is never lost and its task always ends: as succeeded, failed with a reason, or cancelled.\n\nErrors are RFC 9457 problem documents with a stable `code`.",
     ),
+    servers((url = "/", description = "The server that this document is from")),
     components(schemas(ProblemDocument)),
     tags(
         (name = "uploads", description = "Upload images"),

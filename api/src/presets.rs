@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use safelight_domain::{Formats, Image, ImageFormat, Preset, Presets, Rendition};
+use safelight_domain::{ContentHasher, Formats, Image, ImageFormat, Preset, Presets, Rendition};
 
 use crate::http::problem::{Problem, ProblemCode};
+
+/// The query parameter of a rendition's URL that names its version.
+pub const VERSION: &str = "v";
+
+/// Hex digits of a version.
+const VERSION_DIGITS: usize = 16;
 
 /// The configured presets by what distinguishes a current rendition from an old one.
 pub struct CurrentPresets(BTreeMap<String, (String, Formats)>);
@@ -58,6 +64,30 @@ impl CurrentPresets {
             })
         });
         base.into_iter().chain(others)
+    }
+
+    /// Names the bytes of the image's renditions of a preset by 16 hex digits: others as soon as one of them
+    /// differs, because the preset changed, or because a newer release or another worker made it again. `None`
+    /// if there is none.
+    pub fn version(&self, image: &Image, name: &str) -> Option<String> {
+        let mut variants = self.variants(image, name).map(|made| made.sha256);
+        let base = variants.next()?;
+        let mut others: Vec<_> = variants.collect();
+        others.sort_unstable();
+        let mut hasher = ContentHasher::default();
+        [base].iter().chain(&others).for_each(|hash| hasher.update(hash.as_bytes()));
+        let mut digits = hasher.finish().to_string();
+        digits.truncate(VERSION_DIGITS);
+        Some(digits)
+    }
+
+    /// The URL of the image's rendition of a preset, whose bytes never change: see [`Self::version`].
+    pub fn url(&self, image: &Image, name: &str) -> String {
+        let path = format!("/images/{}/{name}", image.id);
+        match self.version(image, name) {
+            Some(version) => format!("{path}?{VERSION}={version}"),
+            None => path,
+        }
     }
 
     /// Whether clients choose among several formats of a preset.

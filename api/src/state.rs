@@ -4,6 +4,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use safelight_blobs::Blobs;
 use safelight_config::Config;
+use safelight_domain::secrets::ApiSecret;
 use safelight_queue::{DynJobQueue, OutboxSignal};
 use safelight_shared_cache::SharedCache;
 use safelight_store::DynStore;
@@ -17,7 +18,7 @@ use crate::{
     presets::CurrentPresets,
     readiness::Readiness,
     uploads::{Uploads, UploadsParts},
-    watch::WatchHub,
+    watch::{WaitLimits, WatchHub},
 };
 
 /// Gives the process's metrics as Prometheus text.
@@ -54,6 +55,8 @@ pub struct ApiParts {
     pub shared_cache: Option<SharedCache>,
     /// Notifies the outbox relay of this process of new jobs.
     pub outbox_signal: OutboxSignal,
+    /// What programs of this machine may send before there are any keys, if there is such a key.
+    pub local_key: Option<ApiSecret>,
 }
 
 /// Shared by all handlers; clones are cheap.
@@ -68,6 +71,8 @@ pub struct Inner {
     pub options: ApiOptions,
     /// For handlers that only read or write rows.
     pub store: DynStore,
+    /// The bytes, to measure the space that is left.
+    pub blobs: Blobs,
     /// Announces jobs that handlers create.
     pub outbox_signal: OutboxSignal,
     /// The presets as they are configured.
@@ -103,10 +108,12 @@ pub struct Inner {
 impl ApiState {
     /// The parts of the API over what its process has opened.
     pub fn new(parts: ApiParts, render_metrics: RenderMetrics, options: ApiOptions) -> Self {
-        let ApiParts { config, store, blobs, queue, shared_cache, outbox_signal } = parts;
+        let ApiParts { config, store, blobs, queue, shared_cache, outbox_signal, local_key } =
+            parts;
         let presets = Arc::new(CurrentPresets::new(&config.presets));
-        let watch = WatchHub::over(store.clone());
-        let authenticator = Authenticator::new(store.clone(), config.is_for_this_machine());
+        let watch = WatchHub::over(store.clone(), wait_limits(&config));
+        let authenticator =
+            Authenticator::new(store.clone(), config.is_for_this_machine(), local_key);
         let signed_urls = SignedUrls::new(store.clone(), authenticator.clone());
         let limits = Limits::new(config.clone(), store.clone(), shared_cache.clone());
         let body_policy = BodyPolicy::new(
@@ -141,10 +148,15 @@ impl ApiState {
                 Duration::from_millis(config.heartbeat_ms),
             ),
             gauges: Gauges::new(store.clone()),
-            readiness: Readiness::new(store.clone(), blobs, options.uploads.then_some(queue)),
+            readiness: Readiness::new(
+                store.clone(),
+                blobs.clone(),
+                options.uploads.then_some(queue),
+            ),
             config,
             options,
             store,
+            blobs,
             outbox_signal,
             presets,
             authenticator,
@@ -155,6 +167,10 @@ impl ApiState {
             render_metrics,
         }))
     }
+}
+
+fn wait_limits(config: &Config) -> WaitLimits {
+    WaitLimits { all: config.max_waiting, per_owner: config.waiting_per_owner() }
 }
 
 impl Deref for ApiState {

@@ -1,5 +1,7 @@
 //! Many clients wait for tasks; one batched look-up per tick serves all of them.
 
+mod waiting;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     future::Future,
@@ -8,14 +10,13 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use safelight_domain::{TaskId, retry::Reconnect};
+use safelight_domain::{ImageId, Owner, TaskId, retry::Reconnect};
 use safelight_store::{Reads, StoreError, TaskVersion};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
-use crate::http::problem::{Problem, ProblemCode};
-
-/// Clients that may wait in this process; more are rejected with 503.
-const MAX_WATCHERS: usize = 20_000;
+use crate::limits::{Permit, Shares};
+use waiting::{IMAGE_PART, TooManyWatchers};
+pub use waiting::{WaitLimits, Waiting};
 
 /// Time between look-ups while few are waiting.
 const FAST_TICK: Duration = Duration::from_millis(20);
@@ -33,7 +34,10 @@ pub struct WatchHub(Arc<Hub>);
 
 struct Hub {
     lookup: Box<Lookup>,
-    permits: Arc<Semaphore>,
+    limits: WaitLimits,
+    permits: Shares<Waiting>,
+    /// Of the permits, those for each image.
+    per_image: Shares<ImageId>,
     board: Mutex<Board>,
 }
 
@@ -51,53 +55,66 @@ struct Watched {
     watchers: usize,
 }
 
-/// Too many clients are waiting.
-#[derive(Debug)]
-pub struct TooManyWatchers;
-
-impl From<TooManyWatchers> for Problem {
-    fn from(_: TooManyWatchers) -> Self {
-        Self::new(
-            ProblemCode::TooManyWaiting,
-            "As many clients are waiting at this node as it allows.",
-        )
-        .hint("poll without `Prefer: wait`")
-    }
-}
-
 /// One client that waits for one task. Dropping it ends the wait.
 pub struct Watcher {
     id: TaskId,
     seen: watch::Receiver<Option<TaskVersion>>,
     hub: Arc<Hub>,
-    _permit: OwnedSemaphorePermit,
+    _permits: (Permit<Waiting>, Option<Permit<ImageId>>),
 }
 
 impl WatchHub {
     /// A hub over the tasks in `store`.
-    pub fn over(store: Arc<dyn Reads>) -> Self {
-        Self::new(move |ids| {
+    pub fn over(store: Arc<dyn Reads>, limits: WaitLimits) -> Self {
+        Self::new(limits, move |ids| {
             let store = store.clone();
             async move { store.task_versions(&ids).await }
         })
     }
 
     /// A hub that calls `lookup` while any task is watched.
-    pub fn new<F>(lookup: impl Fn(Vec<TaskId>) -> F + Send + Sync + 'static) -> Self
+    pub fn new<F>(
+        limits: WaitLimits,
+        lookup: impl Fn(Vec<TaskId>) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<Vec<TaskVersion>, StoreError>> + Send + 'static,
     {
         Self(Arc::new(Hub {
             lookup: Box::new(move |ids| lookup(ids).boxed()),
-            permits: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            limits,
+            permits: Shares::new(limits.all),
+            // Those below are bounded by those above.
+            per_image: Shares::new(usize::MAX),
             board: Mutex::default(),
         }))
     }
 
-    /// Starts to wait for changes of a task.
-    pub fn watch(&self, id: TaskId) -> Result<Watcher, TooManyWatchers> {
+    /// Starts to wait for changes of a task, for `waiting`.
+    pub fn watch(&self, id: TaskId, waiting: &Waiting) -> Result<Watcher, TooManyWatchers> {
+        let WaitLimits { all, per_owner } = self.0.limits;
+        let share = if *waiting == Waiting::Local { all } else { per_owner };
+        let permit = self.0.permits.acquire(waiting, 1, share).map_err(TooManyWatchers)?;
+        Ok(self.start(id, (permit, None)))
+    }
+
+    /// Starts to wait for changes of a task that makes something of `image` of `owner`, for anybody.
+    pub fn watch_image(
+        &self,
+        id: TaskId,
+        image: ImageId,
+        owner: &Owner,
+    ) -> Result<Watcher, TooManyWatchers> {
+        let share = self.0.limits.per_owner;
+        let of_image = share.div_ceil(IMAGE_PART);
+        let of_image = self.0.per_image.acquire(&image, 1, of_image).map_err(TooManyWatchers)?;
+        let waiting = Waiting::ImageOf(owner.clone());
+        let permit = self.0.permits.acquire(&waiting, 1, share).map_err(TooManyWatchers)?;
+        Ok(self.start(id, (permit, Some(of_image))))
+    }
+
+    fn start(&self, id: TaskId, permits: (Permit<Waiting>, Option<Permit<ImageId>>)) -> Watcher {
         let hub = self.0.clone();
-        let permit = hub.permits.clone().try_acquire_owned().map_err(|_| TooManyWatchers)?;
         let mut board = hub.board();
         let entry = board
             .watched
@@ -110,7 +127,7 @@ impl WatchHub {
             tokio::spawn(tick(hub.clone()));
         }
         drop(board);
-        Ok(Watcher { id, seen, hub, _permit: permit })
+        Watcher { id, seen, hub, _permits: permits }
     }
 
     /// How many tasks are watched.
@@ -231,6 +248,9 @@ mod tests {
     use safelight_store_sql::SqliteStore;
 
     use super::*;
+    use crate::limits::NoPermit;
+
+    const LIMITS: WaitLimits = WaitLimits { all: 10_000, per_owner: 2_000 };
 
     /// A lookup that counts its calls and reports `version` for every task.
     struct Counting {
@@ -246,7 +266,7 @@ mod tests {
             failing: AtomicUsize::new(0),
         });
         let lookup = counting.clone();
-        let hub = WatchHub::new(move |ids| {
+        let hub = WatchHub::new(LIMITS, move |ids| {
             let counting = lookup.clone();
             async move {
                 counting.calls.fetch_add(1, Ordering::SeqCst);
@@ -276,8 +296,9 @@ mod tests {
     async fn ten_thousand_watchers_cost_one_lookup_per_tick() {
         let (hub, counting) = hub();
         let started = Instant::now();
-        let mut watchers: Vec<_> =
-            (0..10_000).map(|_| hub.watch(TaskId::new()).expect("a permit")).collect();
+        let mut watchers: Vec<_> = (0..10_000)
+            .map(|_| hub.watch(TaskId::new(), &Waiting::Local).expect("a permit"))
+            .collect();
         // At the first tick there were few watchers. All later ticks are slow ones.
         until(|| counting.calls.load(Ordering::SeqCst) >= 4).await;
         assert!(started.elapsed() >= SLOW_TICK * 3, "four lookups in {:?}", started.elapsed());
@@ -295,11 +316,11 @@ mod tests {
     #[tokio::test]
     async fn no_watchers_cost_no_lookups() {
         let (hub, counting) = hub();
-        drop(hub.watch(TaskId::new()).expect("a permit"));
+        drop(hub.watch(TaskId::new(), &Waiting::Local).expect("a permit"));
         until(|| !hub.0.board().ticking).await;
         assert_eq!(counting.calls.load(Ordering::SeqCst), 0);
         // A later watcher is served again.
-        let mut watcher = hub.watch(TaskId::new()).expect("a permit");
+        let mut watcher = hub.watch(TaskId::new(), &Waiting::Local).expect("a permit");
         watcher.changed_from(0).await;
     }
 
@@ -315,7 +336,7 @@ mod tests {
         }
         let calls = Arc::new(AtomicUsize::new(0));
         let (counter, source) = (calls.clone(), store.clone());
-        let hub = WatchHub::new(move |ids| {
+        let hub = WatchHub::new(LIMITS, move |ids| {
             counter.fetch_add(1, Ordering::SeqCst);
             let store = source.clone();
             async move { store.task_versions(&ids).await }
@@ -323,7 +344,9 @@ mod tests {
         let started = Instant::now();
         let mut watchers: Vec<_> = uploads
             .iter()
-            .flat_map(|upload| (0..4).map(|_| hub.watch(upload.task).expect("a permit")))
+            .flat_map(|upload| {
+                (0..4).map(|_| hub.watch(upload.task, &Waiting::Local).expect("a permit"))
+            })
             .collect();
         until(|| calls.load(Ordering::SeqCst) >= 2).await;
         for upload in &uploads {
@@ -363,7 +386,7 @@ mod tests {
         let (hub, counting) = hub();
         counting.failing.store(4, Ordering::SeqCst);
         counting.version.store(2, Ordering::SeqCst);
-        let mut watcher = hub.watch(TaskId::new()).expect("a permit");
+        let mut watcher = hub.watch(TaskId::new(), &Waiting::Local).expect("a permit");
         watcher.is_final().await;
         assert_eq!(counting.calls.load(Ordering::SeqCst), 5);
     }
@@ -372,8 +395,8 @@ mod tests {
     async fn watchers_of_one_task_share_a_lookup() {
         let (hub, counting) = hub();
         let id = TaskId::new();
-        let mut first = hub.watch(id).expect("a permit");
-        let second = hub.watch(id).expect("a permit");
+        let mut first = hub.watch(id, &Waiting::Local).expect("a permit");
+        let second = hub.watch(id, &Waiting::Local).expect("a permit");
         assert_eq!(hub.watched(), 1);
         drop(second);
         counting.version.store(2, Ordering::SeqCst);
@@ -381,13 +404,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watchers_are_bounded() {
-        let (hub, _) = hub();
-        let id = TaskId::new();
-        let watchers: Vec<_> =
-            (0..MAX_WATCHERS).map(|_| hub.watch(id).expect("a permit")).collect();
-        assert!(hub.watch(id).is_err());
-        drop(watchers);
-        assert!(hub.watch(id).is_ok());
+    async fn watchers_are_bounded_and_one_owner_leaves_permits_to_others() {
+        let limits = WaitLimits { all: 20, per_owner: 6 };
+        let hub = WatchHub::new(limits, |_| async { Ok(Vec::new()) });
+        let [ada, bob] = ["ada", "bob"].map(|name| name.parse::<Owner>().expect("an owner"));
+        let (task, waiting) = (TaskId::new(), Waiting::Owner(ada.clone()));
+        let fill = |watch: &dyn Fn() -> Result<Watcher, TooManyWatchers>| {
+            let mut held = Vec::new();
+            loop {
+                match watch() {
+                    Ok(watcher) => held.push(watcher),
+                    Err(TooManyWatchers(why)) => return (held, why),
+                }
+            }
+        };
+        let (long_polls, why) = fill(&|| hub.watch(task, &waiting));
+        assert_eq!((long_polls.len(), why), (6, NoPermit::OwnShare));
+        // One of her images has half of the share of all of them, whoever asks.
+        let (first, second) = (ImageId::new(), ImageId::new());
+        let (of_first, why) = fill(&|| hub.watch_image(task, first, &ada));
+        assert_eq!((of_first.len(), why), (3, NoPermit::OwnShare));
+        let (of_second, _) = fill(&|| hub.watch_image(task, second, &ada));
+        assert_eq!(of_second.len(), 3);
+        assert!(hub.watch_image(task, ImageId::new(), &ada).is_err(), "her share is used up");
+        // Bob waits for his tasks, and anybody for his images.
+        let bobs = hub.watch(task, &Waiting::Owner(bob.clone())).expect("his share is free");
+        let of_bob = hub.watch_image(task, ImageId::new(), &bob).expect("his share is free");
+        let (local, why) = fill(&|| hub.watch(task, &Waiting::Local));
+        assert_eq!((local.len(), why), (6, NoPermit::All));
+        drop((long_polls, of_first, of_second, bobs, of_bob, local));
+        assert_eq!(hub.0.permits.taken() + hub.0.per_image.taken(), 0);
     }
 }

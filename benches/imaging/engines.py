@@ -77,9 +77,10 @@ def request_for(
 class Engine:
     """A running engine; restarted after an image that killed it."""
 
-    def __init__(self, name: str, log: Path) -> None:
-        self.name = name
+    def __init__(self, command: list[str], log: Path, timeout_s: float = TIMEOUT_S) -> None:
+        self.command = command
         self.log = log
+        self.timeout_s = timeout_s
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -92,7 +93,7 @@ class Engine:
         """The engine's answer, or `{"error": …}`; never raises if an image kills the engine."""
         process = self._running()
         assert process.stdin and process.stdout
-        timer = threading.Timer(TIMEOUT_S, process.kill)
+        timer = threading.Timer(self.timeout_s, process.kill)
         timer.start()
         try:
             process.stdin.write(json.dumps(request) + "\n")
@@ -121,7 +122,7 @@ class Engine:
         if self.process is None:
             with self.log.open("a") as log:
                 self.process = subprocess.Popen(
-                    COMMANDS[self.name],
+                    self.command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -141,7 +142,7 @@ class Fleet:
     """One running engine for each that the variants need."""
 
     def __init__(self, variants: Iterable[Variant], log: Path) -> None:
-        self.engines = {name: Engine(name, log) for name in {v.engine for v in variants}}
+        self.engines = {name: Engine(COMMANDS[name], log) for name in {v.engine for v in variants}}
 
     def __enter__(self) -> Self:
         return self

@@ -178,7 +178,7 @@ def measure_memory(results: Results, pictures: list[Picture]) -> None:
         for variant in results.variants:
             if variant == FLOOR:
                 continue
-            with Engine(variant.engine, OUT / "engines.log") as engine:
+            with Engine(engines.COMMANDS[variant.engine], OUT / "engines.log") as engine:
                 request = engines.request_for(
                     picture, variant.mode, optimize=results.optimize, out=None
                 )

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,19 @@ def measure_uploads(photo: bytes, pid: int, client: "Client") -> tuple[float, fl
 
 
 @contextlib.contextmanager
-def running_server(folder: Path) -> Iterator[tuple[int, "Client"]]:
-    """A temporary server; its data are deleted at the end."""
+def running_server(
+    folder: Path, program: Path = SERVER, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, "Client"]]:
+    """A temporary server with `settings` beside the defaults; its data are deleted at the end."""
     port = free_port()
     log_path = folder / "serve.log"
     with tempfile.TemporaryDirectory(prefix="safelight-bench-") as data, log_path.open("w") as log:
         # With the defaults, not with the user's configuration.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SAFELIGHT_")}
         environment |= {"SAFELIGHT_LISTEN": f"127.0.0.1:{port}", "SAFELIGHT_DATA_DIR": data}
+        environment |= settings or {}
         server = subprocess.Popen(
-            [SERVER, "serve"], env=environment, cwd=data, stdout=log, stderr=subprocess.STDOUT
+            [program, "serve"], env=environment, cwd=data, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             client = Client(port, log_path)
@@ -137,7 +140,7 @@ class Client:
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and server.poll() is None:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if self._call("GET", "/readyz")[0] == 200:
+                if self.call("GET", "/readyz")[0] == 200:
                     return
             self.connection.close()
             time.sleep(0.1)
@@ -147,21 +150,23 @@ class Client:
         """Uploads the photograph, and returns when its renditions are made."""
         # A JPEG may have any bytes after its end marker.
         body = photo + secrets.token_bytes(16)
-        status, task = self._call("POST", "/v1/images", body)
+        status, task = self.call("POST", "/v1/images", body)
         if status != 202:
             raise ServeError(f"the upload was answered {status}: {task}", self._look())
         deadline = time.monotonic() + TASK_S
         while task["status"] in {"queued", "running"}:
             if time.monotonic() > deadline:
                 raise ServeError(f"a task was not done after {TASK_S} s", self._look())
-            _, task = self._call("GET", f"/v1/tasks/{task['id']}")
+            _, task = self.call("GET", f"/v1/tasks/{task['id']}")
         if task["status"] != "succeeded":
             raise ServeError(f"a task ended as {task['status']}: {task['error']}", self._look())
         if len(task["image"]["renditions"]) != RENDITIONS:
             raise ServeError("a task ended without its three renditions", self._look())
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
-        self.connection.request(method, path, body, {"Prefer": "wait=30"})
+    def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+        # A rejected upload is answered before it is complete; the answer is there to be read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.request(method, path, body, {"Prefer": "wait=30"})
         with self.connection.getresponse() as response:
             content = response.read()
         is_json = "json" in (response.getheader("Content-Type") or "")

@@ -9,6 +9,7 @@ pub const LIMITS: Limits = Limits {
     max_frames: 20,
     max_animation_pixels: 2 << 20,
     max_memory: 64 << 20,
+    heic: true,
 };
 
 /// Written into the EXIF position of every generated picture; no rendition may contain it.

@@ -45,13 +45,13 @@ impl BackgroundTasks {
         self.tasks.push(tokio::spawn(running));
     }
 
-    /// Waits until all of them have drained, then closes the queue.
+    /// Waits until all of them have drained, then closes the queue and the database.
     pub async fn finish(self, services: &Services) {
         for task in self.tasks {
             // Neither a supervisor nor a service's loop panics or is aborted.
             let _ = task.await;
         }
-        services.queue.close().await;
+        services.close().await;
         tracing::info!("drained");
     }
 }

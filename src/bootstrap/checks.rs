@@ -93,3 +93,12 @@ pub fn warn_about_readable_files(config: &Config) {
         );
     }
 }
+
+/// Warns about a database that can lose what it has committed.
+pub async fn warn_about_durability(store: &DynStore) {
+    match store.durability_warnings().await {
+        Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("{warning}")),
+        // A role without the right to see this is no reason not to start.
+        Err(error) => tracing::debug!(%error, "the database does not tell how durable it is"),
+    }
+}

@@ -2,8 +2,11 @@
 
 pub mod background;
 pub mod checks;
-mod fs_permissions;
+pub mod fs_permissions;
+pub mod installation;
 pub mod listen;
+pub mod local_key;
+pub mod privacy;
 pub mod runtime;
 pub mod services;
 pub mod tls;

@@ -1,11 +1,11 @@
 //! Opens what the configuration names.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use safelight_api::{ApiParts, Tls};
 use safelight_blobs::{BlobLocation, Blobs};
-use safelight_config::{BlobUrl, Config, DatabaseUrl, QueueUrl, SharedCacheUrl};
-use safelight_queue::{DynJobQueue, InProcessQueue, OutboxSignal};
+use safelight_config::{BlobUrl, Config, DatabaseUrl, QueueUrl, SharedCacheUrl, import_roots};
+use safelight_queue::{DynJobQueue, InProcessQueue, OutboxSignal, QueueError};
 use safelight_queue_rabbitmq::RabbitQueue;
 use safelight_shared_cache::{Location, SharedCache};
 use safelight_store::{DynStore, StoreError};
@@ -13,7 +13,7 @@ use safelight_store_sql::{PostgresStore, SqliteStore};
 use safelight_workers::WorkerParts;
 use tokio::net::TcpListener;
 
-use super::checks;
+use super::{checks, installation};
 use crate::error::CommandError;
 
 /// How long a broker may take to answer at startup.
@@ -58,6 +58,12 @@ pub struct Services {
 }
 
 impl Services {
+    /// Closes the queue and the database, even if handles to them remain.
+    pub async fn close(&self) {
+        self.queue.close().await;
+        close_store(&self.store).await;
+    }
+
     /// What the HTTP API uses.
     pub fn for_api(&self) -> ApiParts {
         ApiParts {
@@ -67,6 +73,7 @@ impl Services {
             queue: self.queue.clone(),
             shared_cache: self.shared_cache.clone(),
             outbox_signal: self.outbox_signal.clone(),
+            local_key: None,
         }
     }
 
@@ -84,13 +91,17 @@ impl Services {
 }
 
 /// Opens and checks everything that the configuration names.
-pub async fn open(config: Config, role: Role) -> Result<Services, CommandError> {
+pub async fn open(mut config: Config, role: Role) -> Result<Services, CommandError> {
     if let Role::Fleet { command, queue } = role {
         checks::require_shared_engines(&config, command, queue)?;
     }
     checks::require_writable_folders(&config)?;
+    config.import_roots = import_roots::resolved(&config.import_roots);
     let store = open_store(&config, role).await?;
-    let blobs = open_blobs(&config).await?;
+    checks::warn_about_durability(&store).await;
+    let blobs = installation::join(open_blobs(&config)?, &store, &config.blob_url).await?;
+    // Not before the store was looked at: a server without space starts, so that images can be deleted.
+    let blobs = blobs.with_reserve(config.min_free_bytes, database_folder(&config));
     checks::warn_about_readable_files(&config);
     let queue = open_queue(&config.queue_url);
     if role.needs_queue() {
@@ -122,9 +133,15 @@ pub async fn open_behind(
 pub async fn connect_store(config: &Config) -> Result<DynStore, CommandError> {
     connect(&config.database_url, config.database_connections).await.map_err(|error| {
         CommandError::failed(format!("cannot open the database {}: {error}", config.database_url))
-            .hint(match config.database_url {
-                DatabaseUrl::Sqlite(_) => "is the folder writable, and the file a SQLite database?",
-                DatabaseUrl::Postgres(_) => {
+            .hint(match (&error, &config.database_url) {
+                (StoreError::SharedConnections, _) => {
+                    "let the pooler keep a connection for each client (pgbouncer: pool_mode = session), or \
+                     connect to PostgreSQL directly"
+                }
+                (_, DatabaseUrl::Sqlite(_)) => {
+                    "is the folder writable, and the file a SQLite database?"
+                }
+                (_, DatabaseUrl::Postgres(_)) => {
                     "is PostgreSQL running there, and are user, password and database right?"
                 }
             })
@@ -134,8 +151,17 @@ pub async fn connect_store(config: &Config) -> Result<DynStore, CommandError> {
 async fn connect(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, StoreError> {
     Ok(match url {
         DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
-        DatabaseUrl::Postgres(url) => Arc::new(PostgresStore::connect(url, max_connections).await?),
+        DatabaseUrl::Postgres(urls) => {
+            Arc::new(PostgresStore::connect_to(urls, max_connections).await?)
+        }
     })
+}
+
+/// Closes the database, which leaves a complete file behind. What was committed is safe without.
+pub async fn close_store(store: &DynStore) {
+    if let Err(error) = store.close().await {
+        tracing::warn!(%error, "the database did not close cleanly");
+    }
 }
 
 /// A queue connects in the background and reconnects without limit: [`safelight_queue::JobQueue::check`]
@@ -143,7 +169,7 @@ async fn connect(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, St
 fn open_queue(url: &QueueUrl) -> DynJobQueue {
     match url {
         QueueUrl::Embedded => Arc::new(InProcessQueue::new()),
-        QueueUrl::Amqp(url) => Arc::new(RabbitQueue::start(url)),
+        QueueUrl::Amqp(urls) => Arc::new(RabbitQueue::start_on(urls)),
     }
 }
 
@@ -156,7 +182,7 @@ fn shared_cache(url: &SharedCacheUrl) -> Option<SharedCache> {
     Some(SharedCache::new(location))
 }
 
-fn blob_location(url: &BlobUrl) -> BlobLocation {
+pub fn blob_location(url: &BlobUrl) -> BlobLocation {
     match url {
         BlobUrl::File(folder) => BlobLocation::Folder(folder.clone()),
         BlobUrl::S3 { bucket, prefix } => {
@@ -204,21 +230,18 @@ pub fn schema_error(error: &StoreError) -> CommandError {
     }
 }
 
-async fn open_blobs(config: &Config) -> Result<Blobs, CommandError> {
-    let unreachable = |error| {
-        CommandError::failed(format!("cannot open the blob store {}: {error}", config.blob_url))
-            .hint(match config.blob_url {
-                BlobUrl::File(_) => "is the folder writable?",
-                BlobUrl::S3 { .. } => {
-                    "are AWS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, the bucket, and this \
-                     machine's clock right?"
-                }
-            })
-    };
-    let blobs = Blobs::open(&blob_location(&config.blob_url), &config.data_dir.join("spool"))
-        .map_err(unreachable)?;
-    blobs.check().await.map_err(unreachable)?;
-    Ok(blobs)
+/// The folder of a database that is a file.
+fn database_folder(config: &Config) -> Option<&Path> {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(file) => file.parent(),
+        DatabaseUrl::Postgres(_) => None,
+    }
+}
+
+/// Opens the blob store. Does not look whose it is.
+pub fn open_blobs(config: &Config) -> Result<Blobs, CommandError> {
+    Blobs::open(&blob_location(&config.blob_url), &config.data_dir.join("spool"))
+        .map_err(|error| installation::unusable(&config.blob_url, &error))
 }
 
 /// Waits until the broker answers. A running process survives any outage; at startup a wrong address should
@@ -226,12 +249,19 @@ async fn open_blobs(config: &Config) -> Result<Blobs, CommandError> {
 async fn wait_for_broker(config: &Config, queue: &DynJobQueue) -> Result<(), CommandError> {
     let deadline = tokio::time::Instant::now() + BROKER_TIMEOUT;
     while let Err(error) = queue.check().await {
+        let cannot = |what: &str| {
+            CommandError::failed(format!("cannot {what} the broker {}: {error}", config.queue_url))
+        };
+        if let QueueError::OtherArguments(_) = error {
+            return Err(cannot("use").hint(
+                "delete that queue (its jobs are in the database and are published again), or use another \
+                 virtual host; and look for a policy that changes queues named safelight.*",
+            ));
+        }
         if tokio::time::Instant::now() > deadline {
-            return Err(CommandError::failed(format!(
-                "cannot reach the broker {}: {error}",
-                config.queue_url
-            ))
-            .hint("is RabbitMQ running there, and are user, password and virtual host right?"));
+            return Err(cannot("reach").hint(
+                "is RabbitMQ running there, and are user, password and virtual host right?",
+            ));
         }
         tokio::time::sleep(BROKER_POLL).await;
     }

@@ -35,14 +35,18 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), CommandError> {
     let shutdown = runtime::shutdown_on_signal()?;
     let metrics = runtime::init_metrics(&shutdown)?;
     let tls = tls::load(&config)?;
-    let listener = listen::bind(config.listen, "SAFELIGHT_LISTEN").await?;
+    let listener = listen::bind(config.listen, "SAFELIGHT_LISTEN")?;
     let options = ApiOptions {
         uploads: args.only != Some(Half::Delivery),
         delivery: args.only != Some(Half::Uploads),
     };
     let role = Role::Fleet { command: "api", queue: options.uploads };
     let services = services::open_behind(&listener, tls.as_ref(), config, role).await?;
-    checks::require_key_for_remote_clients(&services.config, &services.store).await?;
+    let safe = checks::require_key_for_remote_clients(&services.config, &services.store).await;
+    if safe.is_err() {
+        services.close().await;
+        return safe;
+    }
 
     let mut background = BackgroundTasks::default();
     let all_answered = CancellationToken::new();
@@ -50,8 +54,8 @@ pub async fn run(config: Config, args: ApiArgs) -> Result<(), CommandError> {
         // Until the last upload was answered: its jobs need not wait for the relay of another node.
         background.start_relay(&services, &all_answered);
     }
-    listen::serve(&services, listener, tls, metrics, options, &shutdown).await?;
+    let served = listen::serve(&services, listener, tls, metrics, options, &shutdown).await;
     all_answered.cancel();
     background.finish(&services).await;
-    Ok(())
+    served
 }

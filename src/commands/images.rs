@@ -35,7 +35,7 @@ enum ImagesCommand {
 /// Runs the subcommand.
 pub async fn run(args: ImagesArgs) -> Result<(), CommandError> {
     let ImagesCommand::Delete { ids, wait, json, server } = args.command;
-    let client = server.client()?;
+    let client = server.client().await?;
     tasks::each(&ids, "images were deleted", json, async |id| {
         let task = client.delete_image(id).await?;
         let Some(id) = task["id"].as_str().filter(|_| wait) else { return Ok(task) };

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use safelight_config::{Config, DatabaseUrl};
 use safelight_domain::{
-    ApiKey, Owner, Scopes, SigningKey,
+    ApiKey, Owner, Scopes, SigningKey, new_id,
     secrets::{self, ApiSecret},
 };
 use safelight_store::{AuditEntry, DynStore, NewApiKey, NewSigningKey, PageRequest};
@@ -105,17 +105,21 @@ pub async fn run(config: Config, args: KeysArgs) -> Result<(), CommandError> {
     let may_be_first =
         matches!(args.command, KeysCommand::Create { .. } | KeysCommand::CreateSigning { .. });
     let store = open(&config, may_be_first).await?;
-    match args.command {
+    let result = run_on(&store, args.command).await;
+    services::close_store(&store).await;
+    result
+}
+
+async fn run_on(store: &DynStore, command: KeysCommand) -> Result<(), CommandError> {
+    match command {
         KeysCommand::Create { owner, scopes, expires, json } => {
-            create(&store, owner, scopes, expires, json).await
+            create(store, owner, scopes, expires, json).await
         }
-        KeysCommand::List { owner, json } => list(&store, owner.as_ref(), json).await,
-        KeysCommand::Revoke { keys, json } => revoke(&store, &keys, json).await,
-        KeysCommand::CreateSigning { owner, json } => create_signing(&store, owner, json).await,
-        KeysCommand::ListSigning { owner, json } => {
-            list_signing(&store, owner.as_ref(), json).await
-        }
-        KeysCommand::RevokeSigning { id } => revoke_signing(&store, &id).await,
+        KeysCommand::List { owner, json } => list(store, owner.as_ref(), json).await,
+        KeysCommand::Revoke { keys, json } => revoke(store, &keys, json).await,
+        KeysCommand::CreateSigning { owner, json } => create_signing(store, owner, json).await,
+        KeysCommand::ListSigning { owner, json } => list_signing(store, owner.as_ref(), json).await,
+        KeysCommand::RevokeSigning { id } => revoke_signing(store, &id).await,
     }
 }
 
@@ -136,8 +140,13 @@ async fn open(config: &Config, may_be_first: bool) -> Result<DynStore, CommandEr
         DatabaseUrl::Sqlite(_) => store.migrate().await,
         DatabaseUrl::Postgres(_) => store.check_schema().await,
     };
-    schema.map_err(|error| services::schema_error(&error))?;
-    Ok(store)
+    match schema {
+        Ok(()) => Ok(store),
+        Err(error) => {
+            services::close_store(&store).await;
+            Err(services::schema_error(&error))
+        }
+    }
 }
 
 async fn create(
@@ -148,7 +157,7 @@ async fn create(
     as_json: bool,
 ) -> Result<(), CommandError> {
     let secret = ApiSecret::new().map_err(CommandError::failed)?;
-    let id = Uuid::now_v7();
+    let id = new_id();
     let prefix = secret.prefix().to_owned();
     let new = NewApiKey { id, prefix, owner, scopes, secret_sha256: secret.hash(), lifetime };
     store.create_api_key(&new).await.map_err(CommandError::failed)?;
@@ -297,7 +306,7 @@ async fn record_audit(
     target: String,
 ) -> Result<(), CommandError> {
     let entry = AuditEntry {
-        id: Uuid::now_v7(),
+        id: new_id(),
         at: SystemTime::now().into(),
         key: None,
         owner: owner.clone(),

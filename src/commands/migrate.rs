@@ -12,7 +12,9 @@ use crate::{
 pub async fn run(config: Config) -> Result<(), CommandError> {
     runtime::init(&config, "migrate")?;
     let store = services::connect_store(&config).await?;
-    store.migrate().await.map_err(|error| services::schema_error(&error))?;
+    let migrated = store.migrate().await.map_err(|error| services::schema_error(&error));
+    services::close_store(&store).await;
+    migrated?;
     status!("the schema of {} is up to date", config.database_url);
     status!("nodes of the previous release keep working with it: now restart them one by one");
     Ok(())

@@ -1,7 +1,9 @@
 //! The subcommands: each its arguments and its `run`.
 
+pub mod adopt_store;
 pub mod api;
 pub mod backfill;
+pub mod backup;
 pub mod config;
 pub mod decoder;
 pub mod images;
@@ -9,6 +11,7 @@ pub mod keys;
 pub mod migrate;
 pub mod openapi;
 pub mod queues;
+pub mod restore;
 pub mod serve;
 mod server_args;
 pub mod tasks;

@@ -26,7 +26,7 @@ const HEADER: [&str; 10] =
 
 /// Lists the queues.
 pub async fn run(args: QueuesArgs) -> Result<(), CommandError> {
-    let answer = args.server.client()?.queues().await?;
+    let answer = args.server.client().await?.queues().await?;
     print_list(&answer["queues"], args.json, HEADER, row);
     Ok(())
 }

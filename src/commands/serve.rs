@@ -21,9 +21,13 @@ pub async fn run(config: Config) -> Result<(), CommandError> {
     let shutdown = runtime::shutdown_on_signal()?;
     let metrics = runtime::init_metrics(&shutdown)?;
     let tls = tls::load(&config)?;
-    let listener = listen::bind(config.listen, "SAFELIGHT_LISTEN").await?;
+    let listener = listen::bind(config.listen, "SAFELIGHT_LISTEN")?;
     let services = services::open_behind(&listener, tls.as_ref(), config, Role::Standalone).await?;
-    checks::require_key_for_remote_clients(&services.config, &services.store).await?;
+    let safe = checks::require_key_for_remote_clients(&services.config, &services.store).await;
+    if safe.is_err() {
+        services.close().await;
+        return safe;
+    }
 
     let options = WorkerOptions {
         kinds: JobKind::ALL.to_vec(),
@@ -32,7 +36,9 @@ pub async fn run(config: Config) -> Result<(), CommandError> {
     };
     let work = BackgroundTasks::worker(&services, options, &shutdown);
     let options = ApiOptions { uploads: true, delivery: true };
-    listen::serve(&services, listener, tls, metrics, options, &shutdown).await?;
+    let served = listen::serve(&services, listener, tls, metrics, options, &shutdown).await;
+    // Also when the server failed: running jobs are finished or released.
+    shutdown.cancel();
     work.finish(&services).await;
-    Ok(())
+    served
 }

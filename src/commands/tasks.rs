@@ -169,7 +169,7 @@ pub async fn run(args: TasksArgs) -> Result<(), CommandError> {
 }
 
 async fn list(filter: &Filter, limit: usize, output: &Output) -> Result<(), CommandError> {
-    let client = output.server.client()?;
+    let client = output.server.client().await?;
     let mut query = filter.query();
     query.extend(filter.status.map(|status| ("status", status.to_string())));
     let (mut left, mut cursor) = (limit, None::<String>);
@@ -191,7 +191,7 @@ async fn list(filter: &Filter, limit: usize, output: &Output) -> Result<(), Comm
 }
 
 async fn show(id: TaskId, wait: bool, output: &Output) -> Result<(), CommandError> {
-    let client = output.server.client()?;
+    let client = output.server.client().await?;
     let task = if wait { client.wait_for_task(id).await? } else { client.task(id).await? };
     if output.json {
         output!("{task}");
@@ -205,7 +205,7 @@ async fn show(id: TaskId, wait: bool, output: &Output) -> Result<(), CommandErro
 }
 
 async fn retry_each(ids: &[TaskId], dry_run: bool, output: &Output) -> Result<(), CommandError> {
-    let client = output.server.client()?;
+    let client = output.server.client().await?;
     each(ids, "tasks can be tried again", output.json, async |id| {
         if dry_run {
             let task = client.task(id).await?;
@@ -220,7 +220,7 @@ async fn retry_each(ids: &[TaskId], dry_run: bool, output: &Output) -> Result<()
 }
 
 async fn cancel(ids: &[TaskId], output: &Output) -> Result<(), CommandError> {
-    let client = output.server.client()?;
+    let client = output.server.client().await?;
     each(ids, "tasks could be cancelled", output.json, async |id| client.cancel_task(id).await)
         .await
 }
@@ -253,7 +253,7 @@ pub async fn each<Id: Display>(
 }
 
 async fn retry_many(filter: &Filter, dry_run: bool, output: &Output) -> Result<(), CommandError> {
-    let client = output.server.client()?;
+    let client = output.server.client().await?;
     let mut query = filter.query();
     query.push(("all", query.is_empty().to_string()));
     query.push(("dry_run", dry_run.to_string()));

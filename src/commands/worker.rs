@@ -43,7 +43,7 @@ pub async fn run(config: Config, args: WorkerArgs) -> Result<(), CommandError> {
     let shutdown = runtime::shutdown_on_signal()?;
     let probes = match config.worker_listen {
         Some(address) => {
-            let listener = listen::bind(address, "SAFELIGHT_WORKER_LISTEN").await?;
+            let listener = listen::bind(address, "SAFELIGHT_WORKER_LISTEN")?;
             Some((listener, runtime::init_metrics(&shutdown)?))
         }
         None => None,

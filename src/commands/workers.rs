@@ -35,7 +35,7 @@ const HEADER: [&str; 11] = [
 
 /// Lists the workers.
 pub async fn run(args: WorkersArgs) -> Result<(), CommandError> {
-    let answer = args.server.client()?.workers().await?;
+    let answer = args.server.client().await?.workers().await?;
     print_list(&answer["workers"], args.json, HEADER, row);
     Ok(())
 }

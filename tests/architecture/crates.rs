@@ -25,11 +25,8 @@ const FORBIDDEN_IN_CLIENT: [&str; 8] =
     ["image", "lapin", "object_store", "rav1e", "redis", "sqlx", "turbojpeg", "webp"];
 
 /// Dependencies that no code names. They are declared only to enable a feature.
-const FEATURE_ONLY: [(&str, &str); 3] = [
-    ("safelight", "safelight-fail-points"),
-    ("safelight-blobs", "reqwest"),
-    ("safelight-telemetry", "opentelemetry-http"),
-];
+const FEATURE_ONLY: [(&str, &str); 2] =
+    [("safelight-blobs", "reqwest"), ("safelight-telemetry", "opentelemetry-http")];
 
 /// Packages with a different crate name.
 const CRATE_NAMES: [(&str, &str); 1] = [("kamadak-exif", "exif")];

@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use safelight_blobs::{
-    BlobContent, BlobError, BlobKey, BlobLocation, Blobs, OpenBlob, StagedUpload,
+    BlobContent, BlobError, BlobKey, BlobLocation, Blobs, OpenBlob, Shard, StagedUpload, Stored,
+    TakenBack, WrongStore,
 };
-use safelight_domain::{ContentHash, ImageFormat, ImageId};
+use safelight_domain::{ContentHash, ImageFormat, ImageId, InstallationId, TaskId, new_id};
 use safelight_testing::{
     chaos::{Chaos, Link},
     s3::S3,
@@ -69,6 +70,174 @@ on_both_backends! {
     missing_objects_differ_from_store_errors,
     clock_agrees_with_dates_of_staged_bytes,
     walk_returns_every_object_once,
+    store_is_believed_only_with_its_mark,
+    damaged_copies_are_passed_over,
+    every_rendition_of_a_blob_is_found,
+    quarantined_objects_return_to_free_places,
+}
+
+fn installation() -> InstallationId {
+    InstallationId(new_id())
+}
+
+async fn store_is_believed_only_with_its_mark(test: TestBlobs) -> Result<()> {
+    let (unbound, ours) = (test.blobs, installation());
+    let blobs = unbound.clone().of_installation(ours);
+    let missing = BlobKey::Blob(ContentHash::of(b"nothing"));
+    let unmarked = |answer: Result<(), BlobError>| {
+        assert!(matches!(answer, Err(BlobError::WrongStore(WrongStore::Unmarked))), "{answer:?}");
+    };
+    assert_eq!(unbound.read_mark().await?, None);
+    unmarked(blobs.check().await);
+    unmarked(blobs.check_writable().await);
+    unmarked(blobs.read(&missing, 1).await.map(drop));
+    unmarked(blobs.size(&missing).await.map(drop));
+    unmarked(blobs.trash(std::slice::from_ref(&missing)).await.map(drop));
+    unmarked(
+        stage(&blobs, b"bytes").await.map(drop).map_err(|error| error.downcast().expect("own")),
+    );
+    assert!(unbound.is_empty().await?, "a rejected upload leaves nothing behind");
+
+    blobs.mark(ours).await?;
+    blobs.mark(ours).await?;
+    assert_eq!(unbound.read_mark().await?, Some(ours));
+    blobs.check_writable().await?;
+    assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::NotFound)));
+    blobs.promote(&stage(&blobs, b"bytes").await?).await?;
+    assert!(!blobs.is_empty().await?);
+
+    let other = unbound.clone().of_installation(installation());
+    let foreign = other.read(&missing, 1).await;
+    assert!(
+        matches!(foreign, Err(BlobError::WrongStore(WrongStore::Foreign(found))) if found == ours),
+        "{foreign:?}"
+    );
+    assert!(other.mark(installation()).await.is_err(), "a store has one owner");
+    blobs.confirm().await?;
+
+    assert_eq!(blobs.generation().await?, 0);
+    for (written, kept) in [(7, 7), (6, 7), (8, 8)] {
+        blobs.raise_generation(written).await?;
+        assert_eq!(blobs.generation().await?, kept);
+    }
+    Ok(())
+}
+
+async fn damaged_copies_are_passed_over(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
+    for size in SIZES {
+        let bytes = content(size);
+        let (first, second) = (stage(blobs, &bytes).await?, stage(blobs, &bytes).await?);
+        let (blob, staged) = (BlobKey::Blob(first.sha256), BlobKey::Incoming(second.image));
+        blobs.promote(&first).await?;
+        for damage in [vec![9; size], bytes[..size / 2].to_vec()] {
+            blobs.put(&staged, damage.clone().into()).await?;
+            let verified = blobs.verify_upload(&second, 5).await?;
+            assert_eq!(verified.head, bytes[..size.min(5)]);
+            blobs.store_verified(&verified).await?;
+            assert_eq!(blobs.hash(&blob).await?, (first.sha256, size as u64));
+            assert!(!blobs.exists(&staged).await?);
+
+            // The other way round: good staged bytes repair the blob.
+            blobs.put(&blob, damage.clone().into()).await?;
+            blobs.put(&staged, bytes.clone().into()).await?;
+            blobs.promote(&second).await?;
+            assert_eq!(blobs.hash(&blob).await?, (first.sha256, size as u64));
+
+            // No good copy is left, and none is moved.
+            blobs.put(&blob, damage.clone().into()).await?;
+            blobs.put(&staged, damage.into()).await?;
+            let neither = blobs.promote(&second).await;
+            assert!(matches!(neither, Err(BlobError::Damaged)), "{neither:?}");
+            assert!(blobs.exists(&staged).await? && blobs.exists(&blob).await?);
+            blobs.put(&blob, bytes.clone().into()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn every_rendition_of_a_blob_is_found(test: TestBlobs) -> Result<()> {
+    let key = |of: &[u8], preset: &str| BlobKey::Rendition {
+        of: ContentHash::of(of),
+        preset: preset.to_owned(),
+        fingerprint: "0123456789ab".to_owned(),
+        format: ImageFormat::Webp,
+    };
+    let ours = [key(b"1", "large"), key(b"1", "small")];
+    for key in ours.iter().chain([&key(b"2", "small")]) {
+        test.blobs.put(key, Bytes::from_static(b"bytes")).await?;
+    }
+    let mut found = test.blobs.renditions_of(&ContentHash::of(b"1")).await?;
+    found.sort_unstable_by_key(|key| key.path().to_string());
+    assert_eq!(found, ours);
+    assert_eq!(test.blobs.renditions_of(&ContentHash::of(b"3")).await?, []);
+    Ok(())
+}
+
+async fn walk_to_the_end(blobs: &Blobs) -> Result<Vec<Stored>> {
+    let (mut found, mut cursor) = (Vec::new(), None::<String>);
+    loop {
+        let walked = blobs.walk(cursor.as_deref(), 99).await?;
+        found.extend(walked.objects);
+        cursor = walked.next;
+        if cursor.is_none() {
+            return Ok(found);
+        }
+    }
+}
+
+async fn quarantined_objects_return_to_free_places(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
+    let (run, other_run, now) = (TaskId::new(), TaskId::new(), blobs.clock().await?);
+    assert_eq!(blobs.quarantined().count().await, 0);
+    for n in 0..20_u8 {
+        blobs.put(&BlobKey::Blob(ContentHash::of(&[n])), vec![n; 3].into()).await?;
+    }
+    let stored = walk_to_the_end(blobs).await?;
+    assert_eq!(stored.len(), 20);
+    for (place, object) in stored.iter().enumerate() {
+        let run = if place < 12 { run } else { other_run };
+        let moved = blobs.quarantine(object, run, now).await?.context("moved")?;
+        assert_eq!((Some(&moved.key), moved.bytes, moved.run), (object.key.as_ref(), 3, run));
+        assert!(blobs.quarantine(object, run, now).await?.is_none(), "it is not there any more");
+    }
+    assert_eq!(walk_to_the_end(blobs).await?, [], "it is no part of the walk");
+    let mut all: Vec<_> = blobs.quarantined().try_collect().await?;
+    all.sort_by_key(|object| object.path().to_owned());
+    for page in [1, 7, 1000] {
+        let (mut found, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let walked = blobs.walk_quarantine(cursor.as_deref(), page).await?;
+            found.extend(walked.objects);
+            cursor = walked.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, all, "page {page}");
+    }
+    let millis = now.timestamp_millis();
+    assert!(all.iter().all(|object| object.moved_at.timestamp_millis() == millis));
+    assert_eq!(all.iter().filter(|object| object.run == run).count(), 12);
+
+    let [first, second, third, ..] = &all[..] else { anyhow::bail!("20 were moved") };
+    blobs.put(&first.key, Bytes::from_static(b"again")).await?;
+    assert_eq!(blobs.take_back(first).await?, TakenBack::StoredAgain);
+    assert_eq!(blobs.read(&first.key, 99).await?, "again");
+    assert_eq!(blobs.take_back(second).await?, TakenBack::Yes);
+    assert_eq!(blobs.read(&second.key, 99).await?.len(), 3);
+    assert_eq!(blobs.take_back(second).await?, TakenBack::StoredAgain);
+    blobs.delete(&second.key).await?;
+    assert_eq!(blobs.take_back(second).await?, TakenBack::Gone);
+    assert!(blobs.take_back_key(&third.key).await? && !blobs.take_back_key(&second.key).await?);
+    assert_eq!(blobs.quarantined().count().await, 18);
+    for object in &all {
+        blobs.delete_quarantined(&object.blob).await?;
+    }
+    assert_eq!(blobs.delete_quarantined(&first.blob).await?, 0);
+    assert_eq!(blobs.quarantined().count().await, 0);
+    assert!(!test.folder.path().join("blobs/quarantine").exists(), "empty folders are left");
+    Ok(())
 }
 
 async fn clock_agrees_with_dates_of_staged_bytes(test: TestBlobs) -> Result<()> {
@@ -245,14 +414,67 @@ async fn old_partial_uploads_are_removed() -> Result<()> {
     assert_eq!(files()?.len(), 1);
 
     let earlier = chrono::Utc::now() - chrono::TimeDelta::minutes(1);
-    assert_eq!(blobs.remove_cut_off(earlier).await?, 0);
+    assert_eq!(blobs.remove_unfinished_uploads(earlier).await?, 0);
     assert_eq!(files()?.len(), 1);
 
     // A killed process does not run `drop` either.
     std::mem::forget(partial_upload);
     let later = chrono::Utc::now() + chrono::TimeDelta::minutes(1);
-    assert_eq!(blobs.remove_cut_off(later).await?, 1);
+    assert_eq!(blobs.remove_unfinished_uploads(later).await?, 1);
     assert_eq!(files()?, Vec::<PathBuf>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn old_partial_objects_are_removed_beside_finished_ones() -> Result<()> {
+    let TestBlobs { blobs, folder, .. } = local()?;
+    let blob = ContentHash::of(b"original");
+    let rendition = BlobKey::Rendition {
+        of: blob,
+        preset: "small".to_owned(),
+        fingerprint: "0123456789ab".to_owned(),
+        format: ImageFormat::Webp,
+    };
+    let keys = [BlobKey::Blob(blob), rendition];
+    for key in &keys {
+        blobs.put(key, Bytes::from_static(b"bytes")).await?;
+    }
+    let finished = files_under(&folder.path().join("blobs"))?;
+    for file in &finished {
+        std::fs::write(format!("{}#1", file.display()), "bytes")?;
+    }
+
+    let remove = async |before| -> Result<u64> {
+        let shards = std::iter::successors(Some(Shard::FIRST), |shard| shard.next());
+        let mut removed = 0;
+        for shard in shards {
+            removed += blobs.remove_unfinished_objects(shard, before).await?;
+        }
+        Ok(removed)
+    };
+    assert_eq!(remove(chrono::Utc::now() - chrono::TimeDelta::minutes(1)).await?, 0);
+    assert_eq!(remove(chrono::Utc::now() + chrono::TimeDelta::minutes(1)).await?, 2);
+    assert_eq!(files_under(&folder.path().join("blobs"))?, finished);
+    Ok(())
+}
+
+/// A part of the store on a volume of its own can be missing while the mark is there.
+#[tokio::test]
+async fn folder_on_another_volume_is_refused() -> Result<()> {
+    let TestBlobs { blobs, folder, .. } = local()?;
+    let installation = installation();
+    blobs.mark(installation).await?;
+    let blobs = blobs.of_installation(installation);
+    blobs.confirm().await?;
+    let other_volume = TempDir::new_in("/dev/shm").context("needs a tmpfs at /dev/shm")?;
+    let incoming = folder.path().join("blobs/incoming");
+    std::fs::remove_dir(&incoming)?;
+    std::os::unix::fs::symlink(other_volume.path(), incoming)?;
+    let refused = blobs.confirm().await;
+    assert!(
+        matches!(refused, Err(BlobError::WrongStore(WrongStore::Divided("incoming")))),
+        "{refused:?}"
+    );
     Ok(())
 }
 

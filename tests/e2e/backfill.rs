@@ -174,8 +174,10 @@ async fn renditions_backfill_skips_ready_and_failed_images(at: &Deployment) -> R
 }
 
 async fn backfill_pauses_resumes_and_cancels(at: &Deployment) -> Result<()> {
+    // At the rate below they take long enough for all commands, also on a busy machine.
+    const IMAGES: u64 = 16;
     let client = at.client()?;
-    for seed in 0..6 {
+    for seed in 0..IMAGES {
         client.finished(&client.upload(pictures::jpeg(64, 48, 10 + seed)?).await?).await?;
     }
     let options = ["backfill", "renditions", "--all", "--rate", "2/s", "--json"];
@@ -196,7 +198,7 @@ async fn backfill_pauses_resumes_and_cancels(at: &Deployment) -> Result<()> {
     })
     .await?;
     let done = succeeded().await?;
-    assert!(done < 6, "the backfill ended before it was paused");
+    assert!(done < IMAGES, "the backfill ended before it was paused");
     // Real time has to pass: without the pause, the rate allows two images in this second.
     let paused_at = Instant::now();
     while paused_at.elapsed() < Duration::from_secs(1) {
@@ -245,6 +247,11 @@ async fn invalid_backfill_requests_get_specific_errors(at: &Deployment) -> Resul
         r#"{"kind":"import","source":"s3:///prefix"}"#,
         r#"{"kind":"verify","created_after":"+262000-01-01T00:00:00Z"}"#,
         r#"["verify"]"#,
+        r#"{"kind":"verify","force":true}"#,
+        r#"{"kind":"verify","take_back":true}"#,
+        r#"{"kind":"gc","take_back":true,"force":true}"#,
+        r#"{"kind":"gc","take_back":"yesterday"}"#,
+        r#"{"kind":"gc","presets":["small"]}"#,
         r#"{"kind":"verify","id":"0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10"}"#,
     ] {
         assert_eq!(post("/v1/backfills", body).await?, (400, "invalid_body".to_owned()), "{body}");

@@ -3,9 +3,13 @@
 
 mod access;
 mod backfill;
+mod backup;
 mod commands;
 mod crashes;
+mod decoder_owners;
 mod delivery;
+mod installation;
+mod keyless;
 mod lanes;
 mod metrics;
 mod openapi;

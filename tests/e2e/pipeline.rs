@@ -91,6 +91,8 @@ async fn renditions_are_upright(at: &Deployment) -> Result<()> {
     let photo = pictures::with_orientation(&pictures::jpeg(400, 300, 3)?, 6);
     let task = client.finished(&client.upload(photo).await?).await?;
     assert_eq!(task["status"], "succeeded", "{task:#}");
+    let sizes = ["width", "height", "stored_width", "stored_height"].map(|key| &task["image"][key]);
+    assert_eq!(sizes, [300, 400, 400, 300]);
     rendition(&client, &task["image"], "small", (192, 256)).await?;
     Ok(())
 }

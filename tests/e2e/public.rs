@@ -4,10 +4,10 @@ use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use reqwest::{StatusCode, redirect};
+use reqwest::{Response, StatusCode, redirect};
 use safelight_testing::{
     client::Client,
-    haproxy::PublicHaProxy,
+    haproxy::{HaProxy, PublicHaProxy},
     pictures,
     server::{Server, safelight},
 };
@@ -44,7 +44,7 @@ async fn public_proxy_exposes_only_the_client_api() -> Result<()> {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
     let identity = folder.path().join("safelight.pem");
     fs::write(&identity, cert.pem() + &signing_key.serialize_pem())?;
-    let (server, proxy) = tokio::task::spawn_blocking(move || {
+    let (mut server, proxy) = tokio::task::spawn_blocking(move || {
         let server = Server::start(command)?;
         let proxy = PublicHaProxy::start(server.url(), &identity)?;
         anyhow::Ok((server, proxy))
@@ -57,9 +57,16 @@ async fn public_proxy_exposes_only_the_client_api() -> Result<()> {
         .redirect(redirect::Policy::none())
         .build()?;
 
-    let answer = client.get(proxy.plain_url() + "/v1/images").send().await?;
-    ensure!(answer.status() == StatusCode::PERMANENT_REDIRECT, "{answer:?}");
-    ensure!(answer.headers()["location"].to_str()?.starts_with("https://"), "{answer:?}");
+    for host in [None, Some("evil.example"), Some("evil.example:80")] {
+        let mut request = client.get(proxy.plain_url() + "/v1/images");
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let answer = request.send().await?;
+        ensure!(answer.status() == StatusCode::PERMANENT_REDIRECT, "{answer:?}");
+        ensure!(answer.headers()["location"] == proxy.url() + "/v1/images", "{answer:?}");
+        ensure!(answer.headers()["cache-control"] == "no-store", "{answer:?}");
+    }
 
     let picture = pictures::jpeg(64, 48, 1)?;
     let url = proxy.url();
@@ -82,11 +89,58 @@ async fn public_proxy_exposes_only_the_client_api() -> Result<()> {
     for path in CLOSED {
         let answer = client.get(format!("{url}{path}")).send().await?;
         ensure!(answer.status() == StatusCode::NOT_FOUND, "{path}: {answer:?}");
+        assert_complete(&answer)?;
+        let problem: Value = answer.json().await?;
+        ensure!(problem["code"] == "not_found" && problem["retryable"] == false, "{problem}");
     }
     // Imports may read only the folder in the configuration.
     let import = serde_json::json!({ "kind": "import", "source": "/etc" });
     let answer =
         client.post(format!("{url}/v1/backfills")).bearer_auth(&key).json(&import).send().await?;
     ensure!(answer.status() == StatusCode::FORBIDDEN, "{answer:?}");
+
+    tokio::task::spawn_blocking(move || server.kill()).await??;
+    let answer = client.get(format!("{url}/v1/images")).bearer_auth(&key).send().await?;
+    ensure!(answer.status() == StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+    ensure!(answer.headers()["retry-after"] == "2", "{answer:?}");
+    assert_complete(&answer)?;
+    let problem: Value = answer.json().await?;
+    ensure!(problem["code"] == "not_ready" && problem["retryable"] == true, "{problem}");
+    Ok(())
+}
+
+/// An answer of HAProxy itself is like one of a node.
+fn assert_complete(answer: &Response) -> Result<()> {
+    for (name, value) in [
+        ("content-type", "application/problem+json"),
+        ("cache-control", "no-store"),
+        ("strict-transport-security", "max-age=31536000"),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "no-referrer"),
+        ("content-security-policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+    ] {
+        let found = answer.headers().get_all(name).iter().collect::<Vec<_>>();
+        ensure!(found == [value], "{name}: {answer:?}");
+    }
+    Ok(())
+}
+
+/// A node without keys serves its own machine alone, and takes no request through the load balancer for one of
+/// that.
+#[tokio::test]
+async fn balancer_opens_no_node_without_keys() -> Result<()> {
+    let folder = TempDir::new()?;
+    let command = safelight(binary(), ["serve"], &embedded_env(folder.path()));
+    let (server, proxy) = tokio::task::spawn_blocking(move || {
+        let server = Server::start(command)?;
+        let proxy = HaProxy::start_as_shipped(&[server.url()])?;
+        anyhow::Ok((server, proxy))
+    })
+    .await??;
+    let (node, client) = (Client::new(server.url())?, Client::new(&proxy.url())?);
+    for path in ["/v1/images", "/v1/queues", "/v1/limits", "/metrics"] {
+        ensure!(node.get(path).await?.status() == StatusCode::OK, "{path}");
+        ensure!(client.get(path).await?.status() == StatusCode::UNAUTHORIZED, "{path}");
+    }
     Ok(())
 }

@@ -4,14 +4,17 @@ use std::{
     fs::{self, Permissions},
     net::TcpListener,
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use safelight_testing::{
-    client::Client,
+    client::{Client, TestClient},
     fleet::Engines,
+    pgbouncer::PgBouncer,
+    pictures,
+    postgres::Postgres,
     server::{Finished, Server, run, safelight},
 };
 use tempfile::TempDir;
@@ -25,11 +28,15 @@ const LIMIT: Duration = Duration::from_mins(1);
 const UNREACHABLE: &str = "127.0.0.1:1";
 
 /// The exit codes of `safelight --help`.
-const FAILED: i32 = 1;
+pub(super) const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
 /// Runs `safelight` with SQLite and the in-process queue in `data`. `env` overrides this configuration.
-async fn run_to_exit(args: &[&str], data: &Path, env: &[(&str, &str)]) -> Result<Finished> {
+pub(super) async fn run_to_exit(
+    args: &[&str],
+    data: &Path,
+    env: &[(&str, &str)],
+) -> Result<Finished> {
     let mut variables = embedded_env(data);
     variables.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     variables.push(("RUST_BACKTRACE".to_owned(), "1".to_owned()));
@@ -38,7 +45,7 @@ async fn run_to_exit(args: &[&str], data: &Path, env: &[(&str, &str)]) -> Result
 }
 
 /// Checks that the process ended with `code`, one error that contains `expected`, and one hint.
-fn assert_fails(ended: &Finished, code: i32, expected: &str) {
+pub(super) fn assert_fails(ended: &Finished, code: i32, expected: &str) {
     assert_eq!(ended.code, Some(code), "{ended:#?}");
     let lines: Vec<&str> = ended.stderr.lines().collect();
     let [.., error, hint] = lines[..] else { panic!("no error and hint: {ended:#?}") };
@@ -97,6 +104,21 @@ fn mode(path: &Path) -> Result<u32> {
     Ok(path.metadata()?.permissions().mode() & 0o777)
 }
 
+/// Everything in a folder that its group or everybody else may use.
+fn open_to_others(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut open = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if mode(&path)? & 0o077 != 0 {
+            open.push(path.clone());
+        }
+        if path.is_dir() {
+            open.extend(open_to_others(&path)?);
+        }
+    }
+    Ok(open)
+}
+
 #[tokio::test]
 async fn data_files_are_private_to_their_user() -> Result<()> {
     let folder = TempDir::new()?;
@@ -110,6 +132,10 @@ async fn data_files_are_private_to_their_user() -> Result<()> {
     for name in ["safelight.db", "safelight.db-wal", "safelight.db-shm"] {
         assert_eq!(mode(&data.join(name))?, 0o600, "{name}");
     }
+    let client = Client::new(server.url())?;
+    let task = client.upload(pictures::jpeg(64, 48, 1)?).await?;
+    client.wait_for_task(task["id"].as_str().context("an id")?).await?;
+    assert_eq!(open_to_others(&data)?, Vec::<PathBuf>::new());
     let warning = "every user of this machine can read this";
     assert!(!server.output().contains(warning), "{}", server.output());
     drop(server);
@@ -211,6 +237,54 @@ async fn fleet_requires_migrated_database() -> Result<()> {
         assert_fails(&ended, FAILED, "schema");
         assert!(ended.stderr.contains("safelight migrate"), "{ended:#?}");
     }
+    Ok(())
+}
+
+/// pgbouncer in transaction mode.
+#[tokio::test(flavor = "multi_thread")]
+async fn pooler_is_rejected_unless_sessions_are_kept() -> Result<()> {
+    let data = TempDir::new()?;
+    let postgres = tokio::task::block_in_place(Postgres::start)?;
+    let pooler = |mode| tokio::task::block_in_place(|| PgBouncer::start(postgres.port(), mode, ""));
+    let transactions = pooler("transaction")?;
+    let url = transactions.url("postgres");
+    for command in ["migrate", "serve", "api", "worker"] {
+        let queue = ("SAFELIGHT_QUEUE_URL", "amqp://localhost");
+        let env = [("SAFELIGHT_DATABASE_URL", url.as_str()), queue];
+        let ended = run_to_exit(&[command], data.path(), &env).await?;
+        assert_fails(&ended, FAILED, "shares connections between transactions");
+        assert!(ended.stderr.contains("pool_mode = session"), "{ended:#?}");
+    }
+
+    let sessions = pooler("session")?;
+    let mut env = embedded_env(data.path());
+    env.push(("SAFELIGHT_DATABASE_URL".to_owned(), sessions.url("postgres")));
+    let command = safelight(binary(), ["serve"], &env);
+    let server = tokio::task::block_in_place(|| Server::start(command))?;
+    let client = Client::new(server.url())?;
+    let task = client.upload(pictures::jpeg(64, 48, 1)?).await?;
+    assert_eq!(client.finished(&task).await?["status"], "succeeded");
+    Ok(())
+}
+
+#[tokio::test]
+async fn queue_with_other_arguments_is_named() -> Result<()> {
+    let (data, engines) = (TempDir::new()?, Engines::shared().await?);
+    let connection =
+        lapin::Connection::connect(&engines.queue_url, lapin::ConnectionProperties::default())
+            .await?;
+    let options = lapin::options::QueueDeclareOptions::durable();
+    let arguments = lapin::types::FieldTable::default();
+    let channel = connection.create_channel().await?;
+    channel.queue_declare("safelight.write.interactive.v1".into(), options, arguments).await?;
+    let env = [
+        ("SAFELIGHT_DATABASE_URL", engines.database_url.as_str()),
+        ("SAFELIGHT_QUEUE_URL", engines.queue_url.as_str()),
+    ];
+    let ended = run_to_exit(&["serve"], data.path(), &env).await?;
+    assert_fails(&ended, FAILED, "precondition_failed");
+    assert!(ended.stderr.contains("safelight.write.interactive.v1"), "{ended:#?}");
+    assert!(ended.stderr.contains("delete that queue"), "{ended:#?}");
     Ok(())
 }
 

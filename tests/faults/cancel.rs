@@ -1,14 +1,19 @@
 //! Cancelling running tasks.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 use reqwest::Method;
 use safelight_testing::{
+    audit::Ledger,
     client::{Client, TestClient as _},
     pictures,
 };
 use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::block_in_place;
 
-use super::{eventually, test_cluster, test_server};
+use super::{FAST_RECOVERY, LIMIT, eventually, fail_point, files, test_cluster, test_server};
 
 /// A picture whose decoder hangs, so its jobs run until they are stopped.
 fn hanging_picture() -> Result<Vec<u8>> {
@@ -22,7 +27,7 @@ async fn cancel_stops_running_task_and_deletes_its_bytes() -> Result<()> {
     let (_server, client) = setup.start(&[])?;
     assert_cancel_while_running(&client).await?;
     eventually("its bytes are deleted", async || {
-        Ok(files_with_marker(&setup.data().join("blobs"))? == 0)
+        Ok(files(&setup.data().join("blobs"))?.len() == remaining_files(&client).await?)
     })
     .await
 }
@@ -31,9 +36,22 @@ async fn cancel_stops_running_task_and_deletes_its_bytes() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_stops_task_that_runs_on_another_node() -> Result<()> {
     let cluster = test_cluster(1, 1, &[("SAFELIGHT_LEASE_MS", "1000")]).await?;
-    assert_cancel_while_running(&cluster.client()?).await?;
+    let client = cluster.client()?;
+    assert_cancel_while_running(&client).await?;
     let bucket = cluster.fleet.s3.bucket_folder();
-    eventually("its bytes are deleted", async || Ok(files_with_marker(&bucket)? == 0)).await
+    eventually("its bytes are deleted", async || {
+        Ok(files(&bucket)?.len() == remaining_files(&client).await?)
+    })
+    .await
+}
+
+/// The number of files of the images that still exist: an original and its renditions each.
+async fn remaining_files(client: &Client) -> Result<usize> {
+    let page = client.json("/v1/images").await?;
+    let images = page["images"].as_array().context("images")?;
+    let renditions =
+        images.iter().map(|image| image["renditions"].as_object().map_or(0, serde_json::Map::len));
+    Ok(images.len() + renditions.sum::<usize>())
 }
 
 async fn assert_cancel_while_running(client: &Client) -> Result<()> {
@@ -61,17 +79,38 @@ async fn assert_cancel_while_running(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// How many files contain bytes of the hanging picture.
-fn files_with_marker(folder: &std::path::Path) -> Result<usize> {
-    let mut found = 0;
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found += files_with_marker(&path)?;
-        } else if let Ok(bytes) = std::fs::read(&path) {
-            let marker = b"SAFELIGHT-FAIL";
-            found += usize::from(bytes.windows(marker.len()).any(|window| window == marker));
+/// Steps of a thumbnail job after which renditions, or some of them, are stored and not recorded.
+const THUMBNAIL_STEPS: [&str; 3] = ["thumbnail.rendered", "thumbnail.stored", "worker.worked"];
+
+/// Promise: an upload that is cancelled while its renditions are stored, or by a worker that then dies, leaves no
+/// file.
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_during_thumbnails_leaves_no_file() -> Result<()> {
+    let folder = TempDir::new()?;
+    for step in THUMBNAIL_STEPS {
+        for crash in [false, true] {
+            let setup = test_server(FAST_RECOVERY)?;
+            let barrier = folder.path().join(format!("{step}-{crash}"));
+            let point = format!("{step}=until {}", barrier.display());
+            let (mut server, client) = setup.start(&[fail_point(&point)])?;
+            let task = client.upload(pictures::jpeg(320, 240, 1)?).await?;
+            block_in_place(|| server.wait_for_output(&format!("fail point {step}"), LIMIT))?;
+            client.cancel_task(task["id"].as_str().context("an id")?).await?;
+            if crash {
+                block_in_place(|| server.kill())?;
+                drop(server);
+                server = setup.start(&[])?.0;
+            } else {
+                fs::write(&barrier, "")?;
+            }
+            let at = || format!("at {step}, crash: {crash}");
+            let blobs = setup.data().join("blobs");
+            eventually("no file is left", async || Ok(files(&blobs)?.is_empty()))
+                .await
+                .with_context(|| format!("{}: {:?}", at(), files(&blobs)))?;
+            setup.audit().run(&Ledger::default()).await?.clean().with_context(at)?;
+            drop(server);
         }
     }
-    Ok(found)
+    Ok(())
 }

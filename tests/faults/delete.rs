@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use super::{LIMIT, binary, fail_point, test_cluster, test_server, wait_until_killed};
+use super::{LIMIT, binary, fail_point, files, test_cluster, test_server, wait_until_killed};
 
 /// Deletions are due within seconds, and unused bytes become garbage after a second.
 const SETTINGS: &[(&str, &str)] = &[
@@ -32,6 +32,15 @@ const SETTINGS: &[(&str, &str)] = &[
 /// Steps of a removal: no other image with these bytes was found; the blob was moved to the trash; the second
 /// check found no image either.
 const REMOVAL_STEPS: [&str; 3] = ["removal.looked", "removal.moved", "removal.decided"];
+
+/// The same steps of a collection of garbage, which moves to the quarantine.
+const COLLECTION_STEPS: [&str; 3] = ["gc.looked", "gc.moved", "gc.decided"];
+
+/// For each removal its steps, and whether it is a collection of garbage.
+fn removals() -> impl Iterator<Item = (&'static str, bool)> {
+    let deletion = REMOVAL_STEPS.into_iter().map(|step| (step, false));
+    deletion.chain(COLLECTION_STEPS.into_iter().map(|step| (step, true)))
+}
 
 /// A deployment, and the process in it that removes blobs.
 struct RemovalSetup<'a> {
@@ -47,14 +56,14 @@ async fn delete(client: &Client, task: &Value) -> Result<Value> {
 }
 
 /// Uploads a picture and waits until it is processed. Returns its task.
-async fn upload_and_finish(client: &Client, photo: &[u8]) -> Result<Value> {
+pub(super) async fn upload_and_finish(client: &Client, photo: &[u8]) -> Result<Value> {
     let task = client.finished(&client.upload(photo.to_vec()).await?).await?;
     assert_eq!(task["status"], "succeeded", "{task:#}");
     Ok(task)
 }
 
 /// The bytes of an image: the original first, then its renditions.
-async fn fetch_all(client: &Client, task: &Value) -> Result<Vec<Bytes>> {
+pub(super) async fn fetch_all(client: &Client, task: &Value) -> Result<Vec<Bytes>> {
     let image = &task["image"];
     let renditions = image["renditions"].as_object().context("renditions")?;
     let mut all = Vec::new();
@@ -100,7 +109,8 @@ async fn upload_during_deletion(
 async fn upload_during_gc(mut setup: RemovalSetup<'_>, step: &str, barrier: &Path) -> Result<()> {
     let photo = pictures::jpeg(320, 240, 2)?;
     store_orphan(&setup.blobs, &photo)?;
-    let collection = setup.client.start_backfill(&json!({ "kind": "gc" })).await?;
+    let collection = json!({ "kind": "gc", "force": true });
+    let collection = setup.client.start_backfill(&collection).await?;
     block_in_place(|| setup.remover.wait_for_output(&format!("fail point {step}"), LIMIT))?;
     let late = upload_and_finish(&setup.client, &photo).await?;
     fs::write(barrier, "")?;
@@ -124,7 +134,7 @@ async fn upload_during_removal(
 }
 
 /// Stores an old blob that no image uses.
-fn store_orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
+pub(super) fn store_orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
     let hash = safelight_domain::ContentHash::of(photo).to_string();
     let folder = blobs.join("blobs").join(&hash[..2]);
     fs::create_dir_all(&folder)?;
@@ -139,16 +149,14 @@ fn store_orphan(blobs: &Path, photo: &[u8]) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_upload_keeps_its_bytes_during_removal() -> Result<()> {
     let folder = TempDir::new()?;
-    for step in REMOVAL_STEPS {
-        for gc in [false, true] {
-            let barrier = folder.path().join(format!("{step}-{gc}"));
-            let setup = test_server(SETTINGS)?;
-            let point = format!("{step}=until {}", barrier.display());
-            let (remover, client) = setup.start(&[fail_point(&point)])?;
-            let blobs = setup.data().join("blobs");
-            let setup = RemovalSetup { client, remover, blobs, audit: setup.audit() };
-            upload_during_removal(setup, step, &barrier, gc).await?;
-        }
+    for (step, gc) in removals() {
+        let barrier = folder.path().join(step);
+        let setup = test_server(SETTINGS)?;
+        let point = format!("{step}=until {}", barrier.display());
+        let (remover, client) = setup.start(&[fail_point(&point)])?;
+        let blobs = setup.data().join("blobs");
+        let setup = RemovalSetup { client, remover, blobs, audit: setup.audit() };
+        upload_during_removal(setup, step, &barrier, gc).await?;
     }
     Ok(())
 }
@@ -157,18 +165,16 @@ async fn equal_upload_keeps_its_bytes_during_removal() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_upload_keeps_its_bytes_during_removal_on_fleet() -> Result<()> {
     let folder = TempDir::new()?;
-    for step in REMOVAL_STEPS {
-        for gc in [false, true] {
-            let barrier = folder.path().join(format!("{step}-{gc}"));
-            let cluster = test_cluster(1, 0, SETTINGS).await?;
-            let point = format!("{step}=until {}", barrier.display());
-            let remover = cluster.start_node(&["worker"], &[fail_point(&point)])?;
-            let client = cluster.client()?;
-            let audit = Audit { broker: None, ..cluster.audit()? };
-            let setup =
-                RemovalSetup { client, remover, blobs: cluster.fleet.s3.bucket_folder(), audit };
-            upload_during_removal(setup, step, &barrier, gc).await?;
-        }
+    for (step, gc) in removals() {
+        let barrier = folder.path().join(step);
+        let cluster = test_cluster(1, 0, SETTINGS).await?;
+        let point = format!("{step}=until {}", barrier.display());
+        let remover = cluster.start_node(&["worker"], &[fail_point(&point)])?;
+        let client = cluster.client()?;
+        let audit = Audit { broker: None, ..cluster.audit()? };
+        let setup =
+            RemovalSetup { client, remover, blobs: cluster.fleet.s3.bucket_folder(), audit };
+        upload_during_removal(setup, step, &barrier, gc).await?;
     }
     Ok(())
 }
@@ -200,6 +206,45 @@ async fn deletion_survives_crash_at_every_step() -> Result<()> {
         let image = task["image"]["url"].as_str().context("a URL")?;
         assert_eq!(client.get(image).await?.status(), StatusCode::GONE);
         setup.audit().run(&Ledger::default()).await?.clean().with_context(|| step.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Steps of a thumbnail job after which renditions, or some of them, are stored and not recorded.
+const THUMBNAIL_STEPS: [&str; 3] = ["thumbnail.rendered", "thumbnail.stored", "worker.worked"];
+
+/// Promise: an image that is deleted while its renditions are stored, or by a worker that then dies, leaves no file,
+/// and its receipt says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_during_thumbnails_leaves_no_file() -> Result<()> {
+    let folder = TempDir::new()?;
+    for step in THUMBNAIL_STEPS {
+        for crash in [false, true] {
+            let at = || format!("at {step}, crash: {crash}");
+            let setup = test_server(SETTINGS)?;
+            let barrier = folder.path().join(format!("{step}-{crash}"));
+            let point = format!("{step}=until {}", barrier.display());
+            let (mut server, mut client) = setup.start(&[fail_point(&point)])?;
+            let photo = pictures::jpeg(320, 240, 1)?;
+            let task = client.upload(photo.clone()).await?;
+            block_in_place(|| server.wait_for_output(&format!("fail point {step}"), LIMIT))?;
+            let deletion = delete(&client, &task).await?;
+            if crash {
+                block_in_place(|| server.kill())?;
+                drop(server);
+                (server, client) = setup.start(&[])?;
+            } else {
+                fs::write(&barrier, "")?;
+            }
+            let done = client.finished(&deletion).await.with_context(at)?;
+            assert_eq!(done["status"], "succeeded", "{}: {done:#}", at());
+            assert_eq!(done["receipt"]["original_bytes"], photo.len(), "{}: {done:#}", at());
+            assert!(done["receipt"]["removed_at"].is_string(), "{}: {done:#}", at());
+            let left = files(&setup.data().join("blobs"))?;
+            assert!(left.is_empty(), "{}: {left:?}", at());
+            setup.audit().run(&Ledger::default()).await?.clean().with_context(at)?;
+            drop(server);
+        }
     }
     Ok(())
 }
@@ -250,12 +295,18 @@ async fn commands_delete_images_and_collect_garbage() -> Result<()> {
 
     let planned = command(&["backfill", "gc", "--dry-run"]).await?.success()?;
     assert!(planned.stdout.contains("to work on  1"), "{planned:#?}");
+    assert!(planned.stdout.contains("would be refused: 1 of 1 originals"), "{planned:#?}");
+    let refused = command(&["backfill", "gc", "--follow"]).await?;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("error: nothing was moved: 1 of 1 originals"), "{refused:#?}");
+    assert!(refused.stderr.contains("\nhint: ") && refused.stderr.contains("--force"));
     let report = setup.data().join("report.ndjson");
     let file = report.to_string_lossy();
-    command(&["backfill", "gc", "--follow", "--report", &file]).await?.success()?;
+    command(&["backfill", "gc", "--force", "--follow", "--report", &file]).await?.success()?;
     let lines = fs::read_to_string(&report)?;
     let line: Value = serde_json::from_str(lines.trim())?;
     assert_eq!((&line["outcome"], &line["detail"]), (&"succeeded".into(), &"15 bytes".into()));
+    assert_eq!(command(&["backfill", "gc", "--force", "--take-back"]).await?.code, Some(2));
     setup.audit().run(&Ledger::default()).await?.clean()?;
     Ok(())
 }

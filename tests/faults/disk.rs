@@ -17,7 +17,7 @@ use safelight_testing::{
     pictures,
     server::{Server, owned, safelight},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
@@ -34,15 +34,17 @@ struct Disk {
 }
 
 impl Disk {
-    fn start() -> Result<Self> {
+    fn start(min_free_bytes: u64) -> Result<Self> {
         let data = TempDir::new()?;
         let env = owned(&[
+            ("SAFELIGHT_MIN_FREE_BYTES", &min_free_bytes.to_string()),
             ("SAFELIGHT_DATA_DIR", &data.path().to_string_lossy()),
             ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
             ("SAFELIGHT_MAX_ATTEMPTS", "100"),
             ("SAFELIGHT_BACKOFF_BASE_MS", "50"),
             ("SAFELIGHT_BACKOFF_CAP_MS", "1000"),
             ("SAFELIGHT_STAGED_GRACE_MS", "1000"),
+            ("SAFELIGHT_RECOVERY_GRACE_MS", "1000"),
         ]);
         let root = fs::metadata("/proc/self")?.uid() == 0;
         let mut command = Command::new("unshare");
@@ -74,6 +76,13 @@ impl Disk {
 
     fn free(&self) -> Result<()> {
         Ok(fs::remove_file(self.folder.join("ballast"))?)
+    }
+
+    /// The size of all blobs and renditions.
+    fn stored_bytes(&self) -> Result<u64> {
+        let found = Command::new("du").arg("-sb").arg(self.folder.join("blobs")).output()?;
+        let text = String::from_utf8_lossy(&found.stdout);
+        text.split_whitespace().next().context("a number")?.parse().context("bytes")
     }
 
     /// An audit of a copy, because SQLite cannot open files behind the links of `/proc`. The copy is
@@ -108,14 +117,18 @@ impl Disk {
     }
 }
 
-/// Promise: while the disk is full, uploads are answered with 507 or 503 and `Retry-After`, never with 500.
-/// Nothing half-written stays, accepted uploads are kept, and work continues when there is space.
+/// Promise: while somebody else's file fills the disk, uploads are answered with 507 and `Retry-After`, whatever
+/// SQLite calls it, and reads work. Nothing half-written stays, accepted uploads are kept, and work continues when
+/// there is space.
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
-    let disk = block_in_place(Disk::start)?;
+    let disk = block_in_place(|| Disk::start(0))?;
     let client = Client::new(disk.server.url())?;
     let (ledger, photo) = (Ledger::default(), pictures::jpeg(320, 240, 1)?);
-    let (mut insufficient_storage, mut unavailable) = (0, 0);
+    let stored = client.finished(&client.upload(photo.clone()).await?).await?;
+    let path = stored["image"]["url"].as_str().context("a URL")?;
+    ledger.record(&stored, &photo)?;
+    let mut rejected = 0;
     // From no free space to space for some uploads. With little space, the database is the part that fails.
     // The first uploads run on an empty disk, so that the write-ahead log exists.
     let spares: Vec<u64> = (0..16).map(|step| step * 24 * 1024).collect();
@@ -135,19 +148,16 @@ async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
                 StatusCode::ACCEPTED => ledger.record(&accepted(answer).await?, &body)?,
                 StatusCode::INSUFFICIENT_STORAGE => {
                     assert_problem_with_retry_after(&answer)?;
-                    insufficient_storage += 1;
-                }
-                StatusCode::SERVICE_UNAVAILABLE => {
-                    assert_problem_with_retry_after(&answer)?;
-                    unavailable += 1;
+                    rejected += 1;
                 }
                 status => anyhow::bail!("{status}: {}", answer.text().await?),
             }
         }
-        client.bytes("/livez").await?;
+        assert_eq!(client.bytes(path).await?, photo);
+        client.bytes("/v1/tasks").await?;
     }
-    ensure!(insufficient_storage > 0, "the disk was never full");
-    eprintln!("rejected with 507: {insufficient_storage}, with 503: {unavailable}");
+    ensure!(rejected > 0, "the disk was never full");
+    eprintln!("rejected with 507: {rejected}");
 
     disk.free()?;
     let late = pictures::with_comment(&photo, "late");
@@ -168,6 +178,67 @@ async fn full_disk_rejects_uploads_until_space_is_free() -> Result<()> {
     assert_eq!(report.tasks, report.accepted, "a rejected upload has a task");
     let lines = output.lines().filter(|l| l.contains(" WARN ") || l.contains("ERROR ")).count();
     eprintln!("warnings and errors: {lines}");
+    Ok(())
+}
+
+/// Promise: uploads stop while there is still space for the database, so that images can be deleted; that makes
+/// room for uploads, and for the renditions of those that were accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_make_room_on_disk_that_uploads_filled() -> Result<()> {
+    // More than a tenth of the disk, which is the limit.
+    let disk = block_in_place(|| Disk::start(1 << 30))?;
+    let client = Client::new(disk.server.url())?;
+    let mut uploads = Vec::new();
+    // The small ones fill what the large ones leave.
+    for photo in [pictures::jpeg(1600, 1200, 1)?, pictures::jpeg(320, 240, 1)?] {
+        let rejection = loop {
+            let body = pictures::with_comment(&photo, &uploads.len().to_string());
+            let answer = client.post_image(body.clone(), &[]).await?;
+            if answer.status() != StatusCode::ACCEPTED {
+                break answer;
+            }
+            uploads.push((accepted(answer).await?, body));
+        };
+        assert_eq!(rejection.status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert_problem_with_retry_after(&rejection)?;
+        assert_eq!(rejection.json::<Value>().await?["code"], "storage_full");
+    }
+    let readiness: Value = client.get("/readyz").await?.json().await?;
+    assert_eq!(readiness["parts"]["blobs"], "down", "{readiness:#}");
+    assert_eq!(readiness["parts"]["database"], "up", "{readiness:#}");
+
+    let kept = uploads.split_off(uploads.len() / 2);
+    let (deleted, mut uploads) = (uploads, kept);
+    let used = disk.stored_bytes()?;
+    let mut deletions = Vec::new();
+    for (task, _) in &deleted {
+        let image = task["image"]["id"].as_str().context("an id")?;
+        deletions.push(client.delete_image(image).await?);
+    }
+    for deletion in deletions {
+        let deletion = client.finished(&deletion).await?;
+        assert_eq!(deletion["status"], "succeeded", "{deletion:#}");
+    }
+    let bytes: u64 = deleted.iter().map(|(_, body)| body.len() as u64).sum();
+    // Renditions of the others may have been written meanwhile.
+    ensure!(disk.stored_bytes()? + bytes / 2 < used, "deletions made no room");
+
+    let late = pictures::jpeg(1600, 1200, 2)?;
+    eventually("uploads are accepted again", async || {
+        let answer = client.post_image(late.clone(), &[]).await?;
+        let is_accepted = answer.status() == StatusCode::ACCEPTED;
+        if is_accepted {
+            uploads.push((accepted(answer).await?, late.clone()));
+        }
+        Ok(is_accepted)
+    })
+    .await?;
+    for (task, body) in &uploads {
+        let task = client.finished(task).await.with_context(|| disk.server.output())?;
+        assert_eq!(task["status"], "succeeded", "{task:#}");
+        let path = task["image"]["url"].as_str().context("a URL")?;
+        assert_eq!(client.bytes(path).await?, *body);
+    }
     Ok(())
 }
 

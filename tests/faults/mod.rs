@@ -2,19 +2,26 @@
 //! (`tests/testing/src/audit`).
 
 mod accept;
+mod balancer;
 mod broker;
 mod cancel;
+mod chaos;
 mod clock;
 mod database;
 mod delete;
 mod disk;
 mod drain;
+mod failover;
+mod gc;
 mod links;
 mod poison;
 mod stale;
 mod work;
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
@@ -34,6 +41,7 @@ const FAST_RECOVERY: &[(&str, &str)] = &[
     ("SAFELIGHT_LEASE_MS", "1500"),
     ("SAFELIGHT_BACKOFF_BASE_MS", "20"),
     ("SAFELIGHT_STAGED_GRACE_MS", "1000"),
+    ("SAFELIGHT_RECOVERY_GRACE_MS", "1000"),
     ("SAFELIGHT_IDEMPOTENCY_HOLD_MS", "500"),
 ];
 
@@ -72,7 +80,7 @@ fn wait_until_killed(server: &mut Server) -> Result<()> {
 async fn wait_until_stopped(server: &mut Server) -> Result<()> {
     let id = server.id();
     eventually("the process has stopped", async || {
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+        let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
         let state = stat.rsplit(')').next().context("a state")?.trim_start().chars().next();
         Ok(state == Some('T'))
     })
@@ -102,4 +110,22 @@ async fn upload_all(client: &Client, bodies: &[Vec<u8>]) -> Result<Ledger> {
         ledger.record(&client.upload(body.clone()).await?, body)?;
     }
     Ok(ledger)
+}
+
+/// The files of all objects in a blob store's folder, also of those that no record names. Files beside the folders
+/// belong to the store itself.
+fn files(blobs: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut folders) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(blobs)? {
+        folders.extend(Some(entry?.path()).filter(|path| path.is_dir()));
+    }
+    while let Some(folder) = folders.pop() {
+        // It may be removed meanwhile.
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
+        }
+    }
+    Ok(found)
 }

@@ -6,6 +6,9 @@ use metrics::counter;
 use safelight_domain::{Failure, retry};
 use safelight_store::{ClaimedJob, Outcome};
 
+/// Claims of a job whose failures by outages do not count: with the default delays about a day.
+const MOST_CLAIMS: u32 = 300;
+
 /// How long failed attempts wait for the next.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RetryPolicy {
@@ -22,8 +25,13 @@ impl RetryPolicy {
     }
 
     /// Another attempt after a jittered delay, or the failure of the job if no attempt can help or none is
-    /// left.
+    /// left. Attempts that fail for an outage do not count, until there were so many that the job must be told from
+    /// others: an object that can never be read.
     pub fn after_failure(&self, job: &ClaimedJob, failure: Failure) -> Outcome {
+        if failure.code.is_outage() && job.lease.fence < MOST_CLAIMS {
+            let delay = retry::job_delay(job.lease.fence, self.backoff_base, self.backoff_cap);
+            return Outcome::Postponed(failure, delay);
+        }
         if job.attempt >= failure.code.retries(job.kind).attempts(job.max_attempts) {
             return Outcome::Failed(failure);
         }
@@ -38,6 +46,7 @@ pub(crate) fn describe(outcome: &Outcome) -> (&'static str, Option<&Failure>) {
         Outcome::Succeeded(_) => ("succeeded", None),
         Outcome::Retry(failure, _) => ("retry", Some(failure)),
         Outcome::Failed(failure) => ("failed", Some(failure)),
+        Outcome::Postponed(failure, _) => ("postponed", Some(failure)),
         Outcome::Released => ("released", None),
     }
 }
@@ -54,6 +63,10 @@ pub(crate) fn record_settled(job: &ClaimedJob, outcome: &Outcome) {
     match (outcome, failure) {
         (Outcome::Retry(_, delay), Some(failure)) => tracing::warn!(
             job = %job.lease.job, attempt = job.attempt, %failure, ?delay, "the attempt failed"
+        ),
+        // The outage itself is logged, once.
+        (Outcome::Postponed(_, delay), Some(failure)) => tracing::debug!(
+            job = %job.lease.job, attempt = job.attempt, %failure, ?delay, "the attempt is postponed"
         ),
         (_, Some(failure)) => tracing::warn!(
             job = %job.lease.job, attempt = job.attempt, %failure, "the job failed for good"

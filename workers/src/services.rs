@@ -6,14 +6,19 @@ use crate::{
     backfill::BackfillCoordinator,
     maintenance::{
         Service,
+        clock_watch::ClockWatch,
         dead_letters::DeadLetters,
-        janitor::{discarded::DiscardedImages, staged::StagedBytes, trash::Trash},
+        installation_watch::InstallationWatch,
+        janitor::{
+            discarded::DiscardedImages, quarantine::QuarantinedObjects, staged::StagedBytes,
+            trash::Trash, unfinished::UnfinishedWrites,
+        },
         outbox_relay::{OutboxRelay, RelaySettings},
         pruning::{ExpiredKeys, OldTasks, SilentWorkers},
         rescuer::{LeaseRescuer, MessageRescuer},
     },
     parts::WorkerParts,
-    removal::{Purger, Remover},
+    removal::{InstallationGuard, Purger, Quarantine, Remover},
     retry_policy::RetryPolicy,
 };
 
@@ -25,12 +30,22 @@ pub fn services(parts: &WorkerParts) -> Vec<Box<dyn Service>> {
     let task_age = Duration::from_hours(config.task_keep_days.saturating_mul(24));
     vec![
         outbox_relay(parts),
+        Box::new(clock_watch(parts)),
         Box::new(lease_rescuer(parts)),
         Box::new(message_rescuer(parts)),
         Box::new(DeadLetters::new(store(), queue.clone())),
-        Box::new(BackfillCoordinator::new(store(), blobs(), outbox_signal.clone(), config)),
-        Box::new(StagedBytes::new(store(), blobs(), staged_grace)),
-        Box::new(Trash::new(Remover::new(store(), blobs()), staged_grace)),
+        Box::new(BackfillCoordinator::new(
+            store(),
+            blobs(),
+            installation_guard(parts),
+            outbox_signal.clone(),
+            config,
+        )),
+        Box::new(InstallationWatch::new(installation_guard(parts))),
+        Box::new(StagedBytes::new(store(), blobs(), installation_guard(parts), staged_grace)),
+        Box::new(UnfinishedWrites::new(blobs(), staged_grace)),
+        Box::new(trash(parts)),
+        Box::new(quarantined_objects(parts)),
         Box::new(discarded_images(parts)),
         Box::new(expired_keys(parts)),
         Box::new(OldTasks::new(store(), task_age)),
@@ -53,6 +68,11 @@ pub(crate) fn relay(parts: &WorkerParts) -> OutboxRelay {
     OutboxRelay::new(store.clone(), queue.clone(), outbox_signal.clone(), settings)
 }
 
+pub(crate) fn clock_watch(parts: &WorkerParts) -> ClockWatch {
+    let WorkerParts { config, store, outbox_signal, .. } = parts;
+    ClockWatch::new(store.clone(), outbox_signal.clone(), config)
+}
+
 pub(crate) fn lease_rescuer(parts: &WorkerParts) -> LeaseRescuer {
     let WorkerParts { config, store, outbox_signal, .. } = parts;
     let retries = RetryPolicy::from_ms(config.backoff_base_ms, config.backoff_cap_ms);
@@ -64,6 +84,25 @@ pub(crate) fn message_rescuer(parts: &WorkerParts) -> MessageRescuer {
     let WorkerParts { config, store, queue, outbox_signal, .. } = parts;
     let after = Duration::from_millis(config.republish_after_ms);
     MessageRescuer::new(store.clone(), queue.clone(), outbox_signal.clone(), after)
+}
+
+pub(crate) fn installation_guard(parts: &WorkerParts) -> InstallationGuard {
+    let grace = Duration::from_millis(parts.config.recovery_grace_ms);
+    InstallationGuard::new(parts.store.clone(), parts.blobs.clone(), grace)
+}
+
+fn trash(parts: &WorkerParts) -> Trash {
+    let remover = Remover::new(parts.store.clone(), parts.blobs.clone());
+    let grace = Duration::from_millis(parts.config.staged_grace_ms);
+    Trash::new(remover, installation_guard(parts), grace)
+}
+
+pub(crate) fn quarantined_objects(parts: &WorkerParts) -> QuarantinedObjects {
+    let WorkerParts { config, store, blobs, .. } = parts;
+    let keep = Duration::from_millis(config.quarantine_ms);
+    let quarantine = Quarantine::new(store.clone(), blobs.clone(), keep);
+    let grace = Duration::from_millis(config.staged_grace_ms);
+    QuarantinedObjects::new(quarantine, blobs.clone(), installation_guard(parts), keep, grace)
 }
 
 pub(crate) fn discarded_images(parts: &WorkerParts) -> DiscardedImages {

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use axum::http::{Method, header, request::Parts};
 use axum::response::Response;
-use safelight_domain::Scope;
+use safelight_domain::{Scope, new_id};
 use safelight_store::{Access, AuditEntry};
-use uuid::Uuid;
 
 use super::caller::{Caller, ON_BEHALF};
 
@@ -34,7 +33,7 @@ impl AuditLog {
             return None;
         }
         Some(AuditEntry {
-            id: Uuid::now_v7(),
+            id: new_id(),
             at: chrono::Utc::now(),
             key: caller.key.clone(),
             owner: caller.owner.clone(),

@@ -2,10 +2,11 @@
 
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
+    http::{HeaderMap, HeaderName, request::Parts},
 };
 use safelight_domain::{Owner, Scope, Scopes};
 
+use super::key_needed::challenge;
 use crate::http::{
     extract::single_header,
     problem::{Problem, ProblemCode},
@@ -30,6 +31,16 @@ impl Caller {
     /// A client on this machine before any key exists: it may do and see everything.
     pub(super) fn local() -> Self {
         Self { owner: Owner::local(), sees: None, scopes: Scopes::all(), key: None }
+    }
+
+    /// The holder of a key with all scopes; without an owner, a client on this machine before any key exists.
+    #[cfg(test)]
+    pub fn test(owner: Option<&str>) -> Self {
+        let Some(owner) = owner.and_then(|name| name.parse::<Owner>().ok()) else {
+            return Self::local();
+        };
+        let sees = Some(owner.clone());
+        Self { owner, sees, scopes: Scopes::all(), key: Some("sl_test".to_owned()) }
     }
 
     /// Whether this caller sees objects of `owner`. Objects that it does not see answer 404.
@@ -57,7 +68,7 @@ impl Caller {
         let code = ProblemCode::InvalidHeader;
         let Some(name) = single_header(headers, &ON_BEHALF, code)? else { return Ok(self) };
         if !self.has(Scope::Admin) {
-            return Err(scope_missing(Scope::Admin));
+            return Err(scope_missing(Scope::Admin, &[Scope::Admin]));
         }
         if name == "*" {
             return Ok(Self { sees: None, ..self });
@@ -78,26 +89,45 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// The request needs a key.
-pub fn key_missing() -> Problem {
-    challenge(Problem::new(ProblemCode::KeyMissing, "This needs a key."))
-        .hint("send `Authorization: Bearer sl_…`; `safelight keys create` makes a key")
-}
-
 /// The key is not valid. The response does not say which of the three reasons it is.
 pub(super) fn invalid_key() -> Problem {
     let detail = "The key is unknown, revoked or expired.";
-    challenge(Problem::new(ProblemCode::InvalidKey, detail))
+    let problem = Problem::new(ProblemCode::InvalidKey, detail);
+    challenge(problem, ", error=\"invalid_token\"")
 }
 
-/// Every 401 carries the challenge (RFC 9110, section 11.6.1).
-fn challenge(problem: Problem) -> Problem {
-    let scheme = HeaderValue::from_static("Bearer realm=\"safelight\"");
-    problem.header(header::WWW_AUTHENTICATE, scheme)
+/// The request presents something else than a key. It is answered like one that presents nothing.
+pub(super) fn other_scheme() -> Problem {
+    let problem = Problem::new(ProblemCode::InvalidKey, "The request presents no key.");
+    challenge(problem, "").hint("the only scheme is `Bearer`")
 }
 
-/// The key lacks a scope.
-pub fn scope_missing(scope: Scope) -> Problem {
-    Problem::new(ProblemCode::ScopeMissing, format!("The key lacks the scope `{scope}`."))
-        .with("scope", scope.as_str())
+/// The key lacks the scope `missing`, one of those that the route `needs`.
+pub fn scope_missing(missing: Scope, needs: &[Scope]) -> Problem {
+    let names: Vec<_> = needs.iter().map(|scope| scope.as_str()).collect();
+    let error = format!(", error=\"insufficient_scope\", scope=\"{}\"", names.join(" "));
+    let detail = format!("The key lacks the scope `{missing}`.");
+    challenge(Problem::new(ProblemCode::ScopeMissing, detail), &error)
+        .with("scope", missing.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::header;
+
+    use super::*;
+    use crate::auth::key_needed::key_missing;
+
+    #[test]
+    fn rejected_callers_learn_why_as_rfc_6750_says() {
+        let challenge = |problem: Problem| problem.sent_header(&header::WWW_AUTHENTICATE);
+        assert_eq!(challenge(key_missing()), "Bearer realm=\"safelight\"");
+        assert_eq!(challenge(other_scheme()), "Bearer realm=\"safelight\"");
+        let invalid = "Bearer realm=\"safelight\", error=\"invalid_token\"";
+        assert_eq!(challenge(invalid_key()), invalid);
+        assert_eq!(
+            challenge(scope_missing(Scope::Read, &[Scope::Upload, Scope::Read])),
+            "Bearer realm=\"safelight\", error=\"insufficient_scope\", scope=\"upload read\""
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! Access without a key: from the machine itself, before there are any keys.
+//! Access without a key: for the programs of the user who runs the server, before there are any keys.
 
 use std::{
     net::IpAddr,
@@ -7,8 +7,14 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, header, uri::Authority};
+use safelight_domain::secrets::ApiSecret;
 use safelight_store::Access;
 
+use super::{
+    client::Sender,
+    key_needed::KeyNeeded,
+    sockets::{Sockets, Stranger},
+};
 use crate::http::problem::Problem;
 
 /// How long a look-up that found no keys is trusted: the first key ends loopback access on every node that
@@ -16,16 +22,25 @@ use crate::http::problem::Problem;
 const TRUSTED_FOR: Duration = Duration::from_millis(500);
 
 /// What proxies add, beside `X-Forwarded-…`. A request through a proxy may come from anywhere.
-const FORWARDED: [HeaderName; 3] =
-    [header::FORWARDED, header::VIA, HeaderName::from_static("x-real-ip")];
+const FORWARDED: [HeaderName; 6] = [
+    header::FORWARDED,
+    header::VIA,
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("cdn-loop"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("true-client-ip"),
+];
 
 /// Browsers mark requests of pages of other origins with it (W3C Fetch Metadata).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Access without a key. The first key closes it for good.
+/// Access without a key of the database. The first key closes it for good.
 pub struct LoopbackAccess {
     store: Arc<dyn Access>,
     is_local: bool,
+    /// The secret that whoever can read the data directory may send instead, from any program.
+    local_key: Option<ApiSecret>,
+    sockets: Sockets,
     seen: Mutex<Seen>,
 }
 
@@ -38,27 +53,52 @@ enum Seen {
 
 impl LoopbackAccess {
     /// Open only if the server `is_local`: for its own machine alone.
-    pub fn new(store: Arc<dyn Access>, is_local: bool) -> Self {
-        Self { store, is_local, seen: Mutex::new(Seen::Nothing) }
+    pub fn new(store: Arc<dyn Access>, is_local: bool, local_key: Option<ApiSecret>) -> Self {
+        let (sockets, seen) = (Sockets::default(), Mutex::new(Seen::Nothing));
+        Self { store, is_local, local_key, sockets, seen }
     }
 
-    /// Whether a request without a key is allowed: it names this machine, has not come through a proxy, and
-    /// no key was ever created.
+    /// Whether `secret` is the local key.
+    pub fn is_local_key(&self, secret: &ApiSecret) -> bool {
+        let hash = secret.hash();
+        self.is_local && self.local_key.as_ref().is_some_and(|key| key.is(&hash))
+    }
+
+    /// Whether no key was ever created.
+    pub async fn is_keyless(&self) -> Result<bool, Problem> {
+        Ok(!self.has_keys().await?)
+    }
+
+    /// Whether a request without a key is allowed: it names this machine, has not come through a proxy, no key was
+    /// ever created, and the program that sends it is the own one of the user who runs this server.
     ///
-    /// The name matters because a web page can have its own name resolve to this machine (DNS rebinding), and
-    /// a proxy on this machine passes on the name that it was asked for. A page of another origin can send
-    /// simple requests to this machine; browsers mark them.
-    pub async fn is_open(
-        &self,
-        headers: &HeaderMap,
-        authority: Option<&str>,
-    ) -> Result<bool, Problem> {
-        if !self.is_local || !is_from_here(headers, authority) {
-            return Ok(false);
+    /// The program is what proves it, since a proxy can send any headers. The name matters because a web page can
+    /// have its own name resolve to this machine (DNS rebinding). A page of another origin can send simple requests
+    /// to this machine; browsers mark them.
+    pub async fn admit(&self, sender: Sender<'_>) -> Result<Result<(), KeyNeeded>, Problem> {
+        if !self.is_local {
+            return Ok(Err(KeyNeeded::Public));
         }
+        if let Err(why) = is_from_here(sender.headers, sender.authority) {
+            // Once there are keys, this would be no reason.
+            let has_keys = self.has_keys().await.unwrap_or(false);
+            return Ok(Err(if has_keys { KeyNeeded::KeysExist } else { why }));
+        }
+        if self.has_keys().await? {
+            return Ok(Err(KeyNeeded::KeysExist));
+        }
+        let own = match sender.client {
+            Some(client) => client.is_own(&self.sockets).await,
+            None => Err(Stranger::Unknown),
+        };
+        Ok(own.map_err(KeyNeeded::Stranger))
+    }
+
+    /// Whether a key was ever created.
+    async fn has_keys(&self) -> Result<bool, Problem> {
         match self.seen() {
-            Seen::Keys => return Ok(false),
-            Seen::NoKeys(at) if at.elapsed() < TRUSTED_FOR => return Ok(true),
+            Seen::Keys => return Ok(true),
+            Seen::NoKeys(at) if at.elapsed() < TRUSTED_FOR => return Ok(false),
             Seen::NoKeys(_) | Seen::Nothing => {}
         }
         // Taken before the query, so that its result is never trusted for longer.
@@ -71,12 +111,12 @@ impl LoopbackAccess {
             Err(error) => return Err(error.into()),
         };
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
-        Ok(matches!(seen, Seen::NoKeys(_)))
+        Ok(matches!(seen, Seen::Keys))
     }
 
-    /// What is known without asking the database: open, if it was.
+    /// What is known without asking the database: no keys, if there were none.
     fn last_known(&self) -> Option<bool> {
-        matches!(self.seen(), Seen::NoKeys(_)).then_some(true)
+        matches!(self.seen(), Seen::NoKeys(_)).then_some(false)
     }
 
     fn seen(&self) -> Seen {
@@ -84,14 +124,18 @@ impl LoopbackAccess {
     }
 }
 
-fn is_from_here(headers: &HeaderMap, authority: Option<&str>) -> bool {
+fn is_from_here(headers: &HeaderMap, authority: Option<&str>) -> Result<(), KeyNeeded> {
     let is_forwarded =
-        |name: &HeaderName| FORWARDED.contains(name) || name.as_str().starts_with("x-forwarded-");
-    if headers.keys().any(is_forwarded) || is_from_another_page(headers) {
-        return false;
+        |name: &&HeaderName| FORWARDED.contains(name) || name.as_str().starts_with("x-forwarded-");
+    if let Some(name) = headers.keys().find(is_forwarded) {
+        return Err(KeyNeeded::Forwarded(name.clone()));
     }
-    let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
-    [authority, host].iter().flatten().all(|name| is_this_machine(name))
+    if is_from_another_page(headers) {
+        return Err(KeyNeeded::OtherPage);
+    }
+    let hosts = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    let is_here = authority.into_iter().chain(hosts).all(is_this_machine);
+    if is_here { Ok(()) } else { Err(KeyNeeded::OtherName) }
 }
 
 fn is_from_another_page(headers: &HeaderMap) -> bool {
@@ -125,6 +169,8 @@ mod tests {
 
     #[test]
     fn only_requests_addressed_to_loopback_are_from_here() {
+        let is_from_here =
+            |headers: &HeaderMap, authority| is_from_here(headers, authority).is_ok();
         let with_host = |host: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static(host));
@@ -142,12 +188,18 @@ mod tests {
         // A request without a host comes from neither a browser nor a proxy.
         assert!(is_from_here(&HeaderMap::new(), None));
         assert!(!is_from_here(&with_host("localhost"), Some("example.org")));
+        let mut two = with_host("localhost");
+        two.append(header::HOST, HeaderValue::from_static("example.org"));
+        assert!(!is_from_here(&two, None), "every one of several names counts");
         for (name, value) in [
             ("forwarded", "for=127.0.0.1"),
             ("via", "1.1 proxy"),
             ("x-real-ip", "127.0.0.1"),
             ("x-forwarded-for", "127.0.0.1"),
             ("x-forwarded-proto", "https"),
+            ("cdn-loop", "cloudflare"),
+            ("cf-connecting-ip", "127.0.0.1"),
+            ("true-client-ip", "127.0.0.1"),
             ("origin", "https://example.org"),
             ("origin", "null"),
             ("sec-fetch-site", "cross-site"),

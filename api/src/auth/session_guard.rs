@@ -10,7 +10,10 @@ use std::{
 use safelight_store::Access;
 use tokio_util::sync::CancellationToken;
 
-use super::caller::{Caller, invalid_key, key_missing};
+use super::{
+    caller::{Caller, invalid_key},
+    key_needed::key_missing,
+};
 use crate::http::problem::Problem;
 
 /// Time between two checks of a key. A session outlives its key by this and the duration of a check.

@@ -5,24 +5,36 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use axum::http::{HeaderMap, Uri, uri::Authority};
+use axum::http::Uri;
 use safelight_domain::{ImageId, Owner, Scope, secrets};
 use safelight_store::{Access, LiveSigningKey, NewSigningKey};
 
 use super::{
-    authenticator::Authenticator,
-    caller::{key_missing, scope_missing},
+    authenticator::Authenticator, caller::scope_missing, client::Sender, key_needed::key_missing,
 };
 use crate::http::{
     extract::PathId,
     problem::{Problem, ProblemCode},
+    turns::Turns,
 };
+
+/// Seconds that a signed URL is valid at most: a year.
+pub const MAX_SECONDS: u32 = 365 * 86_400;
+
+/// Signatures whose key is looked up at the same time, a quarter of the usual connections to the database, and those that
+/// wait: anybody can name keys that nobody has.
+const CHECKING: usize = 4;
+const QUEUED: usize = 1024;
+
+/// How far the clocks of those who sign and of nodes may differ.
+const CLOCK_SKEW_SECONDS: i64 = 300;
 
 /// Signs URLs, and checks access to private images. Clones share it.
 #[derive(Clone)]
 pub struct SignedUrls {
     store: Arc<dyn Access>,
     authenticator: Authenticator,
+    checks: Arc<Turns>,
 }
 
 /// A URL that was signed.
@@ -37,32 +49,33 @@ pub struct SignedUrl {
 
 impl SignedUrls {
     /// Over the signing keys in `store`.
-    pub const fn new(store: Arc<dyn Access>, authenticator: Authenticator) -> Self {
-        Self { store, authenticator }
+    pub fn new(store: Arc<dyn Access>, authenticator: Authenticator) -> Self {
+        Self { store, authenticator, checks: Arc::new(Turns::new(CHECKING, QUEUED)) }
     }
 
     /// Whether the sender of this request may read a private image of `owner`: by a signature in the URL, or
-    /// by a key.
+    /// by a key. `None` is an image that does not exist: all but those who see everything are answered as if
+    /// it were a private one of another owner, by the same steps, so that nobody learns which ids are in use.
     pub async fn check(
         &self,
         id: ImageId,
-        owner: &Owner,
+        owner: Option<&Owner>,
         uri: &Uri,
-        headers: &HeaderMap,
+        sender: Sender<'_>,
     ) -> Result<(), Problem> {
         if let Some(signature) = Signature::from_query(uri.query())? {
-            return signature.check(&*self.store, owner, uri.path()).await;
+            return signature.check(&*self.store, &self.checks, owner, uri.path()).await;
         }
-        let authority = uri.authority().map(Authority::as_str);
-        let caller = self.authenticator.identify(headers, authority, &[Scope::Read]).await?;
-        let caller = caller.ok_or_else(|| {
-            key_missing().hint("the image is private: send a key, or use a signed URL")
+        let caller = self.authenticator.identify(sender, &[Scope::Read]).await?;
+        let caller = caller.map_err(|_| {
+            key_missing().hint("there is no public image here: send a key, or use a signed URL")
         })?;
-        let caller = caller.on_behalf(headers)?;
-        if !caller.may_see(owner) {
+        let caller = caller.on_behalf(sender.headers)?;
+        if !owner.is_some_and(|owner| caller.may_see(owner)) {
             return Err(ImageId::not_found(id));
         }
-        if caller.has(Scope::Read) { Ok(()) } else { Err(scope_missing(Scope::Read)) }
+        let needs = [Scope::Read];
+        if caller.has(Scope::Read) { Ok(()) } else { Err(scope_missing(Scope::Read, &needs)) }
     }
 
     /// Signs `path` for `seconds` with the newest key of `owner`.
@@ -113,23 +126,52 @@ impl<'a> Signature<'a> {
         let (expires, key, signature) = (values("expires"), values("key_id"), values("signature"));
         match (&expires[..], &key[..], &signature[..]) {
             ([], [], []) => Ok(None),
-            ([expires], [key], [mac]) => match expires.parse() {
-                Ok(expires) => Ok(Some(Self { expires, key, mac })),
-                Err(_) => Err(invalid()),
+            ([expires], [key], [mac]) => match expires.parse::<i64>() {
+                // Only the one spelling that was signed.
+                Ok(number) if number.to_string() == **expires => {
+                    Ok(Some(Self { expires: number, key, mac }))
+                }
+                _ => Err(invalid()),
             },
             _ => Err(invalid()),
         }
     }
 
-    async fn check(&self, store: &dyn Access, owner: &Owner, path: &str) -> Result<(), Problem> {
+    async fn check(
+        &self,
+        store: &dyn Access,
+        turns: &Turns,
+        owner: Option<&Owner>,
+        path: &str,
+    ) -> Result<(), Problem> {
+        let turn = turns.take().await;
+        let _turn = turn.ok_or_else(|| {
+            Problem::new(
+                ProblemCode::TooManyRequests,
+                "This node checks as many signed URLs as it allows.",
+            )
+        })?;
         let known = store.signing_key(self.key).await?;
-        let is_owners = |known: &LiveSigningKey| known.key.owner == *owner;
-        let known = known.filter(is_owners).ok_or_else(invalid)?;
-        if !secrets::is_signed(&known.secret, path, self.expires, self.key, self.mac) {
+        let is_signed = known.as_ref().is_some_and(|known| {
+            secrets::is_signed(&known.secret, path, self.expires, self.key, self.mac)
+        });
+        // Also for an image that does not exist, so that the answer takes as long.
+        let is_owners = |known: &LiveSigningKey| owner == Some(&known.key.owner);
+        if !is_signed || !known.as_ref().is_some_and(is_owners) {
             return Err(invalid());
         }
-        if self.expires <= unix_now() {
+        self.check_expiry(unix_now())
+    }
+
+    fn check_expiry(&self, now: i64) -> Result<(), Problem> {
+        if self.expires <= now {
             return Err(Problem::new(ProblemCode::SignatureExpired, "The signed URL has expired."));
+        }
+        // Owners also sign by themselves.
+        if self.expires - now > i64::from(MAX_SECONDS) + CLOCK_SKEW_SECONDS {
+            let detail = "A signed URL may be valid for a year at most.";
+            return Err(Problem::new(ProblemCode::InvalidSignature, detail)
+                .hint("sign it again with an earlier `expires`"));
         }
         Ok(())
     }
@@ -162,9 +204,29 @@ mod tests {
             "expires=7",
             "expires=7&key_id=k",
             "expires=x&key_id=k&signature=s",
+            "expires=+7&key_id=k&signature=s",
+            "expires=007&key_id=k&signature=s",
+            "expires=-0&key_id=k&signature=s",
+            "expires=%37&key_id=k&signature=s",
             "expires=7&key_id=k&signature=s&signature=t",
         ] {
             assert_eq!(read(bad).expect_err(bad).code(), ProblemCode::InvalidSignature);
         }
+    }
+    #[test]
+    fn expiry_lies_within_the_next_year() {
+        let now = 1_800_000_000;
+        let check = |expires| {
+            let checked = Signature { expires, key: "k", mac: "s" }.check_expiry(now);
+            checked.map_err(|problem| problem.code())
+        };
+        let year = i64::from(MAX_SECONDS);
+        assert_eq!(check(now), Err(ProblemCode::SignatureExpired));
+        assert_eq!(check(-7), Err(ProblemCode::SignatureExpired));
+        assert_eq!(check(i64::MIN), Err(ProblemCode::SignatureExpired));
+        assert_eq!(check(now + 1), Ok(()));
+        assert_eq!(check(now + year + 1), Ok(()));
+        assert_eq!(check(now + 2 * year), Err(ProblemCode::InvalidSignature));
+        assert_eq!(check(i64::MAX), Err(ProblemCode::InvalidSignature));
     }
 }

@@ -1,6 +1,7 @@
 //! Metadata of images in memory, so that most requests do not ask the database.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,14 +16,14 @@ use super::{
     source::{SingleFlight, TierCounters, Tiers},
 };
 use crate::{
-    http::{extract::PathId, problem::Problem},
+    http::{extract::PathId, problem::Problem, turns::Turns},
     presets::CurrentPresets,
 };
 
 /// Memory for cached metadata, in bytes.
 const BOUND: u64 = 24 << 20;
 
-/// How long the absence of an image is trusted.
+/// How long the absence of an image is trusted, and what is known of a private one.
 const NEGATIVE: Duration = Duration::from_secs(1);
 
 /// How long metadata may be used while the database is unavailable.
@@ -30,6 +31,11 @@ const STALE: Duration = Duration::from_mins(10);
 
 /// How long the database may take before cached metadata is used instead.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Images that are read from the database at the same time, half of the usual connections, and those that wait: anybody
+/// can ask for ids that nobody has.
+const READING: usize = 8;
+const QUEUED: usize = 4096;
 
 /// What is known of an image.
 #[derive(Debug, Clone)]
@@ -71,6 +77,7 @@ struct Inner {
     known: Cache<ImageId, CachedView>,
     reads: SingleFlight<ImageId, Result<Option<Arc<ImageView>>, Arc<StoreError>>>,
     good_for: Duration,
+    turns: Turns,
     health: DependencyHealth,
     counters: TierCounters,
 }
@@ -99,6 +106,7 @@ impl MetadataCache {
             known: Cache::builder().max_capacity(BOUND).weigher(weigh).build(),
             reads: SingleFlight::default(),
             good_for,
+            turns: Turns::new(READING, QUEUED),
             health: DependencyHealth::new("read image metadata"),
             counters: TierCounters::new("metadata"),
         }))
@@ -115,9 +123,11 @@ impl MetadataCache {
             return Ok(Lookup { view: known.view.clone(), freshness: Freshness::Cached });
         }
         self.0.counters.misses.increment(1);
-        // An absent image is not served from stale metadata.
-        let fallback =
-            known.filter(|known| known.view.is_some() && age.is_some_and(|age| age < STALE));
+        // Not an absent image, nor a private one, which nobody could tell from an absent one otherwise.
+        let is_public = |view: &Arc<ImageView>| view.private_to.is_none();
+        let fallback = known.filter(|known| {
+            known.view.as_ref().is_some_and(is_public) && age.is_some_and(|age| age < STALE)
+        });
         let Some(fallback) = fallback else { return self.read(id).await };
         if self.0.health.is_usable() {
             match tokio::time::timeout(PATIENCE, self.read(id)).await {
@@ -170,9 +180,11 @@ impl MetadataCache {
 }
 
 impl Inner {
-    /// How long an entry is good. An image that does not exist may be created at any moment.
+    /// How long an entry is good. An image that does not exist may be created at any moment. A private one is
+    /// looked up as often, or the time of an answer would tell whether it exists.
     fn good_for(&self, known: &CachedView) -> Duration {
-        if known.view.is_some() { self.good_for } else { NEGATIVE.min(self.good_for) }
+        let is_public = known.view.as_ref().is_some_and(|view| view.private_to.is_none());
+        if is_public { self.good_for } else { NEGATIVE.min(self.good_for) }
     }
 
     /// Stores what was read; returns the current entry. A read that started before an image was deleted does
@@ -196,6 +208,10 @@ impl Inner {
     }
 
     async fn read(&self, id: ImageId) -> Result<Option<Arc<ImageView>>, Arc<StoreError>> {
+        let Some(_turn) = self.turns.take().await else {
+            let cause = io::Error::other("too many images are looked up");
+            return Err(Arc::new(StoreError::Unavailable(Arc::new(cause))));
+        };
         // Taken before the read, so that metadata never counts as newer than it is.
         let at = Instant::now();
         match self.store.image(id).await {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use axum::http::HeaderMap;
 use safelight_domain::{Failure, ImageId, Job, JobId, JobKind, Lane, Status, Task, TaskId};
 use safelight_queue::OutboxSignal;
-use safelight_store::{Reads, RenditionRequest, Requested, StoreError, Uploads};
+use safelight_store::{DamagedRendition, Reads, RenditionRequest, Requested, StoreError, Uploads};
 use safelight_telemetry::traces;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,14 @@ pub struct OnDemand {
 #[derive(Debug, Clone)]
 enum Pending {
     /// A job of this task will make it.
-    Queued { task: TaskId, version: i64 },
+    Queued {
+        /// The task.
+        task: TaskId,
+        /// Its version.
+        version: i64,
+        /// Why its last attempt failed, if one did.
+        error: Option<Failure>,
+    },
     /// It failed for good.
     Failed(Option<Failure>),
     /// It was cancelled.
@@ -87,15 +94,14 @@ impl OnDemand {
             if is_there(lookup.image(id)?) {
                 return Ok(lookup);
             }
-            let (task, version) = match pending {
-                Pending::Queued { task, version } => (task, version),
-                absent => return Err(absent.problem()),
+            let Pending::Queued { task, version, .. } = pending else {
+                return Err(pending.problem());
             };
-            let mut watcher = self.watch.watch(task)?;
+            let mut watcher = self.watch.watch_image(task, id, &lookup.image(id)?.owner)?;
             tokio::select! {
                 () = watcher.changed_from(version) => {}
-                () = tokio::time::sleep_until(deadline) => return Err(not_ready()),
-                () = draining.cancelled() => return Err(not_ready()),
+                () = tokio::time::sleep_until(deadline) => return Err(pending.problem()),
+                () = draining.cancelled() => return Err(pending.problem()),
             }
         }
     }
@@ -116,41 +122,58 @@ impl OnDemand {
                 self.request(id).await
             };
         };
-        match job(&task, kind).map(|job| job.status) {
-            Some(Status::Succeeded | Status::Cancelled) if kind == JobKind::Thumbnail => {
-                self.request(id).await
-            }
+        let Some(job) = job(&task, kind).filter(|_| kind == JobKind::Thumbnail) else {
+            return Ok(Pending::of(&task, kind));
+        };
+        let is_helpful = match job.status {
+            Status::Succeeded | Status::Cancelled => true,
             // A backfill will make it later, but a client is waiting now.
-            Some(Status::Queued | Status::Running)
-                if kind == JobKind::Thumbnail && task.lane == Lane::Bulk =>
-            {
-                self.request(id).await
-            }
-            _ => Ok(Pending::of(&task, kind)),
-        }
+            Status::Queued | Status::Running => task.lane == Lane::Bulk,
+            // The original may have been restored meanwhile.
+            Status::Failed => job.error.as_ref().is_some_and(|e| e.code.is_about_the_original()),
+        };
+        if is_helpful { self.request(id).await } else { Ok(Pending::of(&task, kind)) }
     }
 
     /// Requests the renditions that the image lacks, once for all requests on all nodes.
     async fn request(&self, image: ImageId) -> Result<Pending, StoreError> {
+        let task = match self.send_request(image, None).await? {
+            Requested::Queued(task) | Requested::Pending(task) | Requested::Recent(task) => task,
+            Requested::Gone => return Ok(Pending::Gone),
+        };
+        let task = self.reads.task(task).await?;
+        Ok(task.map_or(Pending::Gone, |task| Pending::of(&task, JobKind::Thumbnail)))
+    }
+
+    /// Requests a rendition again, whose bytes are missing or damaged.
+    pub async fn request_again(
+        &self,
+        image: ImageId,
+        damaged: DamagedRendition,
+    ) -> Result<(), StoreError> {
+        self.send_request(image, Some(damaged)).await.map(drop)
+    }
+
+    async fn send_request(
+        &self,
+        image: ImageId,
+        damaged: Option<DamagedRendition>,
+    ) -> Result<Requested, StoreError> {
         let request = RenditionRequest {
             image,
             task: TaskId::new(),
             job: JobId::new(),
             max_attempts: self.max_attempts,
             again_after: AGAIN_AFTER,
+            damaged,
             trace: traces::current(),
         };
-        let task = match self.uploads.request_rendition(&request).await? {
-            Requested::Queued(task) => {
-                tracing::info!(%image, %task, "requested renditions that the image lacks");
-                self.outbox_signal.notify();
-                task
-            }
-            Requested::Pending(task) | Requested::Recent(task) => task,
-            Requested::Gone => return Ok(Pending::Gone),
-        };
-        let task = self.reads.task(task).await?;
-        Ok(task.map_or(Pending::Gone, |task| Pending::of(&task, JobKind::Thumbnail)))
+        let requested = self.uploads.request_rendition(&request).await?;
+        if let Requested::Queued(task) = requested {
+            tracing::info!(%image, %task, "requested renditions that the image lacks");
+            self.outbox_signal.notify();
+        }
+        Ok(requested)
     }
 }
 
@@ -164,8 +187,7 @@ pub fn wait_limit(
         let wait = Wait::parse(text).map_err(|why| invalid_query("wait", why))?;
         return Ok(wait.duration());
     }
-    let preferred = Wait::from_headers(headers)?;
-    Ok(preferred.map_or(configured, Wait::duration))
+    Ok(Wait::from_headers(headers).map_or(configured, Wait::duration))
 }
 
 /// Whether the request names a wait, valid or not.
@@ -187,7 +209,7 @@ impl Pending {
         let Some(job) = job(task, kind) else { return Self::NotMade };
         match job.status {
             Status::Queued | Status::Running => {
-                Self::Queued { task: task.id, version: task.version }
+                Self::Queued { task: task.id, version: task.version, error: job.error.clone() }
             }
             Status::Failed => Self::Failed(job.error.clone()),
             Status::Cancelled => Self::Cancelled,
@@ -197,12 +219,20 @@ impl Pending {
 
     fn problem(&self) -> Problem {
         match self {
-            Self::Queued { .. } => not_ready(),
+            Self::Queued { error: None, .. } => not_ready(),
+            // It will be tried again, which may take long.
+            Self::Queued { error: Some(failure), .. } => {
+                not_ready().with("reason", failure.code.as_str())
+            }
             Self::Failed(failure) => {
                 let code = failure.as_ref().map_or("unknown", |failure| failure.code.as_str());
                 let message = failure.as_ref().map_or("no reason was kept", |f| &f.message);
-                Problem::new(ProblemCode::ImageFailed, format!("Processing failed: {message}."))
-                    .with("reason", code)
+                let detail = format!("Processing failed: {message}.");
+                let problem = Problem::new(ProblemCode::ImageFailed, detail).with("reason", code);
+                if failure.as_ref().is_some_and(|failure| failure.code.is_about_the_original()) {
+                    return problem.hint("uploading the same picture again repairs it");
+                }
+                problem
             }
             Self::Cancelled => Problem::new(ProblemCode::ImageFailed, "Processing was cancelled.")
                 .with("reason", Status::Cancelled.as_str()),

@@ -19,11 +19,12 @@ use super::{
     metadata_cache::{Freshness, Lookup, MetadataCache},
     negotiate,
     on_demand::{self, OnDemand},
-    respond,
+    repair::{self, Repairs},
+    respond::{self, Asked},
     source::{TierSizes, Tiers},
 };
 use crate::{
-    auth::SignedUrls,
+    auth::{Client, Sender, SignedUrls},
     http::{
         extract::{PathId, parse_id},
         problem::{Problem, ProblemCode},
@@ -41,6 +42,7 @@ struct Inner {
     metadata: MetadataCache,
     tiers: Tiers,
     on_demand: OnDemand,
+    repairs: Repairs,
     signed_urls: SignedUrls,
     /// How long a request waits by default for an image that is still being processed.
     default_wait: Duration,
@@ -76,6 +78,8 @@ pub struct ReadRequest<'a> {
     pub uri: &'a Uri,
     /// The headers.
     pub headers: &'a HeaderMap,
+    /// Where it comes from.
+    pub client: Option<&'a Client>,
     /// Ends waits when the server shuts down.
     pub draining: &'a CancellationToken,
 }
@@ -103,9 +107,12 @@ impl Delivery {
             Tiers::bare(&config.data_dir, &blobs)
         };
         let good_for = Duration::from_millis(config.metadata_cache_ms);
+        let metadata = MetadataCache::new(reads.clone(), presets.clone(), tiers.clone(), good_for);
+        let on_demand = OnDemand::new(reads, uploads, watch, outbox_signal, config.max_attempts);
         Self(Arc::new(Inner {
-            metadata: MetadataCache::new(reads.clone(), presets.clone(), tiers.clone(), good_for),
-            on_demand: OnDemand::new(reads, uploads, watch, outbox_signal, config.max_attempts),
+            metadata,
+            repairs: Repairs::new(blobs, on_demand.clone()),
+            on_demand,
             tiers,
             presets,
             signed_urls,
@@ -136,7 +143,44 @@ impl Delivery {
         let offers = lookup.view.as_ref().map_or(&[][..], |view| view.renditions(preset));
         let shown = negotiate::choose(offers, request.headers);
         let shown = shown.ok_or_else(|| ImageId::not_found(request.id))?;
-        self.respond(&request, shown, lookup.freshness).await
+        match self.respond(&request, shown, lookup.freshness).await {
+            Err(problem) if problem.code() == ProblemCode::BlobDamaged => {
+                self.respond_repaired(&request, preset, shown, problem).await
+            }
+            response => response,
+        }
+    }
+
+    /// The response to a request for a rendition whose bytes are missing or `damaged`: has them made again and waits
+    /// for them.
+    async fn respond_repaired(
+        &self,
+        request: &ReadRequest<'_>,
+        preset: &str,
+        damaged: &Representation,
+        problem: Problem,
+    ) -> Result<Response, Problem> {
+        let Inner { metadata, repairs, on_demand, default_wait, .. } = &*self.0;
+        let ReadRequest { id, uri, headers, draining, .. } = *request;
+        let is_there =
+            |view: &ImageView| view.renditions(preset).iter().any(|one| one.replaces(damaged));
+        // This node may know an older record than that of the bytes which are there by now.
+        let mut lookup = metadata.read(id).await?;
+        if !is_there(lookup.image(id)?) {
+            repairs.request(id, damaged, problem).await?;
+            let wait = on_demand::wait_limit(*default_wait, uri.query(), headers)?;
+            let wanted = (id, JobKind::Thumbnail);
+            lookup = on_demand.wait_for(metadata, wanted, wait, draining, is_there).await?;
+        }
+        self.check_access(request, &lookup).await?;
+        let shown = negotiate::choose(lookup.image(id)?.renditions(preset), headers);
+        let shown = shown.ok_or_else(|| ImageId::not_found(id))?;
+        match self.respond(request, shown, lookup.freshness).await {
+            Err(problem) if problem.code() == ProblemCode::BlobDamaged => {
+                Err(repair::damaged_again())
+            }
+            response => response,
+        }
     }
 
     /// The response, if it needs no I/O: the metadata is cached and still good, and the bytes are in memory
@@ -159,7 +203,8 @@ impl Delivery {
             None => view.original.as_ref()?,
             Some(preset) => negotiate::choose(view.renditions(preset), headers)?,
         };
-        let response = respond::try_cached(&self.0.tiers, shown, method, headers)?;
+        let asked = Asked { method, query: request.uri().query(), headers };
+        let response = respond::try_cached(&self.0.tiers, shown, asked)?;
         self.0.metadata.count_hit();
         Some(response)
     }
@@ -207,15 +252,21 @@ impl Delivery {
         Ok(lookup)
     }
 
-    /// Rejects a request that may not read a private image.
+    /// Rejects a request that may not read a private image, and one for an image that does not exist in the
+    /// same way: see [`SignedUrls::check`].
     async fn check_access(
         &self,
         request: &ReadRequest<'_>,
         lookup: &Lookup,
     ) -> Result<(), Problem> {
-        let private_to = lookup.view.as_ref().and_then(|view| view.private_to.as_ref());
-        let Some(owner) = private_to else { return Ok(()) };
-        self.0.signed_urls.check(request.id, owner, request.uri, request.headers).await
+        let owner = match &lookup.view {
+            Some(view) if view.private_to.is_none() => return Ok(()),
+            Some(view) => view.private_to.as_ref(),
+            None => None,
+        };
+        let ReadRequest { id, uri, headers, client, .. } = *request;
+        let sender = Sender::new(uri, headers, client);
+        self.0.signed_urls.check(id, owner, uri, sender).await
     }
 
     /// The response, or the problem that the image was deleted meanwhile, if that is why its bytes are
@@ -227,12 +278,17 @@ impl Delivery {
         freshness: Freshness,
     ) -> Result<Response, Problem> {
         let Inner { metadata, tiers, .. } = &*self.0;
-        let ReadRequest { id, method, headers, .. } = *request;
-        match respond::respond(tiers, shown, freshness, method, headers).await {
+        let ReadRequest { id, method, uri, headers, .. } = *request;
+        let asked = Asked { method, query: uri.query(), headers };
+        match respond::respond(tiers, shown, freshness, asked).await {
             Err(problem) if problem.code() == ProblemCode::BlobDamaged => {
                 match metadata.read(id).await?.view {
                     Some(view) if view.discarded => Err(Problem::image_gone(view.deleted)),
-                    _ => Err(problem),
+                    _ => {
+                        let path = shown.object.key.path();
+                        tracing::error!(image = %id, %path, "stored bytes are missing or damaged");
+                        Err(problem)
+                    }
                 }
             }
             response => response,

@@ -17,15 +17,25 @@ use crate::http::problem::{Problem, ProblemCode};
 /// Stale metadata may be wrong, so caches must not keep the response for a year.
 const UNCERTAIN: HeaderValue = HeaderValue::from_static("no-store");
 
+/// What a response depends on beside what is shown.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The query of the URI.
+    pub query: Option<&'a str>,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+}
+
 /// The response to a request for `shown`.
 pub async fn respond(
     tiers: &Tiers,
     shown: &Representation,
     freshness: Freshness,
-    method: &Method,
-    request: &HeaderMap,
+    asked: Asked<'_>,
 ) -> Result<Response, Problem> {
-    let mut response = match Plan::of(shown, method, request) {
+    let mut response = match Plan::of(shown, asked) {
         Plan::Unexpected => return Err(unexpected()),
         Plan::NotModified => head(StatusCode::NOT_MODIFIED, &shown.known, freshness),
         Plan::Head => head(StatusCode::OK, &shown.whole, freshness),
@@ -36,28 +46,28 @@ pub async fn respond(
             bytes(shown, wanted, &object, provenance)
         }
     };
-    if freshness == Freshness::Stale {
-        response.headers_mut().insert(header::CACHE_CONTROL, UNCERTAIN);
-    }
+    let cache_control = match freshness {
+        Freshness::Stale => UNCERTAIN,
+        Freshness::Cached | Freshness::Read => shown.lifetime.cache_control(asked.query),
+    };
+    response.headers_mut().insert(header::CACHE_CONTROL, cache_control);
     Ok(response)
 }
 
 /// The same from fresh metadata, if no bytes have to be fetched for it.
-pub fn try_cached(
-    tiers: &Tiers,
-    shown: &Representation,
-    method: &Method,
-    request: &HeaderMap,
-) -> Option<Response> {
-    match Plan::of(shown, method, request) {
-        Plan::NotModified => Some(head(StatusCode::NOT_MODIFIED, &shown.known, Freshness::Cached)),
-        Plan::Head => Some(head(StatusCode::OK, &shown.whole, Freshness::Cached)),
-        Plan::Unexpected | Plan::Bytes(Wanted::Nothing) => None,
+pub fn try_cached(tiers: &Tiers, shown: &Representation, asked: Asked<'_>) -> Option<Response> {
+    let mut response = match Plan::of(shown, asked) {
+        Plan::NotModified => head(StatusCode::NOT_MODIFIED, &shown.known, Freshness::Cached),
+        Plan::Head => head(StatusCode::OK, &shown.whole, Freshness::Cached),
+        Plan::Unexpected | Plan::Bytes(Wanted::Nothing) => return None,
         Plan::Bytes(wanted) => {
             let (object, provenance) = tiers.try_cached(&shown.object)?;
-            Some(bytes(shown, wanted, &object, provenance))
+            bytes(shown, wanted, &object, provenance)
         }
-    }
+    };
+    let cache_control = shown.lifetime.cache_control(asked.query);
+    response.headers_mut().insert(header::CACHE_CONTROL, cache_control);
+    Some(response)
 }
 
 /// How a request is answered.
@@ -74,7 +84,7 @@ enum Plan {
 
 impl Plan {
     /// In the order of RFC 9110, section 13.2.2.
-    fn of(shown: &Representation, method: &Method, request: &HeaderMap) -> Self {
+    fn of(shown: &Representation, Asked { method, headers: request, .. }: Asked<'_>) -> Self {
         if !shown.validators.are_expected_by(request) {
             Self::Unexpected
         } else if shown.validators.is_known_to(request) {

@@ -74,5 +74,7 @@ async fn set_gauges(store: &DynStore) -> Result<(), StoreError> {
     }
     #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
     metrics::gauge!("safelight_unpublished_jobs").set(unpublished as f64);
+    let held_back = store.installation().await?.keeps_unknown;
+    metrics::gauge!("safelight_removals_held_back").set(u32::from(held_back));
     Ok(())
 }

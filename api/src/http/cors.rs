@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use safelight_config::CorsOrigin;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -10,23 +10,28 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 const PREFLIGHT_KEPT: Duration = Duration::from_hours(1);
 
 /// Headers that clients of the API send beyond those that every page may.
-const SENT: [HeaderName; 12] = [
+const SENT: [HeaderName; 17] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::CONTENT_DISPOSITION,
+    header::IF_MATCH,
     header::IF_NONE_MATCH,
     header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
     header::IF_RANGE,
     header::RANGE,
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("idempotency-key"),
     HeaderName::from_static("prefer"),
+    HeaderName::from_static("repr-digest"),
+    HeaderName::from_static("safelight-owner"),
     HeaderName::from_static("traceparent"),
+    HeaderName::from_static("want-repr-digest"),
     HeaderName::from_static("x-request-id"),
 ];
 
 /// Headers that they read beyond those that every page may.
-const READ: [HeaderName; 12] = [
+const READ: [HeaderName; 16] = [
     header::LOCATION,
     header::RETRY_AFTER,
     header::ETAG,
@@ -34,10 +39,14 @@ const READ: [HeaderName; 12] = [
     header::ALLOW,
     header::CONTENT_DISPOSITION,
     header::CONTENT_RANGE,
+    header::LINK,
+    header::WWW_AUTHENTICATE,
     HeaderName::from_static("cache-status"),
+    HeaderName::from_static("idempotent-replayed"),
     HeaderName::from_static("preference-applied"),
     HeaderName::from_static("ratelimit"),
     HeaderName::from_static("ratelimit-policy"),
+    HeaderName::from_static("repr-digest"),
     HeaderName::from_static("x-request-id"),
 ];
 
@@ -60,4 +69,15 @@ pub fn layer(origins: &[CorsOrigin]) -> Option<CorsLayer> {
     } else {
         layer.allow_origin(AllowOrigin::list(listed)).vary([header::ORIGIN])
     })
+}
+
+/// Opens a public image to the pages of all origins, which may show it anyway. If its response named the origin
+/// that asked, a shared cache would keep a copy for each, and anybody can invent origins.
+pub fn open_to_all(headers: &mut HeaderMap) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    let others = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"origin");
+    let kept: Vec<_> =
+        headers.get_all(header::VARY).iter().filter(|v| others(v)).cloned().collect();
+    headers.remove(header::VARY);
+    headers.extend(kept.into_iter().map(|value| (header::VARY, value)));
 }

@@ -4,9 +4,11 @@ use std::{error::Error, fmt::Display, str::FromStr, time::Duration};
 
 use axum::{
     Json,
+    body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::JsonRejection},
     http::{HeaderMap, HeaderName, StatusCode, request::Parts},
 };
+use http_body_util::Limited;
 use safelight_domain::{ImageId, TaskId};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -16,6 +18,10 @@ use super::problem::{Problem, ProblemCode};
 
 /// How long a JSON document may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Bytes of a JSON document at most. The largest that any call needs, a backfill with all its presets, has a few
+/// KiB.
+pub const MAX_JSON_BYTES: usize = 64 << 10;
 
 /// An id in a path, and the problem if there is nothing of that id.
 pub trait PathId: FromStr {
@@ -69,6 +75,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         // As an object first: serde would also accept a list of the fields' values.
+        let request = request.map(|body| Body::new(Limited::new(body, MAX_JSON_BYTES)));
         let received = timeout(BODY_TIME, Json::<Map<String, Value>>::from_request(request, state));
         let received = received.await.map_err(|_| {
             Problem::new(ProblemCode::UploadTimeout, "The body was not complete in time.")
@@ -82,7 +89,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
                 "The body must be JSON, with the header `Content-Type: application/json`.",
             )),
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(Problem::new(ProblemCode::BodyTooLarge, "The body is larger than 2 MiB."))
+                let detail = format!("A JSON document may have {MAX_JSON_BYTES} bytes at most.");
+                let problem = Problem::new(ProblemCode::BodyTooLarge, detail);
+                Err(problem.with("limit_bytes", MAX_JSON_BYTES))
             }
             Err(rejection) => {
                 let why = rejection.source().map_or(rejection.body_text(), ToString::to_string);

@@ -7,11 +7,12 @@
 use std::{
     any::Any,
     sync::{Arc, LazyLock},
+    time::SystemTime,
 };
 
 use axum::{
     Json,
-    body::Body,
+    body::{Body, HttpBody},
     extract::Request,
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
@@ -100,6 +101,12 @@ impl Problem {
         )
     }
 
+    /// The database does not answer.
+    pub fn database_unavailable() -> Self {
+        let detail = "The database cannot be used at the moment.";
+        Self::new(ProblemCode::DatabaseUnavailable, detail)
+    }
+
     /// The server failed: `error` is logged, and the client learns only that there was one.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "request failed");
@@ -127,6 +134,13 @@ impl Problem {
     /// Its kind.
     pub fn code(&self) -> ProblemCode {
         self.0.code
+    }
+
+    /// The value of a header that the response will have; empty if none.
+    #[cfg(test)]
+    pub fn sent_header(&self, name: &header::HeaderName) -> String {
+        let value = self.0.headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
     }
 
     /// The document for a request of `instance`.
@@ -168,10 +182,7 @@ impl From<&StoreError> for Problem {
             if error.is_full() {
                 return Self::new(ProblemCode::StorageFull, "The database has no space left.");
             }
-            return Self::new(
-                ProblemCode::DatabaseUnavailable,
-                "The database cannot be reached at the moment.",
-            );
+            return Self::database_unavailable();
         }
         Self::internal(error)
     }
@@ -200,7 +211,8 @@ impl From<&BlobError> for Problem {
             }
             BlobError::NotFound
             | BlobError::TooLarge { .. }
-            | BlobError::WrongSize { .. }
+            | BlobError::Damaged
+            | BlobError::WrongStore(_)
             | BlobError::Store(_)
             | BlobError::Late
             | BlobError::Spool(_) => Self::new(
@@ -241,6 +253,33 @@ pub async fn complete(request: Request, next: Next) -> Response {
     render(problem, instance, head, response)
 }
 
+/// The whole response to a request that reaches no middleware.
+pub fn answer<B>(problem: Problem, request: &Request<B>) -> Response {
+    let (instance, head) = (request.uri().path().to_owned(), *request.method() == Method::HEAD);
+    let empty = problem.0.code.status().into_response();
+    render(problem, instance, head, empty)
+}
+
+/// The bytes of the whole response in place of an error that the HTTP library writes by itself; `None` for a status
+/// that it does not use. The request is not known.
+pub fn of_library(status: u16) -> Option<Vec<u8>> {
+    let (code, detail) = match status {
+        400 => (ProblemCode::InvalidRequest, "What was sent is not valid HTTP."),
+        414 => (ProblemCode::UriTooLong, "The path and the query are too long."),
+        431 => (ProblemCode::HeadTooLarge, "The header fields are too many or too large."),
+        _ => return None,
+    };
+    let (status, date) = (code.status(), httpdate::fmt_http_date(SystemTime::now()));
+    let body = serde_json::to_string(&Problem::new(code, detail).document(String::new())).ok()?;
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {}\r\n\
+         cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\
+         date: {date}\r\n\r\n",
+        body.len()
+    );
+    Some((head + &body).into_bytes())
+}
+
 /// The kind of an error response that a library made.
 fn generic(status: StatusCode) -> ProblemCode {
     match status {
@@ -272,6 +311,10 @@ fn render(problem: Problem, instance: String, head: bool, response: Response) ->
     let (json, body) = Json(problem.document(instance)).into_response().into_parts();
     if json.status.is_server_error() {
         tracing::error!("a problem document could not be written");
+    }
+    if head && let Some(bytes) = body.size_hint().exact() {
+        // What GET would have (RFC 9110, section 8.6).
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
     }
     Response::from_parts(parts, if head { Body::empty() } else { body })
 }

@@ -21,8 +21,18 @@ const MAX_FIELDS: usize = 64;
 /// Bytes of all header fields.
 const MAX_FIELD_BYTES: usize = 16 * 1024;
 
-/// The problem with a head that is too large.
+/// A mark of a request that is one too many: its connection has others in flight, and so have all connections
+/// together as many as the node allows.
+#[derive(Clone, Copy)]
+pub struct OneTooMany;
+
+/// The problem with a request that is one too many, or whose head is too large.
 pub fn exceeded<B>(request: &Request<B>) -> Option<Problem> {
+    if request.extensions().get::<OneTooMany>().is_some() {
+        let detail = "This node has as many concurrent requests as it allows.";
+        let problem = Problem::new(ProblemCode::TooManyRequests, detail);
+        return Some(problem.hint("send fewer requests concurrently on one connection"));
+    }
     if target_bytes(request.uri()) > MAX_TARGET_BYTES {
         let detail = format!("Path and query may have {MAX_TARGET_BYTES} bytes at most.");
         return Some(Problem::new(ProblemCode::UriTooLong, detail));

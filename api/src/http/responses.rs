@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use utoipa::openapi::{
-    ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, Response, ResponseBuilder, Type,
+    ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, Response, ResponseBuilder, Responses,
+    Type,
+    example::{Example, ExampleBuilder},
 };
 
 use super::problem::{self, ProblemCode, Retry};
@@ -50,15 +52,31 @@ pub fn described(codes: &[ProblemCode]) -> BTreeMap<String, RefOr<Response>> {
     by_status.into_iter().map(|(status, codes)| (status, RefOr::T(response(&codes)))).collect()
 }
 
+/// Adds problems to what an operation already answers with.
+pub fn add_problems(responses: &mut Responses, codes: &[ProblemCode]) {
+    for &code in codes {
+        let status = code.status().as_str().to_owned();
+        let known = responses.responses.get_mut(&status);
+        let Some(RefOr::T(known)) = known else {
+            responses.responses.insert(status, RefOr::T(response(&[code])));
+            continue;
+        };
+        let Some(RefOr::T(content)) = known.content.get_mut(problem::MEDIA_TYPE) else { continue };
+        if content.examples.contains_key(code.as_str()) {
+            continue;
+        }
+        known.description = format!("{}\n\n{}", known.description, line(code));
+        content.examples.insert(code.as_str().to_owned(), RefOr::T(example(code)));
+    }
+}
+
+fn line(code: ProblemCode) -> String {
+    format!("`{}`: {}.", code.as_str(), code.title())
+}
+
 fn response(codes: &[ProblemCode]) -> Response {
-    let lines: Vec<_> =
-        codes.iter().map(|code| format!("`{}`: {}.", code.as_str(), code.title())).collect();
-    let examples = codes.iter().map(|&code| {
-        let example = utoipa::openapi::example::ExampleBuilder::new()
-            .summary(code.title())
-            .value(Some(example(code)));
-        (code.as_str(), example)
-    });
+    let lines: Vec<_> = codes.iter().map(|&code| line(code)).collect();
+    let examples = codes.iter().map(|&code| (code.as_str(), example(code)));
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("Problem")))
         .examples_from_iter(examples)
@@ -75,8 +93,8 @@ fn response(codes: &[ProblemCode]) -> Response {
     response.build()
 }
 
-fn example(code: ProblemCode) -> serde_json::Value {
-    serde_json::json!({
+fn example(code: ProblemCode) -> Example {
+    let document = serde_json::json!({
         "type": format!("urn:safelight:problem:{}", code.as_str()),
         "title": code.title(),
         "status": code.status().as_u16(),
@@ -84,5 +102,6 @@ fn example(code: ProblemCode) -> serde_json::Value {
         "instance": "/the/path",
         "code": code.as_str(),
         "retryable": code.retry() != Retry::Never,
-    })
+    });
+    ExampleBuilder::new().summary(code.title()).value(Some(document)).build()
 }

@@ -25,7 +25,7 @@ pub struct Taken {
     pub allowed: bool,
     /// Tokens that are left.
     pub remaining: u32,
-    /// How long until the bucket is full; if no token was left, until there is one.
+    /// How long until there is one token more than `remaining`.
     pub wait: Duration,
 }
 
@@ -43,8 +43,10 @@ impl Rate {
             let wait = Duration::from_micros(after - whole);
             return (Taken { allowed: false, remaining: 0, wait }, full_in);
         }
-        let remaining = u32::try_from((whole - after) / each).unwrap_or(u32::MAX);
-        (Taken { allowed: true, remaining, wait: Duration::from_micros(after) }, after)
+        let tokens_left = (whole - after) / each;
+        let wait = Duration::from_micros((tokens_left + 1) * each - (whole - after));
+        let remaining = u32::try_from(tokens_left).unwrap_or(u32::MAX);
+        (Taken { allowed: true, remaining, wait }, after)
     }
 }
 
@@ -68,7 +70,8 @@ const SCRIPT: &str = "
     local after = full_at - now + each
     if after > each * tokens then return {0, 0, after - each * tokens} end
     redis.call('SET', KEYS[1], string.format('%.0f', now + after), 'PX', math.ceil(after / 1000) + 1)
-    return {1, math.floor((each * tokens - after) / each), after}";
+    local left = math.floor((each * tokens - after) / each)
+    return {1, left, (left + 1) * each - (each * tokens - after)}";
 
 impl Buckets {
     /// Full buckets.
@@ -117,6 +120,7 @@ mod tests {
             let taken = buckets.take("a", rate).await;
             assert!(taken.allowed);
             assert_eq!(taken.remaining, left);
+            assert_eq!(taken.wait, Duration::from_secs(10), "the next token, not a full bucket");
         }
         let rejected = buckets.take("a", rate).await;
         assert!(!rejected.allowed);

@@ -1,8 +1,10 @@
 //! How much an owner may store, and how often it may ask.
 
 mod bucket;
+mod in_memory;
 mod quota;
 mod rates;
+mod shares;
 
 use std::sync::Arc;
 
@@ -12,8 +14,10 @@ use safelight_domain::{Owner, Quota, Usage};
 use safelight_shared_cache::SharedCache;
 use safelight_store::{Access, StoreError};
 
+pub use in_memory::{Held, InMemory};
 pub use quota::over_quota;
 pub use rates::Counted;
+pub use shares::{NoPermit, Permit, Shares};
 
 use crate::{auth::Caller, http::problem::Problem};
 use rates::Rates;
@@ -26,6 +30,7 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<dyn Access>,
     rates: Rates,
+    in_memory: InMemory,
 }
 
 impl Limits {
@@ -35,7 +40,12 @@ impl Limits {
         store: Arc<dyn Access>,
         shared_cache: Option<SharedCache>,
     ) -> Self {
-        Self(Arc::new(Inner { config, store, rates: Rates::new(shared_cache) }))
+        Self(Arc::new(Inner {
+            config,
+            store,
+            rates: Rates::new(shared_cache),
+            in_memory: InMemory::default(),
+        }))
     }
 
     /// The configured limits of an owner.
@@ -47,6 +57,11 @@ impl Limits {
     /// the limit has them too.
     pub async fn count(&self, owner: &Owner, counted: Counted) -> Result<HeaderMap, Problem> {
         self.0.rates.count(owner, counted, self.of(owner)).await
+    }
+
+    /// What requests hold in memory.
+    pub fn in_memory(&self) -> &InMemory {
+        &self.0.in_memory
     }
 
     /// What an owner may store.

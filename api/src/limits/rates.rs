@@ -78,7 +78,8 @@ impl Rates {
     }
 }
 
-/// `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10).
+/// `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10): `r` requests are left for the
+/// next `t` seconds, after which there is one more, whether or not this one was allowed.
 fn headers(counted: Counted, rate: Rate, taken: Taken) -> HeaderMap {
     let (name, window) = (counted.as_str(), rate.window.as_secs());
     let policy = format!("\"{name}\";q={};w={window}", rate.tokens);

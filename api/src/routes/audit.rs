@@ -1,6 +1,6 @@
 //! The audit log, for admins.
 
-use axum::{Json, extract::State};
+use axum::{extract::State, http::Uri};
 use chrono::{DateTime, Utc};
 use safelight_domain::{Owner, Scope};
 use safelight_store::AuditEntry;
@@ -13,7 +13,7 @@ use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         extract::Params,
-        pagination::{Cursor, next_cursor, page},
+        pagination::{Cursor, Page, next_cursor, page},
         problem::Problem,
         responses::ListProblems,
     },
@@ -86,16 +86,22 @@ pub struct AuditListDocument {
         ("limit" = Option<u32>, Query, description = "Maximum number of entries; default 50", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
-    responses((status = 200, description = "A page of the audit log", body = AuditListDocument), ListProblems),
+    responses(
+        (status = 200, description = "A page of the audit log", body = AuditListDocument, headers(
+            ("Link" = String, description = "`rel=\"next\"`: the next page (RFC 8288); absent on the last one"),
+        )),
+        ListProblems,
+    ),
 )]
 pub async fn audit(
     State(state): State<ApiState>,
+    uri: Uri,
     mut params: Params,
-) -> Result<Json<AuditListDocument>, Problem> {
+) -> Result<Page<AuditListDocument>, Problem> {
     let request = page::<AuditId>(&mut params)?.map(|id| id.0);
     params.finish()?;
     let entries = state.store.list_audit(&request).await?;
-    let next_cursor = next_cursor(&request, &entries, |entry| AuditId(entry.id));
+    let next = next_cursor(&request, &entries, |entry| AuditId(entry.id));
     let entries = entries.into_iter().map(Into::into).collect();
-    Ok(Json(AuditListDocument { entries, next_cursor }))
+    Ok(Page { document: AuditListDocument { entries, next_cursor: next.clone() }, uri, next })
 }

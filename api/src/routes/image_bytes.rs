@@ -1,15 +1,17 @@
 //! The bytes of images: originals and renditions.
 
 use axum::{
+    Extension,
     extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, Method, Uri},
     response::Response,
 };
-use safelight_domain::ImageId;
+use safelight_domain::{ImageId, Scope};
 use utoipa_axum::routes;
 
 use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
+    auth::Client,
     delivery::ReadRequest,
     http::{
         draining::Draining,
@@ -29,9 +31,8 @@ problem_responses! {
 
 /// The routes for bytes. Most images are public, so delivery checks access itself.
 pub fn routes() -> ApiRoutes {
-    ApiRoutes::new()
-        .route(RouteAccess::PUBLIC, routes!(original))
-        .route(RouteAccess::PUBLIC, routes!(rendition))
+    let access = RouteAccess::public_or(&[Scope::Read]);
+    ApiRoutes::new().route(access, routes!(original)).route(access, routes!(rendition))
 }
 
 /// The original, as it was uploaded.
@@ -58,6 +59,7 @@ pub fn routes() -> ApiRoutes {
             ("ETag" = String, description = "The SHA-256 of the bytes"),
             ("Last-Modified" = String, description = "When the bytes were stored"),
             ("Cache-Control" = String, description = "The bytes never change"),
+            ("Repr-Digest" = String, description = "The SHA-256 of all bytes (RFC 9530)"),
             ("Cache-Status" = String, description = "Where the bytes came from (RFC 9211)"),
             ("Content-Disposition" = String, description = "`inline`, with the file name if one is known"),
         )),
@@ -73,9 +75,11 @@ pub async fn original(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    client: Option<Extension<Client>>,
 ) -> Result<Response, Problem> {
     let (method, uri, headers, draining) = (&method, &uri, &headers, &draining);
-    state.delivery.original(ReadRequest { id, method, uri, headers, draining }).await
+    let client = client.as_deref();
+    state.delivery.original(ReadRequest { id, method, uri, headers, client, draining }).await
 }
 
 /// A rendition.
@@ -87,6 +91,7 @@ pub async fn original(
     params(
         ("id" = ImageId, Path, description = "The image's id"),
         ("preset" = String, Path, description = "The preset's name", example = "small"),
+        ("v" = Option<String>, Query, description = "The version of the bytes, as the URLs in documents have it: only for caches"),
         ("wait" = Option<u32>, Query, description = "Seconds that the request waits while the image is being processed", minimum = 0, maximum = 60),
         ("expires" = Option<i64>, Query, description = "Signed URL: when it expires, in Unix seconds"),
         ("key_id" = Option<String>, Query, description = "Signed URL: the id of its signing key"),
@@ -104,7 +109,8 @@ pub async fn original(
         (status = 200, description = "The bytes", content((ImageBytes = "image/*")), headers(
             ("ETag" = String, description = "The SHA-256 of the bytes"),
             ("Last-Modified" = String, description = "When the rendition was made"),
-            ("Cache-Control" = String, description = "The bytes never change"),
+            ("Cache-Control" = String, description = "`immutable` if the URL names the version of these bytes, as the URLs in documents do; otherwise a minute"),
+            ("Repr-Digest" = String, description = "The SHA-256 of all bytes (RFC 9530)"),
             ("Cache-Status" = String, description = "Where the bytes came from (RFC 9211)"),
             ("Content-Disposition" = String, description = "`inline`, with the file name if one is known"),
             ("Vary" = String, description = "`accept`, if the preset has several formats"),
@@ -121,10 +127,12 @@ pub async fn rendition(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    client: Option<Extension<Client>>,
 ) -> Result<Response, Problem> {
     let Path((id, preset)) = path.map_err(|_| ImageId::not_found("(unreadable)"))?;
     let id = parse_id::<ImageId>(&id)?;
     let (method, uri, headers, draining) = (&method, &uri, &headers, &draining);
-    let request = ReadRequest { id, method, uri, headers, draining };
+    let client = client.as_deref();
+    let request = ReadRequest { id, method, uri, headers, client, draining };
     state.delivery.rendition(request, &preset).await
 }

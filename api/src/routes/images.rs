@@ -1,6 +1,10 @@
 //! Metadata of images, and their deletion.
 
-use axum::{Json, extract::State, http::HeaderMap, response::Response};
+use axum::{
+    extract::State,
+    http::{HeaderMap, Uri},
+    response::Response,
+};
 use safelight_domain::{Image, ImageId, JobId, Scope, Status, Task, TaskId};
 use safelight_store::{Deletion, DeletionRequest};
 use safelight_telemetry::traces;
@@ -20,7 +24,7 @@ use crate::{
         conditional::conditional,
         draining::Draining,
         extract::{Id, Params, PathId},
-        pagination::{Cursor, page},
+        pagination::{Cursor, Page, page},
         prefer::Wait,
         problem::Problem,
         responses::{ListProblems, problem_responses},
@@ -123,7 +127,7 @@ pub async fn delete(
     Id(id): Id<ImageId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let wait = Wait::from_headers(&headers)?;
+    let wait = Wait::from_headers(&headers);
     let image = find(&state, &caller, id).await?;
     // In a separate task: if the client hangs up after the commit, this node still marks the image as
     // deleted.
@@ -184,20 +188,23 @@ fn deletion_of(state: &ApiState, image: ImageId) -> DeletionRequest {
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
-        (status = 200, description = "A page of images", body = ImageListDocument),
+        (status = 200, description = "A page of images", body = ImageListDocument, headers(
+            ("Link" = String, description = "`rel=\"next\"`: the next page (RFC 8288); absent on the last one"),
+        )),
         ListProblems,
     ),
 )]
 pub async fn list(
     State(state): State<ApiState>,
     caller: Caller,
+    uri: Uri,
     mut params: Params,
-) -> Result<Json<ImageListDocument>, Problem> {
+) -> Result<Page<ImageListDocument>, Problem> {
     let request = page::<ImageId>(&mut params)?;
     params.finish()?;
     let page = state.store.list_images(caller.sees(), &request).await?;
-    Ok(Json(ImageListDocument {
-        images: page.images.iter().map(|image| ImageDocument::new(image, &state.presets)).collect(),
-        next_cursor: page.next.map(Cursor::encode),
-    }))
+    let next = page.next.map(Cursor::encode);
+    let images = page.images.iter().map(|image| ImageDocument::new(image, &state.presets));
+    let document = ImageListDocument { images: images.collect(), next_cursor: next.clone() };
+    Ok(Page { document, uri, next })
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use chrono::{DateTime, Utc};
-use safelight_domain::{ApiKey, Owner, Scope, Scopes, secrets::ApiSecret};
+use safelight_domain::{ApiKey, Owner, Scope, Scopes, new_id, secrets::ApiSecret};
 use safelight_store::NewApiKey;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,7 +20,7 @@ use super::registry::{ApiRoutes, RouteAccess};
 use crate::{
     http::{
         extract::{Id, JsonBody, Params, PathId, invalid_query},
-        pagination::{Cursor, next_cursor, page},
+        pagination::{Cursor, Page, next_cursor, page},
         problem::{Problem, ProblemCode},
         responses::{ListProblems, problem_responses},
     },
@@ -29,7 +29,7 @@ use crate::{
 
 problem_responses! {
     /// Of creating a key.
-    NewKeyProblems: InvalidBody, NotJson, BodyTooLarge;
+    NewKeyProblems: InvalidBody, UploadTimeout, NotJson, BodyTooLarge;
     /// Of a key.
     KeyProblems: KeyNotFound;
 }
@@ -77,7 +77,7 @@ pub struct KeyRequest {
     #[schema(value_type = String, example = "ada", min_length = 1, max_length = 64)]
     owner: Owner,
     /// The scopes of the key, at least one.
-    #[schema(value_type = Vec<Scope>)]
+    #[schema(value_type = Vec<Scope>, min_items = 1)]
     scopes: Scopes,
     /// Seconds until the key expires, at most 100 years; by default it never expires.
     #[schema(minimum = 1, maximum = 3_155_760_000_u64)]
@@ -155,7 +155,7 @@ pub async fn create(
     }
     let secret = ApiSecret::new().map_err(|error| Problem::internal(&error))?;
     let new = NewApiKey {
-        id: Uuid::now_v7(),
+        id: new_id(),
         prefix: secret.prefix().to_owned(),
         owner: request.owner,
         scopes: request.scopes,
@@ -192,18 +192,25 @@ pub struct KeyListDocument {
         ("limit" = Option<u32>, Query, description = "Maximum number of keys; default 50", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
-    responses((status = 200, description = "A page of keys", body = KeyListDocument), ListProblems),
+    responses(
+        (status = 200, description = "A page of keys", body = KeyListDocument, headers(
+            ("Link" = String, description = "`rel=\"next\"`: the next page (RFC 8288); absent on the last one"),
+        )),
+        ListProblems,
+    ),
 )]
 pub async fn list(
     State(state): State<ApiState>,
+    uri: Uri,
     mut params: Params,
-) -> Result<Json<KeyListDocument>, Problem> {
+) -> Result<Page<KeyListDocument>, Problem> {
     let owner = owner(&mut params)?;
     let request = page::<KeyId>(&mut params)?.map(|id| id.0);
     params.finish()?;
     let keys = state.store.list_api_keys(owner.as_ref(), &request).await?;
-    let next_cursor = next_cursor(&request, &keys, |key| KeyId(key.id));
-    Ok(Json(KeyListDocument { keys: keys.into_iter().map(Into::into).collect(), next_cursor }))
+    let next = next_cursor(&request, &keys, |key| KeyId(key.id));
+    let keys = keys.into_iter().map(Into::into).collect();
+    Ok(Page { document: KeyListDocument { keys, next_cursor: next.clone() }, uri, next })
 }
 
 /// Revoke a key.

@@ -101,7 +101,7 @@ pub async fn livez() -> &'static str {
     ),
 )]
 pub async fn readyz(State(state): State<ApiState>) -> Result<Response, Problem> {
-    let DependencyStates { database, blobs, broker } = state.readiness.check().await;
+    let DependencyStates { database, blobs, broker } = Box::pin(state.readiness.check()).await;
     let parts = PartsDocument {
         database: database.into(),
         blobs: blobs.into(),
@@ -141,6 +141,10 @@ pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
     #[allow(clippy::cast_precision_loss)] // exact up to 2^53 bytes
     metrics::gauge!("safelight_cache_bytes", "tier" => "memory")
         .set(state.delivery.bytes_in_memory() as f64);
+    for (place, free) in state.blobs.free_bytes().await {
+        #[allow(clippy::cast_precision_loss)] // exact up to 2^53 bytes
+        metrics::gauge!("safelight_free_bytes", "place" => place.as_str()).set(free as f64);
+    }
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, text)], (state.render_metrics)())
 }

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use axum::http::Method;
 use safelight_domain::Scope;
-use utoipa::openapi::{OpenApi, path::Operation, security::SecurityRequirement};
+use utoipa::openapi::{OpenApi, RefOr, path::Operation, security::SecurityRequirement};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use crate::{
-    http::{problem::ProblemCode, responses::described},
+    http::{problem::ProblemCode, responses::add_problems},
     limits::Counted,
     state::ApiState,
 };
@@ -25,15 +25,24 @@ pub struct RouteAccess {
     pub scopes: Option<&'static [Scope]>,
     /// The rates that its requests count towards.
     pub counted: &'static [Counted],
+    /// Whether it reads a JSON document; set from the description of the route.
+    pub takes_json: bool,
+    /// Scopes of a key that clients may send to a route without `scopes`, for what is not public.
+    pub optional: &'static [Scope],
 }
 
 impl RouteAccess {
     /// Nothing: the route is public, or its handler checks access itself.
-    pub const PUBLIC: Self = Self { scopes: None, counted: &[] };
+    pub const PUBLIC: Self = Self { scopes: None, counted: &[], takes_json: false, optional: &[] };
+
+    /// Nothing for what is public; a key with these scopes for the rest, which the handler checks.
+    pub const fn public_or(optional: &'static [Scope]) -> Self {
+        Self { optional, ..Self::PUBLIC }
+    }
 
     /// A caller with all of these scopes.
     pub const fn scopes(scopes: &'static [Scope]) -> Self {
-        Self { scopes: Some(scopes), counted: &[Counted::Requests] }
+        Self { scopes: Some(scopes), counted: &[Counted::Requests], ..Self::PUBLIC }
     }
 
     /// The same, counted towards these rates.
@@ -93,9 +102,15 @@ impl ApiRoutes {
             ];
             for (method, operation) in operations {
                 let Some(operation) = operation else { continue };
-                self.access.add(method, path, access);
+                let takes_json = takes_json(operation);
+                self.access.add(method, path, RouteAccess { takes_json, ..access });
                 if let Some(scopes) = access.scopes {
                     describe_guard(operation, scopes);
+                } else if !access.optional.is_empty() {
+                    // No key, or one.
+                    let alternatives = operation.security.get_or_insert_default();
+                    alternatives
+                        .extend([SecurityRequirement::default(), key_with(access.optional)]);
                 }
             }
         }
@@ -118,17 +133,23 @@ impl ApiRoutes {
 
 /// Adds to an operation which scopes it requires, and how it answers a caller that lacks them.
 fn describe_guard(operation: &mut Operation, scopes: &[Scope]) {
-    let required =
-        SecurityRequirement::new(SECURITY_SCHEME, scopes.iter().map(|scope| scope.as_str()));
-    operation.security.get_or_insert_default().push(required);
+    operation.security.get_or_insert_default().push(key_with(scopes));
     for codes in [
         &[ProblemCode::KeyMissing, ProblemCode::InvalidKey][..],
         &[ProblemCode::ScopeMissing],
-        &[ProblemCode::RateLimited],
-        &[ProblemCode::DatabaseUnavailable],
+        &[ProblemCode::RateLimited, ProblemCode::TooManyOwnRequests],
+        &[ProblemCode::DatabaseUnavailable, ProblemCode::TooManyRequests],
     ] {
-        for (status, response) in described(codes) {
-            operation.responses.responses.entry(status).or_insert(response);
-        }
+        add_problems(&mut operation.responses, codes);
     }
+}
+
+/// Whether an operation is described as taking a JSON document.
+fn takes_json(operation: &Operation) -> bool {
+    let Some(RefOr::T(body)) = &operation.request_body else { return false };
+    body.content.contains_key("application/json")
+}
+
+fn key_with(scopes: &[Scope]) -> SecurityRequirement {
+    SecurityRequirement::new(SECURITY_SCHEME, scopes.iter().map(|scope| scope.as_str()))
 }

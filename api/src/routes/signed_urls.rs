@@ -12,7 +12,7 @@ use super::{
     registry::{ApiRoutes, RouteAccess},
 };
 use crate::{
-    auth::{Caller, SignedUrl},
+    auth::{Caller, MAX_SIGNED_SECONDS, SignedUrl},
     http::{
         extract::{Id, JsonBody},
         problem::{Problem, ProblemCode},
@@ -24,12 +24,9 @@ use crate::{
 /// Seconds that a signed URL is valid by default.
 const DEFAULT_SECONDS: u32 = 3600;
 
-/// Seconds that a signed URL is valid at most: a year.
-const MAX_SECONDS: u32 = 365 * 86_400;
-
 problem_responses! {
-    SignProblems: InvalidBody, NotJson, BodyTooLarge, ImageNotFound, PresetNotFound, ImageCancelled,
-        ImageDeleted;
+    SignProblems: InvalidBody, UploadTimeout, NotJson, BodyTooLarge, ImageNotFound, PresetNotFound,
+        ImageCancelled, ImageDeleted;
 }
 
 /// The routes for signed URLs.
@@ -80,8 +77,8 @@ pub async fn sign(
 ) -> Result<Json<SignedUrlDocument>, Problem> {
     let image = load(&state, &caller, id).await?;
     let seconds = request.expires_in.unwrap_or(DEFAULT_SECONDS);
-    if !(1..=MAX_SECONDS).contains(&seconds) {
-        let detail = format!("`expires_in` must be 1 to {MAX_SECONDS} seconds.");
+    if !(1..=MAX_SIGNED_SECONDS).contains(&seconds) {
+        let detail = format!("`expires_in` must be 1 to {MAX_SIGNED_SECONDS} seconds.");
         return Err(Problem::new(ProblemCode::InvalidBody, detail));
     }
     let path = match &request.preset {

@@ -46,7 +46,7 @@ pub async fn wait_until_final(
         return Ok(task);
     }
     let id = task.id;
-    let mut watcher = state.watch.watch(id)?;
+    let mut watcher = state.watch.watch(id, &caller.into())?;
     let session = state.session_guards.guard(caller);
     // Thousands may be waiting here: keep nothing that can be read again.
     drop(task);

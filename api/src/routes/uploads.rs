@@ -2,6 +2,7 @@
 
 use axum::{
     extract::{Request, State},
+    http::{HeaderName, HeaderValue},
     response::Response,
 };
 use safelight_domain::{Scope, Visibility};
@@ -33,6 +34,9 @@ problem_responses! {
         OverQuota, RateLimited, TooManyOwnUploads, TooManyUploads, TooManyJobs, DatabaseUnavailable,
         BlobsUnavailable, StorageFull;
 }
+
+/// Marks the answer to a repeated upload: nothing new was accepted.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The route for uploads.
 pub fn routes() -> ApiRoutes {
@@ -68,8 +72,9 @@ pub struct UploadForm {
         ("tags" = Option<Vec<String>>, Query, description = "Tags of a raw upload, repeated or separated by commas"),
         ("visibility" = Option<Visibility>, Query, description = "Who may read the bytes of a raw upload; the server's configuration sets the default"),
         ("content-disposition" = Option<String>, Header, description = "File name of a raw upload", example = "attachment; filename=\"cat.jpg\""),
-        ("idempotency-key" = Option<String>, Header, description = "1–255 visible ASCII characters. The same key with the same payload returns the same task", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+        ("idempotency-key" = Option<String>, Header, description = "1–255 visible ASCII characters, with or without quotes. The same key with the same payload returns the same task", example = "8e03978e-40d5-43dd-bc93-6894a57f9324"),
         ("content-digest" = Option<String>, Header, description = "The digest of the content (RFC 9530), which the server checks; of a multipart upload, the digest of the whole body or of the file", example = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:"),
+        ("repr-digest" = Option<String>, Header, description = "The same as `content-digest`, since an upload is sent whole and without a content coding"),
         ("prefer" = Option<String>, Header, description = "`wait=N`: wait for the task to end, at most N seconds (0–60)", example = "wait=10"),
     ),
     request_body(content(
@@ -81,6 +86,7 @@ pub struct UploadForm {
             ("Location" = String, description = "The URL of the task"),
             ("Retry-After" = u32, description = "Seconds until the client should poll; absent if the task has ended"),
             ("Preference-Applied" = String, description = "`wait=N` if the response waited for the task"),
+            ("Idempotent-Replayed" = bool, description = "`true` if the upload was accepted before, under the same `Idempotency-Key`"),
         )),
         UploadProblems,
     ),
@@ -97,10 +103,14 @@ pub async fn upload(
     let accepted = accepted.inspect_err(|problem| result.0 = problem.code().as_str())?;
     result.0 = if accepted.replayed { "replayed" } else { "accepted" };
     drop(result);
-    let AcceptedUpload { task, wait, .. } = accepted;
+    let AcceptedUpload { task, wait, replayed } = accepted;
     // The upload is safe, also if the wait fails.
     let task = wait_or_keep(&state, &caller, task, wait, &draining).await;
-    created(&state, &task, wait)
+    let mut response = created(&state, &task, wait)?;
+    if replayed {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 /// Counts an upload when it is over; one whose client hung up is dropped as `aborted`.

@@ -1,10 +1,21 @@
 //! How many connections there may be concurrently.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use rustix::process::{Resource, getrlimit};
 use safelight_telemetry::DependencyHealth;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::activity::OpenConnections;
+
+/// How long it takes at most to close a connection that gives way.
+const CLOSING: Duration = Duration::from_millis(100);
 
 /// One permit for each connection.
 pub struct ConnectionPermits(Arc<Semaphore>);
@@ -31,12 +42,16 @@ impl ConnectionPermits {
         Self(Arc::new(Semaphore::new(wanted.min(possible).min(Semaphore::MAX_PERMITS))))
     }
 
-    /// A permit, unless all are taken. A connection without one is closed immediately rather than left
-    /// waiting: a load balancer tries another node.
-    pub fn acquire(&self) -> Option<OwnedSemaphorePermit> {
+    /// A permit. If all are taken, `open` connections that wait for their clients give way. If there are none, the new
+    /// connection is closed rather than left waiting: a load balancer tries another node.
+    pub async fn acquire(&self, open: &OpenConnections) -> Option<OwnedSemaphorePermit> {
         static LIMIT: LazyLock<DependencyHealth> =
             LazyLock::new(|| DependencyHealth::new("take another connection"));
-        let permit = self.0.clone().try_acquire_owned().ok();
+        let mut permit = self.0.clone().try_acquire_owned().ok();
+        if permit.is_none() && open.make_room() {
+            let next = timeout(CLOSING, self.0.clone().acquire_owned()).await;
+            permit = next.ok().and_then(Result::ok);
+        }
         if permit.is_none() {
             metrics::counter!("safelight_connections_refused_total").increment(1);
             LIMIT.failed(&AllTaken);

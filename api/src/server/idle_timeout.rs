@@ -11,9 +11,7 @@ use std::{
 use axum::body::{Body, Bytes};
 use hyper::body::{Frame, SizeHint};
 
-/// Bytes of a response in one piece: what fits into one frame of every client. The next piece is asked for only
-/// once the client has made room for this one, so each shows that the client reads.
-const PIECE_BYTES: usize = 16 << 10;
+use crate::http::pieces::Pieces;
 
 /// The progress of one connection.
 pub struct IdleTimeout(Mutex<State>);
@@ -66,8 +64,9 @@ impl Working {
 
     /// The body of the response: it records when the client takes a piece, and counts as work only while it
     /// waits for `body`.
-    pub fn hand_over(self, body: Body) -> Body {
-        Body::new(Paced { body, rest: Bytes::new(), timeout: self.0.clone(), working: None })
+    pub fn hand_over(self, body: Body) -> Paced {
+        let timeout = self.0.clone();
+        Paced { body: Pieces::new(body), timeout, working: None }
     }
 }
 
@@ -79,11 +78,9 @@ impl Drop for Working {
     }
 }
 
-/// A body in pieces.
-struct Paced {
-    body: Body,
-    /// What has arrived and is not passed on yet.
-    rest: Bytes,
+/// A body whose pieces show that the client reads: each is asked for once there is room for it.
+pub struct Paced {
+    body: Pieces,
     timeout: Arc<IdleTimeout>,
     /// Set while it waits for more.
     working: Option<Working>,
@@ -99,32 +96,20 @@ impl hyper::body::Body for Paced {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
         this.timeout.progress();
-        if this.rest.is_empty() {
+        if this.body.needs_more() {
             this.working.get_or_insert_with(|| Working::new(&this.timeout));
-            let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
-            this.working = None;
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => this.rest = data,
-                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            }
         }
-        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        this.working = None;
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (held, mut hint) = (self.rest.len() as u64, self.body.size_hint());
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper + held);
-        }
-        hint.set_lower(hint.lower() + held);
-        hint
+        self.body.size_hint()
     }
 }
 
@@ -132,28 +117,11 @@ impl hyper::body::Body for Paced {
 mod tests {
     use futures::StreamExt;
     use http_body_util::BodyExt;
-    use hyper::body::Body as _;
     use tokio::sync::mpsc;
 
     use super::*;
 
     const IDLE: Duration = Duration::from_millis(50);
-
-    #[tokio::test]
-    async fn body_is_sent_complete_in_bounded_pieces() {
-        let whole: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-        let mut body = Working::new(&IdleTimeout::new()).hand_over(Body::from(whole.clone()));
-        assert_eq!(body.size_hint().exact(), Some(100_000));
-        let mut read = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let piece = frame.expect("a frame").into_data().expect("data");
-            assert!(piece.len() <= PIECE_BYTES);
-            read.extend_from_slice(&piece);
-            assert_eq!(body.size_hint().exact(), Some(100_000 - read.len() as u64));
-        }
-        assert!(body.is_end_stream());
-        assert_eq!(read, whole);
-    }
 
     #[tokio::test]
     async fn only_the_client_can_time_out() {

@@ -1,11 +1,14 @@
 //! Listening: HTTP/1.1 and HTTP/2, with or without TLS, on one port, until the server is drained.
 
+mod activity;
 mod connection;
 mod connection_permits;
 mod idle_timeout;
+mod library_errors;
+mod stream_permits;
 mod tls;
 
-use std::{future::pending, io, time::Duration};
+use std::{future::pending, io, net::IpAddr, time::Duration};
 
 use safelight_config::Config;
 use tokio::{
@@ -22,11 +25,14 @@ use tower::Service;
 pub use tls::{Tls, TlsError};
 
 use crate::{
+    auth::Client,
     http::draining::Draining,
     router::{self, Api},
 };
-use connection::serve_connection;
+use activity::{OpenConnection, OpenConnections};
+use connection::{Bounds, serve_connection};
 use connection_permits::ConnectionPermits;
+use stream_permits::StreamPermits;
 
 /// How long a start may take before clients are answered.
 const QUIET_START: Duration = Duration::from_secs(1);
@@ -49,18 +55,24 @@ pub async fn serve(
     // Ends the connections that remain after the drain.
     let abort = CancellationToken::new();
     let permits = ConnectionPermits::new(config.max_connections);
+    let bounds = SharedBounds::new(config);
     let idle = Duration::from_millis(config.client_idle_timeout_ms);
-    while let Some((stream, permit)) = accept(&listener, &permits, &shutdown).await {
+    while let Some((stream, client, permit)) =
+        accept(&listener, (&permits, &bounds.open), &shutdown).await
+    {
         let (api, tls) = (api.clone(), tls.clone());
+        let (open, bounds) = bounds.of(client);
+        let client = Client::connected(&stream);
         let (shutdown, abort) = (shutdown.clone(), abort.clone());
         connections.spawn(async move {
-            let answer = |request| api.answer(request);
+            let answer = |request| api.answer_to(&client, request);
             tokio::select! {
                 biased;
-                () = serve_connection(stream, tls, answer, idle, shutdown) => {}
+                () = serve_connection(stream, tls, &bounds, answer, idle, shutdown) => {}
+                () = open.activity.gave_way() => {}
                 () = abort.cancelled() => {}
             }
-            drop(permit);
+            drop((open, permit));
         });
     }
     drop(listener);
@@ -87,14 +99,23 @@ pub async fn while_starting<T>(
     let answering = async {
         // Most starts take less time than a client that has to retry after a 503.
         tokio::time::sleep(QUIET_START).await;
-        let (router, permits) =
-            (router::starting(), ConnectionPermits::new(config.max_connections));
-        while let Some((stream, permit)) = accept(listener, &permits, &started).await {
+        let (router, permits) = (
+            router::starting(router::connects_by_tls(config)),
+            ConnectionPermits::new(config.max_connections),
+        );
+        let bounds = SharedBounds::new(config);
+        while let Some((stream, client, permit)) =
+            accept(listener, (&permits, &bounds.open), &started).await
+        {
             let (router, tls, started) = (router.clone(), tls.cloned(), started.clone());
+            let (open, bounds) = bounds.of(client);
             tokio::spawn(async move {
                 let answer = |request| router.clone().call(request);
-                serve_connection(stream, tls, answer, idle, started).await;
-                drop(permit);
+                tokio::select! {
+                    () = serve_connection(stream, tls, &bounds, answer, idle, started) => {}
+                    () = open.activity.gave_way() => {}
+                }
+                drop((open, permit));
             });
         }
         pending().await
@@ -105,18 +126,39 @@ pub async fn while_starting<T>(
     }
 }
 
+/// What all connections share.
+struct SharedBounds {
+    streams: StreamPermits,
+    open: OpenConnections,
+}
+
+impl SharedBounds {
+    /// There are permits for as many concurrent requests as there may be waiting clients, and some more.
+    fn new(config: &Config) -> Self {
+        let streams = StreamPermits::new(config.max_waiting + config.max_connections.div_ceil(2));
+        Self { streams, open: OpenConnections::new(config.max_connections) }
+    }
+
+    /// A new connection of `client`, and its part of what is shared.
+    fn of(&self, client: IpAddr) -> (OpenConnection, Bounds) {
+        let open = self.open.add();
+        let (streams, activity) = (self.streams.connection(client), open.activity.clone());
+        (open, Bounds { streams, activity })
+    }
+}
+
 /// The next connection that there is a permit for; `None` at shutdown.
 async fn accept(
     listener: &TcpListener,
-    permits: &ConnectionPermits,
+    (permits, open): (&ConnectionPermits, &OpenConnections),
     shutdown: &CancellationToken,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
     let next = async {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Some(permit) = permits.acquire() {
-                        return Some((stream, permit));
+                Ok((stream, client)) => {
+                    if let Some(permit) = permits.acquire(open).await {
+                        return Some((stream, client.ip(), permit));
                     }
                 }
                 // The client is gone already, or descriptors are used up: the server continues.

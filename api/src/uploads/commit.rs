@@ -8,22 +8,21 @@ use std::{
 use chrono::{DateTime, Utc};
 use safelight_blobs::{BlobKey, Blobs, Content, Ingest};
 use safelight_domain::{
-    ContentHash, Image, ImageId, Job, JobId, JobKind, Labels, Lane, Owner, Progress, Quota, Status,
-    Task, TaskId, TaskKind, Visibility,
+    ContentHash, Image, ImageId, Job, JobKind, Labels, Lane, Owner, Progress, Quota, Status, Task,
+    TaskId, TaskKind, Visibility,
 };
 use safelight_queue::OutboxSignal;
 use safelight_store::{Accepted, NewUpload, Uploads};
 use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{
-    digest,
-    idempotency::{self, ReservedKey},
-    permits::UploadPermit,
-};
+use super::idempotency::{self, ReservedKey};
 use crate::{
-    http::problem::{Problem, ProblemCode},
-    limits::over_quota,
+    http::{
+        digest,
+        problem::{Problem, ProblemCode},
+    },
+    limits::{Permit, over_quota},
 };
 
 /// An upload whose last byte has arrived.
@@ -36,12 +35,12 @@ pub struct ReceivedUpload {
     pub ingest: Ingest,
     /// The labels that came with them.
     pub labels: Labels,
-    /// The hash that the bytes must have, if the client gave one that is still to be checked.
-    pub expected: Option<ContentHash>,
+    /// The hashes that the bytes must have: those of the client that are still to be checked.
+    pub expected: Vec<ContentHash>,
     /// Its idempotency key.
     pub key: Option<ReservedKey>,
     /// Its permit among the uploads in flight.
-    pub permit: UploadPermit,
+    pub permit: Permit<Owner>,
 }
 
 /// Makes uploads durable and records them. Clones share it.
@@ -71,7 +70,7 @@ impl Committer {
         let started = Moment::now();
         let content = ingest.end().await?.keep().await?;
         safelight_fail_points::hit("upload.staged").await;
-        if let Some(problem) = rejection(&content, expected) {
+        if let Some(problem) = rejection(&content, &expected) {
             self.discard(image).await;
             return Err(problem);
         }
@@ -125,7 +124,7 @@ impl Committer {
             bytes: content.bytes,
             format: content.format,
             labels: Labels { visibility, ..labels },
-            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
+            jobs: JobKind::jobs_of_new_image(),
             max_attempts: self.max_attempts,
             key: key.and_then(ReservedKey::ticket).map(|ticket| (ticket.clone(), fingerprint)),
             trace: None,
@@ -167,10 +166,7 @@ impl Committer {
         if started.elapsed() < grace / 2 {
             return Ok(());
         }
-        // The write job may have moved them already.
-        if self.blobs.exists(&BlobKey::Incoming(upload.image)).await?
-            || self.blobs.exists(&BlobKey::Blob(upload.sha256)).await?
-        {
+        if self.blobs.has_upload(upload.image, upload.sha256).await? {
             return Ok(());
         }
         Err(Problem::new(
@@ -188,10 +184,9 @@ impl Committer {
 }
 
 /// The problem if the complete bytes are not those that the client meant to send.
-pub fn rejection(content: &Content, expected: Option<ContentHash>) -> Option<Problem> {
-    expected
-        .is_some_and(|expected| expected != content.sha256)
-        .then(|| digest::mismatch(content.sha256))
+pub fn rejection(content: &Content, expected: &[ContentHash]) -> Option<Problem> {
+    let differs = expected.iter().any(|expected| *expected != content.sha256);
+    differs.then(|| digest::mismatch(content.sha256))
 }
 
 /// A point in time, by two clocks: the system clock continues while the machine is suspended, and the

@@ -23,14 +23,35 @@ const MAX_KEY_CHARS: usize = 255;
 /// The key that a request carries.
 pub fn from_headers(headers: &HeaderMap, owner: &Owner) -> Result<Option<IdempotencyKey>, Problem> {
     let code = ProblemCode::InvalidIdempotencyKey;
-    let Some(key) = single_header(headers, &IDEMPOTENCY_KEY, code)? else { return Ok(None) };
+    let Some(sent) = single_header(headers, &IDEMPOTENCY_KEY, code)? else { return Ok(None) };
+    let key = unquoted(sent).ok_or_else(|| {
+        Problem::new(code, "The quotes of the `Idempotency-Key` do not match (RFC 9651).")
+    })?;
     if key.is_empty() || key.len() > MAX_KEY_CHARS || !key.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Problem::new(
             code,
             format!("`Idempotency-Key` must be 1 to {MAX_KEY_CHARS} visible ASCII characters."),
         ));
     }
-    Ok(Some(IdempotencyKey { owner: owner.clone(), key: key.to_owned() }))
+    Ok(Some(IdempotencyKey { owner: owner.clone(), key }))
+}
+
+/// The key in a quoted string (RFC 9651, section 4.2.5), as draft-ietf-httpapi-idempotency-key-header-07 wants it;
+/// without quotes, the text itself, as most clients send it. `None` for a string without an end.
+fn unquoted(text: &str) -> Option<String> {
+    let Some(quoted) = text.strip_prefix('"') else { return Some(text.to_owned()) };
+    let mut key = String::new();
+    let mut characters = quoted.chars();
+    loop {
+        match characters.next()? {
+            '"' => break,
+            '\\' => key.push(characters.next().filter(|c| matches!(c, '"' | '\\'))?),
+            other => key.push(other),
+        }
+    }
+    // Parameters say nothing about the key.
+    let rest = characters.as_str().trim_start();
+    (rest.is_empty() || rest.starts_with(';')).then_some(key)
 }
 
 /// What an upload with a key may do.
@@ -161,9 +182,22 @@ mod tests {
         assert!(read(&[]).expect("none").is_none());
         assert_eq!(read(&[b"a-1"]).expect("key").expect("some").key, "a-1");
         assert!(read(&[&[b'x'; 255]]).is_ok());
-        for bad in
-            [&[b"".as_slice()][..], &[b"a b"], &[&[b'x'; 256]], &["é".as_bytes()], &[b"a", b"b"]]
-        {
+        for same in [&br#""a-1""#[..], br#""a-1"; v=1"#] {
+            assert_eq!(read(&[same]).expect("key").expect("some").key, "a-1");
+        }
+        assert_eq!(read(&[br#""a\"\\""#]).expect("key").expect("some").key, "a\"\\");
+        for bad in [
+            &[b"".as_slice()][..],
+            &[b"a b"],
+            &[&[b'x'; 256]],
+            &["é".as_bytes()],
+            &[b"a", b"b"],
+            &[b"\"\""],
+            &[b"\"a"],
+            &[b"\"a\"b"],
+            &[b"\"a\\x\""],
+            &[b"\"a b\""],
+        ] {
             let problem = read(bad).expect_err("a bad key");
             assert_eq!(problem.code(), ProblemCode::InvalidIdempotencyKey);
         }

@@ -6,12 +6,10 @@
 
 mod backlog;
 mod commit;
-mod digest;
 mod idempotency;
 mod labels;
 mod multipart;
 mod params;
-mod permits;
 mod receive;
 
 pub use receive::{AcceptedUpload, Uploads, UploadsParts};

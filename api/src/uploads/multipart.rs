@@ -24,6 +24,7 @@ use safelight_domain::{Label, Labels};
 use super::labels;
 use crate::http::{
     body::{BodyFault, BodyReader},
+    content_disposition::ContentDisposition,
     problem::{Problem, ProblemCode},
 };
 
@@ -74,13 +75,14 @@ async fn parse(
         if parts > MAX_PARTS {
             return Err(invalid(&format!("at most {MAX_PARTS} parts are allowed")));
         }
+        let disposition = ContentDisposition::of(field.headers());
         let part = Part { field, used: &used };
-        match part.field.name() {
+        match disposition.as_ref().and_then(ContentDisposition::name) {
             Some("file") if file => return Err(invalid("there is more than one `file`")),
             Some("file") => {
                 file = true;
-                if let Some(name) = part.field.file_name() {
-                    given.set_filename(name);
+                if let Some(name) = disposition.as_ref().and_then(ContentDisposition::filename) {
+                    given.set_filename(&name);
                 }
                 part.copy(ingest).await?;
             }
@@ -92,7 +94,7 @@ async fn parse(
                 if !named.insert(label) && !label.is_repeatable() {
                     return Err(invalid(&format!("there is more than one `{label}`")));
                 }
-                labels::set(&mut given, label, &part.text().await?)?;
+                labels::set(&mut given, label, &part.text(label).await?)?;
             }
             None => return Err(invalid("a part has no name")),
         }
@@ -147,16 +149,16 @@ impl Part<'_> {
     }
 
     /// The part as text.
-    async fn text(mut self) -> Result<String, Problem> {
-        let name = self.field.name().unwrap_or_default().to_owned();
+    async fn text(mut self, label: Label) -> Result<String, Problem> {
+        let name = label.as_str();
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk().await? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_TEXT_BYTES {
-                return Err(labels::invalid(&name, "it is too long"));
+                return Err(labels::invalid(name, "it is too long"));
             }
         }
-        String::from_utf8(bytes).map_err(|_| labels::invalid(&name, "it is not UTF-8"))
+        String::from_utf8(bytes).map_err(|_| labels::invalid(name, "it is not UTF-8"))
     }
 }
 

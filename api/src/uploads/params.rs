@@ -4,8 +4,10 @@ use axum::http::{HeaderMap, header};
 use safelight_domain::{ContentHash, Label, Labels, Owner};
 use safelight_store::IdempotencyKey;
 
-use super::{digest, idempotency, labels, multipart};
+use super::{idempotency, labels, multipart};
 use crate::http::{
+    content_disposition::ContentDisposition,
+    digest,
     extract::Params,
     prefer::Wait,
     problem::{Problem, ProblemCode},
@@ -19,8 +21,8 @@ pub struct UploadParams {
     pub labels: Option<Labels>,
     /// Its idempotency key.
     pub key: Option<IdempotencyKey>,
-    /// The hash that its content must have.
-    pub digest: Option<ContentHash>,
+    /// The hashes that its content must have.
+    pub digests: Vec<ContentHash>,
     /// How long the client wants to wait for the end of the task.
     pub wait: Option<Wait>,
 }
@@ -34,8 +36,8 @@ impl UploadParams {
             labels,
             key: idempotency::from_headers(headers, &owner)?,
             owner,
-            digest: digest::from_headers(headers)?,
-            wait: Wait::from_headers(headers)?,
+            digests: digest::from_headers(headers)?,
+            wait: Wait::from_headers(headers),
         })
     }
 }
@@ -56,7 +58,8 @@ fn raw_labels(headers: &HeaderMap, mut params: Params) -> Result<Option<Labels>,
                 labels::set(&mut given, label, &text)?;
             }
         }
-        if let Some(name) = labels::disposition_filename(headers) {
+        let disposition = ContentDisposition::of(headers);
+        if let Some(name) = disposition.and_then(|disposition| disposition.filename()) {
             given.set_filename(&name);
         }
         Some(given)

@@ -6,11 +6,11 @@ use axum::{
     extract::Request,
     http::{HeaderMap, header},
 };
-use safelight_blobs::{Blobs, Ingest};
+use safelight_blobs::{Blobs, Ingest, IngestLimits, Whole};
 use safelight_config::Config;
-use safelight_domain::{ContentHash, ImageId, Labels, Task, TaskId};
+use safelight_domain::{ContentHash, Image, ImageId, Labels, Owner, Task, TaskId};
 use safelight_queue::OutboxSignal;
-use safelight_store::{DynStore, Reads};
+use safelight_store::{Control, DynStore, Reads};
 use tracing::Instrument;
 
 use super::{
@@ -19,28 +19,29 @@ use super::{
     idempotency::{self, Reservation, ReservedKey},
     multipart,
     params::{self, UploadParams},
-    permits::{NoPermit, UploadPermit, UploadPermits},
 };
 use crate::{
     auth::Caller,
     http::{
         body::{BodyPolicy, BodyReader},
+        digest,
         extract::{Params, PathId},
         prefer::Wait,
         problem::{Problem, ProblemCode},
     },
-    limits::Limits,
+    limits::{Limits, NoPermit, Permit, Shares},
 };
 
 /// Receives uploads.
 pub struct Uploads {
     committer: Committer,
-    permits: UploadPermits,
+    permits: Shares<Owner>,
     backlog: Arc<Backlog>,
     reads: Arc<dyn Reads>,
+    control: Arc<dyn Control>,
     limits: Limits,
     body_policy: BodyPolicy,
-    max_upload_bytes: u64,
+    ingest: IngestLimits,
     /// How long an idempotency key stays reserved unless its process extends it.
     idempotency_hold: Duration,
 }
@@ -74,9 +75,10 @@ impl Uploads {
     pub fn new(config: &Config, parts: UploadsParts) -> Self {
         let UploadsParts { store, blobs, outbox_signal, limits, body_policy } = parts;
         Self {
-            permits: UploadPermits::new(config.max_uploads_in_flight),
+            permits: Shares::new(config.max_uploads_in_flight),
             backlog: Arc::new(Backlog::new(store.clone(), config.max_queued_jobs)),
             reads: store.clone(),
+            control: store.clone(),
             committer: Committer {
                 store,
                 blobs,
@@ -87,7 +89,7 @@ impl Uploads {
             },
             limits,
             body_policy,
-            max_upload_bytes: config.max_upload_bytes,
+            ingest: IngestLimits { max_bytes: config.max_upload_bytes, heic: config.heic },
             idempotency_hold: Duration::from_millis(config.idempotency_hold_ms),
         }
     }
@@ -101,15 +103,15 @@ impl Uploads {
     ) -> Result<AcceptedUpload, Problem> {
         let (parts, body) = request.into_parts();
         let headers = &parts.headers;
-        let limit = self.max_upload_bytes.saturating_add(params::overhead_bytes(headers));
+        let limit = self.ingest.max_bytes.saturating_add(params::overhead_bytes(headers));
         let is_multipart = params::is_multipart(headers);
-        let hash_whole = is_multipart && headers.contains_key("content-digest");
+        let hash_whole = is_multipart && digest::is_announced(headers);
         // From here on, dropping the reader discards the rest of a rejected body.
         let body = BodyReader::new(body, headers, self.body_policy.limits(limit), hash_whole);
         let params = UploadParams::read(caller.owner.clone(), headers, params)?;
         let declared = params::declared_bytes(headers);
         if declared.is_some_and(|declared| declared > limit) {
-            return Err(Problem::upload_too_large(self.max_upload_bytes));
+            return Err(Problem::upload_too_large(self.ingest.max_bytes));
         }
         let permit = self.permit(caller)?;
         self.backlog.admit().await?;
@@ -124,6 +126,8 @@ impl Uploads {
         // Of a multipart body the image is only a part.
         let image_bytes = declared.filter(|_| !is_multipart);
         self.limits.admit(&params.owner, image_bytes).await?;
+        // The body was not read yet.
+        self.committer.blobs.check_space(declared.unwrap_or(0)).await?;
         let task = self.receive_new(headers, &body, &params, key, permit).await?;
         Ok(AcceptedUpload { task, wait: params.wait, replayed: false })
     }
@@ -134,7 +138,8 @@ impl Uploads {
         reserved.await.map(Some)
     }
 
-    /// Receives an upload under a key that was used: it must be equal to the one that was accepted.
+    /// Receives an upload under a key that was used: it must be equal to the one that was accepted. If the bytes of
+    /// that one are gone, these take their place.
     async fn replay(
         &self,
         headers: &HeaderMap,
@@ -142,17 +147,39 @@ impl Uploads {
         params: &UploadParams,
         (task, fingerprint): (TaskId, ContentHash),
     ) -> Result<Task, Problem> {
-        let ingest = Ingest::hashing(self.max_upload_bytes);
+        let lost = self.without_bytes(task).await?;
+        let ingest = match lost {
+            Some(image) => Ingest::staging(self.committer.blobs.clone(), image, self.ingest),
+            None => Ingest::hashing(self.ingest),
+        };
         let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
-        let content = ingest.end().await?.content;
-        if let Some(problem) = commit::rejection(&content, expected) {
+        let whole = ingest.end().await?;
+        if let Some(problem) = commit::rejection(&whole.content, &expected) {
             return Err(problem);
         }
-        if labels.fingerprint(content.sha256) != fingerprint {
+        if labels.fingerprint(whole.content.sha256) != fingerprint {
             return Err(idempotency::reused());
+        }
+        if lost.is_some() {
+            // In a separate task, so that a client that hangs up now cannot interrupt it.
+            let replaced = replace_bytes(whole, task, self.control.clone()).in_current_span();
+            tokio::spawn(replaced).await.map_err(|error| Problem::internal(&error))??;
+            self.committer.outbox_signal.notify();
         }
         let known = self.reads.task(task).await?;
         known.ok_or_else(|| TaskId::not_found(task))
+    }
+
+    /// The image of an upload that was recorded and whose bytes are neither staged nor stored. The database may take
+    /// longer for a commit than staged bytes are kept, for example while a synchronous standby is away; then the
+    /// janitor takes them for those of an upload that was never accepted. Its client had no answer yet.
+    async fn without_bytes(&self, task: TaskId) -> Result<Option<ImageId>, Problem> {
+        let image = self.reads.task(task).await?.and_then(|task| task.image);
+        let waiting =
+            |image: &Image| image.stored_at.is_none() && !image.discarded && !image.deleted;
+        let Some(image) = image.filter(waiting) else { return Ok(None) };
+        let is_there = self.committer.blobs.has_upload(image.id, image.sha256).await?;
+        Ok((!is_there).then_some(image.id))
     }
 
     /// Receives an upload that was not accepted before.
@@ -162,11 +189,11 @@ impl Uploads {
         body: &BodyReader,
         params: &UploadParams,
         key: Option<ReservedKey>,
-        permit: UploadPermit,
+        permit: Permit<Owner>,
     ) -> Result<Task, Problem> {
         let image = ImageId::new();
         let blobs = self.committer.blobs.clone();
-        let ingest = Ingest::staging(blobs, image, self.max_upload_bytes);
+        let ingest = Ingest::staging(blobs, image, self.ingest);
         let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
         safelight_fail_points::hit("upload.received").await;
         let owner = params.owner.clone();
@@ -183,14 +210,14 @@ impl Uploads {
     }
 
     /// A permit among the uploads in flight.
-    fn permit(&self, caller: &Caller) -> Result<UploadPermit, Problem> {
+    fn permit(&self, caller: &Caller) -> Result<Permit<Owner>, Problem> {
         let share = self.limits.max_concurrent_uploads(caller);
-        self.permits.acquire(&caller.owner, share).map_err(|none| match none {
+        self.permits.acquire(&caller.owner, 1, share).map_err(|none| match none {
             NoPermit::All => Problem::new(
                 ProblemCode::TooManyUploads,
                 "This node is receiving as many uploads as it can; the body was not read.",
             ),
-            NoPermit::OwnerShare => Problem::new(
+            NoPermit::OwnShare => Problem::new(
                 ProblemCode::TooManyOwnUploads,
                 format!(
                     "This node is receiving {share} uploads of this owner; the body was not read."
@@ -201,13 +228,25 @@ impl Uploads {
     }
 }
 
-/// Reads the body to its end. The caller must compare the returned hash with the file's.
+/// Makes the bytes of an upload durable again, and repeats its jobs if they have failed without them.
+async fn replace_bytes(
+    bytes: Whole,
+    task: TaskId,
+    control: Arc<dyn Control>,
+) -> Result<(), Problem> {
+    bytes.keep().await?;
+    tracing::warn!(%task, "the bytes of an upload were gone: those of its repetition take their place");
+    control.retry(&[task]).await?;
+    Ok(())
+}
+
+/// Reads the body to its end. The caller must compare the returned hashes with the file's.
 async fn receive(
     headers: &HeaderMap,
     body: &BodyReader,
     mut ingest: Ingest,
     params: &UploadParams,
-) -> Result<(Ingest, Labels, Option<ContentHash>), Problem> {
+) -> Result<(Ingest, Labels, Vec<ContentHash>), Problem> {
     let labels = match (&params.labels, headers.get(header::CONTENT_TYPE)) {
         (None, Some(content_type)) => multipart::receive(body, content_type, &mut ingest).await?,
         (labels, _) => {
@@ -219,6 +258,6 @@ async fn receive(
     };
     // The bytes after the last boundary belong to the content too.
     let whole = body.finish().await?;
-    let expected = params.digest.filter(|digest| whole != Some(*digest));
-    Ok((ingest, labels, expected))
+    let of_file = params.digests.iter().filter(|digest| whole != Some(**digest));
+    Ok((ingest, labels, of_file.copied().collect()))
 }

@@ -3,7 +3,7 @@
 mod keys;
 mod owner_limits;
 mod private_images;
-mod requests;
+pub mod requests;
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use axum::{
     body::Body,
     http::{Request, request::Builder},
 };
-use safelight_domain::{Scope, Scopes, secrets::ApiSecret};
+use safelight_domain::{Scope, Scopes, new_id, secrets::ApiSecret};
 use safelight_store::NewApiKey;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -27,7 +27,7 @@ impl TestApp {
     /// Creates a key with a lifetime.
     async fn key_for(&self, owner: &str, scopes: &str, lifetime: Option<Duration>) -> Key {
         let secret = ApiSecret::new().expect("random bytes");
-        let id = Uuid::now_v7();
+        let id = new_id();
         let new = NewApiKey {
             id,
             prefix: secret.prefix().to_owned(),
@@ -48,7 +48,7 @@ pub struct Key {
 }
 
 impl Key {
-    fn on(&self, request: Builder) -> Builder {
+    pub fn on(&self, request: Builder) -> Builder {
         request.header("authorization", &self.bearer)
     }
 
@@ -102,7 +102,7 @@ fn request(method: &str, route: &str, upload: &Value) -> Builder {
         .replace("{image}", &image_id(upload).to_string())
         .replace("{task}", &task_id(upload).to_string())
         .replace("{preset}", "small?wait=0")
-        .replace("{key}", &Uuid::now_v7().to_string());
+        .replace("{key}", &new_id().to_string());
     assert!(!path.contains(['{', '}']), "no value for a parameter of {path}");
     Request::builder().method(method).uri(path).header("content-type", "application/json")
 }
@@ -148,7 +148,7 @@ async fn every_route_requires_its_scope() {
         }
         let answer = send(None).await;
         answer.assert_problem(401, "key_missing");
-        assert!(answer.header("www-authenticate").starts_with("Bearer"), "{method} {route}");
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"safelight\"");
         for scopes in ["upload", "read", "admin", "metrics", "upload,read"] {
             let key = app.key("ada", scopes).await;
             let given: Scopes = scopes.parse().expect("scopes");
@@ -163,8 +163,44 @@ async fn every_route_requires_its_scope() {
                 assert!(!rejected, "{method} {route} with {scopes}: {}", answer.text());
             } else {
                 answer.assert_problem(403, "scope_missing");
+                // RFC 6750, section 3.1.
+                let names: Vec<_> = needed.iter().map(|scope| scope.as_str()).collect();
+                let error = "Bearer realm=\"safelight\", error=\"insufficient_scope\", scope=";
+                let challenge = format!("{error}\"{}\"", names.join(" "));
+                assert_eq!(answer.header("www-authenticate"), challenge, "{method} {route}");
             }
         }
+    }
+}
+
+/// RFC 8288: every list that has pages links to the next one, as its document has its cursor.
+#[tokio::test]
+async fn lists_link_to_their_next_page() {
+    let app = TestApp::new().await;
+    let key = app.key("ada", "upload,read,admin").await;
+    for _ in 0..3 {
+        key.upload(&app, "").await;
+        let body = json!({ "owner": "ada", "scopes": ["read"] }).to_string();
+        let create = key.on(Request::post("/v1/keys")).header("content-type", "application/json");
+        assert_eq!(app.send(create, body).await.status.as_u16(), 201);
+    }
+    for (path, member) in [
+        ("/v1/images?limit=2", "images"),
+        ("/v1/tasks?status=queued&limit=2", "tasks"),
+        ("/v1/keys?owner=ada&limit=2", "keys"),
+        ("/v1/audit?limit=2", "entries"),
+    ] {
+        let first = key.get(&app, path).await;
+        let document = first.json();
+        let cursor = document["next_cursor"].as_str().expect("a cursor");
+        let next = format!("{path}&cursor={cursor}");
+        assert_eq!(first.header("link"), format!("<{next}>; rel=\"next\""));
+        let second = key.get(&app, &next).await;
+        assert_eq!(second.status.as_u16(), 200, "{}", second.text());
+        assert_ne!(second.json()[member][0]["id"], document[member][0]["id"]);
+        let all = key.get(&app, &path.replace("limit=2", "limit=500")).await;
+        assert!(all.json()["next_cursor"].is_null());
+        assert_eq!(all.header("link"), "", "{path}");
     }
 }
 
@@ -178,7 +214,7 @@ async fn objects_of_other_owners_answer_404() {
             continue;
         }
         let upload = ada.upload(&app, "").await;
-        let unknown = json!({ "id": Uuid::now_v7(), "image": { "id": Uuid::now_v7() } });
+        let unknown = json!({ "id": new_id(), "image": { "id": new_id() } });
         let mut answers = Vec::new();
         for object in [&upload, &unknown] {
             let request = bob.on(request(method, route, object));

@@ -1,10 +1,14 @@
 //! Shared by all tests: an API over real parts in its own folder, and test images.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, Request, StatusCode, request::Builder},
+    http::{HeaderMap, HeaderValue, Request, StatusCode, header, request::Builder},
 };
 use http_body_util::BodyExt;
 use safelight_api::{Api, ApiOptions, ApiParts};
@@ -61,6 +65,9 @@ impl TestApp {
         store.migrate().await.expect("a schema");
         let location = BlobLocation::Folder(folder.path().join("blobs"));
         let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("a blob folder");
+        let installation = store.installation().await.expect("an installation").id;
+        blobs.mark(installation).await.expect("marked");
+        let blobs = blobs.of_installation(installation);
         let parts = ApiParts {
             queue: Arc::new(InProcessQueue::new()),
             config: Arc::new(config),
@@ -68,6 +75,7 @@ impl TestApp {
             blobs,
             shared_cache: None,
             outbox_signal: OutboxSignal::default(),
+            local_key: None,
         };
         let api = Api::new(parts.clone(), Arc::new(|| "metrics\n".to_owned()), options);
         Self { parts, api, folder }
@@ -76,7 +84,7 @@ impl TestApp {
     /// Sends a request.
     pub async fn send(&self, request: Builder, body: impl Into<Body>) -> TestResponse {
         let request = request.body(body.into()).expect("a request");
-        let response = self.api.answer(request).await.expect("a response");
+        let response = self.api.answer(addressed(request)).await.expect("a response");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes().to_vec();
         TestResponse { status: parts.status, headers: parts.headers, body }
@@ -99,6 +107,28 @@ impl TestApp {
         let folder = self.folder.path().join("blobs/incoming");
         let entries = std::fs::read_dir(folder).expect("the folder");
         entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// The file of an object in the blob folder.
+    pub fn blob_file(&self, key: &BlobKey) -> PathBuf {
+        self.folder.path().join("blobs").join(key.path().to_string())
+    }
+
+    /// Puts an empty folder in the place of the blob folder, as if its volume were not mounted; returns where the
+    /// blob folder is meanwhile.
+    pub fn unmount_blobs(&self) -> PathBuf {
+        let (mounted, elsewhere) =
+            (self.folder.path().join("blobs"), self.folder.path().join("volume"));
+        std::fs::rename(&mounted, &elsewhere).expect("renamed");
+        std::fs::create_dir(&mounted).expect("an empty folder");
+        elsewhere
+    }
+
+    /// Puts the blob folder back.
+    pub fn mount_blobs(&self, elsewhere: &Path) {
+        let mounted = self.folder.path().join("blobs");
+        std::fs::remove_dir_all(&mounted).expect("removed");
+        std::fs::rename(elsewhere, mounted).expect("renamed");
     }
 
     /// Waits until no bytes are staged.
@@ -137,6 +167,11 @@ impl TestApp {
 
     /// Runs the write job.
     pub async fn write(&self, task: TaskId) -> Image {
+        self.write_turned(task, 1).await
+    }
+
+    /// Runs the write job, for an original of 30 × 20 pixels with this EXIF orientation.
+    pub async fn write_turned(&self, task: TaskId, orientation: u8) -> Image {
         let (lease, image) = self.claim(task, JobKind::Write).await;
         let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
         self.parts.blobs.promote(&staged).await.expect("promoted");
@@ -144,7 +179,7 @@ impl TestApp {
             format: image.format,
             width: 30,
             height: 20,
-            orientation: 1,
+            orientation,
             taken_at: None,
             gps: None,
         };
@@ -245,6 +280,12 @@ fn configuration(folder: &Path, keys: &[(&str, &str)]) -> Config {
     let data_dir = ("SAFELIGHT_DATA_DIR".to_owned(), folder.display().to_string());
     let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     safelight_config::load_from(None, keys.chain([data_dir])).expect("a configuration")
+}
+
+/// The request with the host that every client names, unless it names one.
+pub fn addressed<B>(mut request: Request<B>) -> Request<B> {
+    request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+    request
 }
 
 /// Waits until a condition is met, for at most [`PATIENCE`].

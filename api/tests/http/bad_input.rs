@@ -7,7 +7,7 @@ use axum::{
 use futures::stream;
 use safelight_domain::{ImageId, TaskId};
 
-use crate::app::{TestApp, fake_png, multipart, multipart_request};
+use crate::app::{TestApp, addressed, fake_png, multipart, multipart_request};
 
 /// Small, so that tests can exceed it.
 const LIMIT: (&str, &str) = ("SAFELIGHT_MAX_UPLOAD_BYTES", "10000");
@@ -82,13 +82,22 @@ async fn uploads_with_bad_headers_and_fields_are_rejected() {
             400,
             "digest_mismatch",
         ),
-        (plain, "prefer", "wait=61", 400, "invalid_header"),
-        (plain, "prefer", "wait=soon", 400, "invalid_header"),
+        (plain, "repr-digest", "sha-256", 400, "invalid_digest"),
+        (
+            plain,
+            "repr-digest",
+            "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:",
+            400,
+            "digest_mismatch",
+        ),
+        (plain, "idempotency-key", "\"open", 400, "invalid_idempotency_key"),
         (plain, "content-encoding", "gzip", 415, "unsupported_media_type"),
         (plain, "content-type", "multipart/form-data", 400, "invalid_multipart"),
         ("/v1/images?name=x", "x-any", "", 400, "invalid_query"),
         ("/v1/images?title=a&title=b", "x-any", "", 400, "invalid_query"),
         ("/v1/images?title=a%00b", "x-any", "", 400, "invalid_field"),
+        ("/v1/images?title=a%E2%80%AEb", "x-any", "", 400, "invalid_field"),
+        ("/v1/images?tags=a%E2%81%A7b", "x-any", "", 400, "invalid_field"),
         (&long_title, "x-any", "", 400, "invalid_field"),
         (&many_tags, "x-any", "", 400, "invalid_field"),
     ];
@@ -103,7 +112,7 @@ async fn uploads_with_bad_headers_and_fields_are_rejected() {
 
 #[tokio::test]
 async fn uploads_with_bad_bodies_are_rejected() {
-    let app = TestApp::configured(&[LIMIT]).await;
+    let app = TestApp::configured(&[LIMIT, ("SAFELIGHT_HEIC", "false")]).await;
     let html = b"<!doctype html><script>alert(1)</script>".to_vec();
     let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".to_vec();
     let cases = [
@@ -203,7 +212,7 @@ async fn uploads_beyond_the_limit_are_rejected_unread() {
     let api = app.api.clone();
     let slow = tokio::spawn(async move {
         let request = Request::post("/v1/images").body(Body::from_stream(first)).expect("request");
-        api.answer(request).await.expect("a response").status()
+        api.answer(addressed(request)).await.expect("a response").status()
     });
     is_reading.await.expect("the first upload is being received");
     let answer = app.send(Request::post("/v1/images"), fake_png(500, 2)).await;

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
     app::{eventually, fake_png},
@@ -63,8 +67,11 @@ async fn connections_beyond_the_limit_are_closed_and_open_ones_continue() {
     let mut kept = Vec::new();
     for _ in 0..20 {
         let mut stream = server.connect().await;
-        stream.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
-        read_answer(&mut stream).await;
+        let head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\
+                    Expect: 100-continue\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let mut goes_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+        stream.read_exact(&mut goes_on).await.expect("it is served");
         kept.push(stream);
     }
     for _ in 0..200 {
@@ -72,20 +79,20 @@ async fn connections_beyond_the_limit_are_closed_and_open_ones_continue() {
         // Closed normally, or reset if the request was already sent.
         let _ = stream.write_all(GET_LIVEZ.as_bytes()).await;
         let mut answer = Vec::new();
-        let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer);
+        let read = stream.read_to_end(&mut answer);
         let _ = timeout(SOON, read).await.expect("closed soon");
         assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
     }
     let first = &mut kept[0];
-    first.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
-    assert!(read_answer(first).await.starts_with("HTTP/1.1 200"));
+    first.write_all(&fake_png(500, 1)).await.expect("sent");
+    assert!(read_answer(first).await.starts_with("HTTP/1.1 202"));
     // A closed connection frees its place.
     drop(kept);
     eventually(async || {
         let mut stream = server.connect().await;
         let _ = stream.write_all(GET_LIVEZ.as_bytes()).await;
         let mut start = [0; 12];
-        let read = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut start).await;
+        let read = stream.read_exact(&mut start).await;
         read.is_ok() && &start == b"HTTP/1.1 200"
     })
     .await;
@@ -124,4 +131,28 @@ async fn slow_uploads_lose_their_permits() {
         let answer = read_answer(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn connections_that_wait_for_their_clients_give_way() {
+    let server = ConnectedApp::new(&[("SAFELIGHT_MAX_CONNECTIONS", "20")]).await;
+    let mut waiting = Vec::new();
+    for number in 0..20 {
+        let mut stream = server.connect().await;
+        // Half of them have never sent a request.
+        if number % 2 == 0 {
+            stream.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
+            read_answer(&mut stream).await;
+        }
+        waiting.push(stream);
+    }
+    for _ in 0..40 {
+        let mut stream = server.connect().await;
+        stream.write_all(GET_LIVEZ.as_bytes()).await.expect("sent");
+        assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+        waiting.push(stream);
+    }
+    let mut start = [0; 1];
+    let read = timeout(SOON, waiting[0].read(&mut start)).await.expect("closed");
+    assert!(read.map_or(true, |count| count == 0), "the one that has waited for the longest time");
 }

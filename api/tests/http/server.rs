@@ -305,20 +305,20 @@ async fn http2_client_may_wait_and_read_slowly() {
 }
 
 /// An HTTP/2 connection with a flow control window of a given size for each response.
-struct Http2 {
+pub struct Http2 {
     requests: SendRequest<Bytes>,
     ended: JoinHandle<Result<(), h2::Error>>,
 }
 
 impl Http2 {
-    async fn new(server: &ConnectedApp, window: u32) -> Self {
+    pub async fn new(server: &ConnectedApp, window: u32) -> Self {
         let mut builder = h2::client::Builder::new();
         let handshake = builder.initial_window_size(window).handshake(server.connect().await);
         let (requests, connection) = handshake.await.expect("HTTP/2");
         Self { requests, ended: tokio::spawn(connection) }
     }
 
-    fn get(&mut self, path: &str, prefer: &str) -> ResponseFuture {
+    pub fn get(&mut self, path: &str, prefer: &str) -> ResponseFuture {
         let request = Request::get(format!("http://localhost{path}")).header("prefer", prefer);
         let request = request.body(()).expect("a request");
         self.requests.send_request(request, true).expect("sent").0

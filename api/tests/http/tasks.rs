@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use safelight_domain::{ErrorCode, Failure, JobKind};
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, fake_png, image_id, task_id};
+use crate::app::{TestApp, addressed, fake_png, image_id, task_id};
 
 #[tokio::test]
 async fn document_follows_its_task_to_the_end() {
@@ -28,10 +28,13 @@ async fn document_follows_its_task_to_the_end() {
     assert_eq!(document["status"], "succeeded");
     assert_eq!(document["progress"], json!({"total": 2, "succeeded": 2, "failed": 0}));
     assert_eq!(document["image"]["width"], 30);
+    let url = document["image"]["renditions"]["small"]["url"].clone();
+    let version = format!("/images/{image}/small?v=");
+    assert!(url.as_str().is_some_and(|url| url.starts_with(&version)), "{url}");
     assert_eq!(
         document["image"]["renditions"]["small"],
         json!({
-            "url": format!("/images/{image}/small"),
+            "url": url,
             "width": 3, "height": 2, "format": "jpeg", "bytes": 5,
         })
     );
@@ -138,7 +141,7 @@ async fn reconnecting_client_gets_only_newer_events() {
     let request = Request::get(format!("/v1/tasks/{task}/events"))
         .header("last-event-id", "1")
         .body(axum::body::Body::empty());
-    let response = app.api.answer(request.expect("a request")).await;
+    let response = app.api.answer(addressed(request.expect("a request"))).await;
     let mut body = response.expect("a response").into_body();
     app.write(task).await;
     let frame = body.frame().await.expect("an event").expect("a frame");
@@ -201,4 +204,25 @@ async fn images_show_their_metadata() {
     assert_eq!(after.json()["orientation"], 1);
     let request = Request::get(&path).header("if-none-match", after.header("etag"));
     assert_eq!(app.send(request, "").await.status.as_u16(), 304);
+}
+
+#[tokio::test]
+async fn images_show_their_upright_size() {
+    let app = TestApp::new().await;
+    for orientation in 1..=8 {
+        let document = app.upload(fake_png(500, orientation)).await;
+        let (task, image) = (task_id(&document), image_id(&document));
+        assert_eq!(document["image"]["stored_width"], Value::Null);
+        app.write_turned(task, orientation).await;
+        let (width, height) = if orientation < 5 { (30, 20) } else { (20, 30) };
+        let single = app.get(&format!("/v1/images/{image}")).await.json();
+        let task = app.get(&format!("/v1/tasks/{task}")).await.json();
+        let listed = app.get("/v1/images").await.json();
+        for shown in [&single, &task["image"], &listed["images"][0]] {
+            let found = ["width", "height", "stored_width", "stored_height", "orientation"]
+                .map(|key| shown[key].as_u64());
+            let expected = [width, height, 30, 20, u64::from(orientation)].map(Some);
+            assert_eq!(found, expected, "orientation {orientation}");
+        }
+    }
 }

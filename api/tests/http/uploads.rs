@@ -72,6 +72,33 @@ async fn multipart_fields_come_in_any_order() {
 }
 
 #[tokio::test]
+async fn file_names_are_read_as_clients_write_them() {
+    let app = TestApp::new().await;
+    // .NET, urllib3 before 1.25, a path in an extended value, bytes in ISO 8859-1.
+    let cases: [(&[u8], &str); 4] = [
+        (
+            b"Name=file; filename=\"=?utf-8?B?w6TDti5wbmc=?=\"; filename*=utf-8''%C3%A4%C3%B6.png",
+            "äö.png",
+        ),
+        (b"name=\"file\"; filename*=utf-8''%C3%A4.png", "ä.png"),
+        (b"name=\"file\"; filename*=utf-8''..%2Fdir%5Cb.png", "b.png"),
+        (b"name=\"file\"; filename=\"\xE4.png\"", "ä.png"),
+    ];
+    for (seed, (disposition, expected)) in (0..).zip(cases) {
+        let whole = multipart(&[("DISPOSITION", &fake_png(500, seed))]);
+        let at = whole.windows(11).position(|found| found == b"DISPOSITION").expect("it is there");
+        let body = [&whole[..at], disposition, &whole[at + 11..]].concat();
+        let answer = app.send(multipart_request(), body).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{expected}: {}", answer.text());
+        assert_eq!(answer.json()["image"]["filename"], expected);
+    }
+    let request = Request::post("/v1/images")
+        .header("content-disposition", "attachment; filename=\"=?utf-8?Q?=C3=A4.png?=\"");
+    let answer = app.send(request, fake_png(500, 9)).await;
+    assert_eq!(answer.json()["image"]["filename"], "ä.png");
+}
+
+#[tokio::test]
 async fn ten_megabytes_arrive_in_chunks_of_any_size() {
     let app = TestApp::new().await;
     let bytes = Bytes::from(fake_png(10_000_000, 3));

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use safelight_config::Config;
 use safelight_decoder::{Attempt, Decoder, DecoderLimits};
-use safelight_domain::{Failure, ImageFormat, Lane, Presets};
+use safelight_domain::{Failure, ImageFormat, Lane, Owner, Presets};
 use safelight_imaging::{Rendered, Renderer};
 use safelight_workers::decoder_options;
 use serde::{Deserialize, Serialize};
@@ -98,7 +98,8 @@ fn isolation(file: &Path) -> Result<()> {
     let (mut in_process, mut in_decoder) = (Timed::default(), Timed::default());
     runtime.block_on(async {
         let slot = Arc::new(Arc::new(Semaphore::new(1)).acquire_owned().await?);
-        let attempt = Attempt { slot, lane: Lane::Interactive, stop: CancellationToken::new() };
+        let (lane, owner) = (Lane::Interactive, Owner::local());
+        let attempt = Attempt { slot, lane, owner, stop: CancellationToken::new() };
         let decoder = Decoder::new(decoder_options(&config), 1);
         for _ in 0..ROUNDS {
             let limits = decoder_options(&config).limits;

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use safelight_domain::InstallationId;
+
 /// A failed blob call.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -19,14 +21,12 @@ pub enum BlobError {
         /// The limit.
         limit: u64,
     },
-    /// The object does not have the size that was recorded.
-    #[error("the object has {found} bytes instead of {expected}")]
-    WrongSize {
-        /// The object's size.
-        found: u64,
-        /// The recorded size.
-        expected: u64,
-    },
+    /// The object's bytes are not those that were stored, or not all of them.
+    #[error("the object is damaged")]
+    Damaged,
+    /// This is not the store of this installation, so that nothing is known about its objects.
+    #[error(transparent)]
+    WrongStore(#[from] WrongStore),
     /// The store did not respond, or responded with an error.
     #[error("the blob store failed: {0}")]
     Store(#[source] object_store::Error),
@@ -38,7 +38,43 @@ pub enum BlobError {
     Spool(#[source] std::io::Error),
 }
 
+/// A store that does not belong to this installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WrongStore {
+    /// It has no mark: it is not mounted, was emptied, or is another place.
+    #[error("the blob store does not have this installation's mark (`installation.json`)")]
+    Unmarked,
+    /// It has the mark of another installation.
+    #[error("the blob store belongs to another installation ({0})")]
+    Foreign(InstallationId),
+    /// A folder in it is another file system, for which the mark says nothing.
+    #[error(
+        "the folder `{0}` of the blob store is a volume of its own; the store must be one file system"
+    )]
+    Divided(&'static str),
+    /// Its mark cannot be read.
+    #[error("the mark of the blob store (`installation.json`) is damaged")]
+    Damaged,
+}
+
 impl BlobError {
+    /// The same error for another caller. Sources become text.
+    pub(crate) fn duplicate(&self) -> Self {
+        match self {
+            Self::NotFound => Self::NotFound,
+            Self::Full => Self::Full,
+            Self::TooLarge { bytes, limit } => Self::TooLarge { bytes: *bytes, limit: *limit },
+            Self::Damaged => Self::Damaged,
+            Self::WrongStore(wrong) => Self::WrongStore(*wrong),
+            Self::Late => Self::Late,
+            Self::Store(error) => Self::Store(object_store::Error::Generic {
+                store: "blobs",
+                source: error.to_string().into(),
+            }),
+            Self::Spool(error) => Self::Spool(std::io::Error::new(error.kind(), error.to_string())),
+        }
+    }
+
     /// Whether the store rejected the request, and will reject it again: the object does not exist, these keys may
     /// not read it, or its name is invalid. (Most responses can only be distinguished by their text.)
     pub fn is_refusal(&self) -> bool {
@@ -57,7 +93,8 @@ impl BlobError {
                 .any(|error| REJECTIONS.iter().any(|text| error.to_string().contains(text))),
             Self::Full
             | Self::TooLarge { .. }
-            | Self::WrongSize { .. }
+            | Self::Damaged
+            | Self::WrongStore(_)
             | Self::Late
             | Self::Spool(_) => false,
         }
@@ -76,11 +113,7 @@ impl From<object_store::Error> for BlobError {
 
 impl From<std::io::Error> for BlobError {
     fn from(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::StorageFull {
-            Self::Full
-        } else {
-            Self::Spool(error)
-        }
+        if is_disk_full(&error) { Self::Full } else { Self::Spool(error) }
     }
 }
 

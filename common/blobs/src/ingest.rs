@@ -4,8 +4,17 @@ use safelight_domain::{ContentHash, ContentHasher, ImageFormat, ImageId};
 
 use super::{BlobError, Blobs, Staging};
 
-/// The supported formats, for messages.
+/// The formats that are always supported, for messages.
 const SUPPORTED: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP";
+
+/// What is accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct IngestLimits {
+    /// The maximum number of bytes.
+    pub max_bytes: u64,
+    /// Whether HEIC is accepted.
+    pub heic: bool,
+}
 
 /// A picture that is being received. Dropping it unfinished leaves nothing behind.
 pub struct Ingest {
@@ -14,7 +23,7 @@ pub struct Ingest {
     head: Vec<u8>,
     format: Option<ImageFormat>,
     bytes: u64,
-    limit: u64,
+    limits: IngestLimits,
 }
 
 enum Target {
@@ -50,10 +59,16 @@ pub enum IngestError {
     #[error("it has no bytes")]
     Empty,
     /// The format is of the HEIF family.
-    #[error("HEIC is not supported; supported formats: {}", SUPPORTED)]
+    #[error(
+        "HEIC is switched off here, or this is another format of the HEIF family; \
+             supported formats: {SUPPORTED}"
+    )]
     Heic,
     /// The format is unknown.
-    #[error("it is not a picture in a supported format; supported formats: {}", SUPPORTED)]
+    #[error(
+        "it is not a picture in a supported format; supported formats: {SUPPORTED}, \
+             and HEIC unless it is switched off"
+    )]
     NotAnImage,
     /// There are more bytes than allowed.
     #[error("it has more than the allowed {0} bytes")]
@@ -64,25 +79,25 @@ pub enum IngestError {
 }
 
 impl Ingest {
-    /// Receives at most `limit` bytes and stages them for `image`.
-    pub fn staging(blobs: Blobs, image: ImageId, limit: u64) -> Self {
-        Self::new(Target::Stage(blobs, image), limit)
+    /// Receives bytes within the limits and stages them for `image`.
+    pub fn staging(blobs: Blobs, image: ImageId, limits: IngestLimits) -> Self {
+        Self::new(Target::Stage(blobs, image), limits)
     }
 
-    /// Receives at most `limit` bytes without storing them.
-    pub fn hashing(limit: u64) -> Self {
-        Self::new(Target::Hash(ContentHasher::default()), limit)
+    /// Receives bytes within the limits without storing them.
+    pub fn hashing(limits: IngestLimits) -> Self {
+        Self::new(Target::Hash(ContentHasher::default()), limits)
     }
 
-    fn new(target: Target, limit: u64) -> Self {
-        Self { target, head: Vec::new(), format: None, bytes: 0, limit }
+    fn new(target: Target, limits: IngestLimits) -> Self {
+        Self { target, head: Vec::new(), format: None, bytes: 0, limits }
     }
 
     /// Adds the next bytes.
     pub async fn write(&mut self, chunk: &[u8]) -> Result<(), IngestError> {
         self.bytes += chunk.len() as u64;
-        if self.bytes > self.limit {
-            return Err(IngestError::TooLarge(self.limit));
+        if self.bytes > self.limits.max_bytes {
+            return Err(IngestError::TooLarge(self.limits.max_bytes));
         }
         if self.format.is_some() {
             return Ok(self.pass_on(chunk).await?);
@@ -112,6 +127,7 @@ impl Ingest {
     /// Detects the format from the first bytes, and forwards them.
     async fn detect(&mut self) -> Result<ImageFormat, IngestError> {
         let format = match ImageFormat::sniff(&self.head) {
+            Some(ImageFormat::Heic) if !self.limits.heic => return Err(IngestError::Heic),
             Some(format) => format,
             None if self.head.is_empty() => return Err(IngestError::Empty),
             None if is_heif(&self.head) => return Err(IngestError::Heic),
@@ -146,9 +162,9 @@ impl Whole {
     }
 }
 
-/// Brands of the HEIF family (ISO/IEC 23008-12, annex on brands).
+/// Brands of the HEIF family that tell no codec (ISO/IEC 23008-12, annex on brands).
 fn is_heif(head: &[u8]) -> bool {
-    const BRANDS: [&[u8]; 6] = [b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"];
+    const BRANDS: [&[u8]; 2] = [b"mif1", b"msf1"];
     head.get(4..8) == Some(b"ftyp") && head.get(8..12).is_some_and(|brand| BRANDS.contains(&brand))
 }
 
@@ -156,9 +172,23 @@ fn is_heif(head: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    fn limits(max_bytes: u64) -> IngestLimits {
+        IngestLimits { max_bytes, heic: false }
+    }
+
+    #[tokio::test]
+    async fn heic_is_accepted_if_it_is_switched_on() {
+        let heic = [b"\0\0\0\x1cftypheic\0\0\0\0mif1heic".as_slice(), &[0; 40]].concat();
+        let mut ingest = Ingest::hashing(IngestLimits { heic: true, ..limits(1000) });
+        ingest.write(&heic).await.expect("accepted");
+        assert_eq!(ingest.end().await.expect("an image").content.format, ImageFormat::Heic);
+        let rejected = Ingest::hashing(limits(1000)).write(&heic).await;
+        assert!(matches!(rejected, Err(IngestError::Heic)), "{rejected:?}");
+    }
+
     #[tokio::test]
     async fn format_is_detected_as_early_as_possible() {
-        let mut ingest = Ingest::hashing(1000);
+        let mut ingest = Ingest::hashing(limits(1000));
         ingest.write(b"\x89PN").await.expect("too few bytes to decide");
         let rest = [b"G\r\n\x1a\n".as_slice(), &[0; 40]].concat();
         ingest.write(&rest).await.expect("a PNG");
@@ -171,17 +201,17 @@ mod tests {
     #[tokio::test]
     async fn other_data_is_rejected_immediately() {
         let svg = b"<svg xmlns=\"http://www.w3.org/2000/svg\">".as_slice();
-        let rejected = Ingest::hashing(1000).write(svg).await;
+        let rejected = Ingest::hashing(limits(1000)).write(svg).await;
         assert!(matches!(rejected, Err(IngestError::NotAnImage)), "{rejected:?}");
         let heic = b"\0\0\0\x1cftypheic\0\0\0\0heicmif1miaf\0\0\0\0\0\0".as_slice();
-        let rejected = Ingest::hashing(1000).write(heic).await;
+        let rejected = Ingest::hashing(limits(1000)).write(heic).await;
         assert!(matches!(rejected, Err(IngestError::Heic)), "{rejected:?}");
-        let rejected = Ingest::hashing(9).end().await.err();
+        let rejected = Ingest::hashing(limits(9)).end().await.err();
         assert!(matches!(rejected, Some(IngestError::Empty)), "{rejected:?}");
-        let mut short = Ingest::hashing(9);
+        let mut short = Ingest::hashing(limits(9));
         short.write(b"hello").await.expect("too few bytes to decide");
         assert!(short.end().await.is_err());
-        let rejected = Ingest::hashing(2).write(b"abc").await;
+        let rejected = Ingest::hashing(limits(2)).write(b"abc").await;
         assert!(matches!(rejected, Err(IngestError::TooLarge(2))), "{rejected:?}");
     }
 }

@@ -5,27 +5,43 @@
 //! blobs/<2 hex>/<sha256>                          bytes under their hash
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
 //! trash/blob=<token>=<path>                       objects of a blob that may be deleted
+//! installation.json                               whose store this is
+//! generation                                      the database's, to notice an older copy of it
+//! quarantine/<2 hex>/<time>=<gc>=<token>=<path>   objects that `gc` found unreferenced, until they are deleted
 //! probe/<token>                                   temporary, to check whether the store is writable
 //! clock                                           empty; its modification time is the store's clock
 //! ```
 
 mod blocking;
 mod bucket;
+mod copy;
 mod error;
+mod free_space;
 mod ingest;
 mod key;
+mod mark;
+mod owner;
+mod promote;
+mod quarantine;
+mod reserve;
+mod shared_look;
 mod spool;
 mod staging;
 mod store;
 mod trash;
+mod unfinished;
 mod walk;
 
 pub use blocking::blocking;
 pub use bucket::{Bucket, Listed};
-pub use error::BlobError;
-pub use ingest::{Content, Ingest, IngestError, Whole};
+pub use copy::ObjectWriter;
+pub use error::{BlobError, WrongStore};
+pub use free_space::StoragePlace;
+pub use ingest::{Content, Ingest, IngestError, IngestLimits, Whole};
 pub use key::BlobKey;
+pub use promote::{Digest, VerifiedUpload};
+pub use quarantine::{Quarantined, TakenBack, WalkedQuarantine};
 pub use staging::{StagedUpload, Staging};
 pub use store::{BlobContent, BlobLocation, BlobStream, Blobs, Incoming, OpenBlob};
 pub use trash::Trashed;
-pub use walk::{Stored, Walked};
+pub use walk::{Shard, Stored, Walked};

@@ -1,13 +1,13 @@
 //! Stages an upload in the store: streams and hashes it, and makes it durable or leaves nothing behind.
 
-use std::{io::SeekFrom, sync::Arc};
+use std::io::SeekFrom;
 
 use bytes::{Bytes, BytesMut};
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use safelight_domain::{ContentHash, ContentHasher, ImageId};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
-use super::{BlobError, BlobKey, spool::Spool};
+use super::{BlobError, BlobKey, Blobs, spool::Spool};
 use crate::blocking::blocking;
 
 /// Bytes to buffer before a write to disk, because each write is a call on a blocking thread.
@@ -29,6 +29,7 @@ pub struct StagedUpload {
 
 /// An upload being received. Dropping it unfinished removes what it wrote.
 pub struct Staging {
+    pub(super) blobs: Blobs,
     image: ImageId,
     hasher: ContentHasher,
     bytes: u64,
@@ -41,22 +42,51 @@ enum Sink {
     /// A file that gets its name when it is complete and synced.
     Local(Partial),
     /// An unnamed file first (see [`Spool`]).
-    Spool { file: tokio::fs::File, spool: Spool, store: Arc<dyn ObjectStore> },
+    Spool { file: tokio::fs::File, spool: Spool },
 }
 
 /// A multipart upload that is aborted when dropped unfinished.
-struct Partial(Option<Box<dyn MultipartUpload>>);
+pub(super) struct Partial(Option<Box<dyn MultipartUpload>>);
+
+impl Blobs {
+    /// Starts to stage an upload's bytes. Leaves nothing behind unless it is finished.
+    pub async fn stage(&self, image: ImageId) -> Result<Staging, BlobError> {
+        self.space.check(0).await?;
+        if self.is_local() {
+            // Nothing is written below the mount point of a volume that is not mounted.
+            self.confirm().await?;
+        }
+        Staging::begin(self.clone(), image).await
+    }
+
+    /// Whether the bytes are in this installation's store. It may have been unmounted or replaced meanwhile, and a
+    /// store may acknowledge a write that it drops or cuts.
+    async fn confirm_staged(&self, staged: &StagedUpload) -> Result<(), BlobError> {
+        let path = BlobKey::Incoming(staged.image).path();
+        let confirmed = if self.is_local() {
+            // In this order: if it was mounted meanwhile, the file is not there.
+            match self.confirm().await {
+                Ok(()) => self.require_size(&path, staged.bytes).await,
+                wrong => wrong,
+            }
+        } else {
+            let size = self.require_size(&path, staged.bytes);
+            tokio::try_join!(self.confirm(), size).map(|_| ())
+        };
+        if confirmed.is_err() {
+            // Whichever store has them, they belong to no upload.
+            let _ = self.store.delete(&path).await;
+        }
+        confirmed
+    }
+}
 
 impl Staging {
-    pub(super) async fn begin(
-        store: Arc<dyn ObjectStore>,
-        spool: Option<&Spool>,
-        image: ImageId,
-    ) -> Result<Self, BlobError> {
-        let sink = match spool.cloned() {
+    async fn begin(blobs: Blobs, image: ImageId) -> Result<Self, BlobError> {
+        let sink = match blobs.spool.clone() {
             None => {
                 let path = BlobKey::Incoming(image).path();
-                Sink::Local(Partial(Some(store.put_multipart(&path).await?)))
+                Sink::Local(Partial(Some(blobs.store.put_multipart(&path).await?)))
             }
             Some(spool) => {
                 let folder = spool.folder.clone();
@@ -64,11 +94,11 @@ impl Staging {
                 let mut file = tokio::fs::File::from_std(file);
                 // The default is a buffer of 2 MiB for every upload in flight.
                 file.set_max_buf_size(WRITE_BYTES);
-                Sink::Spool { file, spool, store }
+                Sink::Spool { file, spool }
             }
         };
         let buffer = BytesMut::new();
-        Ok(Self { image, hasher: ContentHasher::default(), bytes: 0, buffer, sink })
+        Ok(Self { blobs, image, hasher: ContentHasher::default(), bytes: 0, buffer, sink })
     }
 
     /// Adds the next bytes of the body.
@@ -97,12 +127,15 @@ impl Staging {
         self.flush().await?;
         match &mut self.sink {
             Sink::Local(partial) => partial.complete().await?,
-            Sink::Spool { file, spool, store } => {
+            Sink::Spool { file, spool } => {
                 file.flush().await?;
-                send(file, self.bytes, spool, store.as_ref(), self.image).await?;
+                send(file, self.bytes, spool, self.blobs.store.as_ref(), self.image).await?;
             }
         }
-        Ok(StagedUpload { image: self.image, sha256: self.hasher.finish(), bytes: self.bytes })
+        let staged =
+            StagedUpload { image: self.image, sha256: self.hasher.finish(), bytes: self.bytes };
+        self.blobs.confirm_staged(&staged).await?;
+        Ok(staged)
     }
 
     async fn flush(&mut self) -> Result<(), BlobError> {
@@ -110,6 +143,7 @@ impl Staging {
             return Ok(());
         }
         let bytes = self.buffer.split().freeze();
+        self.blobs.space.take(bytes.len() as u64).await?;
         match &mut self.sink {
             Sink::Local(partial) => partial.write(bytes).await,
             Sink::Spool { file, .. } => Ok(file.write_all(&bytes).await?),
@@ -118,14 +152,18 @@ impl Staging {
 }
 
 impl Partial {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+    pub(super) fn of(upload: Box<dyn MultipartUpload>) -> Self {
+        Self(Some(upload))
+    }
+
+    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
         match &mut self.0 {
             Some(upload) => Ok(upload.put_part(PutPayload::from(bytes)).await?),
             None => Ok(()),
         }
     }
 
-    async fn complete(&mut self) -> Result<(), BlobError> {
+    pub(super) async fn complete(&mut self) -> Result<(), BlobError> {
         if let Some(upload) = &mut self.0 {
             upload.complete().await?;
             self.0 = None;

@@ -17,8 +17,10 @@ use safelight_domain::{ContentHash, ContentHasher, ImageId};
 use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
-use super::{BlobError, BlobKey, StagedUpload, Staging, spool::Spool};
-use crate::blocking::blocking;
+use super::{
+    BlobError, BlobKey, WrongStore, free_space::FreeSpace, owner::Owner, shared_look::SharedLook,
+    spool::Spool,
+};
 
 /// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any
 /// number of uploads.
@@ -26,7 +28,7 @@ const PARTS_IN_MEMORY: usize = 4;
 
 /// How long a store may take to start responding to a read, including retries. A slow object store needs a second
 /// or two; beyond that it hangs.
-const FIRST_BYTE: Duration = Duration::from_secs(5);
+pub(super) const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 /// How long a started read may stall. The total time is not limited.
 const STALL: Duration = Duration::from_secs(10);
@@ -37,8 +39,11 @@ const WRITE: Duration = Duration::from_mins(1);
 /// Large enough to detect a full disk, and small enough to be sent regularly.
 const PROBE_BYTES: usize = 1 << 20;
 
+/// The folder of objects that show whether the store can be written.
+pub(super) const PROBES: &str = "probe";
+
 /// The object whose modification time is the store's clock.
-const CLOCK: &str = "clock";
+pub(super) const CLOCK: &str = "clock";
 
 /// A local directory or an S3-compatible store. Every successful write is durable: files and their folders are
 /// synced, or the object store has acknowledged the write.
@@ -46,11 +51,20 @@ const CLOCK: &str = "clock";
 pub struct Blobs {
     pub(super) store: Arc<dyn ObjectStore>,
     /// The same store for reads, without a limit on the total time.
-    reads: Arc<dyn ObjectStore>,
+    pub(super) reads: Arc<dyn ObjectStore>,
     /// Holds bodies on their way to a remote store; `None` for a local directory.
-    spool: Option<Spool>,
+    pub(super) spool: Option<Spool>,
     /// The folder of staged files, for a local directory.
-    incoming: Option<PathBuf>,
+    pub(super) incoming: Option<PathBuf>,
+    /// The installation whose mark the store must have.
+    pub(super) owner: Option<Owner>,
+    /// The object that this process writes to see whether it can; each process has one, so that failed deletions
+    /// leave no more.
+    probe: Path,
+    /// Looks at whether the store can be written.
+    writable: SharedLook,
+    /// The reserve that uploads and renditions leave.
+    pub(super) space: FreeSpace,
 }
 
 /// A stream of bytes from the store.
@@ -114,7 +128,16 @@ impl Blobs {
                 std::fs::create_dir_all(&incoming)?;
                 let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
                 let store: Arc<dyn ObjectStore> = Arc::new(store);
-                Ok(Self { reads: store.clone(), store, spool: None, incoming: Some(incoming) })
+                Ok(Self {
+                    reads: store.clone(),
+                    store,
+                    spool: None,
+                    incoming: Some(incoming),
+                    owner: None,
+                    probe: probe(),
+                    writable: SharedLook::default(),
+                    space: FreeSpace::default(),
+                })
             }
             BlobLocation::Bucket { bucket, prefix } => {
                 std::fs::create_dir_all(spool)?;
@@ -140,29 +163,48 @@ impl Blobs {
                         parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
                     }),
                     incoming: None,
+                    owner: None,
+                    probe: probe(),
+                    writable: SharedLook::default(),
+                    space: FreeSpace::default(),
                 })
             }
         }
     }
 
-    /// Checks that the store is reachable and allows access: the lookup of an object that cannot exist must
-    /// report that.
+    /// Checks that the store answers, allows access, and is this installation's.
     pub async fn check(&self) -> Result<(), BlobError> {
-        let probe = Path::from("incoming/check");
-        match in_time(FIRST_BYTE, self.store.head(&probe)).await {
+        self.confirm().await?;
+        if self.owner.is_some() {
+            return Ok(());
+        }
+        // The lookup of an object that cannot exist must report that.
+        match in_time(FIRST_BYTE, self.store.head(&Path::from("incoming/check"))).await {
             Ok(_) | Err(BlobError::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Checks that an object of an average picture's size can be written.
+    /// Checks that the store is this installation's, and that an object of an average picture's size can be written
+    /// and read back, and leaves the reserve. Concurrent callers share checks.
     pub async fn check_writable(&self) -> Result<(), BlobError> {
-        let path = Path::from_iter(["probe", &Uuid::new_v4().to_string()]);
-        let written = self.store.put(&path, PutPayload::from(vec![0; PROBE_BYTES])).await;
-        // A failed write may have left something.
-        let removed = self.store.delete(&path).await;
-        written?;
-        Ok(removed?)
+        self.writable.after_now(self.write_probe()).await
+    }
+
+    async fn write_probe(&self) -> Result<(), BlobError> {
+        self.confirm().await?;
+        self.leave_reserve(PROBE_BYTES as u64).await?;
+        let bytes = vec![0; PROBE_BYTES];
+        let written = self.store.put(&self.probe, PutPayload::from(bytes.clone())).await;
+        let read = match written {
+            Ok(_) => self.read_path(&self.probe).await,
+            Err(error) => Err(error.into()),
+        };
+        // A failed write may have left something. A store that does not allow to delete can be used all the same.
+        if let Err(error) = self.delete_path(&self.probe).await {
+            tracing::debug!(%error, "the probe object stays");
+        }
+        if read? == bytes { Ok(()) } else { Err(BlobError::Damaged) }
     }
 
     /// The time by the store's own clock, which also sets [`Incoming::modified`]. Ages are computed with it, since
@@ -179,40 +221,30 @@ impl Blobs {
         Ok(self.size(key).await?.is_some())
     }
 
+    /// Whether the bytes of an upload are there: staged for its image, or stored under their hash.
+    pub async fn has_upload(&self, image: ImageId, sha256: ContentHash) -> Result<bool, BlobError> {
+        // In the order in which they move.
+        Ok(self.exists(&BlobKey::Incoming(image)).await?
+            || self.exists(&BlobKey::Blob(sha256)).await?)
+    }
+
     /// The size of an object; `None` if it does not exist.
     pub async fn size(&self, key: &BlobKey) -> Result<Option<u64>, BlobError> {
-        match self.store.head(&key.path()).await.map_err(BlobError::from) {
+        match self.believe(self.store.head(&key.path()).await).await {
             Ok(found) => Ok(Some(found.size)),
             Err(BlobError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Starts to stage an upload's bytes. Leaves nothing behind unless it is finished.
-    pub async fn stage(&self, image: ImageId) -> Result<Staging, BlobError> {
-        Staging::begin(self.store.clone(), self.spool.as_ref(), image).await
-    }
-
-    /// Renames staged bytes to their hash. Idempotent: succeeds if they are already renamed.
-    pub async fn promote(&self, staged: &StagedUpload) -> Result<(), BlobError> {
-        let (from, to) = (BlobKey::Incoming(staged.image), BlobKey::Blob(staged.sha256));
-        match self.store.rename(&from.path(), &to.path()).await.map_err(BlobError::from) {
-            Err(BlobError::NotFound) => {
-                let (found, expected) = (self.store.head(&to.path()).await?.size, staged.bytes);
-                if found == expected {
-                    Ok(())
-                } else {
-                    // The blob is damaged, and the staged bytes do not exist.
-                    Err(BlobError::WrongSize { found, expected })
-                }
-            }
-            other => other,
-        }
-    }
-
     /// Whether the store is a local directory.
     pub fn is_local(&self) -> bool {
         self.incoming.is_some()
+    }
+
+    /// The folder of the store, for a local directory.
+    pub(super) fn folder(&self) -> Option<PathBuf> {
+        Some(self.incoming.as_deref()?.parent()?.to_owned())
     }
 
     /// Opens an object.
@@ -252,25 +284,90 @@ impl Blobs {
 
     /// Reads a whole object, and returns its hash and its size.
     pub async fn hash(&self, key: &BlobKey) -> Result<(ContentHash, u64), BlobError> {
-        let mut bytes = with_stall_timeout(self.get(key, None).await?.into_stream());
-        let (mut hasher, mut count) = (ContentHasher::default(), 0);
-        while let Some(chunk) = bytes.try_next().await? {
-            hasher.update(&chunk);
-            count += chunk.len() as u64;
-        }
-        Ok((hasher.finish(), count))
+        let found = self.digest(key, 0).await?;
+        Ok((found.sha256, found.bytes))
     }
 
     /// Starts to read an object.
-    async fn get(&self, key: &BlobKey, range: Option<GetRange>) -> Result<GetResult, BlobError> {
+    pub(super) async fn get(
+        &self,
+        key: &BlobKey,
+        range: Option<GetRange>,
+    ) -> Result<GetResult, BlobError> {
         let options = GetOptions { range, ..GetOptions::default() };
-        in_time(FIRST_BYTE, self.reads.get_opts(&key.path(), options)).await
+        let answer = timeout(FIRST_BYTE, self.reads.get_opts(&key.path(), options)).await;
+        self.believe(answer.map_err(|_| BlobError::Late)?).await
+    }
+
+    /// Reads a whole small object, also of a store with another mark.
+    pub(super) async fn read_path(&self, path: &Path) -> Result<Bytes, BlobError> {
+        whole(in_time(FIRST_BYTE, self.reads.get_opts(path, GetOptions::default())).await?).await
     }
 
     /// Writes an object, and replaces an existing one.
     pub async fn put(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
-        self.store.put(&key.path(), PutPayload::from(bytes)).await?;
-        Ok(())
+        self.leave_reserve(bytes.len() as u64).await?;
+        let path = key.path();
+        if self.is_local() {
+            self.confirm().await?;
+        }
+        self.store.put(&path, PutPayload::from(bytes)).await?;
+        let confirmed = self.confirm().await;
+        if matches!(confirmed, Err(BlobError::WrongStore(WrongStore::Unmarked))) {
+            // It was written somewhere else, for example below the mount point of a volume that was unmounted.
+            let _ = self.store.delete(&path).await;
+        }
+        confirmed
+    }
+
+    /// Renames an object. A store without renames copies it, and deletes the first one only if the copy is whole: a
+    /// store that acknowledges a copy and drops it must not make us delete the only one.
+    pub(super) async fn move_object(&self, from: &Path, to: &Path) -> Result<(), BlobError> {
+        if self.is_local() {
+            return self.believe(self.store.rename(from, to).await).await;
+        }
+        let original = self.believe(self.store.head(from).await).await?;
+        self.believe(self.store.copy(from, to).await).await?;
+        let copy = match self.store.head(to).await {
+            Err(object_store::Error::NotFound { path, source }) => {
+                // Not missing bytes: the first object is still there.
+                let source = format!("the store lost the copy {path}: {source}").into();
+                return Err(BlobError::Store(object_store::Error::Generic {
+                    store: "blobs",
+                    source,
+                }));
+            }
+            found => self.believe(found).await?,
+        };
+        let is_same = original.size == copy.size
+            && match (&original.e_tag, &copy.e_tag) {
+                (Some(original), Some(copy)) if original == copy => true,
+                // Of an object that was sent in parts, or encrypted, the copy has another tag.
+                _ => self.hash_path(from).await? == self.hash_path(to).await?,
+            };
+        if is_same { self.delete_path(from).await } else { Err(BlobError::Damaged) }
+    }
+
+    /// The hash of a whole object.
+    async fn hash_path(&self, path: &Path) -> Result<ContentHash, BlobError> {
+        let read = in_time(FIRST_BYTE, self.reads.get_opts(path, GetOptions::default())).await?;
+        let mut stream = with_stall_timeout(read.into_stream());
+        let mut hasher = ContentHasher::default();
+        while let Some(chunk) = stream.try_next().await? {
+            hasher.update(&chunk);
+        }
+        Ok(hasher.finish())
+    }
+
+    /// Fails unless an object exists and has this size.
+    pub(super) async fn require_size(&self, path: &Path, bytes: u64) -> Result<(), BlobError> {
+        let found = self.believe(self.store.head(path).await).await?.size;
+        if found == bytes { Ok(()) } else { Err(BlobError::Damaged) }
+    }
+
+    /// Before `bytes` are written to a local directory. A remote store has its own limits.
+    async fn leave_reserve(&self, bytes: u64) -> Result<(), BlobError> {
+        if self.is_local() { self.space.take(bytes).await } else { Ok(()) }
     }
 
     /// Deletes an object. Succeeds if it does not exist.
@@ -280,33 +377,10 @@ impl Blobs {
 
     /// [`Blobs::delete`] for a path without a key.
     pub(super) async fn delete_path(&self, path: &Path) -> Result<(), BlobError> {
-        match self.store.delete(path).await.map_err(BlobError::from) {
+        match self.believe(self.store.delete(path).await).await {
             Err(BlobError::NotFound) => Ok(()),
             other => other,
         }
-    }
-
-    /// Removes remains of uploads that a crash interrupted, if they were last written before `before`, and returns
-    /// their number. In a local directory these are files with a `#` in their name, which `object_store` does not
-    /// list. With a remote store, bodies arrive in unnamed files, and its lifecycle rules delete unfinished
-    /// multipart uploads.
-    pub async fn remove_cut_off(&self, before: DateTime<Utc>) -> Result<u64, BlobError> {
-        let Some(folder) = self.incoming.clone() else { return Ok(0) };
-        let sweep = move || {
-            let mut removed = 0;
-            for entry in std::fs::read_dir(folder)? {
-                let entry = entry?;
-                let cut_off = entry.file_name().to_string_lossy().contains('#');
-                // Its writer may finish or remove it meanwhile; then the file does not exist.
-                let written = entry.metadata().and_then(|meta| meta.modified()).ok();
-                if cut_off && written.is_some_and(|written| DateTime::<Utc>::from(written) < before)
-                {
-                    removed += u64::from(std::fs::remove_file(entry.path()).is_ok());
-                }
-            }
-            Ok(removed)
-        };
-        Ok(blocking(sweep).await?)
     }
 
     /// All staged bytes, in no order.
@@ -319,6 +393,11 @@ impl Blobs {
                 Ok(image.map(|image| Incoming { image, modified: object.last_modified }))
             })
     }
+}
+
+/// A name for the probe object of a process.
+fn probe() -> Path {
+    Path::from_iter([PROBES, &Uuid::new_v4().to_string()])
 }
 
 /// Waits for `answer` with a time limit.
@@ -337,7 +416,9 @@ async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
 }
 
 /// The content of a read as a stream that fails if it stalls.
-fn with_stall_timeout(stream: BoxStream<'static, object_store::Result<Bytes>>) -> BlobStream {
+pub(super) fn with_stall_timeout(
+    stream: BoxStream<'static, object_store::Result<Bytes>>,
+) -> BlobStream {
     let next = async |mut stream: BoxStream<'static, object_store::Result<Bytes>>| {
         let next = in_time(STALL, stream.try_next()).await?;
         Ok(next.map(|bytes| (bytes, stream)))

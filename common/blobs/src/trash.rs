@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{BlobError, BlobKey, Blobs};
 
 /// The folder of the trash.
-const TRASH: &str = "trash";
+pub(super) const TRASH: &str = "trash";
 
 /// Replaces the `/` of an object's path, because the trash is a flat folder that leaves no empty folders.
 const SEPARATOR: &str = "=";
@@ -47,7 +47,7 @@ impl Blobs {
     pub async fn restore(&self, trashed: Trashed) -> Result<(), BlobError> {
         for path in trashed.0 {
             let Some((_, original)) = origin(&path) else { continue };
-            match self.store.head(&original).await.map_err(BlobError::from) {
+            match self.believe(self.store.head(&original).await).await {
                 Ok(_) => self.delete_path(&path).await?,
                 Err(BlobError::NotFound) => drop(self.rename(&path, &original).await?),
                 Err(error) => return Err(error),
@@ -80,8 +80,8 @@ impl Blobs {
     }
 
     /// Returns `false` if the object does not exist.
-    async fn rename(&self, from: &Path, to: &Path) -> Result<bool, BlobError> {
-        match self.store.rename(from, to).await.map_err(BlobError::from) {
+    pub(super) async fn rename(&self, from: &Path, to: &Path) -> Result<bool, BlobError> {
+        match self.move_object(from, to).await {
             Ok(()) => Ok(true),
             Err(BlobError::NotFound) => Ok(false),
             Err(error) => Err(error),

@@ -9,8 +9,12 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, path::Path};
+use safelight_domain::ContentHash;
 
 use super::{BlobError, BlobKey, Blobs};
+
+/// The folder of the quarantine.
+pub(super) const QUARANTINE: &str = "quarantine";
 
 /// Maximum number of shards per call, which limits the requests if shards are empty.
 const SHARDS_AT_ONCE: usize = 64;
@@ -40,8 +44,20 @@ pub struct Walked {
 impl Blobs {
     /// Returns at most `limit` blobs and renditions after a cursor. A page can be empty without being the last.
     pub async fn walk(&self, after: Option<&str>, limit: usize) -> Result<Walked, BlobError> {
-        let mut objects: Vec<Stored> = Vec::new();
-        let mut shard = after.map_or(Shard(0), Shard::of);
+        let (objects, next) = self.walk_shards(Shard::FIRST, after, limit).await?;
+        Ok(Walked { objects: objects.iter().map(stored).collect(), next })
+    }
+
+    /// At most `limit` objects after a cursor, ordered by path, and the cursor of the next page. Without a cursor
+    /// the walk begins at `first`.
+    pub(super) async fn walk_shards(
+        &self,
+        first: Shard,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<ObjectMeta>, Option<String>), BlobError> {
+        let mut objects: Vec<ObjectMeta> = Vec::new();
+        let mut shard = after.map_or(first, Shard::of);
         let mut after = after.map_or_else(|| shard.folder(), Path::from);
         for _ in 0..SHARDS_AT_ONCE {
             let room = limit - objects.len();
@@ -49,13 +65,23 @@ impl Blobs {
             let is_full = found.len() == room;
             objects.extend(found);
             if is_full {
-                let next = objects.last().map(|last| last.path.clone());
-                return Ok(Walked { objects, next });
+                let next = objects.last().map(|last| last.location.to_string());
+                return Ok((objects, next));
             }
-            let Some(next) = shard.next() else { return Ok(Walked { objects, next: None }) };
+            let Some(next) = shard.next() else { return Ok((objects, None)) };
             (shard, after) = (next, next.folder());
         }
-        Ok(Walked { objects, next: Some(shard.folder().to_string()) })
+        Ok((objects, Some(shard.folder().to_string())))
+    }
+
+    /// All stored renditions of a blob, whether or not they are recorded.
+    pub async fn renditions_of(&self, blob: &ContentHash) -> Result<Vec<BlobKey>, BlobError> {
+        let hash = blob.to_string();
+        let folder = Path::from_iter([BlobKey::RENDITIONS, &hash[..2], &hash]);
+        let objects = self.store.list(Some(&folder));
+        let keys = objects
+            .try_filter_map(|object| std::future::ready(Ok(BlobKey::parse(&object.location))));
+        Ok(keys.try_collect().await?)
     }
 
     /// The first `limit` objects in a folder after a path.
@@ -64,13 +90,13 @@ impl Blobs {
         folder: &Path,
         after: &Path,
         limit: usize,
-    ) -> Result<Vec<Stored>, BlobError> {
+    ) -> Result<Vec<ObjectMeta>, BlobError> {
         let listed = self.store.list_with_offset(Some(folder), after);
         if !self.is_local() {
-            return Ok(listed.take(limit).map_ok(|object| stored(&object)).try_collect().await?);
+            return Ok(listed.take(limit).try_collect().await?);
         }
-        let keep = async |mut first: BTreeMap<Path, Stored>, object: ObjectMeta| {
-            first.insert(object.location.clone(), stored(&object));
+        let keep = async |mut first: BTreeMap<Path, ObjectMeta>, object: ObjectMeta| {
+            first.insert(object.location.clone(), object);
             if first.len() > limit {
                 first.pop_last();
             }
@@ -81,7 +107,7 @@ impl Blobs {
     }
 }
 
-fn stored(object: &ObjectMeta) -> Stored {
+pub(super) fn stored(object: &ObjectMeta) -> Stored {
     Stored {
         key: BlobKey::parse(&object.location),
         path: object.location.to_string(),
@@ -92,27 +118,41 @@ fn stored(object: &ObjectMeta) -> Stored {
 
 /// A folder for all objects with the same first byte of their blob's hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shard(u16);
+pub struct Shard {
+    top: &'static str,
+    byte: u8,
+}
 
 impl Shard {
-    /// The number of shards for blobs, and the number for renditions.
-    const EACH: u16 = 256;
+    /// The first of the blobs; those of the renditions follow.
+    pub const FIRST: Self = Self { top: BlobKey::BLOBS, byte: 0 };
+
+    /// The first of the quarantine.
+    pub(super) const FIRST_QUARANTINED: Self = Self { top: QUARANTINE, byte: 0 };
 
     /// The shard of a cursor; the first for an invalid cursor.
     fn of(cursor: &str) -> Self {
         let mut parts = cursor.split('/');
-        let half = if parts.next() == Some(BlobKey::RENDITIONS) { Self::EACH } else { 0 };
+        let top = match parts.next() {
+            Some(BlobKey::RENDITIONS) => BlobKey::RENDITIONS,
+            Some(QUARANTINE) => QUARANTINE,
+            _ => BlobKey::BLOBS,
+        };
         let byte = parts.next().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        Self(half + byte.map_or(0, u16::from))
+        Self { top, byte: byte.unwrap_or(0) }
     }
 
-    fn folder(self) -> Path {
-        let half = if self.0 < Self::EACH { BlobKey::BLOBS } else { BlobKey::RENDITIONS };
-        Path::from_iter([half, &format!("{:02x}", self.0 % Self::EACH)])
+    pub(super) fn folder(self) -> Path {
+        Path::from_iter([self.top, &format!("{:02x}", self.byte)])
     }
 
-    fn next(self) -> Option<Self> {
-        (self.0 + 1 < 2 * Self::EACH).then_some(Self(self.0 + 1))
+    /// The shard after this one; `None` after the last.
+    pub fn next(self) -> Option<Self> {
+        match self.byte.checked_add(1) {
+            Some(byte) => Some(Self { byte, ..self }),
+            None if self.top == BlobKey::BLOBS => Some(Self { top: BlobKey::RENDITIONS, byte: 0 }),
+            None => None,
+        }
     }
 }
 
@@ -122,7 +162,7 @@ mod tests {
 
     #[test]
     fn shards_are_walked_in_order_to_the_end() {
-        let mut shard = Shard(0);
+        let mut shard = Shard::FIRST;
         let mut folders = vec![shard.folder().to_string()];
         while let Some(next) = shard.next() {
             assert_eq!(Shard::of(next.folder().as_ref()), next);
@@ -135,5 +175,9 @@ mod tests {
             (folders.len(), &*folders[0], &*folders[511]),
             (512, "blobs/00", "renditions/ff")
         );
+        let quarantine =
+            std::iter::successors(Some(Shard::FIRST_QUARANTINED), |shard| shard.next());
+        assert_eq!(quarantine.count(), 256);
+        assert_eq!(Shard::of("quarantine/ab/x").folder().as_ref(), "quarantine/ab");
     }
 }

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
@@ -152,9 +152,9 @@ impl ClientBuilder {
 
     /// The client. Fails if the URL is not valid, or if the key or the owner cannot be a header value.
     pub fn build(self) -> Result<Client, ClientError> {
-        if reqwest::Url::parse(&self.url).is_err() {
+        let Ok(url) = reqwest::Url::parse(&self.url) else {
             return Err(ClientError::new(format!("`{}` is no URL", self.url)));
-        }
+        };
         let mut headers = HeaderMap::new();
         if let Some(key) = self.key {
             let mut value = HeaderValue::try_from(format!("Bearer {key}"))
@@ -172,12 +172,21 @@ impl ClientBuilder {
             .connect_timeout(CONNECT_TIMEOUT)
             .user_agent(concat!("safelight/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers);
+        if is_this_machine(&url) {
+            // A proxy of the environment would get the key, and reach its own machine.
+            http = http.no_proxy();
+        }
         if let Some(timeout) = self.timeout {
             http = http.timeout(timeout);
         }
         let http = http.build().map_err(ClientError::new)?;
         Ok(Client { http, base: self.url.trim_end_matches('/').to_owned(), tries: self.tries })
     }
+}
+
+fn is_this_machine(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Installs the cryptography of rustls, because reqwest is built without any. May be called several times.

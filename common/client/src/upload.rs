@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::io;
 
 use reqwest::{
     Body, Method, Response, StatusCode,
@@ -13,22 +13,22 @@ use crate::{
 };
 
 impl Client {
-    /// Uploads a file; returns the task. The key makes repetitions harmless.
+    /// Uploads a file, which is opened for each try; returns the task. The key makes repetitions harmless.
     pub async fn upload_file(
         &self,
-        file: &Path,
+        name: &str,
+        open: impl AsyncFn() -> io::Result<std::fs::File>,
         idempotency_key: &str,
     ) -> Result<Value, ClientError> {
-        let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let mut retries = Retries::new(self.tries());
         loop {
-            let body = tokio::fs::File::open(file).await.map_err(ClientError::new)?;
+            let body = tokio::fs::File::from_std(open().await.map_err(ClientError::new)?);
             let length = body.metadata().await.map_err(ClientError::new)?.len();
             let request = self
                 .request(Method::POST, "/v1/images")
                 .header("idempotency-key", idempotency_key)
                 .header(CONTENT_LENGTH, length)
-                .header(CONTENT_DISPOSITION, disposition(&name))
+                .header(CONTENT_DISPOSITION, disposition(name))
                 .body(Body::from(body));
             let done = match send(request).await {
                 Ok(response) => accepted(response).await,

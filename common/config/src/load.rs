@@ -20,6 +20,9 @@ const OTHER_VARIABLES: &[&str] = &[
     "SAFELIGHT_FAIL_POINTS",
 ];
 
+/// The variables for the store of `safelight backup` and `safelight restore`, without `SAFELIGHT_`, start with this.
+const BACKUP_STORE: &str = "BACKUP_AWS_";
+
 /// The suffix of a variable that names a file with the value, for secrets that are mounted into containers.
 const FROM_FILE: &str = "_file";
 
@@ -141,7 +144,7 @@ fn merged(
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
     for (variable, text) in &environment {
         let Some(suffix) = variable.strip_prefix("SAFELIGHT_") else { continue };
-        if OTHER_VARIABLES.contains(&variable.as_str()) {
+        if OTHER_VARIABLES.contains(&variable.as_str()) || suffix.starts_with(BACKUP_STORE) {
             continue;
         }
         let key = suffix.to_ascii_lowercase();
@@ -313,7 +316,7 @@ mod tests {
         let path = file.path().to_string_lossy();
         let config = env(&[("SAFELIGHT_DATABASE_URL_FILE", &path)]).expect("config");
         let DatabaseUrl::Postgres(url) = config.database_url else { panic!("not read") };
-        assert_eq!(url, "postgres://me:hidden@db/safelight");
+        assert_eq!(url, ["postgres://me:hidden@db/safelight"]);
         let both = [("SAFELIGHT_DATABASE_URL_FILE", &*path), ("SAFELIGHT_DATABASE_URL", "sqlite:")];
         assert!(env(&both).expect_err("both").to_string().contains("both set"));
         let error = env(&[("SAFELIGHT_QUEUE_URL_FILE", "/nowhere")]).expect_err("no such file");

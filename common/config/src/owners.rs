@@ -56,6 +56,14 @@ impl Config {
         }
     }
 
+    /// The maximum number of waiting clients of one owner.
+    pub fn waiting_per_owner(&self) -> usize {
+        match self.max_waiting_per_owner {
+            0 => self.max_waiting.div_ceil(5),
+            limit => limit.min(self.max_waiting),
+        }
+    }
+
     /// The maximum number of concurrent uploads of one owner.
     fn uploads_per_owner(&self, own: Option<usize>) -> usize {
         match own.unwrap_or(self.max_uploads_in_flight_per_owner) {

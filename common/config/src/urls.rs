@@ -18,8 +18,8 @@ pub struct InvalidUrl(String);
 pub enum DatabaseUrl {
     /// A file. Empty for the default until [`load()`](super::load()) fills it in.
     Sqlite(PathBuf),
-    /// A `postgres://` URL as sqlx reads it.
-    Postgres(String),
+    /// `postgres://` URLs as sqlx reads them: a server, or a primary and its standbys. Never empty.
+    Postgres(Vec<String>),
 }
 
 /// Selects the job queue.
@@ -28,8 +28,8 @@ pub enum DatabaseUrl {
 pub enum QueueUrl {
     /// Inside this process.
     Embedded,
-    /// An `amqp://` or `amqps://` URL as lapin reads it.
-    Amqp(String),
+    /// `amqp://` or `amqps://` URLs as lapin reads them: a broker, or the nodes of a cluster. Never empty.
+    Amqp(Vec<String>),
 }
 
 /// Selects the cache that delivery nodes share.
@@ -101,14 +101,13 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
         // A database in memory would lose accepted uploads.
-        if let Some(path) = text.strip_prefix("sqlite:").and_then(path).filter(|p| *p != ":memory:")
-        {
+        let is_file = |path: &&str| *path != ":memory:" && !path.contains("://");
+        if let Some(path) = text.strip_prefix("sqlite:").and_then(path).filter(is_file) {
             return Ok(Self::Sqlite(path.into()));
         }
-        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            return Ok(Self::Postgres(text.to_owned()));
-        }
-        Err(InvalidUrl("expected sqlite:PATH or postgres://USER@HOST/DATABASE".to_owned()))
+        let expected =
+            "sqlite:PATH, or postgres://USER@HOST/DATABASE for each server with commas between";
+        list(text, &["postgres", "postgresql"], expected).map(Self::Postgres)
     }
 }
 
@@ -118,11 +117,9 @@ impl FromStr for QueueUrl {
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
         match text {
             "embedded:" | "embedded" => Ok(Self::Embedded),
-            _ if text.starts_with("amqp://") || text.starts_with("amqps://") => {
-                Ok(Self::Amqp(text.to_owned()))
-            }
             _ => {
-                Err(InvalidUrl("expected embedded: or amqp://USER:PASSWORD@HOST/VHOST".to_owned()))
+                let expected = "embedded:, or amqp://USER:PASSWORD@HOST/VHOST for each node with commas between";
+                list(text, &["amqp", "amqps"], expected).map(Self::Amqp)
             }
         }
     }
@@ -220,6 +217,22 @@ impl FromStr for BlobUrl {
     }
 }
 
+/// URLs with commas between. A comma within one is `%2C`.
+fn list(text: &str, schemes: &[&str], expected: &str) -> Result<Vec<String>, InvalidUrl> {
+    let is_known =
+        |url: &&str| url.split_once("://").is_some_and(|(scheme, _)| schemes.contains(&scheme));
+    let urls: Vec<&str> = text.split(',').map(str::trim).collect();
+    match urls.iter().position(|url| !is_known(url)) {
+        None => Ok(urls.into_iter().map(str::to_owned).collect()),
+        // Not the URL itself, which may contain a password.
+        Some(at) if urls.len() > 1 => Err(InvalidUrl(format!(
+            "URL {} of the list: expected {expected}; a comma within a URL is written %2C",
+            at + 1
+        ))),
+        Some(_) => Err(InvalidUrl(format!("expected {expected}"))),
+    }
+}
+
 /// The path of a URL without a host; after `//` it must be absolute (RFC 8089).
 fn path(rest: &str) -> Option<&str> {
     match rest.strip_prefix("//") {
@@ -280,7 +293,7 @@ impl std::fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres(url) => f.write_str(&masked(url)),
+            Self::Postgres(urls) => f.write_str(&all_masked(urls)),
         }
     }
 }
@@ -289,7 +302,7 @@ impl std::fmt::Display for QueueUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Embedded => f.write_str("embedded:"),
-            Self::Amqp(url) => f.write_str(&masked(url)),
+            Self::Amqp(urls) => f.write_str(&all_masked(urls)),
         }
     }
 }
@@ -301,6 +314,10 @@ impl std::fmt::Display for BlobUrl {
             Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
         }
     }
+}
+
+fn all_masked(urls: &[String]) -> String {
+    urls.iter().map(|url| masked(url)).collect::<Vec<_>>().join(",")
 }
 
 /// The URL with passwords masked, also those in its query.
@@ -345,6 +362,32 @@ mod tests {
         assert_eq!(url, BlobUrl::S3 { bucket: "bucket".into(), prefix: "a/b".into() });
         assert!("mysql://localhost".parse::<DatabaseUrl>().is_err());
         assert!("s3:///prefix".parse::<BlobUrl>().is_err());
+    }
+
+    #[test]
+    fn lists_of_urls_name_servers_of_one_kind() {
+        let url: DatabaseUrl =
+            "postgres://u:secret@a/x, postgres://u:se%2Ccret@b:5433/x".parse().expect("a list");
+        assert_eq!(url.to_string(), "postgres://u:***@a/x,postgres://u:***@b:5433/x");
+        let DatabaseUrl::Postgres(urls) = url else { panic!("not PostgreSQL") };
+        assert_eq!(urls[1], "postgres://u:se%2Ccret@b:5433/x");
+        let url: QueueUrl = "amqp://a,amqps://u:secret@b/v".parse().expect("a list");
+        assert_eq!(url.to_string(), "amqp://a,amqps://u:***@b/v");
+        for mixed in [
+            "postgres://a/x,sqlite:y",
+            "sqlite:y,postgres://a/x",
+            "postgres://a/x,",
+            "postgres://a,b/x",
+            "postgres://u:p,secret@a/x",
+        ] {
+            let error = mixed.parse::<DatabaseUrl>().expect_err(mixed);
+            assert!(error.to_string().contains("postgres://USER@HOST/DATABASE"), "{error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+        for mixed in ["embedded:,amqp://a", "amqp://a,embedded:", "amqp://a,http://b"] {
+            let error = mixed.parse::<QueueUrl>().expect_err(mixed);
+            assert!(error.to_string().contains("amqp://USER:PASSWORD@HOST/VHOST"), "{error}");
+        }
     }
 
     #[test]

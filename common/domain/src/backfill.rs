@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ImageFormat, Owner, Quota, TaskId, Visibility, text_enum::text_enum};
+use super::{
+    GcProgress, ImageFormat, Owner, Quota, TakeBack, TaskId, Visibility, text_enum::text_enum,
+};
 
 text_enum! {
     /// What a backfill does.
@@ -56,6 +58,7 @@ text_enum! {
 }
 
 /// The request for a backfill. It never changes.
+#[allow(clippy::struct_excessive_bools)] // independent options of a request
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackfillSpec {
     /// What it does.
@@ -96,6 +99,17 @@ pub struct BackfillSpec {
     /// Include images that failed permanently before.
     #[serde(default)]
     pub retry_failed: bool,
+    /// Gc: collect although the database may know less than it should.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
+    /// Gc: move objects back from the quarantine instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub take_back: Option<TakeBack>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // what serde calls
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl BackfillSpec {
@@ -115,7 +129,15 @@ impl BackfillSpec {
             rate: None,
             concurrency: None,
             retry_failed: false,
+            force: false,
+            take_back: None,
         }
+    }
+
+    /// The cursor before the first step. That of a collection of garbage tells nodes of 0.1.0, which know
+    /// neither a quarantine nor a take-back, that there is nothing to do.
+    pub fn first_cursor(&self) -> Option<String> {
+        (self.kind == BackfillKind::Gc).then(|| GcProgress::default().to_cursor())
     }
 
     /// Whether it includes this preset.

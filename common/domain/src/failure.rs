@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobKind, text_enum::text_enum};
+use super::{JobKind, is_invisible_control, text_enum::text_enum};
 
 text_enum! {
     /// The stable code of a job's failure. Only the code decides whether it is permanent.
@@ -25,7 +25,7 @@ text_enum! {
         TooLarge = "too_large",
         /// The blob store does not have the bytes.
         BlobMissing = "blob_missing",
-        /// The bytes differ from those that were stored.
+        /// The bytes differ from those that were uploaded.
         BlobDamaged = "blob_damaged",
         /// Some images of a backfill failed, or its source could not be read to the end.
         BackfillIncomplete = "backfill_incomplete",
@@ -47,6 +47,9 @@ text_enum! {
         DecoderTimedOut = "decoder_timed_out",
         /// Decoding exceeded the memory limit.
         DecoderOutOfMemory = "decoder_out_of_memory",
+        /// The process that decoded the picture was killed from outside, for example because the machine ran out
+        /// of memory.
+        DecoderKilled = "decoder_killed",
     }
 }
 
@@ -86,22 +89,37 @@ impl ErrorCode {
             | Self::SideTooLong
             | Self::TooManyFrames
             | Self::TooMuchMemory
-            | Self::TooLarge
-            | Self::BlobDamaged => Retries::Never,
+            | Self::TooLarge => Retries::Never,
+            // A verification has read them twice.
+            Self::BlobDamaged if matches!(kind, JobKind::Verify) => Retries::Never,
             // Mostly caused by the picture, sometimes by a busy machine or by the kernel.
             Self::DecoderCrashed | Self::DecoderTimedOut | Self::DecoderOutOfMemory => Retries::Few,
             // A verification looks for just this, and a lagging store has caught up after a few attempts.
             Self::BlobMissing if matches!(kind, JobKind::Verify) => Retries::Few,
-            // The store may not have caught up yet.
+            // The store may not have caught up yet, and bytes may be damaged on the way.
             Self::BlobMissing
+            | Self::BlobDamaged
             | Self::BackfillIncomplete
             | Self::StoreUnavailable
             | Self::ProxyUnavailable
             | Self::CacheUnavailable
             | Self::DatabaseUnavailable
             | Self::LeaseLost
-            | Self::WorkerPanicked => Retries::All,
+            | Self::WorkerPanicked
+            // The kernel chooses which process it kills, so the picture is probably not the cause.
+            | Self::DecoderKilled => Retries::All,
         }
+    }
+
+    /// Whether the job failed because the original's bytes were missing or damaged. A later job may find them
+    /// restored, whatever became of this one.
+    pub const fn is_about_the_original(self) -> bool {
+        matches!(self, Self::BlobMissing | Self::BlobDamaged)
+    }
+
+    /// Whether something failed that all jobs need. No job is to blame for that, so that the attempt does not count.
+    pub const fn is_outage(self) -> bool {
+        matches!(self, Self::StoreUnavailable | Self::DatabaseUnavailable)
     }
 
     /// Whether another attempt could end differently.
@@ -126,6 +144,27 @@ impl Failure {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
+
+    /// The same with a message that can be stored and shown, whatever a process that reads untrusted data has put
+    /// into it: of at most [`MAX_MESSAGE_CHARS`] characters, none of which controls a terminal or turns text around.
+    #[must_use]
+    pub fn cleaned(self) -> Self {
+        Self { message: clean(&self.message), ..self }
+    }
+}
+
+/// Maximum length of a cleaned message in characters, including the mark of what was cut.
+pub const MAX_MESSAGE_CHARS: usize = 300;
+
+/// A text of unknown origin as a message for people; see [`Failure::cleaned`].
+pub fn clean(text: &str) -> String {
+    let shown = |c: char| if is_invisible_control(c) { '\u{fffd}' } else { c };
+    let mut message: String = text.chars().take(MAX_MESSAGE_CHARS).map(shown).collect();
+    if text.chars().nth(MAX_MESSAGE_CHARS).is_some() {
+        message.pop();
+        message.push('…');
+    }
+    message
 }
 
 #[cfg(test)]
@@ -137,6 +176,18 @@ mod tests {
         assert_eq!(ErrorCode::CorruptImage.retries(JobKind::Thumbnail).attempts(8), 1);
         assert_eq!(ErrorCode::DecoderCrashed.retries(JobKind::Thumbnail).attempts(8), 3);
         assert_eq!(ErrorCode::DecoderCrashed.retries(JobKind::Thumbnail).attempts(2), 2);
+        assert_eq!(ErrorCode::DecoderKilled.retries(JobKind::Thumbnail).attempts(8), 8);
         assert_eq!(ErrorCode::StoreUnavailable.retries(JobKind::Thumbnail).attempts(8), 8);
+    }
+
+    #[test]
+    fn cleaned_message_is_short_and_controls_nothing() {
+        let message = |text: &str| Failure::new(ErrorCode::CorruptImage, text).cleaned().message;
+        assert_eq!(message("12 × 8 pixels"), "12 × 8 pixels");
+        assert_eq!(message("a\x1b[2Jb\n\u{202e}gpj.exe\0"), "a�[2Jb��gpj.exe�");
+        assert_eq!(message(&"ü".repeat(MAX_MESSAGE_CHARS)), "ü".repeat(MAX_MESSAGE_CHARS));
+        let cut = message(&"ü".repeat(1 << 20));
+        assert_eq!(cut.chars().count(), MAX_MESSAGE_CHARS);
+        assert!(cut.ends_with("ü…"));
     }
 }

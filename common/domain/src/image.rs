@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::{ContentHash, ImageId, Labels, Owner, Visibility, text_enum::text_enum};
+use super::{ContentHash, ImageId, Labels, Owner, Size, Visibility, text_enum::text_enum};
 
 text_enum! {
     /// A picture's format, detected from its bytes, never from a file name or a media type.
@@ -22,6 +22,8 @@ text_enum! {
         Bmp = "bmp",
         /// AVIF.
         Avif = "avif",
+        /// HEIC.
+        Heic = "heic",
     }
 }
 
@@ -38,12 +40,13 @@ impl ImageFormat {
             [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, ..] => Some(Self::Png),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::Webp),
+            // TIFF, and BigTIFF with its two constants.
             [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
-            // `BM`, then the file's size and four reserved bytes that must be zero.
-            [b'B', b'M', _, _, _, _, 0, 0, 0, 0, ..] => Some(Self::Bmp),
-            [_, _, _, _, b'f', b't', b'y', b'p', brands @ ..] if is_avif(brands) => {
-                Some(Self::Avif)
+            [b'I', b'I', 43, 0, 8, 0, 0, 0, ..] | [b'M', b'M', 0, 43, 0, 8, 0, 0, ..] => {
+                Some(Self::Tiff)
             }
+            [b'B', b'M', rest @ ..] if is_bmp(rest) => Some(Self::Bmp),
+            [_, _, _, _, b'f', b't', b'y', b'p', brands @ ..] => heif(brands),
             _ => None,
         }
     }
@@ -58,6 +61,7 @@ impl ImageFormat {
             Self::Tiff => "image/tiff",
             Self::Bmp => "image/bmp",
             Self::Avif => "image/avif",
+            Self::Heic => "image/heic",
         }
     }
 
@@ -68,15 +72,37 @@ impl ImageFormat {
             other => other.as_str(),
         }
     }
+
+    /// Whether file names of this format end like this, in any case.
+    pub fn is_extension(self, text: &str) -> bool {
+        let others: &[&str] = match self {
+            Self::Jpeg => &["jpeg", "jpe", "jfif"],
+            Self::Png => &["apng"],
+            Self::Tiff => &["tif"],
+            Self::Heic => &["heif", "hif"],
+            _ => &[],
+        };
+        others.iter().chain([&self.extension()]).any(|known| known.eq_ignore_ascii_case(text))
+    }
 }
 
-/// Whether AVIF is among the brands of a file: the major brand, and after its version the compatible brands,
-/// as far as they are among the given bytes (ISO/IEC 14496-12, section 4.3).
-fn is_avif(brands: &[u8]) -> bool {
+/// Whether what follows `BM` is the header of a bitmap: twelve bytes of which none is certain, and the size of a known
+/// second header.
+fn is_bmp(rest: &[u8]) -> bool {
+    let size = rest.get(12..).and_then(<[u8]>::first_chunk).copied().map(u32::from_le_bytes);
+    matches!(size, Some(12 | 16..=64 | 108 | 124))
+}
+
+/// The format that the first known brand of a file names: the major brand, and after its version the
+/// compatible brands, as far as they are among the given bytes (ISO/IEC 14496-12, section 4.3).
+fn heif(brands: &[u8]) -> Option<ImageFormat> {
     let (brands, _) = brands.as_chunks::<4>();
     let named = brands.iter().enumerate().filter(|(at, _)| *at != 1);
-    let mut named = named.map(|(_, brand)| brand);
-    named.any(|brand| brand == b"avif" || brand == b"avis")
+    named.map(|(_, brand)| brand).find_map(|brand| match brand {
+        b"avif" | b"avis" => Some(ImageFormat::Avif),
+        b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" => Some(ImageFormat::Heic),
+        _ => None,
+    })
 }
 
 /// A position on Earth, in degrees (WGS 84).
@@ -104,6 +130,19 @@ pub struct ImageFacts {
     pub taken_at: Option<NaiveDateTime>,
     /// EXIF position; kept only if `keep_gps` is set.
     pub gps: Option<Gps>,
+}
+
+impl ImageFacts {
+    /// The size that a person sees: upright. Stores and workers have the size as coded beside the orientation,
+    /// so nodes of all versions agree about what is recorded.
+    pub fn upright_size(&self) -> Size {
+        // EXIF 2.32, tag 0x0112: from 5 on, rows of the coded picture are columns of the upright one.
+        if (5..=8).contains(&self.orientation) {
+            Size { width: self.height, height: self.width }
+        } else {
+            Size { width: self.width, height: self.height }
+        }
+    }
 }
 
 /// An uploaded image in the store.
@@ -215,7 +254,7 @@ mod tests {
 
     #[test]
     fn formats_are_detected_by_signature() {
-        let cases: [(&[u8], Option<ImageFormat>); 13] = [
+        let cases: [(&[u8], Option<ImageFormat>); 20] = [
             (b"\xFF\xD8\xFF\xE0\0\x10JFIF", Some(ImageFormat::Jpeg)),
             (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", Some(ImageFormat::Png)),
             (b"GIF89a", Some(ImageFormat::Gif)),
@@ -224,14 +263,38 @@ mod tests {
             (b"II*\0\x08\0\0\0", Some(ImageFormat::Tiff)),
             (b"\0\0\0\x1cftypavif\0\0\0\0", Some(ImageFormat::Avif)),
             (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", Some(ImageFormat::Avif)),
-            (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", None),
+            (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", Some(ImageFormat::Heic)),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heix", Some(ImageFormat::Heic)),
+            (b"\0\0\0\x1cftypheix\0\0\0\0mif1avif", Some(ImageFormat::Heic)),
+            (b"\0\0\0\x1cftypavif\0\0\0\0mif1heic", Some(ImageFormat::Avif)),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0mif1miaf", None),
             (b"\0\0\0\x1cftypmp42avifmp42", None),
             (b"BM, I said, this is text", None),
+            (b"BM\x36\x48\0\0\x07\0\x09\0\x36\0\0\0\x28\0\0\0", Some(ImageFormat::Bmp)),
+            (b"MM\0+\0\x08\0\0\0\0\0\0\0\0\0\x10", Some(ImageFormat::Tiff)),
+            (b"II+\0\x04\0\0\0", None),
             (b"<svg xmlns=", None),
             (b"", None),
         ];
         for (head, format) in cases {
             assert_eq!(ImageFormat::sniff(head), format, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn upright_size_exchanges_sides_from_orientation_5_on() {
+        for orientation in 1..=8 {
+            let facts = ImageFacts {
+                format: ImageFormat::Jpeg,
+                width: 30,
+                height: 20,
+                orientation,
+                taken_at: None,
+                gps: None,
+            };
+            let expected = if orientation < 5 { (30, 20) } else { (20, 30) };
+            let Size { width, height } = facts.upright_size();
+            assert_eq!((width, height), expected, "orientation {orientation}");
         }
     }
 

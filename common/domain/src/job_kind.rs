@@ -1,6 +1,6 @@
 //! What a job does, and how urgent it is: together they name its queue.
 
-use super::text_enum::text_enum;
+use super::{ids::JobId, text_enum::text_enum};
 
 text_enum! {
     /// What a job does.
@@ -19,6 +19,13 @@ text_enum! {
 impl JobKind {
     /// The jobs of an image that is new, in their order.
     pub const OF_NEW_IMAGE: [Self; 2] = [Self::Write, Self::Thumbnail];
+
+    /// [`OF_NEW_IMAGE`](Self::OF_NEW_IMAGE) with new ids. They sort in this order, in which a task shows its jobs.
+    pub fn jobs_of_new_image() -> Vec<(JobId, Self)> {
+        let mut ids = Self::OF_NEW_IMAGE.map(|_| JobId::new());
+        ids.sort_unstable();
+        ids.into_iter().zip(Self::OF_NEW_IMAGE).collect()
+    }
 
     /// The version that a worker must understand to run a new job of this kind: at most
     /// [`JOB_VERSION`](super::JOB_VERSION).

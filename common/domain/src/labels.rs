@@ -111,10 +111,20 @@ impl Labels {
 
 fn file_name(path: &str) -> Option<String> {
     let last = path.rsplit(['/', '\\']).next().unwrap_or_default();
-    let mut name: String = last.chars().filter(|c| !c.is_control()).collect();
+    let mut name: String = last.chars().filter(|c| !is_invisible_control(*c)).collect();
     name.truncate(name.floor_char_boundary(MAX_FILENAME_BYTES));
     let name = name.trim();
     (!matches!(name, "" | "." | "..")).then(|| name.to_owned())
+}
+
+/// Whether a character is not shown, but changes how others are: a control, a separator of lines, or one that
+/// turns the direction of text (Unicode's `Bidi_Control`), by which `gpj.exe` is shown as `exe.jpg`.
+pub fn is_invisible_control(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// `text` without surrounding space, if it is short enough and printable; `None` if nothing is left.
@@ -123,8 +133,8 @@ fn line(text: &str, max_chars: usize) -> Result<Option<String>, String> {
     if text.chars().count() > max_chars {
         return Err(format!("at most {max_chars} characters are allowed"));
     }
-    if text.chars().any(char::is_control) {
-        return Err("control characters are not allowed".to_owned());
+    if text.chars().any(is_invisible_control) {
+        return Err("control characters are not allowed, also those of text direction".to_owned());
     }
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }
@@ -140,7 +150,10 @@ mod tests {
             ("../../etc/passwd", Some("passwd")),
             ("C:\\pictures\\cat.jpg", Some("cat.jpg")),
             ("a\r\nb\0.png", Some("ab.png")),
+            ("a\u{202e}gpj.exe", Some("agpj.exe")),
+            ("\u{200e}\u{2066}a\u{2069}\u{61c}.png", Some("a.png")),
             (" .. ", None),
+            ("\u{202e}", None),
             ("folder/", None),
         ];
         for (name, expected) in cases {
@@ -159,7 +172,11 @@ mod tests {
         let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         assert!(given.set(Label::Tags, &many).is_err());
         assert!(given.set(Label::Tags, &"x".repeat(65)).is_err());
-        assert!(given.set(Label::Title, "a\u{7}b").is_err());
+        for control in ['\u{7}', '\u{202e}', '\u{2067}', '\u{200f}', '\u{2028}'] {
+            assert!(given.set(Label::Title, &format!("a{control}b")).is_err(), "{control:?}");
+            assert!(given.set(Label::Tags, &format!("a{control}b")).is_err(), "{control:?}");
+        }
+        given.set(Label::Title, "\u{5d0}\u{200d}\u{1f469}").expect("joiners belong to letters");
         given.set(Label::Title, "  ").expect("empty");
         assert_eq!(given.title, None);
         given.set(Label::Visibility, " private ").expect("visibility");

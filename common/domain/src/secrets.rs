@@ -115,7 +115,8 @@ fn random_name<const N: usize>() -> Result<String, NoRandomness> {
     Ok(bytes.iter().map(|byte| char::from(NAME_CHARS[usize::from(byte % 32)])).collect())
 }
 
-fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
+/// Random bytes from the operating system's generator.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(NoRandomness)?;
     Ok(bytes)

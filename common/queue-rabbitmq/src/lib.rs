@@ -14,10 +14,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use async_trait::async_trait;
 use lapin::{
-    Connection, ErrorKind,
-    options::QueueDeclareOptions,
-    protocol::{AMQPErrorKind, AMQPSoftError},
-    types::FieldTable,
+    Connection, options::QueueDeclareOptions, protocol::AMQPSoftError, types::FieldTable,
     uri::AMQPUri,
 };
 use safelight_domain::JobNotice;
@@ -34,16 +31,18 @@ use self::{
 
 /// The broker counts as lost after two intervals without a heartbeat.
 const HEARTBEAT_S: u16 = 10;
+/// With other nodes to go to, a frozen one is left sooner.
+const HEARTBEAT_OF_NODES_S: u16 = 5;
 const TCP_TIMEOUT_MS: u64 = 5_000;
 const DEPTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a batch in flight to get its confirms, or fail, before the connections are closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(11);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A `RabbitMQ` broker or cluster behind one URL.
+/// A `RabbitMQ` broker, or a cluster.
 pub struct RabbitQueue {
-    /// `None` if the URL is invalid; then there is never a connection.
-    uri: Option<AMQPUri>,
+    /// The nodes. Empty if a URL is invalid; then there is never a connection.
+    nodes: Vec<AMQPUri>,
     publisher: Publisher,
     /// Opened by the first subscription, so a process that only publishes has one connection.
     consuming: OnceLock<Link>,
@@ -56,21 +55,29 @@ pub struct RabbitQueue {
 }
 
 impl RabbitQueue {
-    /// Returns immediately, and connects and reconnects in the background. Must be called within a tokio
-    /// runtime. The URL's defaults are 10 s for `heartbeat`, 5 s for `connection_timeout`, and `/` for an
-    /// empty or missing virtual host.
+    /// [`RabbitQueue::start_on`] one node.
     pub fn start(url: &str) -> Self {
+        Self::start_on(&[url.to_owned()])
+    }
+
+    /// Returns immediately, and connects and reconnects in the background: to one of the nodes, and to the next
+    /// one when that fails. Must be called within a tokio runtime. The URLs' defaults are 10 s for `heartbeat`
+    /// (5 s if there are several nodes), 5 s for `connection_timeout`, and `/` for an empty or missing virtual
+    /// host.
+    pub fn start_on(urls: &[String]) -> Self {
         let (users, links) = (TaskTracker::new(), TaskTracker::new());
         let (closed, links_closed) = (CancellationToken::new(), CancellationToken::new());
-        let uri = parse_url(url);
-        let link = connect(uri.as_ref(), "publishing", &links, &links_closed);
+        let heartbeat = if urls.len() > 1 { HEARTBEAT_OF_NODES_S } else { HEARTBEAT_S };
+        let nodes = urls.iter().map(|url| parse_url(url, heartbeat)).collect::<Option<Vec<_>>>();
+        let nodes = nodes.unwrap_or_default();
+        let link = Link::start(nodes.clone(), "publishing", &links, links_closed.clone());
         let publisher = Publisher::start(link, &users, closed.clone());
-        Self { uri, publisher, consuming: OnceLock::new(), users, links, closed, links_closed }
+        Self { nodes, publisher, consuming: OnceLock::new(), users, links, closed, links_closed }
     }
 
     fn consuming(&self) -> &Link {
         self.consuming.get_or_init(|| {
-            connect(self.uri.as_ref(), "consuming", &self.links, &self.links_closed)
+            Link::start(self.nodes.clone(), "consuming", &self.links, self.links_closed.clone())
         })
     }
 
@@ -142,24 +149,12 @@ impl Drop for RabbitQueue {
     }
 }
 
-fn connect(
-    uri: Option<&AMQPUri>,
-    purpose: &'static str,
-    links: &TaskTracker,
-    closed: &CancellationToken,
-) -> Link {
-    match uri {
-        Some(uri) => Link::start(uri.clone(), purpose, links, closed.clone()),
-        None => Link::never(),
-    }
-}
-
 /// Parses the URL and adds defaults.
-fn parse_url(url: &str) -> Option<AMQPUri> {
+fn parse_url(url: &str, heartbeat: u16) -> Option<AMQPUri> {
     // The reason does not contain the URL, which may include a password.
     let parsed = url.parse::<AMQPUri>();
     let mut uri = parsed.inspect_err(|reason| error!(reason, "queue_url is invalid")).ok()?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    uri.query.heartbeat.get_or_insert(heartbeat);
     uri.query.connection_timeout.get_or_insert(TCP_TIMEOUT_MS);
     if uri.vhost.is_empty() {
         "/".clone_into(&mut uri.vhost);
@@ -178,10 +173,7 @@ async fn depth(connection: &Connection, queue: &str) -> Result<u64, QueueError> 
 
 /// Whether the queue does not exist.
 fn is_not_found(error: &QueueError) -> bool {
-    let QueueError::Client(cause) = error else { return false };
-    let Some(error) = cause.downcast_ref::<lapin::Error>() else { return false };
-    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
-    matches!(error.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+    matches!(topology::soft_error(error), Some((AMQPSoftError::NOTFOUND, _)))
 }
 
 #[cfg(test)]
@@ -190,12 +182,12 @@ mod tests {
 
     #[test]
     fn missing_url_parameters_get_defaults() {
-        let uri = parse_url("amqp://u:p@host/").expect("a valid URL");
+        let uri = parse_url("amqp://u:p@host/", HEARTBEAT_S).expect("a valid URL");
         assert_eq!(uri.vhost, "/");
         assert_eq!(uri.query.heartbeat, Some(HEARTBEAT_S));
         assert_eq!(uri.query.connection_timeout, Some(TCP_TIMEOUT_MS));
-        let uri = parse_url("amqp://host/v?heartbeat=3").expect("a valid URL");
+        let uri = parse_url("amqp://host/v?heartbeat=3", HEARTBEAT_S).expect("a valid URL");
         assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("v", Some(3)));
-        assert!(parse_url("amqp://host:port").is_none());
+        assert!(parse_url("amqp://host:port", HEARTBEAT_S).is_none());
     }
 }

@@ -25,22 +25,26 @@ type Current = Option<Arc<Connection>>;
 #[derive(Clone)]
 pub(super) struct Link(watch::Receiver<Current>);
 
+/// Where a link connects.
+struct Target {
+    /// The nodes; it uses one at a time.
+    nodes: Vec<AMQPUri>,
+    purpose: &'static str,
+}
+
 impl Link {
-    /// Connects, and reconnects whenever the connection ends, until `closed`.
+    /// Connects to one of `nodes`, and reconnects whenever the connection ends, until `closed`. Never connects if
+    /// there are none.
     pub(super) fn start(
-        uri: AMQPUri,
+        nodes: Vec<AMQPUri>,
         purpose: &'static str,
         tasks: &TaskTracker,
         closed: CancellationToken,
     ) -> Self {
         let (sender, receiver) = watch::channel(None);
-        tasks.spawn(async move { keep_connected(&uri, purpose, &sender, &closed).await });
+        let target = Target { nodes, purpose };
+        tasks.spawn(async move { keep_connected(&target, &sender, &closed).await });
         Self(receiver)
-    }
-
-    /// A link that is closed from the start.
-    pub(super) fn never() -> Self {
-        Self(watch::channel(None).1)
     }
 
     /// The connection, if it is up.
@@ -76,23 +80,31 @@ pub(super) fn failed(error: lapin::Error) -> QueueError {
 }
 
 async fn keep_connected(
-    uri: &AMQPUri,
-    purpose: &'static str,
+    target: &Target,
     current: &watch::Sender<Current>,
     closed: &CancellationToken,
 ) {
+    let Target { nodes, purpose } = target;
     let mut reconnect = Reconnect::default();
     let mut is_logged = false;
-    loop {
+    // Processes start with different nodes, so that each node has a share of them.
+    let first = fastrand::usize(..nodes.len().max(1));
+    for node in nodes.iter().cycle().skip(first) {
         let connected = tokio::select! {
             () = closed.cancelled() => return,
-            connected = connect(uri, purpose) => connected,
+            connected = connect(node, purpose) => connected,
         };
         let error = match connected {
             Ok(connection) => {
                 reconnect.reset();
                 is_logged = false;
-                info!(purpose, "connected to the broker");
+                let authority = &node.authority;
+                info!(
+                    purpose,
+                    host = authority.host,
+                    port = authority.port,
+                    "connected to the broker"
+                );
                 let connection = Arc::new(connection);
                 current.send_replace(Some(Arc::clone(&connection)));
                 let end = tokio::select! {

@@ -47,25 +47,26 @@ struct Call {
 pub(super) struct Publisher {
     link: Link,
     calls: mpsc::Sender<Call>,
-    ready: watch::Receiver<bool>,
+    /// Whether the channel is open, and if not why not.
+    channel: watch::Receiver<Result<(), QueueError>>,
 }
 
 impl Publisher {
     /// Starts the publishing task on `link`. It ends with `closed`, or when the publisher is dropped.
     pub(super) fn start(link: Link, tasks: &TaskTracker, closed: CancellationToken) -> Self {
         let (calls, receiver) = mpsc::channel(WAITING_CALLS);
-        let (sender, ready) = watch::channel(false);
-        let task = Task { link: link.clone(), calls: receiver, ready: sender, closed };
+        let (sender, channel) = watch::channel(Err(QueueError::Disconnected));
+        let task = Task { link: link.clone(), calls: receiver, channel: sender, closed };
         tasks.spawn(task.run());
-        Self { link, calls, ready }
+        Self { link, calls, channel }
     }
 
     /// See [`safelight_queue::JobQueue::check`].
     pub(super) fn check(&self) -> Result<(), QueueError> {
         match self.link.now() {
             Some(connection) if connection.status().blocked() => Err(QueueError::TimedOut),
-            Some(_) if *self.ready.borrow() => Ok(()),
-            _ => Err(QueueError::Disconnected),
+            Some(_) => self.channel.borrow().clone(),
+            None => Err(QueueError::Disconnected),
         }
     }
 
@@ -89,7 +90,7 @@ impl Publisher {
 struct Task {
     link: Link,
     calls: mpsc::Receiver<Call>,
-    ready: watch::Sender<bool>,
+    channel: watch::Sender<Result<(), QueueError>>,
     closed: CancellationToken,
 }
 
@@ -105,9 +106,9 @@ impl Task {
             let Some(connection) = connection else { return };
             let error = match open(&connection).await {
                 Ok(channel) => {
-                    self.ready.send_replace(true);
+                    self.note(Ok(()));
                     let end = self.serve(&connection, &channel, &mut reconnect).await;
-                    self.ready.send_replace(false);
+                    self.note(Err(QueueError::Disconnected));
                     let Err(error) = end else { return };
                     error
                 }
@@ -116,6 +117,7 @@ impl Task {
             // If the connection is lost as well, its own task logs that.
             if connection.status().connected() {
                 warn!(%error, "the publishing channel failed; opening a new one");
+                self.note(Err(error));
             }
             while let Ok(call) = self.calls.try_recv() {
                 let _ = call.answer.send(Err(QueueError::Disconnected));
@@ -125,6 +127,11 @@ impl Task {
                 () = tokio::time::sleep(reconnect.next_delay()) => {}
             }
         }
+    }
+
+    /// Notes whether the channel is open.
+    fn note(&self, channel: Result<(), QueueError>) {
+        self.channel.send_modify(|noted| *noted = channel);
     }
 
     /// Publishes batch after batch. Returns `Ok` when the publisher is closed or dropped. An error ends the channel,

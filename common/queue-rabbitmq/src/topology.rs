@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use lapin::{
-    Channel, ExchangeKind,
+    Channel, ErrorKind, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    protocol::{AMQPErrorKind, AMQPSoftError},
     types::{AMQPValue, FieldTable},
 };
 use safelight_domain::Lane;
@@ -34,7 +35,20 @@ const DECLARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Declares exchanges, queues and bindings. If a queue of the same name has other arguments, fails and closes the
 /// channel.
 pub(super) async fn declare(channel: &Channel) -> Result<(), QueueError> {
-    within(DECLARE_TIMEOUT, declare_all(channel)).await
+    within(DECLARE_TIMEOUT, declare_all(channel)).await.map_err(|error| match soft_error(&error) {
+        Some((AMQPSoftError::PRECONDITIONFAILED, text)) => QueueError::OtherArguments(text),
+        _ => error,
+    })
+}
+
+/// What the broker has against a call, if it closed only the channel because of it.
+pub(super) fn soft_error(error: &QueueError) -> Option<(AMQPSoftError, String)> {
+    let QueueError::Client(cause) = error else { return None };
+    let ErrorKind::ProtocolError(error) = cause.downcast_ref::<lapin::Error>()?.kind() else {
+        return None;
+    };
+    let AMQPErrorKind::Soft(kind) = error.kind() else { return None };
+    Some((kind.clone(), error.get_message().to_string()))
 }
 
 async fn declare_all(channel: &Channel) -> lapin::Result<()> {

@@ -14,6 +14,9 @@ pub enum QueueError {
     /// The broker rejected or returned at least one message.
     #[error("the broker did not accept every message: {0}")]
     Refused(String),
+    /// A queue or an exchange exists with other arguments, which only an operator can change.
+    #[error("a queue or an exchange exists with other arguments: {0}")]
+    OtherArguments(String),
     /// The in-process queue is full.
     #[error("the in-process queue is full")]
     Full,

@@ -11,7 +11,9 @@ mod locks;
 mod new_task;
 pub mod postgres;
 mod schema;
+mod snapshot;
 pub mod sqlite;
 
 pub use postgres::PostgresStore;
+pub use snapshot::{BytesState, NeededBytes, SnapshotFacts};
 pub use sqlite::SqliteStore;

@@ -15,8 +15,13 @@ pub trait Access: Send + Sync + 'static {
     /// Records an API key. Recording it again changes nothing.
     async fn create_api_key(&self, new: &NewApiKey) -> Result<(), StoreError>;
 
+    /// The API keys whose secrets start with these prefixes, in any order.
+    async fn api_keys(&self, prefixes: &[String]) -> Result<Vec<KnownApiKey>, StoreError>;
+
     /// The API key whose secret starts with `prefix`.
-    async fn api_key(&self, prefix: &str) -> Result<Option<KnownApiKey>, StoreError>;
+    async fn api_key(&self, prefix: &str) -> Result<Option<KnownApiKey>, StoreError> {
+        Ok(self.api_keys(&[prefix.to_owned()]).await?.pop())
+    }
 
     /// Whether an API key exists or ever existed: revoked and expired ones count.
     async fn has_api_keys(&self) -> Result<bool, StoreError>;

@@ -17,7 +17,7 @@ pub struct Ending<'a> {
     pub released: u32,
     /// The note of a success.
     pub note: Option<&'a str>,
-    /// The error to keep. A released attempt keeps the error before it, a success clears it.
+    /// The error to keep. A released attempt without one keeps the error before it, a success clears it.
     pub failure: Option<&'a Failure>,
     /// What else a success records.
     pub effects: &'a [Effect],
@@ -30,6 +30,7 @@ impl<'a> Ending<'a> {
             Outcome::Succeeded(_) => (Status::Succeeded, Duration::ZERO, 0, None),
             Outcome::Retry(failure, delay) => (Status::Queued, *delay, 0, Some(failure)),
             Outcome::Failed(failure) => (Status::Failed, Duration::ZERO, 0, Some(failure)),
+            Outcome::Postponed(failure, delay) => (Status::Queued, *delay, 1, Some(failure)),
             Outcome::Released => (Status::Queued, Duration::ZERO, 1, None),
         };
         let effects: &[Effect] = match outcome {

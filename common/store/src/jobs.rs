@@ -120,6 +120,9 @@ pub enum Outcome {
     Retry(Failure, Duration),
     /// It failed for good.
     Failed(Failure),
+    /// It could not do its work because of an outage: queued again with its failure, due after the delay, and the
+    /// attempt does not count.
+    Postponed(Failure, Duration),
     /// It was released unfinished: queued again, due immediately, and the attempt does not count.
     Released,
 }

@@ -1,6 +1,6 @@
 //! The interface of the database: images, tasks, jobs, leases and the outbox.
 //!
-//! [`Store`] is one trait made of ten aspects, each in a file with its records. A part of the program takes
+//! [`Store`] is one trait made of twelve aspects, each in a file with its records. A part of the program takes
 //! the aspect that it uses: an `Arc<dyn Store>` coerces to an `Arc<dyn Outbox>`. Two backends implement all
 //! aspects (the crate `safelight-store-sql`), and one contract suite (`tests/contract/store.rs`) runs on both.
 //!
@@ -12,10 +12,12 @@
 
 mod access;
 mod backfills;
+mod clock;
 mod control;
 mod deletions;
 pub mod ending;
 mod error;
+mod installation;
 mod jobs;
 mod outbox;
 mod reads;
@@ -32,16 +34,18 @@ pub use backfills::{
     BackfillStep, Backfills, BlockingJob, ChildTask, CollectedResults, ImageFilter, ImportedImage,
     NewBackfill, ReportLine,
 };
+pub use clock::{DatabaseClock, LongestWaits};
 pub use control::Control;
 pub use deletions::{Deletion, DeletionRequest, Deletions, Reference, plan_removal};
-pub use error::StoreError;
+pub use error::{Cause, StoreError};
+pub use installation::{Installation, Installations};
 pub use jobs::{Claim, ClaimedJob, Effect, JobCount, Jobs, Lease, Outcome, Renewed, Settled};
 pub use outbox::{Outbox, OutboxBatch, QueueCapacity};
 pub use reads::{ImagePage, PageRequest, Reads, TaskFilter, TaskPage, TaskVersion};
 pub use schema::Schema;
 pub use uploads::{
-    Accepted, IdempotencyKey, KeyState, KeyTicket, LastRenditionJob, NewUpload, RenditionRequest,
-    Requested, Uploads,
+    Accepted, DamagedRendition, IdempotencyKey, KeyState, KeyTicket, LastRenditionJob, NewUpload,
+    RenditionRequest, Requested, Uploads,
 };
 pub use workers::{Heartbeat, QueueSlots, RegisteredWorker, ServiceRun, WorkerStatus, Workers};
 
@@ -50,7 +54,18 @@ pub type DynStore = Arc<dyn Store>;
 
 /// All aspects of the database. Implemented for every type that implements each of them.
 pub trait Store:
-    Uploads + Reads + Outbox + Jobs + Control + Deletions + Backfills + Workers + Access + Schema
+    Uploads
+    + Reads
+    + Outbox
+    + Jobs
+    + Control
+    + Deletions
+    + Backfills
+    + Workers
+    + Access
+    + Schema
+    + Installations
+    + DatabaseClock
 {
 }
 
@@ -65,5 +80,7 @@ impl<S> Store for S where
         + Workers
         + Access
         + Schema
+        + Installations
+        + DatabaseClock
 {
 }

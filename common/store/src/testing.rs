@@ -17,11 +17,12 @@ use uuid::Uuid;
 
 use super::{
     Accepted, Access, AuditEntry, BackfillStep, Backfills, BlockingJob, Claim, ClaimedJob, Control,
-    Deletion, DeletionRequest, Deletions, DynStore, Heartbeat, IdempotencyKey, ImageFilter,
-    ImagePage, JobCount, Jobs, KeyState, KeyTicket, KnownApiKey, Lease, LiveSigningKey, NewApiKey,
-    NewBackfill, NewSigningKey, NewUpload, Outbox, OutboxBatch, Outcome, PageRequest,
-    QueueCapacity, Reads, Reference, RegisteredWorker, RenditionRequest, Renewed, ReportLine,
-    Requested, Schema, Settled, StoreError, TaskFilter, TaskPage, TaskVersion, Uploads, Workers,
+    DatabaseClock, Deletion, DeletionRequest, Deletions, DynStore, Heartbeat, IdempotencyKey,
+    ImageFilter, ImagePage, Installation, Installations, JobCount, Jobs, KeyState, KeyTicket,
+    KnownApiKey, Lease, LiveSigningKey, LongestWaits, NewApiKey, NewBackfill, NewSigningKey,
+    NewUpload, Outbox, OutboxBatch, Outcome, PageRequest, QueueCapacity, Reads, Reference,
+    RegisteredWorker, RenditionRequest, Renewed, ReportLine, Requested, Schema, Settled,
+    StoreError, TaskFilter, TaskPage, TaskVersion, Uploads, Workers,
 };
 
 /// One call of a method of the store.
@@ -88,7 +89,21 @@ faulty! { Schema {
     fn migrate() -> ();
     fn check_schema() -> ();
     fn ping() -> ();
+    fn durability_warnings() -> Vec<String>;
     fn lock_for_embedded_queue() -> bool;
+    fn close() -> ();
+} }
+
+faulty! { Installations {
+    fn installation() -> Installation;
+    fn record_mark() -> ();
+    fn advance_generation(at_least: u64) -> u64;
+    fn keep_unknown(duration: Duration) -> ();
+} }
+
+faulty! { DatabaseClock {
+    fn observe_clock(waits: &LongestWaits) -> Option<Duration>;
+    fn bring_times_back(waits: &LongestWaits) -> u64;
 } }
 
 faulty! { Uploads {
@@ -169,7 +184,7 @@ faulty! { Workers {
 
 faulty! { Access {
     fn create_api_key(new: &NewApiKey) -> ();
-    fn api_key(prefix: &str) -> Option<KnownApiKey>;
+    fn api_keys(prefixes: &[String]) -> Vec<KnownApiKey>;
     fn has_api_keys() -> bool;
     fn list_api_keys(owner: Option<&Owner>, page: &PageRequest<Uuid>) -> Vec<ApiKey>;
     fn revoke_api_key(id: Uuid) -> Option<ApiKey>;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use safelight_domain::{
-    ContentHash, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Owner, Quota, Status, TaskId,
-    TaskKind, TraceContext, Usage,
+    ContentHash, ErrorCode, ImageFormat, ImageId, JobId, JobKind, Labels, Lane, Owner, Quota,
+    Status, TaskId, TaskKind, TraceContext, Usage,
 };
 use uuid::Uuid;
 
@@ -47,6 +47,10 @@ pub trait Uploads: Send + Sync + 'static {
     /// backfill's does not count: it may take long) or if the last one shows that another would not help.
     /// Concurrent calls queue one job in total: on the interactive lane, in a task of the kind `rendition`
     /// that belongs to the image's owner.
+    ///
+    /// With [`RenditionRequest::damaged`], the record of that rendition is removed in the same transaction. If there
+    /// was one, a job is queued even if another is open: that one may have started before. Concurrent calls for the
+    /// same record remove it once, and so queue one job in total.
     ///
     /// Asking again with the same ids, after an answer that was lost, queues nothing more.
     async fn request_rendition(&self, request: &RenditionRequest) -> Result<Requested, StoreError>;
@@ -142,8 +146,28 @@ pub struct RenditionRequest {
     /// How long after such a task has succeeded no other is created. If a rendition is still missing then,
     /// another task would most likely not make it either: the workers have other presets.
     pub again_after: Duration,
+    /// A rendition on record whose bytes in the blob store are missing or damaged.
+    pub damaged: Option<DamagedRendition>,
     /// The span that asks; the job continues that trace. `None` if it is not traced.
     pub trace: Option<TraceContext>,
+}
+
+/// The record of a rendition that is to be removed, because its bytes are missing or damaged. A record that was
+/// written since, even with the same hash, is another one and stays.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DamagedRendition {
+    /// The hash of the original.
+    pub of: ContentHash,
+    /// The preset's name.
+    pub preset: String,
+    /// The fingerprint of the preset.
+    pub fingerprint: String,
+    /// Its format.
+    pub format: ImageFormat,
+    /// The hash on record.
+    pub sha256: ContentHash,
+    /// When it was recorded.
+    pub made_at: DateTime<Utc>,
 }
 
 /// The result of [`Uploads::request_rendition`].
@@ -154,7 +178,8 @@ pub enum Requested {
     /// This task has an open thumbnail job of the image.
     Pending(TaskId),
     /// Nothing was queued. This task has the image's last thumbnail job, which failed, was cancelled, or
-    /// succeeded a short while ago for such a request.
+    /// succeeded a short while ago for such a request. (A job that failed because it could not read the original
+    /// counts for a short while only.)
     Recent(TaskId),
     /// The image does not exist or was discarded.
     Gone,
@@ -168,6 +193,8 @@ pub struct LastRenditionJob {
     pub kind: TaskKind,
     /// The job's status.
     pub status: Status,
+    /// Why it failed, if it did.
+    pub error: Option<ErrorCode>,
     /// Its task ended less than [`RenditionRequest::again_after`] ago.
     pub is_recent: bool,
 }
@@ -178,8 +205,13 @@ impl RenditionRequest {
         let last = last?;
         match last.status {
             Status::Queued | Status::Running => Some(Requested::Pending(last.task)),
-            // Only a person may retry it: requests for a picture that cannot be rendered never stop.
-            Status::Failed => Some(Requested::Recent(last.task)),
+            // Only a person may retry it: requests for a picture that cannot be rendered never stop. But an original
+            // that could not be read may have been restored meanwhile.
+            Status::Failed => {
+                let stays =
+                    last.is_recent || !last.error.is_some_and(ErrorCode::is_about_the_original);
+                stays.then_some(Requested::Recent(last.task))
+            }
             // The cancellation was for the request at that time, not for every later one.
             Status::Cancelled => {
                 let stays = last.kind != TaskKind::Rendition || last.is_recent;

@@ -45,7 +45,7 @@ where
         .with_service_name("safelight")
         .with_attributes([
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", Uuid::now_v7().to_string()),
+            KeyValue::new("service.instance.id", Uuid::new_v4().to_string()),
             KeyValue::new("safelight.role", role),
         ])
         .build();

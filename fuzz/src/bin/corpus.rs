@@ -21,6 +21,13 @@ fn main() -> Result<()> {
         return Err("usage: corpus FOLDER".into());
     };
     let pictures = pictures()?;
+    // Each picture with the next one, and their border.
+    for ((first, picture), (second, next)) in pictures.iter().zip(pictures.iter().cycle().skip(1)) {
+        if let Ok(border) = u16::try_from(picture.len()) {
+            let pair = [&picture[..], &next[..], &border.to_le_bytes()].concat();
+            write(&folder.join("two_pictures").join(format!("{first}-{second}")), &pair)?;
+        }
+    }
     for (at, (name, picture)) in (0..).zip(&pictures) {
         write(&folder.join("header").join(name), picture)?;
         // The last byte selects the presets: each format for each picture, and the other options in turn.
@@ -70,6 +77,8 @@ fn pictures() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("exif.jpg", jpeg_with(&plain, |it| Ok(it.add_exif_metadata(&exif)?))?),
         ("icc.jpg", jpeg_with(&plain, |it| Ok(it.add_icc_profile(&icc)?))?),
         ("cmyk.jpg", cmyk()?),
+        ("no-tables.jpg", without_tables(&jpeg(&plain, |_| ())?)),
+        ("two-starts.jpg", [b"\xFF\xD8", &jpeg(&plain, |_| ())?[..]].concat()),
         ("gray.png", encoded(&gray, ImageFormat::Png)?),
         ("palette.png", palette_png()?),
         ("alpha.png", encoded(&clear, ImageFormat::Png)?),
@@ -88,6 +97,7 @@ fn pictures() -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("rgb.bmp", encoded(&plain, ImageFormat::Bmp)?),
         ("palette.bmp", palette_bmp()?),
         ("opaque.avif", rendered(&png, PresetFormat::Avif)?),
+        ("420.heic", heic(&plain)?),
         ("alpha.avif", rendered(&encoded(&clear, ImageFormat::Png)?, PresetFormat::Avif)?),
     ])
 }
@@ -114,6 +124,18 @@ fn jpeg_with(
     set(&mut encoder)?;
     encoder.encode(image.as_bytes(), WIDTH, HEIGHT, ColorType::Rgb)?;
     Ok(bytes)
+}
+
+/// Without quantization and Huffman tables, like a frame of a video.
+fn without_tables(jpeg: &[u8]) -> Vec<u8> {
+    let mut left = jpeg.to_vec();
+    let is_table = |pair: &[u8]| matches!(pair, [0xFF, 0xDB | 0xC4]);
+    while let Some(at) = left.windows(2).position(is_table) {
+        let Some(&[high, low]) = left.get(at + 2..at + 4).and_then(<[u8]>::first_chunk) else { break };
+        let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));
+        left.drain(at..end.min(left.len()));
+    }
+    left
 }
 
 fn cmyk() -> Result<Vec<u8>> {
@@ -185,6 +207,12 @@ fn exif() -> Result<Vec<u8>> {
     let mut block = Cursor::new(Vec::new());
     writer.write(&mut block, false)?;
     Ok(block.into_inner())
+}
+
+/// HEIC, by an encoder in Rust.
+fn heic(image: &DynamicImage) -> Result<Vec<u8>> {
+    let options = heifer::EncodeOptions::default();
+    Ok(heifer::encode_rgb8(WIDTH.into(), HEIGHT.into(), image.as_bytes(), &options)?)
 }
 
 /// A rendition by the code under test.

@@ -64,8 +64,16 @@ enum BackfillCommand {
         #[command(flatten)]
         begin: Begin,
     },
-    /// Collect garbage: remove stored blobs and renditions that nothing refers to
+    /// Collect garbage: move stored objects that nothing refers to into the quarantine
     Gc {
+        /// Also if the database knows no image, is an older copy, or does not know more than a tenth of the stored
+        /// originals
+        #[arg(long, conflicts_with = "take_back")]
+        force: bool,
+        /// Undo collections instead: move back what this collection, or all of them, moved into the quarantine
+        #[arg(long, value_name = "TASK", num_args = 0..=1)]
+        #[allow(clippy::option_option)] // without, with, and with a value
+        take_back: Option<Option<TaskId>>,
         #[command(flatten)]
         begin: Begin,
     },
@@ -197,17 +205,26 @@ pub async fn run(args: BackfillArgs) -> Result<(), CommandError> {
         BackfillCommand::Follow { id, report, output } => {
             follow(&id.to_string(), report.open().await?, &output, false).await
         }
-        BackfillCommand::Gc { begin } => start(json!({ "kind": "gc" }), begin).await,
+        BackfillCommand::Gc { force, take_back, begin } => {
+            let mut what = json!({ "kind": "gc" });
+            if force {
+                what["force"] = json!(true);
+            }
+            if let Some(run) = take_back {
+                what["take_back"] = run.map_or(json!(true), |run| json!(run));
+            }
+            start(what, begin).await
+        }
         BackfillCommand::Pause { id, output } => {
-            print(&output.server.client()?.pause_backfill(id).await?, output.json);
+            print(&output.server.client().await?.pause_backfill(id).await?, output.json);
             Ok(())
         }
         BackfillCommand::Resume { id, output } => {
-            print(&output.server.client()?.resume_backfill(id).await?, output.json);
+            print(&output.server.client().await?.resume_backfill(id).await?, output.json);
             Ok(())
         }
         BackfillCommand::Report { id, server } => {
-            let client = server.client()?;
+            let client = server.client().await?;
             let mut stdout = tokio::io::stdout();
             Ok(client.backfill_report(id, &mut stdout).await?)
         }
@@ -245,7 +262,7 @@ async fn start(mut what: Value, begin: Begin) -> Result<(), CommandError> {
         return Err(CommandError::usage("a dry run has no report: it only counts")
             .hint("leave out --report, or --dry-run"));
     }
-    let client = begin.output.server.client()?;
+    let client = begin.output.server.client().await?;
     // A file that cannot be written is an error before the work starts.
     let report = begin.report.open().await?;
     // Chosen here, so that a repetition after a lost answer starts no second backfill.
@@ -282,7 +299,7 @@ async fn follow(
     output: &Output,
     dry_run: bool,
 ) -> Result<(), CommandError> {
-    let client = output.server.client()?;
+    let client = output.server.client().await?;
     let task = progress::watch(&client, id).await?;
     if let Some(report) = report {
         report.write(&client, id).await?;
@@ -296,11 +313,11 @@ async fn follow(
         Some("cancelled") => Err(CommandError::failed("the backfill was cancelled")),
         _ => {
             let message = task["error"]["message"].as_str().unwrap_or("the backfill failed");
-            let exit = CommandError::failed(message);
-            Err(if retryable_images(&task["backfill"]) > 0 {
-                exit.hint(format!("safelight tasks retry {id} tries the failed images again"))
-            } else {
-                exit
+            Err(match message.split_once("; hint: ") {
+                Some((message, hint)) => CommandError::failed(message).hint(hint),
+                None if retryable_images(&task["backfill"]) > 0 => CommandError::failed(message)
+                    .hint(format!("safelight tasks retry {id} tries the failed images again")),
+                None => CommandError::failed(message),
             })
         }
     }

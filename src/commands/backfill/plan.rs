@@ -14,6 +14,18 @@ pub fn print(task: &Value, workers: &Value) {
         output!("  {reason:<10}  {count}");
     }
     if backfill["kind"] == "gc" {
+        let survey = &backfill["survey"];
+        if survey.is_object() {
+            output!(
+                "  originals   {} of {}",
+                survey["unreferenced_originals"],
+                survey["originals"]
+            );
+            output!("  renditions  {}", survey["unreferenced_renditions"]);
+        }
+        if let Some(refusal) = survey["refusal"].as_str() {
+            output!("  would be refused: {refusal}");
+        }
         output!(
             "  which they are: safelight backfill report {}",
             task["id"].as_str().unwrap_or("ID")

@@ -5,6 +5,9 @@ use lapin::{
     options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions},
 };
 
+use std::time::Instant;
+
+use safelight_testing::wait::eventually_within;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +15,8 @@ use super::*;
 
 const DEAD_QUEUE: &str = "safelight.dead.v1";
 const DELIVERY_LIMIT: usize = 100;
+/// Two heartbeats of 5 s, the limit of a call that was made before, and what a busy machine adds.
+const FROZEN_LIMIT: Duration = Duration::from_secs(40);
 
 /// A broker on its own virtual host, and a channel that bypasses the code under test.
 async fn broker_with_raw_channel() -> Result<(DynJobQueue, Connection, Channel)> {
@@ -295,5 +300,29 @@ async fn blocked_publishers_time_out(
     node.ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"])?;
     eventually("publishers are unblocked", async || Ok(broker.check().await.is_ok())).await?;
     broker.publish(&[notice(QUEUE)]).await?;
+    Ok(())
+}
+
+/// The nodes share nothing, unlike those of a cluster: here it matters only that both connections leave a frozen
+/// one.
+#[tokio::test(flavor = "multi_thread")]
+async fn frozen_node_is_left_for_another() -> Result<()> {
+    let start = || tokio::task::spawn_blocking(RabbitMq::start);
+    let (one, two) = tokio::try_join!(start(), start())?;
+    let nodes = [one?, two?];
+    let urls = format!("{},{}", nodes[0].url("test0"), nodes[1].url("test0"));
+    let broker = open(&urls).await?;
+    // After the first one, both connections are to the second.
+    for node in &nodes {
+        node.signal("STOP")?;
+        let froze = Instant::now();
+        eventually_within(FROZEN_LIMIT, "both connections work", async || {
+            let published = broker.publish(&[notice(QUEUE)]).await;
+            Ok(published.is_ok() && broker.depth(QUEUE).await.is_ok())
+        })
+        .await?;
+        eprintln!("work continues {:?} after a node froze", froze.elapsed());
+        node.signal("CONT")?;
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use safelight_domain::{
-    ApiKey, Owner, Quota, Scope, Usage, Visibility,
+    ApiKey, Owner, Quota, Scope, Usage, Visibility, new_id,
     secrets::{self, ApiSecret},
 };
 use safelight_store::{
@@ -16,8 +16,8 @@ use uuid::Uuid;
 use super::{
     promises,
     test_store::{
-        HOUR, NOW, TestStore, thumbnail_notice, thumbnail_succeeded, upload, write_notice,
-        write_succeeded,
+        HOUR, NOW, TestStore, later_id, thumbnail_notice, thumbnail_succeeded, upload,
+        write_notice, write_succeeded,
     },
 };
 
@@ -43,7 +43,7 @@ fn ada() -> Owner {
 fn new_key(owner: &Owner, lifetime: Option<Duration>) -> (ApiSecret, NewApiKey) {
     let secret = ApiSecret::new().expect("random bytes");
     let new = NewApiKey {
-        id: Uuid::now_v7(),
+        id: later_id(),
         prefix: secret.prefix().to_owned(),
         owner: owner.clone(),
         scopes: "upload,read".parse().expect("scopes"),
@@ -69,8 +69,17 @@ async fn key_is_found_by_prefix_and_live_until_revoked(store: TestStore) -> Resu
     let again = store.revoke_api_key(new.id).await?.context("no key")?;
     assert_eq!(again.revoked_at, revoked.revoked_at);
     assert!(!store.api_key(secret.prefix()).await?.context("no key")?.is_live);
-    assert_eq!(store.revoke_api_key(Uuid::now_v7()).await?, None);
+    assert_eq!(store.revoke_api_key(new_id()).await?, None);
     assert_eq!(store.api_key("sl_unknown").await?, None);
+    let (other, new) = new_key(&ada(), None);
+    store.create_api_key(&new).await?;
+    let prefixes = [secret.prefix(), "sl_unknown", other.prefix()].map(str::to_owned);
+    let mut found: Vec<_> =
+        store.api_keys(&prefixes).await?.into_iter().map(|known| known.key.prefix).collect();
+    found.sort_unstable();
+    let mut expected = [&prefixes[0], &prefixes[2]];
+    expected.sort_unstable();
+    assert_eq!(found.iter().collect::<Vec<_>>(), expected);
     Ok(())
 }
 
@@ -224,7 +233,7 @@ async fn accepting_again_does_not_count_against_the_quota(store: TestStore) -> R
 
 async fn audit_log_is_listed_newest_first(store: TestStore) -> Result<()> {
     let entry = |action: &str| AuditEntry {
-        id: Uuid::now_v7(),
+        id: later_id(),
         at: chrono::Utc::now(),
         key: Some("sl_abc".to_owned()),
         owner: ada(),

@@ -303,7 +303,7 @@ async fn locked_job_does_not_block_other_claims() -> Result<()> {
     let store = TestStore::postgres().await?;
     let safelight_config::DatabaseUrl::Postgres(url) = &store.url else { unreachable!() };
     let (locked, free) = (store.accept_new_upload().await?, store.accept_new_upload().await?);
-    let mut conn = sqlx::PgConnection::connect(url).await?;
+    let mut conn = sqlx::PgConnection::connect(&url[0]).await?;
     let mut transaction = conn.begin().await?;
     sqlx::query("select from jobs where id = $1 for update")
         .bind(locked.jobs[0].0)

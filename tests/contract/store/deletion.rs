@@ -118,6 +118,7 @@ async fn deletion_cancels_unfinished_work(store: TestStore) -> Result<()> {
         job: JobId::new(),
         max_attempts: 3,
         again_after: NOW,
+        damaged: None,
         trace: None,
     };
     assert_eq!(store.request_rendition(&asked).await?, Requested::Gone);

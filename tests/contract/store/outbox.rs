@@ -309,9 +309,9 @@ async fn backfills_are_taken_in_turn(store: TestStore) -> Result<()> {
     let large = queue_backfill(&store, &[image; 20]).await?;
     let small = queue_backfill(&store, &[image; 2]).await?;
     let capacity = QueueCapacity(vec![(JobKind::Thumbnail, Lane::Bulk, 4)]);
-    let taken: HashSet<JobNotice> =
-        store.take_unpublished(&capacity, NOW).await?.due.into_iter().collect();
-    assert_eq!(taken, HashSet::from([large[0], large[1], small[0], small[1]]));
+    let taken = store.take_unpublished(&capacity, NOW).await?.due;
+    let number_of = |jobs: &[JobNotice]| taken.iter().filter(|one| jobs.contains(one)).count();
+    assert_eq!((number_of(&large), number_of(&small)), (2, 2), "{taken:?}");
 
     // A lost message returns with its share.
     store.publish_all().await?;

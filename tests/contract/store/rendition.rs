@@ -3,18 +3,19 @@
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use safelight_domain::{
-    ImageId, JobId, JobKind, JobNotice, Lane, Status, TaskId, TaskKind, TraceContext,
+    ErrorCode, Failure, ImageId, JobId, JobKind, JobNotice, Lane, Rendition, Status, TaskId,
+    TaskKind, TraceContext,
 };
 use safelight_store::{
-    Effect, NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest, Requested, Settled,
-    TaskFilter,
+    DamagedRendition, Effect, NewUpload, Outcome, PageRequest, QueueCapacity, RenditionRequest,
+    Requested, Settled, TaskFilter,
 };
 
 use super::{
     promises,
     test_store::{
         HOUR, NOW, TestStore, failure, rendition, thumbnail_notice, thumbnail_succeeded,
-        without_made_at, write_notice,
+        without_made_at, write_notice, write_succeeded,
     },
 };
 
@@ -34,6 +35,11 @@ promises!(
     failed_request_can_be_retried,
     last_task_of_an_image_is_found_by_job_kind,
     made_at_changes_only_with_the_bytes,
+    damaged_rendition_is_forgotten_and_requested,
+    damaged_rendition_is_requested_beside_open_work,
+    concurrent_requests_for_a_damaged_rendition_queue_one_job,
+    rendition_that_was_made_again_is_not_forgotten,
+    unreadable_original_is_tried_again_later,
 );
 
 fn request(image: ImageId) -> RenditionRequest {
@@ -43,6 +49,7 @@ fn request(image: ImageId) -> RenditionRequest {
         job: JobId::new(),
         max_attempts: 3,
         again_after: HOUR,
+        damaged: None,
         trace: None,
     }
 }
@@ -300,5 +307,111 @@ async fn made_at_changes_only_with_the_bytes(store: TestStore) -> Result<()> {
     assert_eq!(without_made_at(&after), renditions);
     assert_eq!(after[0].made_at, before[0].made_at);
     assert!(after[1].made_at > before[1].made_at, "{after:?} after {before:?}");
+    Ok(())
+}
+
+/// A request for a rendition whose bytes are damaged.
+fn request_again(upload: &NewUpload, made: &Rendition) -> Result<RenditionRequest> {
+    let damaged = DamagedRendition {
+        of: upload.sha256,
+        preset: made.preset.clone(),
+        fingerprint: made.fingerprint.clone(),
+        format: made.format,
+        sha256: made.sha256,
+        made_at: made.made_at.context("it was recorded")?,
+    };
+    Ok(RenditionRequest { damaged: Some(damaged), ..request(upload.image) })
+}
+
+/// The renditions on record.
+async fn recorded(store: &TestStore, image: ImageId) -> Result<Vec<Rendition>> {
+    Ok(store.image(image).await?.context("no image")?.renditions)
+}
+
+async fn damaged_rendition_is_forgotten_and_requested(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let before = recorded(&store, upload.image).await?;
+    let request = request_again(&upload, &before[0])?;
+    assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
+    assert_eq!(recorded(&store, upload.image).await?, before[1..], "only that record is removed");
+    // The answer was lost.
+    assert_eq!(store.request_rendition(&request).await?, Requested::Pending(request.task));
+    assert_eq!(store.publish_all().await?, [notice(&request)]);
+
+    let job = store.claim_job(&notice(&request)).await?;
+    assert_eq!(job.image.renditions, before[1..], "the job sees what it has to make");
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
+    let after = recorded(&store, upload.image).await?;
+    assert_eq!(without_made_at(&after), without_made_at(&before));
+    assert!(after[0].made_at > before[0].made_at, "{after:?} after {before:?}");
+    assert_eq!(after[1].made_at, before[1].made_at);
+
+    // It is damaged again at once. The record decides, not how recent the last job is.
+    let again = request_again(&upload, &after[0])?;
+    assert_eq!(store.request_rendition(&again).await?, Requested::Queued(again.task));
+    Ok(())
+}
+
+async fn damaged_rendition_is_requested_beside_open_work(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let before = recorded(&store, upload.image).await?;
+    let running = queue_request(&store, upload.image).await?;
+    store.publish_all().await?;
+    let job = store.claim_job(&notice(&running)).await?;
+    assert_eq!(job.image.renditions, before, "it will not make what is there");
+    let request = request_again(&upload, &before[1])?;
+    assert_eq!(store.request_rendition(&request).await?, Requested::Queued(request.task));
+    let later = request_again(&upload, &before[1])?;
+    assert_eq!(store.request_rendition(&later).await?, Requested::Pending(request.task));
+    Ok(())
+}
+
+async fn concurrent_requests_for_a_damaged_rendition_queue_one_job(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let before = recorded(&store, upload.image).await?;
+    let stores = [store.another_store().await?, store.another_store().await?];
+    let requests = (0..32).map(|at| {
+        let (store, request) = (&stores[at % stores.len()], request_again(&upload, &before[0]));
+        async move { Ok::<_, anyhow::Error>(store.request_rendition(&request?).await?) }
+    });
+    let answers = try_join_all(requests).await?;
+    let is_queued = |answer: &&Requested| matches!(answer, Requested::Queued(_));
+    assert_eq!(answers.iter().filter(is_queued).count(), 1, "{answers:?}");
+    let is_pending = |answer: &&Requested| matches!(answer, Requested::Pending(_));
+    assert_eq!(answers.iter().filter(is_pending).count(), 31, "{answers:?}");
+    assert_eq!(store.publish_all().await?.len(), 1);
+    Ok(())
+}
+
+async fn rendition_that_was_made_again_is_not_forgotten(store: TestStore) -> Result<()> {
+    let upload = finished_upload(&store).await?;
+    let before = recorded(&store, upload.image).await?;
+    let first = request_again(&upload, &before[0])?;
+    assert_eq!(store.request_rendition(&first).await?, Requested::Queued(first.task));
+    let job = store.claim_job(&notice(&first)).await?;
+    store.settle_job(&job, &thumbnail_succeeded()).await?;
+    let after = recorded(&store, upload.image).await?;
+    assert_eq!(after[0].sha256, before[0].sha256, "equal bytes");
+    // A node that read the damaged bytes before asks only now.
+    let late = request_again(&upload, &before[0])?;
+    assert_eq!(store.request_rendition(&late).await?, Requested::Recent(first.task));
+    assert_eq!(recorded(&store, upload.image).await?, after);
+    Ok(())
+}
+
+async fn unreadable_original_is_tried_again_later(store: TestStore) -> Result<()> {
+    for code in [ErrorCode::BlobMissing, ErrorCode::BlobDamaged] {
+        let upload = store.accept_new_upload().await?;
+        let job = store.claim_job(&thumbnail_notice(&upload)).await?;
+        let failure = Failure::new(code, "not there");
+        store.settle_job(&job, &Outcome::Failed(failure)).await?;
+        // The write job ends the task.
+        let job = store.claim_job(&write_notice(&upload)).await?;
+        store.settle_job(&job, &write_succeeded()).await?;
+        let soon = request(upload.image);
+        assert_eq!(store.request_rendition(&soon).await?, Requested::Recent(upload.task));
+        let later = RenditionRequest { again_after: NOW, ..soon };
+        assert_eq!(store.request_rendition(&later).await?, Requested::Queued(later.task));
+    }
     Ok(())
 }

@@ -7,13 +7,14 @@ use safelight_config::DatabaseUrl;
 use safelight_domain::{
     ContentHash, ErrorCode, Failure, Gps, ImageFacts, ImageFormat, ImageId, JOB_VERSION, JobId,
     JobKind, JobNotice, Labels, Lane, Owner, Placeholder, Quota, Rendition, Task, TaskId,
-    Visibility, WorkerId,
+    Visibility, WorkerId, new_id,
 };
 use safelight_store::{
     Accepted, Claim, ClaimedJob, DynStore, Effect, NewUpload, Outcome, QueueCapacity, Settled,
 };
 use safelight_testing::postgres::Postgres;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// A duration that ends immediately.
 pub const NOW: Duration = Duration::ZERO;
@@ -81,7 +82,7 @@ impl TestStore {
                 sqlx::query(sql).execute(&mut options.connect().await?).await?;
             }
             DatabaseUrl::Postgres(url) => {
-                let mut conn = sqlx::PgConnection::connect(url).await?;
+                let mut conn = sqlx::PgConnection::connect(&url[0]).await?;
                 sqlx::query(sql).execute(&mut conn).await?;
             }
         }
@@ -97,10 +98,124 @@ impl TestStore {
                 sqlx::query_scalar(sql).fetch_one(&mut options.connect().await?).await?
             }
             DatabaseUrl::Postgres(url) => {
-                let mut conn = sqlx::PgConnection::connect(url).await?;
+                let mut conn = sqlx::PgConnection::connect(&url[0]).await?;
                 sqlx::query_scalar(sql).fetch_one(&mut conn).await?
             }
         })
+    }
+
+    /// Rows of text from a query that the store never makes.
+    pub async fn query_texts(&self, sql: String) -> Result<Vec<String>> {
+        use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+        let sql = AssertSqlSafe(sql);
+        Ok(match &self.url {
+            DatabaseUrl::Sqlite(path) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                sqlx::query_scalar(sql).fetch_all(&mut options.connect().await?).await?
+            }
+            DatabaseUrl::Postgres(url) => {
+                let mut conn = sqlx::PgConnection::connect(&url[0]).await?;
+                sqlx::query_scalar(sql).fetch_all(&mut conn).await?
+            }
+        })
+    }
+
+    /// The id of a job, as SQL.
+    pub fn sql_id(&self, job: JobId) -> String {
+        match &self.url {
+            DatabaseUrl::Sqlite(_) => format!("x'{}'", job.0.simple()),
+            DatabaseUrl::Postgres(_) => format!("'{}'", job.0),
+        }
+    }
+
+    /// Lets each change of a job fail, until [`TestStore::allow_changes`].
+    pub async fn refuse_changes_of(&self, job: JobId) -> Result<()> {
+        let id = self.sql_id(job);
+        let trigger = match &self.url {
+            DatabaseUrl::Sqlite(_) => format!(
+                "create trigger refuse before update on jobs when new.id = {id}
+                 begin select raise(abort, 'refused'); end"
+            ),
+            DatabaseUrl::Postgres(_) => {
+                self.tamper(
+                    "create function refuse() returns trigger language plpgsql
+                     as $$ begin raise exception 'refused'; end $$",
+                )
+                .await?;
+                format!(
+                    "create trigger refuse before update on jobs for each row
+                     when (new.id = {id}) execute function refuse()"
+                )
+            }
+        };
+        self.query_texts(trigger).await.map(drop)
+    }
+
+    pub async fn allow_changes(&self) -> Result<()> {
+        self.tamper(match &self.url {
+            DatabaseUrl::Sqlite(_) => "drop trigger refuse",
+            DatabaseUrl::Postgres(_) => "drop trigger refuse on jobs",
+        })
+        .await
+    }
+
+    /// All columns of points in time, as `table.column`.
+    pub async fn time_columns(&self) -> Result<Vec<String>> {
+        let sql = match &self.url {
+            DatabaseUrl::Sqlite(_) => {
+                "select t.name || '.' || c.name from sqlite_schema t
+                 join pragma_table_info(t.name) c
+                 where t.type = 'table' and t.name <> '_sqlx_migrations' and c.name <> 'taken_at'
+                   and (c.name = 'at' or c.name like '%!_at' escape '!'
+                        or c.name like '%!_until' escape '!' or c.name like '%!_since' escape '!')
+                 order by 1"
+            }
+            DatabaseUrl::Postgres(_) => {
+                "select table_name || '.' || column_name from information_schema.columns
+                 where table_schema = 'public' and table_name <> '_sqlx_migrations'
+                   and data_type = 'timestamp with time zone'
+                 order by 1"
+            }
+        };
+        self.query_texts(sql.to_owned()).await
+    }
+
+    /// Makes the database look as if all that was written had been written by a clock that was ahead: as if the
+    /// clock was set back now.
+    pub async fn advance_times(&self, by: Duration) -> Result<()> {
+        for column in self.time_columns().await? {
+            self.advance_time(&column, by).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the times of one column (`table.column`) later.
+    pub async fn advance_time(&self, column: &str, by: Duration) -> Result<()> {
+        let (table, column) = column.split_once('.').context("table.column")?;
+        let by = match &self.url {
+            DatabaseUrl::Sqlite(_) => by.as_micros().to_string(),
+            DatabaseUrl::Postgres(_) => format!("interval '{} milliseconds'", by.as_millis()),
+        };
+        self.query_texts(format!("update {table} set {column} = {column} + {by}")).await.map(drop)
+    }
+
+    /// How many seconds the latest time of a column (`table.column`) lies ahead of the clock.
+    pub async fn seconds_ahead(&self, column: &str) -> Result<i64> {
+        self.seconds_ahead_where(column, "true").await
+    }
+
+    /// [`TestStore::seconds_ahead`] of the rows for which an SQL condition holds.
+    pub async fn seconds_ahead_where(&self, column: &str, rows: &str) -> Result<i64> {
+        let (table, column) = column.split_once('.').context("table.column")?;
+        let ahead = match &self.url {
+            DatabaseUrl::Sqlite(_) => format!("max({column}) / 1000000 - unixepoch()"),
+            DatabaseUrl::Postgres(_) => {
+                format!("extract(epoch from max({column}) - now())::bigint")
+            }
+        };
+        let sql = format!("select cast({ahead} as text) from {table} where {rows}");
+        let found = self.query_texts(sql).await?;
+        Ok(found.first().context("no row")?.parse()?)
     }
 
     /// Creates an upload and accepts it.
@@ -168,8 +283,22 @@ impl TestStore {
 }
 
 /// A new upload. Its bytes are unique.
+/// A new id that is greater than those before: ids sort by their millisecond.
+pub fn later_id() -> Uuid {
+    let before = new_id();
+    let millisecond = |id: Uuid| id.get_timestamp();
+    loop {
+        let id = new_id();
+        if millisecond(id) != millisecond(before) {
+            return id;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// An upload whose ids are greater than those of the uploads before.
 pub fn upload() -> NewUpload {
-    let image = ImageId::new();
+    let image = ImageId(later_id());
     NewUpload {
         owner: Owner::local(),
         quota: Quota::default(),
@@ -185,7 +314,7 @@ pub fn upload() -> NewUpload {
             filename: Some("hill.jpg".to_owned()),
             visibility: Some(Visibility::Public),
         },
-        jobs: vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)],
+        jobs: JobKind::jobs_of_new_image(),
         max_attempts: 3,
         key: None,
         trace: None,

@@ -77,11 +77,7 @@ async fn cached_images_are_served_while_the_object_store_is_unavailable() -> Res
         })
         .await?;
     }
-    // Wait until the balancer has noticed: it answers 503 to requests that need a ready node.
-    eventually("the balancer has noticed", async || {
-        Ok(status(&balancer.url(), "/livez").await? == StatusCode::SERVICE_UNAVAILABLE)
-    })
-    .await?;
+    eventually("the balancer has noticed", async || balancer.has_lost("delivery")).await?;
     reads.wait_for_more(READS).await?;
     reads.stop().await?;
     let (path, content) = &cold[0];

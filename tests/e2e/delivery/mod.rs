@@ -4,6 +4,7 @@
 mod balancer;
 mod owners;
 mod proxy;
+mod repair;
 mod store_outage;
 mod tiers;
 

@@ -51,11 +51,66 @@ async fn varnish_collapses_requests_and_serves_ranges() -> Result<()> {
         assert_eq!(answer.status(), status);
     }
     // `Accept` does not matter for an image with one format. The query never matters.
-    for (path, accept) in
-        [(path.clone(), "image/avif,image/webp,*/*"), (format!("{path}?query"), "image/webp;q=0")]
-    {
+    for (path, accept) in [
+        (path.clone(), "image/avif,image/webp,*/*"),
+        (format!("{path}{}query", if path.contains('?') { '&' } else { '?' }), "image/webp;q=0"),
+    ] {
         let answer = client.request(Method::GET, &path).header(ACCEPT, accept).send().await?;
         assert_eq!(answer.bytes().await?, content);
+    }
+    Ok(())
+}
+
+/// No client can fill the cache with copies of one image, or have its own headers given to others. Versions are
+/// kept apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn varnish_keeps_one_copy_whatever_clients_send() -> Result<()> {
+    let setup = DeliverySetup::start(1).await?;
+    let expected = setup.upload(1).await?;
+    let data = folder()?;
+    let cors = ("SAFELIGHT_CORS_ORIGINS", "[\"https://app.example.org\"]");
+    let node = setup.node(data.path(), &[cors])?;
+    let varnish = block_in_place(|| Varnish::start(&[node.url()]))?;
+    let client = Client::new(&varnish.url())?;
+    let (url, content) =
+        expected.iter().find(|(url, _)| url.contains("?v=")).context("a rendition")?;
+    let (path, _) = url.split_once('?').context("a version")?;
+    let how = |answer: &reqwest::Response| {
+        let status = answer.headers().get("cache-status").and_then(|value| value.to_str().ok());
+        status.unwrap_or_default().to_owned()
+    };
+    for (url, lifetime) in
+        [(&**url, "public, max-age=31536000, immutable"), (path, "public, max-age=60")]
+    {
+        for number in 0..5 {
+            let request = client.request(Method::GET, url);
+            let request = request.header("origin", format!("https://invented-{number}.example"));
+            let answer = request.header("x-request-id", format!("chosen-{number}")).send().await?;
+            let expected = if number == 0 { "varnish; fwd=miss; stored" } else { "varnish; hit" };
+            assert!(how(&answer).ends_with(expected), "{number}: {answer:?}");
+            assert!(!answer.headers().contains_key("x-request-id"), "{answer:?}");
+            assert!(!answer.headers().contains_key("vary"), "{answer:?}");
+            assert_eq!(answer.headers()["access-control-allow-origin"], "*");
+            assert_eq!(answer.headers()["cache-control"], lifetime);
+            assert_eq!(answer.bytes().await?, content);
+        }
+    }
+    // Invented versions are not kept, and disturb no other copy.
+    for number in 0..5 {
+        let invented = format!("{path}?v={number:016x}");
+        let answer = client.get(&invented).await?;
+        assert!(how(&answer).ends_with("varnish; fwd=miss"), "{answer:?}");
+        assert_eq!(answer.headers()["cache-control"], "public, no-cache");
+    }
+    for url in [&**url, path] {
+        assert!(how(&client.get(url).await?).ends_with("varnish; hit"));
+    }
+    // An original has one version, whatever is invented.
+    let (original, _) = path.rsplit_once('/').context("an original")?;
+    for number in 0..5 {
+        let answer = client.get(&format!("{original}?v={number:016x}")).await?;
+        let expected = if number == 0 { "varnish; fwd=miss; stored" } else { "varnish; hit" };
+        assert!(how(&answer).ends_with(expected), "{number}: {answer:?}");
     }
     Ok(())
 }

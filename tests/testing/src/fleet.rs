@@ -15,6 +15,7 @@ use crate::{
     rabbitmq::RabbitMq,
     s3::S3,
     server::{Server, run, safelight},
+    test_server::RECOVERY_GRACE,
 };
 
 /// How long the migration of an empty database may take on a busy machine.
@@ -86,6 +87,7 @@ impl Fleet {
                 ("SAFELIGHT_BLOB_URL", s3.url().as_str()),
                 ("SAFELIGHT_DATA_DIR", &folder.path().to_string_lossy()),
                 ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+                RECOVERY_GRACE,
                 ("SAFELIGHT_WORKER_LISTEN", "127.0.0.1:0"),
             ]
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
@@ -107,6 +109,11 @@ impl Fleet {
     /// The URL of the load balancer.
     pub fn url(&self) -> String {
         self.balancer.url()
+    }
+
+    /// The load balancer.
+    pub fn balancer(&self) -> &HaProxy {
+        &self.balancer
     }
 
     /// A `safelight` command with the configuration of this fleet.

@@ -19,6 +19,9 @@ const SHIPPED: &str = include_str!("../../../deploy/haproxy.cfg");
 /// The configuration that `docs/deploy.md` uses on a public address.
 const PUBLIC: &str = include_str!("../../../deploy/haproxy-public.cfg");
 
+/// The line by which nodes learn that a request came through a proxy.
+const FORWARD: &str = "  option forwardfor\n";
+
 /// How long HAProxy may take to find its backends.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -60,6 +63,7 @@ fn public_configuration(plain: u16, tls: u16, backend: &str, identity: &Path) ->
     PUBLIC
         .replace("bind :80\n", &format!("bind 127.0.0.1:{plain}\n"))
         .replace("bind :443 ", &format!("bind 127.0.0.1:{tls} "))
+        .replace("https://img.example.org ", &format!("https://localhost:{tls} "))
         .replace("/etc/haproxy/safelight.pem", &identity.to_string_lossy())
         .replace("127.0.0.1:8080", backend.trim_start_matches("http://"))
         .replace("  user haproxy\n  group haproxy\n", "")
@@ -67,28 +71,45 @@ fn public_configuration(plain: u16, tls: u16, backend: &str, identity: &Path) ->
 
 /// A running HAProxy.
 pub struct HaProxy {
-    _process: Guarded,
+    process: Guarded,
     port: u16,
 }
 
 impl HaProxy {
     /// Starts HAProxy on a free port in front of `backends` (URLs such as `http://127.0.0.1:40001`), and
-    /// waits until one of them is ready through it.
+    /// waits until one of them is ready through it. Does not tell the nodes that requests come through a proxy:
+    /// most fleets of tests have no keys, and would reject them.
     pub fn start(backends: &[&str]) -> Result<Self> {
+        let configure = |port| configuration(port, backends).replace(FORWARD, "");
+        Self::start_with(configure)
+    }
+
+    /// Like [`HaProxy::start`], with everything that the shipped configuration says.
+    pub fn start_as_shipped(backends: &[&str]) -> Result<Self> {
+        Self::start_with(|port| configuration(port, backends))
+    }
+
+    fn start_with(configure: impl FnOnce(u16) -> String) -> Result<Self> {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-haproxy-").tempdir()?.keep();
         let config = folder.join("haproxy.cfg");
-        fs::write(&config, configuration(port, backends))?;
+        fs::write(&config, configure(port))?;
         let mut command = Command::new("haproxy");
         command.arg("-db").arg("-f").arg(&config);
         let ready = || is_ready(port);
         let process = Guarded::serving("HAProxy", &mut command, &folder, START_LIMIT, ready)?;
-        Ok(Self { _process: process, port })
+        Ok(Self { process, port })
     }
 
     /// Its URL.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Whether it has noticed that no server of `backend` is ready.
+    pub fn has_lost(&self, backend: &str) -> Result<bool> {
+        let log = fs::read_to_string(self.process.folder().join("log"))?;
+        Ok(log.contains(&format!("{backend} has no server available")))
     }
 }
 

@@ -77,6 +77,13 @@ impl Load {
         self.shared.ledger.len()
     }
 
+    /// A copy of the uploads that were accepted until now.
+    pub fn accepted_so_far(&self) -> Ledger {
+        let copy = Ledger::default();
+        copy.append(&self.shared.ledger);
+        copy
+    }
+
     /// The number of requests that were rejected or got no response.
     pub fn rejected(&self) -> u32 {
         lock(&self.shared.rejections).values().sum()

@@ -1,4 +1,4 @@
-//! nginx with a folder of files, configured for speed: the reference for delivery benchmarks.
+//! nginx: with a folder of files, configured for speed, as the reference for delivery benchmarks; and as a bare proxy.
 
 use std::{
     fs,
@@ -27,11 +27,25 @@ impl Nginx {
         let port = free_port()?;
         let folder = tempfile::Builder::new().prefix("safelight-nginx-").tempdir()?.keep();
         fs::create_dir(folder.join("files"))?;
-        fs::write(folder.join("nginx.conf"), configuration(port, workers, &folder))?;
+        Self::run(port, &folder, &configuration(port, workers, &folder))
+    }
+
+    /// Starts nginx as the proxy of `target` that a short tutorial shows. Its workers run as `user`, and it listens on
+    /// `address`.
+    pub fn proxy(target: &str, user: &str, address: &str) -> Result<Self> {
+        let port = free_port()?;
+        let folder = tempfile::Builder::new().prefix("safelight-nginx-").tempdir()?.keep();
+        let configuration =
+            proxy_configuration(target, user, &format!("{address}:{port}"), &folder);
+        Self::run(port, &folder, &configuration)
+    }
+
+    fn run(port: u16, folder: &Path, configuration: &str) -> Result<Self> {
+        fs::write(folder.join("nginx.conf"), configuration)?;
         let mut command = Command::new(binary());
         command.arg("-c").arg(folder.join("nginx.conf")).arg("-e").arg(folder.join("error.log"));
         let listening = || TcpStream::connect(("127.0.0.1", port)).is_ok();
-        let process = Guarded::serving("nginx", &mut command, &folder, START_LIMIT, listening)?;
+        let process = Guarded::serving("nginx", &mut command, folder, START_LIMIT, listening)?;
         Ok(Self { process, port })
     }
 
@@ -87,6 +101,28 @@ http {{
     listen 127.0.0.1:{port} backlog=4096;
     root {folder}/files;
     add_header Cache-Control \"public, max-age=31536000, immutable\";
+  }}
+}}
+"
+    )
+}
+
+fn proxy_configuration(target: &str, user: &str, listen: &str, folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "user {user};
+worker_processes 1;
+daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log warn;
+events {{ }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp;
+  fastcgi_temp_path {folder}/tmp; uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp;
+  server {{
+    listen {listen};
+    location / {{ proxy_pass {target}; }}
   }}
 }}
 "

@@ -13,7 +13,9 @@ use safelight_store_sql::{PostgresStore, SqliteStore};
 pub async fn store(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, StoreError> {
     Ok(match url {
         DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
-        DatabaseUrl::Postgres(url) => Arc::new(PostgresStore::connect(url, max_connections).await?),
+        DatabaseUrl::Postgres(urls) => {
+            Arc::new(PostgresStore::connect_to(urls, max_connections).await?)
+        }
     })
 }
 
@@ -21,7 +23,7 @@ pub async fn store(url: &DatabaseUrl, max_connections: u32) -> Result<DynStore, 
 pub fn queue(url: &QueueUrl) -> DynJobQueue {
     match url {
         QueueUrl::Embedded => Arc::new(InProcessQueue::new()),
-        QueueUrl::Amqp(url) => Arc::new(RabbitQueue::start(url)),
+        QueueUrl::Amqp(urls) => Arc::new(RabbitQueue::start_on(urls)),
     }
 }
 

@@ -7,16 +7,15 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{ChildStdin, Command, Output, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::OnceLock,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use uuid::Uuid;
 
 use crate::{
+    faketime::FakeClock,
     process::{Guarded, free_port},
     wait::blocking_eventually,
 };
@@ -48,15 +47,58 @@ pub struct Postgres {
     process: Guarded,
     binaries: PathBuf,
     port: u16,
+    clock: Option<FakeClock>,
 }
 
 impl Postgres {
     /// Makes a cluster and starts it: durable as in production (fsync is on), small, without
     /// passwords. Takes about a second, in which it blocks its thread.
     pub fn start() -> Result<Self> {
+        Self::start_on(&[], None, initdb)
+    }
+
+    /// Like [`Postgres::start`], on a clock that is wrong by `offset`, such as `+1h`, until
+    /// [`Postgres::set_clock`].
+    pub fn start_with_clock(offset: &str) -> Result<Self> {
+        Self::start_on(&[], Some(offset), initdb)
+    }
+
+    /// [`Postgres::start`] with additional settings, such as `fsync=off`.
+    pub fn start_with(settings: &[&str]) -> Result<Self> {
+        Self::start_on(settings, None, initdb)
+    }
+
+    /// Starts a standby that follows this server. Asynchronous, unless `synchronous_standby_names` of this
+    /// server is set.
+    pub fn start_standby(&self) -> Result<Self> {
+        Self::start_on(&[], None, |binaries, folder| {
+            checked(as_server_user(&binaries.join("pg_basebackup")).current_dir(folder).args([
+                "--host=127.0.0.1",
+                &format!("--port={}", self.port),
+                "--username=postgres",
+                "--pgdata=data",
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--write-recovery-conf",
+            ]))
+        })
+    }
+
+    /// Starts a server on the cluster that `make` puts into the folder `data` of a folder.
+    fn start_on(
+        settings: &[&str],
+        clock: Option<&str>,
+        make: impl FnOnce(&Path, &Path) -> Result<Output>,
+    ) -> Result<Self> {
         let binaries = binaries()?;
         let folder = tempfile::Builder::new().prefix("safelight-postgres-").tempdir()?.keep();
-        let started = Self::start_in(&folder, &binaries);
+        let start = || {
+            give_to_server_user(&folder)?;
+            make(&binaries, &folder)?;
+            Self::start_in(&folder, &binaries, settings, clock)
+        };
+        let started = start();
         if started.is_err() {
             // Nobody guards it yet, or its guard has gone.
             let _ = fs::remove_dir_all(&folder);
@@ -64,21 +106,20 @@ impl Postgres {
         started
     }
 
-    fn start_in(folder: &Path, binaries: &Path) -> Result<Self> {
-        if is_root() {
-            // The server refuses to run as root.
-            checked(Command::new("chown").arg("postgres:").arg(folder))?;
-        }
-        checked(as_server_user(&binaries.join("initdb")).current_dir(folder).args([
-            "--pgdata=data",
-            "--no-sync",
-            "--username=postgres",
-            "--auth=trust",
-            "--no-locale",
-            "--encoding=UTF8",
-        ]))?;
+    fn start_in(
+        folder: &Path,
+        binaries: &Path,
+        settings: &[&str],
+        clock: Option<&str>,
+    ) -> Result<Self> {
         let port = free_port()?;
-        let server = as_server_user(&binaries.join("postgres"));
+        let clock = clock.map(|offset| FakeClock::new(folder, offset)).transpose()?;
+        let mut server = as_server_user(Path::new("env"));
+        // Not in the environment of `setpriv`: what root has shared, the server could not open.
+        for (key, value) in clock.iter().flat_map(FakeClock::env).flatten() {
+            server.arg(format!("{key}={value}"));
+        }
+        server.arg(binaries.join("postgres"));
         let log = File::create(folder.join("log"))?;
         let mut keeper = Command::new("sh");
         keeper
@@ -89,12 +130,14 @@ impl Postgres {
             .args(["-D", "data", "-p", &port.to_string()])
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
             .args(["-c", "max_connections=200", "-c", "shared_buffers=32MB"])
+            .args(settings.iter().flat_map(|setting| ["-c", setting]))
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log);
         let mut process = Guarded::spawn(&mut keeper, "INT", folder)?;
         let keeper = process.child().stdin.take().context("the keeper's input")?;
-        let mut postgres = Self { keeper, process, binaries: binaries.to_owned(), port };
+        let binaries = binaries.to_owned();
+        let mut postgres = Self { keeper, process, binaries, port, clock };
         postgres.start_again()?;
         Ok(postgres)
     }
@@ -102,9 +145,8 @@ impl Postgres {
     /// The URL of a new, empty database on the server that tests share: that of `with-engines`, or
     /// otherwise one that this process starts at the first call.
     pub async fn fresh_database() -> Result<String> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("test_{}_{number}", std::process::id());
+        // Not of the process's id: a run of all tests starts so many processes that ids come again.
+        let name = format!("test_{}", Uuid::new_v4().simple());
         // Not on the runtime's threads: every test may wait here, each on its own runtime.
         tokio::task::spawn_blocking(move || {
             let port = shared_port()?;
@@ -124,9 +166,52 @@ impl Postgres {
         self.port
     }
 
+    /// Sets its clock, if it was started with one of its own.
+    pub fn set_clock(&self, offset: &str) -> Result<()> {
+        self.clock.as_ref().context("the clock of the machine")?.set(offset)
+    }
+
     /// Makes an empty database.
     pub fn create_database(&self, name: &str) -> Result<()> {
         create_database(&self.binaries, self.port, name)
+    }
+
+    /// Runs SQL as the superuser; returns the rows, without headers. Statements with semicolons between are
+    /// transactions of their own.
+    pub fn sql(&self, database: &str, statements: &str) -> Result<String> {
+        let mut psql = Command::new(self.binaries.join("psql"));
+        psql.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()]);
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", database]);
+        for statement in statements.split(';') {
+            psql.args(["-c", statement]);
+        }
+        Ok(String::from_utf8(checked(&mut psql)?.stdout)?.trim().to_owned())
+    }
+
+    /// Changes a setting of the running server.
+    pub fn set(&self, setting: &str, value: &str) -> Result<()> {
+        self.sql("postgres", &format!("alter system set {setting} = '{value}'"))?;
+        self.sql("postgres", "select pg_reload_conf()").map(drop)
+    }
+
+    /// Makes a primary of a standby, and waits until it is one.
+    pub fn promote(&self) -> Result<()> {
+        let promoted = self.sql("postgres", "select pg_promote(true, 60)")?;
+        ensure!(promoted == "t", "not promoted");
+        Ok(())
+    }
+
+    /// Ends it as if its machine had lost power: nothing is written, and no connection is closed in order.
+    pub fn kill(&self) -> Result<()> {
+        // The children first: they would write once more when they miss the postmaster.
+        self.signal_backends("KILL")?;
+        let _ = Command::new("kill").args(["-s", "KILL", &self.postmaster()?]).status()?;
+        blocking_eventually(PATIENCE, "PostgreSQL has ended", || Ok(self.ended().is_some()))
+    }
+
+    fn postmaster(&self) -> Result<String> {
+        let state = fs::read_to_string(self.process.folder().join("data/postmaster.pid"))?;
+        Ok(state.lines().next().context("postmaster.pid is empty")?.to_owned())
     }
 
     /// Stops it in good order (`INT`: connections are cut, everything is written) and waits.
@@ -159,12 +244,13 @@ impl Postgres {
 
     /// The server's children are not in its process group.
     fn signal_backends(&self, signal: &str) -> Result<()> {
-        let state = fs::read_to_string(self.process.folder().join("data/postmaster.pid"))?;
-        let postmaster = state.lines().next().context("postmaster.pid is empty")?;
+        let postmaster = self.postmaster()?;
         let children =
             fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
-        checked(Command::new("kill").args(["-s", signal, "--"]).args(children.split_whitespace()))
-            .map(drop)
+        // One of them may have ended meanwhile; the others get the signal all the same.
+        let mut kill = Command::new("kill");
+        kill.args(["-s", signal, "--"]).args(children.split_whitespace()).output()?;
+        Ok(())
     }
 
     /// Starts it on its port and its data, and waits until it answers.
@@ -217,6 +303,11 @@ fn create_database(binaries: &Path, port: u16, name: &str) -> Result<()> {
     .map(drop)
 }
 
+/// The folder of the newest version's programs, such as `pg_dump`.
+pub fn programs() -> Result<PathBuf> {
+    binaries()
+}
+
 /// The newest server's binaries.
 fn binaries() -> Result<PathBuf> {
     let found = fs::read_dir(VERSIONS)
@@ -238,8 +329,16 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
 }
 
+/// Servers refuse to run as root.
+pub(crate) fn give_to_server_user(folder: &Path) -> Result<()> {
+    if is_root() {
+        checked(Command::new("chown").arg("postgres:").arg(folder))?;
+    }
+    Ok(())
+}
+
 /// The command `program`, to be run as the user that Debian's package made if this is root.
-fn as_server_user(program: &Path) -> Command {
+pub(crate) fn as_server_user(program: &Path) -> Command {
     if !is_root() {
         return Command::new(program);
     }
@@ -257,4 +356,16 @@ fn checked(command: &mut Command) -> Result<Output> {
     let talk = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {}", command.get_program().display(), talk.trim());
     Ok(output)
+}
+
+/// Makes an empty cluster in the folder `data` of `folder`.
+fn initdb(binaries: &Path, folder: &Path) -> Result<Output> {
+    checked(as_server_user(&binaries.join("initdb")).current_dir(folder).args([
+        "--pgdata=data",
+        "--no-sync",
+        "--username=postgres",
+        "--auth=trust",
+        "--no-locale",
+        "--encoding=UTF8",
+    ]))
 }

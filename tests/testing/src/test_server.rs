@@ -13,6 +13,9 @@ use crate::{
     server::{Server, owned, safelight},
 };
 
+/// After a kill, staged bytes that were not recorded yet look like those of a newer database, and stay longer.
+pub(crate) const RECOVERY_GRACE: (&str, &str) = ("SAFELIGHT_RECOVERY_GRACE_MS", "5000");
+
 /// `safelight serve` on a temporary folder.
 pub struct TestServer {
     binary: PathBuf,
@@ -27,6 +30,7 @@ impl TestServer {
         let mut all = owned(&[
             ("SAFELIGHT_DATA_DIR", &data.path().to_string_lossy()),
             ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+            RECOVERY_GRACE,
         ]);
         all.extend(owned(env));
         Ok(Self { binary: binary.to_owned(), data, env: all })

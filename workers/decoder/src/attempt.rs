@@ -2,7 +2,7 @@
 
 use std::{any::Any, sync::Arc};
 
-use safelight_domain::Lane;
+use safelight_domain::{Lane, Owner};
 use tokio_util::sync::CancellationToken;
 
 /// The part of a job's attempt that decoding needs.
@@ -12,6 +12,8 @@ pub struct Attempt {
     pub slot: Arc<dyn Any + Send + Sync>,
     /// Decides the priority: the pictures of backfills are decoded at a lower one.
     pub lane: Lane,
+    /// Whose pictures it decodes: no decoder reads those of two owners.
+    pub owner: Owner,
     /// Cancelled once the result is no longer needed.
     pub stop: CancellationToken,
 }

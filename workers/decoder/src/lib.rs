@@ -10,11 +10,14 @@
 //!   returns it to the pool                            waits; exits when the worker does
 //! ```
 //!
-//! The pool replaces a decoder that dies, exceeds its deadline, or works for a cancelled attempt.
+//! The pool replaces a decoder that dies, exceeds its deadline, or works for a cancelled attempt. A decoder that has
+//! read a picture is never given one of another owner.
 
 mod attempt;
 mod child;
+mod idle;
 mod limits;
+mod plausible;
 #[cfg(feature = "fail-points")]
 mod poison;
 mod pool;
@@ -111,8 +114,8 @@ impl Decoder {
     ) -> Result<Response, Failure> {
         match &self.pools {
             Some(pools) => match attempt.lane {
-                Lane::Interactive => pools.interactive.run(&request, bytes).await,
-                Lane::Bulk => pools.bulk.run(&request, bytes).await,
+                Lane::Interactive => pools.interactive.run(&request, bytes, &attempt.owner).await,
+                Lane::Bulk => pools.bulk.run(&request, bytes, &attempt.owner).await,
             },
             None => thread::run(request, bytes, attempt).await,
         }

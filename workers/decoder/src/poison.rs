@@ -1,7 +1,15 @@
 //! Poison pictures for tests: a marker near the beginning of a picture names the fault to trigger in its
 //! decoder.
 
-use std::{fs::File, net::TcpStream, process::Command, thread, time::Duration};
+use std::{
+    fs::File,
+    net::TcpStream,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -10,6 +18,9 @@ const MARKER: &[u8] = b"SAFELIGHT-FAIL:";
 
 /// The marker is searched in the first bytes, which hold a comment.
 const SEARCHED_BYTES: usize = 1024;
+
+/// Whether a picture has taken over this decoder: then the next one is its victim.
+static STAINED: AtomicBool = AtomicBool::new(false);
 
 /// The argument of the fault `name`.
 fn argument<'a>(fault: &'a [u8], name: &str) -> Option<&'a str> {
@@ -20,11 +31,16 @@ fn argument<'a>(fault: &'a [u8], name: &str) -> Option<&'a str> {
 
 /// Triggers the fault that a picture names, if any.
 pub(super) fn trigger(picture: &[u8]) {
+    if STAINED.load(Relaxed) {
+        std::process::abort();
+    }
     let head = &picture[..picture.len().min(SEARCHED_BYTES)];
     let Some(at) = head.windows(MARKER.len()).position(|window| window == MARKER) else { return };
     let fault = &head[at + MARKER.len()..];
     if fault.starts_with(b"crash") {
         std::process::abort();
+    } else if fault.starts_with(b"stain") {
+        STAINED.store(true, Relaxed);
     } else if fault.starts_with(b"hang") {
         thread::sleep(Duration::MAX);
     } else if fault.starts_with(b"spin") {
@@ -35,6 +51,11 @@ pub(super) fn trigger(picture: &[u8]) {
         let mut hoard = Vec::new();
         loop {
             hoard.push(vec![1_u8; 1 << 20]);
+        }
+    } else if let Some(file) = argument(fault, "until:") {
+        // Needs a decoder without the sandbox.
+        while !Path::new(file).exists() {
+            thread::sleep(Duration::from_millis(5));
         }
     } else if fault.starts_with(b"open") {
         drop(File::open("/etc/passwd"));

@@ -34,6 +34,20 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// allocation.
 const OUT_OF_MEMORY: [&str; 2] = ["memory allocation of", "AllocError"];
 
+/// The signals by which a picture can end its decoder: faults, aborts, and the limits of [`DecoderLimits`]. All
+/// others come from outside.
+const CAUSED_BY_PICTURE: [Signal; 9] = [
+    Signal::ABORT,
+    Signal::BUS,
+    Signal::FPE,
+    Signal::ILL,
+    Signal::SEGV,
+    Signal::SYS,
+    Signal::TRAP,
+    Signal::XCPU,
+    Signal::XFSZ,
+];
+
 /// mimalloc must return a picture's memory before the next picture, and must not reserve more than it
 /// uses: the kernel's limit counts mapped memory, not used memory. It must not look for NUMA nodes in
 /// /sys, which the sandbox forbids.
@@ -136,7 +150,7 @@ impl Drop for Process {
     }
 }
 
-/// Why a decoder died.
+/// Why a decoder died. Not called for one that this worker killed: its attempt has ended before.
 fn cause_of_death(status: ExitStatus, stderr: &str, limits: DecoderLimits) -> Failure {
     if status.signal() == Some(Signal::XCPU.as_raw()) {
         return Failure::new(
@@ -153,12 +167,28 @@ fn cause_of_death(status: ExitStatus, stderr: &str, limits: DecoderLimits) -> Fa
     if OUT_OF_MEMORY.iter().any(|words| stderr.contains(words)) {
         return limits.too_much_memory();
     }
+    if let Some(signal) = status.signal().filter(|signal| !is_caused_by_picture(*signal)) {
+        return Failure::new(
+            ErrorCode::DecoderKilled,
+            format!(
+                "the decoder was killed from outside (signal {signal}), perhaps because the machine ran \
+                 out of memory"
+            ),
+        );
+    }
     let how = match (status.signal(), status.code()) {
         (Some(signal), _) => format!("signal {signal}"),
         (None, Some(code)) => format!("exit code {code}"),
         (None, None) => "unknown cause".to_owned(),
     };
     Failure::new(ErrorCode::DecoderCrashed, format!("the decoder crashed on this picture ({how})"))
+}
+
+/// SIGKILL is never the picture's doing. The limit on processor time is a soft one (SIGXCPU) that the kernel
+/// enforces before any hard one, a decoder beyond its memory aborts, and [`child`](crate::child) kills itself
+/// only after its worker is gone.
+fn is_caused_by_picture(signal: i32) -> bool {
+    CAUSED_BY_PICTURE.iter().any(|own| own.as_raw() == signal)
 }
 
 /// The part of the sandbox that a decoder reports missing, always in its first line.
@@ -212,6 +242,10 @@ mod tests {
             (killed(Signal::ABORT), "", ErrorCode::DecoderCrashed, "signal 6"),
             (killed(Signal::SYS), "", ErrorCode::DecoderCrashed, "no decoder needs"),
             (killed(Signal::SEGV), "", ErrorCode::DecoderCrashed, "signal 11"),
+            (killed(Signal::BUS), "", ErrorCode::DecoderCrashed, "signal 7"),
+            (killed(Signal::KILL), "", ErrorCode::DecoderKilled, "signal 9"),
+            (killed(Signal::TERM), "", ErrorCode::DecoderKilled, "signal 15"),
+            (killed(Signal::QUIT), "", ErrorCode::DecoderKilled, "signal 3"),
             (
                 ExitStatus::from_raw(101 << 8),
                 "panicked",

@@ -4,13 +4,14 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use safelight_domain::{Failure, ImageFacts, ImageFormat, Placeholder, Presets, Rendition};
-use safelight_imaging::{Rendered, Renditions};
+use safelight_domain::{Failure, ImageFacts, Placeholder, Presets, Rendition};
+use safelight_imaging::{Limits, Rendered, Renditions};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
     limits::DecoderLimits,
+    plausible::{self, bounded, invalid},
     request::{Request, Response},
 };
 
@@ -20,8 +21,8 @@ pub(super) const STARTED: u8 = b'!';
 /// The maximum length of a head in bytes, enough for thousands of presets.
 const MAX_HEAD: usize = 1 << 20;
 
-/// The maximum length of a rendition is this plus four bytes for each pixel of its box.
-const RENDITION_OVERHEAD: u64 = 1 << 20;
+/// Memory for the bytes of renditions before any of them have arrived.
+const FIRST_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct RequestHead {
@@ -97,57 +98,43 @@ pub(super) async fn read_response(
     let mut head = vec![0; head_length(length)?];
     from.read_exact(&mut head).await?;
     Ok(match (parsed(&head)?, request) {
-        (ResponseHead::Failed(failure), _) => Err(failure),
-        (ResponseHead::Facts(facts), Request::Inspect { .. }) => Ok(Response::Facts(facts)),
+        (ResponseHead::Failed(failure), _) => Err(plausible::failure(failure)?),
+        (ResponseHead::Facts(facts), Request::Inspect { limits }) => {
+            Ok(Response::Facts(plausible::facts(facts, *limits)?))
+        }
         (
             ResponseHead::Renditions(renditions, placeholder),
             Request::Render { presets, limits },
         ) => {
-            let renditions = read_bodies(from, renditions, presets, limits.max_frames).await?;
+            let renditions = read_bodies(from, renditions, presets, *limits).await?;
             Ok(Response::Renditions(Renditions { renditions, placeholder }))
         }
         _ => return Err(invalid("a response to another kind of request")),
     })
 }
 
-/// Reads all renditions into one buffer, which they share.
+/// Reads all renditions into one buffer, which they share. It grows with what arrives: an announcement alone costs
+/// no memory.
 async fn read_bodies(
     from: &mut (impl AsyncRead + Unpin),
     renditions: Vec<Rendition>,
     presets: &Presets,
-    max_frames: u32,
+    limits: Limits,
 ) -> io::Result<Vec<Rendered>> {
-    for (name, preset) in presets {
-        let made = renditions.iter().filter(|made| made.preset == *name).map(|made| made.format);
-        let mut made: Vec<ImageFormat> = made.collect();
-        let is_met = preset.formats.are_met_by(&made);
-        made.sort_unstable();
-        let is_twice = made.windows(2).any(|pair| pair[0] == pair[1]);
-        if !is_met || is_twice || made.len() > preset.formats.len() {
-            return Err(invalid("the renditions do not match the request"));
-        }
+    let total = plausible::total_bytes(&renditions, presets, limits)?;
+    let mut bodies = Vec::with_capacity(total.min(FIRST_BYTES));
+    if from.take(total as u64).read_to_end(&mut bodies).await? < total {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let mut total = 0;
-    for rendition in &renditions {
-        let preset = presets
-            .get(&rendition.preset)
-            .filter(|preset| preset.fingerprint() == rendition.fingerprint)
-            .ok_or_else(|| invalid("a rendition that was not requested"))?;
-        let pixels = u64::from(preset.size.width) * u64::from(preset.size.height);
-        // Only WebP is animated.
-        let frames = if rendition.format == ImageFormat::Webp { max_frames } else { 1 };
-        let maximum = (pixels * 4).saturating_mul(frames.into()) + RENDITION_OVERHEAD;
-        total += bounded(rendition.bytes, maximum)?;
-    }
-    let mut bodies = vec![0; total];
-    from.read_exact(&mut bodies).await?;
     let mut bodies = Bytes::from(bodies);
     let with_data = |rendition: Rendition| {
         // Checked above, so it fits.
         let size = usize::try_from(rendition.bytes).unwrap_or(usize::MAX);
         Rendered { data: bodies.split_to(size.min(bodies.len())), rendition }
     };
-    Ok(renditions.into_iter().map(with_data).collect())
+    let rendered: Vec<Rendered> = renditions.into_iter().map(with_data).collect();
+    rendered.iter().try_for_each(plausible::data)?;
+    Ok(rendered)
 }
 
 fn head_bytes(head: &impl Serialize) -> io::Result<Vec<u8>> {
@@ -167,21 +154,9 @@ fn parsed<T: DeserializeOwned>(head: &[u8]) -> io::Result<T> {
     Ok(serde_json::from_slice(head)?)
 }
 
-fn bounded(length: u64, maximum: u64) -> io::Result<usize> {
-    usize::try_from(length)
-        .ok()
-        .filter(|_| length <= maximum)
-        .ok_or_else(|| invalid("a length exceeds its limit"))
-}
-
-fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
 #[cfg(test)]
 mod tests {
-    use safelight_domain::{ContentHash, ErrorCode, Preset, Size};
-    use safelight_imaging::Limits;
+    use safelight_domain::{ContentHash, ErrorCode, ImageFormat, Preset, Size};
 
     use super::*;
 
@@ -191,8 +166,9 @@ mod tests {
         max_pixels: 7,
         max_side: 6,
         max_frames: 5,
-        max_animation_pixels: 4,
-        max_memory: 3,
+        max_animation_pixels: 8,
+        max_memory: 3 << 20,
+        heic: true,
     };
 
     fn render() -> Request {
@@ -205,7 +181,7 @@ mod tests {
     fn renditions() -> Renditions {
         let Request::Render { presets, .. } = render() else { unreachable!() };
         let rendered = |(name, preset): (String, Preset)| {
-            let data = Bytes::from(name.repeat(5));
+            let data = Bytes::from([&b"\xff\xd8\xff"[..], name.repeat(2).as_bytes()].concat());
             let rendition = Rendition {
                 fingerprint: preset.fingerprint(),
                 preset: name,
@@ -260,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn responses_that_do_not_match_the_request_are_rejected() {
         let mut too_long = renditions();
-        too_long.renditions[0].rendition.bytes = 10 * 10 * 4 + RENDITION_OVERHEAD + 1;
+        too_long.renditions[0].rendition.bytes = 2 << 20;
         let mut other_preset = renditions();
         other_preset.renditions[1].rendition.preset = "c".to_owned();
         let mut other_fingerprint = renditions();
@@ -281,6 +257,24 @@ mod tests {
         for garbage in [&b"\xFF\xFF\xFF\xFF and more"[..], b"\x02\0\0\0{]", b"\x02\0"] {
             assert!(read_response(&mut &garbage[..], &render()).await.is_err(), "{garbage:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn failure_of_a_hijacked_decoder_is_cleaned_before_it_is_stored() {
+        let shout = format!("\u{1b}[2J\u{202e}{}", "x".repeat(1 << 19));
+        let pipe = encoded(Err(Failure::new(ErrorCode::CorruptImage, shout)));
+        let response = read_response(&mut pipe.as_slice(), &render()).await.expect("read");
+        let message = response.expect_err("a failure").message;
+        assert!(message.chars().count() <= safelight_domain::MAX_MESSAGE_CHARS, "{message}");
+        assert!(!message.contains(['\u{1b}', '\u{202e}']), "{message:?}");
+    }
+
+    #[tokio::test]
+    async fn announced_bytes_that_do_not_arrive_are_an_error() {
+        let mut cut = encoded(Ok(Response::Renditions(renditions())));
+        cut.pop();
+        let error = read_response(&mut cut.as_slice(), &render()).await.expect_err("cut");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[tokio::test]

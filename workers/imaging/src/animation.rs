@@ -3,14 +3,8 @@
 //! The Rust bindings of libwebp's animation encoder need all frames at once. So each frame is encoded as
 //! a still picture and put into the container here: RFC 9649, section 2.7.1 (`ANIM` and `ANMF` chunks).
 
-use std::io::Cursor;
-
 use bytes::{BufMut, Bytes, BytesMut};
-use image::{
-    AnimationDecoder, DynamicImage, RgbImage, RgbaImage, codecs::gif::GifDecoder,
-    metadata::Orientation,
-};
-use image_webp::{LoopCount, WebPDecoder};
+use image::{RgbaImage, metadata::Orientation};
 use img_parts::{
     riff::{RiffChunk, RiffContent},
     webp::{CHUNK_ALPH, CHUNK_ANIM, CHUNK_ANMF, CHUNK_VP8, CHUNK_VP8L, CHUNK_VP8X, WebP},
@@ -23,11 +17,11 @@ use crate::{
     encode,
     failure::{bug, damaged},
     geometry::Viewport,
+    gif::Gif,
     orientation::oriented_size,
-    picture::Pixels,
+    picture::{Picture, Pixels},
     pixel_layout,
     planes::Sampling,
-    raster,
     resize::Resizer,
     webp,
 };
@@ -50,93 +44,46 @@ pub(super) struct AnimationFrame {
 pub(super) struct Animation<'a> {
     /// How often it plays; 0 means forever.
     pub plays: u16,
-    /// Converts the colors to sRGB; `None` if they already are.
-    pub color: Option<ToSrgb>,
+    icc: Option<&'a [u8]>,
     pub frames: Box<dyn Iterator<Item = Result<AnimationFrame, Failure>> + 'a>,
-}
-
-/// Counts the frames of a GIF without decoding them. Stops after `limit` + 1.
-pub(super) fn gif_frames(bytes: &[u8], limit: u32) -> Result<u32, Failure> {
-    let mut options = gif::DecodeOptions::new();
-    options.skip_frame_decoding(true);
-    let mut decoder = options.read_info(bytes).map_err(|_| damaged())?;
-    let mut frames = 0;
-    // Damage after the first frame is reported when the frames are decoded.
-    while frames <= limit && matches!(decoder.next_frame_info(), Ok(Some(_))) {
-        frames += 1;
-    }
-    if frames == 0 { Err(damaged()) } else { Ok(frames) }
 }
 
 impl<'a> Animation<'a> {
     /// Opens a GIF or WebP with this number of frames.
     pub fn open(bytes: &'a [u8], format: ImageFormat, frames: u32) -> Result<Self, Failure> {
+        let shown = |(canvas, duration_ms)| AnimationFrame { canvas, duration_ms };
         match format {
-            ImageFormat::Gif => Self::gif(bytes, frames),
-            ImageFormat::Webp => Self::webp(bytes),
+            ImageFormat::Gif => {
+                let gif = Gif::read(bytes, frames)?;
+                let plays = gif.plays;
+                let frames = Box::new(gif.canvases().map(move |frame| frame.map(shown)));
+                Ok(Self { plays, icc: None, frames })
+            }
+            ImageFormat::Webp => {
+                let animated = webp::Animated::open(bytes).ok_or_else(damaged)?;
+                let plays = animated.plays;
+                let frames = Box::new(animated.canvases().map(move |frame| frame.map(shown)));
+                Ok(Self { plays, icc: webp::chunk(bytes, *b"ICCP"), frames })
+            }
             _ => Err(bug("the format has no animations")),
         }
     }
 
-    fn gif(bytes: &'a [u8], count: u32) -> Result<Self, Failure> {
-        let plays = gif_plays(bytes);
-        let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(raster::decode_failure)?;
-        // Stops at the last frame, because many GIFs lack their end marker.
-        let frames = decoder.into_frames().take(count as usize).map(|frame| {
-            let frame = frame.map_err(raster::decode_failure)?;
-            let (numerator, denominator) = frame.delay().numer_denom_ms();
-            let duration_ms = numerator / denominator.max(1);
-            Ok(AnimationFrame { canvas: frame.into_buffer(), duration_ms })
-        });
-        Ok(Self { plays, color: None, frames: Box::new(frames) })
-    }
-
-    fn webp(bytes: &'a [u8]) -> Result<Self, Failure> {
-        webp::check_frames(bytes)?;
-        let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(webp::decode_failure)?;
-        // Without a background color the decoder never clears the canvas, and old frames show through.
-        decoder.set_background_color([0; 4]).map_err(webp::decode_failure)?;
-        let plays = match decoder.loop_count() {
-            LoopCount::Forever => 0,
-            LoopCount::Times(times) => times.get(),
-        };
-        let icc = decoder.icc_profile().ok().flatten();
-        let color = icc.and_then(|icc| ToSrgb::from_icc(&icc, Layout::Rgba));
-        let (width, height) = decoder.dimensions();
-        let mut left = decoder.num_frames();
-        let has_alpha = decoder.has_alpha();
-        let size = decoder.output_buffer_size().ok_or_else(damaged)?;
-        let frames = std::iter::from_fn(move || {
-            left = left.checked_sub(1)?;
-            let mut pixels = vec![0; size];
-            let frame = decoder.read_frame(&mut pixels).map_err(webp::decode_failure);
-            Some(frame.and_then(|duration_ms| {
-                let canvas = if has_alpha {
-                    RgbaImage::from_raw(width, height, pixels)
-                } else {
-                    RgbImage::from_raw(width, height, pixels)
-                        .map(|rgb| DynamicImage::from(rgb).into_rgba8())
-                };
-                let canvas = canvas.ok_or_else(|| bug("a frame of another size"))?;
-                Ok(AnimationFrame { canvas, duration_ms })
-            }))
-        });
-        Ok(Self { plays, color, frames: Box::new(frames) })
+    /// Converts the colors of the canvases to sRGB; `None` if they already are.
+    pub fn color(&self) -> Option<ToSrgb> {
+        self.icc.and_then(|icc| ToSrgb::from_icc(icc, Layout::Rgba))
     }
 }
 
-/// How often a GIF plays, from its application block; 0 means forever.
-fn gif_plays(bytes: &[u8]) -> u16 {
-    let mut options = gif::DecodeOptions::new();
-    options.skip_frame_decoding(true);
-    let Ok(mut decoder) = options.read_info(bytes) else { return 1 };
-    // The block precedes the first frame.
-    let _ = decoder.next_frame_info();
-    match decoder.repeat() {
-        gif::Repeat::Infinite => 0,
-        // The block counts repetitions, not plays.
-        gif::Repeat::Finite(times) => times.saturating_add(1),
-    }
+/// The first frame of a GIF or WebP, as a still picture.
+pub(super) fn first_frame(bytes: &[u8], format: ImageFormat) -> Result<Picture, Failure> {
+    let mut animation = Animation::open(bytes, format, 1)?;
+    let first = animation.frames.next().ok_or_else(damaged)??;
+    let image = pixel_layout::normalize(first.canvas.into());
+    // An opaque frame has another layout than the canvases.
+    let layout = pixel_layout::icc_layout(&image);
+    let color = animation.icc.and_then(|icc| ToSrgb::from_icc(icc, layout));
+    Ok(Picture::full(image, color))
 }
 
 /// Writes an animated WebP frame by frame.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use image::{DynamicImage, GrayImage, RgbImage};
 use moxcms::{
-    CicpProfile, ColorProfile, DataColorSpace, Layout, RenderingIntent, Transform8BitExecutor,
-    TransformOptions,
+    CicpColorPrimaries, CicpProfile, ColorProfile, DataColorSpace, Layout, MatrixCoefficients,
+    RenderingIntent, TransferCharacteristics, Transform8BitExecutor, TransformOptions,
 };
 use safelight_domain::Failure;
 
@@ -14,6 +14,9 @@ use crate::failure::bug;
 /// A profile that changes no color by more than this many of 255 steps counts as sRGB. Most profiles
 /// that cameras write are like that.
 const TOLERANCE: u8 = 2;
+
+/// The code point for "unspecified", the same for primaries and transfer (ITU-T H.273).
+const UNSPECIFIED: u8 = 2;
 
 /// The number of probe values per channel when a profile is compared with sRGB.
 const PROBES: u8 = 6;
@@ -32,9 +35,49 @@ impl ToSrgb {
         Self::new(&ColorProfile::new_from_slice(icc).ok()?, layout)
     }
 
-    /// From the code points that video formats and PNG use (ITU-T H.273).
-    pub fn from_cicp(cicp: CicpProfile, layout: Layout) -> Option<Self> {
-        Self::new(&ColorProfile::new_from_cicp(cicp), layout)
+    /// From a profile. `is_gray` says that all three channels of the picture are equal: then it may also be
+    /// one for gray pictures.
+    pub fn from_profile(profile: &ColorProfile, layout: Layout, is_gray: bool) -> Option<Self> {
+        if layout == Layout::Gray || !is_gray || profile.color_space != DataColorSpace::Gray {
+            return Self::new(profile, layout);
+        }
+        let mut in_color = ColorProfile::new_srgb();
+        for curve in [&mut in_color.red_trc, &mut in_color.green_trc, &mut in_color.blue_trc] {
+            curve.clone_from(&profile.gray_trc);
+        }
+        in_color.cicp = None;
+        Self::new(&in_color, layout)
+    }
+
+    /// From the code points that video formats and PNG use (ITU-T H.273). Unspecified ones stand for sRGB;
+    /// with reserved ones there is nothing to convert.
+    pub fn from_code_points(primaries: u8, transfer: u8, layout: Layout) -> Option<Self> {
+        let color_primaries = match primaries {
+            UNSPECIFIED => CicpColorPrimaries::Bt709,
+            code => CicpColorPrimaries::try_from(code).ok()?,
+        };
+        let transfer_characteristics = match transfer {
+            // These are camera curves. The curve of the screen is sRGB's, or close enough to it.
+            1 | 6 | 14 | 15 | UNSPECIFIED => TransferCharacteristics::Srgb,
+            code => TransferCharacteristics::try_from(code).ok()?,
+        };
+        let profile = ColorProfile::new_from_cicp(CicpProfile {
+            color_primaries,
+            transfer_characteristics,
+            matrix_coefficients: MatrixCoefficients::Identity,
+            full_range: true,
+        });
+        Self::from_space(profile, layout)
+    }
+
+    /// From a space of red, green and blue. Of a gray picture only the curve counts.
+    pub fn from_space(space: ColorProfile, layout: Layout) -> Option<Self> {
+        if layout != Layout::Gray {
+            return Self::new(&space, layout);
+        }
+        let mut gray = ColorProfile::new_gray_with_gamma(2.2);
+        gray.gray_trc = space.red_trc;
+        Self::new(&gray, layout)
     }
 
     fn new(profile: &ColorProfile, layout: Layout) -> Option<Self> {

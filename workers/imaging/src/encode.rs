@@ -4,7 +4,7 @@ use image::{DynamicImage, ExtendedColorType, ImageEncoder, RgbImage, codecs::png
 use img_parts::{ImageEXIF, jpeg::Jpeg as JpegFile, png::Png, webp::WebP};
 use safelight_domain::{Failure, Formats, ImageFormat, PresetFormat};
 
-use crate::{avif, failure::bug, jpeg::Jpeg, picture::Pixels, resize::Resizer};
+use crate::{avif, failure::bug, jpeg, picture::Pixels, resize::Resizer};
 
 /// The longest possible side of a WebP, in pixels.
 pub(super) const WEBP_MAX_SIDE: u32 = 16_383;
@@ -40,7 +40,6 @@ pub(super) fn encode(
     format: ImageFormat,
     quality: u8,
     exif: Option<&[u8]>,
-    jpeg: &mut Jpeg,
     resizer: &mut Resizer,
 ) -> Result<Vec<u8>, Failure> {
     let bytes = match format {
@@ -51,9 +50,9 @@ pub(super) fn encode(
         ImageFormat::Png => png(pixels.to_image(resizer)?.as_ref())?,
         _ => match pixels {
             Pixels::Image(image) if image.color().has_alpha() => {
-                jpeg.encode(&Pixels::Image(flatten_on_white(image).into()), quality)?
+                jpeg::encode(&Pixels::Image(flatten_on_white(image).into()), quality)?
             }
-            pixels => jpeg.encode(pixels, quality)?,
+            pixels => jpeg::encode(pixels, quality)?,
         },
     };
     match exif {

@@ -25,6 +25,11 @@ pub(super) fn unsupported_variant() -> Failure {
     )
 }
 
+/// "a TIFF with … cannot be decoded": the format is known, and so is what of it is not decoded.
+pub(super) fn unsupported(format: &str, what: &str) -> Failure {
+    Failure::new(ErrorCode::UnsupportedFormat, format!("a {format} with {what} cannot be decoded"))
+}
+
 /// An error that no picture can cause once it is decoded and resized here. It is a bug, and counts
 /// like a panic.
 pub(super) fn bug(error: impl Display) -> Failure {

@@ -1,15 +1,17 @@
 //! Reads a picture's header and rejects what exceeds the limits before anything large is allocated.
 
-use image::{ImageDecoder, metadata::Orientation};
+use image::metadata::Orientation;
 use safelight_domain::{ErrorCode, Failure, ImageFacts, ImageFormat, Size};
 
 use crate::{
-    animation, avif,
+    bmp,
     failure::damaged,
+    gif::Gif,
+    heif::decode as heif,
     jpeg,
     limits::{Limits, area},
     metadata::Metadata,
-    raster, webp,
+    png, tiff, webp,
 };
 
 /// Memory that decoding may need besides pixels, in bytes: tables, profiles, text chunks.
@@ -37,9 +39,21 @@ impl Header {
         };
         let (header, memory) = match format {
             ImageFormat::Jpeg => Self::read_jpeg(bytes)?,
-            ImageFormat::Webp => Self::read_webp(bytes)?,
-            ImageFormat::Avif => Self::read_avif(bytes)?,
-            _ => Self::read_other(bytes, format, limits)?,
+            ImageFormat::Webp => Self::read_webp(bytes, limits)?,
+            ImageFormat::Avif | ImageFormat::Heic => Self::read_heif(bytes, format, limits)?,
+            ImageFormat::Gif => Self::read_gif(bytes, limits)?,
+            ImageFormat::Tiff => Self::read_tiff(bytes)?,
+            ImageFormat::Bmp => {
+                let (size, memory) = bmp::header(bytes)?;
+                (Self { size, ..Self::new(format, (0, 0)) }, memory)
+            }
+            ImageFormat::Png => {
+                if let Some(Size { width, height }) = png::announced_size(bytes) {
+                    limits.check_size(width, height)?;
+                }
+                let (size, memory) = png::header(bytes)?;
+                (Self { size, ..Self::new(format, (0, 0)) }, memory)
+            }
         };
         let Size { width, height } = header.size;
         limits.check_size(width, height)?;
@@ -54,51 +68,48 @@ impl Header {
 
     fn read_jpeg(bytes: &[u8]) -> Result<(Self, u64), Failure> {
         let Some(header) = jpeg::Header::read(bytes) else { return Err(damaged()) };
-        if header.precision != 8 {
-            return Err(Failure::new(
-                ErrorCode::UnsupportedFormat,
-                format!("a JPEG of {} bits per sample cannot be decoded", header.precision),
-            ));
+        if let Some(variant) = header.unsupported() {
+            let message = format!("{variant} cannot be decoded");
+            return Err(Failure::new(ErrorCode::UnsupportedFormat, message));
         }
-        let memory = jpeg::decode_memory(&header);
+        let memory = jpeg::decode_memory(&header, bytes.len());
         let size = (header.width, header.height);
         Ok((Self { jpeg: Some(header), ..Self::new(ImageFormat::Jpeg, size) }, memory))
     }
 
-    fn read_webp(bytes: &[u8]) -> Result<(Self, u64), Failure> {
-        let (size, frames) = webp::header(bytes)?;
-        // libwebp's working memory, its output, and our copy; for an animation, the canvas and one frame.
-        let memory = 12 * area(size.0, size.1);
+    fn read_webp(bytes: &[u8], limits: Limits) -> Result<(Self, u64), Failure> {
+        let (size, frames) = webp::header(bytes, limits.max_frames)?;
+        // libwebp's working memory, its output, and our copy; for an animation, the canvas twice.
+        let canvas = if webp::is_animated(bytes) { 8 } else { 0 };
+        let memory = (12 + canvas) * area(size.0, size.1);
         Ok((Self { frames, ..Self::new(ImageFormat::Webp, size) }, memory))
     }
 
-    fn read_avif(bytes: &[u8]) -> Result<(Self, u64), Failure> {
-        let header = avif::header(bytes)?;
-        let samples = if header.bit_depth > 8 { 2 } else { 1 };
-        // Three full planes twice, because the decoder keeps a reference frame; then RGBA.
-        let memory = area(header.width, header.height) * (6 * samples + 4);
-        let orientation = Orientation::from_exif(header.orientation);
-        let size = header.visible_size();
-        Ok((Self { orientation, ..Self::new(ImageFormat::Avif, size) }, memory))
-    }
-
-    fn read_other(
+    fn read_heif(
         bytes: &[u8],
         format: ImageFormat,
         limits: Limits,
     ) -> Result<(Self, u64), Failure> {
-        let decoder = raster::decoder(bytes, format)?;
-        let size = decoder.dimensions();
-        let frames = match format {
-            ImageFormat::Gif => animation::gif_frames(bytes, limits.max_frames)?,
-            _ => 1,
-        };
-        // Besides the decoded pixels, a copy: in 8 bits, or with color multiplied by alpha.
-        let color = decoder.color_type();
-        let is_plain = matches!(color, image::ColorType::L8 | image::ColorType::Rgb8);
-        let copy = if is_plain { 0 } else { 4 * area(size.0, size.1) };
-        let memory = decoder.total_bytes().saturating_add(copy);
-        Ok((Self { frames, ..Self::new(format, size) }, memory))
+        let header = heif::header(bytes, limits.heic)?;
+        let memory = header.decode_memory();
+        let orientation = Orientation::from_exif(header.orientation);
+        let size = header.visible_size();
+        Ok((Self { orientation, ..Self::new(format, size) }, memory))
+    }
+
+    fn read_gif(bytes: &[u8], limits: Limits) -> Result<(Self, u64), Failure> {
+        let gif = Gif::read(bytes, limits.max_frames.saturating_add(1))?;
+        let size = (gif.width, gif.height);
+        // Frames are decompressed as a whole, also those that are larger than the screen.
+        limits.check_animation(gif.frames(), gif.frame_pixels())?;
+        // The canvas, a copy of it, and what a frame restores; one frame as indices and as RGBA.
+        let memory = 12 * area(size.0, size.1) + 5 * gif.largest_frame();
+        Ok((Self { frames: gif.frames(), ..Self::new(ImageFormat::Gif, size) }, memory))
+    }
+
+    fn read_tiff(bytes: &[u8]) -> Result<(Self, u64), Failure> {
+        let tiff::Header { size, orientation, memory } = tiff::header(bytes)?;
+        Ok((Self { size, orientation, ..Self::new(ImageFormat::Tiff, (0, 0)) }, memory))
     }
 }
 

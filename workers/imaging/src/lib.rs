@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! bytes ─ header ─ limits ─┬─ jpeg    ─ planes, scaled down while they are decoded ──┐
-//!                          ├─ webp, avif, raster ─ gray, RGB or RGBA ────────────────┤
+//!                          ├─ webp, heif, tiff, bmp, png ─ gray, RGB or RGBA ────────┤
 //!                          └─ animation ─ frame by frame ─▶ animated WebP            │
 //!                                                                                    ▼
 //!     placeholder ◀── pyramid: large to small, each made from the one before; sRGB ◀─ picture
@@ -20,12 +20,18 @@
 
 mod animation;
 mod avif;
+mod bmp;
+mod canvas;
 mod color;
 mod encode;
 mod failure;
 mod focus;
 mod geometry;
+mod gif;
+mod hdr;
 mod header;
+mod heic;
+mod heif;
 mod jpeg;
 mod limits;
 mod metadata;
@@ -34,13 +40,15 @@ mod picture;
 mod pixel_layout;
 mod placeholder;
 mod planes;
+mod png;
 mod pyramid;
-mod raster;
 mod render;
 mod resize;
 mod sharpen;
+mod srgb;
 #[cfg(test)]
 mod tests;
+mod tiff;
 mod webp;
 
 /// The types of the domain that the functions of this crate take and return.

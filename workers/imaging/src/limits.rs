@@ -12,10 +12,12 @@ pub struct Limits {
     pub max_side: u32,
     /// Maximum number of frames of an animation.
     pub max_frames: u32,
-    /// Maximum of width × height × frames of an animation, in pixels.
+    /// Maximum of width × height × frames of an animation, and of the sum of its frames, in pixels.
     pub max_animation_pixels: u64,
     /// Maximum memory for decoding, in bytes.
     pub max_memory: u64,
+    /// Whether HEVC is decoded.
+    pub heic: bool,
 }
 
 impl Limits {
@@ -54,13 +56,16 @@ impl Limits {
                 format!("{frames} frames are more than the limit of {}", self.max_frames),
             ));
         }
-        let pixels = area(width, height).saturating_mul(frames.into());
+        self.check_animation(frames, area(width, height).saturating_mul(frames.into()))
+    }
+
+    /// Checks the number of pixels of all frames together.
+    pub(super) fn check_animation(self, frames: u32, pixels: u64) -> Result<(), Failure> {
         if frames > 1 && pixels > self.max_animation_pixels {
             return Err(Failure::new(
                 ErrorCode::TooManyFrames,
                 format!(
-                    "{frames} frames of {width} × {height} are {pixels} pixels, more than the \
-                     limit of {} for an animation",
+                    "{frames} frames are {pixels} pixels, more than the limit of {} for an animation",
                     self.max_animation_pixels
                 ),
             ));
@@ -99,6 +104,7 @@ mod tests {
         max_frames: 10,
         max_animation_pixels: 100_000,
         max_memory: 5 << 20,
+        heic: true,
     };
 
     #[test]

@@ -5,8 +5,9 @@ use std::io::Cursor;
 use chrono::{NaiveDate, NaiveDateTime, TimeDelta};
 use exif::{DateTime, Exif, Field, In, Reader, Tag, Value, experimental::Writer};
 use image::metadata::Orientation;
-use image_webp::WebPDecoder;
 use safelight_domain::Gps;
+
+use crate::webp;
 
 /// The EXIF fields that Safelight uses.
 #[derive(Debug, Default)]
@@ -34,8 +35,7 @@ impl Metadata {
 
     /// Reads the EXIF chunk of a WebP with the prefix that JPEG uses, as some programs write it.
     fn read_prefixed(bytes: &[u8]) -> Option<Exif> {
-        let mut container = WebPDecoder::new(Cursor::new(bytes)).ok()?;
-        let block = container.exif_metadata().ok()??;
+        let block = webp::chunk(bytes, *b"EXIF")?;
         Reader::new().read_raw(block.strip_prefix(b"Exif\0\0")?.to_vec()).ok()
     }
 

@@ -8,25 +8,25 @@ use safelight_domain::{
 };
 
 use crate::{
-    animation::{Animation, WebpWriter},
-    avif,
+    animation::{Animation, WebpWriter, first_frame},
+    bmp,
     encode::{self, WEBP_MAX_SIDE},
     failure::damaged,
     focus,
     geometry::{Region, Viewport},
     header::Header,
-    jpeg::Jpeg,
+    heif::decode as heif,
+    jpeg,
     limits::Limits,
     metadata::Metadata,
     orientation::swaps_sides,
     picture::{Picture, Pixels},
-    pixel_layout,
     placeholder::{self, placeholder},
     planes::Sampling,
+    png,
     pyramid::Pyramid,
-    raster,
     resize::Resizer,
-    webp,
+    tiff, webp,
 };
 
 /// A rendition with its bytes.
@@ -47,9 +47,9 @@ pub struct Renditions {
     pub placeholder: Placeholder,
 }
 
-/// Makes renditions of one picture after the other, and reuses codecs and memory.
+/// Makes renditions of one picture after the other. It reuses memory, and nothing that a picture could have
+/// changed: codecs keep tables and errors, so each picture has its own.
 pub struct Renderer {
-    jpeg: Jpeg,
     resizer: Resizer,
 }
 
@@ -71,7 +71,7 @@ struct Source<'a> {
 impl Renderer {
     /// Fails only if the codecs cannot be set up.
     pub fn new() -> Result<Self, Failure> {
-        Ok(Self { jpeg: Jpeg::new()?, resizer: Resizer::new()? })
+        Ok(Self { resizer: Resizer::new()? })
     }
 
     /// Makes one rendition per preset and format, and the placeholder. Decodes the picture once, and resizes
@@ -133,25 +133,20 @@ impl Renderer {
         plans: &[PresetPlan<'_>],
     ) -> Result<Picture, Failure> {
         let Source { bytes, header, .. } = source;
-        if header.frames > 1 {
-            let mut animation = Animation::open(bytes, header.format, header.frames)?;
-            let first = animation.frames.next().ok_or_else(damaged)??;
-            let image = pixel_layout::normalize(first.canvas.into());
-            return Ok(Picture::full(image, animation.color));
-        }
         match header.format {
+            ImageFormat::Gif => first_frame(bytes, ImageFormat::Gif),
+            ImageFormat::Webp if webp::is_animated(bytes) => first_frame(bytes, ImageFormat::Webp),
+            ImageFormat::Tiff => tiff::decode(bytes),
+            ImageFormat::Bmp => bmp::decode(bytes),
             ImageFormat::Webp => webp::decode(bytes),
-            ImageFormat::Avif => avif::decode(bytes),
+            ImageFormat::Avif | ImageFormat::Heic => heif::decode(bytes),
             ImageFormat::Jpeg => {
                 let least = plans.iter().map(|plan| plan.viewport.reduction()).reduce(f64::min);
                 let least = least.unwrap_or(f64::from(u16::MAX));
-                let jpeg = header.jpeg.as_ref().ok_or_else(damaged)?;
-                match self.jpeg.decode(bytes, jpeg, least, &mut self.resizer)? {
-                    Some(picture) => Ok(picture),
-                    None => raster::decode(bytes, ImageFormat::Jpeg),
-                }
+                let header = header.jpeg.as_ref().ok_or_else(damaged)?;
+                jpeg::decode(bytes, header, least, &mut self.resizer)
             }
-            format => raster::decode(bytes, format),
+            ImageFormat::Png => png::decode(bytes),
         }
     }
 
@@ -179,7 +174,7 @@ impl Renderer {
         }
         let shown = changed.as_ref().unwrap_or(&pixels);
         let exif = source.exif(preset);
-        let (jpeg, resizer) = (&mut self.jpeg, &mut self.resizer);
+        let resizer = &mut self.resizer;
         let mut made = Vec::with_capacity(formats.len());
         for &format in formats {
             // Only the chroma planes shrink; the luma plane is copied.
@@ -194,7 +189,7 @@ impl Renderer {
             }
             let pixels = subsampled.as_ref().unwrap_or(shown);
             let exif = exif.as_deref();
-            let data = encode::encode(pixels, format, preset.quality, exif, jpeg, resizer)?;
+            let data = encode::encode(pixels, format, preset.quality, exif, resizer)?;
             made.push(rendered(name, preset, format, shown.size(), data));
             if let Some(subsampled) = subsampled {
                 subsampled.recycle(resizer);
@@ -308,6 +303,7 @@ fn animate(
             writers.push((plan, writer));
         }
     }
+    let color = animation.color();
     for frame in animation.frames {
         if is_stopped() {
             return Err(Failure::new(ErrorCode::LeaseLost, "the attempt was stopped"));
@@ -315,7 +311,7 @@ fn animate(
         let frame = frame?;
         let canvas = Pixels::Image(DynamicImage::ImageRgba8(frame.canvas));
         for (_, writer) in &mut writers {
-            writer.add(&canvas, frame.duration_ms, animation.color.as_ref(), resizer)?;
+            writer.add(&canvas, frame.duration_ms, color.as_ref(), resizer)?;
         }
     }
     let mut files = Vec::with_capacity(writers.len());

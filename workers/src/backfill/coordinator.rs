@@ -12,7 +12,10 @@ use safelight_telemetry::DependencyHealth;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{feeder::Feeder, import::StepState};
-use crate::maintenance::service::{Service, ServiceError};
+use crate::{
+    maintenance::service::{Service, ServiceError},
+    removal::InstallationGuard,
+};
 
 /// How long the lead of a coordinator lasts: after it died, no other one leads its backfills for this long.
 const HOLD: Duration = Duration::from_secs(10);
@@ -46,11 +49,12 @@ impl BackfillCoordinator {
     pub fn new(
         store: DynStore,
         blobs: Blobs,
+        guard: InstallationGuard,
         outbox_signal: OutboxSignal,
         config: &Config,
     ) -> Self {
         Self {
-            feeder: Arc::new(Feeder::new(store.clone(), blobs, outbox_signal, config)),
+            feeder: Arc::new(Feeder::new(store.clone(), blobs, guard, outbox_signal, config)),
             backfills: store,
             id: WorkerId::new(),
             led: HashMap::new(),

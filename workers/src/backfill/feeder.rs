@@ -1,8 +1,8 @@
 //! Creates the child tasks of a backfill, step by step.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use safelight_blobs::Blobs;
+use safelight_blobs::{Blobs, IngestLimits};
 use safelight_config::Config;
 use safelight_domain::{Backfill, BackfillKind, BackfillState, TaskId};
 use safelight_queue::OutboxSignal;
@@ -14,7 +14,10 @@ use super::{
     images::ImageWalk,
     import::{ImportWalk, StepState},
     pace,
+    safeguards::Safeguards,
+    take_back::TakeBackWalk,
 };
+use crate::removal::{InstallationGuard, Quarantine};
 
 /// Feeds backfills.
 pub(super) struct Feeder {
@@ -23,6 +26,7 @@ pub(super) struct Feeder {
     outbox_signal: OutboxSignal,
     images: ImageWalk,
     garbage: GarbageWalk,
+    take_back: TakeBackWalk,
     import: ImportWalk,
     /// Concurrent images.
     window: u32,
@@ -34,13 +38,29 @@ impl Feeder {
     pub fn new(
         store: DynStore,
         blobs: Blobs,
+        guard: InstallationGuard,
         outbox_signal: OutboxSignal,
         config: &Config,
     ) -> Self {
+        let keep = Duration::from_millis(config.quarantine_ms);
+        let quarantine = Quarantine::new(store.clone(), blobs.clone(), keep);
+        let safeguards = Safeguards::new(blobs.clone(), store.clone(), guard);
         Self {
             images: ImageWalk::new(store.clone(), blobs.clone(), config.presets.clone()),
-            garbage: GarbageWalk::new(store.clone(), blobs.clone(), config.staged_grace_ms),
-            import: ImportWalk::new(store.clone(), store.clone(), blobs, config.max_upload_bytes),
+            garbage: GarbageWalk::new(
+                store.clone(),
+                blobs.clone(),
+                quarantine,
+                safeguards.clone(),
+                config.staged_grace_ms,
+            ),
+            take_back: TakeBackWalk::new(blobs.clone(), safeguards),
+            import: ImportWalk::new(
+                store.clone(),
+                store.clone(),
+                blobs,
+                IngestLimits { max_bytes: config.max_upload_bytes, heic: config.heic },
+            ),
             tasks: store.clone(),
             backfills: store,
             outbox_signal,
@@ -81,7 +101,10 @@ impl Feeder {
             BackfillKind::Renditions | BackfillKind::Verify => {
                 self.images.step(backfill, capacity).await?
             }
-            BackfillKind::Gc => self.garbage.step(backfill, capacity).await?,
+            BackfillKind::Gc => match backfill.spec.take_back {
+                None => self.garbage.step(backfill, capacity).await?,
+                Some(which) => self.take_back.step(backfill, which, capacity).await?,
+            },
             BackfillKind::Import => match self.import.step(backfill, capacity, state).await {
                 // A source that does not exist will not appear: the backfill ends.
                 Err(BackfillError::Source(error)) if error.is_final() => BackfillStep {

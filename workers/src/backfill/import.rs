@@ -6,12 +6,14 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_blobs::{BlobKey, Blobs, Content, Ingest, IngestError, StagedUpload, Whole};
+use safelight_blobs::{
+    BlobKey, Blobs, Content, Ingest, IngestError, IngestLimits, StagedUpload, Whole,
+};
 use safelight_domain::{
-    Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobId, JobKind, TaskId, TaskKind, Usage,
+    Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobKind, TaskId, TaskKind, Usage,
+    new_id,
 };
 use safelight_store::{Access, BackfillStep, Backfills, ChildTask, ImportedImage, ReportLine};
-use uuid::Uuid;
 
 use super::{
     blocking_jobs::failure,
@@ -56,7 +58,7 @@ pub(super) struct ImportWalk {
     /// Counts what owners have stored.
     access: Arc<dyn Access>,
     blobs: Blobs,
-    max_upload_bytes: u64,
+    ingest: IngestLimits,
 }
 
 impl ImportWalk {
@@ -64,9 +66,9 @@ impl ImportWalk {
         backfills: Arc<dyn Backfills>,
         access: Arc<dyn Access>,
         blobs: Blobs,
-        max_upload_bytes: u64,
+        ingest: IngestLimits,
     ) -> Self {
-        Self { backfills, access, blobs, max_upload_bytes }
+        Self { backfills, access, blobs, ingest }
     }
 
     /// The next step through a source, with at most `capacity` pictures to import.
@@ -219,11 +221,11 @@ impl Import<'_> {
 
     /// Receives the bytes of a candidate. A dry run only hashes them.
     fn ingest(&self, image: ImageId) -> Ingest {
-        let limit = self.walk.max_upload_bytes;
+        let limits = self.walk.ingest;
         if self.backfill.spec.dry_run {
-            Ingest::hashing(limit)
+            Ingest::hashing(limits)
         } else {
-            Ingest::staging(self.walk.blobs.clone(), image, limit)
+            Ingest::staging(self.walk.blobs.clone(), image, limits)
         }
     }
 
@@ -265,7 +267,7 @@ impl Import<'_> {
             task: TaskId::new(),
             kind: TaskKind::Upload,
             image,
-            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
+            jobs: JobKind::jobs_of_new_image(),
             import: Some(import),
         }))
     }
@@ -372,7 +374,7 @@ fn item(
     detail: Option<String>,
 ) -> ReportLine {
     ReportLine {
-        id: Uuid::now_v7(),
+        id: new_id(),
         outcome,
         reason: Some(reason.to_owned()),
         detail,

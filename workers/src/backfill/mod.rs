@@ -20,6 +20,8 @@ mod garbage;
 mod images;
 mod import;
 mod pace;
+mod safeguards;
 mod source;
+mod take_back;
 
 pub(crate) use self::coordinator::BackfillCoordinator;

@@ -177,14 +177,13 @@ async fn execute(
     let stop = held.lost.child_token();
     // Stops blocking work, which cannot be aborted.
     let _stop_at_end = stop.clone().drop_guard();
-    let handler = (worker.handler)(Attempt { slot, lane: job.lane, stop }, job.clone());
+    let attempt = Attempt { slot, lane: job.lane, owner: job.image.owner.clone(), stop };
+    let handler = (worker.handler)(attempt, job.clone());
     let failure = match supervise(worker, &held.lost, handler).await? {
         Ok(outcome) => return Some(outcome),
         Err(failure) => failure,
     };
-    if failure.code == ErrorCode::StoreUnavailable {
-        worker.breaker.blobs_failed(&failure);
-    }
+    worker.breaker.pause_in_outage(&failure).await;
     Some(worker.settings.retries.after_failure(job, failure))
 }
 
@@ -223,7 +222,10 @@ async fn settle(
             Ok(Settled::Applied) => {
                 retry_policy::record_settled(job, outcome);
                 note_outcome(traced, outcome);
-                if matches!(outcome, Outcome::Retry(..) | Outcome::Released) {
+                if matches!(
+                    outcome,
+                    Outcome::Retry(..) | Outcome::Postponed(..) | Outcome::Released
+                ) {
                     worker.outbox_signal.notify();
                 } else {
                     worker.stats.ended(job.kind, job.lane);

@@ -44,7 +44,7 @@ pub async fn run(
     statuses: ServiceStatuses,
     shutdown: CancellationToken,
 ) {
-    run_registered(Worker::new(parts, options), &statuses, shutdown).await;
+    Box::pin(run_registered(Worker::new(parts, options), &statuses, shutdown)).await;
 }
 
 /// [`run`] with `job` instead of the real jobs, to measure the queue without pictures.
@@ -63,7 +63,7 @@ pub async fn run_with(
         })
     };
     let worker = Worker::with_handler(parts, options, Box::new(handler));
-    run_registered(worker, &ServiceStatuses::default(), shutdown).await;
+    Box::pin(run_registered(worker, &ServiceStatuses::default(), shutdown)).await;
 }
 
 /// Runs a worker that sends heartbeats.
@@ -74,7 +74,7 @@ pub(crate) async fn run_registered(
 ) {
     let worker = Arc::new(worker);
     let consumption = consume(worker.clone(), shutdown.clone());
-    heartbeat::during(&worker, statuses, &shutdown, consumption).await;
+    Box::pin(heartbeat::during(&worker, statuses, &shutdown, consumption)).await;
 }
 
 /// See [`run`]; without the registry.
@@ -122,7 +122,7 @@ async fn take(
         loop {
             // When `shutdown` ends the loop, dropping returns the messages held here.
             let Some((message, slot)) = lanes.next().await else { break };
-            worker.breaker.closed().await;
+            worker.breaker.closed_for(kind).await;
             attempts.spawn(attempt::attempt(worker.clone(), message, Arc::new(slot)));
         }
     };

@@ -117,6 +117,7 @@ pub fn decoder_options(config: &Config) -> DecoderOptions {
             max_frames: config.max_frames,
             max_animation_pixels: config.max_animation_pixels,
             max_memory: config.decode_memory_bytes,
+            heic: config.heic,
         },
         cpu_seconds: config.decode_cpu_seconds,
         isolate: config.isolate_decoding,

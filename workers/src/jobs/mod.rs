@@ -41,7 +41,11 @@ pub(crate) async fn run(context: &Context, job: &ClaimedJob) -> Result<Outcome, 
         let why = Failure::new(ErrorCode::BlobMissing, "the image was deleted or cancelled");
         return Ok(Outcome::Failed(why));
     }
-    found.run(context, job).await
+    let outcome = found.run(context, job).await?;
+    // What was written, or removed, may have been so somewhere else: below the mount point of a volume that was
+    // unmounted meanwhile, or in a bucket that was replaced.
+    context.parts.blobs.confirm().await.map_err(source::failure)?;
+    Ok(outcome)
 }
 
 /// Concurrent attempts of this kind in a worker with this concurrency.

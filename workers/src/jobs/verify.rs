@@ -1,9 +1,9 @@
 //! The verify job: reads an image's bytes and renditions back, compares each with its hash, and repairs
-//! what it can: a blob from its staged bytes, a rendition from the blob.
+//! what it can: a blob from its staged bytes or the quarantine, a rendition from the blob.
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
-use safelight_blobs::{BlobError, BlobKey, StagedUpload};
+use safelight_blobs::{BlobError, BlobKey};
 use safelight_domain::{ContentHash, ErrorCode, Failure, Image, Rendition};
 use safelight_store::{ClaimedJob, Effect, Outcome};
 
@@ -89,19 +89,22 @@ async fn verify(context: &Context, image: &Image) -> Result<Outcome, Failure> {
     ]))
 }
 
-/// Reads one object to its end.
+/// Reads one object to its end; twice if it seems damaged, because the damage may have been on the way.
 async fn check_object(
     context: &Context,
     key: &BlobKey,
     sha256: ContentHash,
     bytes: u64,
 ) -> Result<ObjectState, Failure> {
-    match context.parts.blobs.hash(key).await {
-        Ok(read) if read == (sha256, bytes) => Ok(ObjectState::Good),
-        Ok(_) => Ok(ObjectState::Damaged),
-        Err(BlobError::NotFound) => Ok(ObjectState::Missing),
-        Err(error) => Err(source::failure(error)),
+    for _ in 0..2 {
+        match context.parts.blobs.hash(key).await {
+            Ok(read) if read == (sha256, bytes) => return Ok(ObjectState::Good),
+            Ok(_) => {}
+            Err(BlobError::NotFound) => return Ok(ObjectState::Missing),
+            Err(error) => return Err(source::failure(error)),
+        }
     }
+    Ok(ObjectState::Damaged)
 }
 
 /// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be
@@ -126,16 +129,26 @@ async fn restore(
     found: ObjectState,
     notes: &[String],
 ) -> Result<(), Failure> {
-    let staged = BlobKey::Incoming(image.id);
-    if check_object(context, &staged, image.sha256, image.bytes).await? == ObjectState::Good {
-        let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
-        return context.parts.blobs.promote(&staged).await.map_err(source::failure);
+    match context.parts.blobs.promote(&source::upload_of(image)).await {
+        Err(BlobError::NotFound | BlobError::Damaged) => {}
+        restored => return restored.map_err(source::failure),
+    }
+    let blob = BlobKey::Blob(image.sha256);
+    if found == ObjectState::Missing
+        && context.parts.blobs.take_back_key(&blob).await.map_err(source::failure)?
+        && check_object(context, &blob, image.sha256, image.bytes).await? == ObjectState::Good
+    {
+        return Ok(());
     }
     let code = match found {
         ObjectState::Damaged => ErrorCode::BlobDamaged,
         ObjectState::Good | ObjectState::Missing => ErrorCode::BlobMissing,
     };
-    let renditions = if notes.is_empty() { "its renditions are good" } else { &notes.join("; ") };
+    let renditions = if notes.is_empty() {
+        "its renditions are as they were recorded"
+    } else {
+        &notes.join("; ")
+    };
     let advice = "uploading the same picture again repairs it";
     Err(Failure::new(code, format!("the original is {}; {renditions}; {advice}", found.word())))
 }

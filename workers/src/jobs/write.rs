@@ -1,8 +1,8 @@
-//! The write job: checks that the bytes are a picture, reads its facts, and stores the bytes under their
-//! hash.
+//! The write job: checks that the bytes are those that were uploaded and that they are a picture, reads its facts,
+//! and stores the bytes under their hash.
 
 use async_trait::async_trait;
-use safelight_blobs::StagedUpload;
+use bytes::Bytes;
 use safelight_domain::{ErrorCode, Failure, Image, ImageFacts};
 use safelight_store::{ClaimedJob, Effect, Outcome};
 
@@ -12,7 +12,7 @@ use super::{
 };
 
 /// First bytes that usually hold the header and the EXIF block (at most 64 KiB, among others).
-const HEAD_BYTES: u64 = 256 * 1024;
+const HEAD_BYTES: usize = 256 * 1024;
 
 /// Stores a blob under its hash, and its metadata.
 pub(super) struct Write;
@@ -25,21 +25,21 @@ impl Job for Write {
 
     async fn run(&self, context: &Context, job: &ClaimedJob) -> Result<Outcome, Failure> {
         let image = &job.image;
-        let mut facts = facts(context, image).await?;
+        let blobs = &context.parts.blobs;
+        let verified = blobs.verify_upload(&source::upload_of(image), HEAD_BYTES).await;
+        let verified = verified.map_err(source::failure)?;
+        let mut facts = facts(context, image, verified.head.clone()).await?;
         if !context.parts.keep_gps {
             facts.gps = None;
         }
-        let staged = StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes };
         safelight_fail_points::hit("write.inspected").await;
-        context.parts.blobs.promote(&staged).await.map_err(source::failure)?;
+        blobs.store_verified(&verified).await.map_err(source::failure)?;
         safelight_fail_points::hit("write.promoted").await;
         Ok(Outcome::Succeeded(vec![Effect::StoredBlob(facts)]))
     }
 }
 
-async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> {
-    let blobs = &context.parts.blobs;
-    let head = source::read_head(blobs, image, HEAD_BYTES).await?;
+async fn facts(context: &Context, image: &Image, head: Bytes) -> Result<ImageFacts, Failure> {
     let is_whole = head.len() as u64 >= image.bytes;
     if is_whole || safelight_imaging::head_suffices(&head) {
         match context.parts.decoder.inspect(head, &context.attempt).await {
@@ -48,5 +48,6 @@ async fn facts(context: &Context, image: &Image) -> Result<ImageFacts, Failure> 
             known => return known,
         }
     }
-    context.parts.decoder.inspect(source::read(blobs, image).await?, &context.attempt).await
+    let whole = source::read(&context.parts.blobs, image).await?;
+    context.parts.decoder.inspect(whole, &context.attempt).await
 }

@@ -2,7 +2,9 @@
 //!
 //! To add one: a type that implements [`Service`], and a line in `services.rs`.
 
+pub(crate) mod clock_watch;
 pub(crate) mod dead_letters;
+pub(crate) mod installation_watch;
 pub(crate) mod janitor;
 pub(crate) mod outbox_relay;
 pub(crate) mod pruning;

@@ -22,12 +22,19 @@ impl Remover {
 
     /// Removes an image's bytes, those of its blob only if no other image needs them.
     pub async fn remove_image(&self, image: &Image) -> Result<(), RemovalError> {
+        self.blobs.confirm().await?;
         // No other image shares staged bytes.
         self.blobs.delete(&BlobKey::Incoming(image.id)).await?;
-        let renditions = image.renditions.iter().map(|made| BlobKey::rendition(image.sha256, made));
-        let keys: Vec<BlobKey> = renditions.chain([BlobKey::Blob(image.sha256)]).collect();
-        self.remove_blob(&image.sha256, &keys).await?;
-        Ok(())
+        // Also those that a job stored and did not come to record.
+        let mut keys = self.blobs.renditions_of(&image.sha256).await?;
+        keys.push(BlobKey::Blob(image.sha256));
+        if self.remove_blob(&image.sha256, &keys).await? {
+            // What a collection of garbage has set aside does not outlive the image either.
+            self.blobs.delete_quarantined(&image.sha256).await?;
+            self.blobs.remove_unfinished_renditions(&image.sha256).await?;
+        }
+        // A bucket says of any object that it was deleted. It counts only in the installation's own.
+        Ok(self.blobs.confirm().await?)
     }
 
     /// Removes a blob with its renditions, unless an image needs it. Returns whether none does.
@@ -46,10 +53,13 @@ impl Remover {
         self.decide(blob).await
     }
 
-    /// Decides about everything in the trash, which processes that died have left there.
-    pub async fn resume(&self) -> Result<(), RemovalError> {
+    /// Decides about everything in the trash, which processes that died have left there. Unless
+    /// `may_remove_unknown`, only restores what an image needs.
+    pub async fn resume(&self, may_remove_unknown: bool) -> Result<(), RemovalError> {
         for blob in self.blobs.trashed_blobs().await? {
-            self.decide(&blob).await?;
+            if may_remove_unknown || self.deletions.is_blob_wanted(&blob).await? {
+                self.decide(&blob).await?;
+            }
         }
         Ok(())
     }

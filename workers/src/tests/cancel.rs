@@ -113,7 +113,7 @@ async fn equal_upload_during_removal_keeps_its_bytes() {
     test.parts.store.mark_removed(first.image).await.expect("mark");
     assert_eq!(test.trash_count(), 1);
 
-    test.remover().resume().await.expect("resume");
+    test.remover().resume(true).await.expect("resume");
     assert_eq!(read_blob(&test, &late).await, b"the same");
     assert_eq!(test.trash_count(), 0);
 }
@@ -134,7 +134,7 @@ async fn janitor_keeps_trash_that_another_janitor_moved() {
     let late = stored_upload(&test, b"the same").await;
     blobs.trash(&keys).await.expect("the other janitor moves");
     blobs.delete_trashed(condemned).await.expect("the delayed janitor removes");
-    test.remover().resume().await.expect("the other janitor decides");
+    test.remover().resume(true).await.expect("the other janitor decides");
     assert_eq!(read_blob(&test, &late).await, b"the same");
     assert_eq!(test.trash_count(), 0);
 }

@@ -11,7 +11,7 @@ use safelight_store::{BackfillStep, ChildTask, Deletion, DeletionRequest, NewBac
 
 use super::{
     cancel::{proxy, read_blob, stored_upload},
-    test_worker::{TestWorker, count_files, picture},
+    test_worker::{TestWorker, count_files, job, picture},
 };
 
 /// Deletes an image like the API; returns the task.
@@ -68,6 +68,56 @@ async fn deletion_removes_all_bytes_except_shared_ones() {
     assert_eq!((count_objects(&test, &before), test.trash_count()), (0, 0));
     assert_eq!(receipt(&last), receipt(&shared), "receipts do not reveal other images");
     assert_eq!((receipt(&last).renditions.len(), receipt(&last).proxies), (3, Some(0)));
+}
+
+/// The time that a job takes on its own would tell whether it removed bytes, or found that others need them.
+#[tokio::test]
+async fn deletion_takes_longer_than_removal() {
+    let test = TestWorker::new(&[]).await;
+    let (first, second) =
+        (stored_upload(&test, b"the same").await, stored_upload(&test, b"the same").await);
+    let (_worker, _relay) = (test.worker(), test.relay());
+    for (upload, kind) in [(&first, "shared"), (&second, "unshared")] {
+        let started = std::time::Instant::now();
+        let ended = test.wait_until_ended(delete(&test, upload).await).await;
+        assert_eq!(ended.status, Status::Succeeded, "{kind}: {ended:?}");
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(250), "{kind}: {took:?}");
+    }
+}
+
+/// The worker's probes cannot be written, as on a full disk. Deletions make room, so they do not wait.
+#[tokio::test]
+async fn deletions_run_while_the_blob_store_is_full() {
+    let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "100")]).await;
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let stored = test.upload(&picture()).await;
+    assert_eq!(test.wait_until_ended(stored.task).await.status, Status::Succeeded);
+    let other = [picture(), b"other".to_vec()].concat();
+    let rendition = BlobKey::Rendition {
+        of: ContentHash::of(&other),
+        preset: "small".to_owned(),
+        fingerprint: "0123456789ab".to_owned(),
+        format: ImageFormat::Jpeg,
+    };
+    // A file in place of the folder of its renditions.
+    let path = test.blob_path(&rendition);
+    let folder = path.parent().expect("a folder");
+    std::fs::create_dir_all(folder.parent().expect("a folder")).expect("create");
+    std::fs::write(folder, "").expect("write");
+    std::fs::write(test.probe_folder(), "").expect("write");
+    let waiting = test.upload(&other).await;
+    test.parts.outbox_signal.notify();
+    let has_failed = |task: &Task| job(task, JobKind::Thumbnail).error.is_some();
+    test.wait_for_task(waiting.task, has_failed).await;
+
+    let deletion = test.wait_until_ended(delete(&test, &stored).await).await;
+    assert_eq!(deletion.status, Status::Succeeded, "{deletion:?}");
+    let task = test.task(waiting.task).await;
+    assert_eq!(job(&task, JobKind::Thumbnail).status, Status::Queued, "{task:?}");
+    std::fs::remove_file(folder).expect("remove");
+    std::fs::remove_file(test.probe_folder()).expect("remove");
+    assert_eq!(test.wait_until_ended(waiting.task).await.status, Status::Succeeded);
 }
 
 #[tokio::test]
@@ -176,7 +226,7 @@ async fn trash_of_forgotten_image_is_identified_by_its_own_name() {
     let late = stored_upload(&test, b"the same").await;
     let keys = [BlobKey::Blob(first.sha256)];
     test.parts.blobs.trash(&keys).await.expect("a delayed worker moves the bytes");
-    test.remover().resume().await.expect("resume");
+    test.remover().resume(true).await.expect("resume");
     assert_eq!(read_blob(&test, &late).await, b"the same");
     assert_eq!(test.trash_count(), 0);
 }

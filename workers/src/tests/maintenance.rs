@@ -81,6 +81,21 @@ async fn jobs_of_dead_workers_are_retried_until_attempts_are_used_up() {
     }
 }
 
+/// The watch starts when the clock is right again.
+#[tokio::test]
+async fn jobs_of_a_clock_that_was_ahead_unseen_run() {
+    let test = TestWorker::new(&[]).await;
+    let upload = test.upload(&picture()).await;
+    test.tamper(
+        "update jobs set run_at = run_at + 86400000000, waiting_since = waiting_since + 86400000000,
+                         updated_at = updated_at + 86400000000;
+         update outbox set due_at = due_at + 86400000000",
+    )
+    .await;
+    let _services = (test.worker(), test.relay(), test.clock_watch());
+    assert_eq!(test.wait_until_ended(upload.task).await.status, Status::Succeeded);
+}
+
 #[tokio::test]
 async fn janitor_deletes_only_old_unowned_bytes() {
     let test = TestWorker::new(&[]).await;
@@ -98,12 +113,16 @@ async fn janitor_deletes_only_old_unowned_bytes() {
     let stored = test.upload(b"another picture").await;
     let left_over = test.blob_path(&BlobKey::Incoming(stored.image));
     settle_write_job(&test, stored.image).await;
+    // Of a process that was killed while it probed the store.
+    std::fs::create_dir_all(test.probe_folder()).expect("create");
+    let probe = test.probe_folder().join("67e55044-10b1-426f-9247-bb680e5fe0c8");
+    std::fs::write(&probe, b"probe").expect("write");
     let long_ago = SystemTime::now() - Duration::from_hours(24);
-    for path in [&old, &waiting, &left_over] {
+    for path in [&old, &waiting, &left_over, &probe] {
         File::options().append(true).open(path).expect("open").set_modified(long_ago).expect("age");
     }
     let _janitor = test.janitor();
-    let are_deleted = async || !old.exists() && !left_over.exists();
+    let are_deleted = async || !old.exists() && !left_over.exists() && !probe.exists();
     eventually("old bytes are deleted", are_deleted).await;
     assert!(young.exists() && waiting.exists());
     let bytes = std::fs::read(test.blob_path(&BlobKey::Blob(stored.sha256)))

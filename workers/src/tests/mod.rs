@@ -2,9 +2,11 @@
 
 mod backfill;
 mod cancel;
+mod damage;
 mod database_faults;
 mod delete;
 mod garbage;
+mod installation;
 mod lanes;
 mod maintenance;
 mod registry;

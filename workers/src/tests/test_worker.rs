@@ -21,6 +21,7 @@ use safelight_store::{
     testing::FaultyStore,
 };
 use safelight_store_sql::SqliteStore;
+use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -75,6 +76,9 @@ impl TestWorker {
         };
         let location = BlobLocation::Folder(folder.path().join("blobs"));
         let blobs = Blobs::open(&location, &folder.path().join("spool")).expect("blobs");
+        let installation = store.inner.installation().await.expect("an installation").id;
+        blobs.mark(installation).await.expect("mark");
+        let blobs = blobs.of_installation(installation);
         let parts = WorkerParts {
             config: Arc::new(config),
             store: store.clone(),
@@ -94,10 +98,25 @@ impl TestWorker {
 
     /// [`TestWorker::upload`] on a lane.
     pub async fn upload_on(&self, lane: Lane, bytes: &[u8]) -> NewUpload {
+        self.upload_changed(lane, bytes, |_| {}).await
+    }
+
+    /// [`TestWorker::upload`] whose staged file `damage` changes before any worker can see it.
+    pub async fn upload_damaged(&self, bytes: &[u8], damage: impl FnOnce(&Path)) -> NewUpload {
+        self.upload_changed(Lane::Interactive, bytes, damage).await
+    }
+
+    async fn upload_changed(
+        &self,
+        lane: Lane,
+        bytes: &[u8],
+        change: impl FnOnce(&Path),
+    ) -> NewUpload {
         let image = ImageId::new();
         let mut staging = self.parts.blobs.stage(image).await.expect("stage");
         staging.write(bytes).await.expect("write");
         let staged = staging.finish().await.expect("finish");
+        change(&self.blob_path(&BlobKey::Incoming(image)));
         let upload = NewUpload {
             owner: safelight_domain::Owner::local(),
             quota: safelight_domain::Quota::default(),
@@ -108,7 +127,7 @@ impl TestWorker {
             bytes: staged.bytes,
             format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),
             labels: Labels { visibility: Some(Visibility::Public), ..Labels::default() },
-            jobs: JobKind::OF_NEW_IMAGE.map(|kind| (JobId::new(), kind)).to_vec(),
+            jobs: JobKind::jobs_of_new_image(),
             max_attempts: self.parts.config.max_attempts,
             key: None,
             trace: None,
@@ -116,6 +135,12 @@ impl TestWorker {
         let accepted = self.parts.store.accept(&upload).await.expect("accept");
         assert!(matches!(accepted, Accepted::Yes(_)), "{accepted:?}");
         upload
+    }
+
+    /// The same folder and database for parts that start after a shutdown.
+    pub fn restarted(mut self) -> Self {
+        self.shutdown = CancellationToken::new();
+        self
     }
 
     pub fn worker(&self) -> JoinHandle<()> {
@@ -128,12 +153,30 @@ impl TestWorker {
         self.services(&["outbox_relay"])
     }
 
+    pub fn clock_watch(&self) -> JoinHandle<()> {
+        self.services(&["clock_watch"])
+    }
+
+    /// Runs SQL that the store never runs.
+    pub async fn tamper(&self, sql: &'static str) {
+        let DatabaseUrl::Sqlite(file) = &self.parts.config.database_url else { panic!("SQLite") };
+        let options = SqliteConnectOptions::new().filename(file);
+        let mut conn = options.connect().await.expect("open");
+        sqlx::query(sql).execute(&mut conn).await.expect("tamper");
+    }
+
     pub fn rescuer(&self) -> JoinHandle<()> {
         self.services(&["lease_rescuer", "message_rescuer"])
     }
 
     pub fn janitor(&self) -> JoinHandle<()> {
-        self.services(&["staged_bytes", "trash", "discarded_images"])
+        self.services(&[
+            "staged_bytes",
+            "unfinished_writes",
+            "trash",
+            "quarantine",
+            "discarded_images",
+        ])
     }
 
     pub fn coordinator(&self) -> JoinHandle<()> {
@@ -153,7 +196,9 @@ impl TestWorker {
     /// A coordinator that the test drives step by step.
     pub fn stepping_coordinator(&self) -> BackfillCoordinator {
         let WorkerParts { config, store, blobs, outbox_signal, .. } = &self.parts;
-        BackfillCoordinator::new(store.clone(), blobs.clone(), outbox_signal.clone(), config)
+        let guard = services::installation_guard(&self.parts);
+        let signal = outbox_signal.clone();
+        BackfillCoordinator::new(store.clone(), blobs.clone(), guard, signal, config)
     }
 
     pub fn remover(&self) -> Remover {
@@ -199,9 +244,28 @@ impl TestWorker {
         self.folder.path().join("blobs").join(key.path().as_ref())
     }
 
+    /// Takes the blob store away, as if its volume was unmounted, and leaves an empty folder.
+    pub fn unmount_blobs(&self) {
+        let blobs = self.folder.path().join("blobs");
+        std::fs::rename(&blobs, self.folder.path().join("unmounted")).expect("rename");
+        std::fs::create_dir(blobs).expect("a mount point");
+    }
+
+    /// Brings back what [`TestWorker::unmount_blobs`] took away.
+    pub fn mount_blobs(&self) {
+        let blobs = self.folder.path().join("blobs");
+        std::fs::remove_dir_all(&blobs).expect("remove");
+        std::fs::rename(self.folder.path().join("unmounted"), blobs).expect("rename");
+    }
+
     /// The number of objects in the trash.
     pub fn trash_count(&self) -> usize {
         std::fs::read_dir(self.folder.path().join("blobs/trash")).map_or(0, Iterator::count)
+    }
+
+    /// The folder of the quarantine.
+    pub fn quarantine(&self) -> PathBuf {
+        self.folder.path().join("blobs/quarantine")
     }
 
     /// Records a rendition of a finished upload, like a verify job that made it again.

@@ -13,8 +13,10 @@ use super::{
     counters,
     disk::{Disk, Unfinished},
     file::{Arrived, Local},
-    object::{StoredObject, Tier},
+    known::KnownObjects,
+    object::Tier,
     optional_tier::OptionalTier,
+    stored::StoredObject,
 };
 
 /// Bytes gathered before they are written.
@@ -65,12 +67,15 @@ pub struct Filler {
     spool: PathBuf,
     /// For all work on this machine's disk.
     pub blocking: BoundedBlocking,
+    /// Learns which objects were right.
+    pub known: KnownObjects,
 }
 
 impl Filler {
     /// Over `blobs`, into `disk` or files without a name in `spool`.
     pub fn new(blobs: Blobs, disk: Option<DiskTier>, spool: PathBuf) -> Self {
-        Self { blobs, disk, spool, blocking: BoundedBlocking::default() }
+        let (blocking, known) = (BoundedBlocking::default(), KnownObjects::default());
+        Self { blobs, disk, spool, blocking, known }
     }
 
     /// Starts to fetch an object; its first bytes can be read as soon as they have arrived. An error if it
@@ -185,10 +190,7 @@ impl CacheFill {
         let written = self.filler.blocking.run(WRITE_PATIENCE, write).await;
         self.hasher = written.map_err(Stopped::Disk)?;
         self.written += count;
-        // The last bytes are held back until all of them are known to be right: a client of a
-        // damaged object gets a broken connection, never a complete response.
-        let safe = self.written.min(self.object.bytes.saturating_sub(1));
-        self.progress.send_replace(Arrived::Until(safe));
+        self.progress.send_replace(Arrived::Until(self.written));
         Ok(())
     }
 
@@ -205,15 +207,17 @@ impl CacheFill {
         let hash: ContentHash = self.hasher.finish();
         if hash != self.object.sha256 {
             self.object.damaged("damaged");
-            self.progress.send_replace(Arrived::Never);
+            self.filler.known.note_damaged(&self.object);
+            self.progress.send_replace(Arrived::Damaged);
             return;
         }
+        self.filler.known.note_read(&self.object);
         if let (Target::Kept(new), Some(side)) = (self.target, &self.filler.disk) {
             let disk = side.tier.clone();
             let StoredObject { cached, bytes, .. } = self.object;
             let finish = move || disk.finish(&cached, bytes, &new);
             side.noted(self.filler.blocking.run(patience(0), finish).await);
         }
-        self.progress.send_replace(Arrived::Until(self.object.bytes));
+        self.progress.send_replace(Arrived::Whole);
     }
 }

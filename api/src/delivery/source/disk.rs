@@ -1,9 +1,8 @@
 //! The second tier: files on this machine, in front of a remote store.
 
 use std::{
-    fs::{self, File, Metadata, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,6 +12,8 @@ use bytes::Bytes;
 use moka::{notification::RemovalCause, sync::Cache};
 use safelight_domain::{CacheKey, ContentHash, ContentHasher};
 use uuid::Uuid;
+
+use super::{known::Hashing, stamp::Stamp};
 
 /// The prefix of files that are being written.
 const UNFINISHED: &str = "new-";
@@ -41,22 +42,6 @@ struct Kept {
     bytes: u64,
     /// The state of the file when its content was right.
     right: Option<Stamp>,
-}
-
-/// Changes when a file is written to or replaced. It does not detect a disk that returns other bytes than were
-/// written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        let modified = (meta.mtime(), meta.mtime_nsec());
-        Self { inode: meta.ino(), bytes: meta.len(), modified }
-    }
 }
 
 impl Disk {
@@ -243,8 +228,10 @@ impl Disk {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let right = Some(Stamp::of(&fs::metadata(&new.0)?));
-        fs::rename(&new.0, path)?;
+        fs::rename(&new.0, &path)?;
+        // After the renaming, which counts as a change. Another process may have replaced the file since: then it is
+        // one with equal content.
+        let right = Some(Stamp::of(&fs::metadata(&path)?));
         self.index.insert(*key, Kept { bytes, right });
         Ok(())
     }
@@ -277,19 +264,6 @@ impl Drop for Unfinished {
 fn path(folder: &Path, key: &CacheKey) -> PathBuf {
     let name = key.to_string();
     folder.join(&name[..2]).join(&name)
-}
-
-struct Hashing(ContentHasher);
-
-impl io::Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -5,13 +5,20 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Dura
 use bytes::Bytes;
 use futures::{Stream, stream};
 use safelight_blobs::blocking;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 /// Bytes of the first read: all that is read for a client that takes nothing.
 const FIRST_CHUNK_BYTES: u64 = 16 << 10;
 
 /// Bytes of a read for a client that keeps up: few system calls, and little memory.
 const CHUNK_BYTES: u64 = 256 << 10;
+
+/// Chunks of more than [`FIRST_CHUNK_BYTES`] in this process: 64 MiB. A client that reads a little and then nothing
+/// keeps a chunk, and there may be thousands of them; further ones get small chunks.
+static LARGE_CHUNKS: Semaphore = Semaphore::const_new(256);
 
 /// How long a disk may take for a chunk. A client can retry a broken response, but not one that hangs.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
@@ -26,8 +33,12 @@ pub struct Local {
 /// How far a file has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrived {
-    /// This many bytes can be read.
+    /// This many bytes are there. They may still turn out to be wrong.
     Until(u64),
+    /// All bytes are there, and are right.
+    Whole,
+    /// The bytes are wrong.
+    Damaged,
     /// No more will come.
     Never,
 }
@@ -43,35 +54,55 @@ impl Local {
         Self { file, arriving: Some(arriving) }
     }
 
-    /// Whether these bytes are there already.
-    pub fn has(&self, span: &Range<u64>) -> bool {
-        let Some(arriving) = &self.arriving else { return true };
-        matches!(*arriving.borrow(), Arrived::Until(until) if span.end <= until)
+    /// How far it has come.
+    pub fn arrived(&self) -> Arrived {
+        self.arriving.as_ref().map_or(Arrived::Whole, |arriving| *arriving.borrow())
     }
 
-    /// The bytes of `span`, as they come.
+    /// Waits until the file is whole, or will never be.
+    pub async fn settled(&self) -> Arrived {
+        let Some(arriving) = &self.arriving else { return Arrived::Whole };
+        let mut arriving = arriving.clone();
+        let has_ended = |arrived: &Arrived| !matches!(arrived, Arrived::Until(_));
+        arriving.wait_for(has_ended).await.map_or(Arrived::Never, |arrived| *arrived)
+    }
+
+    /// The bytes of `span`, as they come. The last one is held back until all of the file is known to be right: a
+    /// client of a damaged object gets a broken connection, never a complete response.
     pub fn stream(
         self: Arc<Self>,
         span: Range<u64>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-        stream::try_unfold((self, span, FIRST_CHUNK_BYTES), async |(local, span, most)| {
+        let start = (self, span, FIRST_CHUNK_BYTES, None);
+        stream::try_unfold(start, async |(local, span, most, last)| {
+            // The client has taken the chunk before.
+            drop(last);
             if span.is_empty() {
                 return Ok(None);
             }
-            let until = local.until(span.start).await?.min(span.end);
-            let chunk = local.read(span.start..until.min(span.start + most)).await?;
+            let until = local.until(&span).await?;
+            let large =
+                if most > FIRST_CHUNK_BYTES { LARGE_CHUNKS.try_acquire().ok() } else { None };
+            let most_now = if large.is_some() { most } else { FIRST_CHUNK_BYTES };
+            let chunk = local.read(span.start..until.min(span.start + most_now)).await?;
             let next = span.start + chunk.len() as u64;
-            Ok(Some((chunk, (local, next..span.end, (most * 2).min(CHUNK_BYTES)))))
+            Ok(Some((chunk, (local, next..span.end, (most * 2).min(CHUNK_BYTES), large))))
         })
     }
 
-    /// Waits for bytes after `at`; how far they go.
-    async fn until(&self, at: u64) -> io::Result<u64> {
-        let Some(arriving) = &self.arriving else { return Ok(u64::MAX) };
+    /// Waits for bytes of `span`, which is not empty; how far they go.
+    async fn until(&self, span: &Range<u64>) -> io::Result<u64> {
+        let Some(arriving) = &self.arriving else { return Ok(span.end) };
         let mut arriving = arriving.clone();
-        let come = |arrived: &Arrived| !matches!(arrived, Arrived::Until(until) if *until <= at);
+        let safe = |until: u64| until.min(span.end - 1);
+        let come = |arrived: &Arrived| match arrived {
+            Arrived::Until(until) => safe(*until) > span.start,
+            Arrived::Whole | Arrived::Damaged | Arrived::Never => true,
+        };
         match arriving.wait_for(come).await.map(|arrived| *arrived) {
-            Ok(Arrived::Until(until)) => Ok(until),
+            Ok(Arrived::Until(until)) => Ok(safe(until)),
+            Ok(Arrived::Whole) => Ok(span.end),
+            Ok(Arrived::Damaged) => Err(io::Error::other("the object is damaged")),
             Ok(Arrived::Never) | Err(_) => Err(io::Error::other("the object did not arrive")),
         }
     }
@@ -109,7 +140,7 @@ fn read_cached(_: &File, _: &mut [u8], _: u64) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use futures::TryStreamExt;
+    use futures::{StreamExt, TryStreamExt};
 
     use super::*;
 
@@ -127,14 +158,45 @@ mod tests {
             progress.send_replace(Arrived::Until(((at as u64 + 1) * 150_000).min(690_000)));
             tokio::task::yield_now().await;
         }
-        assert!(local.has(&(0..690_000)) && !local.has(&(690_000..690_001)));
+        let early: Vec<Bytes> =
+            local.clone().stream(5..600_000).take(2).try_collect().await.expect("the first bytes");
+        assert_eq!(early.concat(), content[5..5 + early.concat().len()]);
+        assert!(!reader.is_finished(), "the last byte waits until all are known to be right");
+        progress.send_replace(Arrived::Whole);
         let read = reader.await.expect("no panic").expect("bytes");
         assert_eq!(read.concat(), content[100..600_000]);
-        progress.send_replace(Arrived::Never);
-        assert!(
-            lost.await.expect("no panic").is_err(),
-            "missing bytes are not the end of the file"
-        );
+        assert_eq!(lost.await.expect("no panic").expect("bytes").concat(), content);
+    }
+
+    #[tokio::test]
+    async fn object_that_does_not_arrive_right_is_never_complete() {
+        for end in [Arrived::Damaged, Arrived::Never] {
+            let file = tempfile::tempfile().expect("a file");
+            file.write_all_at(&[7; 1000], 0).expect("written");
+            let (progress, arriving) = watch::channel(Arrived::Until(1000));
+            let local = Arc::new(Local::arriving(file, arriving));
+            let part = tokio::spawn(local.clone().stream(10..20).try_collect::<Vec<Bytes>>());
+            let all = tokio::spawn(local.clone().stream(0..1000).try_collect::<Vec<Bytes>>());
+            progress.send_replace(end);
+            assert!(part.await.expect("no panic").is_err(), "{end:?}");
+            assert!(all.await.expect("no panic").is_err(), "{end:?}");
+            assert_eq!(local.settled().await, end);
+        }
+    }
+
+    #[tokio::test]
+    async fn chunks_are_small_while_many_clients_keep_large_ones() {
+        let file = tempfile::tempfile().expect("a file");
+        file.write_all_at(&vec![7; 1_000_000], 0).expect("written");
+        let local = Arc::new(Local::whole(file));
+        let kept: Vec<_> = std::iter::from_fn(|| LARGE_CHUNKS.try_acquire().ok()).collect();
+        let stream = || local.clone().stream(0..1_000_000).try_collect::<Vec<Bytes>>();
+        let small = stream().await.expect("bytes");
+        assert!(small.iter().all(|chunk| chunk.len() as u64 <= FIRST_CHUNK_BYTES));
+        assert_eq!(small.concat().len(), 1_000_000);
+        drop(kept);
+        let large = stream().await.expect("bytes");
+        assert!(large.iter().any(|chunk| chunk.len() as u64 == CHUNK_BYTES));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Objects that can be read, and the results of reads.
+//! Objects that are ready to be sent.
 
 use std::{ops::Range, sync::Arc};
 
@@ -8,35 +8,10 @@ use futures::{
     StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
-use safelight_blobs::{BlobError, BlobKey, BlobStream, Blobs};
-use safelight_domain::{CacheKey, ContentHash, ContentHasher, Owner};
+use safelight_blobs::{BlobStream, Blobs};
+use safelight_domain::ContentHasher;
 
-use super::{counters, file::Local};
-use crate::http::problem::{Problem, ProblemCode};
-
-/// An object that can be read: where it is stored, and what its bytes must be.
-#[derive(Debug, Clone)]
-pub struct StoredObject {
-    /// Its name in the store, where equal bytes are one.
-    pub key: BlobKey,
-    /// Its name in the caches, where equal bytes of two owners are two objects.
-    pub cached: CacheKey,
-    /// The hash of its bytes.
-    pub sha256: ContentHash,
-    /// How many there are.
-    pub bytes: u64,
-}
-
-/// Why an object cannot be read. All requests that waited for it get the same error.
-#[derive(Debug, Clone)]
-pub enum ReadError {
-    /// It is missing in the store, or damaged.
-    Damaged(&'static str),
-    /// The store failed.
-    Store(Arc<BlobError>),
-    /// Reading it panicked.
-    Panicked,
-}
+use super::{counters, file::Local, known::KnownObjects, stored::StoredObject};
 
 /// Which part had an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +63,18 @@ pub enum OpenObject {
     /// In a local file, or being written to one.
     File(Arc<Local>),
     /// In the store only, to be read by each client for itself.
-    Remote(Blobs, Box<StoredObject>),
+    Remote(Box<RemoteObject>),
+}
+
+/// An object of a remote store that no local file holds.
+#[derive(Clone)]
+pub struct RemoteObject {
+    /// Where it is read.
+    pub blobs: Blobs,
+    /// The object.
+    pub object: StoredObject,
+    /// Whether it is known to be right.
+    pub known: KnownObjects,
 }
 
 impl OpenObject {
@@ -97,9 +83,9 @@ impl OpenObject {
         match self {
             Self::Whole(bytes) => slice(bytes, &span).map_or_else(Body::empty, Body::from),
             Self::File(local) => Body::from_stream(local.clone().stream(span)),
-            Self::Remote(blobs, object) => {
-                let (blobs, object) = (blobs.clone(), StoredObject::clone(object));
-                Body::from_stream(stream::once(remote(blobs, object, span)).try_flatten())
+            Self::Remote(remote) => {
+                let remote = RemoteObject::clone(remote);
+                Body::from_stream(stream::once(remote.stream(span)).try_flatten())
             }
         }
     }
@@ -107,75 +93,71 @@ impl OpenObject {
 
 type Pieces = BoxStream<'static, Result<Bytes, BoxError>>;
 
-/// What the store has in `span`, read for one client.
-async fn remote(blobs: Blobs, object: StoredObject, span: Range<u64>) -> Result<Pieces, BoxError> {
-    counters::store_read();
-    let whole = span == (0..object.bytes);
-    let stream = blobs.stream_range(&object.key, span).await?;
-    Ok(if whole { checked(stream, object) } else { stream.map_err(BoxError::from).boxed() })
+impl RemoteObject {
+    /// What the store has in `span`, read for one client. Of an object that was not read to its end lately, all is
+    /// read, since nothing less can be compared with the hash.
+    async fn stream(self, span: Range<u64>) -> Result<Pieces, BoxError> {
+        counters::store_read();
+        let whole = 0..self.object.bytes;
+        if span != whole && self.known.is_read(&self.object) {
+            let stream = self.blobs.stream_range(&self.object.key, span).await?;
+            return Ok(stream.map_err(BoxError::from).boxed());
+        }
+        let stream = self.blobs.stream_range(&self.object.key, whole).await?;
+        let checked = CheckedStream {
+            stream,
+            hasher: ContentHasher::default(),
+            at: 0,
+            span,
+            held: None,
+            remote: self,
+        };
+        let next = async |mut checked: CheckedStream| {
+            Ok::<_, BoxError>(checked.next().await?.map(|piece| (piece, checked)))
+        };
+        Ok(stream::try_unfold(checked, next).boxed())
+    }
 }
 
-/// All of an object. The last chunk is held back until the hash is verified.
-fn checked(stream: BlobStream, object: StoredObject) -> Pieces {
-    let begin = (stream, ContentHasher::default(), None::<Bytes>);
-    let next =
-        move |(mut stream, mut hasher, mut held): (BlobStream, ContentHasher, Option<Bytes>)| {
-            let object = object.clone();
-            async move {
-                while let Some(next) = stream.try_next().await? {
-                    hasher.update(&next);
-                    if let Some(sent) = held.replace(next) {
-                        return Ok(Some((sent, (stream, hasher, held))));
-                    }
-                }
-                let Some(last) = held else { return Ok(None) };
-                if hasher.clone().finish() != object.sha256 {
-                    object.damaged("damaged");
-                    return Err("the object is damaged".into());
-                }
-                Ok(Some((last, (stream, hasher, None))))
+/// All of an object, of which a part is sent. The last piece of that is held back until the hash is verified.
+struct CheckedStream {
+    stream: BlobStream,
+    hasher: ContentHasher,
+    /// Bytes read so far.
+    at: u64,
+    /// The part that is sent.
+    span: Range<u64>,
+    held: Option<Bytes>,
+    remote: RemoteObject,
+}
+
+impl CheckedStream {
+    async fn next(&mut self) -> Result<Option<Bytes>, BoxError> {
+        while let Some(chunk) = self.stream.try_next().await? {
+            self.hasher.update(&chunk);
+            let end = self.at + chunk.len() as u64;
+            let (from, to) = (self.span.start.max(self.at), self.span.end.min(end));
+            let piece =
+                (from < to).then(|| slice(&chunk, &(from - self.at..to - self.at))).flatten();
+            self.at = end;
+            let sent = piece.and_then(|piece| self.held.replace(piece));
+            if sent.is_some() {
+                return Ok(sent);
             }
-        };
-    stream::try_unfold(begin, next).boxed()
+        }
+        let Some(last) = self.held.take() else { return Ok(None) };
+        let RemoteObject { object, known, .. } = &self.remote;
+        if self.hasher.clone().finish() != object.sha256 {
+            object.damaged("damaged");
+            known.note_damaged(object);
+            return Err("the object is damaged".into());
+        }
+        known.note_read(object);
+        Ok(Some(last))
+    }
 }
 
 fn slice(bytes: &Bytes, span: &Range<u64>) -> Option<Bytes> {
     let (start, end) = (usize::try_from(span.start).ok()?, usize::try_from(span.end).ok()?);
     (start <= end && end <= bytes.len()).then(|| bytes.slice(start..end))
-}
-
-impl StoredObject {
-    /// What lies under `key` in the store, as `owner`'s.
-    pub fn new(owner: &Owner, key: BlobKey, sha256: ContentHash, bytes: u64) -> Self {
-        Self { cached: CacheKey::of(owner, &sha256), key, sha256, bytes }
-    }
-
-    /// The object cannot be read: it is damaged in this way.
-    pub fn damaged(&self, how: &'static str) -> ReadError {
-        tracing::error!(path = %self.key.path(), "a blob is {how}");
-        ReadError::Damaged(how)
-    }
-
-    /// What a failure of the store means, given that the object and its size are in the database.
-    pub fn failed(&self, error: BlobError) -> ReadError {
-        match error {
-            BlobError::NotFound => self.damaged("missing"),
-            BlobError::TooLarge { .. } | BlobError::WrongSize { .. } => {
-                self.damaged("of the wrong size")
-            }
-            error => ReadError::Store(Arc::new(error)),
-        }
-    }
-}
-
-impl From<ReadError> for Problem {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Damaged(how) => {
-                Self::new(ProblemCode::BlobDamaged, format!("The stored bytes are {how}."))
-            }
-            ReadError::Store(error) => Self::from(&*error),
-            ReadError::Panicked => Self::internal(&"reading a blob panicked"),
-        }
-    }
 }

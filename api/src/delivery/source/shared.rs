@@ -9,7 +9,7 @@ use safelight_domain::{CacheKey, ContentHash};
 use safelight_shared_cache::{SharedCache, object_key};
 use uuid::Uuid;
 
-use super::object::StoredObject;
+use super::stored::StoredObject;
 
 /// The largest object that is shared: larger ones cost it more than the store.
 const MAX_OBJECT_BYTES: u64 = 1 << 20;

@@ -7,10 +7,11 @@ use std::{
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use safelight_blobs::{BlobContent, Blobs, OpenBlob};
+use safelight_blobs::{BlobContent, BlobError, Blobs, OpenBlob};
 use safelight_domain::{CacheKey, ContentHash};
 use safelight_shared_cache::SharedCache;
 
@@ -19,12 +20,13 @@ use super::{
     cache_fill::{DiskTier, Filler},
     counters::{self, TierCounters},
     disk::Disk,
-    file::Local,
+    file::{Arrived, Local},
     memory::{Memory, Reservation},
-    object::{OpenObject, Provenance, ReadError, StoredObject, Tier},
+    object::{OpenObject, Provenance, RemoteObject, Tier},
     optional_tier::OptionalTier,
     shared::{Shared, Turn},
     single_flight::{FlightResult, SingleFlight},
+    stored::{ReadError, StoredObject},
 };
 
 /// All tiers of a process. Clones share them.
@@ -48,6 +50,12 @@ struct Inner {
 
 /// A part of an object so small that the whole is not worth fetching: a quarter.
 const SMALL_PART: u64 = 4;
+
+/// How long a directory may take until a file of `bytes` bytes is hashed. Less than a megabyte per second counts as
+/// stalled.
+fn hashing_patience(bytes: u64) -> Duration {
+    Duration::from_secs(30 + (bytes >> 20))
+}
 
 /// The sizes of the tiers of one node.
 #[derive(Debug, Clone, Copy)]
@@ -150,10 +158,10 @@ impl Tiers {
         wanted: Range<u64>,
     ) -> Result<(OpenObject, Provenance), ReadError> {
         let small = wanted.end - wanted.start < object.bytes / SMALL_PART;
-        if small && !self.0.blobs.is_local() {
+        if small && self.0.filler.known.is_read(object) {
             return Ok(match self.0.near(object).await {
-                // The end of a file that is still arriving is read faster from the store.
-                Some((local, provenance)) if local.has(&wanted) => {
+                // A part of a file that is still arriving is read faster from the store.
+                Some((local, provenance)) if local.arrived() == Arrived::Whole => {
                     (OpenObject::File(local), provenance)
                 }
                 _ => self.0.remote(object),
@@ -252,7 +260,15 @@ impl Inner {
         Some(turn)
     }
 
+    /// Reads a small object from the store. Bytes may be damaged on their way, so the second answer decides.
     async fn read_store(&self, object: &StoredObject) -> Result<Bytes, ReadError> {
+        match self.read_store_once(object).await {
+            Err(ReadError::Damaged(_)) => self.read_store_once(object).await,
+            read => read,
+        }
+    }
+
+    async fn read_store_once(&self, object: &StoredObject) -> Result<Bytes, ReadError> {
         counters::store_read();
         match self.blobs.read(&object.key, object.bytes).await {
             Ok(bytes) if ContentHash::of(&bytes) == object.sha256 => Ok(bytes),
@@ -281,7 +297,9 @@ impl Inner {
 
     /// A large object in the store, to be read as it is sent.
     fn remote(&self, object: &StoredObject) -> (OpenObject, Provenance) {
-        let held = OpenObject::Remote(self.blobs.clone(), Box::new(object.clone()));
+        let (blobs, known) = (self.blobs.clone(), self.filler.known.clone());
+        let held =
+            OpenObject::Remote(Box::new(RemoteObject { blobs, object: object.clone(), known }));
         (held, Provenance { tier: Tier::Direct, collapsed: false })
     }
 
@@ -296,17 +314,72 @@ impl Inner {
     fn opened(&self, object: &CacheKey) -> Option<(Arc<Local>, Tier)> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let (local, tier) = open.get(object)?;
-        Some((local.upgrade()?, *tier))
+        let local = local.upgrade()?;
+        // The readers of a file that did not arrive hold it until they notice.
+        let is_lost = matches!(local.arrived(), Arrived::Damaged | Arrived::Never);
+        (!is_lost).then_some((local, *tier))
     }
 
-    /// Opens a large object.
+    /// Opens a large object. As in [`Self::read_store`], the second answer decides.
     async fn open(
         self: &Arc<Self>,
         object: &StoredObject,
     ) -> Result<(OpenObject, Provenance), ReadError> {
-        if let Some((local, provenance)) = self.near(object).await {
-            return Ok((OpenObject::File(local), provenance));
+        match self.open_once(object).await {
+            Err(ReadError::Damaged(_)) => self.open_once(object).await,
+            opened => opened,
         }
+    }
+
+    async fn open_once(
+        self: &Arc<Self>,
+        object: &StoredObject,
+    ) -> Result<(OpenObject, Provenance), ReadError> {
+        let opened = match self.near(object).await {
+            Some((local, provenance)) => (OpenObject::File(local), provenance),
+            None => self.open_store(object).await?,
+        };
+        // A response that has begun can only be broken off. A rendition can be made again instead, and an object that
+        // was found damaged before most likely still is.
+        if object.is_rendition() || self.filler.known.is_suspect(object) {
+            self.read_to_end(object, &opened.0).await?;
+        }
+        Ok(opened)
+    }
+
+    /// Waits until all of a large object was compared with its hash.
+    async fn read_to_end(
+        &self,
+        object: &StoredObject,
+        opened: &OpenObject,
+    ) -> Result<(), ReadError> {
+        match opened {
+            OpenObject::Whole(_) => Ok(()),
+            OpenObject::File(local) => match local.settled().await {
+                Arrived::Whole => Ok(()),
+                Arrived::Damaged => Err(ReadError::Damaged("damaged")),
+                Arrived::Until(_) | Arrived::Never => {
+                    Err(ReadError::Store(Arc::new(BlobError::Late)))
+                }
+            },
+            OpenObject::Remote(_) => {
+                counters::store_read();
+                let read = self.blobs.hash(&object.key).await;
+                let (hash, _) = read.map_err(|error| object.failed(error))?;
+                if hash != object.sha256 {
+                    self.filler.known.note_damaged(object);
+                    return Err(object.damaged("damaged"));
+                }
+                self.filler.known.note_read(object);
+                Ok(())
+            }
+        }
+    }
+
+    async fn open_store(
+        self: &Arc<Self>,
+        object: &StoredObject,
+    ) -> Result<(OpenObject, Provenance), ReadError> {
         counters::store_read();
         let opened = self.blobs.open_blob(&object.key).await;
         let OpenBlob { bytes, content: source } = opened.map_err(|error| object.failed(error))?;
@@ -314,7 +387,9 @@ impl Inner {
             return Err(object.damaged("of the wrong size"));
         }
         let (local, tier) = match source {
-            BlobContent::File(file) => (Local::whole(file), Tier::Direct),
+            BlobContent::File(file) => {
+                (Local::whole(self.checked_file(object, file).await?), Tier::Direct)
+            }
             BlobContent::Stream(stream) => match self.filler.begin(object, stream).await {
                 Ok(started) => started,
                 Err(error) => {
@@ -326,6 +401,25 @@ impl Inner {
         let local = Arc::new(local);
         self.remember(object, &local, tier);
         Ok((OpenObject::File(local), Provenance { tier, collapsed: false }))
+    }
+
+    /// A file of a directory, once its content is known to be right. It is hashed when this process first opens it,
+    /// and after every change.
+    async fn checked_file(&self, object: &StoredObject, file: File) -> Result<File, ReadError> {
+        let known = self.filler.known.clone();
+        if known.knows_file(object, &file) {
+            return Ok(file);
+        }
+        let hashed = object.clone();
+        let check = move || Ok((known.check_file(&hashed, &file)?, file));
+        match self.filler.blocking.run(hashing_patience(object.bytes), check).await {
+            Ok((true, file)) => Ok(file),
+            Ok((false, _)) => Err(object.damaged("damaged")),
+            Err(error) => {
+                tracing::warn!(%error, path = %object.key.path(), "cannot read a blob");
+                Err(ReadError::Store(Arc::new(BlobError::Late)))
+            }
+        }
     }
 
     async fn file_on_disk(&self, object: &StoredObject) -> Option<File> {

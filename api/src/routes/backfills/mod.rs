@@ -166,7 +166,8 @@ pub async fn report(
     let after = params.parse("after")?;
     params.finish()?;
     backfill(&state, &caller, id).await?;
-    let lines = report::lines(state.store.clone(), id, after).await?;
+    let held = report::permit(state.limits.in_memory(), &caller)?;
+    let lines = report::lines(state.store.clone(), id, after, held).await?;
     let headers: [(HeaderName, HeaderValue); 2] = [
         (header::CONTENT_TYPE, NDJSON),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),

@@ -10,8 +10,17 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Lines per page.
-const PAGE: u32 = 1000;
+use crate::{
+    auth::Caller,
+    http::problem::Problem,
+    limits::{Held, InMemory},
+};
+
+/// Lines per page. A download holds two pages at most, and a line has up to some KiB.
+const PAGE: u32 = 200;
+
+/// What a download counts among the documents in memory, in bytes.
+const DOWNLOAD_BYTES: usize = 1 << 20;
 
 /// One line of a backfill's report.
 #[derive(Debug, Serialize, ToSchema)]
@@ -29,15 +38,22 @@ pub struct ItemDocument {
     pub source: Option<String>,
 }
 
+/// A permit for a download, which its client may take as slowly as it likes.
+pub fn permit(memory: &InMemory, caller: &Caller) -> Result<Held, Problem> {
+    memory.document(caller, DOWNLOAD_BYTES)
+}
+
 /// All lines after `after`. The first page is read before the response starts, so that an error can still be
 /// reported; a later error breaks the response off.
 pub async fn lines(
     store: Arc<dyn Backfills>,
     id: TaskId,
     after: Option<Uuid>,
+    held: Held,
 ) -> Result<impl Stream<Item = Result<Bytes, StoreError>>, StoreError> {
     let first = store.backfill_report(id, after, PAGE).await?;
     Ok(stream::try_unfold(Some(first), move |page| {
+        let _ = &held;
         let store = store.clone();
         async move {
             let Some(page) = page else { return Ok(None) };

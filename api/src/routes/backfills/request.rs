@@ -2,7 +2,9 @@
 
 use chrono::{DateTime, Datelike, Utc};
 use safelight_config::{Config, QueueUrl, import_roots};
-use safelight_domain::{BackfillKind, BackfillSpec, ImageFormat, Quota, TaskId, Visibility};
+use safelight_domain::{
+    BackfillKind, BackfillSpec, ImageFormat, Quota, TakeBack, TaskId, Visibility,
+};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -27,6 +29,17 @@ pub enum Scope {
     Missing,
     /// All images.
     All,
+}
+
+/// What is moved back from the quarantine: everything (`true`), or what one collection moved there (its id).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "true, or the id of a collection")]
+#[schema(as = BackfillTakeBack)]
+pub enum TakeBackRequest {
+    /// Everything; `false` is the same as no such field.
+    All(bool),
+    /// What this collection moved there.
+    Run(TaskId),
 }
 
 /// A backfill to start.
@@ -68,6 +81,13 @@ pub struct BackfillRequest {
     /// images.
     #[serde(default)]
     pub retry_failed: bool,
+    /// `gc`: collect although the database knows no image, is an older copy, or does not know more than a tenth
+    /// of the stored originals.
+    #[serde(default)]
+    pub force: bool,
+    /// `gc`: undo collections instead, by moving objects back from the quarantine: `true` for everything in it,
+    /// or the id of one collection.
+    pub take_back: Option<TakeBackRequest>,
 }
 
 impl BackfillRequest {
@@ -96,7 +116,9 @@ impl BackfillRequest {
             return Err(invalid("concurrency", "must be at least 1"));
         }
         let import = self.kind == BackfillKind::Import;
+        let take_back = self.take_back();
         let source = if import { Some(source(config, self.source)?) } else { None };
+        let roots = source.as_deref().map(|at| import_roots::of_import(&config.import_roots, at));
         Ok(BackfillSpec {
             kind: self.kind,
             presets: self.presets,
@@ -104,14 +126,23 @@ impl BackfillRequest {
             created_after: self.created_after,
             format: self.format,
             source,
-            roots: if import { config.import_roots.clone() } else { Vec::new() },
+            roots: roots.unwrap_or_default(),
             visibility: import.then(|| self.visibility.unwrap_or(config.default_visibility)),
             quota: if import { quota } else { Quota::default() },
             dry_run: self.dry_run,
             rate: self.rate,
             concurrency: self.concurrency,
             retry_failed: self.retry_failed,
+            force: self.force,
+            take_back,
         })
+    }
+
+    fn take_back(&self) -> Option<TakeBack> {
+        match self.take_back? {
+            TakeBackRequest::All(all) => all.then_some(TakeBack::All),
+            TakeBackRequest::Run(run) => Some(TakeBack::Run(run)),
+        }
     }
 
     fn check_id(&self) -> Result<(), Problem> {
@@ -133,6 +164,7 @@ impl BackfillRequest {
         let (renditions, import) =
             (self.kind == BackfillKind::Renditions, self.kind == BackfillKind::Import);
         let images = renditions || self.kind == BackfillKind::Verify;
+        let gc = self.kind == BackfillKind::Gc;
         for (field, given, belongs) in [
             ("presets", !self.presets.is_empty(), renditions),
             ("scope", self.scope.is_some(), renditions),
@@ -142,10 +174,15 @@ impl BackfillRequest {
             ("source", self.source.is_some(), import),
             ("visibility", self.visibility.is_some(), import),
             ("concurrency", self.concurrency.is_some(), images || import),
+            ("force", self.force, gc),
+            ("take_back", self.take_back().is_some(), gc),
         ] {
             if given && !belongs {
                 return Err(invalid(field, &format!("has no meaning for `{}`", self.kind)));
             }
+        }
+        if self.force && self.take_back().is_some() {
+            return Err(invalid("force", "has no meaning with `take_back`, which removes nothing"));
         }
         Ok(())
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
-use safelight_domain::{Image, ImageFormat, ImageId, Owner, Placeholder, Rendition, Visibility};
+use safelight_domain::{
+    Image, ImageFacts, ImageFormat, ImageId, Owner, Placeholder, Rendition, Visibility,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -24,10 +26,18 @@ pub struct ImageDocument {
     /// The URL of the original.
     #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10")]
     pub url: String,
-    /// The width as stored, in pixels; null until the write job is done.
+    /// The width of the upright image, in pixels: `orientation` is already applied, as in the renditions.
+    /// Null until the write job is done.
     pub width: Option<u32>,
-    /// The height as stored, in pixels; null until the write job is done.
+    /// The height of the upright image, in pixels: `orientation` is already applied, as in the renditions.
+    /// Null until the write job is done.
     pub height: Option<u32>,
+    /// The width of the original as stored, in pixels, before `orientation` is applied. Null until the write
+    /// job is done.
+    pub stored_width: Option<u32>,
+    /// The height of the original as stored, in pixels, before `orientation` is applied. Null until the write
+    /// job is done.
+    pub stored_height: Option<u32>,
     /// The format. Until the write job is done, it is the one that the first bytes indicate.
     pub format: ImageFormat,
     /// The size of the original, in bytes.
@@ -40,7 +50,8 @@ pub struct ImageDocument {
     pub tags: Vec<String>,
     /// The file name that the client gave.
     pub filename: Option<String>,
-    /// EXIF orientation, 1–8; null until the write job is done.
+    /// How the original as stored is turned to be upright: an EXIF orientation, 1–8, from the EXIF data or, for
+    /// AVIF and HEIC, from the container. Null until the write job is done.
     pub orientation: Option<u8>,
     /// When the photo was taken, by the camera's clock.
     pub taken_at: Option<DateTime<Utc>>,
@@ -69,8 +80,9 @@ pub struct GpsDocument {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Rendition)]
 pub struct RenditionDocument {
-    /// The URL of the rendition.
-    #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10/small")]
+    /// The URL of exactly these bytes, which caches may keep for ever. Without `v`, it is the URL of the
+    /// rendition as the preset is configured at the time.
+    #[schema(example = "/images/0193c2a4-7d1e-7c3a-9d52-3f1f5a3c9b10/small?v=1f0c9a7b3e5d2846")]
     pub url: String,
     /// The width, in pixels.
     pub width: u32,
@@ -98,6 +110,7 @@ impl ImageDocument {
     /// What a client sees of `image`.
     pub fn new(image: &Image, presets: &CurrentPresets) -> Self {
         let facts = image.facts.as_ref();
+        let upright = facts.map(ImageFacts::upright_size);
         let renditions = presets.renditions(image);
         let placeholder = image.placeholder.as_ref().filter(|_| !image.deleted);
         Self {
@@ -105,8 +118,10 @@ impl ImageDocument {
             owner: image.owner.clone(),
             visibility: image.visibility(),
             url: format!("/images/{}", image.id),
-            width: facts.map(|facts| facts.width),
-            height: facts.map(|facts| facts.height),
+            width: upright.map(|size| size.width),
+            height: upright.map(|size| size.height),
+            stored_width: facts.map(|facts| facts.width),
+            stored_height: facts.map(|facts| facts.height),
             format: facts.map_or(image.format, |facts| facts.format),
             bytes: image.bytes,
             sha256: (!image.deleted).then(|| image.sha256.to_string()),
@@ -121,7 +136,8 @@ impl ImageDocument {
             created_at: image.created_at,
             renditions: renditions
                 .map(|(preset, made)| {
-                    (preset.to_owned(), RenditionDocument::new(image.id, preset, made))
+                    let url = presets.url(image, preset);
+                    (preset.to_owned(), RenditionDocument::new(url, made))
                 })
                 .collect(),
             placeholder: placeholder.map(PlaceholderDocument::new),
@@ -139,9 +155,9 @@ impl PlaceholderDocument {
 }
 
 impl RenditionDocument {
-    fn new(image: ImageId, preset: &str, rendition: &Rendition) -> Self {
+    fn new(url: String, rendition: &Rendition) -> Self {
         Self {
-            url: format!("/images/{image}/{preset}"),
+            url,
             width: rendition.width,
             height: rendition.height,
             format: rendition.format,

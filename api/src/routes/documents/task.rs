@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use safelight_domain::{
-    Backfill, ErrorCode, Failure, ImageFormat, Job, JobId, JobKind, Lane, Owner, Progress, Receipt,
-    RemovedRendition, Status, Task, TaskId, TaskKind,
+    Backfill, BackfillKind, ErrorCode, Failure, ImageFormat, Job, JobId, JobKind, Lane, Owner,
+    Progress, Receipt, RemovedRendition, Status, Task, TaskId, TaskKind,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -173,6 +173,10 @@ fn incomplete(backfill: &Backfill) -> Failure {
     let failed = backfill.failed + backfill.refused;
     let looked_at = backfill.walked();
     let message = match &backfill.problem {
+        Some(problem) if backfill.spec.kind == BackfillKind::Gc => match backfill.succeeded {
+            0 => format!("nothing was moved: {problem}"),
+            moved => format!("it broke off after it moved {moved} objects: {problem}"),
+        },
         Some(problem) => format!("it broke off after {looked_at} images: {problem}"),
         None => format!("{failed} of {looked_at} images failed; its report says which, and why"),
     };

@@ -102,7 +102,7 @@ fn is_discarded(task: &Task) -> bool {
 /// Backfills are for operators alone.
 fn check_kind(caller: &Caller, task: &Task) -> Result<(), Problem> {
     if task.kind == TaskKind::Backfill && !caller.has(Scope::Admin) {
-        Err(scope_missing(Scope::Admin))
+        Err(scope_missing(Scope::Admin, &[Scope::Admin]))
     } else {
         Ok(())
     }

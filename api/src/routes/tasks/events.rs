@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use axum::{
     extract::State,
-    http::{HeaderMap, HeaderName, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{
         IntoResponse, Response, Sse,
         sse::{Event, KeepAlive},
@@ -16,15 +16,20 @@ use utoipa::ToSchema;
 
 use crate::{
     auth::Caller,
-    http::{draining::Draining, extract::Id, problem::Problem, responses::problem_responses},
+    http::{
+        draining::Draining, extract::Id, problem::Problem, responses::problem_responses,
+        turns::Turn,
+    },
     routes::{documents::TaskDocument, task_responses::load},
     state::ApiState,
-    watch::Watcher,
+    watch::{Waiting, Watcher},
 };
 
 problem_responses! {
     EventProblems: TaskNotFound, TooManyWaiting, DatabaseUnavailable;
 }
+
+const NOT_CACHED: HeaderValue = HeaderValue::from_static("private, no-store");
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -66,16 +71,18 @@ pub async fn events(
     State(state): State<ApiState>,
     caller: Caller,
     Draining(draining): Draining,
+    turn: Turn,
     Id(id): Id<TaskId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // An id that is not ours is no reason to reject: the client then gets the task from the start.
     let seen = headers.get(LAST_EVENT_ID).and_then(|v| v.to_str().ok()?.parse::<i64>().ok());
     let task = load(&state, &caller, id).await?;
+    turn.end();
     if seen == Some(task.version) && task.status.is_final() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let watcher = state.watch.watch(id)?;
+    let watcher = state.watch.watch(id, &Waiting::from(&caller))?;
     let (version, first) = match seen {
         Some(seen) if seen == task.version => (seen, None),
         _ => (task.version, Some(task)),
@@ -91,7 +98,9 @@ pub async fn events(
     let stream = stream::unfold(feed, Feed::next);
     let stream = futures::StreamExt::take_until(stream, ended);
     let stream: std::pin::Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(stream);
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+    let events = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    // axum's `no-cache` allows caches to keep the stream.
+    Ok(([(header::CACHE_CONTROL, NOT_CACHED)], events).into_response())
 }
 
 /// One client's stream.

@@ -1,12 +1,15 @@
 //! Which tasks are meant, as query parameters.
 
 use chrono::{DateTime, Utc};
-use safelight_domain::{ErrorCode, JobKind, Owner, Status, TaskKind};
+use safelight_domain::{ErrorCode, JobKind, Owner, Scope, Status, TaskKind};
 use safelight_store::TaskFilter;
-use utoipa::IntoParams;
+use utoipa::{
+    IntoParams,
+    openapi::{Object, ObjectBuilder, Type},
+};
 
 use crate::{
-    auth::Caller,
+    auth::{Caller, scope_missing},
     http::{
         extract::{Params, invalid_query},
         problem::{Problem, ProblemCode},
@@ -20,8 +23,7 @@ use crate::{
 pub struct FilterParams {
     /// Only tasks in this state
     status: Option<Status>,
-    /// Only tasks of this kind (`upload`, `rendition`, `backfill`, `verify`, `delete`), or tasks with a job of
-    /// this kind (`write`, `thumbnail`); if `status` is given, the job must have that status
+    #[param(schema_with = kind_schema)]
     kind: Option<String>,
     /// Only tasks with a job whose last failure has this code
     code: Option<ErrorCode>,
@@ -56,8 +58,12 @@ fn owner(caller: &Caller, params: &mut Params) -> Result<Option<Owner>, Problem>
     if caller.may_see(&owner) {
         return Ok(Some(owner));
     }
-    Err(Problem::new(ProblemCode::ScopeMissing, "The key is another owner's.")
-        .hint("an admin names an owner with the header `Safelight-Owner`"))
+    let problem = if caller.has(Scope::Admin) {
+        Problem::new(ProblemCode::ScopeMissing, "The key is another owner's.")
+    } else {
+        scope_missing(Scope::Admin, &[Scope::Admin])
+    };
+    Err(problem.hint("an admin names an owner with the header `Safelight-Owner`"))
 }
 
 fn time(params: &mut Params, name: &str) -> Result<Option<DateTime<Utc>>, Problem> {
@@ -72,13 +78,33 @@ fn kinds(name: &str) -> Result<(Option<TaskKind>, Option<JobKind>), Problem> {
         (Ok(kind), _) => Ok((Some(kind), None)),
         (_, Ok(kind)) => Ok((None, Some(kind))),
         (Err(_), Err(_)) => {
-            let names = TaskKind::ALL.iter().map(|kind| kind.as_str());
-            let names: Vec<_> = names.chain(JobKind::ALL.iter().map(|k| k.as_str())).collect();
-            let why =
-                format!("unknown kind `{}`, known: {}", name.escape_debug(), names.join(", "));
-            Err(invalid_query("kind", why))
+            let (name, known) = (name.escape_debug(), kind_names().join(", "));
+            Err(invalid_query("kind", format!("unknown kind `{name}`, known: {known}")))
         }
     }
+}
+
+/// The names of all kinds of tasks, and of those kinds of jobs that no task has the name of.
+fn kind_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = TaskKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    for kind in JobKind::ALL {
+        if !names.contains(&kind.as_str()) {
+            names.push(kind.as_str());
+        }
+    }
+    names
+}
+
+/// The description of `kind`. That of a field is dropped beside a schema.
+const KIND: &str = "Only tasks of this kind (`upload`, `rendition`, `backfill`, `verify`, `delete`), or tasks \
+    with a job of this kind (`write`, `thumbnail`); if `status` is given, the job must have that status";
+
+fn kind_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(KIND))
+        .enum_values(Some(kind_names()))
+        .build()
 }
 
 #[cfg(test)]
@@ -87,12 +113,18 @@ mod tests {
 
     #[test]
     fn description_names_every_kind() {
-        let parameters = FilterParams::into_params(|| None);
-        let kind = parameters.iter().find(|parameter| parameter.name == "kind").expect("listed");
-        let description = kind.description.as_deref().expect("described");
         let task_kinds = TaskKind::ALL.iter().map(|kind| kind.as_str());
         for name in task_kinds.chain(JobKind::ALL.iter().map(|kind| kind.as_str())) {
-            assert!(description.contains(&format!("`{name}`")), "{name} is missing");
+            assert!(KIND.contains(&format!("`{name}`")), "{name} is missing");
         }
+    }
+
+    #[test]
+    fn unknown_kind_is_told_each_known_one_once() {
+        let names = kind_names();
+        assert_eq!(
+            names,
+            ["upload", "rendition", "backfill", "verify", "delete", "write", "thumbnail"]
+        );
     }
 }

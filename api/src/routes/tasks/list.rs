@@ -1,6 +1,6 @@
 //! Lists of tasks.
 
-use axum::{Json, extract::State};
+use axum::{extract::State, http::Uri};
 use safelight_domain::TaskId;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,7 +10,7 @@ use crate::{
     auth::Caller,
     http::{
         extract::Params,
-        pagination::{Cursor, page},
+        pagination::{Cursor, Page, page},
         problem::Problem,
         responses::ListProblems,
     },
@@ -37,21 +37,24 @@ pub struct TaskListDocument {
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
     ),
     responses(
-        (status = 200, description = "A page of tasks", body = TaskListDocument),
+        (status = 200, description = "A page of tasks", body = TaskListDocument, headers(
+            ("Link" = String, description = "`rel=\"next\"`: the next page (RFC 8288); absent on the last one"),
+        )),
         ListProblems,
     ),
 )]
 pub async fn list(
     State(state): State<ApiState>,
     caller: Caller,
+    uri: Uri,
     mut params: Params,
-) -> Result<Json<TaskListDocument>, Problem> {
+) -> Result<Page<TaskListDocument>, Problem> {
     let filter = filter::from_params(&caller, &mut params)?;
     let request = page::<TaskId>(&mut params)?;
     params.finish()?;
     let page = state.store.list_tasks(&filter, &request).await?;
-    Ok(Json(TaskListDocument {
-        tasks: page.tasks.iter().map(|task| TaskDocument::new(task, &state.presets)).collect(),
-        next_cursor: page.next.map(Cursor::encode),
-    }))
+    let next = page.next.map(Cursor::encode);
+    let tasks = page.tasks.iter().map(|task| TaskDocument::new(task, &state.presets));
+    let document = TaskListDocument { tasks: tasks.collect(), next_cursor: next.clone() };
+    Ok(Page { document, uri, next })
 }

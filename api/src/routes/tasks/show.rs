@@ -1,13 +1,17 @@
 //! One task: read once, or held until it is final.
 
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{
+    extract::State,
+    http::{HeaderMap, HeaderValue, header::IF_NONE_MATCH},
+    response::Response,
+};
 use safelight_domain::TaskId;
 
 use crate::{
     auth::Caller,
     http::{
         conditional::conditional, draining::Draining, extract::Id, prefer::Wait, problem::Problem,
-        responses::problem_responses,
+        responses::problem_responses, turns::Turn,
     },
     routes::{
         documents::TaskDocument,
@@ -44,15 +48,26 @@ pub async fn show(
     State(state): State<ApiState>,
     caller: Caller,
     draining: Draining,
+    turn: Turn,
     Id(id): Id<TaskId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let wait = Wait::from_headers(&headers)?;
+    let wait = Wait::from_headers(&headers);
+    let known = if_none_match(&headers);
+    drop(headers);
     let mut task = load(&state, &caller, id).await?;
+    turn.end();
     if let Some(wait) = wait {
         task = wait_until_final(&state, &caller, task, wait, &draining).await?;
     }
-    let mut response = conditional(&TaskDocument::new(&task, &state.presets), &headers)?;
+    let mut response = conditional(&TaskDocument::new(&task, &state.presets), &known)?;
     add_progress_headers(&mut response, &task, wait);
     Ok(response)
+}
+
+/// A copy of these headers alone: thousands of clients may wait, and a head has up to 16 KiB.
+fn if_none_match(headers: &HeaderMap) -> HeaderMap {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    let values = headers.get_all(IF_NONE_MATCH).iter().filter_map(copy);
+    values.map(|value| (IF_NONE_MATCH, value)).collect()
 }

@@ -7,9 +7,8 @@ use axum::{
     http::{Request, request::Builder},
 };
 use chrono::Utc;
-use safelight_domain::Owner;
+use safelight_domain::{Owner, new_id};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::{
     Key,
@@ -43,7 +42,7 @@ async fn keys_are_created_used_listed_and_revoked() {
     let revoke = admin.on(Request::delete(format!("/v1/keys/{}", hers.id)));
     assert_eq!(app.send(revoke, Body::empty()).await.status.as_u16(), 200);
     hers.get(&app, "/v1/images").await.assert_problem(401, "invalid_key");
-    let unknown = admin.on(Request::delete(format!("/v1/keys/{}", Uuid::now_v7())));
+    let unknown = admin.on(Request::delete(format!("/v1/keys/{}", new_id())));
     app.send(unknown, Body::empty()).await.assert_problem(404, "key_not_found");
     for bad in [
         json!({ "owner": "a b", "scopes": ["read"] }),
@@ -92,7 +91,7 @@ async fn key_use_is_recorded() {
 
 #[tokio::test]
 async fn held_and_streamed_responses_end_with_their_key() {
-    let (app, lookups) = counting_calls("api_key").await;
+    let (app, lookups) = counting_calls("api_keys").await;
     let ada = app.key("ada", "upload,read").await;
     let task = task_id(&ada.upload(&app, "").await);
     let (events, path) = (format!("/v1/tasks/{task}/events"), format!("/v1/tasks/{task}"));

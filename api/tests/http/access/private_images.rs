@@ -1,15 +1,17 @@
 //! Who may read the bytes of private and public images: by key, by signed URL, through caches.
 
+use std::time::Instant;
+
 use axum::{body::Body, http::Request};
 use chrono::{DateTime, TimeDelta, Utc};
-use safelight_domain::ImageId;
+use safelight_domain::{ImageId, secrets};
 use serde_json::{Value, json};
 
 use super::{
     Key,
     requests::{counting_calls, ended, start_request},
 };
-use crate::app::{TestApp, TestResponse, eventually, fake_png, image_id, task_id};
+use crate::app::{TestApp, TestResponse, addressed, eventually, fake_png, image_id, task_id};
 
 /// A private image of Ada's with a rendition, and keys that may or may not read it.
 struct PrivateImage {
@@ -77,6 +79,109 @@ async fn private_image_requires_its_owners_key_or_a_signature() {
     app.get(url).await.assert_problem(403, "invalid_signature");
 }
 
+/// Whoever has no right to read a private image learns nothing about which ids are in use: neither from the
+/// answer nor from its headers.
+#[tokio::test]
+async fn private_unknown_and_deleted_images_are_answered_alike() {
+    let image = PrivateImage::new().await;
+    let PrivateImage { app, id, ada, bob } = &image;
+    let deleted = image_id(&ada.upload(app, "?visibility=private").await);
+    let delete = ada.on(Request::delete(format!("/v1/images/{deleted}")));
+    assert_eq!(app.send(delete, Body::empty()).await.status.as_u16(), 202);
+    let cancelled = ada.upload(app, "?visibility=private").await;
+    let cancel = ada.on(Request::post(format!("/v1/tasks/{}/cancel", task_id(&cancelled))));
+    assert_eq!(app.send(cancel, Body::empty()).await.status.as_u16(), 202);
+    let pending = image_id(&ada.upload(app, "?visibility=private").await);
+    let ids = [*id, deleted, image_id(&cancelled), pending, ImageId::new()];
+
+    let others = app.key("bob", "upload").await;
+    let signed = image.sign(ada, json!({})).await.json();
+    let signature = signed["url"].as_str().and_then(|url| url.split('?').nth(1)).expect("a query");
+    let forged = format!("?{signature}x");
+    let unknown_key = "?expires=4000000000&key_id=sk_unknown&signature=x";
+    let broken = "?expires=4000000000&signature=x";
+    let keys = [
+        ("nobody", None, 401),
+        ("an unknown key", Some("Bearer sl_unknown".to_owned()), 401),
+        ("another scheme", Some("Basic YTpi".to_owned()), 401),
+        ("another's key", Some(bob.bearer.clone()), 404),
+        ("another's key without the scope", Some(others.bearer.clone()), 404),
+    ];
+    for (who, authorization, status) in keys {
+        for query in ["", "?wait=0", "?v=0123456789abcdef", &forged, unknown_key, broken] {
+            // A signature counts more than a key.
+            let status = if query.contains("signature") { 403 } else { status };
+            for preset in ["", "/small"] {
+                for method in ["GET", "HEAD"] {
+                    let mut answers = Vec::new();
+                    for id in ids {
+                        let path = format!("/images/{id}{preset}");
+                        let request =
+                            Request::builder().method(method).uri(format!("{path}{query}"));
+                        let request = match &authorization {
+                            Some(value) => request.header("authorization", value),
+                            None => request,
+                        };
+                        let answer = app.send(request, Body::empty()).await;
+                        assert_eq!(answer.status.as_u16(), status, "{who} {method} {path}{query}");
+                        let mut headers = answer.headers.clone();
+                        headers.remove("x-request-id");
+                        answers.push((headers, answer.text().replace(&id.to_string(), "ID")));
+                    }
+                    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+                }
+            }
+        }
+    }
+    // A cached answer must not be that of another time either.
+    app.get(&format!("/images/{id}")).await.assert_problem(401, "key_missing");
+}
+
+/// If one were known for longer than the other, the time of an answer would tell them apart.
+#[tokio::test]
+async fn private_images_are_looked_up_as_often_as_unknown_ones() {
+    let (app, lookups) = counting_calls("image").await;
+    let ada = app.key("ada", "upload,read").await;
+    let private = image_id(&ada.upload(&app, "?visibility=private").await);
+    for id in [private, ImageId::new()] {
+        let (started, before) = (Instant::now(), lookups());
+        let path = format!("/images/{id}");
+        eventually(async || {
+            app.get(&path).await.assert_problem(401, "key_missing");
+            lookups() == before + 2
+        })
+        .await;
+        let again = started.elapsed();
+        assert!(
+            (1..4).contains(&again.as_secs()),
+            "a second later, not metadata_cache_ms: {again:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn expiry_of_a_signed_url_has_one_spelling_and_an_end() {
+    let image = PrivateImage::new().await;
+    let PrivateImage { app, id, ada, .. } = &image;
+    let signed = image.sign(ada, json!({})).await.json();
+    let url = signed["url"].as_str().expect("a URL");
+    assert_eq!(app.get(url).await.status.as_u16(), 200);
+    for other in ["expires=+", "expires=0", "expires=%30", "expires=-"] {
+        let url = url.replace("expires=", other);
+        app.get(&url).await.assert_problem(403, "invalid_signature");
+    }
+    let key = signed["key_id"].as_str().expect("a key");
+    let secret = app.parts.store.signing_key(key).await.expect("read").expect("a key").secret;
+    let path = format!("/images/{id}");
+    let year = 365 * 86_400;
+    for (seconds, status) in [(60, 200), (year, 200), (2 * year, 403), (1 << 61, 403)] {
+        let expires = Utc::now().timestamp() + seconds;
+        let signature = secrets::sign_path(&secret, &path, expires, key);
+        let url = format!("{path}?expires={expires}&key_id={key}&signature={signature}");
+        assert_eq!(app.get(&url).await.status.as_u16(), status, "{seconds}");
+    }
+}
+
 #[tokio::test]
 async fn only_valid_requests_for_signed_urls_are_granted() {
     let image = PrivateImage::new().await;
@@ -114,7 +219,7 @@ async fn public_image_requires_no_key_and_is_cacheable() {
 
 #[tokio::test]
 async fn access_to_a_private_image_is_checked_again_after_a_wait() {
-    let (app, lookups) = counting_calls("api_key").await;
+    let (app, lookups) = counting_calls("api_keys").await;
     let ada = app.key("ada", "upload,read").await;
     let upload = ada.upload(&app, "?visibility=private").await;
     let path = format!("/images/{}?wait=60", image_id(&upload));
@@ -145,7 +250,7 @@ async fn caches_are_separate_per_owner() {
         // A large object is streamed. Its read stays open while a client holds it, so that others can join.
         let get = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            app.api.answer(request).await.expect("a response")
+            app.api.answer(addressed(request)).await.expect("a response")
         };
         let how = |answer: &axum::response::Response| {
             answer.headers()["cache-status"].to_str().expect("text").to_owned()

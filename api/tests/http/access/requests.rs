@@ -18,7 +18,7 @@ use safelight_store::{
 };
 use tokio::task::JoinHandle;
 
-use crate::app::{TestApp, TestResponse};
+use crate::app::{TestApp, TestResponse, addressed};
 
 /// Counts the finished calls of one store method.
 struct CallCounter(&'static str, Arc<AtomicUsize>);
@@ -51,7 +51,8 @@ pub async fn counting_calls(method: &'static str) -> (TestApp, impl Fn() -> usiz
 pub fn start_request(app: &TestApp, request: Builder) -> JoinHandle<TestResponse> {
     let (api, request) = (app.api.clone(), request.body(Body::empty()));
     tokio::spawn(async move {
-        let response = api.answer(request.expect("a request")).await.expect("a response");
+        let response =
+            api.answer(addressed(request.expect("a request"))).await.expect("a response");
         let (parts, body) = response.into_parts();
         let body = http_body_util::BodyExt::collect(body).await.expect("a body");
         let body = body.to_bytes().to_vec();

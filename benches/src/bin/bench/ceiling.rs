@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
+use safelight_domain::new_id;
 use sqlx::{
     Connection, PgPool, SqliteConnection,
     postgres::PgPoolOptions,
@@ -81,7 +82,7 @@ async fn closed_loop(
     let mut times = Vec::new();
     while Instant::now() < end {
         let started = Instant::now();
-        let (id, folder, payload) = (Uuid::now_v7(), folder.to_owned(), payload.clone());
+        let (id, folder, payload) = (new_id(), folder.to_owned(), payload.clone());
         tokio::task::spawn_blocking(move || store(&folder, id, &payload)).await??;
         commit(id).await?;
         times.push(started.elapsed());
@@ -144,7 +145,7 @@ async fn commit(database: &mut SqliteConnection, group: &[Commit]) -> Result<()>
             "insert into outbox values (?, '')",
         ] {
             // The rows of jobs and outbox need different keys.
-            let key = if insert.contains("images") { *id } else { Uuid::now_v7() };
+            let key = if insert.contains("images") { *id } else { new_id() };
             sqlx::query(insert).bind(key).execute(&mut *transaction).await?;
         }
     }
@@ -157,6 +158,6 @@ async fn insert(pool: &PgPool, id: Uuid) -> Result<()> {
                           task as (insert into tasks values ($1, '')),
                           job as (insert into jobs values ($1, ''), ($2, ''))
                      insert into outbox values ($1, ''), ($2, '')";
-    sqlx::query(statement).bind(id).bind(Uuid::now_v7()).execute(pool).await?;
+    sqlx::query(statement).bind(id).bind(new_id()).execute(pool).await?;
     Ok(())
 }

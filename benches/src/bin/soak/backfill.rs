@@ -70,7 +70,8 @@ pub async fn soak(binary: &Path, count: usize, clients: usize) -> Result<bool> {
         json!({
             "deployment": "fleet", "import_of": count, "seconds": took.as_secs_f64().round(),
             "faults": faults, "uploads_accepted": audit.accepted,
-            "uploads_and_pictures_lost": audit.lost.len(), "stuck": audit.stuck.len(),
+            "uploads_and_pictures_lost": audit.lost.len(), "wrong": audit.wrong.len(),
+            "stuck": audit.stuck.len(),
             "duplicate_effects": audit.doubled.len(), "left_behind": audit.left.len(),
             "images": task["backfill"]["images"], "wrong_in_the_report": wrong.len(),
         })

@@ -60,6 +60,7 @@ const ENV: &[(&str, &str)] = &[
     ("SAFELIGHT_LEASE_MS", "5000"),
     ("SAFELIGHT_REPUBLISH_AFTER_MS", "5000"),
     ("SAFELIGHT_STAGED_GRACE_MS", "20000"),
+    ("SAFELIGHT_RECOVERY_GRACE_MS", "20000"),
     ("SAFELIGHT_IDEMPOTENCY_HOLD_MS", "10000"),
     // Many kills per minute must not use up the attempts of a job.
     ("SAFELIGHT_MAX_ATTEMPTS", "50"),
@@ -140,6 +141,7 @@ async fn soak(
             "kinds": count(&faults),
             "uploads_accepted": report.accepted,
             "lost": report.lost.len(),
+            "wrong": report.wrong.len(),
             "stuck": report.stuck.len(),
             "duplicate_effects": report.doubled.len() + unexpected,
             "left_behind": report.left.len(),

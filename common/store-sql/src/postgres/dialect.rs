@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use safelight_domain::{ContentHash, TaskId};
 use safelight_store::{ReportLine, StoreError};
 use sqlx::{
-    PgConnection, Postgres, Row,
+    PgConnection, Postgres, QueryBuilder, Row,
+    error::DatabaseError,
     postgres::{PgArguments, PgRow, types::PgInterval},
     query::Query,
 };
@@ -62,10 +63,32 @@ macro_rules! any_of {
     };
 }
 
+/// Whether the value before it is in a list of [`texts`].
+macro_rules! any_text_of {
+    ($list:literal) => {
+        concat!("= any(", $list, ")")
+    };
+}
+
 /// The function that returns the greatest of its arguments.
 macro_rules! greatest {
     () => {
         "greatest"
+    };
+}
+
+/// The function that returns the least of its arguments.
+macro_rules! least {
+    () => {
+        "least"
+    };
+}
+
+/// The time of the statement, not that of its transaction: it never shows an earlier time than one that
+/// another transaction has read and committed. `$time` is its parameter, which does not exist on PostgreSQL.
+macro_rules! clock_time {
+    ($time:literal) => {
+        "clock_timestamp()"
     };
 }
 
@@ -76,11 +99,18 @@ macro_rules! lock_rows {
     };
 }
 
-pub(super) use {ago, any_of, greatest, later, lock_rows, micros_since, now};
+pub(super) use {
+    ago, any_of, any_text_of, clock_time, greatest, later, least, lock_rows, micros_since, now,
+};
 
 /// Binds the time as the last parameter, if the dialect has one.
 pub fn bind_now(query: Statement<'_>, _: Now) -> Statement<'_> {
     query
+}
+
+/// Adds the time to a query.
+pub fn push_now(query: &mut QueryBuilder<Postgres>, _: Now) {
+    query.push("now()");
 }
 
 /// A duration as a parameter.
@@ -101,6 +131,11 @@ pub fn ids(ids: impl IntoIterator<Item = Uuid>) -> Vec<Uuid> {
 /// Hashes as one parameter, for `any_of!`.
 pub fn hashes(hashes: &[ContentHash]) -> Vec<&[u8]> {
     hashes.iter().map(ContentHash::as_bytes).collect()
+}
+
+/// Texts as one parameter, for `any_text_of!`.
+pub fn texts(texts: &[String]) -> &[String] {
+    texts
 }
 
 /// A count as a parameter. Counts never come near the limit.
@@ -150,6 +185,34 @@ pub async fn lock(conn: &mut PgConnection, what: Exclusive<'_>) -> Result<(), St
     };
     query.execute(conn).await?;
     Ok(())
+}
+
+/// The line of history that the server follows, and the database's own number in it: a promoted standby, a
+/// recovery to a point in time and a restored dump each begin another one. `None` where the server does not tell.
+pub async fn lineage(conn: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    // The first eight digits of the name of a WAL file are the timeline.
+    let lineage = sqlx::query_scalar(
+        "select s.system_identifier || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8)
+                || '/' || d.oid
+         from pg_control_system() s, pg_database d where d.datname = current_database()",
+    );
+    match lineage.fetch_one(conn).await {
+        Ok(lineage) => Ok(lineage),
+        Err(error) if is_withheld(&error) => {
+            tracing::debug!(%error, "the server does not tell its timeline");
+            Ok(None)
+        }
+        // A time-out or a lost connection says nothing about the timeline.
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the server does not let us call a function, or has none of this name. Services that are compatible with
+/// PostgreSQL do without some.
+fn is_withheld(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    // insufficient_privilege, undefined_function, undefined_table, undefined_column, feature_not_supported
+    matches!(code.as_deref(), Some("42501" | "42883" | "42P01" | "42703" | "0A000"))
 }
 
 /// See [`Deletions::forget_blob`](safelight_store::Deletions::forget_blob). One statement, so that the decision

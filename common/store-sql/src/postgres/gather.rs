@@ -8,10 +8,10 @@ use std::collections::HashSet;
 
 use safelight_domain::JobId;
 use safelight_store::StoreError;
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgRow};
+use sqlx::{PgConnection, Postgres, pool::PoolConnection, postgres::PgRow};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{deadline::with_deadline, dialect::big};
+use super::{dialect::big, proof::is_about_others, servers::Servers};
 
 /// Calls in one statement at most: bounds how long the first waits for the others.
 const BATCH: usize = 64;
@@ -67,9 +67,9 @@ struct Waiting<C: Call> {
 
 impl<C: Call> Gathered<C> {
     /// Starts to serve calls.
-    pub fn start(pool: PgPool) -> Self {
+    pub fn start(servers: Servers) -> Self {
         let (calls, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(serve(pool, waiting));
+        tokio::spawn(serve(servers, waiting));
         Self(calls)
     }
 
@@ -83,7 +83,10 @@ impl<C: Call> Gathered<C> {
     }
 }
 
-async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
+/// A connection that is used again, and the epoch that it is from.
+type Kept = Option<(u64, PoolConnection<Postgres>)>;
+
+async fn serve<C: Call>(servers: Servers, mut calls: mpsc::Receiver<Waiting<C>>) {
     let mut ready = Vec::with_capacity(BATCH);
     let mut conn = None;
     while calls.recv_many(&mut ready, BATCH).await > 0 {
@@ -93,10 +96,10 @@ async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
             let mut jobs = HashSet::new();
             let (batch, doubles): (Vec<_>, Vec<_>) =
                 ready.drain(..).partition(|one| jobs.insert(one.call.job()));
-            let left_out = carry_out(&pool, &mut conn, batch).await;
+            let left_out = carry_out(&servers, &mut conn, batch).await;
             for one in left_out.into_iter().chain(doubles) {
                 // Concurrently with the next batch: it may have to wait for the lock on its job.
-                tokio::spawn(carry_out_alone(pool.clone(), one));
+                tokio::spawn(carry_out_alone(servers.clone(), one));
             }
         }
         if calls.is_empty() {
@@ -109,13 +112,13 @@ async fn serve<C: Call>(pool: PgPool, mut calls: mpsc::Receiver<Waiting<C>>) {
 
 /// Carries out a batch and answers its callers. Returns those that are to be carried out alone.
 async fn carry_out<C: Call>(
-    pool: &PgPool,
-    conn: &mut Option<PoolConnection<Postgres>>,
+    servers: &Servers,
+    conn: &mut Kept,
     batch: Vec<Waiting<C>>,
 ) -> Vec<Waiting<C>> {
     let (calls, mut callers): (Vec<C>, Vec<_>) =
         batch.into_iter().map(|one| (one.call, Some(one.caller))).unzip();
-    let answers = match with_deadline(on_connection(pool, conn, &calls)).await {
+    let answers = match servers.call(on_connection(servers, conn, &calls)).await {
         Ok(answers) => answers,
         Err(error) if error.is_unavailable() && !is_about_others(&error) => {
             same_for_all(calls.len(), &error)
@@ -138,16 +141,17 @@ async fn carry_out<C: Call>(
 
 /// Carries calls out on `conn`, which is left there if it is still good.
 async fn on_connection<C: Call>(
-    pool: &PgPool,
-    conn: &mut Option<PoolConnection<Postgres>>,
+    servers: &Servers,
+    conn: &mut Kept,
     calls: &[C],
 ) -> Result<Answers<C::Answer>, StoreError> {
-    let mut mine = match conn.take() {
-        Some(conn) => conn,
-        None => pool.acquire().await?,
+    let epoch = servers.epoch();
+    let mut mine = match conn.take().filter(|(of, _)| *of == epoch) {
+        Some((_, conn)) => conn,
+        None => servers.pool().acquire().await?,
     };
     let answers = C::carry_out(&mut mine, calls, Locked::Skip).await?;
-    *conn = Some(mine);
+    *conn = Some((epoch, mine));
     Ok(answers)
 }
 
@@ -155,16 +159,9 @@ fn same_for_all<A>(calls: usize, error: &StoreError) -> Answers<A> {
     (0..calls).map(|call_index| (call_index, Err(error.clone()))).collect()
 }
 
-/// Whether a transaction failed because of what others did at the same time, as in a deadlock.
-fn is_about_others(error: &StoreError) -> bool {
-    let StoreError::Unavailable(cause) = error else { return false };
-    let code = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    code.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code.starts_with("40"))
-}
-
-async fn carry_out_alone<C: Call>(pool: PgPool, one: Waiting<C>) {
-    let answer = with_deadline(async {
-        let mut conn = pool.acquire().await?;
+async fn carry_out_alone<C: Call>(servers: Servers, one: Waiting<C>) {
+    let answer = servers.call(async {
+        let mut conn = servers.pool().acquire().await?;
         let mut answers = C::carry_out(&mut conn, &[one.call], Locked::Wait).await?;
         answers.pop().map_or(Ok(C::UNKNOWN), |(_, answer)| answer)
     });

@@ -13,7 +13,6 @@ use uuid::Uuid;
 use super::{
     claim::Claiming,
     counts,
-    deadline::with_deadline,
     dialect::{integer, number, span},
     lost_leases,
     settle::Settling,
@@ -32,7 +31,7 @@ impl Jobs for PostgresStore {
     ) -> Result<Claim, StoreError> {
         let notice = *notice;
         let call = Claiming { notice, redelivered, worker, lease, understood };
-        with_deadline(self.claims.call(call)).await
+        self.servers.call(self.claims.call(call)).await
     }
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Renewed, StoreError> {
@@ -53,7 +52,7 @@ impl Jobs for PostgresStore {
 
     async fn settle(&self, lease: &Lease, outcome: &Outcome) -> Result<Settled, StoreError> {
         let call = Settling { lease: *lease, outcome: outcome.clone() };
-        with_deadline(self.settles.call(call)).await
+        self.servers.call(self.settles.call(call)).await
     }
 
     async fn expired_leases(&self, limit: u32) -> Result<Vec<ClaimedJob>, StoreError> {

@@ -14,9 +14,14 @@ mod gather;
 mod jobs;
 mod lead;
 mod outbox;
+mod pooler;
+mod proof;
 mod requeue;
 mod schema;
+mod servers;
+mod session;
 mod settle;
+mod snapshot;
 mod store;
 
 #[path = "../shared/access.rs"]
@@ -29,12 +34,16 @@ mod backfill_state;
 mod backfill_step;
 #[path = "../shared/backfills.rs"]
 mod backfills;
+#[path = "../shared/clock_steps.rs"]
+mod clock_steps;
 #[path = "../shared/control.rs"]
 mod control;
 #[path = "../shared/counts.rs"]
 mod counts;
 #[path = "../shared/deletions.rs"]
 mod deletions;
+#[path = "../shared/installation.rs"]
+mod installation;
 #[path = "../shared/lost_leases.rs"]
 mod lost_leases;
 #[path = "../shared/notices.rs"]
@@ -47,6 +56,8 @@ mod reads;
 mod results;
 #[path = "../shared/rows.rs"]
 mod rows;
+#[path = "../shared/snapshot_rows.rs"]
+mod snapshot_rows;
 #[path = "../shared/task_filter.rs"]
 mod task_filter;
 #[path = "../shared/uploads.rs"]
@@ -56,4 +67,8 @@ mod walk;
 #[path = "../shared/workers.rs"]
 mod workers;
 
+#[cfg(feature = "testing")]
+pub use clock_steps::{BROUGHT_BACK, STAYS};
+pub use servers::server_in_use;
+pub use snapshot::{PostgresSnapshot, has_tables, libpq_variables};
 pub use store::PostgresStore;

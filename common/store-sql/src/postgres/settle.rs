@@ -45,8 +45,10 @@ macro_rules! jobs {
                  waiting_since = case a.status
                      when 'queued' then now() + a.delay_us * interval '1 microsecond'
                      else j.waiting_since end,
-                 error_code = case a.released when 0 then a.code else j.error_code end,
-                 error_message = case a.released when 0 then a.message else j.error_message end,
+                 error_code = case when a.released = 0 or a.code is not null then a.code
+                                   else j.error_code end,
+                 error_message = case when a.released = 0 or a.code is not null then a.message
+                                      else j.error_message end,
                  note = case a.released when 0 then a.note else j.note end,
                  lease_until = null, worker_id = null, updated_at = now()
              from calls a

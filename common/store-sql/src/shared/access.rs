@@ -10,7 +10,10 @@ use sqlx::{Executor, Row};
 use uuid::Uuid;
 
 use super::{
-    dialect::{Db, DbRow, Statement, bind_now, later, lock, now, optional_time, span, time},
+    dialect::{
+        Db, DbRow, Statement, any_text_of, bind_now, later, lock, now, optional_time, span, texts,
+        time,
+    },
     rows,
     store::SqlStore,
 };
@@ -43,7 +46,7 @@ impl Access for SqlStore {
         self.execute_now(query).await.map(drop)
     }
 
-    async fn api_key(&self, prefix: &str) -> Result<Option<KnownApiKey>, StoreError> {
+    async fn api_keys(&self, prefixes: &[String]) -> Result<Vec<KnownApiKey>, StoreError> {
         let query = sqlx::query(concat!(
             "select",
             key_columns!(),
@@ -51,15 +54,15 @@ impl Access for SqlStore {
              revoked_at is null and (expires_at is null or expires_at > ",
             now!("$2"),
             ") as is_live
-             from api_keys where prefix = $1"
+             from api_keys where prefix ",
+            any_text_of!("$1")
         ));
-        let row = self.fetch_optional(self.at_now(query.bind(prefix))).await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(KnownApiKey {
-            key: api_key(&row)?,
-            secret_sha256: rows::hash(&row, "secret_sha256")?,
-            is_live: row.try_get("is_live")?,
-        }))
+        let rows = self.fetch_all(self.at_now(query.bind(texts(prefixes)))).await?;
+        let known = |row: &DbRow| {
+            let secret_sha256 = rows::hash(row, "secret_sha256")?;
+            Ok(KnownApiKey { key: api_key(row)?, secret_sha256, is_live: row.try_get("is_live")? })
+        };
+        rows.iter().map(known).collect()
     }
 
     async fn has_api_keys(&self) -> Result<bool, StoreError> {

@@ -17,12 +17,13 @@ use crate::{convert::to_i64, new_task::NewTask};
 pub async fn create(conn: &mut Conn, now: Now, new: &NewBackfill) -> Result<bool, StoreError> {
     create_tasks(conn, now, &[NewTask::of_backfill(new)]).await?;
     sqlx::query(
-        "insert into backfills (task_id, spec)
-         select id, $2 from tasks where id = $1 and kind = 'backfill'
+        "insert into backfills (task_id, spec, cursor)
+         select id, $2, $3 from tasks where id = $1 and kind = 'backfill'
          on conflict (task_id) do nothing",
     )
     .bind(new.task)
     .bind(Json(&new.spec))
+    .bind(new.spec.first_cursor())
     .execute(&mut *conn)
     .await?;
     let query = sqlx::query(

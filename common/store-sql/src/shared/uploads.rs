@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use safelight_domain::{ContentHash, JobKind};
 use safelight_store::{
-    Accepted, IdempotencyKey, KeyState, KeyTicket, LastRenditionJob, NewUpload, RenditionRequest,
-    Requested, StoreError, Uploads,
+    Accepted, DamagedRendition, IdempotencyKey, KeyState, KeyTicket, LastRenditionJob, NewUpload,
+    RenditionRequest, Requested, StoreError, Uploads,
 };
 use sqlx::{Executor, Row};
 use uuid::Uuid;
@@ -16,7 +16,8 @@ use super::{
     access::usage,
     create::{create_tasks, insert_upload},
     dialect::{
-        Conn, Db, DbRow, Now, Statement, ago, bind_now, later, lock, lock_rows, now, span, time,
+        Conn, Db, DbRow, Now, Statement, ago, bind_now, instant, later, lock, lock_rows, now, span,
+        time,
     },
     rows,
     store::SqlStore,
@@ -180,9 +181,31 @@ async fn request_rendition(
     if !lock_image(&mut *conn, request).await? {
         return Ok(Requested::Gone);
     }
+    let has_forgotten = match &request.damaged {
+        Some(damaged) => forget_rendition(&mut *conn, damaged).await?,
+        None => false,
+    };
+    let answer = if has_forgotten { None } else { last_answer(conn, now, request).await? };
+    if let Some(answer) = answer {
+        return Ok(answer);
+    }
+    let jobs = [(request.job, JobKind::Thumbnail)];
+    create_tasks(conn, now, &[NewTask::of_rendition_request(request, &jobs)]).await?;
+    Ok(Requested::Queued(request.task))
+}
+
+/// The answer after the image's last thumbnail job; `None` if a new one is to be queued.
+async fn last_answer(
+    conn: &mut Conn,
+    now: Now,
+    request: &RenditionRequest,
+) -> Result<Option<Requested>, StoreError> {
     let query = sqlx::query(concat!(
-        "select t.id, t.kind, j.status, coalesce(t.finished_at > ",
+        "select t.id, t.kind, j.status, j.error_code, j.error_message, coalesce(t.finished_at > ",
         ago!("$2", "$3"),
+        // An end in the future, before the clock was set back, would be recent for as long.
+        " and t.finished_at <= ",
+        now!("$3"),
         ", false) as is_recent
          from tasks t join jobs j on j.task_id = t.id
          where t.image_id = $1 and j.kind = 'thumbnail'
@@ -192,12 +215,27 @@ async fn request_rendition(
     let query = query.bind(request.image).bind(span(request.again_after));
     let row = bind_now(query, now).fetch_optional(&mut *conn).await?;
     let last = row.as_ref().map(last_job).transpose()?;
-    if let Some(answer) = request.answer(last.as_ref()) {
-        return Ok(answer);
-    }
-    let jobs = [(request.job, JobKind::Thumbnail)];
-    create_tasks(conn, now, &[NewTask::of_rendition_request(request, &jobs)]).await?;
-    Ok(Requested::Queued(request.task))
+    Ok(request.answer(last.as_ref()))
+}
+
+/// Removes the record of a rendition, unless it was replaced since. Returns whether it did.
+async fn forget_rendition(
+    executor: impl Executor<'_, Database = Db>,
+    damaged: &DamagedRendition,
+) -> Result<bool, StoreError> {
+    let query = sqlx::query(
+        "delete from renditions
+         where sha256 = $1 and preset = $2 and fingerprint = $3
+           and format = $4 and rendition_sha256 = $5 and created_at = $6",
+    );
+    let query = query
+        .bind(damaged.of.as_bytes())
+        .bind(&damaged.preset)
+        .bind(&damaged.fingerprint)
+        .bind(damaged.format.as_str())
+        .bind(damaged.sha256.as_bytes())
+        .bind(instant(damaged.made_at));
+    Ok(query.execute(executor).await?.rows_affected() > 0)
 }
 
 /// Requests for the same image wait here, and see in their next statement what the first has queued. Returns
@@ -218,6 +256,7 @@ fn last_job(row: &DbRow) -> Result<LastRenditionJob, StoreError> {
         task: row.try_get("id")?,
         kind: rows::name(row, "kind")?,
         status: rows::name(row, "status")?,
+        error: rows::failure(row)?.map(|failure| failure.code),
         is_recent: row.try_get("is_recent")?,
     })
 }

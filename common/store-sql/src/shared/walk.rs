@@ -6,13 +6,17 @@ use sqlx::{QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::{
-    dialect::{Conn, Db, DbRow, any_of, big, hashes, ids, instant},
+    dialect::{Conn, Db, DbRow, Now, any_of, big, hashes, ids, instant, push_now},
     rows::{self, blob_joins, image_columns},
     store::SqlStore,
 };
 
-fn push_filter(query: &mut QueryBuilder<Db>, filter: &ImageFilter) {
-    query.push(" where discarded_at is null and created_at <= ").push_bind(instant(filter.until));
+/// An image of the future was accepted before the clock was set back, so before `until` too.
+fn push_filter(query: &mut QueryBuilder<Db>, filter: &ImageFilter, now: Now) {
+    query.push(" where discarded_at is null and (created_at <= ");
+    query.push_bind(instant(filter.until)).push(" or created_at > ");
+    push_now(query, now);
+    query.push(")");
     if let Some(after) = filter.created_after {
         query.push(" and created_at >= ").push_bind(instant(after));
     }
@@ -24,7 +28,7 @@ fn push_filter(query: &mut QueryBuilder<Db>, filter: &ImageFilter) {
 /// See [`Backfills::count_images`](safelight_store::Backfills::count_images).
 pub async fn count_images(store: &SqlStore, filter: &ImageFilter) -> Result<u64, StoreError> {
     let mut query = QueryBuilder::new("select count(*) as images from images");
-    push_filter(&mut query, filter);
+    push_filter(&mut query, filter, store.now());
     big(&store.fetch_one(query.build()).await?, "images")
 }
 
@@ -36,7 +40,7 @@ pub async fn walk_images(
     limit: u32,
 ) -> Result<Vec<Image>, StoreError> {
     let mut query = QueryBuilder::new("with page as (select * from images");
-    push_filter(&mut query, filter);
+    push_filter(&mut query, filter, store.now());
     query.push(" and id > ").push_bind(after.unwrap_or(ImageId(Uuid::nil())));
     query.push(" order by id limit ").push_bind(i64::from(limit));
     query.push(concat!(

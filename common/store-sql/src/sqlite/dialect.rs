@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use safelight_domain::{ContentHash, TaskId};
 use safelight_store::{ReportLine, StoreError};
 use sqlx::{
-    Row, Sqlite, SqliteConnection,
+    QueryBuilder, Row, Sqlite, SqliteConnection,
     query::Query,
     sqlite::{SqliteArguments, SqliteRow},
     types::Json,
@@ -65,10 +65,31 @@ macro_rules! any_of {
     };
 }
 
+/// Whether the value before it is in a list of [`texts`].
+macro_rules! any_text_of {
+    ($list:literal) => {
+        concat!("in (select value from json_each(", $list, "))")
+    };
+}
+
 /// The function that returns the greatest of its arguments.
 macro_rules! greatest {
     () => {
         "max"
+    };
+}
+
+/// The function that returns the least of its arguments.
+macro_rules! least {
+    () => {
+        "min"
+    };
+}
+
+/// The time. `$time` is its parameter.
+macro_rules! clock_time {
+    ($time:literal) => {
+        $time
     };
 }
 
@@ -79,11 +100,18 @@ macro_rules! lock_rows {
     };
 }
 
-pub(super) use {ago, any_of, greatest, later, lock_rows, micros_since, now};
+pub(super) use {
+    ago, any_of, any_text_of, clock_time, greatest, later, least, lock_rows, micros_since, now,
+};
 
 /// Binds the time as the last parameter.
 pub fn bind_now(query: Statement<'_>, now: Now) -> Statement<'_> {
     query.bind(now)
+}
+
+/// Adds the time to a query.
+pub fn push_now(query: &mut QueryBuilder<Sqlite>, now: Now) {
+    query.push_bind(now);
 }
 
 /// A duration as a parameter.
@@ -104,6 +132,11 @@ pub fn ids(ids: impl IntoIterator<Item = Uuid>) -> Json<Vec<String>> {
 /// Hashes as one parameter, for `any_of!`.
 pub fn hashes(hashes: &[ContentHash]) -> Json<Vec<String>> {
     Json(hashes.iter().map(ToString::to_string).collect())
+}
+
+/// Texts as one parameter, for `any_text_of!`.
+pub const fn texts(texts: &[String]) -> Json<&[String]> {
+    Json(texts)
 }
 
 /// A count as a parameter.
@@ -137,6 +170,11 @@ pub fn time_of(micros: i64) -> Result<DateTime<Utc>, StoreError> {
 /// There is one writer, so that no decision is made twice at the same time.
 pub fn lock(_: &mut SqliteConnection, _: Exclusive<'_>) -> Ready<Result<(), StoreError>> {
     ready(Ok(()))
+}
+
+/// SQLite has no lines of history.
+pub fn lineage(_: &mut SqliteConnection) -> Ready<Result<Option<String>, StoreError>> {
+    ready(Ok(None))
 }
 
 /// See [`Deletions::forget_blob`](safelight_store::Deletions::forget_blob).

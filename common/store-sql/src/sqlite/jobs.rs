@@ -158,8 +158,8 @@ const SETTLE: &str = concat!(
          released = released + $4,
          run_at = case $3 when 'queued' then $5 else run_at end,
          waiting_since = case $3 when 'queued' then $5 else waiting_since end,
-         error_code = case $4 when 0 then $6 else error_code end,
-         error_message = case $4 when 0 then $7 else error_message end,
+         error_code = case when $4 = 0 or $6 is not null then $6 else error_code end,
+         error_message = case when $4 = 0 or $6 is not null then $7 else error_message end,
          note = case $4 when 0 then $9 else note end,
          lease_until = null, worker_id = null, updated_at = $8
      where id = $1 and fence = $2 and status = 'running'

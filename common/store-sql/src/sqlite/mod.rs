@@ -4,17 +4,22 @@
 //! `lead`.
 
 mod cancel;
+mod checkpoint;
 mod clock;
 mod create;
+mod database_files;
 mod dialect;
+mod disk_space;
 mod effects;
 mod finish;
 mod fs_permissions;
 mod jobs;
 mod lead;
 mod outbox;
+mod patience;
 mod requeue;
 mod schema;
+mod snapshot;
 mod store;
 mod writer;
 
@@ -28,12 +33,16 @@ mod backfill_state;
 mod backfill_step;
 #[path = "../shared/backfills.rs"]
 mod backfills;
+#[path = "../shared/clock_steps.rs"]
+mod clock_steps;
 #[path = "../shared/control.rs"]
 mod control;
 #[path = "../shared/counts.rs"]
 mod counts;
 #[path = "../shared/deletions.rs"]
 mod deletions;
+#[path = "../shared/installation.rs"]
+mod installation;
 #[path = "../shared/lost_leases.rs"]
 mod lost_leases;
 #[path = "../shared/notices.rs"]
@@ -46,6 +55,8 @@ mod reads;
 mod results;
 #[path = "../shared/rows.rs"]
 mod rows;
+#[path = "../shared/snapshot_rows.rs"]
+mod snapshot_rows;
 #[path = "../shared/task_filter.rs"]
 mod task_filter;
 #[path = "../shared/uploads.rs"]
@@ -57,4 +68,7 @@ mod workers;
 
 #[cfg(feature = "testing")]
 pub use clock::Clock;
+#[cfg(feature = "testing")]
+pub use clock_steps::{BROUGHT_BACK, STAYS};
+pub use snapshot::{complete, has_images, lock, snapshot};
 pub use store::SqliteStore;

@@ -1,7 +1,6 @@
 //! The schema and the health of the database.
 
 use std::{
-    fs::{File, TryLockError},
     io,
     sync::{Arc, LazyLock, PoisonError},
 };
@@ -10,7 +9,7 @@ use async_trait::async_trait;
 use safelight_store::{Schema, StoreError};
 use sqlx::{SqliteConnection, migrate::Migrator};
 
-use super::store::SqliteStore;
+use super::{patience::PATIENCE, snapshot::try_lock, store::SqliteStore};
 use crate::schema;
 
 static MIGRATIONS: LazyLock<Migrator> =
@@ -21,15 +20,14 @@ impl Schema for SqliteStore {
     async fn migrate(&self) -> Result<(), StoreError> {
         // Within the writer's transaction, which keeps other processes out: sqlx has no lock of its
         // own for SQLite.
-        self.writer
-            .run(|conn, _| {
-                Box::pin(async move {
-                    schema::refuse_newer(schema_version(conn).await?, &MIGRATIONS)?;
-                    // What `run` does, without its bounds that no borrowed connection meets.
-                    MIGRATIONS.run_direct(None, conn, false).await.map_err(schema::failed)
-                })
+        self.write(|conn, _| {
+            Box::pin(async move {
+                schema::refuse_newer(schema_version(conn).await?, &MIGRATIONS)?;
+                // What `run` does, without its bounds that no borrowed connection meets.
+                MIGRATIONS.run_direct(None, conn, false).await.map_err(schema::failed)
             })
-            .await
+        })
+        .await
     }
 
     async fn check_schema(&self) -> Result<(), StoreError> {
@@ -40,14 +38,18 @@ impl Schema for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
         // A write, in the queue with all others: reading works on a full disk, and beside a process
         // that holds the lock. Nobody uses this number.
-        self.writer
-            .run(|conn, _| {
-                Box::pin(async move {
-                    sqlx::query("pragma user_version = 0").execute(conn).await?;
-                    Ok(())
-                })
+        self.write(|conn, _| {
+            Box::pin(async move {
+                sqlx::query("pragma user_version = 0").execute(conn).await?;
+                Ok(())
             })
-            .await
+        })
+        .await
+    }
+
+    async fn durability_warnings(&self) -> Result<Vec<String>, StoreError> {
+        // Each connection sets what matters: see `SqliteStore::open`.
+        Ok(Vec::new())
     }
 
     async fn lock_for_embedded_queue(&self) -> Result<bool, StoreError> {
@@ -60,15 +62,17 @@ impl Schema for SqliteStore {
             StoreError::Unavailable(Arc::new(io::Error::new(error.kind(), text)))
         };
         // The lock goes with the open file, so it ends with this store or this process.
-        let file = File::create(&self.lock_path).map_err(unavailable)?;
-        match file.try_lock() {
-            Ok(()) => {
-                *lock = Some(file);
-                Ok(true)
-            }
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(unavailable(error)),
+        *lock = try_lock(&self.lock_path).map_err(unavailable)?;
+        Ok(lock.is_some())
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        // The reading ones first: only a connection that may write empties the log when it is the last.
+        if tokio::time::timeout(PATIENCE, self.reads.close()).await.is_err() {
+            tracing::warn!("a read of SQLite did not end; its log may not be emptied");
         }
+        self.writer.close().await;
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    future::{Ready, ready},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -16,14 +17,15 @@ use sqlx::{
 };
 
 use super::{
+    checkpoint::Checkpoints,
     clock::Clock,
-    dialect::{DbRow, Statement, bind_now},
+    database_files::DatabaseFiles,
+    dialect::{DbRow, Now, Statement, bind_now},
+    disk_space::DiskSpace,
     fs_permissions,
+    patience::PATIENCE,
     writer::Writer,
 };
-
-/// How long a statement waits for another process's lock, and a read for a free connection.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Concurrent reading connections.
 const READERS: u32 = 4;
@@ -33,10 +35,14 @@ pub struct SqliteStore {
     pub(super) reads: SqlitePool,
     pub(super) writer: Writer,
     pub(super) clock: Clock,
+    space: DiskSpace,
     pub(super) lock_path: PathBuf,
     /// Held while this process works on an in-process queue.
     pub(super) lock: Mutex<Option<File>>,
 }
+
+/// Nothing: one process works on the database.
+pub struct Turn;
 
 /// The backend of the shared modules.
 pub type SqlStore = SqliteStore;
@@ -46,19 +52,21 @@ impl SqliteStore {
     /// no other user can read them.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // NORMAL would lose the last commits when the power fails: uploads that were answered with 202.
-        Self::open_with(path, SqliteSynchronous::Full, Clock::default()).await
+        Self::open_with(path, SqliteSynchronous::Full, Clock::default(), Checkpoints::of(path))
+            .await
     }
 
     /// Opens it for a simulation: with `clock`, and without syncing, because nothing survives a simulation.
     #[cfg(feature = "testing")]
     pub async fn open_simulated(path: &Path, clock: Clock) -> Result<Self, StoreError> {
-        Self::open_with(path, SqliteSynchronous::Off, clock).await
+        Self::open_with(path, SqliteSynchronous::Off, clock, Checkpoints::never()).await
     }
 
     async fn open_with(
         path: &Path,
         synchronous: SqliteSynchronous,
         clock: Clock,
+        checkpoints: Checkpoints,
     ) -> Result<Self, StoreError> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs_permissions::make_folder(folder).map_err(|error| {
@@ -78,27 +86,41 @@ impl SqliteStore {
             .synchronous(synchronous)
             // Releases the log's space after a burst.
             .pragma("journal_size_limit", "67108864");
-        let conn = connect(&writing).await.map_err(|error| cannot_open(path, error))?;
+        let space = DiskSpace::of(path);
+        let conn = connect(&writing).await.map_err(|error| cannot_open(path, &space, error))?;
         let reads = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(PATIENCE)
             // They are local and never break; a test would double every read.
             .test_before_acquire(false)
             .connect_lazy_with(options.read_only(true));
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
         Ok(Self {
             reads,
-            writer: Writer::start(writing, conn, clock.clone()),
+            writer: Writer::start(
+                writing,
+                conn,
+                clock.clone(),
+                checkpoints,
+                Some(DatabaseFiles::of(path)),
+            ),
             clock,
-            lock_path: lock_path.into(),
+            space,
+            lock_path: lock_path(path),
             lock: Mutex::new(None),
         })
     }
 
+    /// Waits for a query on a connection for reads.
+    async fn read<T>(
+        &self,
+        query: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, StoreError> {
+        query.await.map_err(|error| self.space.explain(error.into()))
+    }
+
     /// All rows of a query.
     pub(super) async fn fetch_all(&self, query: Statement<'_>) -> Result<Vec<DbRow>, StoreError> {
-        Ok(query.fetch_all(&self.reads).await?)
+        self.read(query.fetch_all(&self.reads)).await
     }
 
     /// The first row of a query, if there is one.
@@ -106,17 +128,22 @@ impl SqliteStore {
         &self,
         query: Statement<'_>,
     ) -> Result<Option<DbRow>, StoreError> {
-        Ok(query.fetch_optional(&self.reads).await?)
+        self.read(query.fetch_optional(&self.reads)).await
     }
 
     /// The row of a query that always has one.
     pub(super) async fn fetch_one(&self, query: Statement<'_>) -> Result<DbRow, StoreError> {
-        Ok(query.fetch_one(&self.reads).await?)
+        self.read(query.fetch_one(&self.reads)).await
+    }
+
+    /// The time for a query outside of a transaction.
+    pub(super) fn now(&self) -> Now {
+        self.clock.now()
     }
 
     /// A query whose last parameter is the time.
     pub(super) fn at_now<'q>(&self, query: Statement<'q>) -> Statement<'q> {
-        bind_now(query, self.clock.now())
+        bind_now(query, self.now())
     }
 
     /// Runs a statement. Returns how many rows it changed.
@@ -157,6 +184,18 @@ impl SqliteStore {
         self.transaction(work).await
     }
 
+    /// Lets one process at a time bring times back: here there is only one.
+    #[allow(clippy::unused_self)] // PostgreSQL's store locks
+    pub(super) fn clock_turn(&self) -> Ready<Result<Option<Turn>, StoreError>> {
+        ready(Ok(Some(Turn)))
+    }
+
+    /// Ends a turn.
+    #[allow(clippy::unused_self)] // PostgreSQL's store unlocks
+    pub(super) fn end_clock_turn(&self, _: Turn) -> Ready<()> {
+        ready(())
+    }
+
     /// Runs work in a transaction, which is committed unless the work fails.
     pub(super) async fn transaction<T, F>(&self, work: F) -> Result<T, StoreError>
     where
@@ -165,8 +204,15 @@ impl SqliteStore {
             + Send
             + 'static,
     {
-        self.writer.run(work).await
+        self.writer.run(work).await.map_err(|error| self.space.explain(error))
     }
+}
+
+/// The file that a process locks to be the only one that works on this database.
+pub(super) fn lock_path(path: &Path) -> PathBuf {
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    lock.into()
 }
 
 /// Opens the file. If several processes open a new one at the same time, the change to WAL can fail with
@@ -192,9 +238,13 @@ fn is_busy(error: &sqlx::Error) -> bool {
 }
 
 /// SQLite's own message does not name the file.
-fn cannot_open(path: &Path, error: sqlx::Error) -> StoreError {
+fn cannot_open(path: &Path, space: &DiskSpace, error: sqlx::Error) -> StoreError {
     let text = format!("cannot open {}: {error}", path.display());
-    let unavailable = StoreError::from(error).is_unavailable();
+    let error = space.explain(error.into());
     let cause = Arc::new(io::Error::other(text));
-    if unavailable { StoreError::Unavailable(cause) } else { StoreError::Database(cause) }
+    match error {
+        StoreError::Full(_) => StoreError::Full(cause),
+        StoreError::Unavailable(_) => StoreError::Unavailable(cause),
+        _ => StoreError::Database(cause),
+    }
 }

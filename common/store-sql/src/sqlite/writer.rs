@@ -3,12 +3,17 @@
 //! A commit costs an fsync, however many requests are in it. So the writer takes all waiting requests, runs each in a
 //! savepoint of one transaction, commits once, and only then answers them all.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use safelight_store::StoreError;
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, Notify, mpsc, oneshot},
+    task::JoinHandle,
+};
 
-use super::clock::Clock;
+use super::{checkpoint::Checkpoints, clock::Clock, database_files::DatabaseFiles};
 
 /// The limit of requests in one transaction. It bounds how many requests one failed commit fails, and how long a
 /// caller waits.
@@ -18,9 +23,11 @@ const GROUP: usize = 32;
 const WAITING: usize = 1024;
 
 /// A handle to the writer. The task ends, after the queued requests, when the last handle is dropped.
-#[derive(Clone)]
 pub struct Writer {
     requests: mpsc::Sender<Box<dyn Work>>,
+    closing: Arc<Notify>,
+    /// `None` once it has ended.
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// One request: the work, and its caller.
@@ -71,10 +78,30 @@ where
 
 impl Writer {
     /// Starts the task on its own connection.
-    pub fn start(options: SqliteConnectOptions, conn: SqliteConnection, clock: Clock) -> Self {
+    pub fn start(
+        options: SqliteConnectOptions,
+        conn: SqliteConnection,
+        clock: Clock,
+        checkpoints: Checkpoints,
+        files: Option<DatabaseFiles>,
+    ) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
-        tokio::spawn(serve(options, conn, clock, queue));
-        Self { requests }
+        let closing = Arc::new(Notify::new());
+        let place = Place { options, clock, files };
+        let served = serve(place, conn, queue, checkpoints, closing.clone());
+        let task = Mutex::new(Some(tokio::spawn(served)));
+        Self { requests, closing, task }
+    }
+
+    /// Answers the waiting requests, empties the log into the database, and closes the connection.
+    pub async fn close(&self) {
+        self.closing.notify_one();
+        let mut task = self.task.lock().await;
+        if let Some(running) = task.as_mut() {
+            // It neither panics nor is aborted, except with its runtime.
+            let _ = running.await;
+            *task = None;
+        }
     }
 
     /// Runs `work` in a transaction with the time at which it starts. On `Ok` it is committed and on disk; if `work`
@@ -94,20 +121,66 @@ impl Writer {
     }
 }
 
-async fn serve(
+/// What the writer writes to.
+struct Place {
     options: SqliteConnectOptions,
-    conn: SqliteConnection,
     clock: Clock,
+    /// `None` for a database in memory.
+    files: Option<DatabaseFiles>,
+}
+
+impl Place {
+    fn check(&mut self) -> Result<(), sqlx::Error> {
+        Ok(self.files.as_mut().map_or(Ok(()), DatabaseFiles::check)?)
+    }
+
+    async fn connect(&mut self) -> Result<SqliteConnection, sqlx::Error> {
+        if let Some(files) = self.files.as_mut() {
+            files.reopened();
+        }
+        self.options.connect().await
+    }
+}
+
+async fn serve(
+    mut place: Place,
+    conn: SqliteConnection,
     mut queue: mpsc::Receiver<Box<dyn Work>>,
+    mut checkpoints: Checkpoints,
+    closing: Arc<Notify>,
 ) {
     let mut conn = Some(conn);
     let mut group = Vec::with_capacity(GROUP);
-    while queue.recv_many(&mut group, GROUP).await > 0 {
+    loop {
+        tokio::select! {
+            biased;
+            // Requests that wait already are still served; then the queue ends.
+            () = closing.notified() => {
+                queue.close();
+                continue;
+            }
+            () = checkpoints.due() => {
+                if let Some(conn) = conn.as_mut() {
+                    checkpoints.run(conn).await;
+                }
+                continue;
+            }
+            received = queue.recv_many(&mut group, GROUP) => {
+                if received == 0 {
+                    break;
+                }
+            }
+        }
+        if let Err(error) = place.check() {
+            let error = StoreError::from(error);
+            group.drain(..).for_each(|work| work.answer(Some(error.clone())));
+            continue;
+        }
         let outcome = match conn.take() {
-            Some(conn) => commit(conn, &clock, &mut group).await,
+            Some(conn) => commit(conn, &place.clock, &mut group).await,
             // The last group failed in a way that leaves the connection's state in doubt.
-            None => match options.connect().await {
-                Ok(conn) => commit(conn, &clock, &mut group).await,
+            None => match place.connect().await {
+                Ok(conn) => commit(conn, &place.clock, &mut group).await,
                 Err(error) => Err(error),
             },
         };
@@ -124,8 +197,9 @@ async fn serve(
             }
         }
     }
-    if let Some(conn) = conn {
-        // Also empties the write-ahead log into the database. It is safe without.
+    if let Some(mut conn) = conn {
+        // The last connection to close does this, but another process may have one.
+        checkpoints.run(&mut conn).await;
         if let Err(error) = conn.close().await {
             tracing::warn!(%error, "SQLite did not close cleanly");
         }
@@ -166,7 +240,7 @@ mod tests {
         let options = SqliteConnectOptions::new().in_memory(true);
         let mut conn = options.connect().await?;
         sqlx::query("create table numbers (n integer primary key)").execute(&mut conn).await?;
-        Ok(Writer::start(options, conn, Clock::default()))
+        Ok(Writer::start(options, conn, Clock::default(), Checkpoints::never(), None))
     }
 
     /// Writes `numbers` one by one. A number that exists already fails.
@@ -191,6 +265,17 @@ mod tests {
                 })
             })
             .await
+    }
+
+    #[tokio::test]
+    async fn closed_writer_has_answered_what_waited_and_rejects_the_rest() -> Result<(), StoreError>
+    {
+        let writer = writer().await?;
+        let (waiting, ()) = tokio::join!(write(&writer, &[1]), writer.close());
+        waiting?;
+        assert!(write(&writer, &[2]).await.is_err_and(|error| error.is_unavailable()));
+        writer.close().await;
+        Ok(())
     }
 
     /// On one thread, so that all requests wait in one batch.

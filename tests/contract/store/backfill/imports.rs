@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use futures::future::{join, join_all};
 use safelight_domain::{
-    BackfillKind, BackfillSpec, ContentHash, ImageFormat, ImageId, ItemOutcome, JobId, JobKind,
-    JobNotice, Labels, Lane, Owner, Quota, Status, TaskId, TaskKind, Visibility,
+    BackfillKind, BackfillSpec, ContentHash, ImageFormat, ImageId, ItemOutcome, JobKind, JobNotice,
+    Labels, Lane, Owner, Quota, Status, TaskId, TaskKind, Visibility,
 };
 use safelight_store::{Accepted, BackfillStep, ChildTask, ImportedImage, NewUpload};
 
@@ -39,7 +39,7 @@ fn import_child(bytes: &[u8]) -> ChildTask {
             visibility: None,
         },
     };
-    let jobs = vec![(JobId::new(), JobKind::Write), (JobId::new(), JobKind::Thumbnail)];
+    let jobs = JobKind::jobs_of_new_image();
     let (task, kind, image) = (TaskId::new(), TaskKind::Upload, ImageId::new());
     ChildTask { task, kind, image, jobs, import: Some(import) }
 }

@@ -1,9 +1,8 @@
 //! Pruning old tasks and backfills.
 
 use anyhow::{Context, Result};
-use safelight_domain::Status;
+use safelight_domain::{Status, new_id};
 use safelight_store::{BackfillStep, Outcome, ReportLine};
-use uuid::Uuid;
 
 use super::{
     corrupt_outcome, finished_upload, queue_children, settle_child, skipped_line, spec,
@@ -59,7 +58,7 @@ async fn pruning_a_failed_backfill_keeps_its_failed_tasks(store: TestStore) -> R
 
 async fn pruning_removes_a_backfill_with_its_report(store: TestStore) -> Result<()> {
     let id = start_backfill(&store, spec()).await?;
-    let items: Vec<ReportLine> = (0..5).map(|_| skipped_line(Uuid::now_v7())).collect();
+    let items: Vec<ReportLine> = (0..5).map(|_| skipped_line(new_id())).collect();
     let step = BackfillStep { without_work: items, is_last: true, ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     store.collect_results(id, 9).await?;

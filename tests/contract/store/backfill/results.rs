@@ -3,10 +3,9 @@
 use anyhow::{Context, Result};
 use safelight_domain::{
     BackfillKind, BackfillSpec, BackfillState, ErrorCode, ItemOutcome, JobId, JobKind, JobNotice,
-    Status, TaskKind, WorkerId,
+    Status, TaskKind, WorkerId, new_id,
 };
 use safelight_store::{BackfillStep, ChildTask, Effect, Outcome, ReportLine};
-use uuid::Uuid;
 
 use super::{
     child, corrupt_outcome, finished_upload, load_backfill, notice, queue_children, settle_child,
@@ -255,7 +254,7 @@ async fn verify_records_repaired_renditions(store: TestStore) -> Result<()> {
 
 async fn report_is_read_in_pages(store: TestStore) -> Result<()> {
     let id = start_backfill(&store, spec()).await?;
-    let items: Vec<ReportLine> = (0..5).map(|_| skipped_line(Uuid::now_v7())).collect();
+    let mut items: Vec<ReportLine> = (0..5).map(|_| skipped_line(new_id())).collect();
     let step = BackfillStep { without_work: items.clone(), ..BackfillStep::of(id, None) };
     assert!(store.advance_backfill(&step).await?);
     let (mut read, mut after) = (Vec::new(), None);
@@ -265,6 +264,7 @@ async fn report_is_read_in_pages(store: TestStore) -> Result<()> {
         after = Some(last.id);
         read.extend(page);
     }
+    items.sort_unstable_by_key(|line| line.id);
     assert_eq!(read, items);
     Ok(())
 }

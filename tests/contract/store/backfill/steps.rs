@@ -3,9 +3,9 @@
 use anyhow::{Context, Result};
 use safelight_domain::{
     BackfillKind, BackfillSpec, BackfillState, ItemOutcome, Lane, Status, TaskKind, WorkerId,
+    new_id,
 };
 use safelight_store::{BackfillStep, ReportLine};
-use uuid::Uuid;
 
 use super::{
     corrupt_outcome, finished_upload, load_backfill, notice, queue_children, settle_child,
@@ -27,12 +27,12 @@ promises!(
 );
 
 async fn work_done_in_a_step_is_counted_and_reported(store: TestStore) -> Result<()> {
-    let line = |outcome| ReportLine { outcome, ..skipped_line(Uuid::now_v7()) };
-    let step = |id, outcome, from: Option<&str>, to: &str, is_last| BackfillStep {
+    let line = |outcome| ReportLine { outcome, ..skipped_line(new_id()) };
+    let step = |id, outcome, from: Option<&str>, to: &str, is_last: bool| BackfillStep {
         to: Some(to.to_owned()),
         done: vec![line(outcome), line(outcome)],
         passed: [("in_use".to_owned(), 40)].into(),
-        without_work: vec![skipped_line(Uuid::now_v7())],
+        without_work: vec![skipped_line(new_id())],
         is_last,
         ..BackfillStep::of(id, from.map(str::to_owned))
     };
@@ -40,7 +40,10 @@ async fn work_done_in_a_step_is_counted_and_reported(store: TestStore) -> Result
         let id =
             start_backfill(&store, BackfillSpec { dry_run, ..BackfillSpec::new(BackfillKind::Gc) })
                 .await?;
-        let first = step(id, outcome, None, "a", false);
+        // Nodes of 0.1.0 must find nothing to do for it.
+        let cursor = load_backfill(&store, id).await?.cursor;
+        assert_eq!(cursor, BackfillSpec::new(BackfillKind::Gc).first_cursor());
+        let first = step(id, outcome, cursor.as_deref(), "a", false);
         assert!(store.advance_backfill(&first).await?);
         assert!(!store.advance_backfill(&first).await?, "the cursor has moved");
         assert!(store.advance_backfill(&step(id, outcome, Some("a"), "b", true)).await?);
@@ -72,7 +75,7 @@ async fn step_creates_tasks_and_report_lines(store: TestStore) -> Result<()> {
             ReportLine {
                 outcome: ItemOutcome::Failed,
                 reason: Some("unreadable".to_owned()),
-                ..skipped_line(Uuid::now_v7())
+                ..skipped_line(new_id())
             },
         ],
         ..step(id, None, "here", first.image)
@@ -158,7 +161,7 @@ async fn dry_run_only_counts(store: TestStore) -> Result<()> {
     spec.dry_run = true;
     let id = start_backfill(&store, spec).await?;
     let step = BackfillStep {
-        without_work: vec![skipped_line(Uuid::now_v7())],
+        without_work: vec![skipped_line(new_id())],
         is_last: true,
         ..step(id, None, "a", image)
     };

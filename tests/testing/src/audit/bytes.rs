@@ -9,13 +9,13 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::ledger::sha256;
+use super::{ledger::sha256, look::Look};
 
 /// A rendition's file.
 pub(super) struct File {
     pub sha256: String,
-    /// Whether a decoder can read it.
-    pub decodes: bool,
+    /// What it shows; `None` if it cannot be decoded.
+    pub look: Option<Look>,
 }
 
 /// The names of all files in `incoming/`, complete or not.
@@ -39,6 +39,22 @@ pub(super) fn originals(root: &Path) -> Result<HashMap<String, Vec<String>>> {
     Ok(found)
 }
 
+/// What the intact originals show, by their hash.
+pub(super) fn looks(root: &Path) -> Result<HashMap<String, Look>> {
+    let mut found = HashMap::new();
+    for folder in children(&root.join("blobs"))? {
+        for file in children(&folder)? {
+            let content = fs::read(&file)?;
+            if sha256(&content) == name(&file)
+                && let Some(look) = Look::of(&content)
+            {
+                found.insert(name(&file), look);
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// The files of all renditions, by the hash of the blob and the file name without extension.
 pub(super) fn renditions(root: &Path) -> Result<HashMap<(String, String), File>> {
     let mut found = HashMap::new();
@@ -48,8 +64,7 @@ pub(super) fn renditions(root: &Path) -> Result<HashMap<(String, String), File>>
                 let content = fs::read(&file)?;
                 let stem = file.file_stem().context("a rendition has a name")?;
                 let key = (name(&blob), stem.to_string_lossy().into_owned());
-                let decodes = image::load_from_memory(&content).is_ok();
-                found.insert(key, File { sha256: sha256(&content), decodes });
+                found.insert(key, File { sha256: sha256(&content), look: Look::of(&content) });
             }
         }
     }

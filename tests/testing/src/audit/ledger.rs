@@ -44,6 +44,17 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Adds all uploads of another ledger.
+    pub fn append(&self, other: &Self) {
+        let mut added = other.uploads();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(&mut added);
+    }
+
+    /// Keeps only the uploads for which `wanted` holds.
+    pub fn retain(&self, wanted: impl FnMut(&AcceptedUpload) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(wanted);
+    }
+
     /// The number of recorded uploads.
     pub fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()

@@ -6,6 +6,7 @@
 mod bytes;
 mod database;
 mod ledger;
+mod look;
 mod report;
 
 use std::{
@@ -173,12 +174,23 @@ impl Audit<'_> {
                 report.doubled.push(format!("blob {sha256} has {rows} renditions"));
             }
         }
+        let looks = bytes::looks(&self.blobs)?;
         let mut files = bytes::renditions(&self.blobs)?;
         for rendition in &recorded {
-            match files.remove(&(rendition.of.clone(), rendition.stem())) {
-                Some(file) if file.sha256 == rendition.sha256 && file.decodes => {}
-                Some(_) => report.lost.push(format!("{rendition:?} contains other bytes")),
-                None => report.lost.push(format!("{rendition:?} is missing")),
+            let Some(file) = files.remove(&(rendition.of.clone(), rendition.stem())) else {
+                report.lost.push(format!("{rendition:?} is missing"));
+                continue;
+            };
+            match (file.look, looks.get(&rendition.of)) {
+                _ if file.sha256 != rendition.sha256 => {
+                    report.lost.push(format!("{rendition:?} contains other bytes"));
+                }
+                (None, _) => report.lost.push(format!("{rendition:?} cannot be decoded")),
+                (Some(look), Some(original)) if !look.is_of(original) => {
+                    report.wrong.push(format!("{rendition:?} does not show its original"));
+                }
+                // An original that is missing or damaged is reported as lost.
+                _ => {}
             }
         }
         report.left.extend(files.into_keys().map(|(of, name)| format!("rendition {of}/{name}")));

@@ -15,6 +15,8 @@ pub struct Report {
     pub attempts: u64,
     /// Accepted uploads that are missing or damaged.
     pub lost: Vec<String>,
+    /// Renditions that do not show their original, although their bytes are those recorded.
+    pub wrong: Vec<String>,
     /// Tasks that did not end.
     pub stuck: Vec<String>,
     /// Effects that happened more than once.
@@ -26,7 +28,8 @@ pub struct Report {
 impl Report {
     /// Whether the audit found no difference.
     pub fn is_clean(&self) -> bool {
-        [&self.lost, &self.stuck, &self.doubled, &self.left].iter().all(|list| list.is_empty())
+        let Self { lost, wrong, stuck, doubled, left, .. } = self;
+        [lost, wrong, stuck, doubled, left].iter().all(|list| list.is_empty())
     }
 
     /// Fails with everything that was found, unless the report is clean.

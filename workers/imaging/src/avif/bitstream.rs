@@ -2,13 +2,14 @@
 //! `re_rav1d` panics on reserved color values. Source: AV1 specification, section 5.5.
 
 use re_rav1d::dav1d::{
-    Decoder, Error as Av1Error, Picture, PlanarImageComponent as Component, Settings,
+    Decoder, Error as Av1Error, Picture, PixelLayout, PlanarImageComponent as Component, Settings,
 };
 
-use super::{
+use crate::heif::{
     boxes::Reader,
-    error::AvifError::{self, Corrupt, OutOfMemory, Unsupported},
-    properties::{Cicp, UNSPECIFIED},
+    coding::{Chroma, Cicp, UNSPECIFIED},
+    error::HeifError::{self, Corrupt, OutOfMemory, Unsupported},
+    planes::{Planes, Samples, reserve},
 };
 
 /// Largest number of frames in an item. A still picture has one, a layered one up to four. More only
@@ -24,7 +25,7 @@ pub(super) struct Bits<'a> {
 
 impl Bits<'_> {
     /// A number of up to 32 bits.
-    pub fn number(&mut self, bits: u32) -> Result<u32, AvifError> {
+    pub fn number(&mut self, bits: u32) -> Result<u32, HeifError> {
         let mut value = 0;
         for _ in 0..bits {
             let byte = self.bytes.get(self.at / 8).ok_or(Corrupt)?;
@@ -35,11 +36,11 @@ impl Bits<'_> {
     }
 
     /// A number of up to 8 bits.
-    pub fn small(&mut self, bits: u32) -> Result<u8, AvifError> {
+    pub fn small(&mut self, bits: u32) -> Result<u8, HeifError> {
         u8::try_from(self.number(bits)?).map_err(|_| Corrupt)
     }
 
-    pub fn flag(&mut self) -> Result<bool, AvifError> {
+    pub fn flag(&mut self) -> Result<bool, HeifError> {
         Ok(self.number(1)? == 1)
     }
 
@@ -48,7 +49,7 @@ impl Bits<'_> {
     }
 
     /// Skips a number of variable length.
-    pub fn skip_variable(&mut self) -> Result<(), AvifError> {
+    pub fn skip_variable(&mut self) -> Result<(), HeifError> {
         let mut zeros = 0;
         while !self.flag()? {
             zeros += 1;
@@ -68,7 +69,7 @@ pub(super) struct SequenceHeader {
 
 impl SequenceHeader {
     /// Finds the sequence header among an item's units (OBUs). Rejects an item with too many frames.
-    pub fn find(data: &[u8]) -> Result<Self, AvifError> {
+    pub fn find(data: &[u8]) -> Result<Self, HeifError> {
         let mut units = Reader(data);
         let mut sequence = None;
         let mut frames = 0;
@@ -86,7 +87,7 @@ impl SequenceHeader {
     }
 
     /// Parses a sequence header (AV1, 5.5.1).
-    pub fn parse(bytes: &[u8]) -> Result<Self, AvifError> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, HeifError> {
         let mut bits = Bits { bytes, at: 0 };
         let profile = bits.number(3)?;
         bits.skip(1); // still_picture
@@ -111,7 +112,7 @@ impl SequenceHeader {
 }
 
 /// The next unit (OBU) of a bitstream: its type and its content; `None` at the end.
-pub(super) fn next_obu<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u8])>, AvifError> {
+pub(super) fn next_obu<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u8])>, HeifError> {
     if units.0.is_empty() {
         return Ok(None);
     }
@@ -135,7 +136,7 @@ pub(super) fn next_obu<'a>(units: &mut Reader<'a>) -> Result<Option<(u8, &'a [u8
 }
 
 /// Skips a sequence header's timing and operating points.
-pub(super) fn skip_operating_points(bits: &mut Bits<'_>) -> Result<(), AvifError> {
+pub(super) fn skip_operating_points(bits: &mut Bits<'_>) -> Result<(), HeifError> {
     let mut delay_bits = None;
     if bits.flag()? {
         bits.skip(32 + 32); // num_units_in_display_tick, time_scale
@@ -166,7 +167,7 @@ pub(super) fn skip_operating_points(bits: &mut Bits<'_>) -> Result<(), AvifError
 }
 
 /// Skips a sequence header's tools for frames that depend on others.
-pub(super) fn skip_inter_tools(bits: &mut Bits<'_>) -> Result<(), AvifError> {
+pub(super) fn skip_inter_tools(bits: &mut Bits<'_>) -> Result<(), HeifError> {
     bits.skip(4); // interintra, masked, warped motion, dual filter
     let order_hint = bits.flag()?;
     if order_hint {
@@ -184,7 +185,7 @@ pub(super) fn skip_inter_tools(bits: &mut Bits<'_>) -> Result<(), AvifError> {
 }
 
 /// Reads a sequence header's colors (AV1, 5.5.2).
-pub(super) fn read_color(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, AvifError> {
+pub(super) fn read_color(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, HeifError> {
     let high_depth = bits.flag()?;
     if profile == 2 && high_depth {
         bits.skip(1); // twelve_bit
@@ -200,74 +201,72 @@ pub(super) fn read_color(bits: &mut Bits<'_>, profile: u32) -> Result<Cicp, Avif
     Ok(Cicp { primaries, transfer, matrix, full_range: is_srgb || bits.flag()? })
 }
 
-/// A decoded AV1 frame.
-pub(super) struct Frame {
-    pub picture: Picture,
-    pub sequence: SequenceHeader,
-    pub size: (u32, u32),
+/// Decodes an item. It must have the `size` that the container announces.
+pub(crate) fn decode(data: &[u8], size: (u32, u32)) -> Result<Planes, HeifError> {
+    let sequence = SequenceHeader::find(data)?;
+    let mut settings = Settings::new();
+    settings.set_n_threads(1);
+    settings.set_max_frame_delay(1);
+    settings.set_all_layers(false); // only the best one of a layered picture
+    settings.set_frame_size_limit(size.0.checked_mul(size.1).ok_or(Corrupt)?);
+    let mut decoder = Decoder::with_settings(&settings).map_err(av1_failure)?;
+    match decoder.send_data(data.to_vec(), None, None, None) {
+        Ok(()) | Err(Av1Error::Again) => {}
+        Err(error) => return Err(av1_failure(error)),
+    }
+    // A layered picture is returned only by the second call, once no better layer can follow.
+    let picture = match decoder.get_picture() {
+        Err(Av1Error::Again) => decoder.get_picture(),
+        answer => answer,
+    };
+    let picture = picture.map_err(av1_failure)?;
+    if (picture.width(), picture.height()) != size {
+        return Err(Corrupt);
+    }
+    planes(&picture, size, sequence.cicp)
 }
 
-impl Frame {
-    /// Decodes an item. It must have the `size` that the container announces.
-    pub fn decode(data: &[u8], size: (u32, u32)) -> Result<Self, AvifError> {
-        let sequence = SequenceHeader::find(data)?;
-        let mut settings = Settings::new();
-        settings.set_n_threads(1);
-        settings.set_max_frame_delay(1);
-        settings.set_all_layers(false); // only the best one of a layered picture
-        settings.set_frame_size_limit(size.0.checked_mul(size.1).ok_or(Corrupt)?);
-        let mut decoder = Decoder::with_settings(&settings).map_err(av1_failure)?;
-        match decoder.send_data(data.to_vec(), None, None, None) {
-            Ok(()) | Err(Av1Error::Again) => {}
-            Err(error) => return Err(av1_failure(error)),
-        }
-        // A layered picture is returned only by the second call, once no better layer can follow.
-        let picture = match decoder.get_picture() {
-            Err(Av1Error::Again) => decoder.get_picture(),
-            answer => answer,
-        };
-        let frame = Self { picture: picture.map_err(av1_failure)?, sequence, size };
-        if (frame.picture.width(), frame.picture.height()) != size {
+/// Copies the planes without their padding.
+fn planes(picture: &Picture, size: (u32, u32), cicp: Cicp) -> Result<Planes, HeifError> {
+    let chroma = match picture.pixel_layout() {
+        PixelLayout::I400 => Chroma::None,
+        PixelLayout::I420 => Chroma::Quarter,
+        PixelLayout::I422 => Chroma::Half,
+        PixelLayout::I444 => Chroma::Full,
+    };
+    let depth = u8::try_from(picture.bit_depth()).map_err(|_| Corrupt)?;
+    let mut planes = Planes { size, chroma, depth, cicp, samples: Vec::new() };
+    let components: &[Component] = match chroma {
+        Chroma::None => &[Component::Y],
+        _ => &[Component::Y, Component::U, Component::V],
+    };
+    for (index, &component) in components.iter().enumerate() {
+        let (width, height) = planes.plane_size(index);
+        let plane = picture.plane(component);
+        let stride = picture.stride(component) as usize;
+        let sample_bytes = if depth > 8 { 2 } else { 1 };
+        if stride < width * sample_bytes {
             return Err(Corrupt);
         }
-        Ok(frame)
-    }
-
-    /// Bits per sample.
-    pub fn depth(&self) -> usize {
-        self.picture.bit_depth()
-    }
-
-    /// Converts one plane of the picture's size to 8 bits and writes it to `out`.
-    pub fn write_plane<'a>(
-        &self,
-        component: Component,
-        levels: &[u8],
-        out: impl Iterator<Item = &'a mut u8>,
-    ) -> Result<(), AvifError> {
-        let plane = self.picture.plane(component);
-        let stride = self.picture.stride(component) as usize;
-        let sample_bytes = if self.depth() > 8 { 2 } else { 1 };
-        let row_bytes = self.size.0 as usize * sample_bytes;
-        if stride < row_bytes {
-            return Err(Corrupt);
-        }
-        let rows = plane.chunks_exact(stride).filter_map(|row| row.get(..row_bytes));
-        let level = |sample: usize| levels.get(sample).copied().unwrap_or(u8::MAX);
-        if sample_bytes == 1 {
-            let samples = rows.flatten().map(|&sample| level(usize::from(sample)));
-            out.zip(samples).for_each(|(to, from)| *to = from);
+        let rows = plane.chunks(stride).take(height);
+        let rows = rows.filter_map(|row| row.get(..width * sample_bytes));
+        planes.samples.push(if sample_bytes == 1 {
+            let mut samples = reserve(width * height)?;
+            rows.for_each(|row| samples.extend_from_slice(row));
+            Samples::Bytes(samples)
         } else {
-            let samples = rows.flat_map(|row| row.as_chunks::<2>().0);
-            let samples = samples.map(|&pair| level(usize::from(u16::from_ne_bytes(pair))));
-            out.zip(samples).for_each(|(to, from)| *to = from);
-        }
-        Ok(())
+            let mut samples = reserve(width * height)?;
+            rows.for_each(|row| {
+                samples.extend(row.as_chunks::<2>().0.iter().map(|pair| u16::from_ne_bytes(*pair)));
+            });
+            Samples::Words(samples)
+        });
     }
+    planes.checked()
 }
 
 /// The decoder's error in the terms of this module.
-pub(super) fn av1_failure(error: Av1Error) -> AvifError {
+pub(super) fn av1_failure(error: Av1Error) -> HeifError {
     match error {
         Av1Error::NotEnoughMemory => OutOfMemory,
         Av1Error::UnsupportedBitstream => Unsupported("this AV1 bitstream"),

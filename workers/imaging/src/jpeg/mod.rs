@@ -1,20 +1,32 @@
 //! JPEG by libjpeg-turbo: scaled while it is decoded, and kept as planes if possible.
+//!
+//! Each picture has a decoder and an encoder of its own, because libjpeg-turbo keeps tables, and the state of an
+//! error, until the next picture. Together they cost microseconds.
 
+mod decode_error;
 mod markers;
+mod padding;
+mod progress;
+#[cfg(test)]
+mod tests;
+mod tidy;
 
-use image::{DynamicImage, RgbImage};
+use std::borrow::Cow;
+
+use image::{DynamicImage, GrayImage, RgbImage};
 use moxcms::Layout;
-use safelight_domain::{ErrorCode, Failure, Size};
+use safelight_domain::{Failure, Size};
 use turbojpeg::{
     Colorspace, Compressor, DecompressHeader, Decompressor, Image, PixelFormat, ScalingFactor,
     Subsamp, YuvImage, YuvPlanesImage,
 };
 
-pub(super) use markers::{Header, is_complete};
+pub(super) use markers::Header;
 
+use self::decode_error::{DecodeError, classify};
 use crate::{
     color::{ToSrgb, uncalibrated_cmyk},
-    failure::{bug, damaged},
+    failure::bug,
     limits::area,
     picture::{Picture, Pixels},
     planes::{Planes, Sampling, chroma_size},
@@ -25,77 +37,88 @@ use crate::{
 /// the decoder process the whole picture again.
 const MAX_SCANS: u32 = 100;
 
+/// How often a picture is decoded again without more of the padding between its scans and restart markers. A decoder
+/// that reads ahead does not notice the last bytes of each.
+const MAX_PADDINGS: usize = 4;
+
 /// The factors by which libjpeg-turbo scales down at almost no cost, by skipping high frequencies in the
 /// transform of 8 × 8 blocks. Other factors have no fast code.
 const REDUCTIONS: [u32; 4] = [8, 4, 2, 1];
 
-/// Warnings of libjpeg-turbo that affect no pixel.
-const HARMLESS_WARNINGS: [&str; 3] =
-    ["extraneous bytes before marker", "JFIF revision", "Adobe color transform"];
+/// How many copies of the file are in memory at most: one without oddities, and one that is made of it, in another
+/// order or without padding.
+const COPIES: u64 = 2;
 
-/// A reusable decoder and encoder.
-pub(super) struct Jpeg {
-    decompressor: Decompressor,
-    compressor: Compressor,
+/// Decodes a picture that will be scaled down by `reduction` or more.
+pub(super) fn decode(
+    bytes: &[u8],
+    header: &Header,
+    reduction: f64,
+    resizer: &mut Resizer,
+) -> Result<Picture, Failure> {
+    let mut jpeg = tidy::tidy(bytes, header)?;
+    let mut decode = |bytes: &[u8]| Decoder::new(bytes, header)?.decode(reduction, resizer);
+    let mut outcome = decode(&jpeg);
+    for _ in 0..MAX_PADDINGS {
+        let Err(DecodeError::InnerPadding(count)) = outcome else { break };
+        let shorter = tidy::without_padding(&jpeg, count);
+        if shorter.len() == jpeg.len() {
+            break;
+        }
+        jpeg = Cow::Owned(shorter);
+        outcome = decode(&jpeg);
+    }
+    outcome.map_err(DecodeError::into_failure)
 }
 
-impl Jpeg {
-    pub fn new() -> Result<Self, Failure> {
+/// The decoder of one picture.
+struct Decoder<'a> {
+    bytes: &'a [u8],
+    header: &'a Header,
+    decompressor: Decompressor,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(bytes: &'a [u8], header: &'a Header) -> Result<Self, Failure> {
         let mut decompressor = Decompressor::new().map_err(bug)?;
         decompressor.set_scan_limit(MAX_SCANS).map_err(bug)?;
-        Ok(Self { decompressor, compressor: Compressor::new().map_err(bug)? })
+        Ok(Self { bytes, header, decompressor })
     }
 
-    /// Decodes a picture that will be scaled down by `reduction` or more. `None` for a variant that
-    /// libjpeg-turbo's interface does not support; another decoder may.
-    pub fn decode(
-        &mut self,
-        bytes: &[u8],
-        header: &Header,
-        reduction: f64,
-        resizer: &mut Resizer,
-    ) -> Result<Option<Picture>, Failure> {
-        if !is_complete(bytes) {
-            return Err(Failure::new(
-                ErrorCode::CorruptImage,
-                "the JPEG ends before its end marker",
-            ));
-        }
-        let Ok(coded) = self.decompressor.read_header(bytes) else { return Ok(None) };
-        if coded.is_lossless {
-            return Ok(None);
-        }
-        let by = REDUCTIONS.into_iter().find(|by| f64::from(*by) <= reduction).unwrap_or(1);
+    fn decode(&mut self, reduction: f64, resizer: &mut Resizer) -> Result<Picture, DecodeError> {
+        let coded = self.decompressor.read_header(self.bytes);
+        let coded = coded.map_err(|error| classify(&error, self.bytes))?;
+        let by = REDUCTIONS.into_iter().find(|by| f64::from(*by) <= reduction);
+        let by = by.filter(|_| !coded.is_lossless).unwrap_or(1);
         let factor = ScalingFactor::new(1, by as usize);
         self.decompressor.set_scaling_factor(factor).map_err(bug)?;
         let scaled = coded.scaled(factor);
+        let has_planes = coded.subsamp != Subsamp::Unknown && !coded.is_lossless;
         let pixels = match coded.colorspace {
-            Colorspace::YCbCr | Colorspace::Gray if coded.subsamp != Subsamp::Unknown => {
-                self.planes(bytes, &scaled, resizer)?
+            Colorspace::YCbCr | Colorspace::Gray if has_planes => self.planes(&scaled, resizer)?,
+            Colorspace::Gray => {
+                Pixels::Image(gray(self.pixels(&scaled, PixelFormat::GRAY)?, &scaled)?)
             }
             // RGB, and samplings that libjpeg-turbo has no name for.
-            Colorspace::YCbCr | Colorspace::Gray | Colorspace::RGB => {
-                let pixels = self.pixels(bytes, &scaled, PixelFormat::RGB)?;
-                Pixels::Image(rgb(pixels, &scaled)?)
+            Colorspace::YCbCr | Colorspace::RGB => {
+                Pixels::Image(rgb(self.pixels(&scaled, PixelFormat::RGB)?, &scaled)?)
             }
             Colorspace::CMYK | Colorspace::YCCK => {
-                let mut inks = self.pixels(bytes, &scaled, PixelFormat::CMYK)?;
-                return cmyk(&mut inks, header, &scaled).map(|image| {
-                    Some(Picture { pixels: Pixels::Image(image), scale: scale(by), color: None })
-                });
+                let mut inks = self.pixels(&scaled, PixelFormat::CMYK)?;
+                let image = cmyk(&mut inks, self.header, &scaled)?;
+                return Ok(Picture { pixels: Pixels::Image(image), scale: scale(by), color: None });
             }
         };
         let layout = if coded.colorspace == Colorspace::Gray { Layout::Gray } else { Layout::Rgb };
-        let color = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, layout));
-        Ok(Some(Picture { pixels, scale: scale(by), color }))
+        let color = self.header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, layout));
+        Ok(Picture { pixels, scale: scale(by), color })
     }
 
     fn planes(
         &mut self,
-        bytes: &[u8],
         scaled: &DecompressHeader,
         resizer: &mut Resizer,
-    ) -> Result<Pixels, Failure> {
+    ) -> Result<Pixels, DecodeError> {
         let Size { width: across, height: down } =
             sides(scaled.subsamp.width(), scaled.subsamp.height())?;
         let sampling = (scaled.subsamp != Subsamp::Gray).then_some(Sampling { across, down });
@@ -107,50 +130,53 @@ impl Jpeg {
             align: 1,
             subsamp: scaled.subsamp,
         };
-        check_decoded(self.decompressor.decompress_to_yuv(bytes, output))?;
+        let outcome = self.decompressor.decompress_to_yuv(self.bytes, output);
+        check_decoded(outcome, self.bytes)?;
         Ok(Pixels::Planes(planes))
     }
 
     fn pixels(
         &mut self,
-        bytes: &[u8],
         scaled: &DecompressHeader,
         format: PixelFormat,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, DecodeError> {
         let pitch = scaled.width * format.size();
         let mut pixels = vec![0; pitch * scaled.height];
         let (width, height) = (scaled.width, scaled.height);
         let output = Image { pixels: &mut pixels[..], width, height, pitch, format };
-        check_decoded(self.decompressor.decompress(bytes, output))?;
+        check_decoded(self.decompressor.decompress(self.bytes, output), self.bytes)?;
         Ok(pixels)
     }
+}
 
-    /// Encodes with 4:2:0 chroma, as is usual for a JPEG. `quality` is 1–100. The picture must have no alpha
-    /// channel.
-    pub fn encode(&mut self, pixels: &Pixels, quality: u8) -> Result<Vec<u8>, Failure> {
-        self.compressor.set_quality(quality.into()).map_err(bug)?;
-        match pixels {
-            Pixels::Planes(planes) => self.encode_planes(planes),
-            Pixels::Image(DynamicImage::ImageLuma8(gray)) => {
-                self.encode_pixels(gray, gray.width(), PixelFormat::GRAY, Subsamp::Gray)
-            }
-            Pixels::Image(image) => {
-                let rgb = image.as_rgb8().ok_or_else(|| bug("neither gray nor RGB"))?;
-                self.encode_pixels(rgb, rgb.width(), PixelFormat::RGB, Subsamp::Sub2x2)
-            }
+/// The encoder of one picture.
+struct Encoder {
+    compressor: Compressor,
+}
+
+/// Encodes with 4:2:0 chroma, as is usual for a JPEG. `quality` is 1–100. The picture must have no alpha
+/// channel.
+pub(super) fn encode(pixels: &Pixels, quality: u8) -> Result<Vec<u8>, Failure> {
+    let mut encoder = Encoder { compressor: Compressor::new().map_err(bug)? };
+    encoder.compressor.set_quality(quality.into()).map_err(bug)?;
+    match pixels {
+        Pixels::Planes(planes) => encoder.planes(planes),
+        Pixels::Image(DynamicImage::ImageLuma8(gray)) => {
+            encoder.pixels(gray, gray.width(), PixelFormat::GRAY, Subsamp::Gray)
+        }
+        Pixels::Image(image) => {
+            let rgb = image.as_rgb8().ok_or_else(|| bug("neither gray nor RGB"))?;
+            encoder.pixels(rgb, rgb.width(), PixelFormat::RGB, Subsamp::Sub2x2)
         }
     }
+}
 
-    fn encode_planes(&mut self, planes: &Planes) -> Result<Vec<u8>, Failure> {
+impl Encoder {
+    fn planes(&mut self, planes: &Planes) -> Result<Vec<u8>, Failure> {
         let Size { width, height } = planes.size;
         let subsamp = match planes.sampling {
             None => {
-                return self.encode_pixels(
-                    &planes.samples,
-                    width,
-                    PixelFormat::GRAY,
-                    Subsamp::Gray,
-                );
+                return self.pixels(&planes.samples, width, PixelFormat::GRAY, Subsamp::Gray);
             }
             Some(Sampling::FULL) => Subsamp::None,
             Some(Sampling::QUARTER) => Subsamp::Sub2x2,
@@ -172,7 +198,7 @@ impl Jpeg {
         self.compressor.compress_yuv_planes_to_vec(&picture).map_err(bug)
     }
 
-    fn encode_pixels(
+    fn pixels(
         &mut self,
         pixels: &[u8],
         width: u32,
@@ -187,29 +213,22 @@ impl Jpeg {
     }
 }
 
-/// An estimate of the memory for decoding, in bytes. A progressive picture is held as 16-bit coefficients
-/// until its last scan; a sequential one is decoded as a stream.
-pub(super) fn decode_memory(header: &Header) -> u64 {
-    let samples = area(header.width, header.height) * u64::from(header.quarter_samples) / 4;
-    if header.is_progressive { 2 * samples + samples } else { samples }
+/// An estimate of the memory for decoding a file of `length` bytes, besides the file itself, in bytes. Sequential
+/// pictures are decoded as a stream; if there are several scans, 16-bit coefficients are kept until the last one.
+pub(super) fn decode_memory(header: &Header, length: usize) -> u64 {
+    let pixels = area(header.width, header.height);
+    let samples = pixels * u64::from(header.quarter_samples) / 4;
+    // CMYK is converted to RGB.
+    let decoded = if header.components == 4 { 7 * pixels } else { samples };
+    let coefficients = if header.has_several_scans { 2 * samples } else { 0 };
+    decoded + coefficients + COPIES * length as u64
 }
 
-fn check_decoded(outcome: Result<(), turbojpeg::Error>) -> Result<(), Failure> {
-    match outcome {
-        Ok(()) => Ok(()),
-        // The decoder continued to the end.
-        Err(turbojpeg::Error::TurboJpegError(why))
-            if HARMLESS_WARNINGS.iter().any(|harmless| why.contains(harmless)) =>
-        {
-            Ok(())
-        }
-        Err(turbojpeg::Error::TurboJpegError(why)) if why.contains("nsufficient memory") => {
-            Err(Failure::new(ErrorCode::DecoderOutOfMemory, "decoding would take too much memory"))
-        }
-        Err(why) => {
-            tracing::debug!(%why, "libjpeg-turbo rejected a picture");
-            Err(damaged())
-        }
+/// The decoder continues to the end after most messages.
+fn check_decoded(outcome: Result<(), turbojpeg::Error>, bytes: &[u8]) -> Result<(), DecodeError> {
+    match outcome.map_err(|error| classify(&error, bytes)) {
+        Ok(()) | Err(DecodeError::Padding) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -226,6 +245,12 @@ fn sides(width: usize, height: usize) -> Result<Size, Failure> {
     Ok(Size { width: side(width)?, height: side(height)? })
 }
 
+fn gray(pixels: Vec<u8>, scaled: &DecompressHeader) -> Result<DynamicImage, Failure> {
+    let Size { width, height } = size(scaled)?;
+    let image = GrayImage::from_raw(width, height, pixels);
+    image.map(DynamicImage::from).ok_or_else(|| bug("a row is missing"))
+}
+
 fn rgb(pixels: Vec<u8>, scaled: &DecompressHeader) -> Result<DynamicImage, Failure> {
     let Size { width, height } = size(scaled)?;
     let image = RgbImage::from_raw(width, height, pixels);
@@ -239,9 +264,9 @@ fn cmyk(
 ) -> Result<DynamicImage, Failure> {
     let Size { width, height } = size(scaled)?;
     let profile = header.icc.as_ref().and_then(|icc| ToSrgb::from_icc(icc, Layout::Rgba));
-    // Adobe stores inverted inks, profiles expect them not inverted.
-    let invert = header.is_adobe == profile.is_some();
-    if invert {
+    // Inks are stored inverted, as Photoshop does, also without its marker, which tools remove together with other
+    // metadata; browsers, libvips and Pillow agree. Profiles expect them not inverted.
+    if profile.is_some() {
         for ink in inks.iter_mut() {
             *ink = u8::MAX - *ink;
         }

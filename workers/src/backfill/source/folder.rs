@@ -1,21 +1,23 @@
 //! Every file in a folder and its subfolders, in the order of names: a subfolder's files come at the position
-//! of its name. Symbolic links are not followed.
+//! of its name. Symbolic links are not followed, also not where one has replaced a file or folder meanwhile.
 
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs::{self, DirEntry, FileType},
+    fs::File,
     io::ErrorKind,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
 };
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
+use safelight_rooted_files::{Kind, RootedFolder};
 
 use super::{
     candidate::{Candidate, Location, Verdict},
     error::SourceError,
     reader::{Progress, Reader},
+    roots::open_file,
 };
 
 /// Names of one folder in memory. A larger folder is read once for every so many names.
@@ -24,17 +26,25 @@ const NAMES: usize = 8192;
 /// Characters that a cursor escapes: it is text, and names on Unix are any bytes.
 const IN_CURSOR: &AsciiSet = &CONTROLS.add(b'%');
 
+#[derive(Clone)]
 pub(super) struct Folder {
-    root: PathBuf,
+    opened: RootedFolder,
+    /// Its path, for reports.
+    path: PathBuf,
 }
 
 impl Folder {
-    pub fn new(root: PathBuf) -> Self {
-        Self { root }
+    pub fn new(opened: RootedFolder, path: PathBuf) -> Self {
+        Self { opened, path }
+    }
+
+    /// Opens a file that the walk has found, by its path.
+    pub fn open(&self, path: &Path) -> Result<File, SourceError> {
+        open_file(&self.opened, path.strip_prefix(&self.path).unwrap_or(path), path)
     }
 
     pub async fn count(&self, reader: &Reader) -> Result<u64, SourceError> {
-        let root = self.root.clone();
+        let folder = self.clone();
         reader
             .run(move |progress| {
                 let mut count = 0;
@@ -42,7 +52,7 @@ impl Folder {
                     count += 1;
                     true
                 };
-                Walk { progress, show: &mut show }.folder(&root, None)?;
+                Walk { root: &folder, progress, show: &mut show }.folder(Path::new(""), None)?;
                 Ok(count)
             })
             .await
@@ -54,43 +64,46 @@ impl Folder {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Candidate>, SourceError> {
-        let root = self.root.clone();
+        let folder = self.clone();
         let after: Option<PathBuf> =
             after.map(|cursor| OsString::from_vec(percent_decode_str(cursor).collect()).into());
         reader
             .run(move |progress| {
                 let mut candidates = Vec::new();
                 let mut show = |path: &Path, shown: Shown| {
-                    candidates.push(candidate(&root, path, shown));
+                    candidates.push(folder.candidate(path, shown));
                     candidates.len() < limit
                 };
-                Walk { progress, show: &mut show }.folder(&root, after.as_deref())?;
+                let mut walk = Walk { root: &folder, progress, show: &mut show };
+                walk.folder(Path::new(""), after.as_deref())?;
                 Ok(candidates)
             })
             .await
+    }
+
+    /// The candidate at a path beneath this folder.
+    fn candidate(&self, beneath: &Path, shown: Shown) -> Candidate {
+        let cursor = percent_encode(beneath.as_os_str().as_bytes(), IN_CURSOR).to_string();
+        let path = self.path.join(beneath);
+        let name = path.to_string_lossy().into_owned();
+        let verdict = match shown {
+            Shown::Kind(kind) => (kind != Kind::File).then_some(Verdict::NotAFile),
+            Shown::Unreadable(why) => Some(Verdict::Unreadable(why)),
+        };
+        Candidate { verdict, ..Candidate::at(cursor, &name, Location::File(path)) }
     }
 }
 
 /// What a walk finds under a path.
 enum Shown {
-    Kind(FileType),
+    Kind(Kind),
     /// It cannot be read, nor its contents if it is a folder.
     Unreadable(String),
 }
 
-fn candidate(root: &Path, path: &Path, shown: Shown) -> Candidate {
-    let cursor = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
-    let cursor = percent_encode(cursor, IN_CURSOR).to_string();
-    let name = path.to_string_lossy().into_owned();
-    let verdict = match shown {
-        Shown::Kind(kind) => (!kind.is_file()).then_some(Verdict::NotAFile),
-        Shown::Unreadable(why) => Some(Verdict::Unreadable(why)),
-    };
-    Candidate { verdict, ..Candidate::at(cursor, &name, Location::File(path.to_owned())) }
-}
-
-/// A walk through a folder.
+/// A walk through a folder. All its paths are beneath that folder.
 struct Walk<'a> {
+    root: &'a Folder,
     progress: &'a Progress,
     /// Receives each file, and returns whether it wants more.
     show: &'a mut dyn FnMut(&Path, Shown) -> bool,
@@ -107,7 +120,7 @@ impl Walk<'_> {
             let (inside, rest) = (folder.join(first), components.as_path());
             // If the cursor is the folder itself, all of it has been shown.
             let continues = !rest.as_os_str().is_empty()
-                && fs::symlink_metadata(&inside).is_ok_and(|about| about.is_dir());
+                && self.root.opened.kind(&inside).is_ok_and(|kind| kind == Kind::Folder);
             if continues && !self.folder_or_itself(&inside, Some(rest))? {
                 return Ok(false);
             }
@@ -119,7 +132,7 @@ impl Walk<'_> {
             for (name, shown) in names {
                 let path = folder.join(name);
                 let wants_more = match shown {
-                    Shown::Kind(kind) if kind.is_dir() => self.folder_or_itself(&path, None)?,
+                    Shown::Kind(Kind::Folder) => self.folder_or_itself(&path, None)?,
                     shown => (self.show)(&path, shown),
                 };
                 if !wants_more {
@@ -137,7 +150,7 @@ impl Walk<'_> {
         after: Option<&Path>,
     ) -> Result<bool, SourceError> {
         match self.folder(folder, after) {
-            Err(SourceError::Unusable(why)) if is_there(folder) => {
+            Err(SourceError::Unusable(why)) if self.is_there(folder) => {
                 Ok((self.show)(folder, Shown::Unreadable(why)))
             }
             Err(SourceError::Unusable(_)) => Ok(true),
@@ -151,46 +164,38 @@ impl Walk<'_> {
         folder: &Path,
         last: Option<&OsStr>,
     ) -> Result<BTreeMap<OsString, Shown>, SourceError> {
-        let at = |error| SourceError::at(folder, error);
+        let at = |error| SourceError::at(&self.root.path.join(folder), error);
         let mut names = BTreeMap::new();
-        for entry in fs::read_dir(folder).map_err(at)? {
+        for entry in self.root.opened.names(folder).map_err(at)? {
             self.progress.show()?;
-            let entry = entry.map_err(at)?;
-            let name = entry.file_name();
+            let (name, kind) = entry.map_err(at)?;
             if last.is_some_and(|last| name.as_os_str() <= last) {
                 continue;
             }
-            if let Some(shown) = classify(&entry)? {
-                names.insert(name, shown);
-            }
+            names.insert(name, Shown::Kind(kind));
             if names.len() > NAMES {
                 names.pop_last();
             }
         }
         Ok(names)
     }
-}
 
-/// What kind of file a name has; `None` if it was removed meanwhile.
-fn classify(entry: &DirEntry) -> Result<Option<Shown>, SourceError> {
-    match entry.file_type() {
-        Ok(kind) => Ok(Some(Shown::Kind(kind))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => match SourceError::at(&entry.path(), error) {
-            SourceError::Unusable(why) => Ok(Some(Shown::Unreadable(why))),
-            passing => Err(passing),
-        },
+    /// Whether something is there, readable or not.
+    fn is_there(&self, path: &Path) -> bool {
+        let kind = self.root.opened.kind(path);
+        !kind.is_err_and(|error| error.kind() == ErrorKind::NotFound)
     }
-}
-
-/// Whether the path exists, readable or not.
-fn is_there(path: &Path) -> bool {
-    !fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn open(path: &Path) -> Folder {
+        Folder::new(RootedFolder::open(path).expect("opened"), path.to_owned())
+    }
 
     /// The paths of all candidates, read in pages of `limit`.
     async fn list(folder: &Folder, limit: usize) -> Vec<String> {
@@ -202,7 +207,7 @@ mod tests {
             cursor = page.last().map(|candidate| candidate.cursor.clone()).or(cursor);
             found.extend(page.into_iter().map(|candidate| {
                 let Location::File(path) = candidate.location else { panic!("a file") };
-                let path = path.strip_prefix(&folder.root).expect("inside");
+                let path = path.strip_prefix(&folder.path).expect("inside");
                 path.to_string_lossy().into_owned()
             }));
             if is_last {
@@ -224,7 +229,7 @@ mod tests {
         fs::create_dir(root.path().join("empty")).expect("folder");
         let not_utf8 = root.path().join(OsStr::from_bytes(b"c d/\xff.jpg"));
         fs::write(not_utf8, b"x").expect("file");
-        let folder = Folder::new(root.path().to_owned());
+        let folder = open(root.path());
         let all = list(&folder, 100).await;
         assert_eq!(all.len(), names.len() + 1);
         for limit in 1..=8 {
@@ -237,15 +242,18 @@ mod tests {
     async fn folder_lists_links_without_following_them() {
         let root = tempfile::tempdir().expect("folder");
         std::os::unix::fs::symlink("/", root.path().join("link")).expect("link");
-        let folder = Folder::new(root.path().to_owned());
+        let folder = open(root.path());
         let page = folder.page(&Reader::default(), None, 9).await.expect("a page");
         assert_eq!(page.len(), 1);
         assert_eq!(page[0].verdict, Some(Verdict::NotAFile));
     }
 
     #[tokio::test]
-    async fn missing_folder_is_unusable() {
-        let folder = Folder::new("/nowhere/at/all".into());
+    async fn folder_that_was_removed_is_unusable() {
+        let root = tempfile::tempdir().expect("folder");
+        fs::write(root.path().join("a.jpg"), b"x").expect("file");
+        let folder = open(root.path());
+        drop(root);
         assert!(matches!(folder.count(&Reader::default()).await, Err(SourceError::Unusable(_))));
     }
 
@@ -266,7 +274,7 @@ mod tests {
             fs::write(root.path().join(name), b"x").expect("file");
         }
         make_unreadable_folder(root.path());
-        let folder = Folder::new(root.path().to_owned());
+        let folder = open(root.path());
         for limit in 1..=4 {
             let found = list(&folder, limit).await;
             assert_eq!(found.len(), 3, "pages of {limit}: {found:?}");

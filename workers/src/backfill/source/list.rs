@@ -3,17 +3,18 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek, SeekFrom},
+    io::{self, BufRead, BufReader, Read},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use safelight_domain::{Label, Labels};
+use safelight_domain::{Label, Labels, clean};
 use serde::Deserialize;
 
 use super::{
     candidate::{Candidate, Location, Verdict},
     error::SourceError,
-    file,
     reader::Reader,
 };
 
@@ -25,6 +26,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) struct List {
     path: PathBuf,
+    /// Opened once: what has the path later may be another file.
+    file: Arc<File>,
 }
 
 #[derive(Deserialize)]
@@ -38,15 +41,15 @@ struct Picture {
 }
 
 impl List {
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
+    pub fn new(path: PathBuf, file: File) -> Self {
+        Self { path, file: Arc::new(file) }
     }
 
     pub async fn count(&self, reader: &Reader) -> Result<u64, SourceError> {
-        let path = self.path.clone();
+        let (path, file) = (self.path.clone(), self.file.clone());
         reader
             .run(move |progress| {
-                let mut lines = Lines::from(&path, None)?;
+                let mut lines = Lines::of(file, None);
                 let mut count = 0;
                 while let Some((_, line)) = lines.next(&path)? {
                     progress.show()?;
@@ -63,11 +66,11 @@ impl List {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Candidate>, SourceError> {
-        let path = self.path.clone();
+        let (path, file) = (self.path.clone(), self.file.clone());
         let after = after.map(str::to_owned);
         reader
             .run(move |progress| {
-                let mut lines = Lines::from(&path, after.as_deref())?;
+                let mut lines = Lines::of(file, after.as_deref());
                 let mut candidates = Vec::new();
                 while candidates.len() < limit
                     && let Some((number, line)) = lines.next(&path)?
@@ -98,7 +101,8 @@ fn candidate(list: &Path, number: u64, line: &[u8], cursor: String) -> Candidate
         Err(why) => {
             let name = format!("{}:{number}", list.display());
             let location = Location::File(list.to_owned());
-            let verdict = Some(Verdict::Invalid(why));
+            // It may quote the line, which can be long and contain anything.
+            let verdict = Some(Verdict::Invalid(clean(&why)));
             let labels = Labels::default();
             return Candidate { verdict, labels, ..Candidate::at(cursor, &name, location) };
         }
@@ -169,19 +173,18 @@ fn location(list: &Path, picture: &Picture) -> Result<Location, String> {
 
 /// The lines of a file after a cursor, which is `BYTES:LINES` read so far.
 struct Lines {
-    file: BufReader<File>,
+    file: BufReader<Shared>,
     bytes: u64,
     number: u64,
 }
 
 impl Lines {
-    fn from(path: &Path, cursor: Option<&str>) -> Result<Self, SourceError> {
-        let mut file = file::open(path)?;
+    fn of(file: Arc<File>, cursor: Option<&str>) -> Self {
         let position = cursor.and_then(|cursor| cursor.split_once(':'));
         let number = |text: &str| text.parse().unwrap_or(0);
         let (bytes, line) = position.map_or((0, 0), |(bytes, line)| (number(bytes), number(line)));
-        file.seek(SeekFrom::Start(bytes)).map_err(|error| SourceError::at(path, error))?;
-        Ok(Self { file: BufReader::new(file), bytes, number: line })
+        let file = BufReader::new(Shared { file, position: bytes });
+        Self { file, bytes, number: line }
     }
 
     /// The next line with its number, starting with 1. A line that is too long is cut.
@@ -209,6 +212,20 @@ impl Lines {
     }
 }
 
+/// A reader of a file whose other readers have positions of their own.
+struct Shared {
+    file: Arc<File>,
+    position: u64,
+}
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,7 +245,8 @@ mod tests {
             r#""s3://bucket/some/key.gif""#,
         ];
         std::fs::write(&path, format!("\u{feff}{}", lines.join("\n"))).expect("list");
-        let (list, reader) = (List::new(path.clone()), Reader::default());
+        let list = List::new(path.clone(), File::open(&path).expect("list"));
+        let reader = Reader::default();
         assert_eq!(list.count(&reader).await.expect("count"), 6);
         let mut candidates = Vec::new();
         let mut cursor = None::<String>;

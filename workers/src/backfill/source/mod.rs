@@ -8,10 +8,10 @@ mod file;
 mod folder;
 mod list;
 mod reader;
+mod roots;
 
 use std::{io::Read, path::PathBuf};
 
-use safelight_config::import_roots;
 use safelight_domain::{BackfillSpec, ImageFormat};
 
 pub(super) use self::{
@@ -20,14 +20,20 @@ pub(super) use self::{
     reader::Reader,
 };
 
-use self::{bucket::S3Source, candidate::Location, folder::Folder, list::List, reader::Progress};
+use self::{
+    bucket::S3Source,
+    candidate::Location,
+    folder::Folder,
+    list::List,
+    reader::Progress,
+    roots::{Place, Roots, open_file},
+};
 
 /// Where an import finds pictures.
 pub(super) struct Source {
     kind: Kind,
     reader: Reader,
-    /// The locations that a list may name; any location if empty.
-    roots: Vec<String>,
+    roots: Roots,
 }
 
 enum Kind {
@@ -45,12 +51,11 @@ impl Source {
         let Some(source) = &spec.source else {
             return Err(SourceError::Unusable("the import names no source".to_owned()));
         };
+        let roots = Roots::new(&spec.roots);
         let kind = match source.strip_prefix("s3://") {
             Some(rest) => Kind::Bucket(S3Source::new(rest)),
-            None => kind_of_path(&reader, source.into()).await?,
+            None => kind_of_path(&reader, roots.clone(), source.into()).await?,
         };
-        // A folder or a bucket was checked when the import was requested.
-        let roots = if matches!(kind, Kind::List(_)) { spec.roots.clone() } else { Vec::new() };
         Ok(Self { kind, reader, roots })
     }
 
@@ -81,81 +86,52 @@ impl Source {
     pub async fn open(&self, candidate: &Candidate) -> Result<ByteStream, SourceError> {
         match &candidate.location {
             Location::File(path) => {
-                let (path, roots) = (path.clone(), self.roots.clone());
-                let open = move |_: &Progress| {
-                    check(&roots, &path.to_string_lossy())?;
-                    file::open(&path)
+                let path = path.clone();
+                let file = match &self.kind {
+                    Kind::Folder(folder) => {
+                        let folder = folder.clone();
+                        self.reader.run(move |_: &Progress| folder.open(&path)).await?
+                    }
+                    Kind::List(_) | Kind::Bucket(_) => {
+                        let roots = self.roots.clone();
+                        self.reader.run(move |_: &Progress| roots.open(&path)).await?
+                    }
                 };
-                Ok(file::stream(self.reader.clone(), self.reader.run(open).await?))
+                Ok(file::stream(self.reader.clone(), file))
             }
             Location::Object { bucket, key } => {
-                check(&self.roots, &format!("s3://{bucket}/{key}"))?;
+                self.roots.check_object(bucket, key)?;
                 bucket::open(&self.reader, bucket, key).await
             }
         }
     }
 }
 
-/// Whether a list may name this.
-fn check(roots: &[String], named: &str) -> Result<(), SourceError> {
-    if roots.is_empty() || import_roots::contain(roots, named) {
-        return Ok(());
-    }
-    Err(SourceError::Forbidden(format!("{named} is outside of `import_roots`")))
-}
-
 /// A folder, or a list. A picture is neither: naming one is a likely mistake.
-async fn kind_of_path(reader: &Reader, path: PathBuf) -> Result<Kind, SourceError> {
+async fn kind_of_path(reader: &Reader, roots: Roots, path: PathBuf) -> Result<Kind, SourceError> {
     let read = move |_: &Progress| {
         let at = |error| SourceError::at(&path, error);
-        if std::fs::metadata(&path).map_err(at)?.is_dir() {
-            return Ok(Kind::Folder(Folder::new(path)));
+        let Place { root, beneath } = roots.find(&path)?;
+        if root.kind(&beneath).map_err(at)? == safelight_rooted_files::Kind::Folder {
+            let opened = root.folder(&beneath).map_err(at)?;
+            return Ok(Kind::Folder(Folder::new(opened, path)));
         }
-        let file = file::open(&path).map_err(|error| match error {
+        let file = open_file(&root, &beneath, &path).map_err(|error| match error {
             SourceError::NotAFile => {
                 SourceError::Unusable(format!("{} is neither folder nor file", path.display()))
             }
             error => error,
         })?;
         let mut head = Vec::new();
-        file.take(ImageFormat::SNIFF_BYTES as u64).read_to_end(&mut head).map_err(at)?;
+        (&file).take(ImageFormat::SNIFF_BYTES as u64).read_to_end(&mut head).map_err(at)?;
         if ImageFormat::sniff(&head).is_some() {
             let why = "is a picture; name its folder, or a list of pictures";
             return Err(SourceError::Unusable(format!("{} {why}", path.display())));
         }
-        Ok(Kind::List(List::new(path)))
+        Ok(Kind::List(List::new(path, file)))
     };
     reader.run(read).await
 }
 
 #[cfg(test)]
-mod tests {
-    use safelight_domain::BackfillKind;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn list_cannot_open_files_outside_import_roots() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("list.ndjson");
-        std::fs::write(folder.path().join("in.jpg"), b"x").expect("file");
-        std::fs::write(
-            &path,
-            "\"in.jpg\"\n\"/etc/passwd\"\n\"../../etc/passwd\"\n\"s3://other/a\"",
-        )
-        .expect("list");
-        let mut spec = BackfillSpec::new(BackfillKind::Import);
-        spec.source = Some(path.to_string_lossy().into_owned());
-        spec.roots = vec![folder.path().to_string_lossy().into_owned()];
-        let source = Source::of(&spec, Reader::default()).await.expect("a list");
-        let mut opened = Vec::new();
-        for candidate in source.page(None, 9).await.expect("page") {
-            opened.push(match source.open(&candidate).await {
-                Ok(_) => "read",
-                Err(SourceError::Forbidden(_)) => "forbidden",
-                Err(_) => "unreadable",
-            });
-        }
-        assert_eq!(opened, ["read", "forbidden", "forbidden", "forbidden"]);
-    }
-}
+mod tests;

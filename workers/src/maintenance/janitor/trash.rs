@@ -7,19 +7,24 @@ use async_trait::async_trait;
 use super::period::sweep_period;
 use crate::{
     maintenance::service::{Service, ServiceError},
-    removal::Remover,
+    removal::{InstallationGuard, RemovalError, Remover},
 };
 
 /// Empties the trash.
 pub(crate) struct Trash {
     remover: Remover,
+    guard: InstallationGuard,
     period: Duration,
 }
 
 impl Trash {
     /// `grace` is that of staged bytes.
-    pub fn new(remover: Remover, grace: Duration) -> Self {
-        Self { remover, period: sweep_period(grace) }
+    pub fn new(remover: Remover, guard: InstallationGuard, grace: Duration) -> Self {
+        Self { remover, guard, period: sweep_period(grace) }
+    }
+
+    async fn empty(&self) -> Result<(), RemovalError> {
+        self.remover.resume(self.guard.may_remove_unknown().await?).await
     }
 }
 
@@ -38,6 +43,6 @@ impl Service for Trash {
     }
 
     async fn run(&mut self) -> Result<(), ServiceError> {
-        Ok(self.remover.resume().await?)
+        Ok(self.empty().await?)
     }
 }

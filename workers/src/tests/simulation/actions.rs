@@ -26,6 +26,7 @@ pub(super) enum Action {
     RescueLeases,
     RescueMessages,
     ExpireKeys,
+    WatchClock,
     Deliver,
     PassTime,
     Start,
@@ -38,6 +39,7 @@ pub(super) enum Action {
     Thaw,
     Terminate,
     SetClockForward,
+    SetClockBack,
     Cancel,
     Retry,
     Republish,
@@ -46,12 +48,13 @@ pub(super) enum Action {
 
 impl Action {
     /// Every action with its weight, which the seed scales.
-    pub const ALL: [(Self, u32); 21] = [
+    pub const ALL: [(Self, u32); 23] = [
         (Self::Upload, 4),
         (Self::Relay, 8),
         (Self::RescueLeases, 4),
         (Self::RescueMessages, 3),
         (Self::ExpireKeys, 1),
+        (Self::WatchClock, 2),
         (Self::Deliver, 16),
         (Self::PassTime, 8),
         (Self::Start, 3),
@@ -64,6 +67,7 @@ impl Action {
         (Self::Thaw, 3),
         (Self::Terminate, 1),
         (Self::SetClockForward, 1),
+        (Self::SetClockBack, 1),
         (Self::Cancel, 1),
         (Self::Retry, 3),
         (Self::Republish, 1),
@@ -82,6 +86,7 @@ impl Action {
                 | Self::Freeze
                 | Self::Terminate
                 | Self::SetClockForward
+                | Self::SetClockBack
                 | Self::Cancel
                 | Self::Delete
         )
@@ -92,7 +97,13 @@ impl Action {
         if deliverable {
             &[Self::Deliver]
         } else {
-            &[Self::PassTime, Self::Relay, Self::RescueLeases, Self::RescueMessages]
+            &[
+                Self::PassTime,
+                Self::WatchClock,
+                Self::Relay,
+                Self::RescueLeases,
+                Self::RescueMessages,
+            ]
         }
     }
 
@@ -103,6 +114,7 @@ impl Action {
             Self::RescueLeases => world.run_maintenance(MaintenanceStep::RescueLeases),
             Self::RescueMessages => world.run_maintenance(MaintenanceStep::RescueMessages),
             Self::ExpireKeys => world.run_maintenance(MaintenanceStep::ExpireKeys),
+            Self::WatchClock => world.run_maintenance(MaintenanceStep::WatchClock),
             Self::Deliver => deliver(world, false),
             Self::DeliverTwice => deliver(world, true),
             Self::PassTime => pass_time(world).await,
@@ -117,7 +129,8 @@ impl Action {
             Self::Freeze => freeze(world),
             Self::Thaw => thaw(world),
             Self::Terminate => terminate(world),
-            Self::SetClockForward => set_clock_forward(world),
+            Self::SetClockForward => set_clock(world, true),
+            Self::SetClockBack => set_clock(world, false),
             Self::Cancel => send_request(world, TaskRequest::Cancel),
             Self::Retry => send_request(world, TaskRequest::Retry),
             Self::Republish => send_request(world, TaskRequest::Republish),
@@ -268,8 +281,18 @@ fn send_request(world: &mut World, request: TaskRequest) {
     });
 }
 
-fn set_clock_forward(world: &mut World) {
-    let time = Duration::from_secs(world.rng.u64(1..60));
-    world.note(&format!("the clock is set forward by {time:?}"));
-    world.advance_clock(time);
+/// By seconds, or by much: forward not as far as idempotency keys are remembered, back further than any schedule
+/// waits.
+fn set_clock(world: &mut World, forward: bool) {
+    let most = match (world.rng.bool(), forward) {
+        (true, _) => 60,
+        (false, true) => 20 * 60,
+        (false, false) => 7 * 86_400,
+    };
+    let time = Duration::from_secs(world.rng.u64(1..most));
+    world.note(&format!(
+        "the clock is set {} by {time:?}",
+        if forward { "forward" } else { "back" }
+    ));
+    world.set_clock(time, forward);
 }

@@ -281,6 +281,9 @@ fn check_change(method: &str, label: &str, id: &Uuid, old: &Job, new: &Job) -> C
             wrong("was not queued again")
         });
     }
+    if ["observe_clock", "bring_times_back"].contains(&method) {
+        return must(only_times_came_back(old, new), || wrong("changed more than times"));
+    }
     let cancels = method == "cancel" || method == "delete_image" && old.kind != "delete";
     if cancels && !is_final(&old.status) {
         must(old.kind != "delete", || wrong("is a deletion and was cancelled"))?;
@@ -310,6 +313,19 @@ fn check_change(method: &str, label: &str, id: &Uuid, old: &Job, new: &Job) -> C
         must(new.status != "queued" || has_outbox_row, || wrong("waits without an outbox row"))?;
     }
     Ok(())
+}
+
+/// Whether the clock's watch changed nothing but times, none of them to a later one. A queued job may get a new message.
+fn only_times_came_back(old: &Job, new: &Job) -> bool {
+    let Job { run_at, lease_until, outbox, .. } = *new;
+    let outbox_came_back = match (old.outbox, outbox) {
+        (None, None) => true,
+        (None, Some(added)) => new.status == "queued" && added == (new.fence, run_at),
+        (Some(before), Some(after)) => before.0 == after.0 && after.1 <= before.1,
+        (Some(_), None) => false,
+    };
+    let came_back = run_at <= old.run_at && lease_until <= old.lease_until && outbox_came_back;
+    came_back && *new == Job { run_at, lease_until, outbox, ..old.clone() }
 }
 
 /// Checks what must always be true of a job.

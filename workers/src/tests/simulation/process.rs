@@ -18,8 +18,8 @@ use super::{
 use crate::{
     WorkerOptions, WorkerParts,
     consumer::{self, worker::Worker},
-    maintenance::outbox_relay::OutboxRelay,
-    services::{expired_keys, lease_rescuer, message_rescuer, relay},
+    maintenance::{clock_watch::ClockWatch, outbox_relay::OutboxRelay},
+    services::{clock_watch, expired_keys, lease_rescuer, message_rescuer, relay},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,7 @@ pub(super) enum MaintenanceStep {
     RescueLeases,
     RescueMessages,
     ExpireKeys,
+    WatchClock,
 }
 
 pub(super) struct Process {
@@ -47,12 +48,13 @@ pub(super) struct Process {
     main: JoinHandle<()>,
     maintenance: HashMap<MaintenanceStep, JoinHandle<()>>,
     relay: Arc<tokio::sync::Mutex<OutboxRelay>>,
+    clock_watch: Arc<tokio::sync::Mutex<ClockWatch>>,
 }
 
 impl Process {
     pub fn start(shared: &Arc<Shared>, number: usize, parts: WorkerParts) -> Self {
         let is_embedded = !parts.queue.survives_restart();
-        let relay = relay(&parts);
+        let (relay, clock_watch) = (relay(&parts), clock_watch(&parts));
         let shutdown = CancellationToken::new();
         let handler = {
             let shared = shared.clone();
@@ -75,6 +77,7 @@ impl Process {
             parts,
             maintenance: HashMap::new(),
             relay: Arc::new(tokio::sync::Mutex::new(relay)),
+            clock_watch: Arc::new(tokio::sync::Mutex::new(clock_watch)),
         }
     }
 
@@ -88,6 +91,7 @@ impl Process {
             return;
         }
         let (parts, relay) = (self.parts.clone(), self.relay.clone());
+        let clock_watch = self.clock_watch.clone();
         let task = tokio::spawn(async move {
             // The schedule also repeats failed runs.
             match step {
@@ -95,6 +99,7 @@ impl Process {
                 MaintenanceStep::RescueLeases => drop(lease_rescuer(&parts).rescue().await),
                 MaintenanceStep::RescueMessages => drop(message_rescuer(&parts).rescue().await),
                 MaintenanceStep::ExpireKeys => drop(expired_keys(&parts).prune().await),
+                MaintenanceStep::WatchClock => drop(clock_watch.lock().await.observe().await),
             }
         });
         self.maintenance.insert(step, task);

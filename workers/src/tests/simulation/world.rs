@@ -294,20 +294,18 @@ impl World {
 
     /// Advances the clock of the database and that of all processes.
     pub async fn advance_time(&mut self, time: Duration) {
-        self.advance_clock(time);
+        self.set_clock(time, true);
         tokio::time::advance(time).await;
     }
 
-    /// Advances only the clock of the database.
-    pub fn advance_clock(&mut self, time: Duration) {
+    /// Sets only the clock of the database, forward or back by `time`.
+    pub fn set_clock(&mut self, time: Duration, forward: bool) {
         let micros = i64::try_from(time.as_micros()).expect("a short time");
-        self.clock.fetch_add(micros, Ordering::SeqCst);
+        self.clock.fetch_add(if forward { micros } else { -micros }, Ordering::SeqCst);
     }
 
     pub fn note(&self, what: &str) {
-        let since = Duration::from_micros(
-            (self.clock.load(Ordering::SeqCst) - self.started_at).try_into().unwrap_or_default(),
-        );
-        self.shared.note(format!("{:>9.3} {what}", since.as_secs_f64()));
+        let millis = (self.clock.load(Ordering::SeqCst) - self.started_at) / 1000;
+        self.shared.note(format!("{millis:>9} {what}"));
     }
 }

@@ -1,0 +1,142 @@
+//! From staged bytes to a blob: compared with their hash first, so that what is stored under a hash has that hash.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use object_store::GetResultPayload;
+use safelight_domain::{ContentHash, ContentHasher};
+
+use super::{BlobError, BlobKey, Blobs, StagedUpload};
+use crate::{blocking::blocking, store::with_stall_timeout};
+
+/// Bytes read from a file at once.
+const READ_BYTES: usize = 256 * 1024;
+
+/// What a whole read of an object found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    /// The hash of the bytes.
+    pub sha256: ContentHash,
+    /// How many there are.
+    pub bytes: u64,
+    /// The first of them, as many as were asked for.
+    pub head: Bytes,
+}
+
+/// An upload whose bytes were read to their end, and are those that were uploaded.
+#[derive(Debug)]
+pub struct VerifiedUpload {
+    upload: StagedUpload,
+    /// Whether the good bytes are already stored under their hash.
+    is_stored: bool,
+    /// The first bytes, as many as were asked for.
+    pub head: Bytes,
+}
+
+impl Blobs {
+    /// Reads a whole object, and returns its hash, its size and its first `head` bytes.
+    pub async fn digest(&self, key: &BlobKey, head: usize) -> Result<Digest, BlobError> {
+        match self.get(key, None).await?.payload {
+            GetResultPayload::File(file, _) => Ok(blocking(move || digest_file(file, head)).await?),
+            GetResultPayload::Stream(stream) => {
+                let mut stream = with_stall_timeout(stream);
+                let mut digesting = Digesting::new(head);
+                while let Some(chunk) = stream.try_next().await? {
+                    digesting.update(&chunk);
+                }
+                Ok(digesting.finish())
+            }
+        }
+    }
+
+    /// Reads the bytes of an upload, staged or stored, until a copy is found that is good. Fails with
+    /// [`BlobError::Damaged`] if there are only others, and with [`BlobError::NotFound`] if there are none.
+    pub async fn verify_upload(
+        &self,
+        upload: &StagedUpload,
+        head: usize,
+    ) -> Result<VerifiedUpload, BlobError> {
+        let (staged, blob) = (BlobKey::Incoming(upload.image), BlobKey::Blob(upload.sha256));
+        let mut last = BlobError::NotFound;
+        // The first again: another attempt may move the bytes between two looks, and damage may be on the way.
+        for (key, is_stored) in [(&staged, false), (&blob, true), (&staged, false)] {
+            match self.digest(key, head).await {
+                Ok(found) if (found.sha256, found.bytes) == (upload.sha256, upload.bytes) => {
+                    return Ok(VerifiedUpload { upload: *upload, is_stored, head: found.head });
+                }
+                Ok(_) => last = BlobError::Damaged,
+                Err(BlobError::NotFound) => {}
+                Err(wrong @ BlobError::WrongStore(_)) => return Err(wrong),
+                // A file that cannot be read must not hide a good copy.
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// [`Blobs::verify_upload`] and [`Blobs::store_verified`].
+    pub async fn promote(&self, upload: &StagedUpload) -> Result<(), BlobError> {
+        self.store_verified(&self.verify_upload(upload, 0).await?).await
+    }
+
+    /// Stores the bytes of an upload under their hash, and removes the staged ones. Replaces what is stored there,
+    /// which may be damaged; but leaves it if the good copy is that one. Idempotent.
+    pub async fn store_verified(&self, verified: &VerifiedUpload) -> Result<(), BlobError> {
+        let upload = &verified.upload;
+        let (staged, blob) = (BlobKey::Incoming(upload.image), BlobKey::Blob(upload.sha256));
+        if verified.is_stored {
+            return self.delete(&staged).await;
+        }
+        match self.move_object(&staged.path(), &blob.path()).await {
+            // Another attempt has moved them.
+            Err(BlobError::NotFound) => {
+                let found = self.digest(&blob, 0).await?;
+                let is_good = (found.sha256, found.bytes) == (upload.sha256, upload.bytes);
+                if is_good { Ok(()) } else { Err(BlobError::Damaged) }
+            }
+            other => other,
+        }
+    }
+}
+
+/// A digest that grows.
+struct Digesting {
+    hasher: ContentHasher,
+    bytes: u64,
+    head: BytesMut,
+    head_bytes: usize,
+}
+
+impl Digesting {
+    fn new(head_bytes: usize) -> Self {
+        Self { hasher: ContentHasher::default(), bytes: 0, head: BytesMut::new(), head_bytes }
+    }
+
+    fn update(&mut self, chunk: &[u8]) {
+        self.hasher.update(chunk);
+        self.bytes += chunk.len() as u64;
+        let missing = self.head_bytes - self.head.len();
+        self.head.extend_from_slice(&chunk[..missing.min(chunk.len())]);
+    }
+
+    fn finish(self) -> Digest {
+        Digest { sha256: self.hasher.finish(), bytes: self.bytes, head: self.head.freeze() }
+    }
+}
+
+fn digest_file(mut file: File, head: usize) -> io::Result<Digest> {
+    let mut digesting = Digesting::new(head);
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(digesting.finish()),
+            Ok(count) => digesting.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
