@@ -57,11 +57,20 @@ impl AnimationCanvas {
             if frame.disposal != Disposal::Keep {
                 self.disposed = Some(Disposed { left, top, width, height, before });
             }
-            for y in 0..height {
-                for x in 0..width {
-                    let over = frame.pixels.get_pixel(x, y).0;
-                    let under = self.pixels.get_pixel_mut(left + x, top + y);
-                    under.0 = if frame.blends { blended(over, under.0) } else { over };
+            let frame_rows =
+                frame.pixels.as_chunks::<4>().0.chunks_exact(frame.pixels.width() as usize);
+            let canvas_rows =
+                self.pixels.as_chunks_mut::<4>().0.chunks_exact_mut(canvas_width as usize);
+            let visible = left as usize..(left + width) as usize;
+            for (over, under) in frame_rows.zip(canvas_rows.skip(top as usize)) {
+                let (over, under) = (&over[..width as usize], &mut under[visible.clone()]);
+                if frame.blends {
+                    under
+                        .iter_mut()
+                        .zip(over)
+                        .for_each(|(under, over)| *under = blended(*over, *under));
+                } else {
+                    under.copy_from_slice(over);
                 }
             }
         }

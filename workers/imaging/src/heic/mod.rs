@@ -146,9 +146,18 @@ fn planes(frame: Frame, size: (u32, u32), cicp: Cicp) -> Result<Planes, HeifErro
     for (index, samples) in frame.planes.into_iter().take(count).enumerate() {
         let (width, height) = planes.plane_size(index);
         let samples = cut(samples, frame.widths[index] as usize, (width, height))?;
-        planes.samples.push(Samples::Words(samples));
+        planes.samples.push(if planes.depth == 8 {
+            Samples::Bytes(samples.iter().map(|sample| byte(*sample)).collect())
+        } else {
+            Samples::Words(samples)
+        });
     }
     planes.checked()
+}
+
+/// A sample of 8 bits.
+fn byte(sample: u16) -> u8 {
+    sample.try_into().unwrap_or(u8::MAX)
 }
 
 /// The upper left part of a plane.

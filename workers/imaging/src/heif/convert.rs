@@ -1,8 +1,9 @@
-//! Planes to 8-bit pixels, row by row.
+//! Planes to 8-bit pixels.
 
 use image::{DynamicImage, GrayImage, RgbImage, RgbaImage};
 
 use super::{
+    bytes,
     coding::{Chroma, Cicp, Siting},
     error::HeifError::{self, Corrupt},
     matrix::Matrix,
@@ -32,6 +33,17 @@ pub(crate) struct AlphaPlane<'a> {
 impl Conversion<'_> {
     /// Converts to gray, RGB, or RGBA if there is alpha.
     pub fn apply(&self, color: &Planes) -> Result<DynamicImage, HeifError> {
+        if self.tone_map.is_none()
+            && self.alpha.is_none()
+            && let Some(image) = bytes::to_rgb(color, &Matrix::new(color, self.cicp)?, self.siting)?
+        {
+            return Ok(image.into());
+        }
+        self.in_floats(color)
+    }
+
+    /// Converts samples of any depth, row by row.
+    pub(super) fn in_floats(&self, color: &Planes) -> Result<DynamicImage, HeifError> {
         let (width, height) = color.size;
         let gray = color.chroma == Chroma::None && self.tone_map.is_none();
         let channels = match (&self.alpha, gray) {
@@ -133,9 +145,10 @@ impl<'a> Rows<'a> {
             let rows = self.planes.plane_size(plane).1;
             samples.read_row(y / down, near);
             if down == 2 {
-                let (other, share) = neighbor(y, rows, self.siting.is_top());
-                if share > 0.0 && other != y / 2 {
+                let (other, quarters) = neighbor(y, rows, self.siting.is_top());
+                if quarters > 0 && other != y / 2 {
                     samples.read_row(other, far);
+                    let share = f32::from(quarters) / 4.0;
                     for (near, far) in near.iter_mut().zip(far.iter()) {
                         *near += (*far - *near) * share;
                     }
@@ -146,16 +159,16 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The other of the two subsampled positions next to position `at`, and its share. A subsampled position
+/// The other of the two subsampled positions next to position `at`, and its share in quarters. A subsampled position
 /// lies on the first of the two that it stands for if `is_first`, and otherwise between them.
-fn neighbor(at: usize, count: usize, is_first: bool) -> (usize, f32) {
+pub(super) fn neighbor(at: usize, count: usize, is_first: bool) -> (usize, u8) {
     let near = at / 2;
     let next = (near + 1).min(count.saturating_sub(1));
     match (is_first, at.is_multiple_of(2)) {
-        (true, true) => (near, 0.0),
-        (true, false) => (next, 0.5),
-        (false, true) => (near.saturating_sub(1), 0.25),
-        (false, false) => (next, 0.25),
+        (true, true) => (near, 0),
+        (true, false) => (next, 2),
+        (false, true) => (near.saturating_sub(1), 1),
+        (false, false) => (next, 1),
     }
 }
 

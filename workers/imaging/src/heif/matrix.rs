@@ -50,6 +50,23 @@ impl Matrix {
         Ok(Self { kind, luma, chroma })
     }
 
+    /// The same for samples of 8 bits; `None` unless they are luma and chroma.
+    pub fn in_whole_numbers(&self) -> Option<WholeMatrix> {
+        let Kind::Linear { red, green, blue } = self.kind else { return None };
+        #[expect(clippy::cast_possible_truncation, reason = "all are below 4 × 8192")]
+        let whole = |factor: f32| (factor * 255.0 * 8192.0).round() as i16;
+        let chroma = |share: f32| whole(share * self.chroma.1);
+        #[expect(clippy::cast_possible_truncation, reason = "0 or 16")]
+        let black = self.luma.0 as i16;
+        Some(WholeMatrix {
+            black,
+            luma: whole(self.luma.1),
+            red: chroma(red),
+            green: green.map(chroma),
+            blue: chroma(blue),
+        })
+    }
+
     /// Converts a row in place: luma and both chroma samples become red, green and blue.
     pub fn apply(&self, [first, second, third]: [&mut [f32]; 3]) {
         let luma = |sample: f32| (sample - self.luma.0) * self.luma.1;
@@ -77,6 +94,17 @@ impl Matrix {
             }
         }
     }
+}
+
+/// The factors of [`Kind::Linear`] for samples of 8 bits, times 8192. They fit: all are below 4.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WholeMatrix {
+    /// The sample of black.
+    pub black: i16,
+    pub luma: i16,
+    pub red: i16,
+    pub green: [i16; 2],
+    pub blue: i16,
 }
 
 /// The shares of red and blue in luma (H.273, table 4).

@@ -6,7 +6,7 @@
 //!          properties  reads size, colors, rotation and crop of an item; `coding` how it is coded
 //!       ─▶ decode      has each item decoded: AV1 by `avif`, HEVC by `heic`
 //!          grid        joins the tiles
-//!       ─▶ convert     planes to 8-bit gray, RGB or RGBA; `matrix` has the coefficients
+//!       ─▶ convert     planes to 8-bit gray, RGB or RGBA; `matrix` has the coefficients, `bytes` is the fast path
 //! ```
 //!
 //! The container is parsed here because the existing crates lack something: mp4parse exposes sizes, mirrors
@@ -15,6 +15,7 @@
 //! and searches for every other box when it needs it.
 
 pub(super) mod boxes;
+mod bytes;
 pub(super) mod coding;
 pub(super) mod container;
 pub(super) mod convert;

@@ -10,7 +10,7 @@ use super::{
 pub(crate) enum Samples {
     /// 8 bits each.
     Bytes(Vec<u8>),
-    /// 9 to 16 bits each; from HEVC also 8.
+    /// 9 to 16 bits each.
     Words(Vec<u16>),
 }
 
