@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use safelight_blobs::{BlobKey, Blobs, Stored};
 use safelight_config::{Config, DatabaseUrl};
-use safelight_domain::InstallationId;
+use safelight_domain::{ContentHash, InstallationId};
 use safelight_store::DynStore;
 use safelight_store_sql::{BytesState, NeededBytes};
 use serde::Serialize;
@@ -16,6 +16,7 @@ use super::{
     contents::Contents,
     copying::{self, AT_ONCE, Copied, CopyError},
     database,
+    expected_hashes::ExpectedHashes,
     findings::Findings,
     location::{self, Location},
     merge::{Pair, Walk, next_pair},
@@ -172,7 +173,7 @@ async fn backed_up(
     progress.set_message("uploads in progress");
     job.copy_staged(&snapshot, &mut report).await?;
     progress.set_message("objects");
-    job.copy_stored(&mut report).await?;
+    job.copy_stored(&snapshot, store, &mut report).await?;
     progress.set_message("check");
     job.find_missing(&snapshot, store, &mut report).await?;
 
@@ -327,29 +328,45 @@ impl Job<'_> {
     }
 
     /// Copies the blobs and renditions that the backup does not have.
-    async fn copy_stored(&self, report: &mut BackupReport) -> Result<(), CommandError> {
+    async fn copy_stored(
+        &self,
+        snapshot: &Snapshot,
+        store: &DynStore,
+        report: &mut BackupReport,
+    ) -> Result<(), CommandError> {
         let walk = |store: &Blobs| Walk::new(store, self.options.renditions);
-        let walks = (walk(self.source), walk(self.backup));
-        let pairs = stream::try_unfold(walks, async |(mut source, mut backup)| {
+        let contents = Contents::open(self.backup, &snapshot.contents.path).await;
+        let expected = ExpectedHashes::new(contents.map_err(CommandError::failed)?, store);
+        let start = (walk(self.source), walk(self.backup), expected);
+        let pairs = stream::try_unfold(start, async |(mut source, mut backup, mut hashes)| {
             let pair = next_pair(&mut source, &mut backup).await.map_err(|error| {
                 CommandError::failed(format!("cannot list the stored objects: {error}"))
             })?;
-            Ok(pair.map(|pair| (pair, (source, backup))))
+            let Some(pair) = pair else { return Ok(None) };
+            let expected = match pair.to_copy().and_then(|object| object.key.as_ref()) {
+                Some(key) => hashes.of(key).await?,
+                None => None,
+            };
+            Ok(Some(((pair, expected), (source, backup, hashes))))
         });
-        let copies = pairs.map_ok(|pair| self.copy_stored_one(pair));
+        let copies = pairs.map_ok(|(pair, expected)| self.copy_stored_one(pair, expected));
         self.collect(copies.try_buffer_unordered(AT_ONCE), report).await
     }
 
-    async fn copy_stored_one(&self, pair: Pair) -> Result<Done, CommandError> {
+    async fn copy_stored_one(
+        &self,
+        pair: Pair,
+        expected: Option<ContentHash>,
+    ) -> Result<Done, CommandError> {
         match pair {
-            Pair::First(object) => self.copy_object(object).await,
+            Pair::First(object) => self.copy_object(object, expected).await,
             Pair::Both(object, copy) if object.bytes != copy.bytes => {
-                self.copy_object(object).await
+                self.copy_object(object, expected).await
             }
             Pair::Both(object, copy) => match self.is_intact(&copy).await? {
                 None => Ok(Done::Present { verified: false }),
                 Some(true) => Ok(Done::Present { verified: true }),
-                Some(false) => match self.copy_object(object).await? {
+                Some(false) => match self.copy_object(object, expected).await? {
                     Done::Copied(bytes) => Ok(Done::Repaired(bytes)),
                     Done::Gone => Ok(Done::DamagedInBackup(copy.path)),
                     other => Ok(other),
@@ -375,14 +392,21 @@ impl Job<'_> {
         Ok(Some(found == hash))
     }
 
-    async fn copy_object(&self, object: Stored) -> Result<Done, CommandError> {
-        let expected = match object.key {
-            Some(BlobKey::Blob(hash)) => Some(hash),
-            _ => None,
-        };
+    /// Copies an object that has its `expected` hash. A rendition that has not, or that no image of the snapshot has,
+    /// is left out: its next reader gets it made again.
+    async fn copy_object(
+        &self,
+        object: Stored,
+        expected: Option<ContentHash>,
+    ) -> Result<Done, CommandError> {
+        if expected.is_none() {
+            return Ok(Done::Gone);
+        }
         let (from, to) = ((self.source, &*object.path), (self.backup, &*object.path));
-        let result = copying::copy(from, to, expected).await;
-        self.outcome(result, object.path)
+        match (copying::copy(from, to, expected).await, object.key) {
+            (Ok(Copied::Damaged), Some(BlobKey::Rendition { .. })) => Ok(Done::Gone),
+            (result, _) => self.outcome(result, object.path),
+        }
     }
 
     /// An object that cannot be read does not end the backup; one that cannot be written does.

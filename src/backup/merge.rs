@@ -21,6 +21,21 @@ pub enum Pair {
     Both(Stored, Stored),
 }
 
+impl Pair {
+    /// The object of the first store, unless the second has one that may be a copy of it: a blob of the same size may
+    /// be damaged, and renditions are not compared.
+    pub fn to_copy(&self) -> Option<&Stored> {
+        match self {
+            Self::First(object) => Some(object),
+            Self::Both(object, copy) => {
+                let is_blob = matches!(object.key, Some(BlobKey::Blob(_)));
+                (is_blob || object.bytes != copy.bytes).then_some(object)
+            }
+            Self::Second(_) => None,
+        }
+    }
+}
+
 impl Walk {
     /// Over the blobs, then, if wanted, the renditions.
     pub fn new(blobs: &Blobs, with_renditions: bool) -> Self {

@@ -18,6 +18,7 @@ mod contents;
 mod copying;
 mod create;
 mod database;
+mod expected_hashes;
 mod findings;
 mod location;
 mod merge;

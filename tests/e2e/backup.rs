@@ -1,6 +1,8 @@
 //! Backups as `docs/backup.md` describes them: the file of a stopped or idle server, `safelight backup` while uploads
 //! continue, and `safelight restore`.
 
+mod renditions;
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -15,6 +15,7 @@ mod failover;
 mod gc;
 mod links;
 mod poison;
+mod renditions;
 mod stale;
 mod work;
 

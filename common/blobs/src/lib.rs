@@ -23,6 +23,7 @@ mod mark;
 mod owner;
 mod promote;
 mod quarantine;
+mod rendition;
 mod reserve;
 mod shared_look;
 mod spool;

@@ -3,7 +3,6 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::try_join_all;
 use safelight_blobs::BlobKey;
 use safelight_domain::{Failure, Image, Placeholder, Presets, Rendition};
 use safelight_imaging::{Rendered, Renditions};
@@ -51,11 +50,14 @@ pub(super) async fn make(
     let Renditions { renditions, placeholder } =
         context.parts.decoder.render(bytes, presets, &context.attempt).await?;
     safelight_fail_points::hit("thumbnail.rendered").await;
-    let stored = renditions.into_iter().map(|Rendered { rendition, data }| async move {
-        blobs.put(&BlobKey::rendition(image.sha256, &rendition), data).await?;
-        Ok(rendition)
-    });
-    let renditions = try_join_all(stored).await.map_err(source::failure)?;
+    let (renditions, files) = renditions
+        .into_iter()
+        .map(|Rendered { rendition, data }| {
+            let key = BlobKey::rendition(image.sha256, &rendition);
+            (rendition, (key, data))
+        })
+        .unzip();
+    blobs.put_renditions(files).await.map_err(source::failure)?;
     safelight_fail_points::hit("thumbnail.stored").await;
     Ok((renditions, placeholder))
 }

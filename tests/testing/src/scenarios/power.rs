@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use serde_json::{Map, Value};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
@@ -35,7 +36,8 @@ struct Loss {
 }
 
 /// Serves from a disk, takes what has reached the disk while uploads arrive, and starts a server on each copy. Every
-/// upload that was answered with 202 before must be there, and end.
+/// upload that was answered with 202 before must be there, and end; renditions that the disk lacks come with the first
+/// read.
 pub(super) async fn power_loss(setting: Setting) -> Result<Outcome> {
     let losses = losses(&setting).await?;
     let checks = losses.iter().zip(1..).map(async |(loss, number)| {
@@ -81,6 +83,8 @@ fn serve(volume: &Volume, setting: &Setting) -> Result<Server> {
     env.extend(owned(&[
         ("SAFELIGHT_DATA_DIR", &data.to_string_lossy()),
         ("SAFELIGHT_LISTEN", "127.0.0.1:0"),
+        // Pictures of the load have the same renditions. Each file is to be read, and repaired.
+        ("SAFELIGHT_MEMORY_CACHE_BYTES", "0"),
     ]));
     block_in_place(|| volume.serve(&setting.binary, &env))
 }
@@ -100,7 +104,9 @@ async fn check(loss: &Loss, setting: &Setting) -> Result<Outcome> {
     for upload in accepted.uploads() {
         let task = serde_json::json!({ "id": upload.task.parse::<uuid::Uuid>()? });
         // Tasks that are missing or failed are in the audit.
-        let _ = client.finished(&task).await;
+        if let Ok(ended) = client.finished(&task).await {
+            read_renditions(&client, &ended, &mut outcome).await;
+        }
     }
     site::audit_copies(accepted, &mut outcome, || {
         let copy = TempDir::new()?;
@@ -111,4 +117,16 @@ async fn check(loss: &Loss, setting: &Setting) -> Result<Outcome> {
     })
     .await?;
     Ok(outcome)
+}
+
+/// Reads all renditions of an upload, for the first time after the loss. What their files then are, the audit sees.
+async fn read_renditions(client: &Client, task: &Value, outcome: &mut Outcome) {
+    let renditions = task["image"]["renditions"].as_object();
+    for url in renditions.into_iter().flat_map(Map::values).filter_map(|made| made["url"].as_str())
+    {
+        let waiting = format!("{url}{}wait=60", if url.contains('?') { '&' } else { '?' });
+        if let Err(error) = client.bytes(&waiting).await {
+            outcome.lost.push(format!("{url} after the loss: {error}"));
+        }
+    }
 }
