@@ -68,6 +68,8 @@ enum Role {
 enum Part {
     /// Claim, settle, publish and acknowledge without work, compared with the databases alone
     Noop,
+    /// Of those only SQLite and the in-process queue, with the processor time of each job
+    Embedded,
     /// The same with a million rows in the jobs table
     Rows,
     /// Celery and `BullMQ` with jobs that do nothing
@@ -92,6 +94,9 @@ async fn main() -> Result<()> {
     let wants = |part| options.only.contains(&part);
     if wants(Part::Noop) {
         noop::run(&options).await?;
+    }
+    if wants(Part::Embedded) {
+        noop::embedded_only(&options).await?;
     }
     if wants(Part::Rows) {
         noop::with_rows(&options).await?;

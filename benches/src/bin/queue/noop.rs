@@ -48,7 +48,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let mut single_process = Vec::new();
     for _ in 0..options.rounds {
         fleet.push(on_engines(options.jobs, 0).await?.0);
-        single_process.push(embedded(options.jobs).await?);
+        single_process.push(embedded(options.jobs).await?.0);
     }
     let raw = median(ceiling::postgres(options.jobs, options.rounds).await?);
     let fleet = median(fleet);
@@ -62,6 +62,17 @@ pub async fn run(options: &Options) -> Result<()> {
         "SQLite and the in-process queue",
         single_process / raw
     );
+    Ok(())
+}
+
+/// Jobs per second on SQLite and the in-process queue, round by round, and the processor time of each job.
+pub async fn embedded_only(options: &Options) -> Result<()> {
+    println!("\n{} jobs that do nothing, SQLite and the in-process queue", options.jobs);
+    println!("  {:>9} {:>20}", "jobs/s", "processor us per job");
+    for _ in 0..options.rounds {
+        let (rate, processor_us) = embedded(options.jobs).await?;
+        println!("  {rate:>9.0} {processor_us:>20.0}");
+    }
     Ok(())
 }
 
@@ -119,14 +130,16 @@ async fn insert_ended_jobs(url: &str, rows: usize) -> Result<()> {
     Ok(())
 }
 
-/// Jobs per second in one process on SQLite and the in-process queue.
-async fn embedded(jobs: usize) -> Result<f64> {
+/// Jobs per second in one process on SQLite and the in-process queue, and microseconds of this process's processor
+/// time for each job.
+async fn embedded(jobs: usize) -> Result<(f64, f64)> {
     let folder = TempDir::new()?;
     let data = folder.path().to_string_lossy().into_owned();
     let config = safelight_config::load_from(None, [("SAFELIGHT_DATA_DIR".to_owned(), data)])
         .map_err(|error| anyhow!("{error}"))?;
     let parts = noop_worker::parts(config).await?;
     seed::jobs(&parts.store, jobs).await?;
+    let used = processor_seconds()?;
     let shutdown = CancellationToken::new();
     let (relayed, worked) = (parts.clone(), parts.clone());
     let (relay_end, work_end) = (shutdown.clone(), shutdown.clone());
@@ -141,5 +154,16 @@ async fn embedded(jobs: usize) -> Result<f64> {
     for task in running {
         task.await?;
     }
-    Ok(drained.rate)
+    #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
+    let processor_us = (processor_seconds()? - used) * 1e6 / jobs as f64;
+    Ok((drained.rate, processor_us))
+}
+
+/// The processor time that this process has used.
+fn processor_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat")?;
+    // utime and stime, in hundredths of a second: proc_pid_stat(5)
+    let times = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(times.sum::<Result<f64, _>>()? / 100.0)
 }
