@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use safelight_blobs::{
     BlobContent, BlobError, BlobKey, BlobLocation, Blobs, OpenBlob, Shard, StagedUpload, Stored,
-    TakenBack, WrongStore,
+    StoredBytes, TakenBack, WrongStore,
 };
 use safelight_domain::{ContentHash, ImageFormat, ImageId, InstallationId, TaskId, new_id};
 use safelight_testing::{
@@ -65,6 +65,8 @@ macro_rules! on_both_backends {
 
 on_both_backends! {
     staged_bytes_are_promoted_once_and_read_back,
+    bytes_are_stored_once_they_are_complete,
+    bytes_that_a_removal_took_are_stored_again,
     unfinished_upload_leaves_no_bytes,
     objects_are_replaced_and_removed,
     missing_objects_differ_from_store_errors,
@@ -94,7 +96,7 @@ async fn store_is_believed_only_with_its_mark(test: TestBlobs) -> Result<()> {
     unmarked(blobs.size(&missing).await.map(drop));
     unmarked(blobs.trash(std::slice::from_ref(&missing)).await.map(drop));
     unmarked(
-        stage(&blobs, b"bytes").await.map(drop).map_err(|error| error.downcast().expect("own")),
+        store(&blobs, b"bytes").await.map(drop).map_err(|error| error.downcast().expect("own")),
     );
     assert!(unbound.is_empty().await?, "a rejected upload leaves nothing behind");
 
@@ -103,7 +105,7 @@ async fn store_is_believed_only_with_its_mark(test: TestBlobs) -> Result<()> {
     assert_eq!(unbound.read_mark().await?, Some(ours));
     blobs.check_writable().await?;
     assert!(matches!(blobs.read(&missing, 1).await, Err(BlobError::NotFound)));
-    blobs.promote(&stage(&blobs, b"bytes").await?).await?;
+    store(&blobs, b"bytes").await?.ensure_stored().await?;
     assert!(!blobs.is_empty().await?);
 
     let other = unbound.clone().of_installation(installation());
@@ -136,7 +138,6 @@ async fn damaged_copies_are_passed_over(test: TestBlobs) -> Result<()> {
             assert_eq!(verified.head, bytes[..size.min(5)]);
             blobs.store_verified(&verified).await?;
             assert_eq!(blobs.hash(&blob).await?, (first.sha256, size as u64));
-            assert!(!blobs.exists(&staged).await?);
 
             // The other way round: good staged bytes repair the blob.
             blobs.put(&blob, damage.clone().into()).await?;
@@ -282,6 +283,54 @@ async fn staged_bytes_are_promoted_once_and_read_back(test: TestBlobs) -> Result
     Ok(())
 }
 
+/// Nothing has the name of an upload before it is complete; nothing else is left of it afterwards.
+async fn bytes_are_stored_once_they_are_complete(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
+    for size in SIZES {
+        let bytes = content(size);
+        let key = BlobKey::Blob(ContentHash::of(&bytes));
+        let mut staging = blobs.stage().await?;
+        staging.write(&bytes).await?;
+        let staged = staging.end().await?;
+        assert_eq!((staged.bytes(), staged.sha256()), (size as u64, ContentHash::of(&bytes)));
+        assert!(!blobs.exists(&key).await?);
+        drop(staged);
+
+        // What is stored may be damaged: it is replaced.
+        blobs.put(&key, vec![9; size].into()).await?;
+        let stored = store(blobs, &bytes).await?;
+        assert_eq!(blobs.read(&key, size as u64).await?, bytes);
+        stored.ensure_stored().await?;
+        assert_eq!(blobs.read(&key, size as u64).await?, bytes);
+        assert_eq!(blobs.incoming().count().await, 0);
+    }
+    eventually("no unfinished file is left", async || {
+        let files = files_under(test.folder.path())?;
+        Ok(!files.iter().any(|file| file.to_string_lossy().contains('#')))
+    })
+    .await
+}
+
+async fn bytes_that_a_removal_took_are_stored_again(test: TestBlobs) -> Result<()> {
+    let blobs = &test.blobs;
+    for size in SIZES {
+        let bytes = content(size);
+        let key = BlobKey::Blob(ContentHash::of(&bytes));
+        let stored = store(blobs, &bytes).await?;
+        let trashed = blobs.trash(std::slice::from_ref(&key)).await?;
+        blobs.delete_trashed(trashed).await?;
+        assert!(!blobs.exists(&key).await?);
+        stored.ensure_stored().await?;
+        assert_eq!(blobs.read(&key, size as u64).await?, bytes);
+        // And if another writer has cut them.
+        let stored = store(blobs, &bytes).await?;
+        blobs.put(&key, bytes[..size / 2].to_vec().into()).await?;
+        stored.ensure_stored().await?;
+        assert_eq!(blobs.read(&key, size as u64).await?, bytes);
+    }
+    Ok(())
+}
+
 async fn walk_returns_every_object_once(test: TestBlobs) -> Result<()> {
     let blobs = &test.blobs;
     stage(blobs, b"staged").await?;
@@ -334,7 +383,7 @@ async fn content_of(opened: OpenBlob) -> Result<Vec<u8>> {
 }
 
 async fn unfinished_upload_leaves_no_bytes(test: TestBlobs) -> Result<()> {
-    let mut staging = test.blobs.stage(ImageId::new()).await?;
+    let mut staging = test.blobs.stage().await?;
     staging.write(&content(3_000_000)).await?;
     drop(staging);
     // The removal runs in the background.
@@ -408,7 +457,7 @@ async fn reads_time_out_when_store_hangs() -> Result<()> {
 #[tokio::test]
 async fn old_partial_uploads_are_removed() -> Result<()> {
     let TestBlobs { blobs, folder, .. } = local()?;
-    let mut partial_upload = blobs.stage(ImageId::new()).await?;
+    let mut partial_upload = blobs.stage().await?;
     partial_upload.write(&content(300_000)).await?;
     let files = || files_under(&folder.path().join("blobs"));
     assert_eq!(files()?.len(), 1);
@@ -483,12 +532,20 @@ fn content(size: usize) -> Vec<u8> {
     (0..size).map(|i| u8::try_from(i % 251).unwrap_or(0)).collect()
 }
 
+/// Stages bytes as a node of the version before does.
 async fn stage(blobs: &Blobs, bytes: &[u8]) -> Result<StagedUpload> {
-    let mut staging = blobs.stage(ImageId::new()).await?;
+    let (image, sha256) = (ImageId::new(), ContentHash::of(bytes));
+    blobs.put(&BlobKey::Incoming(image), Bytes::copy_from_slice(bytes)).await?;
+    Ok(StagedUpload { image, sha256, bytes: bytes.len() as u64 })
+}
+
+/// Stores bytes as an upload does.
+async fn store(blobs: &Blobs, bytes: &[u8]) -> Result<StoredBytes> {
+    let mut staging = blobs.stage().await?;
     for chunk in bytes.chunks(100_000) {
         staging.write(chunk).await?;
     }
-    Ok(staging.finish().await?)
+    Ok(staging.end().await?.store().await?)
 }
 
 fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -409,8 +409,8 @@ async fn bytes_of_failed_uploads_are_backed_up() -> Result<()> {
     assert_eq!(sqlx::query(failed).execute(&mut conn).await?.rows_affected(), 1);
     conn.close().await?;
 
-    let image = uploads[0].0["image"]["id"].as_str().context("an image")?;
-    let staged = Path::new("incoming").join(image);
+    let sha256 = uploads[0].0["image"]["sha256"].as_str().context("a hash")?;
+    let staged = Path::new("blobs").join(&sha256[..2]).join(sha256);
     let made = report(&["backup", "--init", &to], &env).await?;
     assert_eq!(made["lost_uploads"]["count"], 0, "{made:#}");
     assert!(fs::read(place.path().join(&staged))? == uploads[0].1, "other bytes");

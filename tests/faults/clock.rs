@@ -57,7 +57,7 @@ async fn workers_with_wrong_clocks_break_nothing() -> Result<()> {
     let cluster = test_cluster(1, 0, &env).await?;
     let audit = || anyhow::Ok(Audit { blobs: shared.path().to_owned(), ..cluster.audit()? });
     // This upload is frozen between storing its bytes and recording it.
-    let mut frozen = cluster.start_node(&["api"], &[fail_point("upload.staged=stop")])?;
+    let mut frozen = cluster.start_node(&["api"], &[fail_point("upload.stored=stop")])?;
     let photo = pictures::jpeg(320, 240, 1)?;
     let (client, body) = (Client::new(frozen.url())?, photo.clone());
     let upload = tokio::spawn(async move { client.post_image(body, &[]).await });

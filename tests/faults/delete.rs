@@ -161,6 +161,58 @@ async fn equal_upload_keeps_its_bytes_during_removal() -> Result<()> {
     Ok(())
 }
 
+/// Steps of an upload: its bytes are complete and not named; named and not recorded; recorded, and the upload did not
+/// look yet whether they are still there.
+const UPLOAD_STEPS: [&str; 3] = ["upload.checked", "upload.stored", "upload.recorded"];
+
+/// Holds a removal at one step and an equal upload at another, then ends the removal, then the upload.
+async fn removal_ends_during_upload(step: &str, upload_step: &str, gc: bool) -> Result<()> {
+    let (folder, setup) = (TempDir::new()?, test_server(SETTINGS)?);
+    let photo = pictures::jpeg(320, 240, 3)?;
+    let first = {
+        let (_server, client) = setup.start(&[])?;
+        if gc { None } else { Some(upload_and_finish(&client, &photo).await?) }
+    };
+    if gc {
+        store_orphan(&setup.data().join("blobs"), &photo)?;
+    }
+    let barrier = |step: &str| folder.path().join(step);
+    let until = |step: &str| format!("{step}=until {}", barrier(step).display());
+    let points = format!("{};{}", until(step), until(upload_step));
+    let (mut remover, client) = setup.start(&[fail_point(&points)])?;
+    let removal = match &first {
+        Some(first) => delete(&client, first).await?,
+        None => client.start_backfill(&json!({ "kind": "gc", "force": true })).await?,
+    };
+    block_in_place(|| remover.wait_for_output(&format!("fail point {step}"), LIMIT))?;
+    let upload = tokio::spawn({
+        let (client, photo) = (client.clone(), photo.clone());
+        async move { client.upload(photo).await }
+    });
+    block_in_place(|| remover.wait_for_output(&format!("fail point {upload_step}"), LIMIT))?;
+    fs::write(barrier(step), "")?;
+    let done = client.finished(&removal).await?;
+    assert_eq!(done["status"], "succeeded", "{done:#}");
+    fs::write(barrier(upload_step), "")?;
+    let late = client.finished(&upload.await??).await?;
+    assert_eq!(late["status"], "succeeded", "{late:#}");
+    let blobs = setup.data().join("blobs");
+    let setup = RemovalSetup { client, remover, blobs, audit: setup.audit() };
+    assert_whole(&setup, &late, &photo).await
+}
+
+/// Promise: an upload keeps its bytes, at whatever step it is when a removal of the same bytes ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn upload_keeps_its_bytes_if_equal_removal_ends_meanwhile() -> Result<()> {
+    for (step, gc) in removals() {
+        for upload_step in UPLOAD_STEPS {
+            let held = removal_ends_during_upload(step, upload_step, gc).await;
+            held.with_context(|| format!("removal at {step}, upload at {upload_step}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The same promise on a fleet with an object store.
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_upload_keeps_its_bytes_during_removal_on_fleet() -> Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
-use safelight_blobs::{BlobKey, Blobs};
+use safelight_blobs::Blobs;
 use safelight_domain::ImageId;
 use safelight_store::DamagedRendition;
 
@@ -80,8 +80,7 @@ impl Repairs {
         image: ImageId,
         damaged: &DamagedRendition,
     ) -> Result<bool, Problem> {
-        Ok(self.blobs.exists(&BlobKey::Blob(damaged.of)).await?
-            || self.blobs.exists(&BlobKey::Incoming(image)).await?)
+        Ok(self.blobs.has_upload(image, damaged.of).await?)
     }
 }
 

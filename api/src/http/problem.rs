@@ -215,7 +215,7 @@ impl From<&BlobError> for Problem {
             | BlobError::WrongStore(_)
             | BlobError::Store(_)
             | BlobError::Late
-            | BlobError::Spool(_) => Self::new(
+            | BlobError::File(_) => Self::new(
                 ProblemCode::BlobsUnavailable,
                 "The blob store cannot be used at the moment.",
             ),

@@ -1,27 +1,22 @@
-//! The end of an upload: durable bytes, one transaction, a signal to the outbox relay.
+//! The end of an upload: durable bytes, one transaction, a look whether the bytes are still there, a signal to the
+//! outbox relay.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use safelight_blobs::{BlobKey, Blobs, Content, Ingest};
+use safelight_blobs::{BlobError, BlobKey, Blobs, Content, Ingest, StoredBytes};
 use safelight_domain::{
     ContentHash, Image, ImageId, Job, JobKind, Labels, Lane, Owner, Progress, Quota, Status, Task,
     TaskId, TaskKind, Visibility,
 };
 use safelight_queue::OutboxSignal;
-use safelight_store::{Accepted, NewUpload, Uploads};
+use safelight_store::{Accepted, Deletions, NewUpload, StoreError, Uploads};
 use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
 use super::idempotency::{self, ReservedKey};
 use crate::{
-    http::{
-        digest,
-        problem::{Problem, ProblemCode},
-    },
+    http::{digest, problem::Problem},
     limits::{Permit, over_quota},
 };
 
@@ -48,12 +43,12 @@ pub struct ReceivedUpload {
 pub struct Committer {
     /// Where uploads are recorded.
     pub store: Arc<dyn Uploads>,
+    /// Knows whether bytes are those of an image.
+    pub deletions: Arc<dyn Deletions>,
     /// Where their bytes are.
     pub blobs: Blobs,
     /// Announces their jobs.
     pub outbox_signal: OutboxSignal,
-    /// How old staged bytes must be before the janitor may delete them.
-    pub staged_grace: Duration,
     /// Who may read an image if its client does not say.
     pub default_visibility: Visibility,
     /// Attempts of each job.
@@ -67,19 +62,20 @@ impl Committer {
         let ReceivedUpload { image, owner, ingest, labels, expected, key, permit } = received;
         // The span of the request, if it is traced: the spans of its jobs become its children.
         let trace = traces::current();
-        let started = Moment::now();
-        let content = ingest.end().await?.keep().await?;
-        safelight_fail_points::hit("upload.staged").await;
+        let whole = ingest.end().await?;
+        let content = whole.content;
         if let Some(problem) = rejection(&content, &expected) {
-            self.discard(image).await;
             return Err(problem);
         }
+        safelight_fail_points::hit("upload.checked").await;
+        let stored = whole.store().await?;
+        safelight_fail_points::hit("upload.stored").await;
         let new = self.new_upload((image, owner, quota), &content, labels, key.as_ref());
         let upload = NewUpload { trace, ..new };
         let (task, bytes) = (upload.task, upload.bytes);
         Span::current().record("safelight.task", tracing::field::display(task));
         let logged = tracing::info_span!("upload", %task, %image);
-        let at = self.record(&upload, started).instrument(logged.clone()).await?;
+        let at = self.record(&upload, stored).instrument(logged.clone()).await?;
         logged.in_scope(|| tracing::debug!(bytes, "accepted"));
         drop(permit);
         if let Some(key) = key {
@@ -90,8 +86,11 @@ impl Committer {
     }
 
     /// Records an upload whose bytes are durable. Returns when it was accepted.
-    async fn record(&self, upload: &NewUpload, started: Moment) -> Result<DateTime<Utc>, Problem> {
-        self.ensure_staged(upload, started).await?;
+    async fn record(
+        &self,
+        upload: &NewUpload,
+        stored: Option<StoredBytes>,
+    ) -> Result<DateTime<Utc>, Problem> {
         let span = tracing::info_span!(
             target: traces::TARGET, "accept", safelight.task = %upload.task, "error.type" = Empty,
             otel.status_code = Empty,
@@ -100,7 +99,11 @@ impl Committer {
             span.record("error.type", problem.code().as_str());
             span.record("otel.status_code", "error");
         })?;
-        self.ensure_staged(upload, started).await?;
+        safelight_fail_points::hit("upload.recorded").await;
+        // A removal that found no image of these bytes before the commit may have deleted them since.
+        if let Some(stored) = stored {
+            stored.ensure_stored().await?;
+        }
         safelight_fail_points::hit("upload.accepted").await;
         Ok(at)
     }
@@ -131,7 +134,7 @@ impl Committer {
         }
     }
 
-    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was
+    /// Records the upload, or moves its bytes to the trash if it certainly is not recorded. Returns when it was
     /// accepted.
     async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
         let accepted = match self.store.accept(upload).await {
@@ -142,66 +145,51 @@ impl Committer {
         match accepted {
             Ok(Accepted::Yes(at)) => Ok(at),
             Ok(Accepted::OverQuota(used)) => {
-                self.discard(upload.image).await;
+                self.discard(upload.sha256).await;
                 Err(over_quota(upload.quota, used))
             }
             Ok(Accepted::KeyLost) => {
-                self.discard(upload.image).await;
+                self.discard(upload.sha256).await;
                 Err(idempotency::in_flight())
             }
-            // The database may still commit the transaction. The janitor checks the bytes again later.
+            // The database may still commit the transaction. Otherwise a collection of garbage finds the bytes.
             Err(error) if error.is_unavailable() => Err(error.into()),
             Err(error) => {
-                self.discard(upload.image).await;
+                self.discard(upload.sha256).await;
                 Err(error.into())
             }
         }
     }
 
-    /// Fails if the janitor has deleted the bytes, which it may do if this process, or its whole machine, was
-    /// suspended. Checked again after recording, since that may have happened in between; the task then fails
-    /// because the bytes are missing, but its client was not answered with 202.
-    async fn ensure_staged(&self, upload: &NewUpload, started: Moment) -> Result<(), Problem> {
-        let grace = self.staged_grace;
-        if started.elapsed() < grace / 2 {
-            return Ok(());
+    /// Moves the bytes of a rejected upload to the trash, unless they are those of an image. The janitor looks again
+    /// before it deletes them (ADR 4). If that fails, a collection of garbage finds them.
+    async fn discard(&self, sha256: ContentHash) {
+        if let Err(error) = self.trash_unless_wanted(&sha256).await {
+            tracing::warn!(%error, blob = %sha256, "cannot remove rejected bytes");
         }
-        if self.blobs.has_upload(upload.image, upload.sha256).await? {
-            return Ok(());
-        }
-        Err(Problem::new(
-            ProblemCode::BlobsUnavailable,
-            "The upload took too long to be recorded, and its staged bytes were deleted.",
-        ))
     }
 
-    /// Removes the staged bytes of a rejected upload. If that fails, the janitor removes them.
-    async fn discard(&self, image: ImageId) {
-        if let Err(error) = self.blobs.delete(&BlobKey::Incoming(image)).await {
-            tracing::warn!(%error, %image, "cannot remove rejected bytes");
+    async fn trash_unless_wanted(&self, sha256: &ContentHash) -> Result<(), DiscardError> {
+        if !self.deletions.is_blob_wanted(sha256).await? {
+            self.blobs.trash(&[BlobKey::Blob(*sha256)]).await?;
         }
+        Ok(())
     }
+}
+
+/// Why rejected bytes stay.
+#[derive(Debug, thiserror::Error)]
+enum DiscardError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
 }
 
 /// The problem if the complete bytes are not those that the client meant to send.
 pub fn rejection(content: &Content, expected: &[ContentHash]) -> Option<Problem> {
     let differs = expected.iter().any(|expected| *expected != content.sha256);
     differs.then(|| digest::mismatch(content.sha256))
-}
-
-/// A point in time, by two clocks: the system clock continues while the machine is suspended, and the
-/// monotonic clock does not jump.
-#[derive(Clone, Copy)]
-struct Moment(Instant, SystemTime);
-
-impl Moment {
-    fn now() -> Self {
-        Self(Instant::now(), SystemTime::now())
-    }
-
-    fn elapsed(self) -> Duration {
-        self.0.elapsed().max(self.1.elapsed().unwrap_or_default())
-    }
 }
 
 /// The task as it was accepted. Reading it back would cost as much as recording it, and could fail although

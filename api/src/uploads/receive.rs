@@ -80,10 +80,10 @@ impl Uploads {
             reads: store.clone(),
             control: store.clone(),
             committer: Committer {
+                deletions: store.clone(),
                 store,
                 blobs,
                 outbox_signal,
-                staged_grace: Duration::from_millis(config.staged_grace_ms),
                 default_visibility: config.default_visibility,
                 max_attempts: config.max_attempts,
             },
@@ -148,9 +148,10 @@ impl Uploads {
         (task, fingerprint): (TaskId, ContentHash),
     ) -> Result<Task, Problem> {
         let lost = self.without_bytes(task).await?;
-        let ingest = match lost {
-            Some(image) => Ingest::staging(self.committer.blobs.clone(), image, self.ingest),
-            None => Ingest::hashing(self.ingest),
+        let ingest = if lost {
+            Ingest::staging(self.committer.blobs.clone(), self.ingest)
+        } else {
+            Ingest::hashing(self.ingest)
         };
         let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
         let whole = ingest.end().await?;
@@ -160,7 +161,7 @@ impl Uploads {
         if labels.fingerprint(whole.content.sha256) != fingerprint {
             return Err(idempotency::reused());
         }
-        if lost.is_some() {
+        if lost {
             // In a separate task, so that a client that hangs up now cannot interrupt it.
             let replaced = replace_bytes(whole, task, self.control.clone()).in_current_span();
             tokio::spawn(replaced).await.map_err(|error| Problem::internal(&error))??;
@@ -170,16 +171,15 @@ impl Uploads {
         known.ok_or_else(|| TaskId::not_found(task))
     }
 
-    /// The image of an upload that was recorded and whose bytes are neither staged nor stored. The database may take
-    /// longer for a commit than staged bytes are kept, for example while a synchronous standby is away; then the
-    /// janitor takes them for those of an upload that was never accepted. Its client had no answer yet.
-    async fn without_bytes(&self, task: TaskId) -> Result<Option<ImageId>, Problem> {
+    /// Whether the bytes of an upload that was recorded are gone. The database may take longer for a commit than
+    /// garbage is kept, for example while a synchronous standby is away; then a collection takes them for those of an
+    /// upload that was never accepted. Its client had no answer yet.
+    async fn without_bytes(&self, task: TaskId) -> Result<bool, Problem> {
         let image = self.reads.task(task).await?.and_then(|task| task.image);
         let waiting =
             |image: &Image| image.stored_at.is_none() && !image.discarded && !image.deleted;
-        let Some(image) = image.filter(waiting) else { return Ok(None) };
-        let is_there = self.committer.blobs.has_upload(image.id, image.sha256).await?;
-        Ok((!is_there).then_some(image.id))
+        let Some(image) = image.filter(waiting) else { return Ok(false) };
+        Ok(!self.committer.blobs.has_upload(image.id, image.sha256).await?)
     }
 
     /// Receives an upload that was not accepted before.
@@ -193,7 +193,7 @@ impl Uploads {
     ) -> Result<Task, Problem> {
         let image = ImageId::new();
         let blobs = self.committer.blobs.clone();
-        let ingest = Ingest::staging(blobs, image, self.ingest);
+        let ingest = Ingest::staging(blobs, self.ingest);
         let (ingest, labels, expected) = receive(headers, body, ingest, params).await?;
         safelight_fail_points::hit("upload.received").await;
         let owner = params.owner.clone();
@@ -234,7 +234,9 @@ async fn replace_bytes(
     task: TaskId,
     control: Arc<dyn Control>,
 ) -> Result<(), Problem> {
-    bytes.keep().await?;
+    if let Some(stored) = bytes.store().await? {
+        stored.ensure_stored().await?;
+    }
     tracing::warn!(%task, "the bytes of an upload were gone: those of its repetition take their place");
     control.retry(&[task]).await?;
     Ok(())

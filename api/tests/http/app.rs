@@ -102,11 +102,15 @@ impl TestApp {
         answer.json()
     }
 
-    /// Names of the staged files: bytes whose write job has not run.
+    /// Names of the files of uploads that are being received.
     pub fn incoming(&self) -> Vec<String> {
-        let folder = self.folder.path().join("blobs/incoming");
-        let entries = std::fs::read_dir(folder).expect("the folder");
-        entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+        names(&self.folder.path().join("blobs/incoming"))
+    }
+
+    /// Hashes of the stored originals.
+    pub fn originals(&self) -> Vec<String> {
+        let shards = self.folder.path().join("blobs/blobs");
+        names(&shards).iter().flat_map(|shard| names(&shards.join(shard))).collect()
     }
 
     /// The file of an object in the blob folder.
@@ -335,4 +339,10 @@ pub fn multipart(parts: &[(&str, &[u8])]) -> Vec<u8> {
 pub fn multipart_request() -> Builder {
     Request::post("/v1/images")
         .header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"))
+}
+
+/// The names in a folder; none if it does not exist.
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
 }

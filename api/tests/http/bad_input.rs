@@ -108,6 +108,7 @@ async fn uploads_with_bad_headers_and_fields_are_rejected() {
         assert_eq!(wants == "sha-256=1", code == "unsupported_digest", "{problem}");
     }
     app.eventually_nothing_is_staged().await;
+    assert!(app.originals().is_empty());
 }
 
 #[tokio::test]
@@ -138,6 +139,7 @@ async fn uploads_with_bad_bodies_are_rejected() {
     let answer = app.send(Request::post("/v1/images"), Body::from_stream(broken)).await;
     answer.assert_problem(400, "broken_body");
     app.eventually_nothing_is_staged().await;
+    assert!(app.originals().is_empty());
 }
 
 #[tokio::test]
@@ -187,6 +189,7 @@ async fn invalid_multipart_bodies_are_rejected() {
     let answer = app.send(request, multipart(&[file])).await;
     answer.assert_problem(400, "invalid_query");
     app.eventually_nothing_is_staged().await;
+    assert!(app.originals().is_empty());
 }
 
 #[tokio::test]

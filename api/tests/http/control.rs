@@ -121,7 +121,7 @@ async fn full_backlog_rejects_uploads_unread() {
     let rejected = app.send(Request::post("/v1/images"), fake_png(500, 3)).await;
     rejected.assert_problem(503, "too_many_jobs");
     assert_eq!(rejected.header("retry-after"), "10");
-    assert_eq!(app.incoming().len(), 2);
+    assert_eq!(app.originals().len(), 2);
     // Finished work frees capacity.
     post(&app, &format!("/v1/tasks/{}/cancel", task_id(&first))).await;
     crate::app::eventually(async || {

@@ -34,29 +34,31 @@ async fn upload_with_a_lost_accept_response_is_accepted() {
     let answer = app.send(keyed(), fake_png(500, 1)).await;
     assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
     let image = image_id(&answer.json());
-    assert_eq!(app.incoming(), [image.to_string()]);
+    assert_eq!(app.originals().len(), 1);
     let again = app.send(keyed(), fake_png(500, 1)).await;
     assert_eq!(image_id(&again.json()), image);
 }
 
 #[tokio::test]
-async fn failed_accept_leaves_no_staged_bytes() {
+async fn failed_accept_moves_its_bytes_to_the_trash() {
     let (app, fault) = app_with_faults().await;
     fault.store(Fault::AcceptFails as u8, Ordering::SeqCst);
     app.send(keyed(), fake_png(500, 1)).await.assert_problem(500, "internal");
-    app.eventually_nothing_is_staged().await;
+    assert_eq!(app.originals().len(), 0);
+    let trash = app.parts.blobs.trashed_blobs().await.expect("listed");
+    assert_eq!(trash, [safelight_domain::ContentHash::of(&fake_png(500, 1))]);
     fault.store(Fault::None as u8, Ordering::SeqCst);
     eventually(async || app.send(keyed(), fake_png(500, 2)).await.status.as_u16() == 202).await;
 }
 
 #[tokio::test]
-async fn staged_bytes_stay_while_the_outcome_of_an_accept_is_unknown() {
+async fn stored_bytes_stay_while_the_outcome_of_an_accept_is_unknown() {
     let (app, fault) = app_with_faults().await;
     app.get("/v1/images").await;
     fault.store(Fault::Unavailable as u8, Ordering::SeqCst);
     let answer = app.send(Request::post("/v1/images"), fake_png(500, 1)).await;
     answer.assert_problem(503, "database_unavailable");
-    assert_eq!(app.incoming().len(), 1);
+    assert_eq!(app.originals().len(), 1);
 }
 
 #[tokio::test]

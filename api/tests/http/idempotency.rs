@@ -6,7 +6,7 @@ use axum::{
 };
 use futures::stream;
 use safelight_blobs::BlobKey;
-use safelight_domain::{ErrorCode, Failure, ImageId, JobKind};
+use safelight_domain::{ContentHash, ErrorCode, Failure, JobKind};
 
 use crate::app::{TestApp, addressed, eventually, fake_png, multipart, multipart_request, task_id};
 
@@ -32,7 +32,7 @@ async fn same_payload_returns_the_same_task() {
     assert_eq!(quoted.header("idempotent-replayed"), "true");
     // The response shows the current state of the task.
     assert_eq!(again.json()["status"], "running");
-    assert_eq!(app.incoming().len(), 1);
+    assert_eq!(app.originals().len(), 1);
     assert_eq!(app.get("/v1/tasks").await.json()["tasks"].as_array().map(Vec::len), Some(1));
 }
 
@@ -78,21 +78,20 @@ async fn rejected_upload_releases_its_key() {
     eventually(async || app.send(keyed("a"), fake_png(500, 1)).await.status.as_u16() == 202).await;
 }
 
-/// The database recorded the upload so late that the janitor had removed its bytes, and the client had no answer.
+/// The database recorded the upload so late that a collection of garbage had removed its bytes, and the client had no answer.
 #[tokio::test]
 async fn repeated_upload_replaces_bytes_that_are_gone() {
     let app = TestApp::new().await;
     let bytes = fake_png(5000, 1);
     let task = task_id(&app.send(keyed("a"), bytes.clone()).await.json());
-    let staged: ImageId = app.incoming()[0].parse().expect("staged bytes");
-    let path = app.blob_file(&BlobKey::Incoming(staged));
+    let path = app.blob_file(&BlobKey::Blob(ContentHash::of(&bytes)));
     std::fs::remove_file(&path).expect("removed");
     // Only by the payload that was accepted.
     app.send(keyed("a"), fake_png(5000, 2)).await.assert_problem(422, "idempotency_key_reused");
     eventually(async || app.incoming().is_empty()).await;
     let again = app.send(keyed("a"), bytes.clone()).await;
     assert_eq!((again.status.as_u16(), again.header("idempotent-replayed")), (202, "true"));
-    assert_eq!(std::fs::read(&path).expect("staged again"), bytes);
+    assert_eq!(std::fs::read(&path).expect("stored again"), bytes);
 
     std::fs::remove_file(&path).expect("removed");
     for kind in [JobKind::Write, JobKind::Thumbnail] {
@@ -100,5 +99,5 @@ async fn repeated_upload_replaces_bytes_that_are_gone() {
     }
     let again = app.send(keyed("a"), bytes.clone()).await;
     assert_eq!(again.json()["status"], "queued", "its jobs are repeated");
-    assert_eq!(std::fs::read(&path).expect("staged again"), bytes);
+    assert_eq!(std::fs::read(&path).expect("stored again"), bytes);
 }

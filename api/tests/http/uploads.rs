@@ -12,10 +12,10 @@ use safelight_domain::ContentHash;
 use safelight_store::QueueCapacity;
 use serde_json::json;
 
-use crate::app::{TestApp, fake_png, image_id, multipart, multipart_request, task_id};
+use crate::app::{TestApp, fake_png, multipart, multipart_request, task_id};
 
 #[tokio::test]
-async fn raw_upload_is_staged_recorded_and_queued() {
+async fn raw_upload_is_stored_recorded_and_queued() {
     let app = TestApp::new().await;
     let bytes = fake_png(200_000, 1);
     let request = Request::post("/v1/images?title=My%20cat&tags=a,b&tags=c")
@@ -36,8 +36,8 @@ async fn raw_upload_is_staged_recorded_and_queued() {
     assert_eq!(image["filename"], "cat.png");
     assert_eq!(receipt["progress"], json!({"total": 2, "succeeded": 0, "failed": 0}));
 
-    let staged = BlobKey::Incoming(image_id(&receipt));
-    let stored = app.parts.blobs.read(&staged, 1 << 20).await.expect("staged bytes");
+    let blob = BlobKey::Blob(ContentHash::of(&bytes));
+    let stored = app.parts.blobs.read(&blob, 1 << 20).await.expect("stored bytes");
     assert_eq!(stored, bytes);
     let queued =
         app.parts.store.take_unpublished(&QueueCapacity::each(10), Duration::from_secs(1)).await;

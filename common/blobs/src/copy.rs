@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     BlobError, BlobStream, Blobs, Stored, WrongStore,
-    staging::Partial,
+    partial::Partial,
     store::{FIRST_BYTE, with_stall_timeout},
     walk::stored,
 };

@@ -33,9 +33,9 @@ pub enum BlobError {
     /// A read timed out.
     #[error("the blob store does not respond")]
     Late,
-    /// The local spool failed.
-    #[error("the spool folder failed: {0}")]
-    Spool(#[source] std::io::Error),
+    /// A file of a local directory, or of the spool, failed.
+    #[error("a local file failed: {0}")]
+    File(#[source] std::io::Error),
 }
 
 /// A store that does not belong to this installation.
@@ -71,7 +71,7 @@ impl BlobError {
                 store: "blobs",
                 source: error.to_string().into(),
             }),
-            Self::Spool(error) => Self::Spool(std::io::Error::new(error.kind(), error.to_string())),
+            Self::File(error) => Self::File(std::io::Error::new(error.kind(), error.to_string())),
         }
     }
 
@@ -96,7 +96,7 @@ impl BlobError {
             | Self::Damaged
             | Self::WrongStore(_)
             | Self::Late
-            | Self::Spool(_) => false,
+            | Self::File(_) => false,
         }
     }
 }
@@ -113,7 +113,7 @@ impl From<object_store::Error> for BlobError {
 
 impl From<std::io::Error> for BlobError {
     fn from(error: std::io::Error) -> Self {
-        if is_disk_full(&error) { Self::Full } else { Self::Spool(error) }
+        if is_disk_full(&error) { Self::Full } else { Self::File(error) }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Receives a picture: detects its format from the first bytes, counts them, and stages or only hashes them.
 
-use safelight_domain::{ContentHash, ContentHasher, ImageFormat, ImageId};
+use safelight_domain::{ContentHash, ContentHasher, ImageFormat};
 
-use super::{BlobError, Blobs, Staging};
+use super::{BlobError, Blobs, StagedBytes, Staging, StoredBytes};
 
 /// The formats that are always supported, for messages.
 const SUPPORTED: &str = "JPEG, PNG, GIF, WebP, AVIF, TIFF and BMP";
@@ -28,7 +28,7 @@ pub struct Ingest {
 
 enum Target {
     /// To be staged once the format is known, so that rejected bytes are never written to disk.
-    Stage(Blobs, ImageId),
+    Stage(Blobs),
     Staging(Box<Staging>),
     /// Not stored; only hashed.
     Hash(ContentHasher),
@@ -49,7 +49,7 @@ pub struct Content {
 pub struct Whole {
     /// Its hash, size and format.
     pub content: Content,
-    staging: Option<Box<Staging>>,
+    staged: Option<Box<StagedBytes>>,
 }
 
 /// Why bytes are rejected.
@@ -79,9 +79,9 @@ pub enum IngestError {
 }
 
 impl Ingest {
-    /// Receives bytes within the limits and stages them for `image`.
-    pub fn staging(blobs: Blobs, image: ImageId, limits: IngestLimits) -> Self {
-        Self::new(Target::Stage(blobs, image), limits)
+    /// Receives bytes within the limits, to be stored in `blobs`.
+    pub fn staging(blobs: Blobs, limits: IngestLimits) -> Self {
+        Self::new(Target::Stage(blobs), limits)
     }
 
     /// Receives bytes within the limits without storing them.
@@ -115,13 +115,16 @@ impl Ingest {
             Some(format) => format,
             None => self.detect().await?,
         };
-        let (sha256, staging) = match self.target {
-            Target::Staging(staging) => (staging.hash(), Some(staging)),
+        let (sha256, staged) = match self.target {
+            Target::Staging(staging) => {
+                let staged = staging.end().await?;
+                (staged.sha256(), Some(Box::new(staged)))
+            }
             Target::Hash(hasher) => (hasher.finish(), None),
             // `detect` has started to stage.
             Target::Stage(..) => return Err(IngestError::Empty),
         };
-        Ok(Whole { content: Content { sha256, bytes: self.bytes, format }, staging })
+        Ok(Whole { content: Content { sha256, bytes: self.bytes, format }, staged })
     }
 
     /// Detects the format from the first bytes, and forwards them.
@@ -134,8 +137,8 @@ impl Ingest {
             None => return Err(IngestError::NotAnImage),
         };
         self.format = Some(format);
-        if let Target::Stage(blobs, image) = &self.target {
-            self.target = Target::Staging(Box::new(blobs.stage(*image).await?));
+        if let Target::Stage(blobs) = &self.target {
+            self.target = Target::Staging(Box::new(blobs.stage().await?));
         }
         let head = std::mem::take(&mut self.head);
         self.pass_on(&head).await?;
@@ -153,12 +156,12 @@ impl Ingest {
 }
 
 impl Whole {
-    /// Makes it durable if it is staged.
-    pub async fn keep(self) -> Result<Content, BlobError> {
-        if let Some(staging) = self.staging {
-            staging.finish().await?;
-        }
-        Ok(self.content)
+    /// Stores it durably under its hash; `None` if it was only hashed.
+    pub async fn store(self) -> Result<Option<StoredBytes>, BlobError> {
+        Ok(match self.staged {
+            Some(staged) => Some(staged.store().await?),
+            None => None,
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use safelight_domain::{ContentHash, ImageFormat, ImageId, Rendition};
 /// The key of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlobKey {
-    /// Staged bytes of an upload, until its write job has run.
+    /// Bytes of an upload that a node of the version before staged, until its write job has run.
     Incoming(ImageId),
     /// Bytes under their hash.
     Blob(ContentHash),
@@ -24,7 +24,7 @@ pub enum BlobKey {
 }
 
 impl BlobKey {
-    /// The folder of [`BlobKey::Incoming`].
+    /// The folder of [`BlobKey::Incoming`], and of unfinished uploads.
     pub const INCOMING: &'static str = "incoming";
     /// The folder of [`BlobKey::Blob`].
     pub const BLOBS: &'static str = "blobs";
@@ -39,6 +39,12 @@ impl BlobKey {
             fingerprint: rendition.fingerprint.clone(),
             format: rendition.format,
         }
+    }
+
+    /// Where the bytes of an upload may be, in the order in which to look: under their hash, or staged by a node of
+    /// the version before; and under their hash again, because its write job may move them between two looks.
+    pub fn of_upload(image: ImageId, sha256: ContentHash) -> [Self; 3] {
+        [Self::Blob(sha256), Self::Incoming(image), Self::Blob(sha256)]
     }
 
     /// The object's path in the store, relative to the prefix.

@@ -1,7 +1,8 @@
 //! The blob store: a small struct over `object_store`, with typed keys.
 //!
 //! ```text
-//! incoming/<image>                                staged bytes of an upload, until its write job
+//! incoming/<token>#1                              an upload that is being received
+//! incoming/<image>                                the bytes of an upload that a node of the version before accepted
 //! blobs/<2 hex>/<sha256>                          bytes under their hash
 //! renditions/<2 hex>/<sha256>/<preset>-<fingerprint>.<ext>
 //! trash/blob=<token>=<path>                       objects of a blob that may be deleted
@@ -21,6 +22,7 @@ mod ingest;
 mod key;
 mod mark;
 mod owner;
+mod partial;
 mod promote;
 mod quarantine;
 mod rendition;
@@ -31,6 +33,7 @@ mod staging;
 mod store;
 mod trash;
 mod unfinished;
+mod upload_file;
 mod walk;
 
 pub use blocking::blocking;
@@ -40,9 +43,9 @@ pub use error::{BlobError, WrongStore};
 pub use free_space::StoragePlace;
 pub use ingest::{Content, Ingest, IngestError, IngestLimits, Whole};
 pub use key::BlobKey;
-pub use promote::{Digest, VerifiedUpload};
+pub use promote::{Digest, StagedUpload, VerifiedUpload};
 pub use quarantine::{Quarantined, TakenBack, WalkedQuarantine};
-pub use staging::{StagedUpload, Staging};
+pub use staging::{StagedBytes, Staging, StoredBytes};
 pub use store::{BlobContent, BlobLocation, BlobStream, Blobs, Incoming, OpenBlob};
 pub use trash::Trashed;
 pub use walk::{Shard, Stored, Walked};

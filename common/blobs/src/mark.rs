@@ -12,11 +12,12 @@ use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
 use safelight_domain::InstallationId;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::{BlobError, BlobKey, Blobs, WrongStore, owner::Owner, shared_look::SharedLook};
 use crate::{
-    blocking::blocking,
-    store::{CLOCK, PROBES},
+    blocking::blocking_steps,
+    store::{CLOCK, FIRST_BYTE, PROBES},
     trash::TRASH,
     walk::QUARANTINE,
 };
@@ -46,9 +47,7 @@ impl Blobs {
 
     /// The installation whose mark the store has; `None` if it has no mark.
     pub async fn read_mark(&self) -> Result<Option<InstallationId>, BlobError> {
-        let Some(bytes) = self.read_small(MARK).await? else { return Ok(None) };
-        let mark: Mark = serde_json::from_slice(&bytes).map_err(|_| WrongStore::Damaged)?;
-        Ok(Some(mark.installation))
+        Ok(self.read_small(MARK).await?.map(|bytes| parse(&bytes)).transpose()?)
     }
 
     /// Marks the store as that of `installation`. Fails if it has the mark of another one.
@@ -91,14 +90,10 @@ impl Blobs {
 
     async fn look_at_mark(&self, installation: InstallationId) -> Result<(), BlobError> {
         if let Some(folder) = self.folder() {
-            let divided = blocking(move || Ok(divided(&folder))).await?;
-            divided.map_or(Ok(()), |name| Err(WrongStore::Divided(name)))?;
+            let look = blocking_steps(move || confirm_folder(&folder, Some(installation)));
+            return timeout(FIRST_BYTE, look).await.map_err(|_| BlobError::Late)?;
         }
-        match self.read_mark().await? {
-            Some(found) if found == installation => Ok(()),
-            Some(found) => Err(WrongStore::Foreign(found).into()),
-            None => Err(WrongStore::Unmarked.into()),
-        }
+        is_of(installation, self.read_mark().await?)
     }
 
     /// The answer of the store; "not found" only if this is the installation's own store.
@@ -149,6 +144,33 @@ impl Blobs {
             Err(BlobError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// [`Blobs::confirm`] for a local directory. Waits for the disk.
+pub(super) fn confirm_folder(
+    folder: &std::path::Path,
+    installation: Option<InstallationId>,
+) -> Result<(), BlobError> {
+    let Some(installation) = installation else { return Ok(()) };
+    divided(folder).map_or(Ok(()), |name| Err(WrongStore::Divided(name)))?;
+    match std::fs::read(folder.join(MARK)) {
+        Ok(bytes) => is_of(installation, Some(parse(&bytes)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => is_of(installation, None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn parse(mark: &[u8]) -> Result<InstallationId, WrongStore> {
+    let mark: Mark = serde_json::from_slice(mark).map_err(|_| WrongStore::Damaged)?;
+    Ok(mark.installation)
+}
+
+fn is_of(installation: InstallationId, found: Option<InstallationId>) -> Result<(), BlobError> {
+    match found {
+        Some(found) if found == installation => Ok(()),
+        Some(found) => Err(WrongStore::Foreign(found).into()),
+        None => Err(WrongStore::Unmarked.into()),
     }
 }
 

@@ -1,4 +1,5 @@
-//! From staged bytes to a blob: compared with their hash first, so that what is stored under a hash has that hash.
+//! Proves that the bytes of an upload are there. Those that a node of the version before staged are stored under
+//! their hash: compared with it first, so that what is stored under a hash has that hash.
 
 use std::{
     fs::File,
@@ -8,13 +9,24 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use object_store::GetResultPayload;
-use safelight_domain::{ContentHash, ContentHasher};
+use safelight_domain::{ContentHash, ContentHasher, ImageId};
 
-use super::{BlobError, BlobKey, Blobs, StagedUpload};
+use super::{BlobError, BlobKey, Blobs};
 use crate::{blocking::blocking, store::with_stall_timeout};
 
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 256 * 1024;
+
+/// An upload whose bytes are under their hash, or were staged for its image by a node of the version before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagedUpload {
+    /// The image for which they are staged.
+    pub image: ImageId,
+    /// Their hash.
+    pub sha256: ContentHash,
+    /// Their number.
+    pub bytes: u64,
+}
 
 /// What a whole read of an object found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,19 +65,19 @@ impl Blobs {
         }
     }
 
-    /// Reads the bytes of an upload, staged or stored, until a copy is found that is good. Fails with
+    /// Reads the bytes of an upload, stored or staged, until a copy is found that is good. Fails with
     /// [`BlobError::Damaged`] if there are only others, and with [`BlobError::NotFound`] if there are none.
     pub async fn verify_upload(
         &self,
         upload: &StagedUpload,
         head: usize,
     ) -> Result<VerifiedUpload, BlobError> {
-        let (staged, blob) = (BlobKey::Incoming(upload.image), BlobKey::Blob(upload.sha256));
         let mut last = BlobError::NotFound;
-        // The first again: another attempt may move the bytes between two looks, and damage may be on the way.
-        for (key, is_stored) in [(&staged, false), (&blob, true), (&staged, false)] {
-            match self.digest(key, head).await {
+        // The first again, also because damage may be on the way.
+        for key in BlobKey::of_upload(upload.image, upload.sha256) {
+            match self.digest(&key, head).await {
                 Ok(found) if (found.sha256, found.bytes) == (upload.sha256, upload.bytes) => {
+                    let is_stored = key.blob().is_some();
                     return Ok(VerifiedUpload { upload: *upload, is_stored, head: found.head });
                 }
                 Ok(_) => last = BlobError::Damaged,
@@ -83,13 +95,13 @@ impl Blobs {
         self.store_verified(&self.verify_upload(upload, 0).await?).await
     }
 
-    /// Stores the bytes of an upload under their hash, and removes the staged ones. Replaces what is stored there,
-    /// which may be damaged; but leaves it if the good copy is that one. Idempotent.
+    /// Stores the bytes of an upload under their hash, in place of what is there, which may be damaged; unless the
+    /// good copy is that one. Idempotent. (The janitor removes a staged copy that is left.)
     pub async fn store_verified(&self, verified: &VerifiedUpload) -> Result<(), BlobError> {
         let upload = &verified.upload;
         let (staged, blob) = (BlobKey::Incoming(upload.image), BlobKey::Blob(upload.sha256));
         if verified.is_stored {
-            return self.delete(&staged).await;
+            return Ok(());
         }
         match self.move_object(&staged.path(), &blob.path()).await {
             // Another attempt has moved them.

@@ -1,113 +1,91 @@
-//! Stages an upload in the store: streams and hashes it, and makes it durable or leaves nothing behind.
+//! Receives an upload: streams and hashes its bytes, stores them under their hash, or leaves nothing behind.
+//!
+//! The bytes are named once, when their hash is known and checked (ADR 17). Until then they are in a file with a
+//! temporary name, or in the spool of a remote store.
 
-use std::io::SeekFrom;
+use std::{io, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
-use safelight_domain::{ContentHash, ContentHasher, ImageId};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use object_store::{ObjectStoreExt, PutPayload};
+use safelight_domain::ContentHash;
 
-use super::{BlobError, BlobKey, Blobs, spool::Spool};
-use crate::blocking::blocking;
+use super::{BlobError, BlobKey, Blobs, spool::Spool, upload_file::UploadFile};
+use crate::{
+    blocking::{blocking, blocking_steps},
+    mark::confirm_folder,
+    partial::Partial,
+};
 
 /// Bytes to buffer before a write to disk, because each write is a call on a blocking thread.
-const WRITE_BYTES: usize = 64 * 1024;
+const WRITE_BYTES: usize = 256 * 1024;
 
 /// Bytes per part sent to an object store. S3 requires at least 5 MiB for all but the last.
 const PART_BYTES: u64 = 5 * 1024 * 1024;
 
-/// Bytes that are durably staged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StagedUpload {
-    /// The image for which they are staged.
-    pub image: ImageId,
-    /// Their hash.
-    pub sha256: ContentHash,
-    /// Their number.
-    pub bytes: u64,
-}
-
-/// An upload being received. Dropping it unfinished removes what it wrote.
+/// An upload being received. Dropping it removes what it wrote.
 pub struct Staging {
     pub(super) blobs: Blobs,
-    image: ImageId,
-    hasher: ContentHasher,
     bytes: u64,
-    buffer: BytesMut,
-    sink: Sink,
+    buffer: Vec<u8>,
+    /// `None` while a blocking thread has it.
+    file: Option<UploadFile>,
 }
 
-/// The destination of bytes while they arrive.
-enum Sink {
-    /// A file that gets its name when it is complete and synced.
-    Local(Partial),
-    /// An unnamed file first (see [`Spool`]).
-    Spool { file: tokio::fs::File, spool: Spool },
+/// All bytes of an upload, not yet stored. Dropping them removes them.
+pub struct StagedBytes {
+    blobs: Blobs,
+    file: UploadFile,
+    sha256: ContentHash,
+    bytes: u64,
 }
 
-/// A multipart upload that is aborted when dropped unfinished.
-pub(super) struct Partial(Option<Box<dyn MultipartUpload>>);
+/// The bytes of an upload that were durably stored under their hash, and a way to them if they are removed.
+#[must_use = "a removal may take the bytes until the upload is committed; see `ensure_stored`"]
+pub struct StoredBytes(StagedBytes);
 
 impl Blobs {
-    /// Starts to stage an upload's bytes. Leaves nothing behind unless it is finished.
-    pub async fn stage(&self, image: ImageId) -> Result<Staging, BlobError> {
+    /// Starts to receive an upload's bytes. Leaves nothing behind unless they are stored.
+    pub async fn stage(&self) -> Result<Staging, BlobError> {
         self.space.check(0).await?;
-        if self.is_local() {
-            // Nothing is written below the mount point of a volume that is not mounted.
-            self.confirm().await?;
-        }
-        Staging::begin(self.clone(), image).await
+        let file = match (&self.spool, self.incoming.clone()) {
+            (Some(Spool { folder, .. }), _) => {
+                let folder = folder.clone();
+                blocking(move || UploadFile::unnamed_in(&folder)).await?
+            }
+            (None, incoming) => {
+                // Nothing is written below the mount point of a volume that is not mounted.
+                self.in_own_folder(move || Ok(UploadFile::named_in(&incoming.unwrap_or_default())?))
+                    .await?
+            }
+        };
+        Ok(Staging { blobs: self.clone(), bytes: 0, buffer: Vec::new(), file: Some(file) })
     }
 
-    /// Whether the bytes are in this installation's store. It may have been unmounted or replaced meanwhile, and a
-    /// store may acknowledge a write that it drops or cuts.
-    async fn confirm_staged(&self, staged: &StagedUpload) -> Result<(), BlobError> {
-        let path = BlobKey::Incoming(staged.image).path();
-        let confirmed = if self.is_local() {
-            // In this order: if it was mounted meanwhile, the file is not there.
-            match self.confirm().await {
-                Ok(()) => self.require_size(&path, staged.bytes).await,
-                wrong => wrong,
-            }
-        } else {
-            let size = self.require_size(&path, staged.bytes);
-            tokio::try_join!(self.confirm(), size).map(|_| ())
-        };
-        if confirmed.is_err() {
-            // Whichever store has them, they belong to no upload.
-            let _ = self.store.delete(&path).await;
-        }
-        confirmed
+    /// Runs `work` on a thread for blocking work, if the folder of a local store is this installation's.
+    async fn in_own_folder<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        let folder = self.folder().unwrap_or_default();
+        let installation = self.owner.as_ref().map(|owner| owner.installation);
+        blocking_steps(move || {
+            confirm_folder(&folder, installation)?;
+            work()
+        })
+        .await
     }
 }
 
 impl Staging {
-    async fn begin(blobs: Blobs, image: ImageId) -> Result<Self, BlobError> {
-        let sink = match blobs.spool.clone() {
-            None => {
-                let path = BlobKey::Incoming(image).path();
-                Sink::Local(Partial(Some(blobs.store.put_multipart(&path).await?)))
-            }
-            Some(spool) => {
-                let folder = spool.folder.clone();
-                let file = blocking(move || tempfile::tempfile_in(folder)).await?;
-                let mut file = tokio::fs::File::from_std(file);
-                // The default is a buffer of 2 MiB for every upload in flight.
-                file.set_max_buf_size(WRITE_BYTES);
-                Sink::Spool { file, spool }
-            }
-        };
-        let buffer = BytesMut::new();
-        Ok(Self { blobs, image, hasher: ContentHasher::default(), bytes: 0, buffer, sink })
-    }
-
     /// Adds the next bytes of the body.
-    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), BlobError> {
-        self.hasher.update(chunk);
+    pub async fn write(&mut self, mut chunk: &[u8]) -> Result<(), BlobError> {
         self.bytes += chunk.len() as u64;
-        self.buffer.extend_from_slice(chunk);
-        if self.buffer.len() >= WRITE_BYTES {
-            self.flush().await?;
+        while !chunk.is_empty() {
+            let (first, rest) = chunk.split_at(chunk.len().min(WRITE_BYTES - self.buffer.len()));
+            self.buffer.extend_from_slice(first);
+            chunk = rest;
+            if self.buffer.len() == WRITE_BYTES {
+                self.flush().await?;
+            }
         }
         Ok(())
     }
@@ -117,103 +95,131 @@ impl Staging {
         self.bytes
     }
 
-    /// The hash of the bytes so far.
-    pub fn hash(&self) -> ContentHash {
-        self.hasher.clone().finish()
-    }
-
-    /// Makes everything durable. An error leaves nothing behind.
-    pub async fn finish(mut self) -> Result<StagedUpload, BlobError> {
+    /// Ends the upload, whose hash is known from here on.
+    pub async fn end(mut self) -> Result<StagedBytes, BlobError> {
         self.flush().await?;
-        match &mut self.sink {
-            Sink::Local(partial) => partial.complete().await?,
-            Sink::Spool { file, spool } => {
-                file.flush().await?;
-                send(file, self.bytes, spool, self.blobs.store.as_ref(), self.image).await?;
-            }
-        }
-        let staged =
-            StagedUpload { image: self.image, sha256: self.hasher.finish(), bytes: self.bytes };
-        self.blobs.confirm_staged(&staged).await?;
-        Ok(staged)
+        let file = self.file.take().ok_or_else(lost)?;
+        Ok(StagedBytes { blobs: self.blobs, sha256: file.hash(), bytes: self.bytes, file })
     }
 
     async fn flush(&mut self) -> Result<(), BlobError> {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let bytes = self.buffer.split().freeze();
-        self.blobs.space.take(bytes.len() as u64).await?;
-        match &mut self.sink {
-            Sink::Local(partial) => partial.write(bytes).await,
-            Sink::Spool { file, .. } => Ok(file.write_all(&bytes).await?),
-        }
-    }
-}
-
-impl Partial {
-    pub(super) fn of(upload: Box<dyn MultipartUpload>) -> Self {
-        Self(Some(upload))
-    }
-
-    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
-        match &mut self.0 {
-            Some(upload) => Ok(upload.put_part(PutPayload::from(bytes)).await?),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) async fn complete(&mut self) -> Result<(), BlobError> {
-        if let Some(upload) = &mut self.0 {
-            upload.complete().await?;
-            self.0 = None;
-        }
+        self.blobs.space.take(self.buffer.len() as u64).await?;
+        let (mut file, buffer) =
+            (self.file.take().ok_or_else(lost)?, std::mem::take(&mut self.buffer));
+        let written = move || file.write(&buffer).map(|()| (file, buffer));
+        let (file, mut buffer) = blocking(written).await?;
+        buffer.clear();
+        (self.file, self.buffer) = (Some(file), buffer);
         Ok(())
     }
 }
 
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Without a runtime (at exit) nothing can run it, and the janitor removes the rest later.
-        if let (Some(mut upload), Ok(runtime)) =
-            (self.0.take(), tokio::runtime::Handle::try_current())
-        {
-            runtime.spawn(async move { upload.abort().await });
+/// A write failed before, and took the file with it.
+fn lost() -> BlobError {
+    BlobError::File(io::Error::other("an earlier write has failed"))
+}
+
+impl StagedBytes {
+    /// Their hash.
+    pub fn sha256(&self) -> ContentHash {
+        self.sha256
+    }
+
+    /// Their number.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Stores the bytes durably under their hash, in place of what is there: it may be damaged, or old enough to be
+    /// collected as garbage.
+    pub async fn store(self) -> Result<StoredBytes, BlobError> {
+        Ok(StoredBytes(if self.blobs.is_local() {
+            self.name_file().await?
+        } else {
+            self.send().await?;
+            self
+        }))
+    }
+
+    async fn name_file(mut self) -> Result<Self, BlobError> {
+        let to = self.blobs.folder().unwrap_or_default().join(self.key().path().as_ref());
+        let shards = Arc::clone(&self.blobs.shards);
+        let (blobs, incoming) = (self.blobs.clone(), self.blobs.incoming.clone());
+        // A rename cannot leave the volume: the store that was confirmed is the one that has the bytes.
+        blobs
+            .in_own_folder(move || {
+                let named = self.file.name(&to, &shards);
+                let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+                match (named, incoming) {
+                    // A slow client, or a process that was suspended, took longer than unfinished files are kept.
+                    (Err(error), Some(incoming)) if is_gone(&error) => {
+                        self.file = self.file.reader().copy_to(&incoming)?;
+                        self.file.name(&to, &shards)?;
+                    }
+                    (named, _) => named?,
+                }
+                Ok(self)
+            })
+            .await
+    }
+
+    /// Sends the bytes to the object store. It may have been replaced meanwhile, and a store may acknowledge a write
+    /// that it drops or cuts.
+    async fn send(&self) -> Result<(), BlobError> {
+        let path = self.key().path();
+        let Some(spool) = &self.blobs.spool else { return Err(lost()) };
+        // Nothing is written to another store: there nobody could tell whether the name was somebody's before.
+        self.blobs.confirm().await?;
+        let store = &self.blobs.store;
+        // A permit is held while a part is in memory; the semaphore is never closed.
+        if self.bytes <= PART_BYTES {
+            let _permit = spool.parts.acquire().await;
+            let body = self.read(0, self.bytes).await?;
+            store.put(&path, PutPayload::from(body)).await?;
+        } else {
+            let mut upload = Partial::of(store.put_multipart(&path).await?);
+            let mut sent = 0;
+            while sent < self.bytes {
+                let _permit = spool.parts.acquire().await;
+                let part = self.read(sent, PART_BYTES.min(self.bytes - sent)).await?;
+                sent += part.len() as u64;
+                upload.write(part).await?;
+            }
+            upload.complete().await?;
         }
+        let size = self.blobs.require_size(&path, self.bytes);
+        tokio::try_join!(self.blobs.confirm(), size).map(|_| ())
+    }
+
+    async fn read(&self, offset: u64, count: u64) -> Result<bytes::Bytes, BlobError> {
+        let file = self.file.reader();
+        Ok(blocking(move || file.read(offset, count)).await?)
+    }
+
+    fn key(&self) -> BlobKey {
+        BlobKey::Blob(self.sha256)
     }
 }
 
-/// Sends a complete spooled body to the object store.
-async fn send(
-    file: &mut tokio::fs::File,
-    bytes: u64,
-    spool: &Spool,
-    store: &dyn ObjectStore,
-    image: ImageId,
-) -> Result<(), BlobError> {
-    let path = BlobKey::Incoming(image).path();
-    file.seek(SeekFrom::Start(0)).await?;
-    // The permit is held while a part is in memory; the semaphore is never closed.
-    if bytes <= PART_BYTES {
-        let _permit = spool.parts.acquire().await;
-        let body = read_part(file, bytes).await?;
-        store.put(&path, PutPayload::from(body)).await?;
-        return Ok(());
+impl StoredBytes {
+    /// Stores the bytes again if they are gone. Call it once the row that needs them is committed: a removal that
+    /// takes the bytes later finds that row and restores them, and one that took them before is noticed here. Only
+    /// then they are safe (ADR 17).
+    pub async fn ensure_stored(self) -> Result<(), BlobError> {
+        let Self(mut bytes) = self;
+        let (blobs, key, size) = (bytes.blobs.clone(), bytes.key(), bytes.bytes);
+        if blobs.size(&key).await? == Some(size) {
+            return Ok(());
+        }
+        tracing::info!(blob = %bytes.sha256, "a removal took the bytes of an equal upload: stored again");
+        if let Some(incoming) = blobs.incoming.clone() {
+            let original = bytes.file.reader();
+            bytes.file = blocking(move || original.copy_to(&incoming)).await?;
+        }
+        drop(bytes.store().await?);
+        blobs.require_size(&key.path(), size).await
     }
-    let mut upload = Partial(Some(store.put_multipart(&path).await?));
-    let mut left = bytes;
-    while left > 0 {
-        let _permit = spool.parts.acquire().await;
-        let part = read_part(file, left.min(PART_BYTES)).await?;
-        left -= part.len() as u64;
-        upload.write(part).await?;
-    }
-    upload.complete().await
-}
-
-async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> Result<Bytes, BlobError> {
-    // `read_to_end` would double the buffer to detect the end.
-    let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
-    file.read_exact(&mut part).await?;
-    Ok(part.into())
 }

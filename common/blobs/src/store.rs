@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     BlobError, BlobKey, WrongStore, free_space::FreeSpace, owner::Owner, shared_look::SharedLook,
-    spool::Spool,
+    spool::Spool, upload_file::SyncedShards,
 };
 
 /// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any
@@ -54,8 +54,10 @@ pub struct Blobs {
     pub(super) reads: Arc<dyn ObjectStore>,
     /// Holds bodies on their way to a remote store; `None` for a local directory.
     pub(super) spool: Option<Spool>,
-    /// The folder of staged files, for a local directory.
+    /// The folder of unfinished uploads, for a local directory.
     pub(super) incoming: Option<PathBuf>,
+    /// Shard folders of a local directory whose names are durable.
+    pub(super) shards: Arc<SyncedShards>,
     /// The installation whose mark the store must have.
     pub(super) owner: Option<Owner>,
     /// The object that this process writes to see whether it can; each process has one, so that failed deletions
@@ -86,7 +88,7 @@ pub enum BlobContent {
     Stream(BlobStream),
 }
 
-/// Staged bytes in the store.
+/// Bytes that a node of the version before staged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
     /// The image whose bytes they are.
@@ -133,6 +135,7 @@ impl Blobs {
                     store,
                     spool: None,
                     incoming: Some(incoming),
+                    shards: Arc::default(),
                     owner: None,
                     probe: probe(),
                     writable: SharedLook::default(),
@@ -163,6 +166,7 @@ impl Blobs {
                         parts: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
                     }),
                     incoming: None,
+                    shards: Arc::default(),
                     owner: None,
                     probe: probe(),
                     writable: SharedLook::default(),
@@ -221,11 +225,14 @@ impl Blobs {
         Ok(self.size(key).await?.is_some())
     }
 
-    /// Whether the bytes of an upload are there: staged for its image, or stored under their hash.
+    /// Whether the bytes of an upload are there.
     pub async fn has_upload(&self, image: ImageId, sha256: ContentHash) -> Result<bool, BlobError> {
-        // In the order in which they move.
-        Ok(self.exists(&BlobKey::Incoming(image)).await?
-            || self.exists(&BlobKey::Blob(sha256)).await?)
+        for key in BlobKey::of_upload(image, sha256) {
+            if self.exists(&key).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The size of an object; `None` if it does not exist.
@@ -383,7 +390,7 @@ impl Blobs {
         }
     }
 
-    /// All staged bytes, in no order.
+    /// All bytes that nodes of the version before staged, in no order.
     pub fn incoming(&self) -> impl Stream<Item = Result<Incoming, BlobError>> + '_ {
         self.store
             .list(Some(&Path::from(BlobKey::INCOMING)))

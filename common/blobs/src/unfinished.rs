@@ -1,7 +1,7 @@
 //! What killed processes have left: files that were being written, and probes.
 //!
-//! In a local directory `object_store` writes into files with a `#` in their name, which it does not list, and renames
-//! them at the end. With a remote store, bodies arrive in unnamed files, and its lifecycle rules delete unfinished
+//! In a local directory, `object_store` and [`super::upload_file`] write into files with a `#` in their name, which
+//! `object_store` does not list, and rename them at the end. With a remote store, bodies arrive in unnamed files, and its lifecycle rules delete unfinished
 //! multipart uploads.
 
 use std::{

@@ -121,10 +121,7 @@ impl Feeder {
             paced.map_or(0.0, |rate| (step.work.len() + step.done.len()) as f64 / rate);
         let step = BackfillStep { paced_seconds, max_attempts: self.max_attempts, ..step };
         let counted = self.backfills.advance_backfill(&step).await;
-        state.step_ended(matches!(counted, Ok(true)));
-        if matches!(counted, Ok(false)) {
-            self.import.discard(&step).await;
-        }
+        state.step_ended(matches!(counted, Ok(true))).await;
         Ok(counted?)
     }
 }

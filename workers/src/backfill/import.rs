@@ -1,4 +1,4 @@
-//! Imports existing pictures: reads the candidates of the source, and stages new pictures.
+//! Imports existing pictures: reads the candidates of the source, and stores new pictures.
 
 use std::{
     collections::HashSet,
@@ -7,7 +7,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_blobs::{
-    BlobKey, Blobs, Content, Ingest, IngestError, IngestLimits, StagedUpload, Whole,
+    BlobKey, Blobs, Content, Ingest, IngestError, IngestLimits, StoredBytes, Whole,
 };
 use safelight_domain::{
     Backfill, ContentHash, ErrorCode, ImageId, ItemOutcome, JobKind, TaskId, TaskKind, Usage,
@@ -44,6 +44,8 @@ pub(super) struct StepState {
     pending: HashSet<u64>,
     /// How often the next step has failed because of a candidate.
     tries: u32,
+    /// The bytes of the step that is not recorded yet.
+    stored: Vec<StoredBytes>,
 }
 
 /// The result of reading a candidate.
@@ -101,6 +103,7 @@ impl ImportWalk {
             is_last_try: state.tries >= TRIES,
             seen: Mutex::default(),
             used: Mutex::new(used),
+            stored: Mutex::default(),
         };
         // Results keep the order of the source.
         let mut found =
@@ -111,25 +114,17 @@ impl ImportWalk {
                 Ok(ReadResult::Settled(item)) => step.without_work.push(item),
                 Err(error) => {
                     state.tries += u32::from(matches!(error, BackfillError::Source(_)));
-                    self.discard(&step).await;
                     return Err(error);
                 }
             }
         }
+        drop(found);
+        state.stored = import.stored.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.tries = 0;
         if backfill.spec.dry_run {
             state.skip_duplicates(&mut step);
         }
         Ok(step)
-    }
-
-    /// Removes the staged bytes of a step that did not count. The janitor removes what cannot be removed now.
-    pub async fn discard(&self, step: &BackfillStep) {
-        for child in step.work.iter().filter(|child| child.import.is_some()) {
-            if let Err(error) = self.blobs.delete(&BlobKey::Incoming(child.image)).await {
-                tracing::warn!(%error, image = %child.image, "cannot remove bytes of an import");
-            }
-        }
     }
 }
 
@@ -156,8 +151,14 @@ impl StepState {
         !self.seen.contains(&beginning) && self.pending.insert(beginning)
     }
 
-    /// Records whether the step has counted.
-    pub fn step_ended(&mut self, counted: bool) {
+    /// Records whether the step has counted. If so, looks whether a removal has taken bytes of it before it was
+    /// recorded (ADR 17). Bytes of a step that did not count, and that no image has, are garbage.
+    pub async fn step_ended(&mut self, counted: bool) {
+        for stored in std::mem::take(&mut self.stored).into_iter().filter(|_| counted) {
+            if let Err(error) = stored.ensure_stored().await {
+                tracing::warn!(%error, "cannot see whether the bytes of an import are still there");
+            }
+        }
         let pending = std::mem::take(&mut self.pending);
         if counted {
             self.seen.extend(pending.into_iter().take(SEEN.saturating_sub(self.seen.len())));
@@ -175,6 +176,8 @@ struct Import<'a> {
     seen: Mutex<HashSet<ContentHash>>,
     /// What the owner has stored, including this step's pictures, if its quota limits that.
     used: Mutex<Usage>,
+    /// What this step has stored.
+    stored: Mutex<Vec<StoredBytes>>,
 }
 
 impl Import<'_> {
@@ -199,8 +202,7 @@ impl Import<'_> {
             Err(error) if self.is_retried(&error) => return Err(error.into()),
             Err(error) => return failed("unreadable", with_causes(&error)),
         };
-        let image = ImageId::new();
-        let mut ingest = self.ingest(image);
+        let mut ingest = self.ingest();
         loop {
             match bytes.try_next().await {
                 Ok(Some(chunk)) => {
@@ -214,18 +216,18 @@ impl Import<'_> {
             }
         }
         match ingest.end().await {
-            Ok(picture) => self.keep(candidate, image, picture).await,
+            Ok(picture) => self.keep(candidate, picture).await,
             Err(error) => not_imported(&candidate, error),
         }
     }
 
     /// Receives the bytes of a candidate. A dry run only hashes them.
-    fn ingest(&self, image: ImageId) -> Ingest {
+    fn ingest(&self) -> Ingest {
         let limits = self.walk.ingest;
         if self.backfill.spec.dry_run {
             Ingest::hashing(limits)
         } else {
-            Ingest::staging(self.walk.blobs.clone(), image, limits)
+            Ingest::staging(self.walk.blobs.clone(), limits)
         }
     }
 
@@ -239,23 +241,21 @@ impl Import<'_> {
     async fn keep(
         &self,
         candidate: Candidate,
-        image: ImageId,
         picture: Whole,
     ) -> Result<ReadResult, BackfillError> {
         let Content { sha256, bytes, format } = picture.content;
         if let Some(known) = self.known(&candidate, sha256, bytes).await? {
             if known.is_bad && !self.backfill.spec.dry_run {
-                picture.keep().await?;
-                self.walk.blobs.promote(&StagedUpload { image, sha256, bytes }).await?;
+                self.store(picture).await?;
             }
             return Ok(ReadResult::Settled(known.line));
         }
         // The transaction that records the step makes the final check of the quota. A picture that certainly
-        // exceeds it need not be staged.
+        // exceeds it need not be stored.
         if !self.has_room(bytes) {
-            return Ok(ReadResult::Settled(ReportLine::over_quota(image.0, candidate.name)));
+            return Ok(ReadResult::Settled(ReportLine::over_quota(new_id(), candidate.name)));
         }
-        picture.keep().await?;
+        self.store(picture).await?;
         let import = ImportedImage {
             source: candidate.name,
             sha256,
@@ -266,10 +266,17 @@ impl Import<'_> {
         Ok(ReadResult::Work(ChildTask {
             task: TaskId::new(),
             kind: TaskKind::Upload,
-            image,
+            image: ImageId::new(),
             jobs: JobKind::jobs_of_new_image(),
             import: Some(import),
         }))
+    }
+
+    /// Stores a picture durably.
+    async fn store(&self, picture: Whole) -> Result<(), BackfillError> {
+        let stored = picture.store().await?;
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).extend(stored);
+        Ok(())
     }
 
     /// An equal picture that exists already. If that failed for good, it is imported again on request.

@@ -1,4 +1,4 @@
-//! An image's bytes, staged or stored.
+//! An image's bytes.
 
 use bytes::Bytes;
 use safelight_blobs::{BlobError, BlobKey, Blobs, StagedUpload, blocking};
@@ -8,7 +8,7 @@ use safelight_domain::{ContentHash, ErrorCode, Failure, Image};
 /// way, are passed over.
 pub(super) async fn read(blobs: &Blobs, image: &Image) -> Result<Bytes, Failure> {
     let mut last = BlobError::NotFound;
-    for key in places(image) {
+    for key in BlobKey::of_upload(image.id, image.sha256) {
         match blobs.read(&key, image.bytes).await {
             Ok(bytes) if is_whole(&bytes, image).await => return Ok(bytes),
             Ok(_) | Err(BlobError::TooLarge { .. }) => last = BlobError::Damaged,
@@ -33,17 +33,6 @@ pub(super) fn upload_of(image: &Image) -> StagedUpload {
     StagedUpload { image: image.id, sha256: image.sha256, bytes: image.bytes }
 }
 
-/// Where to look, in order: the expected place, the other one, and the first again, because the write job may
-/// move the bytes between two looks.
-fn places(image: &Image) -> [BlobKey; 3] {
-    let (staged, blob) = (BlobKey::Incoming(image.id), BlobKey::Blob(image.sha256));
-    if image.stored_at.is_some() {
-        [blob.clone(), staged, blob]
-    } else {
-        [staged.clone(), blob, staged]
-    }
-}
-
 /// A blob error as a job's failure; its text, which may name paths and hosts, goes to the log only.
 #[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
 pub(super) fn failure(error: BlobError) -> Failure {
@@ -62,7 +51,7 @@ pub(super) fn failure(error: BlobError) -> Failure {
         BlobError::Full => {
             Failure::new(ErrorCode::StoreUnavailable, "the blob store has no space left")
         }
-        BlobError::Store(_) | BlobError::Late | BlobError::Spool(_) => {
+        BlobError::Store(_) | BlobError::Late | BlobError::File(_) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the blob store failed");
             Failure::new(ErrorCode::StoreUnavailable, "the blob store did not answer or refused")
         }

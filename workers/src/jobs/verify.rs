@@ -107,19 +107,15 @@ async fn check_object(
     Ok(ObjectState::Damaged)
 }
 
-/// Reads an image's bytes to their end. Those of an upload that is not stored yet are staged, and may be
-/// promoted between two looks.
+/// Reads an image's bytes to their end. Those of an upload that is not stored yet may be staged.
 async fn look_at_original(context: &Context, image: &Image) -> Result<ObjectState, Failure> {
-    let (blob, staged) = (BlobKey::Blob(image.sha256), BlobKey::Incoming(image.id));
-    let at = async |key: &BlobKey| check_object(context, key, image.sha256, image.bytes).await;
-    let found = at(&blob).await?;
-    if found != ObjectState::Missing || image.stored_at.is_some() {
-        return Ok(found);
+    for key in BlobKey::of_upload(image.id, image.sha256) {
+        let found = check_object(context, &key, image.sha256, image.bytes).await?;
+        if found != ObjectState::Missing || image.stored_at.is_some() {
+            return Ok(found);
+        }
     }
-    match at(&staged).await? {
-        ObjectState::Missing => at(&blob).await,
-        found => Ok(found),
-    }
+    Ok(ObjectState::Missing)
 }
 
 /// Restores a blob from the staged bytes of its upload, if those still exist.

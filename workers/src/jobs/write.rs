@@ -1,5 +1,5 @@
-//! The write job: checks that the bytes are those that were uploaded and that they are a picture, reads its facts,
-//! and stores the bytes under their hash.
+//! The write job: proves that the bytes are those that were uploaded and that they are a picture, and reads its
+//! facts. It stores bytes under their hash that a node of the version before staged.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use super::{
 /// First bytes that usually hold the header and the EXIF block (at most 64 KiB, among others).
 const HEAD_BYTES: usize = 256 * 1024;
 
-/// Stores a blob under its hash, and its metadata.
+/// Proves the bytes of an image, and records its metadata.
 pub(super) struct Write;
 
 #[async_trait]

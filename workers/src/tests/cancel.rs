@@ -19,7 +19,8 @@ use super::test_worker::{TestWorker, eventually, eventually_some, facts, job, pi
 #[tokio::test]
 async fn cancelled_upload_leaves_no_bytes() {
     let test = TestWorker::new(&[]).await;
-    let (queued, stored) = (test.upload(b"queued").await, stored_upload(&test, b"stored").await);
+    let (queued, stored) =
+        (test.upload_staged(b"queued").await, stored_upload(&test, b"stored").await);
     for upload in [&queued, &stored] {
         assert!(test.parts.store.cancel(upload.task).await.expect("cancel"));
     }

@@ -1,4 +1,4 @@
-//! Staged bytes that are damaged after their upload was accepted.
+//! Bytes that are damaged after their upload was accepted: staged ones, of a node of the version before, and stored ones.
 
 use std::fs;
 
@@ -61,7 +61,7 @@ fn renditions(test: &TestWorker, upload: &NewUpload, task: &Task) -> Vec<Vec<u8>
 async fn damaged_staged_bytes_make_no_rendition() {
     for kind in DAMAGES {
         let test = TestWorker::new(SETTINGS).await;
-        let upload = test.upload(&photo()).await;
+        let upload = test.upload_staged(&photo()).await;
         damage(&test, &upload, kind);
         let (_worker, _relay) = (test.worker(), test.relay());
         let task = test.wait_until_ended(upload.task).await;
@@ -80,19 +80,19 @@ async fn equal_upload_repairs_image_with_damaged_bytes() {
     let expected = {
         let test = TestWorker::new(&[]).await;
         let (_worker, _relay) = (test.worker(), test.relay());
-        let upload = test.upload(&photo()).await;
+        let upload = test.upload_staged(&photo()).await;
         let task = test.wait_until_ended(upload.task).await;
         renditions(&test, &upload, &task)
     };
     assert_eq!(expected.len(), 3);
     for kind in DAMAGES {
         let test = TestWorker::new(SETTINGS).await;
-        let first = test.upload(&photo()).await;
+        let first = test.upload_staged(&photo()).await;
         damage(&test, &first, kind);
         let (_worker, _relay) = (test.worker(), test.relay());
         assert_eq!(test.wait_until_ended(first.task).await.status, Status::Failed, "{kind:?}");
 
-        let second = test.upload(&photo()).await;
+        let second = test.upload_staged(&photo()).await;
         let good = test.wait_until_ended(second.task).await;
         assert_eq!(good.status, Status::Succeeded, "{kind:?}: {good:?}");
         assert_eq!(renditions(&test, &second, &good), expected, "{kind:?}");
@@ -113,12 +113,12 @@ async fn damaged_staged_bytes_never_replace_good_original() {
     for kind in DAMAGES {
         let test = TestWorker::new(SETTINGS).await;
         let (worker, relay) = (test.worker(), test.relay());
-        let first = test.upload(&photo()).await;
+        let first = test.upload_staged(&photo()).await;
         assert_eq!(test.wait_until_ended(first.task).await.status, Status::Succeeded);
         // The second is damaged before a worker sees it.
         test.shutdown.cancel();
         drop((worker.await, relay.await));
-        let second = test.upload(&photo()).await;
+        let second = test.upload_staged(&photo()).await;
         damage(&test, &second, kind);
         let test = test.restarted();
         let (_worker, _relay) = (test.worker(), test.relay());
@@ -126,4 +126,22 @@ async fn damaged_staged_bytes_never_replace_good_original() {
         let blob = fs::read(test.blob_path(&BlobKey::Blob(first.sha256))).expect("a blob");
         assert_eq!(blob, photo(), "{kind:?}");
     }
+}
+
+#[tokio::test]
+async fn equal_upload_repairs_damaged_stored_bytes() {
+    let test = TestWorker::new(SETTINGS).await;
+    let first = test.upload(&photo()).await;
+    let blob = test.blob_path(&BlobKey::Blob(first.sha256));
+    fs::write(&blob, b"damaged").expect("write");
+    let (_worker, _relay) = (test.worker(), test.relay());
+    let task = test.wait_until_ended(first.task).await;
+    for kind in [JobKind::Write, JobKind::Thumbnail] {
+        let error = job(&task, kind).error.as_ref().expect("an error");
+        assert_eq!(error.code, ErrorCode::BlobDamaged, "{task:?}");
+    }
+    assert_eq!(count_files(&test.rendition_folder()), 0);
+    let second = test.upload(&photo()).await;
+    assert_eq!(test.wait_until_ended(second.task).await.status, Status::Succeeded);
+    assert_eq!(fs::read(blob).expect("a blob"), photo());
 }

@@ -102,15 +102,14 @@ async fn janitor_deletes_only_old_unowned_bytes() {
     let blobs = &test.parts.blobs;
     let stage_without_accept = async || {
         let image = ImageId::new();
-        let mut staging = blobs.stage(image).await.expect("stage");
-        staging.write(b"bytes").await.expect("write");
-        staging.finish().await.expect("finish");
+        let bytes = bytes::Bytes::from_static(b"bytes");
+        blobs.put(&BlobKey::Incoming(image), bytes).await.expect("stage");
         test.blob_path(&BlobKey::Incoming(image))
     };
     let (old, young) = (stage_without_accept().await, stage_without_accept().await);
     // Two accepted uploads, one before and one after its write job.
-    let waiting = test.blob_path(&BlobKey::Incoming(test.upload(&picture()).await.image));
-    let stored = test.upload(b"another picture").await;
+    let waiting = test.blob_path(&BlobKey::Incoming(test.upload_staged(&picture()).await.image));
+    let stored = test.upload_staged(b"another picture").await;
     let left_over = test.blob_path(&BlobKey::Incoming(stored.image));
     settle_write_job(&test, stored.image).await;
     // Of a process that was killed while it probed the store.

@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use image::{DynamicImage, RgbImage};
 use safelight_blobs::{BlobKey, BlobLocation, Blobs};
 use safelight_config::{DatabaseUrl, SharedCacheUrl};
 use safelight_domain::{
-    BackfillKind, BackfillSpec, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job, JobId, JobKind,
-    JobNotice, Labels, Lane, Rendition, Task, TaskId, TaskKind, Visibility, WorkerId,
+    BackfillKind, BackfillSpec, ContentHash, ImageFacts, ImageFormat, ImageId, JOB_VERSION, Job,
+    JobId, JobKind, JobNotice, Labels, Lane, Rendition, Task, TaskId, TaskKind, Visibility,
+    WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
 use safelight_shared_cache::{Location, SharedCache};
@@ -98,33 +100,37 @@ impl TestWorker {
 
     /// [`TestWorker::upload`] on a lane.
     pub async fn upload_on(&self, lane: Lane, bytes: &[u8]) -> NewUpload {
-        self.upload_changed(lane, bytes, |_| {}).await
-    }
-
-    /// [`TestWorker::upload`] whose staged file `damage` changes before any worker can see it.
-    pub async fn upload_damaged(&self, bytes: &[u8], damage: impl FnOnce(&Path)) -> NewUpload {
-        self.upload_changed(Lane::Interactive, bytes, damage).await
-    }
-
-    async fn upload_changed(
-        &self,
-        lane: Lane,
-        bytes: &[u8],
-        change: impl FnOnce(&Path),
-    ) -> NewUpload {
-        let image = ImageId::new();
-        let mut staging = self.parts.blobs.stage(image).await.expect("stage");
+        let mut staging = self.parts.blobs.stage().await.expect("stage");
         staging.write(bytes).await.expect("write");
-        let staged = staging.finish().await.expect("finish");
-        change(&self.blob_path(&BlobKey::Incoming(image)));
+        let stored = staging.end().await.expect("end").store().await.expect("store");
+        let upload = self.accept(lane, ImageId::new(), bytes).await;
+        stored.ensure_stored().await.expect("stored");
+        upload
+    }
+
+    /// An upload that a node of the version before accepted: its bytes are staged for its image.
+    pub async fn upload_staged(&self, bytes: &[u8]) -> NewUpload {
+        self.upload_damaged(bytes, |_| {}).await
+    }
+
+    /// [`TestWorker::upload_staged`] whose file `damage` changes before any worker can see it.
+    pub async fn upload_damaged(&self, bytes: &[u8], damage: impl FnOnce(&Path)) -> NewUpload {
+        let key = BlobKey::Incoming(ImageId::new());
+        self.parts.blobs.put(&key, Bytes::copy_from_slice(bytes)).await.expect("stage");
+        damage(&self.blob_path(&key));
+        let BlobKey::Incoming(image) = key else { unreachable!("staged") };
+        self.accept(Lane::Interactive, image, bytes).await
+    }
+
+    async fn accept(&self, lane: Lane, image: ImageId, bytes: &[u8]) -> NewUpload {
         let upload = NewUpload {
             owner: safelight_domain::Owner::local(),
             quota: safelight_domain::Quota::default(),
             image,
             task: TaskId::new(),
             lane,
-            sha256: staged.sha256,
-            bytes: staged.bytes,
+            sha256: ContentHash::of(bytes),
+            bytes: bytes.len() as u64,
             format: ImageFormat::sniff(bytes).unwrap_or(ImageFormat::Jpeg),
             labels: Labels { visibility: Some(Visibility::Public), ..Labels::default() },
             jobs: JobKind::jobs_of_new_image(),

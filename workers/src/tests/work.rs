@@ -107,7 +107,7 @@ async fn unavailable_blob_store_uses_no_attempts() {
 async fn job_fails_when_attempts_are_used_up() {
     let test = TestWorker::new(&[("SAFELIGHT_MAX_ATTEMPTS", "3")]).await;
     let upload = test.upload(&picture()).await;
-    test.parts.blobs.delete(&BlobKey::Incoming(upload.image)).await.expect("delete");
+    test.parts.blobs.delete(&BlobKey::Blob(upload.sha256)).await.expect("delete");
     let (_worker, _relay) = (test.worker(), test.relay());
     let task = test.wait_until_ended(upload.task).await;
     assert_eq!(task.status, Status::Failed);
