@@ -142,7 +142,9 @@ mod tests {
         let refusals = Refusals::new(4 * DELAYED_DIVISOR);
         let shutdown = CancellationToken::new();
         let draining = Draining(shutdown.clone());
-        (0..IMMEDIATE).for_each(|_| drop(refusals.count(ada())));
+        for _ in 0..IMMEDIATE {
+            assert!(refusals.count(ada()).is_zero());
+        }
         let mut delayed: FuturesUnordered<_> =
             (0..5).map(|_| refusals.delay(ada(), &draining)).collect();
         let started = Instant::now();

@@ -104,9 +104,9 @@ impl<S: AsyncRead + Unpin> LingeringStream<S> {
             if ending.pauses {
                 ready!(ending.timer.as_mut().poll(context));
                 ending.pauses = false;
+                let silent_at = (Instant::now() + MAX_SILENCE).min(ending.until);
+                ending.timer.as_mut().reset(silent_at);
             }
-            let silent_at = (Instant::now() + MAX_SILENCE).min(ending.until);
-            ending.timer.as_mut().reset(silent_at);
             let mut turn = 0;
             while turn < TURN_BYTES {
                 let mut space = [MaybeUninit::uninit(); BUFFER_BYTES];
@@ -181,12 +181,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LingeringStream<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
 
     /// A stream that ends, and its client.
-    fn ending(lingers: &Lingers, pace: &Pace) -> (tokio::io::DuplexStream, impl Future) {
+    fn ending(lingers: &Lingers, pace: &Pace) -> (DuplexStream, impl Future + use<>) {
         let (client, server) = duplex(64 * 1024);
         let mut stream = LingeringStream::new(server, lingers.clone(), pace.clone());
         (client, async move { stream.shutdown().await })

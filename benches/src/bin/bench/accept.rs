@@ -1,6 +1,6 @@
 //! Uploads per second and percentiles of the 202, compared with the ceilings.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use futures::future::try_join_all;
