@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::{
+    body::Body,
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, Method, request::Parts},
     middleware::Next,
@@ -15,8 +16,8 @@ use tracing::Instrument;
 
 use crate::{
     auth::{AuditLog, Caller, Client, Sender, scope_missing},
-    http::{problem::Problem, turns::Turn},
-    limits::{Counted, Held},
+    http::{draining::Draining, problem::Problem, turns::Turn},
+    limits::{Counted, Held, Refused},
     routes::registry::{AccessTable, RouteAccess},
     state::ApiState,
 };
@@ -40,10 +41,35 @@ pub async fn enforce(
     let RouteAccess { scopes, counted, takes_json, .. } =
         access.of(request.method(), path.unwrap_or_default());
     let Some(scopes) = scopes else { return next.run(request).await };
-    let (mut parts, body) = request.into_parts();
-    let admitted = match admit(&state, &parts, scopes, counted).await {
+    let (parts, body) = request.into_parts();
+    let sender = Sender::new(&parts.uri, &parts.headers, parts.extensions.get::<Client>());
+    let caller = match identify(&state, sender, scopes).await {
+        Ok(caller) => caller,
+        Err(problem) => return problem.into_response(),
+    };
+    let refused = Refused::of(&caller, sender.client.and_then(Client::address));
+    let draining = parts.extensions.get::<Draining>().cloned().unwrap_or_default();
+    let requirements = (scopes, counted, takes_json);
+    let response = handle(&state, caller, requirements, (parts, body), next).await;
+    let problem = response.extensions().get::<Problem>();
+    if problem.is_some_and(|problem| problem.code().is_beyond_limit()) {
+        state.limits.refusals().delay(refused, &draining).await;
+    }
+    response
+}
+
+/// Handles a request of `caller`, if it meets what the route requires: scopes, what is counted, and whether it is to have
+/// a JSON document.
+async fn handle(
+    state: &ApiState,
+    caller: Caller,
+    (scopes, counted, takes_json): (&[Scope], &[Counted], bool),
+    (mut parts, body): (Parts, Body),
+    next: Next,
+) -> Response {
+    let admitted = match admit(state, caller, &parts, scopes, counted).await {
         Ok((caller, rates)) => {
-            let held = hold(&state, &caller, &parts.method, takes_json).await;
+            let held = hold(state, &caller, &parts.method, takes_json).await;
             held.map(|held| (caller, rates, held))
         }
         Err(problem) => Err(problem),
@@ -51,11 +77,7 @@ pub async fn enforce(
     // Held until the response.
     let (caller, rates, (turn, _body)) = match admitted {
         Ok(admitted) => admitted,
-        Err(problem) => {
-            // A client that is still sending would not see a response that comes with a reset.
-            state.body_policy.discard(&parts.headers, body);
-            return problem.into_response();
-        }
+        Err(problem) => return problem.into_response(),
     };
     let is_read = parts.method.is_safe();
     let entry = AuditLog::entry(scopes, &caller, &parts);
@@ -88,16 +110,23 @@ async fn hold(
     Ok((turn, body))
 }
 
+/// Who sends a request.
+async fn identify(
+    state: &ApiState,
+    sender: Sender<'_>,
+    scopes: &[Scope],
+) -> Result<Caller, Problem> {
+    Ok(state.authenticator.identify(sender, scopes).await??)
+}
+
 /// The caller, if it meets what the route requires, with the rate limit headers.
 async fn admit(
     state: &ApiState,
+    caller: Caller,
     request: &Parts,
     scopes: &[Scope],
     counted: &[Counted],
 ) -> Result<(Caller, HeaderMap), Problem> {
-    let (headers, client) = (&request.headers, request.extensions.get::<Client>());
-    let sender = Sender::new(&request.uri, headers, client);
-    let caller = state.authenticator.identify(sender, scopes).await??;
     let mut rates = HeaderMap::new();
     for counted in counted {
         for (name, value) in &state.limits.count(&caller.owner, *counted).await? {
@@ -107,7 +136,7 @@ async fn admit(
     if let Some(missing) = scopes.iter().find(|scope| !caller.has(**scope)) {
         return Err(scope_missing(*missing, scopes));
     }
-    Ok((caller.on_behalf(headers)?, rates))
+    Ok((caller.on_behalf(&request.headers)?, rates))
 }
 
 /// Handles an admin's request, and records it. In a separate task: a client that hangs up meanwhile stops

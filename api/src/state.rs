@@ -87,8 +87,6 @@ pub struct Inner {
     pub signed_urls: SignedUrls,
     /// What owners may store and send.
     pub limits: Limits,
-    /// How slowly a client may send.
-    pub body_policy: BodyPolicy,
     /// Who waits for which task.
     pub watch: WatchHub,
     /// Uploads being received.
@@ -125,7 +123,7 @@ impl ApiState {
             blobs: blobs.clone(),
             outbox_signal: outbox_signal.clone(),
             limits: limits.clone(),
-            body_policy: body_policy.clone(),
+            body_policy,
         };
         let delivery = DeliveryParts {
             reads: store.clone(),
@@ -162,7 +160,6 @@ impl ApiState {
             authenticator,
             signed_urls,
             limits,
-            body_policy,
             watch,
             render_metrics,
         }))

@@ -1,6 +1,10 @@
 //! Who is at the other end of a connection: asked at most once, and only while no key exists.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use axum::http::{HeaderMap, Uri, uri::Authority};
 use tokio::{net::TcpStream, sync::OnceCell};
@@ -48,6 +52,14 @@ impl Client {
         let ends = stream.peer_addr().and_then(|client| Ok((client, stream.local_addr()?))).ok();
         let (accepted, checked) = (Instant::now(), OnceCell::new());
         Self::Connection(Arc::new(Connection { ends, accepted, checked }))
+    }
+
+    /// The address of a connection.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::ThisProcess => None,
+            Self::Connection(connection) => connection.ends.map(|(client, _)| client.ip()),
+        }
     }
 
     /// Whether it is a program that the user who runs this process has started on this machine for itself; otherwise

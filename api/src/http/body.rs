@@ -1,4 +1,4 @@
-//! Request bodies, read with a limit and a timeout, and discarded after a rejection.
+//! Request bodies, read with a limit and a timeout.
 
 use std::{
     pin::Pin,
@@ -7,25 +7,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    body::{Body, BodyDataStream, Bytes},
-    http::{HeaderMap, header},
-};
+use axum::body::{Body, BodyDataStream, Bytes};
 use futures::{Stream, StreamExt, future::poll_fn};
 use safelight_domain::{ContentHash, ContentHasher};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::problem::{Problem, ProblemCode};
-
-/// Bytes of a rejected body that are read and discarded at most. A client that is still sending reads the
-/// response only if the connection stays open meanwhile; closing it would reset it.
-const LINGER_BYTES: usize = 64 * 1024 * 1024;
-
-/// How long a rejected body is read at most.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// Why a body cannot be read on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -56,37 +43,22 @@ impl From<BodyFault> for Problem {
     }
 }
 
-/// Rejected bodies that are read to their end at the same time.
-const MAX_LINGERING: usize = 64;
-
-/// How slowly a client may send. Clones share the permits for rejected bodies.
+/// How slowly a client may send.
 #[derive(Clone)]
 pub struct BodyPolicy {
     idle: Duration,
     bytes_per_second: u64,
-    lingering: Arc<Semaphore>,
 }
 
 impl BodyPolicy {
     /// With the longest silence, and the fewest bytes per second over the whole body; 0 for no minimum.
     pub fn new(idle: Duration, bytes_per_second: u64) -> Self {
-        Self { idle, bytes_per_second, lingering: Arc::new(Semaphore::new(MAX_LINGERING)) }
+        Self { idle, bytes_per_second }
     }
 
     /// The limits of a body of at most `bytes` bytes.
     pub fn limits(&self, bytes: u64) -> BodyLimits {
-        BodyLimits {
-            bytes,
-            idle: self.idle,
-            bytes_per_second: self.bytes_per_second,
-            lingering: self.lingering.clone(),
-        }
-    }
-
-    /// Discards the body of a rejected request: it is read in the background, within bounds, so that a
-    /// client which is still sending gets its response.
-    pub fn discard(&self, headers: &HeaderMap, body: Body) {
-        drop(BodyReader::new(body, headers, self.limits(u64::MAX), false));
+        BodyLimits { bytes, idle: self.idle, bytes_per_second: self.bytes_per_second }
     }
 }
 
@@ -99,12 +71,9 @@ pub struct BodyLimits {
     /// The fewest bytes for each second of waiting for the client, over the whole body; 0 for no minimum.
     /// Without it, a byte now and then would hold an upload permit forever.
     pub bytes_per_second: u64,
-    /// Permits for reading rejected bodies to their end.
-    pub lingering: Arc<Semaphore>,
 }
 
-/// A body that is being read. Clones share it. When the last is dropped before the end, the rest is read and
-/// discarded in the background, within bounds.
+/// A body that is being read. Clones share it.
 #[derive(Clone)]
 pub struct BodyReader(Arc<Mutex<Reading>>);
 
@@ -119,16 +88,14 @@ struct Reading {
     waited: Duration,
     bytes: u64,
     hasher: Option<ContentHasher>,
-    /// The client waits for `100 Continue` before it sends: nothing of an untouched body has been sent.
-    expects_continue: bool,
     touched: bool,
     ended: bool,
     fault: Option<BodyFault>,
 }
 
 impl BodyReader {
-    /// Reads `body` of a request with `headers`. With `hash` everything read is hashed.
-    pub fn new(body: Body, headers: &HeaderMap, limits: BodyLimits, hash: bool) -> Self {
+    /// Reads `body`. With `hash` everything read is hashed.
+    pub fn new(body: Body, limits: BodyLimits, hash: bool) -> Self {
         Self(Arc::new(Mutex::new(Reading {
             body: body.into_data_stream(),
             silence: Box::pin(sleep(limits.idle)),
@@ -137,7 +104,6 @@ impl BodyReader {
             waited: Duration::ZERO,
             bytes: 0,
             hasher: hash.then(ContentHasher::default),
-            expects_continue: headers.contains_key(header::EXPECT),
             touched: false,
             ended: false,
             fault: None,
@@ -241,32 +207,6 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
-    fn drop(&mut self) {
-        let gone = matches!(self.fault, Some(BodyFault::Broken | BodyFault::Idle));
-        if self.ended || gone || (self.expects_continue && !self.touched) {
-            return;
-        }
-        let Ok(permit) = self.limits.lingering.clone().try_acquire_owned() else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let mut body = std::mem::replace(&mut self.body, Body::empty().into_data_stream());
-        runtime.spawn(async move {
-            let mut left = LINGER_BYTES;
-            let discard = async {
-                while let Some(Ok(chunk)) = body.next().await {
-                    left = left.saturating_sub(chunk.len());
-                    if left == 0 {
-                        break;
-                    }
-                }
-            };
-            // After this time the connection is closed even if the client is still sending.
-            let _ = tokio::time::timeout(LINGER, discard).await;
-            drop(permit);
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures::stream;
@@ -274,8 +214,7 @@ mod tests {
     use super::*;
 
     fn limits(bytes: u64) -> BodyLimits {
-        let lingering = Arc::new(Semaphore::new(1));
-        BodyLimits { bytes, idle: Duration::from_secs(30), bytes_per_second: 0, lingering }
+        BodyLimits { bytes, idle: Duration::from_secs(30), bytes_per_second: 0 }
     }
 
     fn body(chunks: &[&'static [u8]]) -> Body {
@@ -286,10 +225,10 @@ mod tests {
 
     #[tokio::test]
     async fn reader_counts_hashes_and_stops_at_the_limit() {
-        let reader = BodyReader::new(body(&[b"ab", b"c"]), &HeaderMap::new(), limits(3), true);
+        let reader = BodyReader::new(body(&[b"ab", b"c"]), limits(3), true);
         assert_eq!(reader.chunk().await, Ok(Some(Bytes::from_static(b"ab"))));
         assert_eq!(reader.finish().await, Ok(Some(ContentHash::of(b"abc"))));
-        let reader = BodyReader::new(body(&[b"ab", b"cd"]), &HeaderMap::new(), limits(3), false);
+        let reader = BodyReader::new(body(&[b"ab", b"cd"]), limits(3), false);
         assert!(reader.chunk().await.is_ok());
         assert_eq!(reader.chunk().await, Err(BodyFault::TooLarge(3)));
         assert_eq!(reader.fault(), Some(BodyFault::TooLarge(3)));
@@ -299,7 +238,7 @@ mod tests {
     async fn silent_body_times_out() {
         let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
         let limits = BodyLimits { idle: Duration::from_millis(10), ..limits(3) };
-        let reader = BodyReader::new(silent, &HeaderMap::new(), limits, false);
+        let reader = BodyReader::new(silent, limits, false);
         assert_eq!(reader.chunk().await, Err(BodyFault::Idle));
     }
 
@@ -311,7 +250,7 @@ mod tests {
                 Some((Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; bytes])), ()))
             });
             let limits = BodyLimits { bytes_per_second: 10, ..limits(100_000) };
-            BodyReader::new(Body::from_stream(chunks), &HeaderMap::new(), limits, false)
+            BodyReader::new(Body::from_stream(chunks), limits, false)
         };
         // Never silent for 30 seconds, but sends 1 byte where the minimum rate requires 200.
         let slow = drip(1);
@@ -325,29 +264,12 @@ mod tests {
 
     #[tokio::test]
     async fn paced_body_is_complete_and_pauses_after_each_chunk() {
-        let reader = BodyReader::new(body(&[b"ab", b"c"]), &HeaderMap::new(), limits(9), false);
+        let reader = BodyReader::new(body(&[b"ab", b"c"]), limits(9), false);
         let mut paced = Box::pin(reader.paced());
         let first = futures::poll!(paced.next());
         assert_eq!(first, Poll::Ready(Some(Ok(Bytes::from_static(b"ab")))));
         assert!(futures::poll!(paced.next()).is_pending());
         assert_eq!(paced.next().await, Some(Ok(Bytes::from_static(b"c"))));
         assert_eq!(paced.next().await, None);
-    }
-
-    #[tokio::test]
-    async fn rest_of_a_rejected_body_is_read() {
-        let (sender, mut unread) = tokio::sync::mpsc::channel::<()>(1);
-        let mut sender = Some(sender);
-        let counted = stream::iter((0..100).map(move |n| {
-            if n == 99 {
-                sender.take();
-            }
-            Ok::<_, std::io::Error>(Bytes::from_static(b"x"))
-        }));
-        let reader =
-            BodyReader::new(Body::from_stream(counted), &HeaderMap::new(), limits(1), false);
-        assert!(reader.chunk().await.is_ok());
-        drop(reader);
-        assert_eq!(unread.recv().await, None);
     }
 }

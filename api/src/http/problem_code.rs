@@ -41,6 +41,23 @@ macro_rules! problems {
     (@retry $seconds:literal) => { Retry::After($seconds) };
 }
 
+impl ProblemCode {
+    /// Whether the request was more than a limit allows, which says nothing against the request itself.
+    pub const fn is_beyond_limit(self) -> bool {
+        matches!(
+            self,
+            Self::OverQuota
+                | Self::RateLimited
+                | Self::TooManyJobs
+                | Self::TooManyOwnRequests
+                | Self::TooManyOwnUploads
+                | Self::TooManyRequests
+                | Self::TooManyUploads
+                | Self::TooManyWaiting
+        )
+    }
+}
+
 /// Whether the same request can succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {

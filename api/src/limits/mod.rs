@@ -4,6 +4,7 @@ mod bucket;
 mod in_memory;
 mod quota;
 mod rates;
+mod refusals;
 mod shares;
 
 use std::sync::Arc;
@@ -17,10 +18,12 @@ use safelight_store::{Access, StoreError};
 pub use in_memory::{Held, InMemory};
 pub use quota::over_quota;
 pub use rates::Counted;
+pub use refusals::{Refused, network};
 pub use shares::{NoPermit, Permit, Shares};
 
 use crate::{auth::Caller, http::problem::Problem};
 use rates::Rates;
+use refusals::Refusals;
 
 /// The limits of all owners. Clones share the counts.
 #[derive(Clone)]
@@ -31,6 +34,7 @@ struct Inner {
     store: Arc<dyn Access>,
     rates: Rates,
     in_memory: InMemory,
+    refusals: Refusals,
 }
 
 impl Limits {
@@ -40,11 +44,13 @@ impl Limits {
         store: Arc<dyn Access>,
         shared_cache: Option<SharedCache>,
     ) -> Self {
+        let refusals = Refusals::new(config.max_connections);
         Self(Arc::new(Inner {
             config,
             store,
             rates: Rates::new(shared_cache),
             in_memory: InMemory::default(),
+            refusals,
         }))
     }
 
@@ -62,6 +68,11 @@ impl Limits {
     /// What requests hold in memory.
     pub fn in_memory(&self) -> &InMemory {
         &self.0.in_memory
+    }
+
+    /// How often clients are refused.
+    pub fn refusals(&self) -> &Refusals {
+        &self.0.refusals
     }
 
     /// What an owner may store.

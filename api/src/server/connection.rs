@@ -24,8 +24,10 @@ use super::{
     activity::{ActiveStream, Activity, Serving},
     idle_timeout::{IdleTimeout, Working},
     library_errors::{HadRequest, LibraryErrors},
+    lingering::{LingeringStream, Lingers, Pace},
     stream_permits::{ConnectionStreams, StreamPermit},
     tls::{Tls, is_http2},
+    unread_body::RequestBody,
 };
 use crate::http::{holding::Holding, request_limits::OneTooMany};
 
@@ -66,6 +68,8 @@ pub struct Bounds {
     pub streams: ConnectionStreams,
     /// What it does.
     pub activity: Arc<Activity>,
+    /// The pace at which it discards what is sent after a response.
+    pub discarding: Pace,
 }
 
 /// Serves one connection to its end. `idle` is how long the client may take for a request's head, stay idle,
@@ -74,7 +78,7 @@ pub async fn serve_connection<F>(
     stream: TcpStream,
     tls: Option<Tls>,
     bounds: &Bounds,
-    answer: impl Fn(Request<Incoming>) -> F,
+    answer: impl Fn(Request<RequestBody>) -> F,
     idle: Duration,
     shutdown: CancellationToken,
 ) where
@@ -82,26 +86,30 @@ pub async fn serve_connection<F>(
 {
     // Small responses must not wait for acknowledgements. An error means that the client is gone.
     let _ = stream.set_nodelay(true);
+    let lingers = Lingers::default();
+    let lingering =
+        |stream| LingeringStream::new(stream, lingers.clone(), bounds.discarding.clone());
     let Some(tls) = tls else {
         let detected = timeout(idle, speaks_http2(&stream));
         if let Some(Ok(Ok(http2))) = shutdown.run_until_cancelled(detected).await {
-            http(stream, http2, bounds, answer, idle, shutdown).await;
+            let stream = lingering(stream);
+            http(stream, (http2, &lingers), bounds, answer, idle, shutdown).await;
         }
         return;
     };
-    let handshake = timeout(idle, tls.accept(stream));
+    let handshake = timeout(idle, tls.accept(lingering(stream)));
     if let Some(Ok(Ok(stream))) = shutdown.run_until_cancelled(handshake).await {
         let http2 = is_http2(&stream);
-        http(stream, http2, bounds, answer, idle, shutdown).await;
+        http(stream, (http2, &lingers), bounds, answer, idle, shutdown).await;
     }
 }
 
 /// Speaks HTTP on one connection to its end.
 async fn http<F>(
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
-    http2: bool,
+    (http2, lingers): (bool, &Lingers),
     bounds: &Bounds,
-    answer: impl Fn(Request<Incoming>) -> F,
+    answer: impl Fn(Request<RequestBody>) -> F,
     idle: Duration,
     shutdown: CancellationToken,
 ) where
@@ -130,9 +138,11 @@ async fn http<F>(
     let stream = ActiveStream::new(Box::pin(stream), bounds.activity.clone());
     let io = TokioIo::new(LibraryErrors::new(stream, had_request.clone()));
     let idle_timeout = IdleTimeout::new();
-    let service = service_fn(|mut request: Request<Incoming>| {
+    let service = service_fn(|request: Request<Incoming>| {
         had_request.note();
+        lingers.clear();
         let serving = bounds.activity.serve(!request.body().is_end_stream(), http2);
+        let (mut request, unread) = RequestBody::of(request);
         let mut permit = None;
         let working = (request.version() == Version::HTTP_2).then(|| {
             permit = bounds.streams.begin();
@@ -143,8 +153,12 @@ async fn http<F>(
         });
         let is_one_too_many = working.is_some() && permit.is_none();
         let answered = answer(request);
+        let lingers = lingers.clone();
         let answered = async move {
-            let response = answered.await?;
+            let mut response = answered.await?;
+            if let Some(unread) = unread {
+                unread.settle(http2, &lingers, &mut response);
+            }
             Ok(if is_one_too_many { without_body(response) } else { response })
         };
         track_reading(answered, working, (permit, serving))

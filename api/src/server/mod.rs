@@ -5,8 +5,10 @@ mod connection;
 mod connection_permits;
 mod idle_timeout;
 mod library_errors;
+mod lingering;
 mod stream_permits;
 mod tls;
+mod unread_body;
 
 use std::{future::pending, io, net::IpAddr, time::Duration};
 
@@ -32,6 +34,7 @@ use crate::{
 use activity::{OpenConnection, OpenConnections};
 use connection::{Bounds, serve_connection};
 use connection_permits::ConnectionPermits;
+use lingering::Pace;
 use stream_permits::StreamPermits;
 
 /// How long a start may take before clients are answered.
@@ -130,20 +133,22 @@ pub async fn while_starting<T>(
 struct SharedBounds {
     streams: StreamPermits,
     open: OpenConnections,
+    discarding: Pace,
 }
 
 impl SharedBounds {
     /// There are permits for as many concurrent requests as there may be waiting clients, and some more.
     fn new(config: &Config) -> Self {
         let streams = StreamPermits::new(config.max_waiting + config.max_connections.div_ceil(2));
-        Self { streams, open: OpenConnections::new(config.max_connections) }
+        let open = OpenConnections::new(config.max_connections);
+        Self { streams, open, discarding: Pace::new() }
     }
 
     /// A new connection of `client`, and its part of what is shared.
     fn of(&self, client: IpAddr) -> (OpenConnection, Bounds) {
         let open = self.open.add();
         let (streams, activity) = (self.streams.connection(client), open.activity.clone());
-        (open, Bounds { streams, activity })
+        (open, Bounds { streams, activity, discarding: self.discarding.clone() })
     }
 }
 

@@ -5,18 +5,14 @@
 //! use up their permits cost others nothing but some of their concurrency.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use crate::limits::{Permit, Shares};
-
-/// The bits of an IPv6 address that tell networks apart; the holder of one chooses the others (RFC 4291, section
-/// 2.5.4).
-const NETWORK: u128 = !0 << 64;
+use crate::limits::{Permit, Shares, network};
 
 /// Permits for requests beyond the first of each connection. Clones share them.
 #[derive(Clone)]
@@ -45,11 +41,7 @@ impl StreamPermits {
 
     /// The requests of a new connection from `client`.
     pub fn connection(&self, client: IpAddr) -> ConnectionStreams {
-        let client = match client.to_canonical() {
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        ConnectionStreams { open: Arc::default(), client, permits: self.clone() }
+        ConnectionStreams { open: Arc::default(), client: network(client), permits: self.clone() }
     }
 }
 

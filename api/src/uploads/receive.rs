@@ -106,8 +106,7 @@ impl Uploads {
         let limit = self.ingest.max_bytes.saturating_add(params::overhead_bytes(headers));
         let is_multipart = params::is_multipart(headers);
         let hash_whole = is_multipart && digest::is_announced(headers);
-        // From here on, dropping the reader discards the rest of a rejected body.
-        let body = BodyReader::new(body, headers, self.body_policy.limits(limit), hash_whole);
+        let body = BodyReader::new(body, self.body_policy.limits(limit), hash_whole);
         let params = UploadParams::read(caller.owner.clone(), headers, params)?;
         let declared = params::declared_bytes(headers);
         if declared.is_some_and(|declared| declared > limit) {

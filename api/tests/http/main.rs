@@ -19,6 +19,7 @@ mod idempotency;
 mod ids;
 mod limits;
 mod probes;
+mod refusals;
 mod repair;
 mod server;
 mod tasks;

@@ -19,7 +19,8 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    app::fake_png,
+    app::{eventually, fake_png},
+    refusals,
     server::{ConnectedApp, read_answer, read_to_end},
 };
 
@@ -127,6 +128,26 @@ async fn http2_works_over_tls() {
     assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
     let body: Bytes = answer.into_body().collect().await.expect("a body").to_bytes();
     assert!(body.starts_with(b"{"));
+}
+
+#[tokio::test]
+async fn refused_upload_over_tls_is_answered() {
+    let files = CertificateFiles::new();
+    let server = ConnectedApp::with_tls(&refusals::BUSY, Some(files.load().expect("usable"))).await;
+    let trusted = files.trusted();
+    let head = "POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n";
+    let mut uploading =
+        connect(&server, trusted.clone(), &[], &[&TLS13]).await.expect("a TLS handshake");
+    uploading.write_all(head.as_bytes()).await.expect("sent");
+    uploading.write_all(&fake_png(300_000, 1)[..100_000]).await.expect("sent");
+    eventually(async || !server.app.incoming().is_empty()).await;
+    for _ in 0..3 {
+        let stream =
+            connect(&server, trusted.clone(), &[], &[&TLS13]).await.expect("a TLS handshake");
+        let answer = refusals::send_all_then_read(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.ends_with('}'), "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Uploads per second and percentiles of the 202, compared with the ceilings.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use futures::future::try_join_all;
@@ -9,7 +9,11 @@ use reqwest::{
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 
-use crate::{Setup, ceiling, payload::Payload, row::Row};
+use crate::{
+    Setup, ceiling,
+    payload::Payload,
+    row::{Row, Uploads},
+};
 
 /// Prints all tables.
 pub async fn run(setup: &Setup, clients: &[usize]) -> Result<()> {
@@ -74,26 +78,24 @@ pub async fn measure(
     Ok(rows)
 }
 
-/// Uploads one after the other until `end`; returns the times and the number of rejected uploads.
-async fn client(
-    http: &Client,
-    url: &str,
-    payload: &Payload,
-    end: Instant,
-) -> Result<(Vec<Duration>, usize)> {
-    let (mut times, mut rejected) = (Vec::new(), 0);
+/// Uploads one after the other until `end`.
+async fn client(http: &Client, url: &str, payload: &Payload, end: Instant) -> Result<Uploads> {
+    let mut uploads = Uploads::default();
     let address = format!("{url}/v1/images");
     while Instant::now() < end {
         let started = Instant::now();
         let request = http.post(&address).header(CONTENT_TYPE, "image/jpeg");
         let request = request.header(CONTENT_LENGTH, payload.len()).body(payload.body());
-        // A rejected client that is still sending may be disconnected before it reads the response.
-        let response = async { request.send().await?.error_for_status()?.bytes().await };
-        if response.await.is_ok() {
-            times.push(started.elapsed());
-        } else {
-            rejected += 1;
+        let response = async {
+            let response = request.send().await?;
+            let accepted = response.status().is_success();
+            response.bytes().await.map(|_| accepted)
+        };
+        match response.await {
+            Ok(true) => uploads.times.push(started.elapsed()),
+            Ok(false) => uploads.rejected += 1,
+            Err(_) => uploads.broken += 1,
         }
     }
-    Ok((times, rejected))
+    Ok(uploads)
 }

@@ -20,7 +20,10 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::{payload::Payload, row::Row};
+use crate::{
+    payload::Payload,
+    row::{Row, Uploads},
+};
 
 /// The largest number of transactions in one commit, as in Safelight's writer.
 const GROUP: usize = 32;
@@ -78,16 +81,16 @@ async fn closed_loop(
     payload: &Payload,
     end: Instant,
     commit: impl AsyncFn(Uuid) -> Result<()>,
-) -> Result<(Vec<Duration>, usize)> {
-    let mut times = Vec::new();
+) -> Result<Uploads> {
+    let mut uploads = Uploads::default();
     while Instant::now() < end {
         let started = Instant::now();
         let (id, folder, payload) = (new_id(), folder.to_owned(), payload.clone());
         tokio::task::spawn_blocking(move || store(&folder, id, &payload)).await??;
         commit(id).await?;
-        times.push(started.elapsed());
+        uploads.times.push(started.elapsed());
     }
-    Ok((times, 0))
+    Ok(uploads)
 }
 
 /// Writes a file so that it survives a power failure.

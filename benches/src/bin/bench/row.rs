@@ -2,6 +2,17 @@
 
 use std::time::Duration;
 
+/// The uploads of one client.
+#[derive(Default)]
+pub struct Uploads {
+    /// The times of those that were accepted.
+    pub times: Vec<Duration>,
+    /// The number of those that were rejected.
+    pub rejected: usize,
+    /// The number of those without a whole response.
+    pub broken: usize,
+}
+
 /// The results of clients in a closed loop.
 pub struct Row {
     /// The number of concurrent clients.
@@ -10,18 +21,21 @@ pub struct Row {
     pub times: Vec<Duration>,
     /// The number of rejected uploads.
     pub rejected: usize,
+    /// The number of uploads whose clients read no whole response.
+    pub broken: usize,
     /// The duration of the measurement.
     pub elapsed: Duration,
 }
 
 impl Row {
     /// Combines the results of all clients.
-    pub fn new(results: Vec<(Vec<Duration>, usize)>, elapsed: Duration) -> Self {
+    pub fn new(results: Vec<Uploads>, elapsed: Duration) -> Self {
         let clients = results.len();
-        let rejected = results.iter().map(|(_, rejected)| rejected).sum();
-        let mut times: Vec<_> = results.into_iter().flat_map(|(times, _)| times).collect();
+        let rejected = results.iter().map(|client| client.rejected).sum();
+        let broken = results.iter().map(|client| client.broken).sum();
+        let mut times: Vec<_> = results.into_iter().flat_map(|client| client.times).collect();
         times.sort_unstable();
-        Self { clients, times, rejected, elapsed }
+        Self { clients, times, rejected, broken, elapsed }
     }
 
     /// Successes per second.
