@@ -18,9 +18,10 @@ use crate::{
         rescuer::{LeaseRescuer, MessageRescuer},
     },
     parts::WorkerParts,
-    removal::{InstallationGuard, Purger, Quarantine, Remover},
+    removal::{Purger, Quarantine},
     retry_policy::RetryPolicy,
 };
+use safelight_removal::{InstallationGuard, Remover};
 
 /// All background services.
 pub fn services(parts: &WorkerParts) -> Vec<Box<dyn Service>> {

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use safelight_blobs::{BlobError, BlobKey, Blobs, Content, Ingest, StoredBytes};
+use safelight_blobs::{Blobs, Content, Ingest, StoredBytes};
 use safelight_domain::{
     ContentHash, Image, ImageId, Job, JobKind, Labels, Lane, Owner, Progress, Quota, Status, Task,
     TaskId, TaskKind, Visibility,
 };
 use safelight_queue::OutboxSignal;
-use safelight_store::{Accepted, Deletions, NewUpload, StoreError, Uploads};
+use safelight_removal::{InstallationGuard, RemovalError, Remover};
+use safelight_store::{Accepted, NewUpload, Uploads};
 use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
@@ -43,8 +44,10 @@ pub struct ReceivedUpload {
 pub struct Committer {
     /// Where uploads are recorded.
     pub store: Arc<dyn Uploads>,
-    /// Knows whether bytes are those of an image.
-    pub deletions: Arc<dyn Deletions>,
+    /// Removes the bytes of rejected uploads.
+    pub remover: Remover,
+    /// Whether the database knows enough for that.
+    pub guard: InstallationGuard,
     /// Where their bytes are.
     pub blobs: Blobs,
     /// Announces their jobs.
@@ -134,7 +137,7 @@ impl Committer {
         }
     }
 
-    /// Records the upload, or moves its bytes to the trash if it certainly is not recorded. Returns when it was
+    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was
     /// accepted.
     async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
         let accepted = match self.store.accept(upload).await {
@@ -161,29 +164,21 @@ impl Committer {
         }
     }
 
-    /// Moves the bytes of a rejected upload to the trash, unless they are those of an image. The janitor looks again
-    /// before it deletes them (ADR 4). If that fails, a collection of garbage finds them.
+    /// Removes the bytes of a rejected upload, unless they are those of an image (ADR 4). If that fails, a collection of
+    /// garbage finds them.
     async fn discard(&self, sha256: ContentHash) {
-        if let Err(error) = self.trash_unless_wanted(&sha256).await {
+        if let Err(error) = self.remove_unknown(&sha256).await {
             tracing::warn!(%error, blob = %sha256, "cannot remove rejected bytes");
         }
     }
 
-    async fn trash_unless_wanted(&self, sha256: &ContentHash) -> Result<(), DiscardError> {
-        if !self.deletions.is_blob_wanted(sha256).await? {
-            self.blobs.trash(&[BlobKey::Blob(*sha256)]).await?;
+    /// An older copy of the database may not know the image that has had these bytes for long.
+    async fn remove_unknown(&self, sha256: &ContentHash) -> Result<(), RemovalError> {
+        if self.guard.may_remove_unknown().await? {
+            self.remover.remove_content(sha256).await?;
         }
         Ok(())
     }
-}
-
-/// Why rejected bytes stay.
-#[derive(Debug, thiserror::Error)]
-enum DiscardError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Blobs(#[from] BlobError),
 }
 
 /// The problem if the complete bytes are not those that the client meant to send.

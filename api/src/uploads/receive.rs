@@ -10,6 +10,7 @@ use safelight_blobs::{Blobs, Ingest, IngestLimits, Whole};
 use safelight_config::Config;
 use safelight_domain::{ContentHash, Image, ImageId, Labels, Owner, Task, TaskId};
 use safelight_queue::OutboxSignal;
+use safelight_removal::{InstallationGuard, Remover};
 use safelight_store::{Control, DynStore, Reads};
 use tracing::Instrument;
 
@@ -80,7 +81,12 @@ impl Uploads {
             reads: store.clone(),
             control: store.clone(),
             committer: Committer {
-                deletions: store.clone(),
+                remover: Remover::new(store.clone(), blobs.clone()),
+                guard: InstallationGuard::new(
+                    store.clone(),
+                    blobs.clone(),
+                    Duration::from_millis(config.recovery_grace_ms),
+                ),
                 store,
                 blobs,
                 outbox_signal,

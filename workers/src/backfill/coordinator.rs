@@ -7,15 +7,13 @@ use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_domain::{Backfill, TaskId, WorkerId};
 use safelight_queue::OutboxSignal;
+use safelight_removal::InstallationGuard;
 use safelight_store::{Backfills, DynStore, StoreError};
 use safelight_telemetry::DependencyHealth;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{feeder::Feeder, import::StepState};
-use crate::{
-    maintenance::service::{Service, ServiceError},
-    removal::InstallationGuard,
-};
+use crate::maintenance::service::{Service, ServiceError};
 
 /// How long the lead of a coordinator lasts: after it died, no other one leads its backfills for this long.
 const HOLD: Duration = Duration::from_secs(10);

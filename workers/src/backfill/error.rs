@@ -3,10 +3,10 @@
 use std::error::Error;
 
 use safelight_blobs::BlobError;
+use safelight_removal::RemovalError;
 use safelight_store::StoreError;
 
 use super::source::SourceError;
-use crate::removal::RemovalError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BackfillError {

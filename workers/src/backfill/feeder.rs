@@ -6,6 +6,7 @@ use safelight_blobs::{Blobs, IngestLimits};
 use safelight_config::Config;
 use safelight_domain::{Backfill, BackfillKind, BackfillState, TaskId};
 use safelight_queue::OutboxSignal;
+use safelight_removal::InstallationGuard;
 use safelight_store::{BackfillStep, Backfills, DynStore, Reads};
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     safeguards::Safeguards,
     take_back::TakeBackWalk,
 };
-use crate::removal::{InstallationGuard, Quarantine};
+use crate::removal::Quarantine;
 
 /// Feeds backfills.
 pub(super) struct Feeder {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use safelight_blobs::{BlobError, Blobs};
 use safelight_domain::{GcRefusal, GcSurvey};
+use safelight_removal::InstallationGuard;
 use safelight_store::Installations;
 
 use super::error::BackfillError;
-use crate::removal::InstallationGuard;
 
 /// Asks the store and the database who they are.
 #[derive(Clone)]

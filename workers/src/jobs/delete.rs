@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use safelight_domain::{CacheKey, ErrorCode, Failure, Removal};
+use safelight_removal::RemovalError;
 use safelight_shared_cache::SharedCache;
 use safelight_store::{ClaimedJob, Effect, Outcome};
 use tokio::time::Instant;
@@ -13,7 +14,7 @@ use super::{
     job::{Context, Job, SlotClass, database_unavailable},
     source,
 };
-use crate::removal::RemovalError;
+use crate::removal::PurgeError;
 
 /// A job takes a multiple of this, so that its duration does not reveal whether another owner has the same
 /// bytes, in which case they are not removed.
@@ -51,7 +52,7 @@ impl Job for Delete {
         forget_cached(parts.shared_cache.as_ref(), &objects).await?;
         let presets = presets.iter().map(String::as_str);
         let purged = parts.purger.purge(job.image.id, presets).await;
-        purged.map_err(|error| failure(error.into()))?;
+        purged.map_err(|error| not_purged(&error))?;
         safelight_fail_points::hit("delete.purged").await;
         tokio::time::sleep_until(started + whole_grains(started.elapsed())).await;
         let proxies = parts.purger.proxies();
@@ -73,17 +74,19 @@ async fn forget_cached(cache: Option<&SharedCache>, objects: &[CacheKey]) -> Res
     })
 }
 
-/// As a job's failure. The addresses of proxies and the errors of engines go to the log only.
+/// As a job's failure. The errors of engines go to the log only.
 fn failure(error: RemovalError) -> Failure {
     match error {
         RemovalError::Store(error) => database_unavailable(&error),
         RemovalError::Blobs(error) => source::failure(error),
-        RemovalError::Purge(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot purge a proxy");
-            let message = "a caching proxy did not confirm that it has the image no more";
-            Failure::new(ErrorCode::ProxyUnavailable, message)
-        }
     }
+}
+
+/// As a job's failure. The addresses of proxies go to the log only.
+fn not_purged(error: &PurgeError) -> Failure {
+    tracing::warn!(error = error as &dyn std::error::Error, "cannot purge a proxy");
+    let message = "a caching proxy did not confirm that it has the image no more";
+    Failure::new(ErrorCode::ProxyUnavailable, message)
 }
 
 #[cfg(test)]

@@ -8,10 +8,11 @@ use safelight_config::Config;
 use safelight_decoder::{Attempt, Decoder, DecoderOptions};
 use safelight_domain::{ErrorCode, Failure, JOB_VERSION, Lane, Presets};
 use safelight_imaging::Limits;
+use safelight_removal::Remover;
 use safelight_shared_cache::SharedCache;
 use safelight_store::{ClaimedJob, Deletions, Outcome, StoreError};
 
-use crate::removal::{Purger, Remover};
+use crate::removal::Purger;
 
 /// A kind of job.
 #[async_trait]

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use safelight_removal::{InstallationGuard, RemovalError};
 
 use super::service::{Service, ServiceError};
-use crate::removal::{InstallationGuard, RemovalError};
 
 /// A copy of the database that is older than this is noticed.
 const PERIOD: Duration = Duration::from_secs(30);

@@ -1,15 +1,9 @@
-//! Removes bytes permanently: of cancelled uploads, of deleted images, and unreferenced ones.
+//! What removes bytes permanently, beside the crate `removal`: the quarantine of unreferenced ones, and purges of proxies.
 
-mod error;
-mod guard;
 mod purge;
 mod quarantine;
-mod remover;
 
 pub(crate) use self::{
-    error::RemovalError,
-    guard::InstallationGuard,
-    purge::Purger,
+    purge::{PurgeError, Purger},
     quarantine::{Quarantine, by_blob, references, refers_to},
-    remover::Remover,
 };

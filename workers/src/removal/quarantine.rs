@@ -10,9 +10,8 @@ use std::{
 use chrono::{DateTime, Utc};
 use safelight_blobs::{BlobKey, Blobs, Quarantined, Stored, TakenBack};
 use safelight_domain::{ContentHash, TaskId};
+use safelight_removal::RemovalError;
 use safelight_store::{Deletions, Reference};
-
-use super::error::RemovalError;
 
 /// Objects to move to the quarantine.
 pub(crate) struct Unreferenced {

@@ -7,7 +7,8 @@ use safelight_blobs::{BlobKey, StagedUpload};
 use safelight_domain::{ContentHash, ErrorCode, ImageId, JobKind, Status, Task};
 
 use super::test_worker::{TestWorker, count_files, eventually, job, picture};
-use crate::{removal::InstallationGuard, services::installation_guard};
+use crate::services::installation_guard;
+use safelight_removal::InstallationGuard;
 
 fn guard(test: &TestWorker) -> InstallationGuard {
     installation_guard(&test.parts)

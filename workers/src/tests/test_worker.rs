@@ -17,6 +17,7 @@ use safelight_domain::{
     WorkerId,
 };
 use safelight_queue::{InProcessQueue, OutboxSignal, Queue};
+use safelight_removal::Remover;
 use safelight_shared_cache::{Location, SharedCache};
 use safelight_store::{
     Accepted, BackfillStep, ChildTask, Claim, DynStore, Effect, NewBackfill, NewUpload, Outcome,
@@ -33,7 +34,6 @@ use crate::{
     backfill::BackfillCoordinator,
     consumer,
     maintenance::janitor::discarded::DiscardedImages,
-    removal::Remover,
     run_service,
     services::{self, services},
 };

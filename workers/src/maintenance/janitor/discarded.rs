@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use safelight_removal::Remover;
 use safelight_store::Deletions;
 
 use crate::{
     maintenance::service::{Service, ServiceError},
-    removal::{Purger, RemovalError, Remover},
+    removal::Purger,
 };
 
 /// Images in one statement.
@@ -31,7 +32,7 @@ impl DiscardedImages {
     /// Removes the bytes of all images that were discarded and that no worker can be writing for. Proxies are
     /// purged first, because the renditions' names are removed with the bytes. If a proxy does not confirm,
     /// nothing is removed, and the next run retries everything.
-    pub async fn remove(&self) -> Result<(), RemovalError> {
+    pub async fn remove(&self) -> Result<(), ServiceError> {
         loop {
             let discarded = self.deletions.discarded(BATCH, self.purger.min_age()).await?;
             for image in &discarded {

@@ -9,8 +9,9 @@ use safelight_blobs::Blobs;
 use super::period::sweep_period;
 use crate::{
     maintenance::service::{Service, ServiceError},
-    removal::{InstallationGuard, Quarantine},
+    removal::Quarantine,
 };
+use safelight_removal::InstallationGuard;
 
 /// Objects looked up in one statement.
 const BATCH: usize = 500;

@@ -7,13 +7,11 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use safelight_blobs::{BlobError, BlobKey, Blobs, Incoming, StagedUpload};
 use safelight_domain::ImageId;
+use safelight_removal::{InstallationGuard, RemovalError};
 use safelight_store::{PageRequest, Reads};
 
 use super::period::{old_before, sweep_period};
-use crate::{
-    maintenance::service::{Service, ServiceError},
-    removal::{InstallationGuard, RemovalError},
-};
+use crate::maintenance::service::{Service, ServiceError};
 
 /// How long an upload takes to be recorded after its bytes are staged.
 const RECORDING: Duration = Duration::from_secs(2);

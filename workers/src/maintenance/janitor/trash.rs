@@ -5,10 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::period::sweep_period;
-use crate::{
-    maintenance::service::{Service, ServiceError},
-    removal::{InstallationGuard, RemovalError, Remover},
-};
+use crate::maintenance::service::{Service, ServiceError};
+use safelight_removal::{InstallationGuard, RemovalError, Remover};
 
 /// Empties the trash.
 pub(crate) struct Trash {

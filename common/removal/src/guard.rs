@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use safelight_blobs::Blobs;
 use safelight_store::Installations;
 
-use super::error::RemovalError;
+use crate::RemovalError;
 
 /// Notices that the database is an older copy of itself, or a promoted standby that lacks the last transactions. What
 /// was stored meanwhile looks like garbage to such a database, and is kept for a grace time, so that a person can
 /// act.
 #[derive(Clone)]
-pub(crate) struct InstallationGuard {
+pub struct InstallationGuard {
     installations: Arc<dyn Installations>,
     blobs: Blobs,
     grace: Duration,

@@ -6,16 +6,17 @@ use safelight_blobs::{BlobKey, Blobs};
 use safelight_domain::{ContentHash, Image};
 use safelight_store::Deletions;
 
-use super::error::RemovalError;
+use crate::RemovalError;
 
 /// Removes bytes, unless an image needs them.
 #[derive(Clone)]
-pub(crate) struct Remover {
+pub struct Remover {
     deletions: Arc<dyn Deletions>,
     blobs: Blobs,
 }
 
 impl Remover {
+    /// Asks `deletions` which bytes images need.
     pub fn new(deletions: Arc<dyn Deletions>, blobs: Blobs) -> Self {
         Self { deletions, blobs }
     }
@@ -25,10 +26,7 @@ impl Remover {
         self.blobs.confirm().await?;
         // No other image shares staged bytes.
         self.blobs.delete(&BlobKey::Incoming(image.id)).await?;
-        // Also those that a job stored and did not come to record.
-        let mut keys = self.blobs.renditions_of(&image.sha256).await?;
-        keys.push(BlobKey::Blob(image.sha256));
-        if self.remove_blob(&image.sha256, &keys).await? {
+        if self.remove_content(&image.sha256).await? {
             // What a collection of garbage has set aside does not outlive the image either.
             self.blobs.delete_quarantined(&image.sha256).await?;
             self.blobs.remove_unfinished_renditions(&image.sha256).await?;
@@ -37,7 +35,15 @@ impl Remover {
         Ok(self.blobs.confirm().await?)
     }
 
-    /// Removes a blob with its renditions, unless an image needs it. Returns whether none does.
+    /// Removes a blob with all of its renditions, unless an image needs it. Returns whether none does.
+    pub async fn remove_content(&self, blob: &ContentHash) -> Result<bool, RemovalError> {
+        // Also those that a job stored and did not come to record.
+        let mut keys = self.blobs.renditions_of(blob).await?;
+        keys.push(BlobKey::Blob(*blob));
+        self.remove_blob(blob, &keys).await
+    }
+
+    /// Removes these objects of a blob, unless an image needs it. Returns whether none does.
     pub async fn remove_blob(
         &self,
         blob: &ContentHash,
