@@ -22,14 +22,13 @@ impl Blobs {
         let paths: Vec<StorePath> = renditions.iter().map(|(key, _)| key.path()).collect();
         let bytes = renditions.into_iter().map(|(_, bytes)| bytes);
         let objects: Vec<(StorePath, Bytes)> = paths.iter().cloned().zip(bytes).collect();
-        match self.folder() {
-            Some(root) => self.write_files(root, objects).await?,
-            None => {
-                let puts = objects.into_iter().map(async |(path, bytes)| {
-                    self.store.put(&path, PutPayload::from(bytes)).await
-                });
-                try_join_all(puts).await?;
-            }
+        if let Some(root) = self.folder() {
+            self.write_files(root, objects).await?;
+        } else {
+            let puts = objects
+                .into_iter()
+                .map(async |(path, bytes)| self.store.put(&path, PutPayload::from(bytes)).await);
+            try_join_all(puts).await?;
         }
         let confirmed = self.confirm().await;
         if matches!(confirmed, Err(BlobError::WrongStore(WrongStore::Unmarked))) {

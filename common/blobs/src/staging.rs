@@ -149,21 +149,24 @@ impl StagedBytes {
         let shards = Arc::clone(&self.blobs.shards);
         let (blobs, incoming) = (self.blobs.clone(), self.blobs.incoming.clone());
         // A rename cannot leave the volume: the store that was confirmed is the one that has the bytes.
-        blobs
-            .in_own_folder(move || {
-                let named = self.file.name(&to, &shards);
-                let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-                match (named, incoming) {
-                    // A slow client, or a process that was suspended, took longer than unfinished files are kept.
-                    (Err(error), Some(incoming)) if is_gone(&error) => {
-                        self.file = self.file.reader().copy_to(&incoming)?;
-                        self.file.name(&to, &shards)?;
-                    }
-                    (named, _) => named?,
+        let named = blobs.in_own_folder(move || {
+            let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+            match (self.file.name(&to, &shards), incoming) {
+                // A slow client, or a process that was suspended, took longer than unfinished files are kept.
+                (Err(error), Some(incoming)) if is_gone(&error) => {
+                    self.file = self.file.reader().copy_to(&incoming)?;
+                    self.file.name(&to, &shards)?;
+                    Ok((self, true))
                 }
-                Ok(self)
-            })
-            .await
+                (named, _) => Ok(named.map(|()| (self, false))?),
+            }
+        });
+        let (named, is_copy) = named.await?;
+        if is_copy {
+            // Or the store was unmounted meanwhile, and the copy went to what is in its place.
+            named.blobs.confirm().await?;
+        }
+        Ok(named)
     }
 
     /// Sends the bytes to the object store. It may have been replaced meanwhile, and a store may acknowledge a write

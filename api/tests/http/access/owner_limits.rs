@@ -1,6 +1,6 @@
 //! What an owner may send and store: quota, rates, and its share of the uploads in flight.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -30,6 +30,28 @@ async fn full_quota_rejects_uploads_until_an_image_is_cancelled() {
     let cancel = ada.on(Request::post(format!("/v1/tasks/{}/cancel", task_id(&upload))));
     app.send(cancel, Body::empty()).await;
     assert_eq!(again().await.status.as_u16(), 202);
+}
+
+/// Without a declared length, only the transaction can tell that the quota has no room.
+#[tokio::test]
+async fn bytes_beyond_the_quota_are_removed_unless_they_are_somebodys() {
+    let app = TestApp::configured(&[("SAFELIGHT_OWNERS", "{ ada = { quota_bytes = 150 } }")]).await;
+    let (ada, bob) = (app.key("ada", "upload").await, app.key("bob", "upload").await);
+    ada.upload(&app, "").await;
+    let of_bob = fake_png(100, 7);
+    app.send(bob.on(Request::post("/v1/images")), of_bob.clone()).await;
+    let known = app.originals();
+    assert_eq!(known.len(), 2);
+    let rejected = async |bytes: Vec<u8>| {
+        let body = Body::from_stream(stream::iter([Ok::<_, Infallible>(bytes)]));
+        app.send(ada.on(Request::post("/v1/images")), body).await.assert_problem(403, "over_quota");
+    };
+    rejected(fake_png(100, 9)).await;
+    rejected(of_bob).await;
+    assert_eq!(app.originals(), known);
+    app.parts.store.keep_unknown(Duration::from_mins(1)).await.expect("kept");
+    rejected(fake_png(100, 9)).await;
+    assert_eq!(app.originals().len(), 3, "this database may not know the image that has them");
 }
 
 #[tokio::test]

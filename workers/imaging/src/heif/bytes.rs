@@ -94,6 +94,7 @@ fn apply(matrix: WholeMatrix, luma: &[u8], [blue, red]: &[Vec<i16>; 2], row: &mu
     let scaled = |value: i16, factor: i16| ((i32::from(value) * i32::from(factor)) >> 16) as i16;
     // To samples times 128, so that the product with a factor times 8192 is a sample times 16.
     let no_color = 128 * i16::from(CHROMA_UNITS);
+    #[expect(clippy::cast_sign_loss, reason = "clamped before")]
     let byte = |sum: i16| ((sum + 8) >> 4).clamp(0, 255) as u8;
     let [to_red, to_green, to_blue] = row;
     let out = to_red.iter_mut().zip(to_green).zip(to_blue);
