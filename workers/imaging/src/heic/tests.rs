@@ -156,6 +156,16 @@ fn orientation_and_crop_are_those_of_the_container() {
 }
 
 #[test]
+fn mirror_and_rotation_count_in_the_order_of_the_file() {
+    let orientation =
+        |item: Item| header(&file(*b"heic", &[item]), true).expect("made here").orientation;
+    let item = || Hevc::default().item();
+    // A quarter turn to the left and then a mirror, and the other way around (EXIF 7 and 5).
+    assert_eq!(orientation(item().with(*b"irot", &[1]).with(*b"imir", &[1])), 7);
+    assert_eq!(orientation(item().with(*b"imir", &[1]).with(*b"irot", &[1])), 5);
+}
+
+#[test]
 fn pq_becomes_srgb() {
     // 148 of 255 is 203 cd/m², the white of graphics.
     let white =

@@ -89,6 +89,8 @@ pub(crate) struct ItemProperties<'a> {
     pub rotation: Option<u8>,
     /// 0 swaps top and bottom, 1 swaps left and right.
     pub mirror: Option<u8>,
+    /// Whether the mirror comes before the rotation in the file.
+    mirrors_first: bool,
     /// The clean aperture's eight numbers.
     pub aperture: Option<[u32; 8]>,
     /// Of an auxiliary image: whether it holds alpha.
@@ -130,6 +132,7 @@ impl<'a> ItemProperties<'a> {
             }
             b"imir" => {
                 let mirror = body.byte()? & 1;
+                self.mirrors_first |= self.mirror.is_none() && self.rotation.is_none();
                 self.mirror.get_or_insert(mirror);
             }
             b"clap" => {
@@ -193,9 +196,15 @@ impl<'a> ItemProperties<'a> {
         }
     }
 
-    /// The rotation and then the mirror as an EXIF orientation.
+    /// The rotation and the mirror as an EXIF orientation. HEIC has them in the order of the file (ISO/IEC 23008-12,
+    /// 6.5.1), as libheif does; AVIF in that of MIAF, as libavif does: first the rotation.
     pub fn orientation(&self) -> u8 {
-        match (self.rotation.unwrap_or(0), self.mirror) {
+        let mut rotation = self.rotation.unwrap_or(0);
+        if self.mirrors_first && self.hevc.is_some() {
+            // A rotation after a mirror is the opposite one before it.
+            rotation = (4 - rotation) & 3;
+        }
+        match (rotation, self.mirror) {
             (0, None) => 1,
             (1, None) => 8,
             (2, None) => 3,
