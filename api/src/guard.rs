@@ -41,7 +41,7 @@ pub async fn enforce(
     let RouteAccess { scopes, counted, takes_json, .. } =
         access.of(request.method(), path.unwrap_or_default());
     let Some(scopes) = scopes else { return next.run(request).await };
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let sender = Sender::new(&parts.uri, &parts.headers, parts.extensions.get::<Client>());
     let caller = match identify(&state, sender, scopes).await {
         Ok(caller) => caller,
@@ -49,6 +49,7 @@ pub async fn enforce(
     };
     let refused = Refused::of(&caller, sender.client.and_then(Client::address));
     let draining = parts.extensions.get::<Draining>().cloned().unwrap_or_default();
+    parts.extensions.insert(refused.clone());
     let requirements = (scopes, counted, takes_json);
     let response = handle(&state, caller, requirements, (parts, body), next).await;
     let problem = response.extensions().get::<Problem>();

@@ -42,7 +42,8 @@ macro_rules! problems {
 }
 
 impl ProblemCode {
-    /// Whether the request was more than a limit allows, which says nothing against the request itself.
+    /// Whether the request was more than a limit allows, which says nothing against the request itself. Without too many
+    /// uploads, which have waited for a permit before they are refused.
     pub const fn is_beyond_limit(self) -> bool {
         matches!(
             self,
@@ -50,9 +51,7 @@ impl ProblemCode {
                 | Self::RateLimited
                 | Self::TooManyJobs
                 | Self::TooManyOwnRequests
-                | Self::TooManyOwnUploads
                 | Self::TooManyRequests
-                | Self::TooManyUploads
                 | Self::TooManyWaiting
         )
     }

@@ -1,8 +1,9 @@
 //! Clients that are refused again and again, and never wait for what `Retry-After` says. Each new attempt costs the
 //! node a request, and often the body that comes with it. So the response to such a client comes later, not sooner: it
-//! spends its time waiting, and its body waits in its own buffers.
+//! spends its time waiting, and its body waits in its own buffers. Whatever it lacks may become free meanwhile.
 
 use std::{
+    future::pending,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -12,7 +13,7 @@ use moka::sync::Cache;
 use safelight_domain::Owner;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::{Instant, timeout},
 };
 
 use crate::{auth::Caller, http::draining::Draining};
@@ -83,13 +84,24 @@ impl Refusals {
 
     /// Returns when a refusal may be answered: immediately, if there were few for this client, or if too many are
     /// delayed already, or when the server drains.
-    pub async fn delay(&self, refused: Refused, Draining(draining): &Draining) {
+    pub async fn delay(&self, refused: Refused, draining: &Draining) {
+        self.wait_for(pending::<()>(), refused, draining).await;
+    }
+
+    /// Waits for what a client is about to be refused for want of, as long as its refusal would be delayed. `None` if it
+    /// is to be refused now.
+    pub async fn wait_for<T>(
+        &self,
+        wanted: impl Future<Output = T>,
+        refused: Refused,
+        Draining(draining): &Draining,
+    ) -> Option<T> {
         let delay = self.count(refused);
         if delay.is_zero() {
-            return;
+            return None;
         }
-        let Ok(_delayed) = self.delayed.try_acquire() else { return };
-        draining.run_until_cancelled(sleep(delay)).await;
+        let _delayed = self.delayed.try_acquire().ok()?;
+        draining.run_until_cancelled(timeout(delay, wanted)).await?.ok()
     }
 
     /// Counts a refusal, and returns how long it is to be delayed.

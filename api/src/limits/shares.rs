@@ -7,12 +7,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::Notify;
+
 /// The permits of a process for one kind of thing. Clones share them.
 pub struct Shares<K>(Arc<Inner<K>>);
 
 struct Inner<K> {
     limit: usize,
     taken: Mutex<Taken<K>>,
+    returned: Notify,
 }
 
 /// What is taken. Holders without permits have no entry, so there are never more entries than permits.
@@ -47,7 +50,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     /// `limit` permits.
     pub fn new(limit: usize) -> Self {
         let taken = Mutex::new(Taken { all: 0, by_holder: HashMap::new() });
-        Self(Arc::new(Inner { limit, taken }))
+        Self(Arc::new(Inner { limit, taken, returned: Notify::new() }))
     }
 
     /// How many there are.
@@ -73,6 +76,27 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         Ok(Permit { holder: holder.clone(), number, shares: self.0.clone() })
     }
 
+    /// [`Shares::acquire`], which waits in turn until there are so many. Fails if the holder has its share by then.
+    pub async fn acquire_later(
+        &self,
+        holder: &K,
+        number: usize,
+        share: usize,
+    ) -> Result<Permit<K>, NoPermit> {
+        loop {
+            let returned = self.0.returned.notified();
+            match self.acquire(holder, number, share) {
+                Err(NoPermit::All) => returned.await,
+                Err(NoPermit::OwnShare) => {
+                    // What was returned is for the next.
+                    self.0.returned.notify_one();
+                    return Err(NoPermit::OwnShare);
+                }
+                acquired => return acquired,
+            }
+        }
+    }
+
     /// How many are taken.
     #[cfg(test)]
     pub fn taken(&self) -> usize {
@@ -96,6 +120,8 @@ impl<K: Hash + Eq> Drop for Permit<K> {
                 taken.by_holder.remove(&self.holder);
             }
         }
+        drop(taken);
+        self.shares.returned.notify_one();
     }
 }
 
@@ -116,6 +142,27 @@ mod tests {
         drop(taken);
         assert!(shares.0.taken().by_holder.is_empty(), "holders without permits are removed");
         assert_eq!(shares.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn returned_permits_go_to_those_that_wait_in_turn() {
+        let shares = Shares::new(1);
+        let taken = shares.acquire(&"ada", 1, 1).expect("free");
+        let mut first = Box::pin(shares.acquire_later(&"bob", 1, 1));
+        let mut second = Box::pin(shares.acquire_later(&"eve", 1, 1));
+        assert!(futures::poll!(&mut first).is_pending());
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(taken);
+        assert!(futures::poll!(&mut second).is_pending(), "it is not its turn");
+        let taken = first.await.expect("returned");
+        drop(taken);
+        drop(second.await.expect("returned"));
+        let taken = shares.acquire(&"ada", 1, 1).expect("free");
+        let leaves = shares.acquire_later(&"bob", 1, 1);
+        assert!(futures::poll!(Box::pin(leaves)).is_pending());
+        let stays = shares.acquire_later(&"eve", 1, 1);
+        drop(taken);
+        drop(stays.await.expect("the one that left does not take it along"));
     }
 
     #[test]

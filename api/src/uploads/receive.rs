@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::Request,
-    http::{HeaderMap, header},
+    http::{Extensions, HeaderMap, header},
 };
 use safelight_blobs::{Blobs, Ingest, IngestLimits, Whole};
 use safelight_config::Config;
@@ -26,11 +26,12 @@ use crate::{
     http::{
         body::{BodyPolicy, BodyReader},
         digest,
+        draining::Draining,
         extract::{Params, PathId},
         prefer::Wait,
         problem::{Problem, ProblemCode},
     },
-    limits::{Limits, NoPermit, Permit, Shares},
+    limits::{Limits, NoPermit, Permit, Refused, Shares},
 };
 
 /// Receives uploads.
@@ -118,7 +119,7 @@ impl Uploads {
         if declared.is_some_and(|declared| declared > limit) {
             return Err(Problem::upload_too_large(self.ingest.max_bytes));
         }
-        let permit = self.permit(caller)?;
+        let permit = self.permit(caller, &parts.extensions).await?;
         self.backlog.admit().await?;
         let key = match self.reserve(&params).await? {
             Some(Reservation::Replay { task, fingerprint }) => {
@@ -214,10 +215,29 @@ impl Uploads {
         tokio::spawn(commit.in_current_span()).await.map_err(|error| Problem::internal(&error))?
     }
 
-    /// A permit among the uploads in flight.
-    fn permit(&self, caller: &Caller) -> Result<Permit<Owner>, Problem> {
-        let share = self.limits.max_concurrent_uploads(caller);
-        self.permits.acquire(&caller.owner, 1, share).map_err(|none| match none {
+    /// A permit among the uploads in flight. A client that was refused often waits for one.
+    async fn permit(
+        &self,
+        caller: &Caller,
+        request: &Extensions,
+    ) -> Result<Permit<Owner>, Problem> {
+        let (owner, share) = (&caller.owner, self.limits.max_concurrent_uploads(caller));
+        let mut permit = self.permits.acquire(owner, 1, share);
+        if let Err(none) = permit {
+            let client = request.get::<Refused>().cloned();
+            let client = client.unwrap_or_else(|| Refused::of(caller, None));
+            let draining = request.get::<Draining>().cloned().unwrap_or_default();
+            let refusals = self.limits.refusals();
+            match none {
+                NoPermit::All => {
+                    let later = self.permits.acquire_later(owner, 1, share);
+                    let waited = refusals.wait_for(later, client, &draining).await;
+                    permit = waited.unwrap_or(permit);
+                }
+                NoPermit::OwnShare => refusals.delay(client, &draining).await,
+            }
+        }
+        permit.map_err(|none| match none {
             NoPermit::All => Problem::new(
                 ProblemCode::TooManyUploads,
                 "This node is receiving as many uploads as it can; the body was not read.",

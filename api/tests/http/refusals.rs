@@ -61,6 +61,23 @@ async fn every_refused_client_reads_its_response() {
 }
 
 #[tokio::test]
+async fn client_that_is_refused_again_and_again_gets_a_place_that_becomes_free() {
+    let (server, mut uploading) = busy().await;
+    let upload = async || server.app.send(Request::post("/v1/images"), fake_png(500, 2)).await;
+    let uploads = futures::future::join_all((0..500).map(|_| upload()));
+    let finish = async {
+        // The first hundred are refused at once. By then the others wait.
+        tokio::task::yield_now().await;
+        uploading.write_all(&fake_png(300_000, 1)[100_000..]).await.expect("sent");
+    };
+    let (answers, ()) = tokio::join!(uploads, finish);
+    let with = |status| answers.iter().filter(|answer| answer.status.as_u16() == status).count();
+    assert_eq!(with(202) + with(503), answers.len());
+    assert!(with(503) >= 100, "{}", with(503));
+    assert!(with(202) > 0);
+}
+
+#[tokio::test]
 async fn refused_client_that_waits_for_a_response_is_not_asked_for_its_body() {
     let (server, _uploading) = busy().await;
     let mut stream = server.connect().await;

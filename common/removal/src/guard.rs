@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use safelight_blobs::Blobs;
 use safelight_store::Installations;
 
-use crate::RemovalError;
+use super::error::RemovalError;
 
 /// Notices that the database is an older copy of itself, or a promoted standby that lacks the last transactions. What
 /// was stored meanwhile looks like garbage to such a database, and is kept for a grace time, so that a person can

@@ -6,7 +6,7 @@ use safelight_blobs::{BlobKey, Blobs};
 use safelight_domain::{ContentHash, Image};
 use safelight_store::Deletions;
 
-use crate::RemovalError;
+use super::error::RemovalError;
 
 /// Removes bytes, unless an image needs them.
 #[derive(Clone)]

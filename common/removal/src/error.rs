@@ -1,0 +1,15 @@
+//! Why bytes could not be removed.
+
+use safelight_blobs::BlobError;
+use safelight_store::StoreError;
+
+/// Why bytes could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemovalError {
+    /// The database could not be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The blob store failed.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
+}
