@@ -82,6 +82,7 @@ async fn nodes_answer_behind_balancer_while_database_is_unavailable() -> Result<
     load.wait_for_more(6).await?;
     let results = load.stop().await?;
     cluster.audit()?.run(&results.ledger).await?.clean()?;
+    cluster.audit()?.eventually_all_referenced().await?;
     Ok(())
 }
 

@@ -46,6 +46,7 @@ async fn work_continues_after_database_crash() -> Result<()> {
 
     let results = load.stop().await?;
     let report = cluster.audit()?.run(&results.ledger).await?.clean()?;
+    cluster.audit()?.eventually_all_referenced().await?;
     eprintln!(
         "work continues {took:?} after the database is back; refusals: {:?}",
         results.rejections

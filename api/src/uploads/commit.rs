@@ -10,12 +10,14 @@ use safelight_domain::{
     TaskId, TaskKind, Visibility,
 };
 use safelight_queue::OutboxSignal;
-use safelight_removal::{InstallationGuard, RemovalError, Remover};
 use safelight_store::{Accepted, NewUpload, Uploads};
 use safelight_telemetry::traces;
 use tracing::{Instrument, Span, field::Empty};
 
-use super::idempotency::{self, ReservedKey};
+use super::{
+    idempotency::{self, ReservedKey},
+    rejected_bytes::RejectedBytes,
+};
 use crate::{
     http::{digest, problem::Problem},
     limits::{Permit, over_quota},
@@ -44,10 +46,8 @@ pub struct ReceivedUpload {
 pub struct Committer {
     /// Where uploads are recorded.
     pub store: Arc<dyn Uploads>,
-    /// Removes the bytes of rejected uploads.
-    pub remover: Remover,
-    /// Whether the database knows enough for that.
-    pub guard: InstallationGuard,
+    /// Removes the bytes of uploads that are not recorded.
+    pub rejected_bytes: RejectedBytes,
     /// Where their bytes are.
     pub blobs: Blobs,
     /// Announces their jobs.
@@ -71,7 +71,10 @@ impl Committer {
             return Err(problem);
         }
         safelight_fail_points::hit("upload.checked").await;
-        let stored = whole.store().await?;
+        let stored = whole.store().await.inspect_err(|_| {
+            // They may have been named all the same.
+            self.rejected_bytes.remove_later(content.sha256);
+        })?;
         safelight_fail_points::hit("upload.stored").await;
         let new = self.new_upload((image, owner, quota), &content, labels, key.as_ref());
         let upload = NewUpload { trace, ..new };
@@ -148,36 +151,23 @@ impl Committer {
         match accepted {
             Ok(Accepted::Yes(at)) => Ok(at),
             Ok(Accepted::OverQuota(used)) => {
-                self.discard(upload.sha256).await;
+                self.rejected_bytes.remove(upload.sha256).await;
                 Err(over_quota(upload.quota, used))
             }
             Ok(Accepted::KeyLost) => {
-                self.discard(upload.sha256).await;
+                self.rejected_bytes.remove(upload.sha256).await;
                 Err(idempotency::in_flight())
             }
-            // The database may still commit the transaction. Otherwise a collection of garbage finds the bytes.
-            Err(error) if error.is_unavailable() => Err(error.into()),
+            // The database may still commit the transaction.
+            Err(error) if error.is_unavailable() => {
+                self.rejected_bytes.remove_later(upload.sha256);
+                Err(error.into())
+            }
             Err(error) => {
-                self.discard(upload.sha256).await;
+                self.rejected_bytes.remove(upload.sha256).await;
                 Err(error.into())
             }
         }
-    }
-
-    /// Removes the bytes of a rejected upload, unless they are those of an image (ADR 4). If that fails, a collection of
-    /// garbage finds them.
-    async fn discard(&self, sha256: ContentHash) {
-        if let Err(error) = self.remove_unknown(&sha256).await {
-            tracing::warn!(%error, blob = %sha256, "cannot remove rejected bytes");
-        }
-    }
-
-    /// An older copy of the database may not know the image that has had these bytes for long.
-    async fn remove_unknown(&self, sha256: &ContentHash) -> Result<(), RemovalError> {
-        if self.guard.may_remove_unknown().await? {
-            self.remover.remove_content(sha256).await?;
-        }
-        Ok(())
     }
 }
 

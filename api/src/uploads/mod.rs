@@ -11,5 +11,6 @@ mod labels;
 mod multipart;
 mod params;
 mod receive;
+mod rejected_bytes;
 
 pub use receive::{AcceptedUpload, Uploads, UploadsParts};

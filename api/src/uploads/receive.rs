@@ -20,6 +20,7 @@ use super::{
     idempotency::{self, Reservation, ReservedKey},
     multipart,
     params::{self, UploadParams},
+    rejected_bytes::RejectedBytes,
 };
 use crate::{
     auth::Caller,
@@ -76,17 +77,18 @@ impl Uploads {
     /// None in flight.
     pub fn new(config: &Config, parts: UploadsParts) -> Self {
         let UploadsParts { store, blobs, outbox_signal, limits, body_policy } = parts;
+        let recovery_grace = Duration::from_millis(config.recovery_grace_ms);
+        let guard = InstallationGuard::new(store.clone(), blobs.clone(), recovery_grace);
         Self {
             permits: Shares::new(config.max_uploads_in_flight),
             backlog: Arc::new(Backlog::new(store.clone(), config.max_queued_jobs)),
             reads: store.clone(),
             control: store.clone(),
             committer: Committer {
-                remover: Remover::new(store.clone(), blobs.clone()),
-                guard: InstallationGuard::new(
-                    store.clone(),
-                    blobs.clone(),
-                    Duration::from_millis(config.recovery_grace_ms),
+                rejected_bytes: RejectedBytes::new(
+                    Remover::new(store.clone(), blobs.clone()),
+                    guard,
+                    Duration::from_millis(config.staged_grace_ms),
                 ),
                 store,
                 blobs,

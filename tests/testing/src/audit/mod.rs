@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 pub use database::Database;
 pub use ledger::{AcceptedUpload, Ledger};
@@ -25,6 +25,9 @@ use crate::{rabbitmq::RabbitMq, wait::eventually_within};
 
 /// How long accepted work may take on a busy machine.
 pub const SETTLED_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long nodes may take to remove bytes that they could not record, at the grace times of the tests.
+const REMOVED_LIMIT: Duration = Duration::from_secs(20);
 
 /// The number of presets in the default configuration.
 const PRESETS: usize = 3;
@@ -130,14 +133,10 @@ impl Audit<'_> {
 
     /// Checks that there is exactly one intact blob for each content, and one intact file for each rendition.
     async fn compare_bytes(&self, report: &mut Report) -> Result<()> {
-        let stored: HashSet<String> = self
-            .database
-            .images()
-            .await?
-            .into_iter()
-            .filter(|i| i.stored)
-            .map(|i| i.sha256)
-            .collect();
+        let images = self.database.images().await?;
+        let known: HashSet<_> = images.iter().map(|image| image.sha256.clone()).collect();
+        let stored: HashSet<String> =
+            images.into_iter().filter(|image| image.stored).map(|image| image.sha256).collect();
         let blobs = bytes::originals(&self.blobs)?;
         for sha256 in &stored {
             match blobs.get(sha256).map(Vec::as_slice) {
@@ -147,10 +146,25 @@ impl Audit<'_> {
                 Some(_) => report.doubled.push(format!("blob {sha256} exists twice")),
             }
         }
-        report.left.extend(
-            blobs.keys().filter(|sha256| !stored.contains(*sha256)).map(|s| format!("blob {s}")),
-        );
+        let left =
+            blobs.keys().filter(|sha256| known.contains(*sha256) && !stored.contains(*sha256));
+        report.left.extend(left.map(|sha256| format!("blob {sha256}")));
         self.compare_renditions(&stored, report).await
+    }
+
+    /// Waits until every blob is that of an image. A node removes the bytes of uploads that it could not record; those
+    /// of nodes that died are left to a collection of garbage.
+    pub async fn eventually_all_referenced(&self) -> Result<()> {
+        let mut found = Vec::new();
+        let removed =
+            eventually_within(REMOVED_LIMIT, "all blobs are those of images", async || {
+                let known: HashSet<_> =
+                    self.database.images().await?.into_iter().map(|image| image.sha256).collect();
+                found = bytes::originals(&self.blobs)?.into_keys().collect();
+                found.retain(|sha256| !known.contains(sha256));
+                Ok(found.is_empty())
+            });
+        removed.await.with_context(|| format!("without an image: {found:?}"))
     }
 
     async fn compare_renditions(

@@ -21,7 +21,8 @@ pub struct Report {
     pub stuck: Vec<String>,
     /// Effects that happened more than once.
     pub doubled: Vec<String>,
-    /// Unfinished work, and bytes that nothing refers to.
+    /// Unfinished work, and bytes of images that are removed, and renditions that nothing refers to. Without blobs that no
+    /// image ever had: an upload that died before it was recorded leaves its bytes to a collection of garbage.
     pub left: Vec<String>,
 }
 

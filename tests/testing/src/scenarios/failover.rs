@@ -120,22 +120,12 @@ async fn take_forgotten(
             other => bail!("{task}: {other}"),
         }
         let image: uuid::Uuid = upload.image.parse().context("an id")?;
-        let staged = Path::new("incoming").join(image.to_string());
         let blob = Path::new("blobs").join(&upload.sha256[..2]).join(&upload.sha256);
-        if [&staged, &blob].iter().any(|path| bucket.join(path).exists()) {
+        if bucket.join(blob).exists() {
             forgotten.push(upload.task);
-            kept.extend([image.to_string(), upload.sha256]);
+            kept.push(upload.sha256);
         } else {
             outcome.broken.push(format!("the bytes of the forgotten image {image} are gone"));
-        }
-    }
-    // As if a person had imported them: the audit waits for staged bytes. Those of uploads that were rejected while no
-    // server was there are kept too.
-    for staged in std::fs::read_dir(bucket.join("incoming"))? {
-        let (path, name) = staged.map(|staged| (staged.path(), staged.file_name()))?;
-        let image = format!("/v1/images/{}", name.to_string_lossy());
-        if client.get(&image).await?.status() == StatusCode::NOT_FOUND {
-            std::fs::remove_file(path)?;
         }
     }
     outcome.accepted += forgotten.len();

@@ -5,8 +5,7 @@
 use image::RgbImage;
 
 use super::{
-    coding::{Chroma, Siting},
-    convert::neighbor,
+    coding::{Chroma, Siting, neighbor},
     error::HeifError::{self, Corrupt},
     matrix::{Matrix, WholeMatrix},
     planes::{Planes, Samples, reserve},
@@ -104,73 +103,5 @@ fn apply(matrix: WholeMatrix, luma: &[u8], [blue, red]: &[Vec<i16>; 2], row: &mu
         *r = byte(y + scaled(cr, matrix.red));
         *g = byte(y - scaled(cb, matrix.green[0]) - scaled(cr, matrix.green[1]));
         *b = byte(y + scaled(cb, matrix.blue));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use image::DynamicImage;
-
-    use super::*;
-    use crate::heif::{coding::Cicp, convert::Conversion};
-
-    /// Planes of arbitrary samples, the same at each run.
-    fn planes(size: (u32, u32), chroma: Chroma) -> Planes {
-        let cicp = Cicp { primaries: 1, transfer: 13, matrix: 6, full_range: true };
-        let mut planes = Planes { size, chroma, depth: 8, cicp, samples: Vec::new() };
-        let mut state = 1_u32;
-        for plane in 0..3 {
-            let (width, height) = planes.plane_size(plane);
-            let next = |_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                state.to_be_bytes()[0]
-            };
-            planes.samples.push(Samples::Bytes((0..width * height).map(next).collect()));
-        }
-        planes
-    }
-
-    fn matrix_of(planes: &Planes, cicp: Cicp) -> Matrix {
-        Matrix::new(planes, cicp).expect("a matrix")
-    }
-
-    #[test]
-    fn whole_numbers_give_what_floating_point_gives() {
-        let mut sizes: Vec<(u32, u32)> = (1..=40).map(|width| (width, 3)).collect();
-        sizes.extend([(1, 1), (2, 2), (5, 33), (64, 17), (131, 40)]);
-        for size in sizes {
-            for chroma in [Chroma::Quarter, Chroma::Half, Chroma::Full] {
-                for siting in [Siting::Center, Siting::Left, Siting::TopLeft] {
-                    for (matrix, full_range) in [(6, true), (1, false), (9, true)] {
-                        let color = planes(size, chroma);
-                        let cicp = Cicp { matrix, full_range, ..color.cicp };
-                        let conversion = Conversion { cicp, siting, tone_map: None, alpha: None };
-                        let exact = conversion.in_floats(&color).map(DynamicImage::into_rgb8);
-                        let exact = exact.expect("pixels");
-                        let found = to_rgb(&color, &matrix_of(&color, cicp), siting)
-                            .expect("no error")
-                            .expect("8 bits");
-                        let differences =
-                            found.iter().zip(exact.iter()).map(|(a, b)| a.abs_diff(*b));
-                        let worst = differences.max().unwrap_or(0);
-                        assert!(worst <= 1, "{size:?} {chroma:?} {siting:?} {matrix}: {worst}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn other_planes_are_left_to_the_exact_conversion() {
-        let color = planes((4, 4), Chroma::Full);
-        for matrix in [0, 8] {
-            let matrix = matrix_of(&color, Cicp { matrix, ..color.cicp });
-            let found = to_rgb(&color, &matrix, Siting::Center);
-            assert!(found.expect("no error").is_none(), "{matrix:?}");
-        }
-        let words = Samples::Words(vec![0; 16]);
-        let deep = Planes { samples: vec![words], depth: 10, ..planes((4, 4), Chroma::None) };
-        let matrix = matrix_of(&deep, deep.cicp);
-        assert!(to_rgb(&deep, &matrix, Siting::Center).expect("no error").is_none());
     }
 }

@@ -117,3 +117,16 @@ pub(crate) fn hevc_coding(configuration: &[u8]) -> Result<Coding, HeifError> {
     }
     Ok(Coding { depth: 8 + (luma_depth & 7), chroma, siting: Siting::Center })
 }
+
+/// The other of the two subsampled positions next to position `at`, and its share in quarters. A subsampled position
+/// lies on the first of the two that it stands for if `is_first`, and otherwise between them.
+pub(crate) fn neighbor(at: usize, count: usize, is_first: bool) -> (usize, u8) {
+    let near = at / 2;
+    let next = (near + 1).min(count.saturating_sub(1));
+    match (is_first, at.is_multiple_of(2)) {
+        (true, true) => (near, 0),
+        (true, false) => (next, 2),
+        (false, true) => (near.saturating_sub(1), 1),
+        (false, false) => (next, 1),
+    }
+}
