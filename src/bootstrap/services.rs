@@ -240,8 +240,9 @@ fn database_folder(config: &Config) -> Option<&Path> {
 
 /// Opens the blob store. Does not look whose it is.
 pub fn open_blobs(config: &Config) -> Result<Blobs, CommandError> {
-    Blobs::open(&blob_location(&config.blob_url), &config.data_dir.join("spool"))
-        .map_err(|error| installation::unusable(&config.blob_url, &error))
+    let blobs = Blobs::open(&blob_location(&config.blob_url), &config.data_dir.join("spool"))
+        .map_err(|error| installation::unusable(&config.blob_url, &error))?;
+    Ok(blobs.with_grace(Duration::from_millis(config.staged_grace_ms)))
 }
 
 /// Waits until the broker answers. A running process survives any outage; at startup a wrong address should

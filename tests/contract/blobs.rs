@@ -231,11 +231,16 @@ async fn quarantined_objects_return_to_free_places(test: TestBlobs) -> Result<()
     blobs.delete(&second.key).await?;
     assert_eq!(blobs.take_back(second).await?, TakenBack::Gone);
     assert!(blobs.take_back_key(&third.key).await? && !blobs.take_back_key(&second.key).await?);
-    assert_eq!(blobs.quarantined().count().await, 18);
+    assert_eq!(blobs.read(&third.key, 99).await?.len(), 3);
+    // Without renames, a copy stays in the quarantine.
+    let left = if blobs.is_local() { 18 } else { 19 };
+    assert_eq!(blobs.quarantined().count().await, left);
     for object in &all {
-        blobs.delete_quarantined(&object.blob).await?;
+        for found in blobs.quarantined_of(&object.blob).await? {
+            assert_eq!(found.blob, object.blob);
+            blobs.delete_from_quarantine(&found).await?;
+        }
     }
-    assert_eq!(blobs.delete_quarantined(&first.blob).await?, 0);
     assert_eq!(blobs.quarantined().count().await, 0);
     assert!(!test.folder.path().join("blobs/quarantine").exists(), "empty folders are left");
     Ok(())

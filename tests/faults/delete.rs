@@ -14,6 +14,7 @@ use safelight_testing::{
     client::{Client, TestClient as _},
     pictures,
     server::{Server, run, safelight},
+    wait::eventually,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -229,6 +230,47 @@ async fn equal_upload_keeps_its_bytes_during_removal_on_fleet() -> Result<()> {
         upload_during_removal(setup, step, &barrier, gc).await?;
     }
     Ok(())
+}
+
+/// Promise: two removals of the same bytes that overlap do not take those of an equal upload. A bucket copies before it
+/// deletes, so each removal has a copy of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_removals_keep_bytes_of_equal_upload() -> Result<()> {
+    let folder = TempDir::new()?;
+    let barrier = folder.path().join("barrier");
+    let cluster = test_cluster(1, 0, &[("SAFELIGHT_METADATA_CACHE_MS", "0")]).await?;
+    let client = cluster.client()?;
+    let photo = pictures::jpeg(320, 240, 1)?;
+    let mut deletions = Vec::new();
+    for _ in 0..2 {
+        let task = client.upload(photo.clone()).await?;
+        deletions.push(delete(&client, &task).await?);
+    }
+    // The first one has copied the bytes, and did not delete them yet.
+    let point = format!("blobs.copied=until {}", barrier.display());
+    let mut remover = cluster.start_node(&["worker"], &[fail_point(&point)])?;
+    block_in_place(|| remover.wait_for_output("fail point blobs.copied", LIMIT))?;
+    let mut ended = Value::Null;
+    eventually("one removal ends", async || {
+        for deletion in &deletions {
+            let id = deletion["id"].as_str().context("an id")?;
+            if client.task(id).await?["status"] == "succeeded" {
+                ended = deletion["id"].clone();
+            }
+        }
+        Ok(!ended.is_null())
+    })
+    .await?;
+    let late = client.upload(photo.clone()).await?;
+    fs::write(&barrier, "")?;
+    for deletion in deletions.iter().filter(|deletion| deletion["id"] != ended) {
+        let done = client.finished(deletion).await?;
+        assert_eq!(done["status"], "succeeded", "{done:#}");
+    }
+    let late = client.finished(&late).await?;
+    let audit = Audit { broker: None, ..cluster.audit()? };
+    let setup = RemovalSetup { client, remover, blobs: cluster.fleet.s3.bucket_folder(), audit };
+    assert_whole(&setup, &late, &photo).await
 }
 
 /// Promise: at whatever step the process crashes, a deletion ends, nothing is left, and its receipt is

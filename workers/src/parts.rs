@@ -1,10 +1,11 @@
 //! What a program opens for workers and services.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use safelight_blobs::Blobs;
 use safelight_config::Config;
 use safelight_queue::{DynJobQueue, OutboxSignal};
+use safelight_removal::{InstallationGuard, Remover};
 use safelight_shared_cache::SharedCache;
 use safelight_store::DynStore;
 
@@ -24,4 +25,15 @@ pub struct WorkerParts {
     pub shared_cache: Option<SharedCache>,
     /// Notifies the relay of this process of new rows in the outbox.
     pub outbox_signal: OutboxSignal,
+}
+
+impl WorkerParts {
+    pub(crate) fn installation_guard(&self) -> InstallationGuard {
+        let grace = Duration::from_millis(self.config.recovery_grace_ms);
+        InstallationGuard::new(self.store.clone(), self.blobs.clone(), grace)
+    }
+
+    pub(crate) fn remover(&self) -> Remover {
+        Remover::new(self.store.clone(), self.blobs.clone(), self.installation_guard())
+    }
 }

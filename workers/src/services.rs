@@ -21,7 +21,6 @@ use crate::{
     removal::{Purger, Quarantine},
     retry_policy::RetryPolicy,
 };
-use safelight_removal::{InstallationGuard, Remover};
 
 /// All background services.
 pub fn services(parts: &WorkerParts) -> Vec<Box<dyn Service>> {
@@ -38,12 +37,12 @@ pub fn services(parts: &WorkerParts) -> Vec<Box<dyn Service>> {
         Box::new(BackfillCoordinator::new(
             store(),
             blobs(),
-            installation_guard(parts),
+            parts.installation_guard(),
             outbox_signal.clone(),
             config,
         )),
-        Box::new(InstallationWatch::new(installation_guard(parts))),
-        Box::new(StagedBytes::new(store(), blobs(), installation_guard(parts), staged_grace)),
+        Box::new(InstallationWatch::new(parts.installation_guard())),
+        Box::new(StagedBytes::new(store(), blobs(), parts.installation_guard(), staged_grace)),
         Box::new(UnfinishedWrites::new(blobs(), staged_grace)),
         Box::new(trash(parts)),
         Box::new(quarantined_objects(parts)),
@@ -87,15 +86,8 @@ pub(crate) fn message_rescuer(parts: &WorkerParts) -> MessageRescuer {
     MessageRescuer::new(store.clone(), queue.clone(), outbox_signal.clone(), after)
 }
 
-pub(crate) fn installation_guard(parts: &WorkerParts) -> InstallationGuard {
-    let grace = Duration::from_millis(parts.config.recovery_grace_ms);
-    InstallationGuard::new(parts.store.clone(), parts.blobs.clone(), grace)
-}
-
 fn trash(parts: &WorkerParts) -> Trash {
-    let remover = Remover::new(parts.store.clone(), parts.blobs.clone());
-    let grace = Duration::from_millis(parts.config.staged_grace_ms);
-    Trash::new(remover, installation_guard(parts), grace)
+    Trash::new(parts.remover(), Duration::from_millis(parts.config.staged_grace_ms))
 }
 
 pub(crate) fn quarantined_objects(parts: &WorkerParts) -> QuarantinedObjects {
@@ -103,14 +95,13 @@ pub(crate) fn quarantined_objects(parts: &WorkerParts) -> QuarantinedObjects {
     let keep = Duration::from_millis(config.quarantine_ms);
     let quarantine = Quarantine::new(store.clone(), blobs.clone(), keep);
     let grace = Duration::from_millis(config.staged_grace_ms);
-    QuarantinedObjects::new(quarantine, blobs.clone(), installation_guard(parts), keep, grace)
+    QuarantinedObjects::new(quarantine, blobs.clone(), parts.installation_guard(), keep, grace)
 }
 
 pub(crate) fn discarded_images(parts: &WorkerParts) -> DiscardedImages {
-    let WorkerParts { config, store, blobs, .. } = parts;
-    let remover = Remover::new(store.clone(), blobs.clone());
+    let WorkerParts { config, store, .. } = parts;
     let purger = Purger::new(&config.purge_urls, &config.presets, config.unknown_after());
-    DiscardedImages::new(store.clone(), remover, purger)
+    DiscardedImages::new(store.clone(), parts.remover(), purger)
 }
 
 pub(crate) fn expired_keys(parts: &WorkerParts) -> ExpiredKeys {

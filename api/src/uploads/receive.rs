@@ -86,8 +86,7 @@ impl Uploads {
             control: store.clone(),
             committer: Committer {
                 rejected_bytes: RejectedBytes::new(
-                    Remover::new(store.clone(), blobs.clone()),
-                    guard,
+                    Remover::new(store.clone(), blobs.clone(), guard),
                     Duration::from_millis(config.staged_grace_ms),
                 ),
                 store,

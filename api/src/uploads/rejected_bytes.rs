@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use safelight_domain::ContentHash;
-use safelight_removal::{InstallationGuard, RemovalError, Remover};
+use safelight_removal::Remover;
 use tokio::{sync::Semaphore, time::sleep};
 
 /// The limit of uploads whose bytes a node removes later.
@@ -14,20 +14,19 @@ const MAX_LATER: usize = 4096;
 #[derive(Clone)]
 pub struct RejectedBytes {
     remover: Remover,
-    guard: InstallationGuard,
     grace: Duration,
     later: Arc<Semaphore>,
 }
 
 impl RejectedBytes {
     /// With `grace`, the time after which a database that did not answer has recorded an upload or never will.
-    pub fn new(remover: Remover, guard: InstallationGuard, grace: Duration) -> Self {
-        Self { remover, guard, grace, later: Arc::new(Semaphore::new(MAX_LATER)) }
+    pub fn new(remover: Remover, grace: Duration) -> Self {
+        Self { remover, grace, later: Arc::new(Semaphore::new(MAX_LATER)) }
     }
 
     /// Removes the bytes of an upload that certainly is not recorded.
     pub async fn remove(&self, sha256: ContentHash) {
-        if let Err(error) = self.try_remove(&sha256).await {
+        if let Err(error) = self.remover.remove_unrecorded(&sha256).await {
             tracing::warn!(%error, blob = %sha256, "cannot remove rejected bytes: tried again later");
             self.remove_later(sha256);
         }
@@ -40,20 +39,12 @@ impl RejectedBytes {
         tokio::spawn(async move {
             loop {
                 sleep(this.grace).await;
-                match this.try_remove(&sha256).await {
+                match this.remover.remove_unrecorded(&sha256).await {
                     Ok(()) => break,
                     Err(error) => tracing::debug!(%error, blob = %sha256, "cannot remove yet"),
                 }
             }
             drop(permit);
         });
-    }
-
-    /// An older copy of the database may not know the image that has had these bytes for long.
-    async fn try_remove(&self, sha256: &ContentHash) -> Result<(), RemovalError> {
-        if self.guard.may_remove_unknown().await? {
-            self.remover.remove_content(sha256).await?;
-        }
-        Ok(())
     }
 }

@@ -21,6 +21,7 @@ mod free_space;
 mod ingest;
 mod key;
 mod mark;
+mod moves;
 mod owner;
 mod partial;
 mod promote;

@@ -34,6 +34,8 @@ pub struct Quarantined {
     pub run: TaskId,
     /// When it was moved here, by [`Blobs::clock`].
     pub moved_at: DateTime<Utc>,
+    /// When it was last written, by [`Blobs::clock`]. In a store without renames that is the end of the copy.
+    pub written_at: DateTime<Utc>,
     /// Its size.
     pub bytes: u64,
 }
@@ -83,6 +85,7 @@ impl Quarantined {
             key,
             run: run.parse().ok()?,
             moved_at: DateTime::from_timestamp_millis(moved_at.parse().ok()?)?,
+            written_at: object.last_modified,
             bytes: object.size,
         })
     }
@@ -103,8 +106,9 @@ impl Blobs {
         };
         let path = place(&key, &blob, run, now);
         let is_moved = self.rename(&key.path(), &path).await?;
-        let bytes = object.bytes;
-        Ok(is_moved.then_some(Quarantined { path, key, blob, run, moved_at: now, bytes }))
+        let (bytes, written_at) = (object.bytes, now);
+        let moved = Quarantined { path, key, blob, run, moved_at: now, written_at, bytes };
+        Ok(is_moved.then_some(moved))
     }
 
     /// Moves an object back to its place, unless it was stored again.
@@ -119,11 +123,16 @@ impl Blobs {
         Ok(if is_back { TakenBack::Yes } else { TakenBack::Gone })
     }
 
-    /// Moves a missing object back from the quarantine. Returns whether it is in its place now.
+    /// Puts a missing object back from the quarantine. Returns whether it is in its place now. A store without renames
+    /// keeps what is in the quarantine: its mover may still need it.
     pub async fn take_back_key(&self, key: &BlobKey) -> Result<bool, BlobError> {
         let Some(blob) = key.blob() else { return Ok(false) };
         for object in self.quarantined_of(&blob).await? {
-            if object.key == *key && self.take_back(&object).await? != TakenBack::Gone {
+            if object.key == *key
+                && (self.exists(key).await?
+                    || self.rename_or_copy(&object.path, &key.path()).await?)
+            {
+                self.remove_empty_folder(&object.path).await;
                 return Ok(true);
             }
         }
@@ -135,16 +144,6 @@ impl Blobs {
         self.delete_path(&object.path).await?;
         self.remove_empty_folder(&object.path).await;
         Ok(())
-    }
-
-    /// Deletes a blob and its renditions from the quarantine: nobody may take them back. Returns how many objects
-    /// were there.
-    pub async fn delete_quarantined(&self, blob: &ContentHash) -> Result<u64, BlobError> {
-        let objects = self.quarantined_of(blob).await?;
-        for object in &objects {
-            self.delete_from_quarantine(object).await?;
-        }
-        Ok(objects.len() as u64)
     }
 
     /// Everything in the quarantine, in no order.
@@ -168,8 +167,8 @@ impl Blobs {
         Ok(WalkedQuarantine { objects, next })
     }
 
-    /// The objects of a blob in the quarantine.
-    async fn quarantined_of(&self, blob: &ContentHash) -> Result<Vec<Quarantined>, BlobError> {
+    /// A blob and its renditions, as far as they are in the quarantine.
+    pub async fn quarantined_of(&self, blob: &ContentHash) -> Result<Vec<Quarantined>, BlobError> {
         let objects = self.store.list(Some(&folder(blob))).map_err(BlobError::from);
         let of_blob = async |object: ObjectMeta| {
             Ok(Quarantined::of(&object).filter(|found| found.blob == *blob))
@@ -236,7 +235,8 @@ mod tests {
                 e_tag: None,
                 version: None,
             };
-            let found = Quarantined { path, key, blob, run, moved_at: now, bytes: 7 };
+            let (moved_at, written_at) = (now, meta.last_modified);
+            let found = Quarantined { path, key, blob, run, moved_at, written_at, bytes: 7 };
             assert_eq!(Quarantined::of(&meta), Some(found.clone()));
             let other = ObjectMeta { location: Path::from("quarantine/ab/notes.txt"), ..meta };
             assert_eq!(Quarantined::of(&other), None);

@@ -13,12 +13,12 @@ use object_store::{
     PutPayload, RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
     prefix::PrefixStore,
 };
-use safelight_domain::{ContentHash, ContentHasher, ImageId};
+use safelight_domain::{ContentHash, ImageId};
 use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use super::{
-    BlobError, BlobKey, WrongStore, free_space::FreeSpace, owner::Owner, shared_look::SharedLook,
+    BlobError, BlobKey, WrongStore, free_space::FreeSpace, moves::MoveLimits, owner::Owner, shared_look::SharedLook,
     spool::Spool, upload_file::SyncedShards,
 };
 
@@ -67,6 +67,7 @@ pub struct Blobs {
     writable: SharedLook,
     /// The reserve that uploads and renditions leave.
     pub(super) space: FreeSpace,
+    pub(super) moves: MoveLimits,
 }
 
 /// A stream of bytes from the store.
@@ -140,6 +141,7 @@ impl Blobs {
                     probe: probe(),
                     writable: SharedLook::default(),
                     space: FreeSpace::default(),
+                    moves: MoveLimits::default(),
                 })
             }
             BlobLocation::Bucket { bucket, prefix } => {
@@ -171,6 +173,7 @@ impl Blobs {
                     probe: probe(),
                     writable: SharedLook::default(),
                     space: FreeSpace::default(),
+                    moves: MoveLimits::default(),
                 })
             }
         }
@@ -327,45 +330,6 @@ impl Blobs {
         confirmed
     }
 
-    /// Renames an object. A store without renames copies it, and deletes the first one only if the copy is whole: a
-    /// store that acknowledges a copy and drops it must not make us delete the only one.
-    pub(super) async fn move_object(&self, from: &Path, to: &Path) -> Result<(), BlobError> {
-        if self.is_local() {
-            return self.believe(self.store.rename(from, to).await).await;
-        }
-        let original = self.believe(self.store.head(from).await).await?;
-        self.believe(self.store.copy(from, to).await).await?;
-        let copy = match self.store.head(to).await {
-            Err(object_store::Error::NotFound { path, source }) => {
-                // Not missing bytes: the first object is still there.
-                let source = format!("the store lost the copy {path}: {source}").into();
-                return Err(BlobError::Store(object_store::Error::Generic {
-                    store: "blobs",
-                    source,
-                }));
-            }
-            found => self.believe(found).await?,
-        };
-        let is_same = original.size == copy.size
-            && match (&original.e_tag, &copy.e_tag) {
-                (Some(original), Some(copy)) if original == copy => true,
-                // Of an object that was sent in parts, or encrypted, the copy has another tag.
-                _ => self.hash_path(from).await? == self.hash_path(to).await?,
-            };
-        if is_same { self.delete_path(from).await } else { Err(BlobError::Damaged) }
-    }
-
-    /// The hash of a whole object.
-    async fn hash_path(&self, path: &Path) -> Result<ContentHash, BlobError> {
-        let read = in_time(FIRST_BYTE, self.reads.get_opts(path, GetOptions::default())).await?;
-        let mut stream = with_stall_timeout(read.into_stream());
-        let mut hasher = ContentHasher::default();
-        while let Some(chunk) = stream.try_next().await? {
-            hasher.update(&chunk);
-        }
-        Ok(hasher.finish())
-    }
-
     /// Fails unless an object exists and has this size.
     pub(super) async fn require_size(&self, path: &Path, bytes: u64) -> Result<(), BlobError> {
         let found = self.believe(self.store.head(path).await).await?.size;
@@ -408,7 +372,7 @@ fn probe() -> Path {
 }
 
 /// Waits for `answer` with a time limit.
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, object_store::Error>>,
 ) -> Result<T, BlobError> {

@@ -4,11 +4,13 @@
 //! first moved to the trash, and only then checked for references. The check sees every image that was stored
 //! before the move, and restores the blob for it; an image that is stored afterwards stores the blob again. At
 //! last, the trash is deleted. Every step can be interrupted and repeated, by several processes at once: each
-//! move uses a unique name, and a decision applies only to names that existed before the check, never to
-//! objects that another process has moved since.
+//! move uses a unique name, and a process decides only about what it has moved itself, or what was left by a move
+//! that is certainly over.
+
+use std::collections::BTreeMap;
 
 use futures::TryStreamExt;
-use object_store::{ObjectStoreExt, path::Path};
+use object_store::{ObjectMeta, ObjectStoreExt, path::Path};
 use safelight_domain::ContentHash;
 use uuid::Uuid;
 
@@ -20,8 +22,18 @@ pub(super) const TRASH: &str = "trash";
 /// Replaces the `/` of an object's path, because the trash is a flat folder that leaves no empty folders.
 const SEPARATOR: &str = "=";
 
-/// Objects that were in the trash at some moment.
+/// Objects in the trash about which its holder decides.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Trashed(Vec<Path>);
+
+impl Trashed {
+    /// These objects and `others`.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+}
 
 impl Blobs {
     /// Moves blobs and renditions to the trash. Missing ones are left out.
@@ -34,13 +46,6 @@ impl Blobs {
             }
         }
         Ok(Trashed(moved))
-    }
-
-    /// All objects of a blob in the trash, moved by any process.
-    pub async fn trashed(&self, blob: &ContentHash) -> Result<Trashed, BlobError> {
-        let mut paths = self.list_trash().await?;
-        paths.retain(|path| origin(path).is_some_and(|(of, _)| of == *blob));
-        Ok(Trashed(paths))
     }
 
     /// Restores objects from the trash, unless they have been stored again.
@@ -64,28 +69,32 @@ impl Blobs {
         Ok(())
     }
 
-    /// The blobs with objects in the trash.
-    pub async fn trashed_blobs(&self) -> Result<Vec<ContentHash>, BlobError> {
-        let trash = self.list_trash().await?;
-        let mut blobs: Vec<_> = trash.iter().filter_map(|path| Some(origin(path)?.0)).collect();
-        blobs.sort_unstable();
-        blobs.dedup();
-        Ok(blobs)
+    /// What dead processes left in the trash, by blob. Neither `own` objects nor those that their mover may still be
+    /// working on are among it.
+    pub async fn abandoned_trash(
+        &self,
+        own: &Trashed,
+    ) -> Result<BTreeMap<ContentHash, Trashed>, BlobError> {
+        let mut abandoned: BTreeMap<ContentHash, Trashed> = BTreeMap::new();
+        let mut trash = self.list_trash().await?;
+        trash.retain(|object| !own.0.contains(&object.location));
+        if trash.is_empty() {
+            return Ok(abandoned);
+        }
+        let over = self.moves_over_before().await?;
+        for ObjectMeta { location, last_modified, .. } in trash {
+            if over.is_none_or(|over| last_modified < over)
+                && let Some((blob, _)) = origin(&location)
+            {
+                abandoned.entry(blob).or_default().0.push(location);
+            }
+        }
+        Ok(abandoned)
     }
 
     /// Everything in the trash, which is nearly always empty.
-    async fn list_trash(&self) -> Result<Vec<Path>, BlobError> {
-        let objects = self.store.list(Some(&Path::from(TRASH)));
-        Ok(objects.map_ok(|object| object.location).try_collect().await?)
-    }
-
-    /// Returns `false` if the object does not exist.
-    pub(super) async fn rename(&self, from: &Path, to: &Path) -> Result<bool, BlobError> {
-        match self.move_object(from, to).await {
-            Ok(()) => Ok(true),
-            Err(BlobError::NotFound) => Ok(false),
-            Err(error) => Err(error),
-        }
+    async fn list_trash(&self) -> Result<Vec<ObjectMeta>, BlobError> {
+        Ok(self.store.list(Some(&Path::from(TRASH))).try_collect().await?)
     }
 }
 

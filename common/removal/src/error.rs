@@ -12,4 +12,7 @@ pub enum RemovalError {
     /// The blob store failed.
     #[error(transparent)]
     Blobs(#[from] BlobError),
+    /// A collection of garbage may be moving them at this moment.
+    #[error("a collection of garbage is moving these bytes")]
+    BeingMoved,
 }

@@ -2,23 +2,33 @@
 
 use std::sync::Arc;
 
-use safelight_blobs::{BlobKey, Blobs};
+use safelight_blobs::{BlobKey, Blobs, Quarantined, Trashed};
 use safelight_domain::{ContentHash, Image};
 use safelight_store::Deletions;
 
-use super::error::RemovalError;
+use super::{InstallationGuard, error::RemovalError};
 
 /// Removes bytes, unless an image needs them.
 #[derive(Clone)]
 pub struct Remover {
     deletions: Arc<dyn Deletions>,
     blobs: Blobs,
+    guard: InstallationGuard,
+}
+
+/// Why bytes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// The owner of an image wants it.
+    Deleted,
+    /// No image has them, as far as the database knows.
+    Unknown,
 }
 
 impl Remover {
-    /// Asks `deletions` which bytes images need.
-    pub fn new(deletions: Arc<dyn Deletions>, blobs: Blobs) -> Self {
-        Self { deletions, blobs }
+    /// Asks `deletions` which bytes images need, and `guard` whether it knows that.
+    pub fn new(deletions: Arc<dyn Deletions>, blobs: Blobs, guard: InstallationGuard) -> Self {
+        Self { deletions, blobs, guard }
     }
 
     /// Removes an image's bytes, those of its blob only if no other image needs them.
@@ -26,62 +36,92 @@ impl Remover {
         self.blobs.confirm().await?;
         // No other image shares staged bytes.
         self.blobs.delete(&BlobKey::Incoming(image.id)).await?;
-        if self.remove_content(&image.sha256).await? {
+        // Before the decision: what is set aside later may be that of a later upload.
+        let quarantined = self.blobs.quarantined_of(&image.sha256).await?;
+        if self.remove_content(&image.sha256, Reason::Deleted).await? {
             // What a collection of garbage has set aside does not outlive the image either.
-            self.blobs.delete_quarantined(&image.sha256).await?;
+            self.delete_quarantined(&quarantined).await?;
             self.blobs.remove_unfinished_renditions(&image.sha256).await?;
         }
         // A bucket says of any object that it was deleted. It counts only in the installation's own.
         Ok(self.blobs.confirm().await?)
     }
 
-    /// Removes a blob with all of its renditions, unless an image needs it. Returns whether none does.
-    pub async fn remove_content(&self, blob: &ContentHash) -> Result<bool, RemovalError> {
-        // Also those that a job stored and did not come to record.
-        let mut keys = self.blobs.renditions_of(blob).await?;
-        keys.push(BlobKey::Blob(*blob));
-        self.remove_blob(blob, &keys).await
-    }
-
-    /// Removes these objects of a blob, unless an image needs it. Returns whether none does.
-    pub async fn remove_blob(
-        &self,
-        blob: &ContentHash,
-        keys: &[BlobKey],
-    ) -> Result<bool, RemovalError> {
-        // So that a blob that is still needed is not missing while it is in the trash.
-        if self.deletions.is_blob_wanted(blob).await? {
-            return Ok(false);
+    /// Removes the bytes of an upload that was not recorded, unless an image needs them. Keeps them if the database may
+    /// be an older copy, which does not know the image that has had them for long.
+    pub async fn remove_unrecorded(&self, blob: &ContentHash) -> Result<(), RemovalError> {
+        if self.guard.may_remove_unknown().await? {
+            self.remove_content(blob, Reason::Unknown).await?;
         }
-        safelight_fail_points::hit("removal.looked").await;
-        self.blobs.trash(keys).await?;
-        safelight_fail_points::hit("removal.moved").await;
-        self.decide(blob).await
+        Ok(())
     }
 
-    /// Decides about everything in the trash, which processes that died have left there. Unless
-    /// `may_remove_unknown`, only restores what an image needs.
-    pub async fn resume(&self, may_remove_unknown: bool) -> Result<(), RemovalError> {
-        for blob in self.blobs.trashed_blobs().await? {
-            if may_remove_unknown || self.deletions.is_blob_wanted(&blob).await? {
-                self.decide(&blob).await?;
+    /// Decides about what processes that died have left in the trash. As long as the database may know too little, only
+    /// restores what an image needs.
+    pub async fn resume(&self) -> Result<(), RemovalError> {
+        let may_remove = self.guard.may_remove_unknown().await?;
+        for (blob, trashed) in self.blobs.abandoned_trash(&Trashed::default()).await? {
+            if may_remove || self.deletions.is_blob_wanted(&blob).await? {
+                self.decide(&blob, trashed, Reason::Unknown).await?;
             }
         }
         Ok(())
     }
 
-    /// Call it only after the move: then it sees every upload that stored the same content before the move.
-    /// It decides only about objects that were in the trash before; another process decides about those that
-    /// it moves later.
-    async fn decide(&self, blob: &ContentHash) -> Result<bool, RemovalError> {
-        let trashed = self.blobs.trashed(blob).await?;
-        if self.deletions.forget_blob(blob).await? {
-            safelight_fail_points::hit("removal.decided").await;
-            self.blobs.delete_trashed(trashed).await?;
-            Ok(true)
-        } else {
-            self.blobs.restore(trashed).await?;
-            Ok(false)
+    /// Removes a blob with all of its renditions, unless an image needs it. Returns whether none does.
+    async fn remove_content(
+        &self,
+        blob: &ContentHash,
+        reason: Reason,
+    ) -> Result<bool, RemovalError> {
+        // Also those that a job stored and did not come to record.
+        let mut keys = self.blobs.renditions_of(blob).await?;
+        keys.push(BlobKey::Blob(*blob));
+        // So that a blob that is still needed is not missing while it is in the trash.
+        if self.deletions.is_blob_wanted(blob).await? {
+            return Ok(false);
         }
+        safelight_fail_points::hit("removal.looked").await;
+        let own = self.blobs.trash(&keys).await?;
+        safelight_fail_points::hit("removal.moved").await;
+        let abandoned = self.blobs.abandoned_trash(&own).await?.remove(blob).unwrap_or_default();
+        self.decide(blob, own.and(abandoned), reason).await
+    }
+
+    /// Call it only after the move: then it sees every upload that stored the same content before the move.
+    /// It decides only about objects that this process moved, or that were abandoned. Returns whether no image needs
+    /// the blob.
+    async fn decide(
+        &self,
+        blob: &ContentHash,
+        trashed: Trashed,
+        reason: Reason,
+    ) -> Result<bool, RemovalError> {
+        // The guard once more, and last: another server may have become the database since.
+        let is_removed = self.deletions.forget_blob(blob).await?
+            && (reason == Reason::Deleted || self.guard.may_remove_unknown().await?);
+        if !is_removed {
+            self.blobs.restore(trashed).await?;
+            return Ok(false);
+        }
+        safelight_fail_points::hit("removal.decided").await;
+        self.blobs.delete_trashed(trashed).await?;
+        Ok(true)
+    }
+
+    /// A rendition can be made again. The move of a blob must be over: until then, its mover may have to take it back.
+    async fn delete_quarantined(&self, objects: &[Quarantined]) -> Result<(), RemovalError> {
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let over = self.blobs.moves_over_before().await?;
+        let may_be_moving = |object: &Quarantined| {
+            matches!(object.key, BlobKey::Blob(_))
+                && over.is_some_and(|over| object.written_at >= over)
+        };
+        for object in objects.iter().filter(|object| !may_be_moving(object)) {
+            self.blobs.delete_from_quarantine(object).await?;
+        }
+        if objects.iter().any(may_be_moving) { Err(RemovalError::BeingMoved) } else { Ok(()) }
     }
 }

@@ -67,6 +67,7 @@ impl Worker {
         let job_parts = Arc::new(JobParts::new(
             parts.store.clone(),
             parts.blobs.clone(),
+            parts.remover(),
             parts.shared_cache.clone(),
             &parts.config,
             options.concurrency,

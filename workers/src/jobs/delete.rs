@@ -79,6 +79,9 @@ fn failure(error: RemovalError) -> Failure {
     match error {
         RemovalError::Store(error) => database_unavailable(&error),
         RemovalError::Blobs(error) => source::failure(error),
+        RemovalError::BeingMoved => {
+            Failure::new(ErrorCode::StoreUnavailable, "a collection of garbage is moving the bytes")
+        }
     }
 }
 

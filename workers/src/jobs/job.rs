@@ -79,12 +79,13 @@ impl JobParts {
     pub fn new(
         deletions: Arc<dyn Deletions>,
         blobs: Blobs,
+        remover: Remover,
         shared_cache: Option<SharedCache>,
         config: &Config,
         concurrency: usize,
     ) -> Self {
         Self {
-            remover: Remover::new(deletions.clone(), blobs.clone()),
+            remover,
             purger: Purger::new(&config.purge_urls, &config.presets, config.unknown_after()),
             decoder: Decoder::new(decoder_options(config), concurrency.max(1)),
             presets: config.presets.clone(),

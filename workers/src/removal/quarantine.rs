@@ -93,7 +93,7 @@ impl Quarantine {
     }
 
     /// Moves those of `objects` back that an image needs, and deletes the others if their time is over. Without
-    /// `may_delete`, nothing is deleted.
+    /// `may_delete`, nothing is deleted. Leaves those alone that their mover may still be working on.
     pub async fn sift(
         &self,
         objects: &[Quarantined],
@@ -101,8 +101,9 @@ impl Quarantine {
         may_delete: bool,
     ) -> Result<Sifted, RemovalError> {
         let mut sifted = Sifted::default();
+        let over = self.blobs.moves_over_before().await?;
         let references = references(&*self.deletions, objects.iter().map(|one| one.blob)).await?;
-        for object in objects {
+        for object in objects.iter().filter(|one| over.is_none_or(|over| one.written_at < over)) {
             let reference = references.get(&object.blob);
             // Not for an image whose own removal is on its way.
             if reference.is_some_and(|reference| refers_to(reference, &object.key))

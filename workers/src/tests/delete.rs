@@ -226,7 +226,7 @@ async fn trash_of_forgotten_image_is_identified_by_its_own_name() {
     let late = stored_upload(&test, b"the same").await;
     let keys = [BlobKey::Blob(first.sha256)];
     test.parts.blobs.trash(&keys).await.expect("a delayed worker moves the bytes");
-    test.remover().resume(true).await.expect("resume");
+    test.remover().resume().await.expect("resume");
     assert_eq!(read_blob(&test, &late).await, b"the same");
     assert_eq!(test.trash_count(), 0);
 }

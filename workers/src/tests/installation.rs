@@ -7,11 +7,10 @@ use safelight_blobs::{BlobKey, StagedUpload};
 use safelight_domain::{ContentHash, ErrorCode, ImageId, JobKind, Status, Task};
 
 use super::test_worker::{TestWorker, count_files, eventually, job, picture};
-use crate::services::installation_guard;
 use safelight_removal::InstallationGuard;
 
 fn guard(test: &TestWorker) -> InstallationGuard {
-    installation_guard(&test.parts)
+    test.parts.installation_guard()
 }
 
 async fn stage(test: &TestWorker, bytes: &[u8]) -> StagedUpload {

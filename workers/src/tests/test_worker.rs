@@ -202,13 +202,13 @@ impl TestWorker {
     /// A coordinator that the test drives step by step.
     pub fn stepping_coordinator(&self) -> BackfillCoordinator {
         let WorkerParts { config, store, blobs, outbox_signal, .. } = &self.parts;
-        let guard = services::installation_guard(&self.parts);
+        let guard = self.parts.installation_guard();
         let signal = outbox_signal.clone();
         BackfillCoordinator::new(store.clone(), blobs.clone(), guard, signal, config)
     }
 
     pub fn remover(&self) -> Remover {
-        Remover::new(self.parts.store.clone(), self.parts.blobs.clone())
+        self.parts.remover()
     }
 
     pub fn discarded_images(&self) -> DiscardedImages {

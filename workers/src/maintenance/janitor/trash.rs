@@ -6,23 +6,18 @@ use async_trait::async_trait;
 
 use super::period::sweep_period;
 use crate::maintenance::service::{Service, ServiceError};
-use safelight_removal::{InstallationGuard, RemovalError, Remover};
+use safelight_removal::Remover;
 
 /// Empties the trash.
 pub(crate) struct Trash {
     remover: Remover,
-    guard: InstallationGuard,
     period: Duration,
 }
 
 impl Trash {
     /// `grace` is that of staged bytes.
-    pub fn new(remover: Remover, guard: InstallationGuard, grace: Duration) -> Self {
-        Self { remover, guard, period: sweep_period(grace) }
-    }
-
-    async fn empty(&self) -> Result<(), RemovalError> {
-        self.remover.resume(self.guard.may_remove_unknown().await?).await
+    pub fn new(remover: Remover, grace: Duration) -> Self {
+        Self { remover, period: sweep_period(grace) }
     }
 }
 
@@ -41,6 +36,6 @@ impl Service for Trash {
     }
 
     async fn run(&mut self) -> Result<(), ServiceError> {
-        Ok(self.empty().await?)
+        Ok(self.remover.resume().await?)
     }
 }
