@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, Method, request::Parts},
+    http::{HeaderMap, Method, Version, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -47,13 +47,19 @@ pub async fn enforce(
         Ok(caller) => caller,
         Err(problem) => return problem.into_response(),
     };
-    let refused = Refused::of(&caller, sender.client.and_then(Client::address));
+    // Over HTTP/2, the beginning of a body that nobody reads would wait in memory with the refusal.
+    let may_wait = parts.version != Version::HTTP_2 || body.is_end_stream();
+    let refused = may_wait.then(|| Refused::of(&caller, sender.client.and_then(Client::address)));
     let draining = parts.extensions.get::<Draining>().cloned().unwrap_or_default();
-    parts.extensions.insert(refused.clone());
+    if let Some(refused) = &refused {
+        parts.extensions.insert(refused.clone());
+    }
     let requirements = (scopes, counted, takes_json);
     let response = handle(&state, caller, requirements, (parts, body), next).await;
     let problem = response.extensions().get::<Problem>();
-    if problem.is_some_and(|problem| problem.code().is_beyond_limit()) {
+    if let Some(refused) = refused
+        && problem.is_some_and(|problem| problem.code().is_beyond_limit())
+    {
         state.limits.refusals().delay(refused, &draining).await;
     }
     response

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use safelight_blobs::{Blobs, Content, Ingest, StoredBytes};
+use safelight_blobs::{BlobError, Blobs, Content, Ingest, StoredBytes};
 use safelight_domain::{
     ContentHash, Image, ImageId, Job, JobKind, Labels, Lane, Owner, Progress, Quota, Status, Task,
     TaskId, TaskKind, Visibility,
@@ -81,9 +81,21 @@ impl Committer {
         let (task, bytes) = (upload.task, upload.bytes);
         Span::current().record("safelight.task", tracing::field::display(task));
         let logged = tracing::info_span!("upload", %task, %image);
-        let at = self.record(&upload, stored).instrument(logged.clone()).await?;
-        logged.in_scope(|| tracing::debug!(bytes, "accepted"));
+        let recorded = self.record(&upload, stored).instrument(logged.clone()).await;
+        // What follows a rejection holds up no other upload.
         drop(permit);
+        let at = match recorded {
+            Ok(at) => at,
+            Err(Unaccepted { problem, bytes }) => {
+                match bytes {
+                    Bytes::Recorded => {}
+                    Bytes::Rejected => self.rejected_bytes.remove(upload.sha256).await,
+                    Bytes::InDoubt => self.rejected_bytes.remove_later(upload.sha256),
+                }
+                return Err(problem);
+            }
+        };
+        logged.in_scope(|| tracing::debug!(bytes, "accepted"));
         if let Some(key) = key {
             key.keep();
         }
@@ -96,19 +108,21 @@ impl Committer {
         &self,
         upload: &NewUpload,
         stored: Option<StoredBytes>,
-    ) -> Result<DateTime<Utc>, Problem> {
+    ) -> Result<DateTime<Utc>, Unaccepted> {
         let span = tracing::info_span!(
             target: traces::TARGET, "accept", safelight.task = %upload.task, "error.type" = Empty,
             otel.status_code = Empty,
         );
-        let at = self.accept(upload).instrument(span.clone()).await.inspect_err(|problem| {
-            span.record("error.type", problem.code().as_str());
+        let at = self.accept(upload).instrument(span.clone()).await.inspect_err(|unaccepted| {
+            span.record("error.type", unaccepted.problem.code().as_str());
             span.record("otel.status_code", "error");
         })?;
         safelight_fail_points::hit("upload.recorded").await;
         // A removal that found no image of these bytes before the commit may have deleted them since.
         if let Some(stored) = stored {
-            stored.ensure_stored().await?;
+            let lost =
+                |error: BlobError| Unaccepted { problem: error.into(), bytes: Bytes::Recorded };
+            stored.ensure_stored().await.map_err(lost)?;
         }
         safelight_fail_points::hit("upload.accepted").await;
         Ok(at)
@@ -140,35 +154,39 @@ impl Committer {
         }
     }
 
-    /// Records the upload, or removes its bytes if it certainly is not recorded. Returns when it was
-    /// accepted.
-    async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Problem> {
+    /// Records the upload. Returns when it was accepted.
+    async fn accept(&self, upload: &NewUpload) -> Result<DateTime<Utc>, Unaccepted> {
         let accepted = match self.store.accept(upload).await {
             // The connection may have been lost after the commit: then this finds the upload recorded.
             Err(error) if error.is_unavailable() => self.store.accept(upload).await,
             answered => answered,
         };
-        match accepted {
-            Ok(Accepted::Yes(at)) => Ok(at),
-            Ok(Accepted::OverQuota(used)) => {
-                self.rejected_bytes.remove(upload.sha256).await;
-                Err(over_quota(upload.quota, used))
-            }
-            Ok(Accepted::KeyLost) => {
-                self.rejected_bytes.remove(upload.sha256).await;
-                Err(idempotency::in_flight())
-            }
+        let (bytes, problem) = match accepted {
+            Ok(Accepted::Yes(at)) => return Ok(at),
+            Ok(Accepted::OverQuota(used)) => (Bytes::Rejected, over_quota(upload.quota, used)),
+            Ok(Accepted::KeyLost) => (Bytes::Rejected, idempotency::in_flight()),
             // The database may still commit the transaction.
-            Err(error) if error.is_unavailable() => {
-                self.rejected_bytes.remove_later(upload.sha256);
-                Err(error.into())
-            }
-            Err(error) => {
-                self.rejected_bytes.remove(upload.sha256).await;
-                Err(error.into())
-            }
-        }
+            Err(error) if error.is_unavailable() => (Bytes::InDoubt, error.into()),
+            Err(error) => (Bytes::Rejected, error.into()),
+        };
+        Err(Unaccepted { bytes, problem })
     }
+}
+
+/// An upload that gets no 202.
+struct Unaccepted {
+    problem: Problem,
+    bytes: Bytes,
+}
+
+/// What the stored bytes of an upload that gets no 202 are.
+enum Bytes {
+    /// The upload is recorded all the same.
+    Recorded,
+    /// The upload certainly is not recorded.
+    Rejected,
+    /// The upload may be recorded at any moment.
+    InDoubt,
 }
 
 /// The problem if the complete bytes are not those that the client meant to send.

@@ -224,9 +224,7 @@ impl Uploads {
     ) -> Result<Permit<Owner>, Problem> {
         let (owner, share) = (&caller.owner, self.limits.max_concurrent_uploads(caller));
         let mut permit = self.permits.acquire(owner, 1, share);
-        if let Err(none) = permit {
-            let client = request.get::<Refused>().cloned();
-            let client = client.unwrap_or_else(|| Refused::of(caller, None));
+        if let (Err(none), Some(client)) = (&permit, request.get::<Refused>().cloned()) {
             let draining = request.get::<Draining>().cloned().unwrap_or_default();
             let refusals = self.limits.refusals();
             match none {

@@ -37,7 +37,8 @@ impl Blobs {
         let usual = MoveLimits::default();
         self.moves = MoveLimits {
             begin_to_delete: (grace / 2).min(usual.begin_to_delete),
-            over_after: TimeDelta::from_std(grace).map_or(usual.over_after, |grace| grace.min(usual.over_after)),
+            over_after: TimeDelta::from_std(grace)
+                .map_or(usual.over_after, |grace| grace.min(usual.over_after)),
         };
         self
     }

@@ -18,8 +18,8 @@ use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use super::{
-    BlobError, BlobKey, WrongStore, free_space::FreeSpace, moves::MoveLimits, owner::Owner, shared_look::SharedLook,
-    spool::Spool, upload_file::SyncedShards,
+    BlobError, BlobKey, WrongStore, free_space::FreeSpace, moves::MoveLimits, owner::Owner,
+    shared_look::SharedLook, spool::Spool, upload_file::SyncedShards,
 };
 
 /// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any

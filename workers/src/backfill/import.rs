@@ -2,7 +2,11 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    future::ready,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -30,6 +34,10 @@ const TRIES: u32 = 8;
 
 /// Entries read at the same time.
 const AT_ONCE: usize = 4;
+
+/// Once a step has stored so many bytes, it begins no further entry: until it is recorded, a remote store's are in spool
+/// files, too. In unit tests, a few pictures are more than one step.
+const STEP_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 20 };
 
 /// Hashes that a dry run keeps at most. Beyond this number it may count equal files more than once.
 const SEEN: usize = 1_000_000;
@@ -88,8 +96,7 @@ impl ImportWalk {
         }
         let limit = capacity.min(CANDIDATES);
         let candidates = source.page(backfill.cursor.as_deref(), limit).await?;
-        step.is_last = candidates.len() < limit as usize;
-        step.to = candidates.last().map(|candidate| candidate.cursor.clone()).or(step.to);
+        let cursors: Vec<_> = candidates.iter().map(|candidate| candidate.cursor.clone()).collect();
         let quota = backfill.spec.quota;
         let used = if quota.is_unlimited() {
             Usage::default()
@@ -104,11 +111,17 @@ impl ImportWalk {
             seen: Mutex::default(),
             used: Mutex::new(used),
             stored: Mutex::default(),
+            stored_bytes: AtomicU64::new(0),
         };
         // Results keep the order of the source.
-        let mut found =
-            stream::iter(candidates).map(|candidate| import.take(candidate)).buffered(AT_ONCE);
+        let mut found = stream::iter(candidates)
+            .take_while(|_| ready(import.begins_another()))
+            .map(|candidate| import.take(candidate))
+            .buffered(AT_ONCE);
+        let mut last = None;
+        let mut walked = cursors.iter();
         while let Some(found) = found.next().await {
+            last = walked.next();
             match found {
                 Ok(ReadResult::Work(child)) => step.work.push(child),
                 Ok(ReadResult::Settled(item)) => step.without_work.push(item),
@@ -119,6 +132,8 @@ impl ImportWalk {
             }
         }
         drop(found);
+        step.is_last = walked.as_slice().is_empty() && cursors.len() < limit as usize;
+        step.to = last.cloned().or(step.to);
         state.stored = import.stored.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.tries = 0;
         if backfill.spec.dry_run {
@@ -178,6 +193,7 @@ struct Import<'a> {
     used: Mutex<Usage>,
     /// What this step has stored.
     stored: Mutex<Vec<StoredBytes>>,
+    stored_bytes: AtomicU64,
 }
 
 impl Import<'_> {
@@ -219,6 +235,11 @@ impl Import<'_> {
             Ok(picture) => self.keep(candidate, picture).await,
             Err(error) => not_imported(&candidate, error),
         }
+    }
+
+    /// Whether the step reads one more candidate.
+    fn begins_another(&self) -> bool {
+        self.stored_bytes.load(Ordering::Relaxed) < STEP_BYTES
     }
 
     /// Receives the bytes of a candidate. A dry run only hashes them.
@@ -274,7 +295,9 @@ impl Import<'_> {
 
     /// Stores a picture durably.
     async fn store(&self, picture: Whole) -> Result<(), BackfillError> {
+        let bytes = picture.content.bytes;
         let stored = picture.store().await?;
+        self.stored_bytes.fetch_add(if stored.is_some() { bytes } else { 0 }, Ordering::Relaxed);
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).extend(stored);
         Ok(())
     }

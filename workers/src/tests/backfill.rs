@@ -186,6 +186,24 @@ async fn import_respects_quota_and_continues_when_it_is_raised() {
     assert_eq!(image.visibility(), Visibility::Private);
 }
 
+/// A step ends early once it has stored many bytes (in unit tests, those of a few pictures).
+#[tokio::test]
+async fn import_of_many_bytes_takes_several_steps() {
+    let test = TestWorker::new(&[]).await;
+    let photos = tempfile::tempdir().expect("folder");
+    for n in 0..20_u8 {
+        fs::write(photos.path().join(format!("{n}.png")), [picture(), vec![n]].concat())
+            .expect("write");
+    }
+    let id = start_backfill(&test, import(photos.path())).await;
+    let (_worker, _relay, _coordinator) = (test.worker(), test.relay(), test.coordinator());
+    let (task, report) = wait_for_report(&test, id).await;
+    assert_eq!(task.status, Status::Succeeded, "{report:?}");
+    assert_eq!(reasons(&report), vec![("succeeded", None); 20]);
+    let steps = test.finished_calls("advance_backfill");
+    assert!(steps > 4, "{steps} steps");
+}
+
 #[tokio::test]
 async fn dry_run_counts_equal_files_once() {
     let test = TestWorker::new(&[("SAFELIGHT_BACKFILL_WINDOW", "1")]).await;

@@ -18,7 +18,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Objects that are remembered.
 const AT_MOST: u64 = 10_000;
 
-/// How long an object of a remote store counts as read. Nothing shows whether it has changed since.
+/// How long an object counts as read. Nothing shows whether one of a remote store has changed since, nor whether a disk
+/// returns other bytes of a file than were written.
 const READ_FOR: Duration = Duration::from_hours(1);
 
 /// How long an object that was found damaged is read to its end before a response begins.
@@ -48,7 +49,7 @@ impl Default for KnownObjects {
     fn default() -> Self {
         let timed = |time| Cache::builder().max_capacity(AT_MOST).time_to_live(time).build();
         Self(Arc::new(Inner {
-            files: Cache::new(AT_MOST),
+            files: Cache::builder().max_capacity(AT_MOST).time_to_live(READ_FOR).build(),
             read: timed(READ_FOR),
             suspects: timed(SUSPECT_FOR),
         }))
