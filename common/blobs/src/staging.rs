@@ -162,6 +162,9 @@ impl StagedBytes {
             }
         });
         let (named, is_copy) = named.await?;
+        if let Ok(state) = named.file.state() {
+            named.blobs.proven.insert(named.sha256, state);
+        }
         if is_copy {
             // Or the store was unmounted meanwhile, and the copy went to what is in its place.
             named.blobs.confirm().await?;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     BlobError, BlobKey, WrongStore, free_space::FreeSpace, moves::MoveLimits, owner::Owner,
-    shared_look::SharedLook, spool::Spool, upload_file::SyncedShards,
+    proven::ProvenFiles, shared_look::SharedLook, spool::Spool, upload_file::SyncedShards,
 };
 
 /// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any
@@ -68,6 +68,7 @@ pub struct Blobs {
     /// The reserve that uploads and renditions leave.
     pub(super) space: FreeSpace,
     pub(super) moves: MoveLimits,
+    pub(super) proven: ProvenFiles,
 }
 
 /// A stream of bytes from the store.
@@ -142,6 +143,7 @@ impl Blobs {
                     writable: SharedLook::default(),
                     space: FreeSpace::default(),
                     moves: MoveLimits::default(),
+                    proven: ProvenFiles::default(),
                 })
             }
             BlobLocation::Bucket { bucket, prefix } => {
@@ -174,6 +176,7 @@ impl Blobs {
                     writable: SharedLook::default(),
                     space: FreeSpace::default(),
                     moves: MoveLimits::default(),
+                    proven: ProvenFiles::default(),
                 })
             }
         }
@@ -380,7 +383,7 @@ pub(super) async fn in_time<T>(
 }
 
 /// The whole content of a read.
-async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
+pub(super) async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
     // Less than a megabyte per second counts as stalled.
     let limit = STALL + Duration::from_secs((result.range.end - result.range.start) >> 20);
     in_time(limit, result.bytes()).await

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use safelight_domain::{ContentHash, ContentHasher};
 use uuid::Uuid;
 
+use super::Stamp;
+
 /// Bytes copied at once.
 const COPY_BYTES: usize = 256 * 1024;
 
@@ -59,6 +61,11 @@ impl UploadFile {
     /// The hash of the bytes so far.
     pub fn hash(&self) -> ContentHash {
         self.hasher.clone().finish()
+    }
+
+    /// The state of the file.
+    pub fn state(&self) -> io::Result<Stamp> {
+        self.file.metadata().map(|meta| Stamp::of(&meta))
     }
 
     /// A way to read the bytes, whatever becomes of the file's name.

@@ -1,17 +1,16 @@
 //! An image's bytes.
 
 use bytes::Bytes;
-use safelight_blobs::{BlobError, BlobKey, Blobs, StagedUpload, blocking};
-use safelight_domain::{ContentHash, ErrorCode, Failure, Image};
+use safelight_blobs::{BlobError, BlobKey, Blobs, StagedUpload};
+use safelight_domain::{ErrorCode, Failure, Image};
 
 /// Reads all of an image's bytes, and compares them with their hash. Copies that are damaged, or were damaged on the
 /// way, are passed over.
 pub(super) async fn read(blobs: &Blobs, image: &Image) -> Result<Bytes, Failure> {
     let mut last = BlobError::NotFound;
     for key in BlobKey::of_upload(image.id, image.sha256) {
-        match blobs.read(&key, image.bytes).await {
-            Ok(bytes) if is_whole(&bytes, image).await => return Ok(bytes),
-            Ok(_) | Err(BlobError::TooLarge { .. }) => last = BlobError::Damaged,
+        match blobs.read_verified(&key, image.sha256, image.bytes).await {
+            Ok(bytes) => return Ok(bytes),
             Err(BlobError::NotFound) => {}
             Err(wrong @ BlobError::WrongStore(_)) => return Err(failure(wrong)),
             // A file that cannot be read must not hide a good copy.
@@ -19,13 +18,6 @@ pub(super) async fn read(blobs: &Blobs, image: &Image) -> Result<Bytes, Failure>
         }
     }
     Err(failure(last))
-}
-
-/// Whether these are the image's bytes. Hashed where it delays nobody: it takes a millisecond per megabyte.
-async fn is_whole(bytes: &Bytes, image: &Image) -> bool {
-    let bytes = bytes.clone();
-    let hash = blocking(move || Ok(ContentHash::of(&bytes))).await;
-    hash.is_ok_and(|hash| hash == image.sha256)
 }
 
 /// An image's bytes as an upload.

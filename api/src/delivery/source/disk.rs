@@ -10,10 +10,11 @@ use std::{
 
 use bytes::Bytes;
 use moka::{notification::RemovalCause, sync::Cache};
+use safelight_blobs::Stamp;
 use safelight_domain::{CacheKey, ContentHash, ContentHasher};
 use uuid::Uuid;
 
-use super::{known::Hashing, stamp::Stamp};
+use super::known::Hashing;
 
 /// The prefix of files that are being written.
 const UNFINISHED: &str = "new-";

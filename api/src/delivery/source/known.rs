@@ -8,9 +8,10 @@ use std::{
 };
 
 use moka::sync::Cache;
+use safelight_blobs::Stamp;
 use safelight_domain::{CacheKey, ContentHasher};
 
-use super::{stamp::Stamp, stored::StoredObject};
+use super::stored::StoredObject;
 
 /// Bytes that are read at once to be hashed.
 const CHUNK_BYTES: usize = 256 << 10;

@@ -22,7 +22,6 @@ mod object;
 mod optional_tier;
 mod shared;
 mod single_flight;
-mod stamp;
 mod stored;
 mod tiers;
 
