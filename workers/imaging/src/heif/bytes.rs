@@ -25,6 +25,9 @@ pub(super) fn to_rgb(
     };
     let Some(matrix) = matrix.in_whole_numbers() else { return Ok(None) };
     let (width, height) = (color.size.0 as usize, color.size.1 as usize);
+    if width == 0 || height == 0 {
+        return Err(Corrupt);
+    }
     let mut pixels = reserve(width * height * 3)?;
     pixels.resize(width * height * 3, 0);
     let mut chroma = [vec![0; width], vec![0; width]];

@@ -229,6 +229,17 @@ mod tests {
     }
 
     #[test]
+    fn planes_without_pixels_are_corrupt() {
+        for size in [(0, 3), (3, 0), (0, 0)] {
+            for chroma in [Chroma::Quarter, Chroma::Half, Chroma::Full] {
+                let color = planes(size, chroma);
+                let found = bytes::to_rgb(&color, &matrix_of(&color, color.cicp), Siting::Center);
+                assert_eq!(found.err(), Some(Corrupt), "{size:?} {chroma:?}");
+            }
+        }
+    }
+
+    #[test]
     fn other_planes_are_left_to_the_exact_conversion() {
         let color = planes((4, 4), Chroma::Full);
         for matrix in [0, 8] {
