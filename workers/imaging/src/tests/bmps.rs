@@ -96,6 +96,13 @@ fn bmp_headers_of_every_kind() {
         });
         Bmp { compression: if masks.is_empty() { 0 } else { 3 }, masks, ..bmp }
     };
+    // One bit of alpha, then five of each color.
+    let fifteen = |alpha: u8| {
+        let masks = vec![0x7C00, 0x03E0, 0x001F, 0x8000];
+        let mut bmp = Bmp { header: 124, ..sixteen(masks, [10, 5, 0], [31; 3]) };
+        bmp.pixels.as_chunks_mut::<2>().0.iter_mut().for_each(|pixel| pixel[1] |= alpha << 7);
+        bmp
+    };
     let nibbles = Bmp {
         pixels: (0..64).rev().flat_map(|y| (0..48).map(move |x| index(2 * x, y) * 0x11)).collect(),
         ..Bmp::new(4, |_, _, _| ())
@@ -118,6 +125,8 @@ fn bmp_headers_of_every_kind() {
         ("alpha 255", Bmp { header: 108, compression: 3, masks: with_alpha, ..deep(255) }),
         ("masks after the header", Bmp { compression: 3, masks: rgb_masks, ..deep(0) }),
         ("555", sixteen(Vec::new(), [10, 5, 0], [31; 3])),
+        ("1555, alpha 0", fifteen(0)),
+        ("1555, alpha 1", fifteen(1)),
         ("565", sixteen(vec![0xF800, 0x07E0, 0x001F], [11, 5, 0], [31, 63, 31])),
     ];
     for (what, bmp) in cases {
@@ -134,6 +143,12 @@ fn bmp_alpha_counts_if_any_is_there() {
     let bytes = Bmp { header: 56, compression: 3, masks, ..deep(128) }.build();
     let image = render_one(&bytes, 96, PresetFormat::Png).1.to_rgba8();
     assert_eq!(image.get_pixel(5, 5).0, [255, 0, 0, 128]);
+    // A single bit: the left half is opaque.
+    let half = Bmp::new(16, |to, x, _| to.extend_from_slice(&[0, 0x7C | u8::from(x < 48) << 7]));
+    let masks = vec![0x7C00, 0x03E0, 0x001F, 0x8000];
+    let bytes = Bmp { header: 124, compression: 3, masks, ..half }.build();
+    let image = render_one(&bytes, 96, PresetFormat::Png).1.to_rgba8();
+    assert_eq!([5, 90].map(|x| image.get_pixel(x, 5).0[3]), [255, 0]);
 }
 
 #[test]
