@@ -4,6 +4,8 @@ use heifer_hevc_enc::encoder::{EncodedPicture, EncoderConfig, Planes16, encode_p
 use image::DynamicImage;
 
 use crate::heif::{
+    aperture::Crop,
+    boxes::FourCc,
     coding::UNSPECIFIED,
     decode::{decode_coded, header},
     error::HeifError::{Corrupt, Unsupported},
@@ -147,7 +149,7 @@ fn gray_alpha_and_grids_are_decoded() {
 #[test]
 fn orientation_and_crop_are_those_of_the_container() {
     let aperture = [30_u32, 1, 20, 1, 16, 1, 0, 1].map(u32::to_be_bytes).concat();
-    let item = Hevc::default().item().with(*b"irot", &[1]).with(*b"clap", &aperture);
+    let item = Hevc::default().item().with(*b"clap", &aperture).with(*b"irot", &[1]);
     let bytes = file(*b"heic", &[item]);
     let header = header(&bytes, true).expect("made here");
     assert_eq!((header.orientation, header.visible_size()), (8, (30, 20)));
@@ -163,6 +165,66 @@ fn mirror_and_rotation_count_in_the_order_of_the_file() {
     // A quarter turn to the left and then a mirror, and the other way around (EXIF 7 and 5).
     assert_eq!(orientation(item().with(*b"irot", &[1]).with(*b"imir", &[1])), 7);
     assert_eq!(orientation(item().with(*b"imir", &[1]).with(*b"irot", &[1])), 5);
+}
+
+/// What libheif 1.23.6 shows of pictures of 64 × 64 pixels.
+#[test]
+fn clean_aperture_is_rounded_and_cut_off() {
+    let cases: [([i32; 8], Option<[u32; 4]>); 12] = [
+        ([30, 1, 20, 1, 1, 2, 1, 2], Some([17, 23, 30, 20])),
+        ([61, 2, 61, 2, 0, 1, 0, 1], Some([16, 17, 31, 31])),
+        ([31, 1, 31, 1, 0, 1, 0, 1], Some([16, 17, 31, 31])),
+        ([100, 3, 100, 3, -7, 4, -7, 4], Some([13, 14, 33, 33])),
+        ([60, 1, 60, 1, 20, 1, -20, 1], Some([22, 0, 42, 43])),
+        ([70, 1, 70, 1, 0, 1, 0, 1], Some([0, 0, 64, 64])),
+        ([64, 1, 10, 1, 0, 1, 60, 1], None),
+        ([10, 1, 64, 1, -60, 1, 0, 1], Some([0, 0, 64, 64])),
+        ([1, 3, 20, 1, 0, 1, 0, 1], None),
+        ([30, 0, 20, 1, 0, 1, 0, 1], None),
+        ([30, 1, 20, 1, 0, 0, 0, 1], None),
+        ([-1, 1, 20, 1, 0, 1, 0, 1], None),
+    ];
+    for (numbers, expected) in cases {
+        let numbers = numbers.map(i32::cast_unsigned);
+        assert_eq!(
+            visible(&[(*b"clap", numbers.map(u32::to_be_bytes).concat())]),
+            expected,
+            "{numbers:?}"
+        );
+    }
+}
+
+/// The visible part of 64 × 64 pixels: left, top, width and height.
+fn visible(properties: &[(FourCc, Vec<u8>)]) -> Option<[u32; 4]> {
+    let mut item = Hevc::default().item();
+    item.properties[0].1 = [[0; 4], 64_u32.to_be_bytes(), 64_u32.to_be_bytes()].concat();
+    for (kind, body) in properties {
+        item = item.with(*kind, body);
+    }
+    let header = header(&file(*b"heic", &[item]), true).expect("made here");
+    header.crop.map(|Crop { x, y, width, height }| [x, y, width, height])
+}
+
+#[test]
+fn clean_aperture_counts_in_the_order_of_the_file() {
+    let aperture = [10_u32, 1, 20, 1, 5, 1, 12, 1].map(u32::to_be_bytes).concat();
+    let aperture = || (*b"clap", aperture.clone());
+    let (turn, mirror) = (|turns| (*b"irot", vec![turns]), |axis| (*b"imir", vec![axis]));
+    assert_eq!(visible(&[aperture(), turn(1), mirror(0)]), Some([32, 34, 10, 20]));
+    let cases = [
+        (vec![turn(1)], [10, 32, 20, 10]),
+        (vec![turn(2)], [22, 10, 10, 20]),
+        (vec![turn(3)], [34, 22, 20, 10]),
+        (vec![mirror(0)], [32, 10, 10, 20]),
+        (vec![mirror(1)], [22, 34, 10, 20]),
+        (vec![turn(1), mirror(1)], [10, 22, 20, 10]),
+        (vec![mirror(1), turn(1)], [34, 32, 20, 10]),
+        (vec![turn(3), mirror(1)], [34, 32, 20, 10]),
+    ];
+    // What libheif 1.23.6 shows.
+    for (number, (before, expected)) in cases.into_iter().enumerate() {
+        assert_eq!(visible(&[before, vec![aperture()]].concat()), Some(expected), "{number}");
+    }
 }
 
 #[test]

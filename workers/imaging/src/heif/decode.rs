@@ -4,13 +4,14 @@ use image::DynamicImage;
 use safelight_domain::Failure;
 
 use super::{
+    aperture::Crop,
     coding::Cicp,
     container::{Alpha, Codec, Coded, Container, codec},
     convert::{AlphaPlane, Conversion},
     error::HeifError::{self, Corrupt, Unsupported},
     grid::JoinedTiles,
     planes::Planes,
-    properties::{Crop, HeifHeader, ItemProperties},
+    properties::{HeifHeader, ItemProperties},
 };
 use crate::{
     avif,

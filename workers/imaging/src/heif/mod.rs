@@ -3,7 +3,7 @@
 //! ```text
 //! bytes ─▶ container   finds the picture's item and its alpha item; either may be a grid of tiles
 //!          boxes       locates items and their data
-//!          properties  reads size, colors, rotation and crop of an item; `coding` how it is coded
+//!          properties  reads size, colors and rotation of an item; `coding` how it is coded, `aperture` its crop
 //!       ─▶ decode      has each item decoded: AV1 by `avif`, HEVC by `heic`
 //!          grid        joins the tiles
 //!       ─▶ convert     planes to 8-bit gray, RGB or RGBA; `matrix` has the coefficients, `bytes` is the fast path
@@ -14,6 +14,7 @@
 //! parser copies nothing and allocates no memory by sizes that the file announces. It indexes the properties,
 //! and searches for every other box when it needs it.
 
+pub(super) mod aperture;
 pub(super) mod boxes;
 mod bytes;
 pub(super) mod coding;

@@ -1,6 +1,7 @@
 //! The properties of an item: ISO/IEC 23008-12, and the AVIF and MIAF specifications.
 
 use super::{
+    aperture::{Aperture, ApertureSide, Crop},
     boxes::{FourCc, Meta, Property, Reader},
     coding::{Cicp, Coding, UNSPECIFIED, av1_coding, hevc_coding},
     error::HeifError::{self, Unsupported},
@@ -65,15 +66,6 @@ impl HeifHeader {
     }
 }
 
-/// The visible part of a coded picture, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Crop {
-    pub x: u32,
-    pub y: u32,
-    pub width: u32,
-    pub height: u32,
-}
-
 /// An item's properties, parsed.
 #[derive(Default)]
 pub(crate) struct ItemProperties<'a> {
@@ -91,8 +83,7 @@ pub(crate) struct ItemProperties<'a> {
     pub mirror: Option<u8>,
     /// Whether the mirror comes before the rotation in the file.
     mirrors_first: bool,
-    /// The clean aperture's eight numbers.
-    pub aperture: Option<[u32; 8]>,
+    pub aperture: Option<Aperture>,
     /// Of an auxiliary image: whether it holds alpha.
     pub holds_alpha: Option<bool>,
 }
@@ -140,7 +131,8 @@ impl<'a> ItemProperties<'a> {
                 for number in &mut aperture {
                     *number = body.long()?;
                 }
-                self.aperture.get_or_insert(aperture);
+                let Self { rotation, mirror, .. } = *self;
+                self.aperture.get_or_insert(Aperture { numbers: aperture, rotation, mirror });
             }
             b"auxC" => {
                 body.version()?;
@@ -199,12 +191,16 @@ impl<'a> ItemProperties<'a> {
     /// The rotation and the mirror as an EXIF orientation. HEIC has them in the order of the file (ISO/IEC 23008-12,
     /// 6.5.1), as libheif does; AVIF in that of MIAF, as libavif does: first the rotation.
     pub fn orientation(&self) -> u8 {
-        let mut rotation = self.rotation.unwrap_or(0);
+        self.orientation_by(self.rotation, self.mirror)
+    }
+
+    fn orientation_by(&self, rotation: Option<u8>, mirror: Option<u8>) -> u8 {
+        let mut rotation = rotation.unwrap_or(0);
         if self.mirrors_first && self.hevc.is_some() {
             // A rotation after a mirror is the opposite one before it.
             rotation = (4 - rotation) & 3;
         }
-        match (rotation, self.mirror) {
+        match (rotation, mirror) {
             (0, None) => 1,
             (1, None) => 8,
             (2, None) => 3,
@@ -216,13 +212,24 @@ impl<'a> ItemProperties<'a> {
         }
     }
 
-    /// The clean aperture in whole pixels. An aperture that is fractional or not inside is ignored: a picture
-    /// with its margin is better than none.
-    pub fn crop(&self, (width, height): (u32, u32)) -> Option<Crop> {
-        let [wide, wide_by, high, high_by, x, x_by, y, y_by] = self.aperture?;
-        let (x, width) = crop_side(width, (wide, wide_by), (x, x_by))?;
-        let (y, height) = crop_side(height, (high, high_by), (y, y_by))?;
-        Some(Crop { x, y, width, height })
+    /// The clean aperture in whole pixels of the coded picture. An invalid one is ignored: a picture with its margin
+    /// is better than none. HEIC has it rounded, and in the order of the file; AVIF only in whole pixels, and before
+    /// rotation and mirror.
+    pub fn crop(&self, size: (u32, u32)) -> Option<Crop> {
+        let Aperture { numbers, rotation, mirror } = self.aperture?;
+        let [wide, wide_by, high, high_by, x, x_by, y, y_by] = numbers;
+        let across = ApertureSide { length: (wide, wide_by), offset: (x, x_by) };
+        let down = ApertureSide { length: (high, high_by), offset: (y, y_by) };
+        if self.hevc.is_none() {
+            let (x, width) = across.whole(size.0)?;
+            let (y, height) = down.whole(size.1)?;
+            return Some(Crop { x, y, width, height });
+        }
+        let orientation = self.orientation_by(rotation, mirror);
+        let turned = if orientation > 4 { (size.1, size.0) } else { size };
+        let (x, width) = across.rounded(turned.0, false)?;
+        let (y, height) = down.rounded(turned.1, true)?;
+        Some(Crop { x, y, width, height }.before(orientation, size))
     }
 }
 
@@ -234,21 +241,4 @@ fn is_alpha(kind: &[u8]) -> bool {
     names.iter().any(|name| {
         kind.strip_prefix(*name).is_some_and(|rest| rest.first().is_none_or(|&byte| byte == 0))
     })
-}
-
-/// The start and length of one side of a clean aperture. The fractions are its length and the signed
-/// distance of its center from the center of the whole side.
-fn crop_side(whole: u32, length: (u32, u32), offset: (u32, u32)) -> Option<(u32, u32)> {
-    if length.1 == 0 || offset.1 == 0 || !length.0.is_multiple_of(length.1) {
-        return None;
-    }
-    let length = length.0 / length.1;
-    let margin = i128::from(whole.checked_sub(length)?);
-    // ISO/IEC 14496-12 has the numerator signed, the denominator not.
-    let (moved, by) = (i128::from(offset.0.cast_signed()), i128::from(offset.1));
-    let (start, by) = (margin * by + 2 * moved, 2 * by);
-    if length == 0 || start % by != 0 || !(0..=margin).contains(&(start / by)) {
-        return None;
-    }
-    Some((u32::try_from(start / by).ok()?, length))
 }

@@ -14,9 +14,10 @@ use self::fixture::{
 use image::DynamicImage;
 
 use super::{
+    aperture::Crop,
     decode::decode_coded,
     error::HeifError::{self, Corrupt, Unsupported},
-    properties::{Crop, HeifHeader},
+    properties::HeifHeader,
 };
 use crate::avif::encode;
 

@@ -140,3 +140,20 @@ fn unknown_brightness_has_no_peak() {
     assert_eq!(peak(Some(500), Some(1000)), Some(500.0));
     assert_eq!(peak(None, Some(100_000)), Some(65_535.0));
 }
+
+#[test]
+fn transformations_need_not_be_marked_as_essential() {
+    let aperture = [30_u32, 1, 20, 1, 0, 1, 0, 1].map(u32::to_be_bytes).concat();
+    let properties = [(*b"clap", aperture), (*b"irot", vec![1]), (*b"imir", vec![1])];
+    let mut fixture = Fixture::new(Av1::default());
+    let mut item = Item::av1(Av1::default().encode(), 0, (64, 48));
+    for (kind, body) in properties {
+        fixture = fixture.with(kind, &body);
+        item = item.with(kind, &body);
+    }
+    // The builder of items marks nothing as essential.
+    for bytes in [fixture.build(), file(*b"avif", &[item])] {
+        let header = header(&bytes).expect("made here");
+        assert_eq!((header.orientation, header.visible_size()), (7, (30, 20)));
+    }
+}
