@@ -166,7 +166,7 @@ pub struct ChildTask {
     pub import: Option<ImportedImage>,
 }
 
-/// An imported picture whose bytes are durably staged.
+/// An imported picture whose bytes are durably stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImportedImage {
     /// Where it was found.
@@ -236,7 +236,7 @@ impl BackfillStep {
         self.work.iter().filter_map(|child| Some(child.import.as_ref()?.sha256)).collect()
     }
 
-    /// Turns pictures that are `known` by now into skipped lines. The janitor deletes their staged bytes.
+    /// Turns pictures that are `known` by now into skipped lines.
     #[must_use]
     pub fn skip_duplicates(mut self, known: &[(ContentHash, ImageId)]) -> Self {
         for child in self.work.extract_if(.., |child| duplicate(child, known).is_some()) {
@@ -251,8 +251,8 @@ impl BackfillStep {
         self
     }
 
-    /// Turns pictures that exceed `quota`, of which `used` is taken, into failed lines. The janitor deletes
-    /// their staged bytes.
+    /// Turns pictures that exceed `quota`, of which `used` is taken, into failed lines. Their bytes
+    /// stay without an image until garbage is collected.
     #[must_use]
     pub fn refuse_over_quota(mut self, quota: Quota, mut used: Usage) -> Self {
         let has_no_room = |child: &mut ChildTask| {

@@ -90,10 +90,10 @@ pub enum KeyState {
     },
 }
 
-/// An upload whose bytes are durably staged.
+/// An upload whose bytes are durably stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewUpload {
-    /// The image's id, under which its bytes are staged.
+    /// The image's id.
     pub image: ImageId,
     /// The task to create.
     pub task: TaskId,
