@@ -1,13 +1,19 @@
 //! A private S3 server in this process, with a temporary folder.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
 };
 
 use anyhow::{Context, Result, anyhow};
+use hyper::{
+    Method, Request,
+    body::Incoming,
+    service::{Service as HyperService, service_fn},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -29,7 +35,28 @@ pub struct S3 {
     folder: TempDir,
     bucket: String,
     address: SocketAddr,
+    requests: Requests,
     running: Option<Running>,
+}
+
+/// The requests to a server, by what they do. Clones are the same.
+#[derive(Clone, Default)]
+struct Requests(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+
+impl Requests {
+    fn count<T>(&self, request: &Request<T>) {
+        let asks = |word| request.uri().query().is_some_and(|query| query.contains(word));
+        let name = match *request.method() {
+            Method::PUT if request.headers().contains_key("x-amz-copy-source") => "copy",
+            Method::PUT | Method::POST => "put",
+            Method::GET if asks("list-type=") => "list",
+            Method::GET => "get",
+            Method::HEAD => "head",
+            Method::DELETE => "delete",
+            _ => "other",
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    }
 }
 
 struct Running {
@@ -45,8 +72,9 @@ impl S3 {
         let folder = tempfile::Builder::new().prefix("safelight-s3-").tempdir()?;
         std::fs::create_dir(folder.path().join(bucket))?;
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (address, running) = run(folder.path().to_owned(), free)?;
-        Ok(Self { folder, bucket: bucket.to_owned(), address, running: Some(running) })
+        let requests = Requests::default();
+        let (address, running) = run(folder.path().to_owned(), free, requests.clone())?;
+        Ok(Self { folder, bucket: bucket.to_owned(), address, requests, running: Some(running) })
     }
 
     /// Cuts all connections and stops listening. Keeps the stored objects.
@@ -60,8 +88,14 @@ impl S3 {
     /// Listens again on the same port after [`S3::stop`].
     pub fn resume(&mut self) -> Result<()> {
         self.stop();
-        self.running = Some(run(self.folder.path().to_owned(), self.address)?.1);
+        let requests = self.requests.clone();
+        self.running = Some(run(self.folder.path().to_owned(), self.address, requests)?.1);
         Ok(())
+    }
+
+    /// The number of requests so far by what they do: `put` (also of parts), `copy`, `get`, `head`, `list`, `delete`.
+    pub fn requests(&self) -> BTreeMap<&'static str, u64> {
+        self.requests.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The URL of the server for `AWS_ENDPOINT`.
@@ -101,7 +135,7 @@ impl Drop for S3 {
 }
 
 /// Serves `folder` on `address` in a new thread; returns when it listens.
-fn run(folder: PathBuf, address: SocketAddr) -> Result<(SocketAddr, Running)> {
+fn run(folder: PathBuf, address: SocketAddr, requests: Requests) -> Result<(SocketAddr, Running)> {
     let files = FileSystem::new(folder).map_err(|error| anyhow!("S3 folder: {error:?}"))?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
@@ -119,7 +153,7 @@ fn run(folder: PathBuf, address: SocketAddr) -> Result<(SocketAddr, Running)> {
                 Ok(listener) => {
                     let _ = ready.send(listener.local_addr());
                     tokio::select! {
-                        () = accept(&listener, &service) => {}
+                        () = accept(&listener, &service, &requests) => {}
                         _ = stopped => {}
                     }
                 }
@@ -135,13 +169,18 @@ fn run(folder: PathBuf, address: SocketAddr) -> Result<(SocketAddr, Running)> {
     Ok((address, Running { stop, thread }))
 }
 
-async fn accept(listener: &TcpListener, service: &S3Service) {
+async fn accept(listener: &TcpListener, service: &S3Service, requests: &Requests) {
     let http = Builder::new(TokioExecutor::new());
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
         // Otherwise every response waits 40 ms for the client's delayed acknowledgement.
         let _ = socket.set_nodelay(true);
-        let connection = http.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
+        let (service, requests) = (service.clone(), requests.clone());
+        let counted = service_fn(move |request: Request<Incoming>| {
+            requests.count(&request);
+            HyperService::call(&service, request)
+        });
+        let connection = http.serve_connection(TokioIo::new(socket), counted).into_owned();
         tokio::spawn(async move {
             let _ = connection.await;
         });

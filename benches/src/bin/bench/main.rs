@@ -5,6 +5,7 @@
 
 mod accept;
 mod ceiling;
+mod cost;
 mod latency;
 mod memory;
 mod overload;
@@ -42,6 +43,9 @@ struct Options {
     /// Seconds per row
     #[arg(long, default_value_t = 8)]
     seconds: u64,
+    /// Images of `--only cost`
+    #[arg(long, default_value_t = 10_000)]
+    images: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,6 +58,8 @@ enum Part {
     Latency,
     /// Uploads per second and memory with ten times as many clients as allowed
     Overload,
+    /// Processor time, space and requests to an object store per image
+    Cost,
 }
 
 #[tokio::main]
@@ -73,6 +79,9 @@ async fn main() -> Result<()> {
     }
     if options.only.contains(&Part::Overload) {
         overload::run(&setup).await?;
+    }
+    if options.only.contains(&Part::Cost) {
+        cost::run(&setup, options.images).await?;
     }
     Ok(())
 }
