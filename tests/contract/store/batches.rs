@@ -41,6 +41,9 @@ promises_on_one_thread!(
     job_settles_once_in_a_batch,
     equal_uploads_settle_in_one_batch,
     unrecordable_settle_fails_alone,
+    refused_claim_fails_alone,
+    refused_settle_fails_alone,
+    claim_of_a_gone_caller_is_not_carried_out,
     opposite_settle_orders_do_not_deadlock,
 );
 
@@ -265,6 +268,56 @@ async fn unrecordable_settle_fails_alone(store: TestStore) -> Result<()> {
     assert_eq!(good_end?, Settled::Applied);
     assert!(!bad_end.is_err_and(|error| error.is_unavailable()));
     assert_eq!(store.task_of(&good).await?.jobs[0].status, Status::Succeeded);
+    Ok(())
+}
+
+async fn refused_claim_fails_alone(store: TestStore) -> Result<()> {
+    let (bad, good) = (store.accept_new_upload().await?, store.accept_new_upload().await?);
+    store.refuse_changes_of(bad.jobs[0].0).await?;
+    let (bad_claim, write, thumbnail) = tokio::join!(
+        claim(&store, write_notice(&bad)),
+        claim(&store, write_notice(&good)),
+        claim(&store, thumbnail_notice(&good)),
+    );
+    assert!(bad_claim.is_err_and(|error| !error.is_unavailable()));
+    for job in [expect_job(write?)?, expect_job(thumbnail?)?] {
+        assert_eq!((job.task, job.attempt, job.lease.fence), (good.task, 1, 1));
+    }
+    assert_eq!(store.task_of(&good).await?.version, 3, "each claim is counted once");
+    let untouched = store.task_of(&bad).await?;
+    assert_eq!((untouched.status, untouched.version), (Status::Queued, 1));
+    store.allow_changes().await?;
+    store.claim_job(&write_notice(&bad)).await?;
+    Ok(())
+}
+
+async fn refused_settle_fails_alone(store: TestStore) -> Result<()> {
+    let (bad, good) = (store.accept_new_upload().await?, store.accept_new_upload().await?);
+    let notices = [write_notice(&bad), write_notice(&good), thumbnail_notice(&good)];
+    let jobs = claim_all_jobs(&store, &notices).await?;
+    store.refuse_changes_of(bad.jobs[0].0).await?;
+    let (written, rendered) = (write_succeeded(), thumbnail_succeeded());
+    let (bad_end, write, thumbnail) = tokio::join!(
+        store.settle(&jobs[0].lease, &written),
+        store.settle(&jobs[1].lease, &written),
+        store.settle(&jobs[2].lease, &rendered),
+    );
+    assert!(bad_end.is_err_and(|error| !error.is_unavailable()));
+    assert_eq!([write?, thumbnail?], [Settled::Applied; 2]);
+    let task = store.task_of(&good).await?;
+    assert_eq!((task.status, task.version, task.progress.succeeded), (Status::Succeeded, 5, 2));
+    assert_eq!(store.task_of(&bad).await?.status, Status::Running);
+    store.allow_changes().await?;
+    store.settle_job(&jobs[0], &written).await
+}
+
+/// Its lease would only block the job until it ends.
+async fn claim_of_a_gone_caller_is_not_carried_out(store: TestStore) -> Result<()> {
+    let upload = store.accept_new_upload().await?;
+    let mut gone = Box::pin(claim(&store, write_notice(&upload)));
+    assert!(futures::poll!(&mut gone).is_pending());
+    drop(gone);
+    assert_eq!(store.claim_job(&write_notice(&upload)).await?.lease.fence, 1);
     Ok(())
 }
 

@@ -36,7 +36,8 @@ pub async fn cancel_jobs(
              where task_id in (select unhex(value ->> 0) from json_each($1))); ",
         finish_tasks!(
             "select unhex(value ->> 0) as task_id, 0 as succeeded, 0 as failed,
-                    value ->> 1 as cancelled from json_each($1)",
+                    value ->> 1 as cancelled, 1 as changes
+             from json_each($1)",
             "$2"
         )
     ))

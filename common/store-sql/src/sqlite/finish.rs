@@ -3,7 +3,8 @@
 //! One task ends elsewhere: that of a backfill, which has no jobs to count, in `end_if_done` of `results.rs`.
 
 /// Counts ended jobs on their tasks, and ends tasks whose last job has ended. `$ended` is a query for `task_id`,
-/// `succeeded`, `failed` and `cancelled` of each task, `$time` the parameter for the time.
+/// `succeeded`, `failed` and `cancelled` of each task, and for `changes`, by how much its version grows; `$time` is the
+/// parameter for the time.
 macro_rules! finish_tasks {
     ($ended:literal, $time:literal) => {
         concat!(
@@ -11,7 +12,7 @@ macro_rules! finish_tasks {
              set jobs_succeeded = jobs_succeeded + ended.succeeded,
                  jobs_failed = jobs_failed + ended.failed,
                  jobs_cancelled = jobs_cancelled + ended.cancelled,
-                 version = version + 1, updated_at = ",
+                 version = version + ended.changes, updated_at = ",
             $time,
             ",
                  status = case

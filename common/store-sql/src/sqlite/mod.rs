@@ -5,6 +5,7 @@
 
 mod cancel;
 mod checkpoint;
+mod claim;
 mod clock;
 mod create;
 mod database_files;
@@ -13,12 +14,14 @@ mod disk_space;
 mod effects;
 mod finish;
 mod fs_permissions;
+mod gather;
 mod jobs;
 mod lead;
 mod outbox;
 mod patience;
 mod requeue;
 mod schema;
+mod settle;
 mod snapshot;
 mod store;
 mod writer;

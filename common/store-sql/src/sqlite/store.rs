@@ -18,12 +18,15 @@ use sqlx::{
 
 use super::{
     checkpoint::Checkpoints,
+    claim::Claiming,
     clock::Clock,
     database_files::DatabaseFiles,
     dialect::{DbRow, Now, Statement, bind_now},
     disk_space::DiskSpace,
     fs_permissions,
+    gather::{Call, Gathered},
     patience::PATIENCE,
+    settle::Settling,
     writer::Writer,
 };
 
@@ -34,6 +37,8 @@ const READERS: u32 = 4;
 pub struct SqliteStore {
     pub(super) reads: SqlitePool,
     pub(super) writer: Writer,
+    pub(super) claims: Gathered<Claiming>,
+    pub(super) settles: Gathered<Settling>,
     pub(super) clock: Clock,
     space: DiskSpace,
     pub(super) lock_path: PathBuf,
@@ -103,6 +108,8 @@ impl SqliteStore {
                 checkpoints,
                 Some(DatabaseFiles::of(path)),
             ),
+            claims: Gathered::default(),
+            settles: Gathered::default(),
             clock,
             space,
             lock_path: lock_path(path),
@@ -205,6 +212,15 @@ impl SqliteStore {
             + 'static,
     {
         self.writer.run(work).await.map_err(|error| self.space.explain(error))
+    }
+
+    /// Carries out a call in a transaction, alone or with others of its kind.
+    pub(super) async fn gathered<C: Call>(
+        &self,
+        calls: &Gathered<C>,
+        call: C,
+    ) -> Result<C::Answer, StoreError> {
+        calls.call(&self.writer, call).await.map_err(|error| self.space.explain(error))
     }
 }
 

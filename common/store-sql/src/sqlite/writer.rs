@@ -1,7 +1,8 @@
 //! The one writer: a task that owns the only connection that writes, and commits in groups.
 //!
 //! A commit costs an fsync, however many requests are in it. So the writer takes all waiting requests, runs each in a
-//! savepoint of one transaction, commits once, and only then answers them all.
+//! savepoint of one transaction, commits once, and only then answers them all. Calls that are also carried out
+//! together, in one statement, are one request: see `gather`.
 
 use std::sync::Arc;
 
@@ -30,12 +31,18 @@ pub struct Writer {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// One request: the work, and its caller.
-trait Work: Send {
-    /// Runs it, at the time `now`. Returns `false` if it failed and must leave nothing behind.
+/// A place in the queue of requests.
+pub type Place = mpsc::OwnedPermit<Box<dyn Work>>;
+
+/// One request: the work, and those who wait for it.
+pub trait Work: Send {
+    /// Runs it, or its next part, at the time `now`. Returns `false` if that failed and must leave nothing behind.
     fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool>;
 
-    /// Answers the caller. `failure` is the failure of the whole group.
+    /// Whether it has another part, to be run in a savepoint of its own.
+    fn has_more(&self) -> bool;
+
+    /// Answers those who wait. `failure` is the failure of the whole group.
     fn answer(self: Box<Self>, failure: Option<StoreError>);
 }
 
@@ -64,6 +71,10 @@ where
         })
     }
 
+    fn has_more(&self) -> bool {
+        false
+    }
+
     fn answer(self: Box<Self>, failure: Option<StoreError>) {
         let result = match (self.result, failure) {
             (Some(Err(own)), _) => Err(own),
@@ -87,8 +98,8 @@ impl Writer {
     ) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
         let closing = Arc::new(Notify::new());
-        let place = Place { options, clock, files };
-        let served = serve(place, conn, queue, checkpoints, closing.clone());
+        let database = Database { options, clock, files };
+        let served = serve(database, conn, queue, checkpoints, closing.clone());
         let task = Mutex::new(Some(tokio::spawn(served)));
         Self { requests, closing, task }
     }
@@ -115,21 +126,30 @@ impl Writer {
     {
         let (caller, answer) = oneshot::channel();
         let request = Request { work: Some(work), result: None, caller };
-        let gone = || StoreError::from(sqlx::Error::WorkerCrashed);
-        self.requests.send(Box::new(request)).await.map_err(|_| gone())?;
+        self.place().await?.send(Box::new(request));
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Waits for a place in the queue of requests.
+    pub async fn place(&self) -> Result<Place, StoreError> {
+        self.requests.clone().reserve_owned().await.map_err(|_| gone())
     }
 }
 
+/// The error of a request after the writer has ended.
+pub fn gone() -> StoreError {
+    sqlx::Error::WorkerCrashed.into()
+}
+
 /// What the writer writes to.
-struct Place {
+struct Database {
     options: SqliteConnectOptions,
     clock: Clock,
     /// `None` for a database in memory.
     files: Option<DatabaseFiles>,
 }
 
-impl Place {
+impl Database {
     fn check(&mut self) -> Result<(), sqlx::Error> {
         Ok(self.files.as_mut().map_or(Ok(()), DatabaseFiles::check)?)
     }
@@ -143,7 +163,7 @@ impl Place {
 }
 
 async fn serve(
-    mut place: Place,
+    mut database: Database,
     conn: SqliteConnection,
     mut queue: mpsc::Receiver<Box<dyn Work>>,
     mut checkpoints: Checkpoints,
@@ -171,16 +191,16 @@ async fn serve(
                 }
             }
         }
-        if let Err(error) = place.check() {
+        if let Err(error) = database.check() {
             let error = StoreError::from(error);
             group.drain(..).for_each(|work| work.answer(Some(error.clone())));
             continue;
         }
         let outcome = match conn.take() {
-            Some(conn) => commit(conn, &place.clock, &mut group).await,
+            Some(conn) => commit(conn, &database.clock, &mut group).await,
             // The last group failed in a way that leaves the connection's state in doubt.
-            None => match place.connect().await {
-                Ok(conn) => commit(conn, &place.clock, &mut group).await,
+            None => match database.connect().await {
+                Ok(conn) => commit(conn, &database.clock, &mut group).await,
                 Err(error) => Err(error),
             },
         };
@@ -217,14 +237,21 @@ async fn commit(
     let mut transaction = conn.begin_with(begin).await?;
     let last = group.len().saturating_sub(1);
     for (number, work) in group.iter_mut().enumerate() {
-        if !work.run(&mut transaction, clock.now()).await {
-            sqlx::query("rollback to request").execute(&mut *transaction).await?;
-        }
-        if number < last {
+        loop {
+            if !work.run(&mut transaction, clock.now()).await {
+                sqlx::query("rollback to request").execute(&mut *transaction).await?;
+            }
+            let ended = !work.has_more();
+            if ended && number == last {
+                break;
+            }
             // One script: each statement alone would cross to the connection's thread and back, which is the larger
             // part of the cost of a small request.
             let next = "release request; savepoint request";
             sqlx::query(next).execute(&mut *transaction).await?;
+            if ended {
+                break;
+            }
         }
     }
     transaction.commit().await?;
