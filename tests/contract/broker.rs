@@ -5,7 +5,7 @@ mod faults;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use futures::future::join_all;
+use futures::{future::join_all, poll};
 use safelight_config::QueueUrl;
 use safelight_domain::JobNotice;
 use safelight_domain::{JobId, JobKind, Lane, TraceContext};
@@ -53,6 +53,7 @@ contract! {
     queue_keeps_publish_order,
     message_carries_its_trace,
     depth_counts_waiting_messages,
+    drained_queue_ends_the_wait,
     dropped_subscription_returns_buffered_messages,
     messages_outlive_their_subscription,
     close_ends_subscriptions_and_rejects_calls,
@@ -199,6 +200,23 @@ async fn depth_counts_waiting_messages(broker: DynJobQueue) -> Result<()> {
     broker.publish(&sent).await?;
     wait_for_depth(&*broker, QUEUE, 7).await?;
     ensure!(broker.depth(Queue { lane: Lane::Bulk, ..QUEUE }).await? == 0);
+    Ok(())
+}
+
+async fn drained_queue_ends_the_wait(broker: DynJobQueue) -> Result<()> {
+    timeout(DEADLINE, broker.drained_to(QUEUE, 0)).await.context("an empty queue")?;
+    let sent: Vec<_> = (0..9).map(|_| notice(QUEUE)).collect();
+    broker.publish(&sent).await?;
+    wait_for_depth(&*broker, QUEUE, 9).await?;
+    let (mut four, mut seven) = (broker.drained_to(QUEUE, 4), broker.drained_to(QUEUE, 7));
+    ensure!(poll!(&mut seven).is_pending(), "9 messages wait");
+    let mut messages = broker.subscribe(QUEUE, 3).await?;
+    timeout(DEADLINE, seven).await.context("6 messages wait")?;
+    ensure!(poll!(&mut four).is_pending(), "6 messages wait");
+    for _ in 0..2 {
+        next(&mut messages).await?.ack().await;
+    }
+    timeout(DEADLINE, four).await.context("4 messages wait")?;
     Ok(())
 }
 

@@ -35,6 +35,8 @@ const HEARTBEAT_S: u16 = 10;
 const HEARTBEAT_OF_NODES_S: u16 = 5;
 const TCP_TIMEOUT_MS: u64 = 5_000;
 const DEPTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the depth of a queue is read that is to be drained: the broker does not notify.
+const DEPTH_PERIOD: Duration = Duration::from_millis(10);
 /// For a batch in flight to get its confirms, or fail, before the connections are closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(11);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,6 +122,13 @@ impl JobQueue for RabbitQueue {
             // A queue that does not exist is empty.
             Err(error) if is_not_found(&error) => Ok(0),
             depth => depth,
+        }
+    }
+
+    async fn drained_to(&self, queue: Queue, messages: u64) {
+        tokio::time::sleep(DEPTH_PERIOD).await;
+        while self.depth(queue).await.is_ok_and(|depth| depth > messages) {
+            tokio::time::sleep(DEPTH_PERIOD).await;
         }
     }
 

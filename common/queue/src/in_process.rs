@@ -95,6 +95,12 @@ impl JobQueue for InProcessQueue {
         Ok(self.line(queue)?.waiting().messages.len() as u64)
     }
 
+    async fn drained_to(&self, queue: Queue, messages: u64) {
+        if let Ok(line) = self.line(queue) {
+            line.drained_to(usize::try_from(messages).unwrap_or(usize::MAX)).await;
+        }
+    }
+
     async fn check(&self) -> Result<(), QueueError> {
         self.ensure_open()
     }
@@ -141,6 +147,8 @@ struct Line {
     waiting: Mutex<Waiting>,
     /// Notified of every added message. All waiting tasks check again, so no notification is lost.
     filled: Notify,
+    /// Notified once there are at most [`Waiting::awaited`] messages.
+    drained: Notify,
 }
 
 #[derive(Default)]
@@ -149,6 +157,8 @@ struct Waiting {
     messages: BTreeMap<u64, Queued>,
     /// The number of the next message published.
     next: u64,
+    /// The largest number of messages that a caller of [`Line::drained_to`] waits for.
+    awaited: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -188,10 +198,35 @@ impl Line {
         loop {
             // Created before the check, so that it is notified of messages added after the check.
             let filled = self.filled.notified();
-            if let Some(first) = self.waiting().messages.pop_first() {
+            if let Some(first) = self.pop_first() {
                 return first;
             }
             filled.await;
+        }
+    }
+
+    fn pop_first(&self) -> Option<(u64, Queued)> {
+        let mut waiting = self.waiting();
+        let first = waiting.messages.pop_first();
+        let left = waiting.messages.len();
+        if waiting.awaited.take_if(|awaited| left <= *awaited).is_some() {
+            self.drained.notify_waiters();
+        }
+        first
+    }
+
+    async fn drained_to(&self, messages: usize) {
+        loop {
+            // Created before the check, so that it is notified of messages taken after the check.
+            let drained = self.drained.notified();
+            {
+                let mut waiting = self.waiting();
+                if waiting.messages.len() <= messages {
+                    return;
+                }
+                waiting.awaited = waiting.awaited.max(Some(messages));
+            }
+            drained.await;
         }
     }
 }

@@ -88,6 +88,10 @@ pub trait JobQueue: Send + Sync + 'static {
     /// next publish or subscribe declares again. Waits at most 15 s.
     async fn depth(&self, queue: Queue) -> Result<u64, QueueError>;
 
+    /// Returns once at most `messages` of a queue are not delivered to a consumer yet, or if that cannot be known now:
+    /// then [`JobQueue::depth`] reports why. Safe to drop while it waits.
+    async fn drained_to(&self, queue: Queue, messages: u64);
+
     /// Succeeds if messages can be published now.
     async fn check(&self) -> Result<(), QueueError>;
 

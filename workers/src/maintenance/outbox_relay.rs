@@ -1,9 +1,10 @@
 //! The relay: from the outbox to the broker. A job's row in the outbox is removed only after the
 //! broker has confirmed its message, so a message may be duplicated but is never lost.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::future::select_all;
 use safelight_domain::JobNotice;
 use safelight_queue::{DynJobQueue, OutboxSignal, Queue, QueueError};
 use safelight_store::{Outbox, OutboxBatch, QueueCapacity, StoreError};
@@ -17,9 +18,6 @@ const BATCH: u32 = 256;
 
 /// How long taken rows stay hidden from other relays. Publishing waits at most this long too.
 const HOLD: Duration = Duration::from_secs(10);
-
-/// How often the depth of a full queue is read: its consumers do not notify the relay.
-const CONGESTED: Duration = Duration::from_millis(10);
 
 /// Jobs put back into the outbox in one statement.
 const UNPUBLISH_BATCH: u32 = 1_000;
@@ -135,20 +133,16 @@ impl OutboxRelay {
         batch.next_in.filter(|next| !next.is_zero() || self.credit.iter().any(has_more))
     }
 
-    /// Returns when a queue that was full has capacity again; never if none is full.
-    async fn capacity(&mut self) {
-        let full = |relay: &Self| relay.credit.iter().filter(|(_, credit)| *credit == 0).count();
-        let before = full(self);
-        if before == 0 {
-            return std::future::pending().await;
+    /// Returns once a queue whose credit is used up may get some; never if there is none.
+    async fn capacity(&self) {
+        let ahead = self.settings.publish_ahead;
+        let half = u64::from(ahead - ahead.div_ceil(2));
+        let full = self.credit.iter().filter(|(_, credit)| *credit == 0);
+        let drained: Vec<_> = full.map(|(queue, _)| self.queue.drained_to(*queue, half)).collect();
+        if drained.is_empty() {
+            return pending().await;
         }
-        while full(self) == before {
-            tokio::time::sleep(CONGESTED).await;
-            // The next step gets the error again and reports it.
-            if self.refresh_credit().await.is_err() {
-                return;
-            }
-        }
+        select_all(drained).await;
     }
 
     /// Reads the depth of queues whose credit is used up, so that the jobs of most uploads cost no request. A

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -149,6 +150,9 @@ impl State {
     }
 }
 
+/// How often the depth of a queue is read that is to be drained.
+const DEPTH_PERIOD: Duration = Duration::from_millis(10);
+
 /// The connection of one process.
 pub(super) struct SimulatedBroker {
     pub shared: Arc<Shared>,
@@ -209,6 +213,13 @@ impl JobQueue for SimulatedBroker {
             (message.notice.kind, message.notice.lane) == (queue.kind, queue.lane)
         };
         Ok(self.shared.queues.lock().messages.iter().filter(is_in_queue).count() as u64)
+    }
+
+    async fn drained_to(&self, queue: Queue, messages: u64) {
+        tokio::time::sleep(DEPTH_PERIOD).await;
+        while self.depth(queue).await.is_ok_and(|depth| depth > messages) {
+            tokio::time::sleep(DEPTH_PERIOD).await;
+        }
     }
 
     async fn check(&self) -> Result<(), QueueError> {
