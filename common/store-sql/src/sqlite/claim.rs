@@ -1,16 +1,15 @@
-//! Claims: turning messages into leases, in two scripts for all that wait.
+//! Claims: turning messages into leases, in one script for all that wait.
 
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
-use safelight_domain::{JobId, JobNotice, TaskId, WorkerId};
-use safelight_store::{Claim, ClaimedJob, StoreError};
-use sqlx::{Row, SqliteConnection, types::Json};
+use safelight_domain::{JobId, JobNotice, WorkerId};
+use safelight_store::{Claim, StoreError};
+use sqlx::{SqliteConnection, types::Json};
 
 use super::{
-    dialect::{any_of, ids},
     gather::Call,
     rows::{self, backfill_joins, blob_joins, claimed_columns, column, image_columns},
 };
@@ -39,37 +38,45 @@ macro_rules! calls {
     };
 }
 
-/// Claims the jobs that may run.
+/// Whether a job may run.
+macro_rules! may_run {
+    () => {
+        "jobs.id = calls.job and fence - released < max_attempts
+         and needs_version <= calls.understood
+         and (status = 'queued' and run_at <= $2
+              or status = 'running' and (lease_until <= $2
+                  or calls.redelivered and fence = calls.generation + 1
+                     and worker_id is not calls.worker))"
+    };
+}
+
+/// Claims the jobs that may run. One script: each statement alone would cross to the connection's thread and back. The
+/// jobs change last, so that all three statements find the same ones.
 const CLAIM: &str = concat!(
+    calls!(),
+    "update tasks
+     set status = 'running', version = version + claimed.jobs, updated_at = $2
+     from (select task_id, count(*) as jobs from calls join jobs on ",
+    may_run!(),
+    " group by task_id) claimed
+     where tasks.id = claimed.task_id; ",
+    calls!(),
+    "select",
+    claimed_columns!(),
+    image_columns!(),
+    "from (select jobs.id, fence + 1 as fence, released, task_id, image_id, kind, lane, max_attempts
+           from calls join jobs on ",
+    may_run!(),
+    ") j join images i on i.id = j.image_id",
+    backfill_joins!(),
+    blob_joins!(),
+    "order by j.id, r.preset, r.fingerprint, r.format; ",
     calls!(),
     "update jobs
      set status = 'running', fence = fence + 1, lease_until = $2 + calls.lease,
          worker_id = calls.worker, updated_at = $2
-     from calls
-     where jobs.id = calls.job and fence - released < max_attempts
-       and needs_version <= calls.understood
-       and (status = 'queued' and run_at <= $2
-            or status = 'running' and (lease_until <= $2
-                or calls.redelivered and fence = calls.generation + 1
-                   and worker_id is not calls.worker))
-     returning id, task_id"
-);
-
-/// Counts the claims on their tasks, and reads the claimed jobs.
-const CLAIMED: &str = concat!(
-    "update tasks
-     set status = 'running', version = version + claimed.jobs, updated_at = $2
-     from (select unhex(value ->> 0) as task, value ->> 1 as jobs from json_each($1)) claimed
-     where tasks.id = claimed.task;
-     select",
-    claimed_columns!(),
-    image_columns!(),
-    "from jobs j join images i on i.id = j.image_id",
-    backfill_joins!(),
-    blob_joins!(),
-    "where j.id ",
-    any_of!("$3"),
-    " order by j.id, r.preset, r.fingerprint, r.format"
+     from calls where ",
+    may_run!()
 );
 
 /// Of claims without a job, those that need a newer worker.
@@ -106,7 +113,9 @@ impl Call for Claiming {
         calls: &[&Self],
     ) -> Result<Vec<Claim>, StoreError> {
         let columns = Json(calls.iter().map(|call| call.columns()).collect::<Vec<_>>());
-        let mut claimed = claim(conn, now, &columns).await?;
+        let rows = sqlx::query(CLAIM).bind(&columns).bind(now).fetch_all(&mut *conn).await?;
+        let claimed = rows::claimed_jobs(&rows)?.into_iter().map(|job| (job.lease.job, job));
+        let mut claimed: HashMap<_, _> = claimed.collect();
         let newer = if claimed.len() < calls.len() {
             let newer = sqlx::query(NEWER).bind(&columns).bind(now).fetch_all(conn).await?;
             column::<JobId>(&newer, "id")?.into_iter().collect()
@@ -120,28 +129,4 @@ impl Call for Claiming {
         };
         Ok(calls.iter().map(answer).collect())
     }
-}
-
-async fn claim(
-    conn: &mut SqliteConnection,
-    now: i64,
-    calls: &Json<Vec<Columns>>,
-) -> Result<HashMap<JobId, ClaimedJob>, StoreError> {
-    let rows = sqlx::query(CLAIM).bind(calls).bind(now).fetch_all(&mut *conn).await?;
-    if rows.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let mut tasks = HashMap::<TaskId, u32>::new();
-    for row in &rows {
-        *tasks.entry(row.try_get("task_id")?).or_default() += 1;
-    }
-    let tasks: Vec<_> = tasks.iter().map(|(id, jobs)| (id.0.simple().to_string(), jobs)).collect();
-    let jobs = column::<JobId>(&rows, "id")?;
-    let rows = sqlx::query(CLAIMED)
-        .bind(Json(tasks))
-        .bind(now)
-        .bind(ids(jobs.iter().map(|job| job.0)))
-        .fetch_all(conn)
-        .await?;
-    Ok(rows::claimed_jobs(&rows)?.into_iter().map(|job| (job.lease.job, job)).collect())
 }

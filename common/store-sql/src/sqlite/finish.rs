@@ -6,7 +6,7 @@
 /// `succeeded`, `failed` and `cancelled` of each task, and for `changes`, by how much its version grows; `$time` is the
 /// parameter for the time.
 macro_rules! finish_tasks {
-    ($ended:literal, $time:literal) => {
+    ($ended:expr, $time:literal) => {
         concat!(
             "update tasks
              set jobs_succeeded = jobs_succeeded + ended.succeeded,
