@@ -1,9 +1,6 @@
 //! Claims: turning messages into leases, in one script for all that wait.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use safelight_domain::{JobId, JobNotice, WorkerId};
 use safelight_store::{Claim, StoreError};
@@ -24,29 +21,21 @@ pub struct Claiming {
     pub understood: u32,
 }
 
-/// A claim as the statements read it: see `calls!`.
-type Columns = (String, bool, u32, String, i64, u32);
-
-/// The claims of a statement: its first parameter is a JSON array of [`Columns`].
+/// The claims of a statement, as a JSON object from jobs to generations: an array for each would be parsed again.
 macro_rules! calls {
     () => {
         "with calls as materialized (
-             select unhex(value ->> 0) as job, value ->> 1 as redelivered,
-                    value ->> 2 as generation, unhex(value ->> 3) as worker, value ->> 4 as lease,
-                    value ->> 5 as understood
-             from json_each($1)) "
+             select unhex(key) as job, value as generation from json_each($1)) "
     };
 }
 
 /// Whether a job may run.
 macro_rules! may_run {
     () => {
-        "jobs.id = calls.job and fence - released < max_attempts
-         and needs_version <= calls.understood
+        "jobs.id = calls.job and fence - released < max_attempts and needs_version <= $6
          and (status = 'queued' and run_at <= $2
               or status = 'running' and (lease_until <= $2
-                  or calls.redelivered and fence = calls.generation + 1
-                     and worker_id is not calls.worker))"
+                  or $5 and fence = calls.generation + 1 and worker_id is not $4))"
     };
 }
 
@@ -73,8 +62,7 @@ const CLAIM: &str = concat!(
     "order by j.id, r.preset, r.fingerprint, r.format; ",
     calls!(),
     "update jobs
-     set status = 'running', fence = fence + 1, lease_until = $2 + calls.lease,
-         worker_id = calls.worker, updated_at = $2
+     set status = 'running', fence = fence + 1, lease_until = $3, worker_id = $4, updated_at = $2
      from calls where ",
     may_run!()
 );
@@ -83,22 +71,11 @@ const CLAIM: &str = concat!(
 const NEWER: &str = concat!(
     calls!(),
     "select id from calls join jobs on jobs.id = calls.job
-     where status = 'queued' and run_at <= $2 and needs_version > calls.understood"
+     where status = 'queued' and run_at <= $2 and needs_version > $3"
 );
 
-impl Claiming {
-    fn columns(&self) -> Columns {
-        let (job, worker) = (self.notice.job.0.simple(), self.worker.0.simple());
-        (
-            job.to_string(),
-            self.redelivered,
-            self.notice.generation,
-            worker.to_string(),
-            micros(self.lease),
-            self.understood,
-        )
-    }
-}
+/// What the claims of a statement have in common: nearly always all that wait.
+type Terms = (WorkerId, Duration, bool, u32);
 
 impl Call for Claiming {
     type Answer = Claim;
@@ -112,21 +89,45 @@ impl Call for Claiming {
         now: i64,
         calls: &[&Self],
     ) -> Result<Vec<Claim>, StoreError> {
-        let columns = Json(calls.iter().map(|call| call.columns()).collect::<Vec<_>>());
-        let rows = sqlx::query(CLAIM).bind(&columns).bind(now).fetch_all(&mut *conn).await?;
-        let claimed = rows::claimed_jobs(&rows)?.into_iter().map(|job| (job.lease.job, job));
-        let mut claimed: HashMap<_, _> = claimed.collect();
-        let newer = if claimed.len() < calls.len() {
-            let newer = sqlx::query(NEWER).bind(&columns).bind(now).fetch_all(conn).await?;
-            column::<JobId>(&newer, "id")?.into_iter().collect()
-        } else {
-            HashSet::new()
-        };
-        let answer = |call: &&Self| match claimed.remove(&call.job()) {
-            Some(job) => Claim::Run(Box::new(job)),
-            None if newer.contains(&call.job()) => Claim::Newer,
-            None => Claim::Nothing,
-        };
-        Ok(calls.iter().map(answer).collect())
+        let mut alike = HashMap::<Terms, HashMap<String, u32>>::new();
+        for call in calls {
+            let terms = (call.worker, call.lease, call.redelivered, call.understood);
+            let job = call.notice.job.0.simple().to_string();
+            alike.entry(terms).or_default().insert(job, call.notice.generation);
+        }
+        let mut claims = HashMap::new();
+        for (terms, generations) in alike {
+            claims.extend(claim(conn, now, terms, Json(generations)).await?);
+        }
+        let claim = |call: &&Self| claims.remove(&call.job()).unwrap_or(Claim::Nothing);
+        Ok(calls.iter().map(claim).collect())
     }
+}
+
+/// The jobs that were claimed, or that need a newer worker.
+async fn claim(
+    conn: &mut SqliteConnection,
+    now: i64,
+    (worker, lease, redelivered, understood): Terms,
+    generations: Json<HashMap<String, u32>>,
+) -> Result<HashMap<JobId, Claim>, StoreError> {
+    let rows = sqlx::query(CLAIM)
+        .bind(&generations)
+        .bind(now)
+        .bind(now + micros(lease))
+        .bind(worker)
+        .bind(redelivered)
+        .bind(understood)
+        .fetch_all(&mut *conn)
+        .await?;
+    let claimed = rows::claimed_jobs(&rows)?.into_iter();
+    let mut claims: HashMap<_, _> =
+        claimed.map(|job| (job.lease.job, Claim::Run(Box::new(job)))).collect();
+    if claims.len() < generations.len() {
+        let query = sqlx::query(NEWER).bind(&generations).bind(now).bind(understood);
+        for job in column(&query.fetch_all(conn).await?, "id")? {
+            claims.entry(job).or_insert(Claim::Newer);
+        }
+    }
+    Ok(claims)
 }

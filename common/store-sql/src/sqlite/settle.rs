@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use safelight_domain::{ImageId, JobId, Status};
 use safelight_store::{Lease, Outcome, Settled, StoreError, ending::Ending};
-use serde::Serialize;
 use sqlx::{SqliteConnection, types::Json};
 
 use super::{
@@ -21,16 +20,11 @@ pub struct Settling {
     pub outcome: Outcome,
 }
 
-/// The settles of a statement: its first parameter is a JSON array of [`Settlement`]s.
+/// The settles of a statement, as a JSON object from jobs to fences: an array for each would be parsed again.
 macro_rules! calls {
     () => {
         "with calls as materialized (
-             select unhex(value ->> 'job') as job, value ->> 'fence' as fence,
-                    value ->> 'status' as status, value ->> 'released' as released,
-                    $2 + (value ->> 'delay_us') as due, value ->> 'code' as code,
-                    value ->> 'message' as message, value ->> 'note' as note,
-                    value ->> 'renders' as renders
-             from json_each($1)) "
+             select unhex(key) as job, value as fence from json_each($1)) "
     };
 }
 
@@ -44,9 +38,8 @@ macro_rules! held {
 /// How the job ends.
 macro_rules! end {
     () => {
-        "case when calls.status = 'queued'
-                   and jobs.fence - jobs.released - calls.released >= max_attempts
-              then 'failed' else calls.status end"
+        "case when $3 = 'queued' and jobs.fence - released - $4 >= max_attempts
+              then 'failed' else $3 end"
     };
 }
 
@@ -54,8 +47,8 @@ macro_rules! end {
 const QUEUE_AGAIN: &str = concat!(
     calls!(),
     insert_notices!(),
-    "due from (
-         select jobs.id, kind, lane, share, jobs.fence, calls.due from calls join jobs on ",
+    "$5 from (
+         select jobs.id, kind, lane, share, jobs.fence from calls join jobs on ",
     held!(),
     " where ",
     end!(),
@@ -92,49 +85,43 @@ const SETTLE: &str = concat!(
      where fresh and id in (
          select image_id from calls join jobs on ",
     held!(),
-    " where calls.status = 'succeeded' and (kind = 'thumbnail' or calls.renders)); ",
+    " where $3 = 'succeeded' and (kind = 'thumbnail' or $9)); ",
     calls!(),
     "update jobs
      set status = ",
     end!(),
-    ",   released = jobs.released + calls.released,
-         run_at = case calls.status when 'queued' then calls.due else run_at end,
-         waiting_since = case calls.status when 'queued' then calls.due else waiting_since end,
-         error_code = case when calls.released = 0 or calls.code is not null then calls.code
-                           else error_code end,
-         error_message = case when calls.released = 0 or calls.code is not null then calls.message
-                              else error_message end,
-         note = case calls.released when 0 then calls.note else jobs.note end,
+    ", released = released + $4,
+         run_at = case $3 when 'queued' then $5 else run_at end,
+         waiting_since = case $3 when 'queued' then $5 else waiting_since end,
+         error_code = case when $4 = 0 or $6 is not null then $6 else error_code end,
+         error_message = case when $4 = 0 or $6 is not null then $7 else error_message end,
+         note = case $4 when 0 then $8 else note end,
          lease_until = null, worker_id = null, updated_at = $2
      from calls where ",
     held!()
 );
 
-/// A settle as the statement reads it.
-#[derive(Serialize)]
-struct Settlement<'a> {
-    job: String,
-    fence: u32,
-    status: &'a str,
+/// What the settles of a statement have in common: those of jobs that simply succeeded are alike.
+#[derive(PartialEq, Eq, Hash)]
+struct Terms {
+    status: Status,
     released: u32,
-    delay_us: i64,
-    code: Option<&'a str>,
-    message: Option<&'a str>,
-    note: Option<&'a str>,
+    due: i64,
+    code: Option<&'static str>,
+    message: Option<String>,
+    note: Option<String>,
     renders: bool,
 }
 
-impl<'a> Settlement<'a> {
-    fn of(lease: Lease, ending: &Ending<'a>) -> Self {
+impl Terms {
+    fn of(ending: &Ending<'_>, now: i64) -> Self {
         Self {
-            job: lease.job.0.simple().to_string(),
-            fence: lease.fence,
-            status: ending.status.as_str(),
+            status: ending.status,
             released: ending.released,
-            delay_us: micros(ending.delay),
+            due: now + micros(ending.delay),
             code: ending.failure.map(|failure| failure.code.as_str()),
-            message: ending.failure.map(|failure| failure.message.as_str()),
-            note: ending.note,
+            message: ending.failure.map(|failure| failure.message.clone()),
+            note: ending.note.map(str::to_owned),
             renders: ending.has_renditions(),
         }
     }
@@ -152,21 +139,18 @@ impl Call for Settling {
         now: i64,
         calls: &[&Self],
     ) -> Result<Vec<Settled>, StoreError> {
-        let endings: Vec<_> =
-            calls.iter().map(|call| (call.lease, Ending::of(&call.outcome))).collect();
-        let settlements: Vec<_> =
-            endings.iter().map(|(lease, ending)| Settlement::of(*lease, ending)).collect();
-        let settlements = Json(settlements);
-        if endings.iter().any(|(_, ending)| ending.status == Status::Queued) {
-            sqlx::query(QUEUE_AGAIN).bind(&settlements).bind(now).execute(&mut *conn).await?;
+        let mut alike = HashMap::<Terms, HashMap<String, u32>>::new();
+        for Self { lease, outcome } in calls {
+            let terms = Terms::of(&Ending::of(outcome), now);
+            alike.entry(terms).or_default().insert(lease.job.0.simple().to_string(), lease.fence);
         }
-        let query = sqlx::query_scalar(SETTLE).bind(&settlements).bind(now);
-        // Not `fetch_one`: that stops at the first row, and does not run the statements after it.
-        let held: Vec<Json<Vec<(JobId, ImageId)>>> = query.fetch_all(&mut *conn).await?;
-        let held: HashMap<_, _> = held.into_iter().flat_map(|Json(jobs)| jobs).collect();
-        for (lease, ending) in &endings {
+        let mut held = HashMap::new();
+        for (terms, fences) in alike {
+            held.extend(settle(conn, now, terms, Json(fences)).await?);
+        }
+        for Self { lease, outcome } in calls {
             if let Some(image) = held.get(&lease.job) {
-                for effect in ending.effects {
+                for effect in Ending::of(outcome).effects {
                     effects::apply(conn, now, *image, effect).await?;
                 }
             }
@@ -177,4 +161,37 @@ impl Call for Settling {
         };
         Ok(calls.iter().map(settled).collect())
     }
+}
+
+/// Settles calls that are alike. Returns the jobs whose lease was still held, and their images.
+async fn settle(
+    conn: &mut SqliteConnection,
+    now: i64,
+    terms: Terms,
+    fences: Json<HashMap<String, u32>>,
+) -> Result<Vec<(JobId, ImageId)>, StoreError> {
+    if terms.status == Status::Queued {
+        sqlx::query(QUEUE_AGAIN)
+            .bind(&fences)
+            .bind(now)
+            .bind(terms.status.as_str())
+            .bind(terms.released)
+            .bind(terms.due)
+            .execute(&mut *conn)
+            .await?;
+    }
+    let held: Vec<Json<Vec<(JobId, ImageId)>>> = sqlx::query_scalar(SETTLE)
+        .bind(fences)
+        .bind(now)
+        .bind(terms.status.as_str())
+        .bind(terms.released)
+        .bind(terms.due)
+        .bind(terms.code)
+        .bind(terms.message)
+        .bind(terms.note)
+        .bind(terms.renders)
+        // Not `fetch_one`: that stops at the first row, and does not run the statements after it.
+        .fetch_all(conn)
+        .await?;
+    Ok(held.into_iter().flat_map(|Json(jobs)| jobs).collect())
 }
