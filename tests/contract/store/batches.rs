@@ -202,18 +202,23 @@ async fn each_settle_in_a_batch_has_its_own_effects(store: TestStore) -> Result<
 
 async fn both_jobs_of_a_task_end_it_once(store: TestStore) -> Result<()> {
     let (good, bad) = (store.accept_new_upload().await?, store.accept_new_upload().await?);
+    let worse = store.accept_new_upload().await?;
     let both = |upload| [write_notice(upload), thumbnail_notice(upload)];
-    let jobs = claim_all_jobs(&store, &[both(&good), both(&bad)].concat()).await?;
+    let jobs = claim_all_jobs(&store, &[both(&good), both(&bad), both(&worse)].concat()).await?;
     let ends = [
         (&jobs[3], Outcome::Failed(failure())),
         (&jobs[1], thumbnail_succeeded()),
         (&jobs[0], write_succeeded()),
         (&jobs[2], write_succeeded()),
+        (&jobs[4], Outcome::Failed(failure())),
+        (&jobs[5], Outcome::Failed(failure())),
     ];
-    assert_eq!(settle_all(&store, &ends).await?, [Settled::Applied; 4]);
-    for (upload, status, succeeded, failed) in
-        [(good, Status::Succeeded, 2, 0), (bad, Status::Failed, 1, 1)]
-    {
+    assert_eq!(settle_all(&store, &ends).await?, [Settled::Applied; 6]);
+    for (upload, status, succeeded, failed) in [
+        (good, Status::Succeeded, 2, 0),
+        (bad, Status::Failed, 1, 1),
+        (worse, Status::Failed, 0, 2),
+    ] {
         let task = store.task_of(&upload).await?;
         assert_eq!((task.status, task.version), (status, 5));
         assert_eq!((task.progress.succeeded, task.progress.failed), (succeeded, failed));
