@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{
     BlobError, BlobStream, Blobs, Stored, WrongStore,
     partial::Partial,
-    store::{FIRST_BYTE, with_stall_timeout},
+    time_limits::{FIRST_BYTE, with_stall_timeout},
     walk::stored,
 };
 

@@ -17,7 +17,8 @@ use tokio::time::timeout;
 use super::{BlobError, BlobKey, Blobs, WrongStore, owner::Owner, shared_look::SharedLook};
 use crate::{
     blocking::blocking_steps,
-    store::{CLOCK, FIRST_BYTE, PROBES},
+    store::{CLOCK, PROBES},
+    time_limits::FIRST_BYTE,
     trash::TRASH,
     walk::QUARANTINE,
 };

@@ -6,40 +6,23 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use object_store::{GetOptions, ObjectStoreExt, path::Path};
 use safelight_domain::{ContentHash, ContentHasher};
 
 use super::{BlobError, Blobs};
-use crate::store::{FIRST_BYTE, in_time, with_stall_timeout};
-
-/// How long moves may take in a store without renames.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct MoveLimits {
-    /// How long after the start of its copy a mover may begin to delete the first object.
-    begin_to_delete: Duration,
-    /// After so long, a move has ended or never will: a deletion takes a minute, and is repeated twice.
-    over_after: TimeDelta,
-}
-
-impl Default for MoveLimits {
-    fn default() -> Self {
-        Self { begin_to_delete: Duration::from_mins(2), over_after: TimeDelta::minutes(5) }
-    }
-}
+use crate::{
+    move_limits::MoveLimits,
+    time_limits::{FIRST_BYTE, in_time, with_stall_timeout},
+};
 
 impl Blobs {
     /// The same store, whose abandoned objects are at least `grace` old. Moves may take a part of that; without it, and
     /// at most, five minutes.
     #[must_use]
     pub fn with_grace(mut self, grace: Duration) -> Self {
-        let usual = MoveLimits::default();
-        self.moves = MoveLimits {
-            begin_to_delete: (grace / 2).min(usual.begin_to_delete),
-            over_after: TimeDelta::from_std(grace)
-                .map_or(usual.over_after, |grace| grace.min(usual.over_after)),
-        };
+        self.moves = MoveLimits::within(grace);
         self
     }
 

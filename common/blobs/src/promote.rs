@@ -12,7 +12,7 @@ use object_store::GetResultPayload;
 use safelight_domain::{ContentHash, ContentHasher, ImageId};
 
 use super::{BlobError, BlobKey, Blobs};
-use crate::{blocking::blocking, store::with_stall_timeout};
+use crate::{blocking::blocking, time_limits::with_stall_timeout};
 
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 256 * 1024;

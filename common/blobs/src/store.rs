@@ -4,10 +4,7 @@ use std::{ffi::OsString, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures::{
-    Stream, StreamExt, TryStreamExt,
-    stream::{self, BoxStream},
-};
+use futures::{Stream, TryStreamExt};
 use object_store::{
     ClientOptions, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
     PutPayload, RetryConfig, aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
@@ -18,20 +15,20 @@ use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use super::{
-    BlobError, BlobKey, WrongStore, free_space::FreeSpace, moves::MoveLimits, owner::Owner,
-    proven::ProvenFiles, shared_look::SharedLook, spool::Spool, upload_file::SyncedShards,
+    BlobError, BlobKey, BlobStream, WrongStore,
+    free_space::FreeSpace,
+    move_limits::MoveLimits,
+    owner::Owner,
+    proven_files::ProvenFiles,
+    shared_look::SharedLook,
+    spool::Spool,
+    time_limits::{FIRST_BYTE, in_time, whole, with_stall_timeout},
+    upload_file::SyncedShards,
 };
 
 /// Maximum number of parts in memory that the process sends to an object store at once. Limits memory for any
 /// number of uploads.
 const PARTS_IN_MEMORY: usize = 4;
-
-/// How long a store may take to start responding to a read, including retries. A slow object store needs a second
-/// or two; beyond that it hangs.
-pub(super) const FIRST_BYTE: Duration = Duration::from_secs(5);
-
-/// How long a started read may stall. The total time is not limited.
-const STALL: Duration = Duration::from_secs(10);
 
 /// How long a write may take, or one part of a large write.
 const WRITE: Duration = Duration::from_mins(1);
@@ -70,9 +67,6 @@ pub struct Blobs {
     pub(super) moves: MoveLimits,
     pub(super) proven: ProvenFiles,
 }
-
-/// A stream of bytes from the store.
-pub type BlobStream = BoxStream<'static, Result<Bytes, BlobError>>;
 
 /// An opened object.
 pub struct OpenBlob {
@@ -372,32 +366,6 @@ impl Blobs {
 /// A name for the probe object of a process.
 fn probe() -> Path {
     Path::from_iter([PROBES, &Uuid::new_v4().to_string()])
-}
-
-/// Waits for `answer` with a time limit.
-pub(super) async fn in_time<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, object_store::Error>>,
-) -> Result<T, BlobError> {
-    Ok(timeout(limit, answer).await.map_err(|_| BlobError::Late)??)
-}
-
-/// The whole content of a read.
-pub(super) async fn whole(result: GetResult) -> Result<Bytes, BlobError> {
-    // Less than a megabyte per second counts as stalled.
-    let limit = STALL + Duration::from_secs((result.range.end - result.range.start) >> 20);
-    in_time(limit, result.bytes()).await
-}
-
-/// The content of a read as a stream that fails if it stalls.
-pub(super) fn with_stall_timeout(
-    stream: BoxStream<'static, object_store::Result<Bytes>>,
-) -> BlobStream {
-    let next = async |mut stream: BoxStream<'static, object_store::Result<Bytes>>| {
-        let next = in_time(STALL, stream.try_next()).await?;
-        Ok(next.map(|bytes| (bytes, stream)))
-    };
-    stream::try_unfold(stream, next).boxed()
 }
 
 /// The environment of this process. Variables that are not UTF-8 are ignored.
