@@ -169,7 +169,7 @@ impl Committer {
             Err(error) if error.is_unavailable() => (Bytes::InDoubt, error.into()),
             Err(error) => (Bytes::Rejected, error.into()),
         };
-        Err(Unaccepted { bytes, problem })
+        Err(Unaccepted { problem, bytes })
     }
 }
 

@@ -1,5 +1,7 @@
 //! What an image costs from its upload to its renditions: processor time, space and requests to an object store.
 
+#![allow(clippy::cast_precision_loss)] // counts and bytes that are printed
+
 use std::{
     fs,
     os::unix::fs::MetadataExt,
