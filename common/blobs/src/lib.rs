@@ -55,5 +55,5 @@ pub use staging::{StagedBytes, Staging, StoredBytes};
 pub use stamp::Stamp;
 pub use store::{BlobContent, BlobLocation, Blobs, Incoming, OpenBlob};
 pub use time_limits::BlobStream;
-pub use trash::Trashed;
+pub use trash::{TrashOfOthers, Trashed};
 pub use walk::{Shard, Stored, Walked};

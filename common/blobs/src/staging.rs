@@ -3,7 +3,7 @@
 //! The bytes are named once, when their hash is known and checked (ADR 17). Until then they are in a file with a
 //! temporary name, or in the spool of a remote store.
 
-use std::{io, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use object_store::{ObjectStoreExt, PutPayload};
 use safelight_domain::ContentHash;
@@ -154,7 +154,7 @@ impl StagedBytes {
             match (self.file.name(&to, &shards), incoming) {
                 // A slow client, or a process that was suspended, took longer than unfinished files are kept.
                 (Err(error), Some(incoming)) if is_gone(&error) => {
-                    self.file = self.file.reader().copy_to(&incoming)?;
+                    self.file = copy(&self.file, &incoming, self.sha256)?;
                     self.file.name(&to, &shards)?;
                     Ok((self, true))
                 }
@@ -222,10 +222,45 @@ impl StoredBytes {
         }
         tracing::info!(blob = %bytes.sha256, "a removal took the bytes of an equal upload: stored again");
         if let Some(incoming) = blobs.incoming.clone() {
-            let original = bytes.file.reader();
-            bytes.file = blocking(move || original.copy_to(&incoming)).await?;
+            bytes = blocking_steps(move || {
+                bytes.file = copy(&bytes.file, &incoming, bytes.sha256)?;
+                Ok(bytes)
+            })
+            .await?;
         }
         drop(bytes.store().await?);
         blobs.require_size(&key.path(), size).await
+    }
+}
+
+/// A copy of an upload's file. It is read back from the disk, perhaps long after it was written, so its bytes are hashed
+/// again.
+fn copy(file: &UploadFile, incoming: &Path, sha256: ContentHash) -> Result<UploadFile, BlobError> {
+    let copy = file.reader().copy_to(incoming)?;
+    if copy.hash() == sha256 { Ok(copy) } else { Err(BlobError::Damaged) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::BlobLocation;
+
+    #[tokio::test]
+    async fn damaged_file_is_not_copied_under_the_hash_of_its_upload() {
+        let folder = tempfile::tempdir().expect("folder");
+        let location = BlobLocation::Folder(folder.path().to_owned());
+        let blobs = Blobs::open(&location, folder.path()).expect("opened");
+        let mut staging = blobs.stage().await.expect("staged");
+        staging.write(b"picture").await.expect("written");
+        let stored = staging.end().await.expect("ended").store().await.expect("stored");
+        let path = folder.path().join(stored.0.key().path().as_ref());
+        // In place: the open file has the same bytes. Then a removal takes it.
+        fs::write(&path, b"Picture").expect("damaged");
+        fs::remove_file(&path).expect("removed");
+        let again = stored.ensure_stored().await;
+        assert!(matches!(again, Err(BlobError::Damaged)), "{again:?}");
+        assert!(!path.exists());
     }
 }

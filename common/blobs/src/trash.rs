@@ -26,6 +26,15 @@ const SEPARATOR: &str = "=";
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Trashed(Vec<Path>);
 
+/// What other processes have left in the trash of a blob.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct TrashOfOthers {
+    /// What dead processes have left.
+    pub abandoned: Trashed,
+    /// Whether there is more, about which its mover may still decide.
+    pub is_moving: bool,
+}
+
 impl Trashed {
     /// These objects and `others`.
     #[must_use]
@@ -36,29 +45,39 @@ impl Trashed {
 }
 
 impl Blobs {
-    /// Moves blobs and renditions to the trash. Missing ones are left out.
+    /// Moves blobs and renditions to the trash. Missing ones are left out. If one cannot be moved, those before it
+    /// return.
     pub async fn trash(&self, keys: &[BlobKey]) -> Result<Trashed, BlobError> {
-        let mut moved = Vec::new();
+        let mut moved = Trashed::default();
         for key in keys {
             let (from, to) = (key.path(), trash_path(&key.path()));
-            if self.rename(&from, &to).await? {
-                moved.push(to);
+            match self.rename(&from, &to).await {
+                Ok(true) => moved.0.push(to),
+                Ok(false) => {}
+                Err(error) => {
+                    let _ = self.restore(moved).await;
+                    return Err(error);
+                }
             }
         }
-        Ok(Trashed(moved))
+        Ok(moved)
     }
 
-    /// Restores objects from the trash, unless they have been stored again.
+    /// Restores objects from the trash, unless they have been stored again. Goes on after an error, and returns the
+    /// first.
     pub async fn restore(&self, trashed: Trashed) -> Result<(), BlobError> {
-        for path in trashed.0 {
+        let mut result = Ok(());
+        // The blob was moved last, and is missed most.
+        for path in trashed.0.into_iter().rev() {
             let Some((_, original)) = origin(&path) else { continue };
-            match self.believe(self.store.head(&original).await).await {
-                Ok(_) => self.delete_path(&path).await?,
-                Err(BlobError::NotFound) => drop(self.rename(&path, &original).await?),
-                Err(error) => return Err(error),
-            }
+            let restored = match self.believe(self.store.head(&original).await).await {
+                Ok(_) => self.delete_path(&path).await,
+                Err(BlobError::NotFound) => self.rename(&path, &original).await.map(drop),
+                Err(error) => Err(error),
+            };
+            result = result.and(restored);
         }
-        Ok(())
+        result
     }
 
     /// Deletes objects from the trash.
@@ -69,27 +88,28 @@ impl Blobs {
         Ok(())
     }
 
-    /// What dead processes left in the trash, by blob. Neither `own` objects nor those that their mover may still be
-    /// working on are among it.
-    pub async fn abandoned_trash(
+    /// What other processes have left in the trash, by blob. `own` objects are not among it.
+    pub async fn trash_of_others(
         &self,
         own: &Trashed,
-    ) -> Result<BTreeMap<ContentHash, Trashed>, BlobError> {
-        let mut abandoned: BTreeMap<ContentHash, Trashed> = BTreeMap::new();
+    ) -> Result<BTreeMap<ContentHash, TrashOfOthers>, BlobError> {
+        let mut others: BTreeMap<ContentHash, TrashOfOthers> = BTreeMap::new();
         let mut trash = self.list_trash().await?;
         trash.retain(|object| !own.0.contains(&object.location));
         if trash.is_empty() {
-            return Ok(abandoned);
+            return Ok(others);
         }
         let over = self.moves_over_before().await?;
         for ObjectMeta { location, last_modified, .. } in trash {
-            if over.is_none_or(|over| last_modified < over)
-                && let Some((blob, _)) = origin(&location)
-            {
-                abandoned.entry(blob).or_default().0.push(location);
+            let Some((blob, _)) = origin(&location) else { continue };
+            let others = others.entry(blob).or_default();
+            if over.is_none_or(|over| last_modified < over) {
+                others.abandoned.0.push(location);
+            } else {
+                others.is_moving = true;
             }
         }
-        Ok(abandoned)
+        Ok(others)
     }
 
     /// Everything in the trash, which is nearly always empty.

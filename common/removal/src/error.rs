@@ -12,7 +12,7 @@ pub enum RemovalError {
     /// The blob store failed.
     #[error(transparent)]
     Blobs(#[from] BlobError),
-    /// A collection of garbage may be moving them at this moment.
-    #[error("a collection of garbage is moving these bytes")]
+    /// Another removal or a collection of garbage may be moving them at this moment.
+    #[error("another removal is moving these bytes")]
     BeingMoved,
 }

@@ -25,6 +25,14 @@ enum Reason {
     Unknown,
 }
 
+/// The bytes of a blob in the trash.
+struct Moved {
+    /// Those about which this process decides.
+    trash: Trashed,
+    /// Whether other processes are about to decide about more.
+    by_others_too: bool,
+}
+
 impl Remover {
     /// Asks `deletions` which bytes images need, and `guard` whether it knows that.
     pub fn new(deletions: Arc<dyn Deletions>, blobs: Blobs, guard: InstallationGuard) -> Self {
@@ -36,12 +44,17 @@ impl Remover {
         self.blobs.confirm().await?;
         // No other image shares staged bytes.
         self.blobs.delete(&BlobKey::Incoming(image.id)).await?;
-        // Before the decision: what is set aside later may be that of a later upload.
-        let quarantined = self.blobs.quarantined_of(&image.sha256).await?;
-        if self.remove_content(&image.sha256, Reason::Deleted).await? {
-            // What a collection of garbage has set aside does not outlive the image either.
-            self.delete_quarantined(&quarantined).await?;
-            self.blobs.remove_unfinished_renditions(&image.sha256).await?;
+        if let Some(moved) = self.move_content(&image.sha256).await? {
+            // Before the decision: what is set aside later may be that of a later upload.
+            let quarantined = self.blobs.quarantined_of(&image.sha256).await?;
+            if self.decide(&image.sha256, moved.trash, Reason::Deleted).await? {
+                // What a collection of garbage has set aside does not outlive the image either.
+                self.delete_quarantined(&quarantined).await?;
+                self.blobs.remove_unfinished_renditions(&image.sha256).await?;
+                if moved.by_others_too {
+                    return Err(RemovalError::BeingMoved);
+                }
+            }
         }
         // A bucket says of any object that it was deleted. It counts only in the installation's own.
         Ok(self.blobs.confirm().await?)
@@ -51,7 +64,9 @@ impl Remover {
     /// be an older copy, which does not know the image that has had them for long.
     pub async fn remove_unrecorded(&self, blob: &ContentHash) -> Result<(), RemovalError> {
         if self.guard.may_remove_unknown().await? {
-            self.remove_content(blob, Reason::Unknown).await?;
+            if let Some(moved) = self.move_content(blob).await? {
+                self.decide(blob, moved.trash, Reason::Unknown).await?;
+            }
         }
         Ok(())
     }
@@ -60,32 +75,28 @@ impl Remover {
     /// restores what an image needs.
     pub async fn resume(&self) -> Result<(), RemovalError> {
         let may_remove = self.guard.may_remove_unknown().await?;
-        for (blob, trashed) in self.blobs.abandoned_trash(&Trashed::default()).await? {
+        for (blob, others) in self.blobs.trash_of_others(&Trashed::default()).await? {
             if may_remove || self.deletions.is_blob_wanted(&blob).await? {
-                self.decide(&blob, trashed, Reason::Unknown).await?;
+                self.decide(&blob, others.abandoned, Reason::Unknown).await?;
             }
         }
         Ok(())
     }
 
-    /// Removes a blob with all of its renditions, unless an image needs it. Returns whether none does.
-    async fn remove_content(
-        &self,
-        blob: &ContentHash,
-        reason: Reason,
-    ) -> Result<bool, RemovalError> {
+    /// Moves a blob with all of its renditions to the trash. `None` if an image needs it.
+    async fn move_content(&self, blob: &ContentHash) -> Result<Option<Moved>, RemovalError> {
         // Also those that a job stored and did not come to record.
         let mut keys = self.blobs.renditions_of(blob).await?;
         keys.push(BlobKey::Blob(*blob));
         // So that a blob that is still needed is not missing while it is in the trash.
         if self.deletions.is_blob_wanted(blob).await? {
-            return Ok(false);
+            return Ok(None);
         }
         safelight_fail_points::hit("removal.looked").await;
         let own = self.blobs.trash(&keys).await?;
         safelight_fail_points::hit("removal.moved").await;
-        let abandoned = self.blobs.abandoned_trash(&own).await?.remove(blob).unwrap_or_default();
-        self.decide(blob, own.and(abandoned), reason).await
+        let others = self.blobs.trash_of_others(&own).await?.remove(blob).unwrap_or_default();
+        Ok(Some(Moved { trash: own.and(others.abandoned), by_others_too: others.is_moving }))
     }
 
     /// Call it only after the move: then it sees every upload that stored the same content before the move.

@@ -67,6 +67,10 @@ impl TakeBackWalk {
         Ok(step)
     }
 
+    async fn may_be_moving(&self, object: &Quarantined) -> Result<bool, BackfillError> {
+        Ok(self.blobs.moves_over_before().await?.is_some_and(|over| object.written_at >= over))
+    }
+
     async fn move_back(
         &self,
         object: &Quarantined,
@@ -76,6 +80,11 @@ impl TakeBackWalk {
         let result = match dry_run {
             true if self.blobs.exists(&object.key).await? => TakenBack::StoredAgain,
             true => TakenBack::Yes,
+            // In a bucket its mover may need it again: it stays in the quarantine, too.
+            false if self.may_be_moving(object).await? => {
+                let is_back = self.blobs.take_back_key(&object.key).await?;
+                if is_back { TakenBack::Yes } else { TakenBack::Gone }
+            }
             false => self.blobs.take_back(object).await?,
         };
         safelight_fail_points::hit("gc.taken_back").await;

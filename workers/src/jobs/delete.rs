@@ -80,7 +80,7 @@ fn failure(error: RemovalError) -> Failure {
         RemovalError::Store(error) => database_unavailable(&error),
         RemovalError::Blobs(error) => source::failure(error),
         RemovalError::BeingMoved => {
-            Failure::new(ErrorCode::StoreUnavailable, "a collection of garbage is moving the bytes")
+            Failure::new(ErrorCode::StoreUnavailable, "another removal is moving the bytes")
         }
     }
 }

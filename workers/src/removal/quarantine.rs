@@ -101,6 +101,9 @@ impl Quarantine {
         may_delete: bool,
     ) -> Result<Sifted, RemovalError> {
         let mut sifted = Sifted::default();
+        if objects.is_empty() {
+            return Ok(sifted);
+        }
         let over = self.blobs.moves_over_before().await?;
         let references = references(&*self.deletions, objects.iter().map(|one| one.blob)).await?;
         for object in objects.iter().filter(|one| over.is_none_or(|over| one.written_at < over)) {

@@ -128,30 +128,34 @@ impl<C: Call> Batch<C> {
 }
 
 impl<C: Call> Work for Batch<C> {
-    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
+    fn run<'c>(
+        &'c mut self,
+        conn: &'c mut SqliteConnection,
+        now: i64,
+    ) -> BoxFuture<'c, Result<(), StoreError>> {
         Box::pin(async move {
             let part = self.next_part();
             if part.is_empty() {
-                return true;
+                return Ok(());
             }
             let calls: Vec<&C> = part.iter().map(|one| &one.call).collect();
             match C::carry_out(conn, now, &calls).await {
                 Ok(answers) => {
                     let callers = part.into_iter().map(|one| one.caller);
                     self.answers.extend(callers.zip(answers.into_iter().map(Ok)));
-                    true
+                    Ok(())
                 }
                 Err(error) if part.len() > 1 => {
                     tracing::debug!(%error, calls = part.len(), "carrying a batch out one by one");
                     for one in part.into_iter().rev() {
                         self.alone.push_front(one);
                     }
-                    false
+                    Err(error)
                 }
                 Err(error) => {
                     let callers = part.into_iter().map(|one| one.caller);
                     self.answers.extend(callers.map(|caller| (caller, Err(error.clone()))));
-                    false
+                    Err(error)
                 }
             }
         })
@@ -215,6 +219,26 @@ mod tests {
         }
     }
 
+    /// Fails like a disk whose error ends the whole transaction.
+    struct BreakDisk(JobId);
+
+    impl Call for BreakDisk {
+        type Answer = ();
+
+        fn job(&self) -> JobId {
+            self.0
+        }
+
+        async fn carry_out(
+            conn: &mut SqliteConnection,
+            _now: i64,
+            _calls: &[&Self],
+        ) -> Result<Vec<()>, StoreError> {
+            sqlx::query("rollback").execute(conn).await?;
+            Err(sqlx::Error::Io(std::io::Error::other("the disk")).into())
+        }
+    }
+
     /// A writer on a table of numbers.
     async fn writer() -> Result<Writer, sqlx::Error> {
         let options = SqliteConnectOptions::new().in_memory(true);
@@ -239,6 +263,20 @@ mod tests {
         assert_eq!((third?, fourth?), (1, 1), "carried out alone");
         assert!(exists.is_err_and(|error| !error.is_unavailable()));
         assert_eq!(written(&writer).await?, [1, 2, 3, 4]);
+        Ok(())
+    }
+
+    /// As unavailable, not as an error of the statement that finds no savepoint: a worker repeats a settle then.
+    #[tokio::test]
+    async fn error_that_ends_the_transaction_is_that_of_all_its_requests() -> Result<(), StoreError>
+    {
+        let (writer, breaking, calls) = (writer().await?, Gathered::default(), Gathered::default());
+        let fail = || breaking.call(&writer, BreakDisk(JobId::new()));
+        let write = calls.call(&writer, Write(JobId::new(), 1));
+        let (first, second, other) = tokio::join!(fail(), fail(), write);
+        assert!(first.is_err_and(|error| error.is_unavailable()));
+        assert!(second.is_err_and(|error| error.is_unavailable()));
+        assert!(other.is_err_and(|error| error.is_unavailable()));
         Ok(())
     }
 

@@ -16,8 +16,8 @@ use tokio::{
 
 use super::{checkpoint::Checkpoints, clock::Clock, database_files::DatabaseFiles};
 
-/// The limit of requests in one transaction. It bounds how many requests one failed commit fails, and how long a
-/// caller waits.
+/// The limit of requests in one transaction. It bounds how long a caller waits; a request of `gather` has all calls of
+/// its kind that wait.
 const GROUP: usize = 32;
 
 /// The limit of waiting requests. Beyond it callers wait to be queued.
@@ -36,8 +36,12 @@ pub type Place = mpsc::OwnedPermit<Box<dyn Work>>;
 
 /// One request: the work, and those who wait for it.
 pub trait Work: Send {
-    /// Runs it, or its next part, at the time `now`. Returns `false` if that failed and must leave nothing behind.
-    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool>;
+    /// Runs it, or its next part, at the time `now`. After an error that must leave nothing behind.
+    fn run<'c>(
+        &'c mut self,
+        conn: &'c mut SqliteConnection,
+        now: i64,
+    ) -> BoxFuture<'c, Result<(), StoreError>>;
 
     /// Whether it has another part, to be run in a savepoint of its own.
     fn has_more(&self) -> bool;
@@ -57,17 +61,21 @@ where
     T: Send,
     F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>> + Send,
 {
-    fn run<'c>(&'c mut self, conn: &'c mut SqliteConnection, now: i64) -> BoxFuture<'c, bool> {
+    fn run<'c>(
+        &'c mut self,
+        conn: &'c mut SqliteConnection,
+        now: i64,
+    ) -> BoxFuture<'c, Result<(), StoreError>> {
         Box::pin(async move {
             // Skipped if the caller has gone. A claim, for example, would only block its job until the lease
             // ends.
             let Some(work) = self.work.take().filter(|_| !self.caller.is_closed()) else {
-                return true;
+                return Ok(());
             };
             let result = work(conn, now).await;
-            let keep = result.is_ok();
+            let failure = result.as_ref().err().cloned();
             self.result = Some(result);
-            keep
+            failure.map_or(Ok(()), Err)
         })
     }
 
@@ -201,7 +209,7 @@ async fn serve(
             // The last group failed in a way that leaves the connection's state in doubt.
             None => match database.connect().await {
                 Ok(conn) => commit(conn, &database.clock, &mut group).await,
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             },
         };
         match outcome {
@@ -212,7 +220,6 @@ async fn serve(
             Err(error) => {
                 // Each caller gets the error, and logs what it means for it.
                 tracing::debug!(%error, requests = group.len(), "SQLite transaction failed");
-                let error = StoreError::from(error);
                 group.drain(..).for_each(|work| work.answer(Some(error.clone())));
             }
         }
@@ -232,14 +239,18 @@ async fn commit(
     mut conn: SqliteConnection,
     clock: &Clock,
     group: &mut [Box<dyn Work>],
-) -> Result<SqliteConnection, sqlx::Error> {
+) -> Result<SqliteConnection, StoreError> {
     let begin = "begin immediate; savepoint request";
     let mut transaction = conn.begin_with(begin).await?;
     let last = group.len().saturating_sub(1);
     for (number, work) in group.iter_mut().enumerate() {
         loop {
-            if !work.run(&mut transaction, clock.now()).await {
-                sqlx::query("rollback to request").execute(&mut *transaction).await?;
+            if let Err(error) = work.run(&mut transaction, clock.now()).await {
+                let rolled_back =
+                    sqlx::query("rollback to request").execute(&mut *transaction).await;
+                // An error of the disk may end the whole transaction: then there is no savepoint, and that error is the
+                // one of all requests.
+                rolled_back.map_err(|_| error)?;
             }
             let ended = !work.has_more();
             if ended && number == last {
