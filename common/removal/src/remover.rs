@@ -63,10 +63,10 @@ impl Remover {
     /// Removes the bytes of an upload that was not recorded, unless an image needs them. Keeps them if the database may
     /// be an older copy, which does not know the image that has had them for long.
     pub async fn remove_unrecorded(&self, blob: &ContentHash) -> Result<(), RemovalError> {
-        if self.guard.may_remove_unknown().await? {
-            if let Some(moved) = self.move_content(blob).await? {
-                self.decide(blob, moved.trash, Reason::Unknown).await?;
-            }
+        if self.guard.may_remove_unknown().await?
+            && let Some(moved) = self.move_content(blob).await?
+        {
+            self.decide(blob, moved.trash, Reason::Unknown).await?;
         }
         Ok(())
     }
