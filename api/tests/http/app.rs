@@ -113,6 +113,11 @@ impl TestApp {
         names(&shards).iter().flat_map(|shard| names(&shards.join(shard))).collect()
     }
 
+    /// Names of what a removal has moved aside.
+    pub fn trash(&self) -> Vec<String> {
+        names(&self.folder.path().join("blobs/trash"))
+    }
+
     /// The file of an object in the blob folder.
     pub fn blob_file(&self, key: &BlobKey) -> PathBuf {
         self.folder.path().join("blobs").join(key.path().to_string())
