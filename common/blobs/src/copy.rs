@@ -178,16 +178,12 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::BlobLocation;
-
-    fn open(folder: &std::path::Path) -> Blobs {
-        Blobs::open(&BlobLocation::Folder(folder.to_owned()), folder).expect("opened")
-    }
+    use crate::testing::open;
 
     #[tokio::test]
     async fn object_that_the_store_cut_off_is_an_error() {
         let folder = tempfile::tempdir().expect("folder");
-        let blobs = open(folder.path());
+        let blobs = open(&folder);
         for bytes in [10, 2 * PART_BYTES + 10] {
             let mut writer = blobs.write_path("database/x");
             writer.write(&vec![1; bytes]).await.expect("written");
@@ -202,7 +198,7 @@ mod tests {
     async fn object_written_below_a_mount_point_is_an_error() {
         let folder = tempfile::tempdir().expect("folder");
         let id = InstallationId(Uuid::nil());
-        let blobs = open(folder.path());
+        let blobs = open(&folder);
         blobs.mark(id).await.expect("marked");
         let blobs = blobs.of_installation(id);
         let write = async || {

@@ -36,6 +36,8 @@ mod spool;
 mod staging;
 mod stamp;
 mod store;
+#[cfg(test)]
+mod testing;
 mod time_limits;
 mod trash;
 mod unfinished;
@@ -49,6 +51,7 @@ pub use error::{BlobError, WrongStore};
 pub use free_space::StoragePlace;
 pub use ingest::{Content, Ingest, IngestError, IngestLimits, Whole};
 pub use key::BlobKey;
+pub use moves::EndedMoves;
 pub use promote::{Digest, StagedUpload, VerifiedUpload};
 pub use quarantine::{Quarantined, TakenBack, WalkedQuarantine};
 pub use staging::{StagedBytes, Staging, StoredBytes};

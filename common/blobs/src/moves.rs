@@ -40,13 +40,12 @@ impl Blobs {
         found(self.copy_object(from, to).await)
     }
 
-    /// The time, by [`Blobs::clock`], before which every copy was made by a mover that has ended. `None` if the store
-    /// renames, which leaves nothing between.
-    pub async fn moves_over_before(&self) -> Result<Option<DateTime<Utc>>, BlobError> {
+    /// The moves that have certainly ended by now. In a store without renames this writes its clock.
+    pub async fn ended_moves(&self) -> Result<EndedMoves, BlobError> {
         if self.is_local() {
-            return Ok(None);
+            return Ok(EndedMoves(None));
         }
-        Ok(Some(self.clock().await? - self.moves.over_after))
+        Ok(EndedMoves(Some(self.clock().await? - self.moves.over_after)))
     }
 
     pub(super) async fn move_object(&self, from: &Path, to: &Path) -> Result<(), BlobError> {
@@ -96,6 +95,18 @@ impl Blobs {
             hasher.update(&chunk);
         }
         Ok(hasher.finish())
+    }
+}
+
+/// Moves that have certainly ended: those before a time by [`Blobs::clock`]. All, if the store renames, which leaves
+/// nothing between.
+#[derive(Debug, Clone, Copy)]
+pub struct EndedMoves(Option<DateTime<Utc>>);
+
+impl EndedMoves {
+    /// Whether the move is among them that wrote an object at this time. Otherwise the object belongs to its mover.
+    pub fn include(&self, written_at: DateTime<Utc>) -> bool {
+        self.0.is_none_or(|before| written_at < before)
     }
 }
 

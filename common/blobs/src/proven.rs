@@ -101,20 +101,19 @@ mod tests {
     use std::fs;
 
     use safelight_domain::ImageId;
+    use tempfile::TempDir;
 
     use super::*;
-    use crate::{BlobLocation, StagedUpload};
+    use crate::{
+        StagedUpload,
+        testing::{open, store},
+    };
 
-    async fn stored() -> (tempfile::TempDir, Blobs, ContentHash) {
-        let folder = tempfile::tempdir().expect("folder");
-        let location = BlobLocation::Folder(folder.path().to_owned());
-        let blobs = Blobs::open(&location, folder.path()).expect("opened");
-        let mut staging = blobs.stage().await.expect("staged");
-        staging.write(b"picture").await.expect("written");
-        let staged = staging.end().await.expect("ended");
-        let sha256 = staged.sha256();
-        drop(staged.store().await.expect("stored"));
-        (folder, blobs, sha256)
+    async fn stored() -> (TempDir, Blobs, ContentHash) {
+        let folder = TempDir::new().expect("folder");
+        let blobs = open(&folder);
+        drop(store(&blobs, b"picture").await);
+        (folder, blobs, ContentHash::of(b"picture"))
     }
 
     #[tokio::test]

@@ -60,6 +60,12 @@ pub enum TakenBack {
     Gone,
 }
 
+/// What becomes of an object's place in the quarantine when it returns, in a store without renames.
+enum Place {
+    Left,
+    Kept,
+}
+
 impl Quarantined {
     /// Its path in the quarantine.
     pub fn path(&self) -> &str {
@@ -113,26 +119,35 @@ impl Blobs {
 
     /// Moves an object back to its place, unless it was stored again.
     pub async fn take_back(&self, object: &Quarantined) -> Result<TakenBack, BlobError> {
+        self.put_back(object, Place::Left).await
+    }
+
+    /// [`Blobs::take_back`] of an object that its mover may still be working on: a store without renames keeps it in
+    /// the quarantine, too.
+    pub async fn copy_back(&self, object: &Quarantined) -> Result<TakenBack, BlobError> {
+        self.put_back(object, Place::Kept).await
+    }
+
+    async fn put_back(&self, object: &Quarantined, place: Place) -> Result<TakenBack, BlobError> {
         if self.exists(&object.key).await? {
             return Ok(TakenBack::StoredAgain);
         }
         // Another process may have done it, or have removed the folder that this move has emptied.
-        let is_back = self.rename(&object.path, &object.key.path()).await?
-            || self.exists(&object.key).await?;
+        let (from, to) = (&object.path, object.key.path());
+        let is_moved = match place {
+            Place::Left => self.rename(from, &to).await?,
+            Place::Kept => self.rename_or_copy(from, &to).await?,
+        };
+        let is_back = is_moved || self.exists(&object.key).await?;
         self.remove_empty_folder(&object.path).await;
         Ok(if is_back { TakenBack::Yes } else { TakenBack::Gone })
     }
 
-    /// Puts a missing object back from the quarantine. Returns whether it is in its place now. A store without renames
-    /// keeps what is in the quarantine: its mover may still need it.
+    /// Puts a missing object back from the quarantine, by [`Blobs::copy_back`]. Returns whether it is in its place now.
     pub async fn take_back_key(&self, key: &BlobKey) -> Result<bool, BlobError> {
         let Some(blob) = key.blob() else { return Ok(false) };
         for object in self.quarantined_of(&blob).await? {
-            if object.key == *key
-                && (self.exists(key).await?
-                    || self.rename_or_copy(&object.path, &key.path()).await?)
-            {
-                self.remove_empty_folder(&object.path).await;
+            if object.key == *key && self.copy_back(&object).await? != TakenBack::Gone {
                 return Ok(true);
             }
         }

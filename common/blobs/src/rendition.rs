@@ -95,12 +95,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{BlobLocation, free_space::FreeSpace};
-
-    fn open(folder: &TempDir) -> Blobs {
-        let location = BlobLocation::Folder(folder.path().to_owned());
-        Blobs::open(&location, folder.path()).expect("a store")
-    }
+    use crate::{free_space::FreeSpace, testing::open};
 
     fn key(preset: &str) -> BlobKey {
         BlobKey::Rendition {

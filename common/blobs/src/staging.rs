@@ -211,6 +211,11 @@ impl StagedBytes {
 }
 
 impl StoredBytes {
+    /// Their number.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes
+    }
+
     /// Stores the bytes again if they are gone. Call it once the row that needs them is committed: a removal that
     /// takes the bytes later finds that row and restores them, and one that took them before is noticed here. Only
     /// then they are safe (ADR 17).
@@ -245,16 +250,12 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::BlobLocation;
+    use crate::testing::{open, store};
 
     #[tokio::test]
     async fn damaged_file_is_not_copied_under_the_hash_of_its_upload() {
         let folder = tempfile::tempdir().expect("folder");
-        let location = BlobLocation::Folder(folder.path().to_owned());
-        let blobs = Blobs::open(&location, folder.path()).expect("opened");
-        let mut staging = blobs.stage().await.expect("staged");
-        staging.write(b"picture").await.expect("written");
-        let stored = staging.end().await.expect("ended").store().await.expect("stored");
+        let stored = store(&open(&folder), b"picture").await;
         let path = folder.path().join(stored.0.key().path().as_ref());
         // In place: the open file has the same bytes. Then a removal takes it.
         fs::write(&path, b"Picture").expect("damaged");

@@ -99,11 +99,11 @@ impl Blobs {
         if trash.is_empty() {
             return Ok(others);
         }
-        let over = self.moves_over_before().await?;
+        let ended = self.ended_moves().await?;
         for ObjectMeta { location, last_modified, .. } in trash {
             let Some((blob, _)) = origin(&location) else { continue };
             let others = others.entry(blob).or_default();
-            if over.is_none_or(|over| last_modified < over) {
+            if ended.include(last_modified) {
                 others.abandoned.0.push(location);
             } else {
                 others.is_moving = true;

@@ -125,10 +125,9 @@ impl Remover {
         if objects.is_empty() {
             return Ok(());
         }
-        let over = self.blobs.moves_over_before().await?;
+        let ended = self.blobs.ended_moves().await?;
         let may_be_moving = |object: &Quarantined| {
-            matches!(object.key, BlobKey::Blob(_))
-                && over.is_some_and(|over| object.written_at >= over)
+            matches!(object.key, BlobKey::Blob(_)) && !ended.include(object.written_at)
         };
         for object in objects.iter().filter(|object| !may_be_moving(object)) {
             self.blobs.delete_from_quarantine(object).await?;

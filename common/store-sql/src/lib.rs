@@ -6,6 +6,7 @@
 
 #![allow(clippy::duplicate_mod)] // shared/ is compiled once per dialect
 
+mod calls;
 mod convert;
 mod locks;
 mod new_task;

@@ -1,6 +1,6 @@
 //! Moves objects back from the quarantine: undoes a collection of garbage.
 
-use safelight_blobs::{Blobs, Quarantined, TakenBack};
+use safelight_blobs::{Blobs, EndedMoves, Quarantined, TakenBack};
 use safelight_domain::{Backfill, GcProgress, ItemOutcome, TakeBack};
 use safelight_store::{BackfillStep, ReportLine};
 
@@ -41,13 +41,14 @@ impl TakeBackWalk {
         let mut progress = GcProgress::of_cursor(backfill.cursor.as_deref());
         let walked = self.blobs.walk_quarantine(progress.after.as_deref(), PAGE).await?;
         let capacity = (capacity as usize).min(MOVES);
+        let ended = self.blobs.ended_moves().await?;
         for object in walked.objects {
             if which.includes(object.run) {
                 if step.done.len() + step.without_work.len() == capacity {
                     step.to = Some(progress.to_cursor());
                     return Ok(step);
                 }
-                self.move_back(&object, backfill.spec.dry_run, &mut step).await?;
+                self.move_back(&object, &ended, backfill.spec.dry_run, &mut step).await?;
             }
             progress.after = Some(object.path().to_owned());
         }
@@ -67,25 +68,19 @@ impl TakeBackWalk {
         Ok(step)
     }
 
-    async fn may_be_moving(&self, object: &Quarantined) -> Result<bool, BackfillError> {
-        Ok(self.blobs.moves_over_before().await?.is_some_and(|over| object.written_at >= over))
-    }
-
     async fn move_back(
         &self,
         object: &Quarantined,
+        ended: &EndedMoves,
         dry_run: bool,
         step: &mut BackfillStep,
     ) -> Result<(), BackfillError> {
         let result = match dry_run {
             true if self.blobs.exists(&object.key).await? => TakenBack::StoredAgain,
             true => TakenBack::Yes,
-            // In a bucket its mover may need it again: it stays in the quarantine, too.
-            false if self.may_be_moving(object).await? => {
-                let is_back = self.blobs.take_back_key(&object.key).await?;
-                if is_back { TakenBack::Yes } else { TakenBack::Gone }
-            }
-            false => self.blobs.take_back(object).await?,
+            false if ended.include(object.written_at) => self.blobs.take_back(object).await?,
+            // Its mover may need it again.
+            false => self.blobs.copy_back(object).await?,
         };
         safelight_fail_points::hit("gc.taken_back").await;
         let line = |outcome, reason| ReportLine {

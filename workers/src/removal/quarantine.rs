@@ -104,9 +104,9 @@ impl Quarantine {
         if objects.is_empty() {
             return Ok(sifted);
         }
-        let over = self.blobs.moves_over_before().await?;
+        let ended = self.blobs.ended_moves().await?;
         let references = references(&*self.deletions, objects.iter().map(|one| one.blob)).await?;
-        for object in objects.iter().filter(|one| over.is_none_or(|over| one.written_at < over)) {
+        for object in objects.iter().filter(|one| ended.include(one.written_at)) {
             let reference = references.get(&object.blob);
             // Not for an image whose own removal is on its way.
             if reference.is_some_and(|reference| refers_to(reference, &object.key))

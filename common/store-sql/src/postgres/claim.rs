@@ -1,8 +1,6 @@
 //! Claims: turning messages into leases.
 
-use std::time::Duration;
-
-use safelight_domain::{JobId, JobNotice, WorkerId};
+use safelight_domain::JobId;
 use safelight_store::{Claim, StoreError};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
@@ -11,15 +9,7 @@ use super::{
     gather::{Answers, Call, Locked, call_index},
     rows::{self, backfill_joins, blob_joins, claimed_columns, image_columns},
 };
-
-/// One call of [`Jobs::claim`](safelight_store::Jobs::claim).
-pub struct Claiming {
-    pub notice: JobNotice,
-    pub redelivered: bool,
-    pub worker: WorkerId,
-    pub lease: Duration,
-    pub understood: u32,
-}
+use crate::calls::Claiming;
 
 /// Claims jobs: one row for each that was found, more for one that was claimed and whose blob has
 /// several renditions.

@@ -4,14 +4,13 @@
 //! No call waits for others: those that arrive while one batch is being carried out are the next one. And no call
 //! waits for another's locks: a call whose job is locked is left out and carried out alone.
 
-use std::collections::HashSet;
-
 use safelight_domain::JobId;
 use safelight_store::StoreError;
 use sqlx::{PgConnection, Postgres, pool::PoolConnection, postgres::PgRow};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{dialect::big, proof::is_about_others, servers::Servers};
+use crate::calls::{gone, one_per_job};
 
 /// Calls in one statement at most: bounds how long the first waits for the others.
 const BATCH: usize = 64;
@@ -77,7 +76,6 @@ impl<C: Call> Gathered<C> {
     /// carried out.
     pub async fn call(&self, call: C) -> Result<C::Answer, StoreError> {
         let (caller, answer) = oneshot::channel();
-        let gone = || StoreError::from(sqlx::Error::WorkerCrashed);
         self.0.send(Waiting { call, caller }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -92,10 +90,7 @@ async fn serve<C: Call>(servers: Servers, mut calls: mpsc::Receiver<Waiting<C>>)
     while calls.recv_many(&mut ready, BATCH).await > 0 {
         ready.retain(|one| !one.caller.is_closed());
         if !ready.is_empty() {
-            // Of two calls about one job the second must see the result of the first.
-            let mut jobs = HashSet::new();
-            let (batch, doubles): (Vec<_>, Vec<_>) =
-                ready.drain(..).partition(|one| jobs.insert(one.call.job()));
+            let (batch, doubles) = one_per_job(ready.drain(..), |one| one.call.job());
             let left_out = carry_out(&servers, &mut conn, batch).await;
             for one in left_out.into_iter().chain(doubles) {
                 // Concurrently with the next batch: it may have to wait for the lock on its job.

@@ -11,13 +11,12 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::{
-    claim::Claiming,
     counts,
     dialect::{integer, number, span},
     lost_leases,
-    settle::Settling,
     store::PostgresStore,
 };
+use crate::calls::{Claiming, Settling};
 
 #[async_trait]
 impl Jobs for PostgresStore {

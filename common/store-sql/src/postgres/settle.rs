@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use safelight_domain::{ImageFacts, JobId, Rendition};
-use safelight_store::{Effect, Lease, Outcome, Settled, StoreError, ending::Ending};
+use safelight_store::{Effect, Settled, StoreError, ending::Ending};
 use serde::Serialize;
 use sqlx::{PgConnection, Row, types::Json};
 
@@ -12,13 +12,7 @@ use super::{
     gather::{Answers, Call, Locked, call_index},
     notices::{insert_notices, replace_notices},
 };
-use crate::convert::micros;
-
-/// One call of [`Jobs::settle`](safelight_store::Jobs::settle).
-pub struct Settling {
-    pub lease: Lease,
-    pub outcome: Outcome,
-}
+use crate::{calls::Settling, convert::micros};
 
 /// The settles of a statement: its one parameter is a JSON array of [`Settlement`]s.
 macro_rules! calls {

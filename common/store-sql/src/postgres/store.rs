@@ -6,12 +6,11 @@ use sqlx::{Connection, PgConnection};
 use tokio::sync::Mutex;
 
 use super::{
-    claim::Claiming,
     dialect::{DbRow, Now, Statement},
     gather::Gathered,
     servers::Servers,
-    settle::Settling,
 };
+use crate::calls::{Claiming, Settling};
 
 /// The PostgreSQL backend.
 pub struct PostgresStore {

@@ -2,32 +2,15 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use safelight_domain::{JobId, JobNotice, WorkerId};
+use safelight_domain::{JobId, WorkerId};
 use safelight_store::{Claim, StoreError};
-use sqlx::{SqliteConnection, types::Json};
+use sqlx::SqliteConnection;
 
 use super::{
-    gather::Call,
+    gather::{Call, JobNumbers, alike, calls},
     rows::{self, backfill_joins, blob_joins, claimed_columns, column, image_columns},
 };
-use crate::convert::micros;
-
-/// One call of [`Jobs::claim`](safelight_store::Jobs::claim).
-pub struct Claiming {
-    pub notice: JobNotice,
-    pub redelivered: bool,
-    pub worker: WorkerId,
-    pub lease: Duration,
-    pub understood: u32,
-}
-
-/// The claims of a statement, as a JSON object from jobs to generations: an array for each would be parsed again.
-macro_rules! calls {
-    () => {
-        "with calls as materialized (
-             select unhex(key) as job, value as generation from json_each($1)) "
-    };
-}
+use crate::{calls::Claiming, convert::micros};
 
 /// Whether a job may run.
 macro_rules! may_run {
@@ -42,14 +25,14 @@ macro_rules! may_run {
 /// Claims the jobs that may run. One script: each statement alone would cross to the connection's thread and back. The
 /// jobs change last, so that all three statements find the same ones.
 const CLAIM: &str = concat!(
-    calls!(),
+    calls!("generation"),
     "update tasks
      set status = 'running', version = version + claimed.jobs, updated_at = $2
      from (select task_id, count(*) as jobs from calls join jobs on ",
     may_run!(),
     " group by task_id) claimed
      where tasks.id = claimed.task_id; ",
-    calls!(),
+    calls!("generation"),
     "select",
     claimed_columns!(),
     image_columns!(),
@@ -60,7 +43,7 @@ const CLAIM: &str = concat!(
     backfill_joins!(),
     blob_joins!(),
     "order by j.id, r.preset, r.fingerprint, r.format; ",
-    calls!(),
+    calls!("generation"),
     "update jobs
      set status = 'running', fence = fence + 1, lease_until = $3, worker_id = $4, updated_at = $2
      from calls where ",
@@ -69,7 +52,7 @@ const CLAIM: &str = concat!(
 
 /// Of claims without a job, those that need a newer worker.
 const NEWER: &str = concat!(
-    calls!(),
+    calls!("generation"),
     "select id from calls join jobs on jobs.id = calls.job
      where status = 'queued' and run_at <= $2 and needs_version > $3"
 );
@@ -89,15 +72,13 @@ impl Call for Claiming {
         now: i64,
         calls: &[&Self],
     ) -> Result<Vec<Claim>, StoreError> {
-        let mut alike = HashMap::<Terms, HashMap<String, u32>>::new();
-        for call in calls {
+        let terms = |call: &Self| {
             let terms = (call.worker, call.lease, call.redelivered, call.understood);
-            let job = call.notice.job.0.simple().to_string();
-            alike.entry(terms).or_default().insert(job, call.notice.generation);
-        }
+            (terms, call.notice.generation)
+        };
         let mut claims = HashMap::new();
-        for (terms, generations) in alike {
-            claims.extend(claim(conn, now, terms, Json(generations)).await?);
+        for (terms, generations) in alike(calls, terms) {
+            claims.extend(claim(conn, now, terms, generations).await?);
         }
         let claim = |call: &&Self| claims.remove(&call.job()).unwrap_or(Claim::Nothing);
         Ok(calls.iter().map(claim).collect())
@@ -109,7 +90,7 @@ async fn claim(
     conn: &mut SqliteConnection,
     now: i64,
     (worker, lease, redelivered, understood): Terms,
-    generations: Json<HashMap<String, u32>>,
+    generations: JobNumbers,
 ) -> Result<HashMap<JobId, Claim>, StoreError> {
     let rows = sqlx::query(CLAIM)
         .bind(&generations)

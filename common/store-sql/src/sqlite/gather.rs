@@ -5,7 +5,8 @@
 //! others: if a batch fails, each of its calls is carried out alone.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
+    hash::Hash,
     mem,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -13,10 +14,11 @@ use std::{
 use futures::future::BoxFuture;
 use safelight_domain::JobId;
 use safelight_store::StoreError;
-use sqlx::SqliteConnection;
+use sqlx::{SqliteConnection, types::Json};
 use tokio::sync::oneshot;
 
-use super::writer::{Place, Work, Writer, gone};
+use super::writer::{Place, Work, Writer};
+use crate::calls::{gone, one_per_job};
 
 /// A call about one job that can be carried out together with others of its kind.
 pub trait Call: Sized + Send + Sync + 'static {
@@ -32,6 +34,36 @@ pub trait Call: Sized + Send + Sync + 'static {
         now: i64,
         calls: &[&Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
+}
+
+/// Jobs, each with a number of its own, as the first parameter of a statement: an array for each job would be parsed
+/// again.
+pub type JobNumbers = Json<HashMap<String, u32>>;
+
+/// The beginning of a statement about [`JobNumbers`]: `calls` with `job`, and the number under the given name.
+macro_rules! calls {
+    ($number:literal) => {
+        concat!(
+            "with calls as materialized (select unhex(key) as job, value as ",
+            $number,
+            " from json_each($1)) "
+        )
+    };
+}
+
+pub(super) use calls;
+
+/// Calls by what they have in common. `terms` returns that, and the number that belongs to the call's job.
+pub fn alike<C: Call, T: Eq + Hash>(
+    calls: &[&C],
+    terms: impl Fn(&C) -> (T, u32),
+) -> HashMap<T, JobNumbers> {
+    let mut alike = HashMap::<T, JobNumbers>::new();
+    for call in calls {
+        let (terms, number) = terms(call);
+        alike.entry(terms).or_default().0.insert(call.job().0.simple().to_string(), number);
+    }
+    alike
 }
 
 /// The waiting calls of one kind.
@@ -104,15 +136,8 @@ impl<C: Call> Batch<C> {
 
     fn take(&mut self) {
         let Some(waiting) = self.waiting.take() else { return };
-        // Of two calls about one job the second must see the result of the first.
-        let mut jobs = HashSet::new();
-        for one in waiting.take() {
-            if jobs.insert(one.call.job()) {
-                self.together.push(one);
-            } else {
-                self.alone.push_back(one);
-            }
-        }
+        let (together, alone) = one_per_job(waiting.take(), |one| one.call.job());
+        (self.together, self.alone) = (together, alone.into());
     }
 
     /// The calls of the next part. A claim whose caller has gone would only block its job until the lease ends.

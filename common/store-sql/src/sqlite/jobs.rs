@@ -9,10 +9,11 @@ use safelight_store::{
 };
 use sqlx::{Row, SqliteConnection, types::Json};
 
-use super::{
-    claim::Claiming, counts, dialect::number, lost_leases, settle::Settling, store::SqliteStore,
+use super::{counts, dialect::number, lost_leases, store::SqliteStore};
+use crate::{
+    calls::{Claiming, Settling},
+    convert::micros,
 };
-use crate::convert::micros;
 
 #[async_trait]
 impl Jobs for SqliteStore {

@@ -3,30 +3,16 @@
 use std::collections::HashMap;
 
 use safelight_domain::{ImageId, JobId, Status};
-use safelight_store::{Lease, Outcome, Settled, StoreError, ending::Ending};
+use safelight_store::{Settled, StoreError, ending::Ending};
 use sqlx::{SqliteConnection, types::Json};
 
 use super::{
     effects,
     finish::finish_tasks,
-    gather::Call,
+    gather::{Call, JobNumbers, alike, calls},
     notices::{insert_notices, replace_notices},
 };
-use crate::convert::micros;
-
-/// One call of [`Jobs::settle`](safelight_store::Jobs::settle).
-pub struct Settling {
-    pub lease: Lease,
-    pub outcome: Outcome,
-}
-
-/// The settles of a statement, as a JSON object from jobs to fences: an array for each would be parsed again.
-macro_rules! calls {
-    () => {
-        "with calls as materialized (
-             select unhex(key) as job, value as fence from json_each($1)) "
-    };
-}
+use crate::{calls::Settling, convert::micros};
 
 /// Whether the lease of a job is still held.
 macro_rules! held {
@@ -45,7 +31,7 @@ macro_rules! end {
 
 /// Puts jobs that are queued again into the outbox, due when they may run.
 const QUEUE_AGAIN: &str = concat!(
-    calls!(),
+    calls!("fence"),
     insert_notices!(),
     "$5 from (
          select jobs.id, kind, lane, share, jobs.fence from calls join jobs on ",
@@ -60,12 +46,12 @@ const QUEUE_AGAIN: &str = concat!(
 /// wake the thread that receives it. One script, as a claim is. The jobs change last, so that all statements find the
 /// same ones.
 const SETTLE: &str = concat!(
-    calls!(),
+    calls!("fence"),
     "select json_group_array(json_array(hex(jobs.id), hex(image_id)))
      from calls join jobs on ",
     held!(),
     "; ",
-    calls!(),
+    calls!("fence"),
     finish_tasks!(
         concat!(
             "select task_id, sum(status = 'succeeded') as succeeded, sum(status = 'failed') as failed,
@@ -80,13 +66,13 @@ const SETTLE: &str = concat!(
     ),
     "-- Their own renditions are made: they may show those of their blobs.
      ",
-    calls!(),
+    calls!("fence"),
     "update images set fresh = 0
      where fresh and id in (
          select image_id from calls join jobs on ",
     held!(),
     " where $3 = 'succeeded' and (kind = 'thumbnail' or $9)); ",
-    calls!(),
+    calls!("fence"),
     "update jobs
      set status = ",
     end!(),
@@ -139,14 +125,10 @@ impl Call for Settling {
         now: i64,
         calls: &[&Self],
     ) -> Result<Vec<Settled>, StoreError> {
-        let mut alike = HashMap::<Terms, HashMap<String, u32>>::new();
-        for Self { lease, outcome } in calls {
-            let terms = Terms::of(&Ending::of(outcome), now);
-            alike.entry(terms).or_default().insert(lease.job.0.simple().to_string(), lease.fence);
-        }
+        let terms = |call: &Self| (Terms::of(&Ending::of(&call.outcome), now), call.lease.fence);
         let mut held = HashMap::new();
-        for (terms, fences) in alike {
-            held.extend(settle(conn, now, terms, Json(fences)).await?);
+        for (terms, fences) in alike(calls, terms) {
+            held.extend(settle(conn, now, terms, fences).await?);
         }
         for Self { lease, outcome } in calls {
             if let Some(image) = held.get(&lease.job) {
@@ -168,7 +150,7 @@ async fn settle(
     conn: &mut SqliteConnection,
     now: i64,
     terms: Terms,
-    fences: Json<HashMap<String, u32>>,
+    fences: JobNumbers,
 ) -> Result<Vec<(JobId, ImageId)>, StoreError> {
     if terms.status == Status::Queued {
         sqlx::query(QUEUE_AGAIN)

@@ -18,7 +18,6 @@ use sqlx::{
 
 use super::{
     checkpoint::Checkpoints,
-    claim::Claiming,
     clock::Clock,
     database_files::DatabaseFiles,
     dialect::{DbRow, Now, Statement, bind_now},
@@ -26,9 +25,9 @@ use super::{
     fs_permissions,
     gather::{Call, Gathered},
     patience::PATIENCE,
-    settle::Settling,
     writer::Writer,
 };
+use crate::calls::{Claiming, Settling};
 
 /// Concurrent reading connections.
 const READERS: u32 = 4;

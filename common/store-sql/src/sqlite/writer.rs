@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{checkpoint::Checkpoints, clock::Clock, database_files::DatabaseFiles};
+use crate::calls::gone;
 
 /// The limit of requests in one transaction. It bounds how long a caller waits; a request of `gather` has all calls of
 /// its kind that wait.
@@ -142,11 +143,6 @@ impl Writer {
     pub async fn place(&self) -> Result<Place, StoreError> {
         self.requests.clone().reserve_owned().await.map_err(|_| gone())
     }
-}
-
-/// The error of a request after the writer has ended.
-pub fn gone() -> StoreError {
-    sqlx::Error::WorkerCrashed.into()
 }
 
 /// What the writer writes to.
