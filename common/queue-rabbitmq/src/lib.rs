@@ -126,9 +126,11 @@ impl JobQueue for RabbitQueue {
     }
 
     async fn drained_to(&self, queue: Queue, messages: u64) {
-        tokio::time::sleep(DEPTH_PERIOD).await;
-        while self.depth(queue).await.is_ok_and(|depth| depth > messages) {
+        loop {
             tokio::time::sleep(DEPTH_PERIOD).await;
+            if !self.depth(queue).await.is_ok_and(|depth| depth > messages) {
+                break;
+            }
         }
     }
 

@@ -134,20 +134,28 @@ pub fn peak_mib(process: u32) -> Result<u64> {
     Ok(kib / 1024)
 }
 
-/// The processor time of a process and of all that it started, in seconds.
+/// The processor time of a process, in seconds.
 pub fn cpu_seconds(process: u32) -> Result<f64> {
+    times(process, 2)
+}
+
+/// Adds up the first `count` of: user and system time of a process, and of its ended children, in seconds.
+fn times(process: u32, count: usize) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // proc_pid_stat(5): after the name come, as numbers 12 to 15, the times of the process and of its ended children,
-    // in hundredths of a second.
     let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat")?;
-    let times: Vec<f64> =
-        fields.split_whitespace().skip(11).take(4).map(str::parse).collect::<Result<_, _>>()?;
-    let mut seconds = times.iter().sum::<f64>() / 100.0;
+    // The fields 14 to 17, in hundredths of a second: proc_pid_stat(5)
+    let times = fields.split_whitespace().skip(11).take(count).map(str::parse::<f64>);
+    Ok(times.sum::<Result<f64, _>>()? / 100.0)
+}
+
+/// The processor time of a process and of all that it started, in seconds.
+pub fn family_cpu_seconds(process: u32) -> Result<f64> {
+    let mut seconds = times(process, 4)?;
     for task in fs::read_dir(format!("/proc/{process}/task"))? {
         let children = fs::read_to_string(task?.path().join("children"))?;
         for child in children.split_whitespace() {
             // Otherwise it has just ended, and counts as such.
-            seconds += cpu_seconds(child.parse()?).unwrap_or_default();
+            seconds += family_cpu_seconds(child.parse()?).unwrap_or_default();
         }
     }
     Ok(seconds)

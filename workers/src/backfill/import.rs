@@ -3,10 +3,7 @@
 use std::{
     collections::HashSet,
     future::ready,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -111,17 +108,13 @@ impl ImportWalk {
             seen: Mutex::default(),
             used: Mutex::new(used),
             stored: Mutex::default(),
-            stored_bytes: AtomicU64::new(0),
         };
         // Results keep the order of the source.
         let mut found = stream::iter(candidates)
             .take_while(|_| ready(import.begins_another()))
             .map(|candidate| import.take(candidate))
             .buffered(AT_ONCE);
-        let mut last = None;
-        let mut walked = cursors.iter();
         while let Some(found) = found.next().await {
-            last = walked.next();
             match found {
                 Ok(ReadResult::Work(child)) => step.work.push(child),
                 Ok(ReadResult::Settled(item)) => step.without_work.push(item),
@@ -132,8 +125,9 @@ impl ImportWalk {
             }
         }
         drop(found);
-        step.is_last = walked.as_slice().is_empty() && cursors.len() < limit as usize;
-        step.to = last.cloned().or(step.to);
+        let read = step.work.len() + step.without_work.len();
+        step.is_last = read == cursors.len() && read < limit as usize;
+        step.to = cursors.into_iter().take(read).next_back().or(step.to);
         state.stored = import.stored.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.tries = 0;
         if backfill.spec.dry_run {
@@ -193,7 +187,6 @@ struct Import<'a> {
     used: Mutex<Usage>,
     /// What this step has stored.
     stored: Mutex<Vec<StoredBytes>>,
-    stored_bytes: AtomicU64,
 }
 
 impl Import<'_> {
@@ -239,7 +232,8 @@ impl Import<'_> {
 
     /// Whether the step reads one more candidate.
     fn begins_another(&self) -> bool {
-        self.stored_bytes.load(Ordering::Relaxed) < STEP_BYTES
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        stored.iter().map(StoredBytes::bytes).sum::<u64>() < STEP_BYTES
     }
 
     /// Receives the bytes of a candidate. A dry run only hashes them.
@@ -295,9 +289,7 @@ impl Import<'_> {
 
     /// Stores a picture durably.
     async fn store(&self, picture: Whole) -> Result<(), BackfillError> {
-        let bytes = picture.content.bytes;
         let stored = picture.store().await?;
-        self.stored_bytes.fetch_add(if stored.is_some() { bytes } else { 0 }, Ordering::Relaxed);
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).extend(stored);
         Ok(())
     }

@@ -48,13 +48,16 @@ fn name(object: &StoredObject) -> Name {
 
 impl Default for KnownObjects {
     fn default() -> Self {
-        let timed = |time| Cache::builder().max_capacity(AT_MOST).time_to_live(time).build();
         Self(Arc::new(Inner {
-            files: Cache::builder().max_capacity(AT_MOST).time_to_live(READ_FOR).build(),
+            files: timed(READ_FOR),
             read: timed(READ_FOR),
             suspects: timed(SUSPECT_FOR),
         }))
     }
+}
+
+fn timed<V: Clone + Send + Sync + 'static>(time: Duration) -> Cache<Name, V> {
+    Cache::builder().max_capacity(AT_MOST).time_to_live(time).build()
 }
 
 impl KnownObjects {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use safelight_testing::{
     client::{Client, TestClient as _},
-    process::cpu_seconds,
+    process::family_cpu_seconds,
     s3::S3,
     wait::eventually_within,
 };
@@ -37,9 +37,9 @@ pub async fn run(setup: &Setup, images: usize) -> Result<()> {
     println!("\nCost of {images} JPEGs of {kb} KB, from the upload to three renditions each");
     let (server, data) = setup.serve()?;
     let client = Client::new(server.url())?;
-    let (started, before) = (Instant::now(), cpu_seconds(server.id())?);
+    let (started, before) = (Instant::now(), family_cpu_seconds(server.id())?);
     upload(&client, &payload, images).await?;
-    let seconds = cpu_seconds(server.id())? - before;
+    let seconds = family_cpu_seconds(server.id())? - before;
     let each = seconds / images as f64;
     println!("  {:<34}{:>9.1} ms", "processor time per image", each * 1e3);
     println!("  {:<34}{:>9.1} h", "of a million", each * 1e6 / 3600.0);

@@ -5,7 +5,12 @@ use std::{process::Command, time::Duration};
 use anyhow::{Context, Result, anyhow};
 use safelight_config::DatabaseUrl;
 use safelight_store::DynStore;
-use safelight_testing::{fleet::Engines, percentiles::median, process::peak_mib, server::Server};
+use safelight_testing::{
+    fleet::Engines,
+    percentiles::median,
+    process::{cpu_seconds, peak_mib},
+    server::Server,
+};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -139,7 +144,7 @@ async fn embedded(jobs: usize) -> Result<(f64, f64)> {
         .map_err(|error| anyhow!("{error}"))?;
     let parts = noop_worker::parts(config).await?;
     seed::jobs(&parts.store, jobs).await?;
-    let used = processor_seconds()?;
+    let used = cpu_seconds(std::process::id())?;
     let shutdown = CancellationToken::new();
     let (relayed, worked) = (parts.clone(), parts.clone());
     let (relay_end, work_end) = (shutdown.clone(), shutdown.clone());
@@ -155,15 +160,6 @@ async fn embedded(jobs: usize) -> Result<(f64, f64)> {
         task.await?;
     }
     #[allow(clippy::cast_precision_loss)] // exact up to 2^53 jobs
-    let processor_us = (processor_seconds()? - used) * 1e6 / jobs as f64;
+    let processor_us = (cpu_seconds(std::process::id())? - used) * 1e6 / jobs as f64;
     Ok((drained.rate, processor_us))
-}
-
-/// The processor time that this process has used.
-fn processor_seconds() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat")?;
-    // utime and stime, in hundredths of a second: proc_pid_stat(5)
-    let times = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    Ok(times.sum::<Result<f64, _>>()? / 100.0)
 }
